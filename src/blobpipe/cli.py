@@ -1,0 +1,540 @@
+"""The command ``blobpipe``: one command per stage, as the rules call them, and the daily ones."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import date
+from pathlib import Path
+
+from blobpipe import __version__
+from blobpipe.errors import BlobpipeError, FrameError
+from blobpipe.params import Params, load_params, to_yaml
+
+RAW, DIFFERENCE, CLIP, SCALE = "data/raw", "data/difference", "data/clip", "data/scale"
+CUTOUT, AUGMENT, TRAIN = "results/cutout", "results/augment", "results/train"
+EVALUATE, REGRESSION = "results/evaluate", "results/regression"
+DENSE, DETECT, COMPLETENESS = "results/dense", "results/detect", "results/completeness"
+EXPLORE = "results/explore"
+MODEL, DENSE_MODEL = f"{TRAIN}/model.safetensors", f"{DENSE}/model.safetensors"
+PARAMS = "params.yaml"
+LOG = "quicklook/log.sqlite"
+
+# Everything heavy is imported by the command that needs it: `blobpipe --help` answers at once.
+
+
+def _campaign(args: argparse.Namespace) -> None:
+    from blobpipe.campaign import simulate
+
+    simulate(RAW, _params(args).campaign, threads=args.threads)
+
+
+def _difference(args: argparse.Namespace) -> None:
+    from blobpipe import difference
+
+    if args.batch is None:
+        difference.reference(RAW, DIFFERENCE, _params(args).difference)
+    if not args.reference:
+        difference.subtract(RAW, DIFFERENCE, _params(args).difference, args.batch)
+
+
+def _clip(args: argparse.Namespace) -> None:
+    from blobpipe.normalize import clip
+
+    clip(DIFFERENCE, CLIP, _params(args).clip, args.batch)
+
+
+def _scale(args: argparse.Namespace) -> None:
+    from blobpipe.normalize import scale
+
+    scale(CLIP, SCALE, _params(args).scale, args.batch)
+
+
+def _cutout(args: argparse.Namespace) -> None:
+    from blobpipe.cutout import cut
+
+    params = _params(args)
+    cut(RAW, DIFFERENCE, SCALE, CUTOUT, params.cutout, clip=params.clip, scale=params.scale)
+
+
+def _augment(args: argparse.Namespace) -> None:
+    from blobpipe.augment import augment
+
+    augment(DIFFERENCE, SCALE, CUTOUT, AUGMENT, _params(args).augment)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from blobpipe.training import train
+
+    params = _params(args)
+    train(DIFFERENCE, SCALE, CUTOUT, AUGMENT, TRAIN, params.train, noise_sigma=params.augment.noise_sigma)
+
+
+def _dense(args: argparse.Namespace) -> None:
+    from blobpipe.dense import train
+
+    train(DIFFERENCE, SCALE, CUTOUT, AUGMENT, DENSE, _params(args).dense)
+
+
+def _detect(args: argparse.Namespace) -> None:
+    from blobpipe.detect import detect
+
+    detect(RAW, DIFFERENCE, SCALE, CUTOUT, DENSE_MODEL, DETECT, _params(args).detect)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from blobpipe.evaluation import evaluate
+
+    evaluate(DIFFERENCE, SCALE, CUTOUT, (MODEL, DENSE_MODEL), EVALUATE, _params(args).evaluate)
+
+
+def _regression(args: argparse.Namespace) -> None:
+    from blobpipe import casebook, regression
+
+    params = _params(args)
+    folders, rate = (RAW, DIFFERENCE, SCALE, CUTOUT), params.detect.false_alarms_per_100_frames
+    regression.regress(
+        folders,
+        DETECT,
+        MODEL,
+        REGRESSION,
+        params.regression,
+        radii_px=params.evaluate.radii_px,
+        per_100_frames=rate,
+    )
+    casebook.write_cases(DIFFERENCE, SCALE, DETECT, MODEL, REGRESSION)
+
+
+def _completeness(args: argparse.Namespace) -> None:
+    from blobpipe import completeness
+
+    params = _params(args)
+    rate = params.detect.false_alarms_per_100_frames
+    setting = completeness.Setting(params.clip, params.scale, params.evaluate.radii_px, rate)
+    models = (f"{DETECT}/model.safetensors", MODEL)
+    completeness.measure_completeness(
+        RAW, DIFFERENCE, SCALE, CUTOUT, models, COMPLETENESS, params.completeness, setting=setting
+    )
+
+
+def _explore(args: argparse.Namespace) -> None:
+    from blobpipe.explore import explore
+
+    models = (MODEL, f"{DENSE}/model.safetensors")
+    explore(DIFFERENCE, SCALE, CUTOUT, models, EXPLORE, _params(args).explore)
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from blobpipe import regression
+
+    failed = regression.gate(f"{REGRESSION}/metrics.json", _params(args).regression)
+    for line in regression.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
+        print(line)
+    print("\n".join(failed) or "passed")
+    return 1 if failed else 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from blobpipe.check import describe
+
+    usable = True
+    for path in args.files:
+        found = describe(path)
+        print(found)
+        usable &= not found.fault
+    return 0 if usable else 1
+
+
+def _scan(args: argparse.Namespace) -> int:
+    from blobpipe.scan import scan
+
+    return scan(
+        args.frames,
+        args.out,
+        args.model or _default_model(),
+        _params_if_any(args),
+        difference=args.difference,
+        reference=args.reference,
+        catalogue=args.catalogue,
+    )
+
+
+def _quicklook(args: argparse.Namespace) -> None:
+    from blobpipe import quicklook
+
+    routine = quicklook.Routine(
+        args.log,
+        args.model or _default_model(),
+        _params_if_any(args),
+        catalogue=args.catalogue,
+        reference=args.reference,
+        difference=args.difference,
+    )
+    if args.watch:
+        quicklook.watch(args.folder, routine)
+    else:
+        quicklook.quicklook(args.folder, routine)
+
+
+def _log(args: argparse.Namespace) -> None:
+    from blobpipe import store
+
+    connection = store.connect(args.log)
+    if args.out:
+        store.export(connection, args.table, args.out)
+    else:
+        print(store.table(connection, args.table).to_string(index=False))
+
+
+def _catalogue(args: argparse.Namespace) -> None:
+    from blobpipe import catalogue, store
+
+    connection = store.connect(args.log)
+    added = catalogue.update(connection, args.catalogue)
+    print(f"{args.catalogue}: {len(added)} blobs added{': ' if added else ''}{', '.join(added)}")
+    if args.reviews:
+        print(f"{args.reviews}: {catalogue.reviews(connection, args.reviews)} reviews")
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from blobpipe import archive
+
+    exposures = archive.find_exposures(args.start, args.end)
+    if args.dry_run:
+        for exposure in exposures:
+            print(f"{exposure.file} {exposure.size_bytes / 1e6:.1f} MB")
+        return 0
+    failed = archive.fetch(exposures, args.out)
+    print(f"{len(exposures) - len(failed)} of {len(exposures)} exposures are in {args.out}")
+    for line in failed:
+        print(f"blobpipe: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _flatten(args: argparse.Namespace) -> int:
+    from blobpipe.flatten import flatten
+
+    failed = 0
+    for path in args.files:
+        try:
+            print(flatten(path, args.out))
+        except FrameError as error:
+            print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+def _notify(args: argparse.Namespace) -> None:
+    from blobpipe import notify, store
+
+    params = _params_if_any(args).notices
+    if args.test:
+        print(f"accepted by {', '.join(notify.send_test(params))}")
+        return
+    connection = store.connect(args.log)
+    if args.dry_run:
+        for notice in notify.waiting(connection):
+            print(f"{notice['channel']}: {notice['key']}: {notice['subject']}\n{notice['text']}\n")
+        return
+    if args.again:
+        print(f"put back: {notify.again(connection)}")
+    with store.writing(connection):
+        notify.queue_digest(connection, params, store.now())
+    print(f"sent: {notify.send(connection, params)}, waiting: {len(notify.waiting(connection))}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from blobpipe.doctor import Setup, examine
+
+    settings = Path(args.params or PARAMS)
+    named = settings if args.params or settings.exists() else None
+    setup = Setup(named, args.model or _default_model(), args.catalogue, args.log)
+    failed = False
+    for check in examine(setup, os.environ, send_test=args.send_test):
+        print(f"{check.state:4}  {check.what}: {check.found}")
+        failed |= check.state == "fail"
+    return int(failed)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from blobpipe import handover
+
+    handover.export(
+        args.catalogue,
+        args.out,
+        until=args.until,
+        statuses=(*handover.STATUSES, *args.also),
+        dates=args.frames,
+        bpixtab=args.bpixtab,
+        useafter=args.useafter,
+        radii_px=tuple(args.disc_radii or handover.RADII_PX),
+        flt=args.flt,
+        all_flags=args.all_flags,
+    )
+
+
+def _serve(args: argparse.Namespace) -> None:
+    with _extra("serve"):
+        from blobpipe.serve import serve
+    serve(args.log, host=args.host, port=args.port, token_file=args.token_file, names=tuple(args.name))
+
+
+def _page(args: argparse.Namespace) -> None:
+    with _extra("serve"):
+        from blobpipe import pages
+    from blobpipe import store
+
+    with closing(store.connect(args.log)) as connection:
+        day = None if args.all else args.date or pages.newest_day(connection)
+        shown = pages.write(connection, args.out, day)
+    logging.info("%s: %s", args.out, shown)
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Say how to install what an extra brings, where it is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BlobpipeError(f"{error.name} is not installed; pip install 'blobpipe[{name}]'") from error
+
+
+def _default_model() -> Path:
+    """The pipeline's own dense network where there is one, else that of the package."""
+    own = Path(DETECT) / "model.safetensors"
+    return own if own.exists() else Path(__file__).with_name("model.safetensors")
+
+
+def _print_params(args: argparse.Namespace) -> None:
+    print(to_yaml(Params()), end="")
+
+
+def _params(args: argparse.Namespace) -> Params:
+    return load_params(args.params or PARAMS)
+
+
+def _params_if_any(args: argparse.Namespace) -> Params:
+    """The named file; else ``params.yaml`` where there is one, else the defaults: a scan runs anywhere."""
+    return _params(args) if args.params or Path(PARAMS).exists() else Params()
+
+
+STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
+    "campaign": (_campaign, "simulate the monitor images of data/raw"),
+    "difference": (_difference, "register, stack and subtract: data/difference"),
+    "clip": (_clip, "clip the difference images: data/clip (ISR 3.1)"),
+    "scale": (_scale, "scale the clipped images: data/scale (ISR 3.2)"),
+    "cutout": (_cutout, "draw subframes and superimposed blobs: results/cutout (ISR 3.3)"),
+    "augment": (_augment, "draw noise, rotations and flips: results/augment (ISR 3.4)"),
+    "train": (_train, "train the network: results/train (ISR 4, 5)"),
+    "dense": (_dense, "train the dense network: results/dense"),
+    "detect": (_detect, "search all images with it, set its operating point: results/detect"),
+    "evaluate": (_evaluate, "evaluate all detectors on validation subframes: results/evaluate (ISR 6)"),
+    "regression": (_regression, "run the historical cases with all detectors: results/regression (ISR 7)"),
+    "completeness": (_completeness, "which superimposed blobs are found, by which detector: results/completeness"),
+    "explore": (_explore, "optional: an autoencoder, embeddings of subframes: results/explore (ISR 7)"),
+}
+BATCHED = ("difference", "clip", "scale")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("--params", metavar="FILE", help=f"parameter file (default: {PARAMS})")
+    parser = argparse.ArgumentParser(prog="blobpipe", description="Find blobs in infrared-detector monitor images.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (work, text) in STAGES.items():
+        command = commands.add_parser(name, parents=[settings, common], help=f"stage: {text}", description=text)
+        command.set_defaults(work=work)
+        if name in BATCHED:
+            command.add_argument("--batch", type=int, help="only this batch of images (default: all)")
+    commands.choices["campaign"].add_argument("--threads", type=int, default=1, help="processes (default: %(default)s)")
+    commands.choices["difference"].add_argument("--reference", action="store_true", help="only the reference stack")
+    _add_daily(commands, settings, common)
+    _add_archive(commands, common)
+    return parser
+
+
+def _add_archive(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
+    fetch = commands.add_parser("fetch", parents=[common], help="download CSM-monitor exposures from MAST by date")
+    fetch.add_argument("--start", type=_date, required=True, metavar="DATE", help="first day, YYYY-MM-DD")
+    fetch.add_argument("--end", type=_date, required=True, metavar="DATE", help="last day, included")
+    fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files and manifest.csv")
+    fetch.add_argument("--dry-run", action="store_true", help="only list what there is")
+    fetch.set_defaults(work=_fetch)
+    flatten = commands.add_parser("flatten", parents=[common], help="make blob images of calibrated exposures")
+    flatten.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FLT or IMA, a full frame")
+    flatten.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the blob images")
+    flatten.set_defaults(work=_flatten)
+
+
+def _date(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no day, expected YYYY-MM-DD") from error
+
+
+def _add_daily(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    settings: argparse.ArgumentParser,
+    common: argparse.ArgumentParser,
+) -> None:
+    check = commands.add_parser("check", parents=[common], help="say what image files are, and whether they are usable")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.set_defaults(work=_check)
+    scan = commands.add_parser("scan", parents=[settings, common], help="search images for new blobs")
+    scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME")
+    which = scan.add_mutually_exclusive_group()
+    which.add_argument("--difference", action="store_true", help="the images are differences already")
+    which.add_argument("--reference", type=Path, metavar="STACK", help="median stack to subtract")
+    scan.add_argument(
+        "--model",
+        type=Path,
+        help=f"trained model, of either network (default: {DETECT}/model.safetensors, else the one that comes along)",
+    )
+    scan.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
+    scan.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures")
+    scan.set_defaults(work=_scan)
+    _add_log(commands, settings, common)
+
+    _add_export(commands, common)
+    gate = commands.add_parser(
+        "gate", parents=[settings, common], help="exit non-zero unless the regression test passed"
+    )
+    gate.add_argument("--against", metavar="REV", help="also list cases won and lost since a git revision")
+    gate.set_defaults(work=_gate)
+    notify = commands.add_parser("notify", parents=[settings, common], help="send the notices that wait in a log")
+    notify.add_argument("--log", type=Path, required=True, metavar="FILE", help="log of the daily routine")
+    instead = notify.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="only print what waits")
+    instead.add_argument("--test", action="store_true", help="send a test notice on every channel, and nothing else")
+    instead.add_argument("--again", action="store_true", help="also send what was given up")
+    notify.set_defaults(work=_notify)
+    doctor = commands.add_parser(
+        "doctor", parents=[settings, common], help="say whether all that the daily routine needs is there"
+    )
+    doctor.add_argument("--log", type=Path, metavar="FILE", help="log of the daily routine")
+    doctor.add_argument("--model", type=Path, help="trained model (default: that of scan)")
+    doctor.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
+    doctor.add_argument("--send-test", action="store_true", help="also send a test notice on every channel")
+    doctor.set_defaults(work=_doctor)
+    params = commands.add_parser("params", parents=[common], help="print all settings with their defaults")
+    params.set_defaults(work=_print_params)
+
+
+def _add_log(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    settings: argparse.ArgumentParser,
+    common: argparse.ArgumentParser,
+) -> None:
+    log = argparse.ArgumentParser(add_help=False)
+    log.add_argument("--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)")
+    quick = commands.add_parser(
+        "quicklook", parents=[settings, log, common], help="search, log and tell of every new image of a folder"
+    )
+    quick.add_argument("folder", type=Path, metavar="FOLDER")
+    which = quick.add_mutually_exclusive_group()
+    which.add_argument("--difference", action="store_true", help="the images are differences already")
+    which.add_argument("--reference", type=Path, metavar="STACK", help="median stack for the first images")
+    quick.add_argument("--model", type=Path, help="trained dense network (default: as for scan)")
+    quick.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
+    quick.add_argument("--watch", action="store_true", help="stay, and take images as they appear")
+    quick.set_defaults(work=_quicklook)
+    show = commands.add_parser("log", parents=[log, common], help="print or export a table of the log")
+    show.add_argument("table", nargs="?", default="candidate_list", metavar="TABLE", help="default: %(default)s")
+    show.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .ecsv or .json instead")
+    show.set_defaults(work=_log)
+    update = commands.add_parser("catalogue", help="the known blobs")
+    update_command = update.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
+        "update", parents=[log, common], help="add the candidates that reviews have confirmed"
+    )
+    update_command.add_argument("--catalogue", type=Path, required=True, metavar="TABLE", help="table to add them to")
+    update_command.add_argument("--reviews", type=Path, metavar="FILE", help="write all reviews as CSV too")
+    update_command.set_defaults(work=_catalogue)
+    _add_review(commands, log, common)
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+    export = commands.add_parser(
+        "export", parents=[common], help="hand blobs on: DS9 regions, ECSV, bad-pixel table, DQ image"
+    )
+    export.add_argument("catalogue", type=Path, metavar="CATALOGUE", help="table of blobs, CSV or ECSV")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
+    export.add_argument("--until", metavar="DATE", help="only blobs first seen by the end of this day, or by this MJD")
+    export.add_argument(
+        "--also", action="append", default=[], metavar="STATUS", help="not only known and confirmed blobs, but this too"
+    )
+    export.add_argument(
+        "--frames", type=Path, metavar="TABLE", help="dates of the images: frame, mjd (default: frames.csv beside it)"
+    )
+    export.add_argument("--bpixtab", type=Path, metavar="FITS", help="bad-pixel table or DQ image to add the discs to")
+    export.add_argument(
+        "--useafter", metavar="DATE", help="USEAFTER of the new table (default: that of its latest blob)"
+    )
+    export.add_argument(
+        "--disc-radii", type=float, nargs=2, metavar=("MIN", "MAX"), help="limits of the discs (default: 7.0 8.2 px)"
+    )
+    export.add_argument("--flt", action="store_true", help="regions and DQ image for 1014 x 1014 pixels, as FLT files")
+    export.add_argument(
+        "--all-flags", action="store_true", help="give the DQ image all bits of the table, not only 512"
+    )
+    export.set_defaults(work=_export)
+
+
+def _add_review(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    log: argparse.ArgumentParser,
+    common: argparse.ArgumentParser,
+) -> None:
+    serve = commands.add_parser("serve", parents=[log, common], help="review candidates in the browser")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    serve.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="holds the token for reviews (default: the variable BLOBPIPE_TOKEN)",
+    )
+    serve.add_argument(
+        "--name", action="append", default=[], metavar="HOST", help="a name of this server in browsers; may be repeated"
+    )
+    serve.set_defaults(work=_serve)
+    page = commands.add_parser("page", parents=[log, common], help="write the log, or a day of it, as one HTML file")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE")
+    which = page.add_mutually_exclusive_group()
+    which.add_argument("--date", metavar="YYYY-MM-DD", help="day of the exposures (default: the newest)")
+    which.add_argument("--all", action="store_true", help="everything that is not rejected, with map and timeline")
+    page.set_defaults(work=_page)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; errors of the user's making end as one line on stderr and exit status 1."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return args.work(args) or 0
+    except (BlobpipeError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("blobpipe: interrupted; the next run goes on where this one stopped", file=sys.stderr)
+        return 130
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{error.filename}: not found; run the stage that makes it first, or correct the name"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'writing'}: {error.strerror}; free some space or choose a folder you can write to"
+    return " ".join(str(error).split())

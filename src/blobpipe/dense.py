@@ -1,0 +1,306 @@
+"""The dense network: its training on blobs among clutter, and what it finds in whole frames."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from blobpipe import __version__, augment, clutter, cutout, frames, networks, render, render_gpu, training
+from blobpipe.params import Dense
+
+CORE_PX = 5.0  # cells whose middle is as near to a blob's centre are to be found
+AROUND_PX = 9.0  # cells up to here may say what they like: a blob reaches as far
+STRIDE = networks.DenseNetwork.STRIDE
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def train(
+    difference_dir: str | Path,
+    scale_dir: str | Path,
+    cutout_dir: str | Path,
+    augment_dir: str | Path,
+    out_dir: str | Path,
+    params: Dense,
+) -> None:
+    """Train the dense network and write it, its history and its metrics (stage ``dense``).
+
+    It learns from the recipes that the report's network learns from, with three differences drawn anew in every epoch:
+    blobs are weakened down to the noise, clutter lies over a part of the subframes, and pixels stay in sigma of the
+    frame, since a frame is searched as a whole.
+
+    Parameters
+    ----------
+    difference_dir, scale_dir, cutout_dir, augment_dir : path
+        What the stages before have made.
+    out_dir : path
+        ``model.safetensors``, ``history.csv``, ``metrics.json``, ``history.png``.
+    params : Dense
+
+    Notes
+    -----
+    Source: ours.
+    """
+    out_dir = Path(out_dir)
+    networks.set_threads(params.threads)
+    folders = (difference_dir, scale_dir, cutout_dir)
+    scene, recipes = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
+    identity = {
+        "params": params.model_dump(),
+        "data_sha256": training.data_hash(scale_dir, cutout_dir, augment_dir),
+        "version": __version__,
+    }
+    run = DenseRun(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors")
+    run.watch(*cutout.open_split(*folders, "validation", n=params.n_monitor))
+    run.resume()
+    while run.epoch < params.epochs:
+        run.train_epoch(scene, recipes, run.watched.pixels, run.watched.labels)
+        run.save()
+    training.write_results(out_dir, run)
+    shutil.rmtree(out_dir / "checkpoint", ignore_errors=True)
+
+
+class Targets(NamedTuple):
+    """What is wanted of each cell, and whether it counts: both of shape (n, ny, nx), float32."""
+
+    core: FloatArray
+    weight: FloatArray
+
+
+class Watched(NamedTuple):
+    """Subframes without noise or clutter on which an epoch's progress is measured."""
+
+    pixels: FloatArray
+    labels: npt.NDArray[np.int64]
+    targets: Targets
+
+
+class DenseRun(training.Run):
+    """A training run of the dense network between two epochs."""
+
+    LOSS = "cross entropy of 100 cells (nat)"
+    params: Dense  # type: ignore[assignment]
+    network: networks.DenseNetwork  # type: ignore[assignment]
+
+    def __init__(self, params: Dense, identity: dict[str, Any], checkpoint: Path) -> None:
+        super().__init__(params, 0.0, identity, checkpoint)  # type: ignore[arg-type]
+        self.pieces = clutter.draw_pieces(params.seed, params.n_clutter)
+
+    def watch(self, scene: render.Scene, recipes: render.Recipes) -> None:
+        """Measure progress on these, as they are."""
+        rows, strength = np.arange(len(recipes)), np.ones(len(recipes.blob), np.float32)
+        noise_sigma, piece = np.zeros(len(rows), np.float32), np.full(len(rows), -1)
+        pixels = render.vary(
+            scene,
+            recipes,
+            rows,
+            copy=0,
+            strength=strength,
+            noise_sigma=noise_sigma,
+            piece=piece,
+            pieces=self.pieces,
+        )
+        wanted = targets(recipes, rows, 0, strength * norms(scene, recipes), self.params.min_snr)
+        self.watched = Watched(pixels, recipes.label, wanted)
+
+    def _new_network(self) -> networks.DenseNetwork:  # type: ignore[override]
+        return networks.new_dense_network(self.params.seed)
+
+    def _begin_epoch(self) -> None:
+        pass
+
+    def _new_optimiser(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.network.parameters(), self.params.rate, weight_decay=1e-4, fused=True)
+
+    def _set_rate(self, epoch: float) -> None:
+        """Rising for a tenth of the time, then falling to zero along a cosine."""
+        done = epoch / self.params.epochs
+        rising, falling = min(1.0, (done + 1e-3) / 0.1), 0.5 + 0.5 * math.cos(math.pi * max(0.0, done - 0.1) / 0.9)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.params.rate * rising * falling
+
+    def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> training.Update:
+        draw = self._draw(len(recipes), len(recipes.blob))
+        signal = draw.strength * norms(scene, recipes)
+
+        def update(rows: npt.NDArray[np.int64], seed: int) -> Tensor:
+            pixels = render.vary(
+                scene,
+                recipes,
+                rows,
+                copy=self.epoch,
+                strength=draw.strength,
+                noise_sigma=draw.noise_sigma[rows],
+                piece=draw.piece[rows],
+                pieces=self.pieces,
+            )
+            wanted = targets(recipes, rows, self.epoch, signal, self.params.min_snr)
+            return self._update_dense(torch.from_numpy(pixels[:, None]), wanted, draw.corner[rows])
+
+        return update
+
+    def _resident(self, scene: render.Scene, recipes: render.Recipes) -> training.Update:
+        renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device, self.pieces)
+        draw = self._draw(len(recipes), len(recipes.blob))
+        signal = draw.strength * norms(scene, recipes)
+        strength = render_gpu.by_row(recipes, draw.strength)
+        copy = torch.tensor(self.epoch % renderer.copies, device=self.device)
+
+        def update(rows: npt.NDArray[np.int64], seed: int) -> Tensor:
+            values = (rows, strength[rows], draw.noise_sigma[rows], draw.piece[rows])
+            there, *varied = (torch.from_numpy(value).to(self.device) for value in values)
+            pixels = renderer.vary(there, copy, *varied)
+            wanted = targets(recipes, rows, self.epoch, signal, self.params.min_snr)
+            return self._update_dense(pixels, wanted, draw.corner[rows])
+
+        return update
+
+    def _draw(self, n: int, n_blobs: int) -> Drawn:
+        """What is different in every epoch."""
+        params, rng = self.params, frames.stream(self.params.seed, "dense", self.epoch)
+        low, high = map(math.log, params.strength)
+        piece = np.where(rng.random(n) < params.clutter_frac, rng.integers(0, params.n_clutter, n), -1)
+        corner = STRIDE * rng.integers(0, (render.SIDE - params.crop_px) // STRIDE + 1, (n, 2))
+        strength, noise = np.exp(rng.uniform(low, high, n_blobs)), rng.uniform(0, params.noise_sigma, n)
+        return Drawn(strength.astype(np.float32), noise.astype(np.float32), piece, corner)
+
+    def _update_dense(self, pixels: Tensor, wanted: Targets, corner: npt.NDArray[np.int64]) -> Tensor:
+        side, device = self.params.crop_px, pixels.device
+        pixels = torch.stack(
+            [image[:, y : y + side, x : x + side] for image, (x, y) in zip(pixels, corner, strict=True)]
+        )
+        cells, side = corner // STRIDE, side // STRIDE
+        core, weight = (
+            torch.from_numpy(np.stack([a[y : y + side, x : x + side] for a, (x, y) in zip(array, cells, strict=True)]))
+            for array in wanted
+        )
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            logits = self.network(pixels)
+        loss = cell_loss(logits.float(), core.to(device), weight.to(device), self.params.focus)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        return loss.detach()
+
+    def _record(self, train_loss: float, monitor: FloatArray | Tensor, labels: npt.NDArray[np.int64]) -> None:
+        self.network.eval()
+        total, hits = 0.0, 0
+        with torch.inference_mode():
+            for start in range(0, len(labels), 32):
+                part = slice(start, start + 32)
+                logits = self.network(torch.as_tensor(monitor[part, None], device=self.device)).float().cpu()
+                core, weight = (torch.from_numpy(array[part]) for array in self.watched.targets)
+                total += cell_loss(logits, core, weight, self.params.focus).item() * len(logits)
+                hits += int(((logits.amax((1, 2)) >= 0).numpy() == (labels[part] == 1)).sum())
+        self._note(train_loss, total / len(labels), hits / len(labels))
+
+
+class Drawn(NamedTuple):
+    """Strength by blob; noise (sigma), piece of clutter (-1: none) and corner of the crop (x, y, px) by subframe."""
+
+    strength: FloatArray
+    noise_sigma: FloatArray
+    piece: npt.NDArray[np.int64]
+    corner: npt.NDArray[np.int64]
+
+
+def norms(scene: render.Scene, recipes: render.Recipes) -> FloatArray:
+    """Matched-filter signal-to-noise ratio of each blob as its recipe has it."""
+    of_stamp = np.sqrt(np.square(scene.stamps, dtype=np.float64).sum((1, 2)))
+    snr: FloatArray = (recipes.factor * of_stamp[recipes.blob[:, 0]]).astype(np.float32)
+    return snr
+
+
+def targets(
+    recipes: render.Recipes, rows: npt.NDArray[np.int64], copy: int, snr: FloatArray, min_snr: float
+) -> Targets:
+    """Which cells of rendered subframes are a blob's core, and which count.
+
+    Parameters
+    ----------
+    rows, copy
+        Which subframes, turned how.
+    snr : ndarray, shape (blobs of all recipes,)
+        Signal-to-noise ratio of each blob as rendered.
+    min_snr : float
+        Cells on blobs below count neither way.
+    """
+    n, side = len(rows), render.SIDE // STRIDE
+    core, weight = np.zeros((n, side, side), np.float32), np.ones((n, side, side), np.float32)
+    first, turn = recipes.first_blob, recipes.turn[copy % len(recipes.turn)]
+    counts = first[rows + 1] - first[rows]
+    owner = np.repeat(np.arange(n), counts)
+    blobs = np.concatenate([np.arange(first[row], first[row + 1]) for row in rows]) if n else np.zeros(0, np.int64)
+    x, y = render.turned(recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[rows[owner]])
+    middle = np.arange(side) * STRIDE + (STRIDE - 1) / 2
+    distance = np.hypot(middle - x[:, None, None], middle[:, None] - y[:, None, None])
+    np.minimum.at(weight, owner, (distance > AROUND_PX).astype(np.float32))
+    clear = snr[blobs] >= min_snr
+    np.maximum.at(core, owner[clear], (distance[clear] <= CORE_PX).astype(np.float32))
+    return Targets(core, np.maximum(weight, core))
+
+
+def cell_loss(logits: Tensor, core: Tensor, weight: Tensor, focus: float) -> Tensor:
+    """Mean cross entropy of the cells that count, those already decided rightly at less weight (focal loss)."""
+    loss = F.binary_cross_entropy_with_logits(logits, core, weight, reduction="none")
+    if focus > 0:
+        right = torch.sigmoid(torch.where(core > 0, logits, -logits))
+        loss = loss * (1 - right) ** focus
+    return 100 * loss.mean()
+
+
+def probability_map(network: networks.DenseNetwork, scaled: FloatArray) -> FloatArray:
+    """Probability of a blob's core in each cell of 4 x 4 pixels of a frame.
+
+    Parameters
+    ----------
+    network : DenseNetwork
+        In evaluation mode.
+    scaled : ndarray, shape (ny, nx), float32
+        A clipped and scaled frame of any size (sigma).
+
+    Returns
+    -------
+    ndarray, shape (ceil(ny / 4), ceil(nx / 4)), float32
+        As the network gives it: neither calibrated nor corrected for how rare new blobs are.
+    """
+    ny, nx = scaled.shape
+    padding = (0, -nx % network.MULTIPLE, 0, -ny % network.MULTIPLE)
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        image = F.pad(torch.from_numpy(scaled)[None, None], padding).to(device)
+        cells = torch.sigmoid(network(image.contiguous(memory_format=torch.channels_last)).float())[0]
+    return cells[: -(-ny // STRIDE), : -(-nx // STRIDE)].cpu().numpy()
+
+
+class Peaks(NamedTuple):
+    """Where a map has its maxima (px, the first pixel's middle is 0), and how high they are (0 to 1)."""
+
+    x_px: npt.NDArray[np.float64]
+    y_px: npt.NDArray[np.float64]
+    score: npt.NDArray[np.float64]
+
+
+def peaks(cells: FloatArray, at_least: float) -> Peaks:
+    """Maxima of a map within 10 px, each at the centre of gravity of the cells around it; the highest first."""
+    highest = ndimage.maximum_filter(cells, 5, mode="constant")
+    rows, columns = np.nonzero((cells == highest) & (cells >= at_least))
+    order = np.argsort(-cells[rows, columns], kind="stable")
+    rows, columns = rows[order], columns[order]
+    offsets = np.mgrid[-1:2, -1:2].reshape(2, -1)
+    padded = np.pad(cells.astype(np.float64), 1)
+    around = padded[rows[:, None] + 1 + offsets[0], columns[:, None] + 1 + offsets[1]]
+    share = around / around.sum(1, keepdims=True)
+    y, x = (start + share @ offset for start, offset in ((rows, offsets[0]), (columns, offsets[1])))
+    middle = (STRIDE - 1) / 2
+    return Peaks(x * STRIDE + middle, y * STRIDE + middle, cells[rows, columns].astype(np.float64))

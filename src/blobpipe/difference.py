@@ -1,0 +1,627 @@
+"""Each image minus the median stack of those before it, with the blobs moved to where the mirror put them.
+
+The blobs sit on a mirror that does not always return to the same angle, the pixels' own pattern sits on the
+detector. So only the blob pattern of the stack is moved: known blobs leave no dips, and the noise elsewhere stays
+what it was. A new blob is positive.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from blobpipe import frames
+from blobpipe.errors import FrameError, TableError
+from blobpipe.params import Difference
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+Image = npt.NDArray[np.float32]
+
+SHAPE = (1024, 1024)
+ROWS = 64  # the running median works on so many rows at a time: they fit the cache
+SMOOTHING_PX = 1.1  # of the pattern: loses little of a blob's edge, most of the pixels' own pattern
+SEARCH_PX = 3.0  # how softly the neighbourhood of the pattern ends in which a shift is measured
+STEPS_PER_PX = 10  # of the correlation's peak
+STEEP = 4.0  # flanks of blobs are steeper than the typical pixel of the pattern so many times
+LARGEST_SHIFT_PX = 6.0  # beyond it the mirror has never been
+NEGLIGIBLE_PX = 0.05  # so small a shift moves a blob's edge by a fraction of the noise
+LARGEST_ERROR_PX = 0.1  # a pattern too faint to give the shift so well gives none
+MOSTLY = 0.85  # of a blob's pixels are good
+NO_BLOBS = ((362.0, 59.0, 28.0), (968.0, 50.0, 28.0))  # x, y, reach (px): the Death Star and the wagon wheel's hub
+DEEPEST_FRAC = 0.35  # a blob takes up to 30 % of the light
+KEPT_CARDS = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "EXPSTART")
+
+
+class Shift(NamedTuple):
+    """Displacement of the blob pattern on the detector (px)."""
+
+    x_px: float
+    y_px: float
+
+
+NOWHERE = Shift(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image of the list, read or rejected for a reason; ``row`` is its place in ``frames.csv``."""
+
+    row: int
+    name: str
+    cards: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Images whose known blobs have been moved to their usual place.
+
+    Attributes
+    ----------
+    images : ndarray, shape (n, ny, nx), float32
+        In order of date (fraction of the light).
+    shifts : list of Shift
+        Where the mirror had put the blobs of each.
+    pattern : ndarray, shape (ny, nx), float32
+        The blobs that were moved.
+    rows : list of int
+        Row of each image in ``frames.csv``.
+    """
+
+    images: Image
+    shifts: list[Shift]
+    pattern: Image
+    rows: list[int]
+
+
+def running_median(images: Image, size: int) -> Image:
+    """Median of each run of ``size`` consecutive images, missing values left out.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, ny, nx), float32
+        In order of date; NaN where there is no value.
+    size : int
+        Images in a run, at most ``n``.
+
+    Returns
+    -------
+    ndarray, shape (n - size + 1, ny, nx), float32
+        NaN where no image of the run has a value.
+
+    Notes
+    -----
+    Source: ISR 2021-08 section 2. Exact: the window slides, nothing is recomputed from nothing.
+    """
+    import bottleneck
+
+    medians = np.empty((len(images) - size + 1, *images.shape[1:]), np.float32)
+    for row in range(0, images.shape[1], ROWS):
+        block = np.ascontiguousarray(np.moveaxis(images[:, row : row + ROWS], 0, -1))
+        moving = bottleneck.move_median(block, size, min_count=1, axis=-1)[..., size - 1 :]
+        medians[:, row : row + ROWS] = np.moveaxis(moving, -1, 0)
+    return medians
+
+
+def clean_noise(image: Image) -> float:
+    """Robust standard deviation of a quarter of the pixels away from the edges (1.4826 times the MAD)."""
+    import bottleneck
+
+    ny, nx = image.shape
+    core = image[ny // 16 : -(ny // 16) : 2, nx // 16 : -(nx // 16) : 2]
+    return float(1.4826 * bottleneck.nanmedian(np.abs(core - bottleneck.nanmedian(core))))
+
+
+def blob_pattern(stack: Image, blobs: pd.DataFrame | None = None) -> Image:
+    """The known blobs alone, as a median stack shows them: smoothed, without bad pixels, 0 elsewhere.
+
+    Parameters
+    ----------
+    stack : ndarray, shape (ny, nx), float32
+        A median stack (fraction of the light).
+    blobs : DataFrame, optional
+        Catalogue with the columns x_px, y_px, radius_px. What stands out of the stack counts as a blob in any case.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
+
+    Notes
+    -----
+    Source: ours. Smoothing twice, the second time what the first one lost, keeps a blob's edge.
+    """
+    noise = clean_noise(stack)
+    filled, good = _without_bad_pixels(np.nan_to_num(stack), noise)
+    pattern = _smooth(filled, SMOOTHING_PX, twice=True)
+    near = _standing_out(pattern, filled - pattern, good, noise)
+    if blobs is not None:
+        np.maximum(near, _near_blobs(stack.shape, blobs), out=near)
+    return pattern * near
+
+
+def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, npt.NDArray[np.bool_]]:
+    """Fill each pixel that no blob explains from around it; where none was to be filled."""
+    sides = np.stack([np.roll(stack, step, axis) for axis in (0, 1) for step in (-1, 1)])
+    usual = (sides.sum(axis=0) - sides.max(axis=0) - sides.min(axis=0)) / 2
+    alike = np.abs(stack - usual) < 4 * noise + 0.3 * np.abs(usual)
+    good = alike & (stack > -4 * noise) & (stack < DEEPEST_FRAC)
+    filled = _filled(stack, good)
+    sharp = _smooth(filled, SMOOTHING_PX, twice=True)
+    rough = _smooth(np.square(filled - sharp), 1.0) > np.square(2 * noise + 0.1 * np.abs(sharp))
+    good &= ~rough  # a cluster of bad pixels has harder edges than any blob
+    return _filled(stack, good), good
+
+
+def _filled(stack: Image, good: npt.NDArray[np.bool_]) -> Image:
+    around = _smooth(np.where(good, stack, 0), 1.5) / np.maximum(_smooth(good, 1.5), 0.02)
+    return np.where(good, stack, around).astype(np.float32)
+
+
+def _near_blobs(shape: tuple[int, ...], blobs: pd.DataFrame) -> Image:
+    """1 on each blob of the catalogue, falling to 0 within two pixels of its outer edge."""
+    near = np.zeros(shape, np.float32)
+    for x, y, radius in blobs[["x_px", "y_px", "radius_px"]].itertuples(index=False):
+        window, distance = _around(shape, x, y, 1.55 * radius + 3)
+        np.maximum(near[window], np.clip((1.55 * radius + 2.5 - distance) / 2, 0, 1), out=near[window])
+    return near
+
+
+def _around(shape: tuple[int, ...], x: float, y: float, reach: float) -> tuple[tuple[slice, slice], npt.NDArray[Any]]:
+    """The square around a place, as far as it is on the image, and each pixel's distance from the place."""
+    rows = slice(max(0, int(y - reach)), max(0, min(shape[0], int(y + reach) + 2)))
+    columns = slice(max(0, int(x - reach)), max(0, min(shape[1], int(x + reach) + 2)))
+    distance = np.hypot(np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x)
+    return (rows, columns), distance
+
+
+def _standing_out(pattern: Image, rest: Image, good: npt.NDArray[np.bool_], noise: float) -> Image:
+    """1 on compact positive patches that are smooth like a blob, falling to 0 around them."""
+    from scipy import ndimage
+
+    smoothed = _smooth(pattern, 1.5)
+    for x, y, reach in NO_BLOBS:
+        window, distance = _around(smoothed.shape, x, y, reach)
+        smoothed[window][distance < reach] = 0
+    sigma = clean_noise(smoothed)
+    labels, _ = ndimage.label(smoothed > 2 * sigma)
+    keep = [False]
+    for label, window in enumerate(ndimage.find_objects(labels), start=1):
+        patch = labels[window] == label
+        significant = smoothed[window][patch].max() > 5 * sigma and good[window][patch].mean() > MOSTLY
+        keep.append(significant and _compact(patch) and _blob_like(pattern[window][patch], rest[window][patch], noise))
+    return _soft(np.asarray(keep)[labels], 1.0)
+
+
+def _compact(patch: npt.NDArray[np.bool_]) -> bool:
+    """Neither a few pixels, nor much longer than wide, nor large: such are no blobs."""
+    short, long = sorted(patch.shape)
+    return bool(patch.sum() >= 16 and long < 2.5 * short and long < 45)
+
+
+def _blob_like(values: Image, rest: Image, noise: float) -> bool:
+    """No deeper than any blob, and what smoothing takes away is noise: a cluster of bad pixels has hard edges."""
+    return bool(values.max() < DEEPEST_FRAC and np.std(rest) < 1.3 * noise + 0.03 * values.max())
+
+
+def _soft(region: npt.NDArray[np.bool_], width: float) -> Image:
+    """1 on a region and just around it, falling to 0 within three times ``width``."""
+    return np.asarray(np.clip(4 * _smooth(region, width) - 0.05, 0, 1))
+
+
+def _smooth(image: npt.NDArray[Any], sigma: float, *, twice: bool = False) -> Image:
+    """Convolve with a Gaussian, and what that loses again if ``twice``; the image is taken as periodic."""
+    from scipy.fft import irfft2, rfft2
+
+    fx, fy = _frequencies(image.shape)
+    transfer = np.exp(-2 * (np.pi * sigma) ** 2 * (fx**2 + fy**2))
+    if twice:
+        transfer = 2 * transfer - transfer**2
+    return np.asarray(irfft2(rfft2(image.astype(np.float32)) * transfer, s=image.shape))
+
+
+def _frequencies(shape: tuple[int, ...]) -> tuple[Image, Image]:
+    """Cycles per pixel along x and y of an image's `rfft2`."""
+    fx, fy = np.fft.rfftfreq(shape[1])[None, :], np.fft.fftfreq(shape[0])[:, None]
+    return fx.astype(np.float32), fy.astype(np.float32)
+
+
+def move_pattern(pattern: Image, shift: Shift) -> Image:
+    """A blob pattern moved by a fraction of a pixel or more.
+
+    Parameters
+    ----------
+    pattern : ndarray, shape (ny, nx), float32
+        0 near the edges; smooth, so that it can be moved exactly.
+    shift : Shift
+        Positive: to larger x and y.
+    """
+    from scipy.fft import irfft2, rfft2
+
+    fx, fy = _frequencies(pattern.shape)
+    ramp = np.exp(-2j * np.pi * fy * shift.y_px) * np.exp(-2j * np.pi * fx * shift.x_px)
+    return np.asarray(irfft2(rfft2(pattern) * ramp.astype(np.complex64), s=pattern.shape))
+
+
+def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
+    """How far the blobs of an image have moved from where the stack has them.
+
+    Parameters
+    ----------
+    image, stack : ndarray, shape (ny, nx), float32
+        NaN where there is no value.
+    pattern : ndarray, shape (ny, nx), float32
+        The stack's `blob_pattern`.
+
+    Returns
+    -------
+    Shift
+        0 if the pattern is too faint, or the result beyond belief.
+
+    Notes
+    -----
+    Source: ours. All that does not move is taken off before: the image minus the rest of the stack is compared with the
+    pattern, close to it only and with outliers limited, by upsampled correlation and then by least squares.
+    """
+    return _measure(image - stack, pattern, _soft(pattern != 0, SEARCH_PX))
+
+
+def _measure(rest: Image, pattern: Image, near: Image) -> Shift:
+    noise = clean_noise(rest)
+    if _expected_error(pattern, near, noise) > LARGEST_ERROR_PX:
+        return NOWHERE
+    limit = 4 * noise + pattern.max()
+    shift = _correlate(np.clip(np.nan_to_num(rest + pattern), -limit, limit) * near, pattern)
+    if max(map(abs, shift)) > LARGEST_SHIFT_PX:
+        log.warning("a shift of %.1f, %.1f px is taken for a mistake and ignored", *shift)
+        return NOWHERE
+    return _nearer(shift, rest, pattern, near, noise)
+
+
+def _correlate(image: Image, pattern: Image) -> Shift:
+    """Shift at the peak of the cross-correlation, to a tenth of a pixel; half the resolution is enough for that."""
+    from skimage.registration import phase_cross_correlation
+
+    correlate: Any = phase_cross_correlation
+    (y, x), _, _ = correlate(_binned(image), _binned(pattern), upsample_factor=2 * STEPS_PER_PX, normalization=None)
+    return Shift(2 * float(x), 2 * float(y))
+
+
+def _binned(image: Image) -> Image:
+    """Sums of 2 x 2 pixels."""
+    ny, nx = (length // 2 * 2 for length in image.shape)
+    return np.asarray(sum(image[j:ny:2, i:nx:2] for j in (0, 1) for i in (0, 1)))
+
+
+def _nearer(shift: Shift, rest: Image, pattern: Image, near: Image, noise: float) -> Shift:
+    """One least-squares step, from the blobs' flanks alone: on faint parts the pattern is the detector's too."""
+    moved = move_pattern(pattern, shift)
+    pixels, x, y = _slopes(moved, near)
+    steep = np.hypot(x, y)
+    flanks = steep > STEEP * np.median(steep)
+    pixels, x, y = pixels[flanks], x[flanks], y[flanks]
+    left = np.nan_to_num(rest.flat[pixels] + pattern.flat[pixels] - moved.flat[pixels]).clip(-3 * noise, 3 * noise)
+    xx, xy, yy, xl, yl = (float(np.sum(product)) for product in (x * x, x * y, y * y, x * left, y * left))
+    determinant = max(xx * yy - xy**2, 1e-30)
+    return Shift(shift.x_px - (yy * xl - xy * yl) / determinant, shift.y_px - (xx * yl - xy * xl) / determinant)
+
+
+def _expected_error(pattern: Image, near: Image, noise: float) -> float:
+    """Standard error (px) of a shift measured on a pattern in white noise, for the worse axis."""
+    _, *slopes = _slopes(pattern, near)
+    return float(noise / np.sqrt(max(min(np.sum(np.square(slope)) for slope in slopes), 1e-30)))
+
+
+def _slopes(image: Image, near: Image) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[Any]]:
+    """The pixels of a neighbourhood (as flat indices), and the slope there along x and along y, per pixel."""
+    width = image.shape[1]
+    pixels = width + np.flatnonzero(near[1:-1] > 0.5)
+    values = image.ravel().astype(np.float64)
+    slope_x = values[pixels + 1] - values[pixels - 1]
+    slope_y = values[pixels + width] - values[pixels - width]
+    return pixels, slope_x / 2, slope_y / 2
+
+
+def difference_image(
+    image: Image, stack: Image, params: Difference, blobs: pd.DataFrame | None = None
+) -> tuple[Image, Shift]:
+    """One image minus a median stack whose blobs have been moved to where the image has them.
+
+    Parameters
+    ----------
+    image, stack : ndarray, shape (ny, nx), float32
+        Fraction of the light; NaN where there is no value.
+    params : Difference
+    blobs : DataFrame, optional
+        Catalogue, as for `blob_pattern`.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
+        A new blob is positive.
+    Shift
+        Measured against the stack; 0 where registration is off.
+
+    Raises
+    ------
+    FrameError
+        If the two differ in size.
+    """
+    if image.shape != stack.shape:
+        (ny, nx), (stack_ny, stack_nx) = image.shape, stack.shape
+        raise FrameError(f"found {nx}x{ny} pixels, expected {stack_nx}x{stack_ny} as in the median stack")
+    if not params.register_shift:
+        return image - stack, NOWHERE
+    pattern = blob_pattern(stack, blobs)
+    shift = measure_shift(image, stack, pattern)
+    return image - (stack + move_pattern(pattern, shift) - pattern), shift
+
+
+def subtract(raw_dir: str | Path, out_dir: str | Path, params: Difference, batch: int | None = None) -> None:
+    """Write the difference image of each image that has a whole stack before it (stage ``difference``).
+
+    Parameters
+    ----------
+    raw_dir : path
+        Images, ``frames.csv``, and ``blobs.csv`` if there is a catalogue.
+    out_dir : path
+        ``{frame}.fits.fz`` (HDU DIFFERENCE, fraction of the light, new blob positive), then ``frames-NNN.csv`` for
+        each batch. An image that cannot be used is rejected there, with the reason, and left out of the stacks.
+    params : Difference
+    batch : int, optional
+        Only this batch of `frames.BATCH` rows. What comes out does not depend on how the work is shared out.
+
+    Raises
+    ------
+    TableError
+        If ``frames.csv`` or ``blobs.csv`` is at fault.
+
+    Notes
+    -----
+    Source: ISR 2021-08 section 2; registration and the stack that knows new blobs are ours.
+    """
+    import pandas as pd
+
+    table, blobs = frames.read_frame_list(raw_dir), _catalogue(raw_dir)
+    batches = frames.batches(len(table))
+    if batch is not None and batch not in range(len(batches)):
+        raise TableError(
+            f"{raw_dir}/frames.csv: its {len(table)} images make batches 0 to {len(batches) - 1}, no {batch}"
+        )
+    for number, rows in enumerate(batches):
+        if batch not in (None, number):
+            continue
+        done = _subtract_rows(Path(raw_dir), Path(out_dir), params, table, blobs, rows)
+        frames.write_table(Path(out_dir) / f"frames-{number:03d}.csv", pd.DataFrame(done))
+
+
+def _catalogue(raw_dir: str | Path) -> pd.DataFrame:
+    """The catalogue, with the row of each blob's first image (-1: before all) as ``first``."""
+    blobs, names = frames.read_blobs(raw_dir), frames.read_frame_list(raw_dir)["frame"]
+    rows = {name: row for row, name in enumerate(names)}
+    return blobs.assign(first=[rows.get(name, -1) for name in blobs["first_frame"]])
+
+
+def _subtract_rows(
+    raw_dir: Path, out_dir: Path, params: Difference, table: pd.DataFrame, blobs: pd.DataFrame, rows: slice
+) -> list[dict[str, Any]]:
+    before, images = _before(raw_dir, table, rows.start, params.stack_size)
+    candidates = []
+    for row in range(rows.start, rows.stop):
+        candidate, image = _read(raw_dir, table, row)
+        candidates.append(candidate)
+        images += [image] if image is not None else []
+    usable = [candidate for candidate in before + candidates if not candidate.reason]
+    made: dict[str, dict[str, Any]] = {}
+    if len(usable) > params.stack_size:
+        registered = _register(images, usable, params, blobs)
+        medians = running_median(registered.images[:-1], params.stack_size)
+        for candidate, median in zip(usable[params.stack_size :], medians, strict=True):
+            made[candidate.name] = _subtract_one(out_dir, params, candidate, registered, median, blobs)
+    mjd = dict(zip(table["frame"], table["mjd"], strict=True))
+    return [
+        {"frame": candidate.name, "mjd": mjd[candidate.name]}
+        | (made.get(candidate.name) or _without_difference(candidate, usable))
+        for candidate in candidates
+    ]
+
+
+def _without_difference(candidate: Candidate, usable: list[Candidate]) -> dict[str, Any]:
+    if candidate.reason:
+        log.warning("%s rejected: %s", candidate.name, candidate.reason)
+        return _result("rejected", reason=candidate.reason)
+    n_stack = sum(other.row < candidate.row for other in usable)
+    return _result("stack", reason=f"{n_stack} usable images before it", n_stack=n_stack)
+
+
+def _result(status: str, *, reason: str = "", shift: Shift = NOWHERE, **found: Any) -> dict[str, Any]:
+    shifts = {"shift_x_px": shift.x_px, "shift_y_px": shift.y_px}
+    return {"status": status, "reason": reason} | shifts | {"noise_frac": np.nan, "n_stack": 0, "sha256": ""} | found
+
+
+def _before(raw_dir: Path, table: pd.DataFrame, start: int, wanted: int) -> tuple[list[Candidate], list[Image]]:
+    """The images before a row, as many usable ones as ``wanted`` or there are."""
+    found: list[Candidate] = []
+    images: list[Image] = []
+    for row in range(start - 1, -1, -1):
+        if len(images) == wanted:
+            break
+        candidate, image = _read(raw_dir, table, row)
+        found.insert(0, candidate)
+        images[:0] = [image] if image is not None else []
+    return found, images
+
+
+def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Image | None]:
+    name = str(table["frame"].iloc[row])
+    try:
+        path = frames.find_image(raw_dir, name)
+        frame = frames.usable_image(path)
+        if frame.data.shape != SHAPE:
+            ny, nx = frame.data.shape
+            raise FrameError(f"{path}: found {nx}x{ny} pixels, expected {SHAPE[1]}x{SHAPE[0]}")
+    except FrameError as error:
+        return Candidate(row, name, {}, str(error)), None
+    cards = {card: frame.header[card] for card in KEPT_CARDS if card in frame.header}
+    return Candidate(row, name, cards, ""), np.where(np.isfinite(frame.data), frame.data, np.float32(np.nan))
+
+
+def _register(images: list[Image], usable: list[Candidate], params: Difference, blobs: pd.DataFrame) -> Registered:
+    """Move the blobs of images to their usual place, as the first of them show it; empties the list."""
+    rows = [candidate.row for candidate in usable]
+    stacked = np.stack(images)
+    images.clear()  # a batch is large: it need not be held twice
+    if not params.register_shift:
+        return Registered(stacked, [NOWHERE] * len(rows), np.zeros(stacked.shape[1:], np.float32), rows)
+    first = stacked[: params.stack_size]
+    known = blobs[blobs["first"] <= rows[len(first) - 1]]
+    plain = _stack(first, rows[: len(first)], params, known)
+    once, shifts = register(first.copy(), plain, blob_pattern(plain, known))  # images that lie off blur the median
+    stack = _stack(once, rows[: len(first)], params, known, shifts)
+    pattern = blob_pattern(stack, known)
+    return Registered(*register(stacked, stack, pattern, n_first=len(first)), pattern, rows)
+
+
+def _stack(
+    images: Image, rows: list[int], params: Difference, known: pd.DataFrame, shifts: Sequence[Shift] | None = None
+) -> Image:
+    median = running_median(images, len(images))[0]
+    return with_recent_blobs(median, images, rows, known, shifts) if params.known_blobs else median
+
+
+def register(images: Image, stack: Image, pattern: Image, *, n_first: int | None = None) -> tuple[Image, list[Shift]]:
+    """Move the blobs of images to their usual place, in the array itself.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, ny, nx), float32
+        In order of date; changed.
+    stack, pattern : ndarray, shape (ny, nx), float32
+        A median stack and its `blob_pattern`.
+    n_first : int, optional
+        So many of the first images say which place is the usual one; all, if not given.
+
+    Returns
+    -------
+    ndarray, shape (n, ny, nx), float32
+        ``images``.
+    list of Shift
+        Of each image, from the usual place.
+    """
+    near = _soft(pattern != 0, SEARCH_PX)
+    shifts = [_measure(image - stack, pattern, near) for image in images]
+    shifts = usual_place_is_zero(shifts, n_first or len(images))
+    for image, shift in zip(images, shifts, strict=True):
+        image -= move_pattern(pattern, shift) - pattern
+    return images, shifts
+
+
+def usual_place_is_zero(shifts: list[Shift], n_first: int) -> list[Shift]:
+    """Count shifts from where most of the first images have the blobs: a stack of shifted images lies off it."""
+    x, y = np.median(shifts[:n_first], axis=0)
+    return [Shift(shift.x_px - float(x), shift.y_px - float(y)) for shift in shifts]
+
+
+def _subtract_one(
+    out_dir: Path, params: Difference, candidate: Candidate, registered: Registered, median: Image, blobs: pd.DataFrame
+) -> dict[str, Any]:
+    place = registered.rows.index(candidate.row)
+    members = slice(place - params.stack_size, place)
+    known, shift = blobs[blobs["first"] < candidate.row], registered.shifts[place]
+    stack = median
+    if params.known_blobs:
+        stack = with_recent_blobs(
+            median, registered.images[members], registered.rows[members], known, registered.shifts[members]
+        )
+    difference = registered.images[place] - stack
+    if np.hypot(*shift) > NEGLIGIBLE_PX:
+        rest = blob_pattern(stack, known) - registered.pattern  # mostly of blobs that landed later
+        difference -= move_pattern(rest, shift) - rest
+    noise = clean_noise(difference)
+    path = out_dir / f"{candidate.name}.fits.fz"
+    found = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
+    frames.write_image(path, difference, name="DIFFERENCE", header=candidate.cards | found, sigma=noise)
+    return _result("ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=frames.sha256(path))
+
+
+def with_recent_blobs(
+    stack: Image, images: Image, rows: list[int], blobs: pd.DataFrame, shifts: Sequence[Shift] | None = None
+) -> Image:
+    """A stack with each blob that landed within it as the images since its landing show it.
+
+    Otherwise a new blob would be new again in every image until half of the stack has it.
+
+    Parameters
+    ----------
+    stack : ndarray, shape (ny, nx), float32
+        Median of ``images``.
+    images : ndarray, shape (n, ny, nx), float32
+        The stack's images, older blobs at their usual place.
+    rows : list of int
+        Row of each in ``frames.csv``.
+    blobs : DataFrame
+        Catalogue with x_px, y_px, radius_px, and ``first``, the row of the first image that shows the blob.
+    shifts : sequence of Shift, optional
+        Where the mirror had put the blobs of each image: the recent one is moved back.
+    """
+    import bottleneck
+
+    recent = blobs[(blobs["first"] > rows[0]) & (blobs["first"] <= rows[-1])]
+    stack = stack.copy()
+    for x, y, radius, first in recent[["x_px", "y_px", "radius_px", "first"]].itertuples(index=False):
+        window, distance = _around(stack.shape, x, y, 1.55 * radius + LARGEST_SHIFT_PX)
+        inside = distance < 1.55 * radius + 2.5
+        start = int(np.searchsorted(rows, first))
+        since = images[start:, *window]
+        if shifts is not None:
+            near = np.clip(1.55 * radius + LARGEST_SHIFT_PX - distance, 0, 1).astype(np.float32)
+            pairs = zip(since, shifts[start:], strict=True)
+            since = np.stack([_moved_back(image, shift, stack[window], near) for image, shift in pairs])
+        stack[window][inside] = bottleneck.nanmedian(since, axis=0)[inside]
+    return stack
+
+
+def _moved_back(image: Image, shift: Shift, stack: Image, near: Image) -> Image:
+    """The neighbourhood of a blob that the stack has not learnt yet, the blob moved to its usual place."""
+    if np.hypot(*shift) <= NEGLIGIBLE_PX:
+        return image
+    blob = _smooth(np.nan_to_num(image - stack), SMOOTHING_PX, twice=True) * near
+    return image - blob + move_pattern(blob, Shift(-shift.x_px, -shift.y_px))
+
+
+def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> None:
+    """Write ``reference.fits.fz``: the median of the first images and its blob pattern (HDU STACK and PATTERN).
+
+    Raises
+    ------
+    FrameError
+        If there are fewer usable images than a stack takes.
+    """
+    table, blobs = frames.read_frame_list(raw_dir), _catalogue(raw_dir)
+    members: list[Candidate] = []
+    images: list[Image] = []
+    for row in range(len(table)):
+        candidate, image = _read(Path(raw_dir), table, row)
+        if image is not None:
+            members, images = [*members, candidate], [*images, image]
+        if len(images) == params.stack_size:
+            break
+    else:
+        raise FrameError(
+            f"{raw_dir}: found {len(members)} usable images, expected at least difference.stack_size="
+            f"{params.stack_size}; add images or lower it"
+        )
+    registered = _register(images, members, params, blobs)
+    known = blobs[blobs["first"] <= members[-1].row]
+    stack = _stack(registered.images, registered.rows, params, known, registered.shifts)
+    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known)}
+    frames.write_images(Path(out_dir) / "reference.fits.fz", planes, sigma=clean_noise(stack))

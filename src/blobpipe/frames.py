@@ -1,0 +1,555 @@
+"""FITS images and CSV tables, in and out; nothing here knows what a blob is.
+
+Everything is written under a temporary name and then renamed, so that no run leaves half a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from blobpipe.errors import FrameError, TableError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from astropy.io.fits import HDUList, Header
+
+BATCH = 64  # frames to a job: how work is shared out, never what comes out
+BORDER_PX = 5  # reference pixels that FLT files leave out on each side
+SUFFIXES = (".fits.fz", ".fits", ".fits.gz")
+MIN_PX = 256  # one subframe
+MAX_NOISE_FRAC = 0.5  # beyond it, an image cannot be a fraction of the light
+SAMPLE = 1000  # pixels that tell about where the median is
+NOISE_STEPS = 32  # quantisation of stored images: this many steps to one sigma of their noise
+
+FRAME_COLUMNS = ("frame", "mjd")
+BLOB_COLUMNS = ("blob", "x_px", "y_px", "radius_px", "depth_frac")
+BLOB_SHAPES = ("disc", "diamond", "ring")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image as read.
+
+    Attributes
+    ----------
+    name : str
+        File name without its suffix.
+    data : ndarray, shape (ny, nx), float32
+        The science plane, NaN where the file has no value.
+    header : astropy.io.fits.Header
+        The primary header, updated by that of the image's HDU.
+    layout : str
+        Where in the file the image was found, in words.
+    """
+
+    name: str
+    data: npt.NDArray[np.float32]
+    header: Header
+    layout: str
+
+
+def stream(seed: int, stage: str, *items: int | str) -> np.random.Generator:
+    """An independent random stream for one item of one stage, whatever the order or number of cores."""
+    words = [zlib.crc32(item.encode()) if isinstance(item, str) else item for item in (stage, *items)]
+    # the count, because NumPy takes a short list of words for one with zeros at its end
+    return np.random.default_rng([seed, len(words), *words])
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it on success and removed on failure."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = "".join(path.suffixes[-2:])
+    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.tmp{suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        reason = (error.strerror or " ".join(str(error).split()))[:120]
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # now it names the file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def frame_name(path: str | Path) -> str:
+    """The file name without ``.fits``, ``.fits.fz`` or ``.fits.gz``."""
+    name = Path(path).name
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), Path(name).stem)
+
+
+def find_image(folder: str | Path, frame: str) -> Path:
+    """The file of a frame in a folder, plain, tile-compressed or gzipped.
+
+    Raises
+    ------
+    FrameError
+        If there is none.
+    """
+    candidates = [Path(folder) / f"{frame}{suffix}" for suffix in SUFFIXES]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise FrameError(
+        f"{candidates[0]}: not found (nor {', '.join(SUFFIXES[1:])}); add the image or take it off the list"
+    )
+
+
+def read_frame(path: str | Path) -> Frame:
+    """Read an image in any layout that monitor images come in.
+
+    The first HDU that holds an image is taken: a SCI extension before others, a 2-D array, or plane 0
+    of a cube. Reference pixels that the file leaves out (1014 x 1014) are put back as NaN. Integer and
+    big-endian data become native float32.
+
+    Raises
+    ------
+    FrameError
+        If the file is not FITS, is truncated, or holds no image of at least two by two pixels.
+
+    Notes
+    -----
+    Source: ours, after the layouts met in real files.
+    """
+    path = Path(path)
+    with _opened(path, "a FITS image; fetch or write the file again") as hdus:
+        index, data = _science_plane(path, hdus)
+        header = hdus[0].header.copy()
+        header.update(hdus[index].header)
+        layout = f"HDU {index} ({hdus[index].name or 'unnamed'}), {'x'.join(map(str, hdus[index].shape[::-1]))}"
+    return Frame(frame_name(path), data, header, layout)
+
+
+def read_plane(path: str | Path, name: str) -> npt.NDArray[np.float32]:
+    """Read the image of a given EXTNAME, float32, shape (ny, nx), from a file that `write_images` wrote."""
+    with _opened(Path(path), f"an image {name}; run the stage that makes it") as hdus:
+        return np.ascontiguousarray(hdus[name].data, dtype=np.float32)
+
+
+@contextmanager
+def _opened(path: Path, expected: str) -> Iterator[HDUList]:
+    """Open a FITS file; whatever is wrong with it, now or while it is read, becomes a `FrameError`."""
+    from astropy.io import fits
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with fits.open(path, memmap=False) as hdus:
+                _refuse_truncated(path, hdus)
+                yield hdus
+    except FrameError:
+        raise
+    except FileNotFoundError as error:
+        raise FrameError(f"{path}: not found, expected {expected}") from error
+    except Exception as error:  # a damaged file makes astropy raise nearly anything
+        size = path.stat().st_size if path.exists() else 0
+        reason = " ".join(str(error).split())[:120]
+        raise FrameError(
+            f"{path}: {size} bytes that are not a whole FITS file ({reason}); expected {expected}"
+        ) from error
+
+
+def _refuse_truncated(path: Path, hdus: HDUList) -> None:
+    end = 0
+    for hdu in hdus:  # one by one: damaged sizes can lead back to where one has been, for ever
+        place = hdu.fileinfo()
+        if place["hdrLoc"] < end:
+            raise ValueError(f"HDU {hdu.name} starts before the one before it ends")
+        end = place["datLoc"] + place["datSpan"]
+    if path.name.endswith((".gz", ".bz2")):
+        return  # decompression has failed already; the length is that of the compressed bytes
+    size = path.stat().st_size
+    if size < end:
+        raise FrameError(f"{path}: truncated, {size} bytes found, {end} expected; fetch or write the file again")
+
+
+def _science_plane(path: Path, hdus: HDUList) -> tuple[int, npt.NDArray[np.float32]]:
+    images = [i for i, hdu in enumerate(hdus) if getattr(hdu, "is_image", False) and hdu.shape and 0 not in hdu.shape]
+    images.sort(key=lambda i: hdus[i].name != "SCI")
+    if not images:
+        kinds = ", ".join(f"{type(hdu).__name__} {hdu.name}".strip() for hdu in hdus)
+        raise FrameError(f"{path}: no image found in its {len(hdus)} HDU ({kinds}); expected one in HDU 0, 1 or SCI")
+    shape = hdus[images[0]].shape
+    if len(shape) not in (2, 3) or min(shape[-2:]) < 2:
+        raise FrameError(f"{path}: found an array of shape {shape}, expected (ny, nx) or (planes, ny, nx)")
+    data = np.asarray(hdus[images[0]].data)
+    return images[0], _with_reference_pixels(
+        np.ascontiguousarray(data if data.ndim == 2 else data[0], dtype=np.float32)
+    )
+
+
+def _with_reference_pixels(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    if data.shape != (1014, 1014):
+        return data
+    return np.pad(data, BORDER_PX, constant_values=np.nan)
+
+
+def usable_image(path: str | Path) -> Frame:
+    """Read an image and insist that blobs can be sought in it.
+
+    Raises
+    ------
+    FrameError
+        As `read_frame` and `insist_on_usable`.
+    """
+    frame = read_frame(path)
+    insist_on_usable(frame, path)
+    return frame
+
+
+def exposure_mjd(frame: Frame, path: str | Path) -> float:
+    """Start of an exposure (MJD), from the card EXPSTART, else from DATE-OBS and TIME-OBS.
+
+    Raises
+    ------
+    FrameError
+        If the header has neither.
+    """
+    from astropy.time import Time
+
+    header = frame.header
+    try:
+        if "EXPSTART" in header:
+            return float(header["EXPSTART"])
+        return float(Time(f"{header['DATE-OBS']}T{header.get('TIME-OBS', '00:00:00')}", scale="utc").mjd)
+    except (KeyError, ValueError, TypeError) as error:
+        raise FrameError(
+            f"{path}: no date of the exposure, expected EXPSTART (MJD) or DATE-OBS in its header; add one"
+        ) from error
+
+
+def insist_on_usable(frame: Frame, path: str | Path) -> None:
+    """Refuse what is no blob image or difference image of a full frame.
+
+    Raises
+    ------
+    FrameError
+        If it is smaller than one subframe, mostly without values, constant, in other units than a
+        fraction of the light, or far from zero.
+    """
+    ny, nx = frame.data.shape
+    if min(ny, nx) < MIN_PX:
+        raise FrameError(
+            f"{path}: found {nx}x{ny} pixels, expected a full frame of at least {MIN_PX}x{MIN_PX}; reject it"
+        )
+    finite = float(np.isfinite(frame.data).mean())
+    if finite < 0.5:
+        raise FrameError(f"{path}: {finite:.0%} of its pixels are finite, expected at least 50%; reject it")
+    median, noise = median_and_noise(frame.data)
+    if not noise > 0:
+        raise FrameError(f"{path}: most pixels are {median:.6g}: a constant image or a mask, expected noise; reject it")
+    if noise > MAX_NOISE_FRAC:
+        raise FrameError(
+            f"{path}: noise {noise:.4g} {frame.header.get('BUNIT', '')}, expected light lost as a fraction (noise about "
+            "0.01): a calibrated exposure, not a blob image; divide it by the flat first"
+        )
+    if abs(median) > 5 * noise:
+        raise FrameError(
+            f"{path}: median {median:.4g} with noise {noise:.4g}: not flattened, expected values around zero "
+            "(light lost as a fraction); divide by the flat and subtract the large scales first"
+        )
+
+
+def median_and_noise(data: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Median and robust standard deviation (1.4826 MAD) of the finite pixels, every third row and column taken.
+
+    Parameters
+    ----------
+    data : ndarray, shape (ny, nx)
+        Some of them finite.
+    """
+    values = data[::3, ::3]
+    values = values[np.isfinite(values)]
+    if not values.size:
+        values = data[np.isfinite(data)]
+    middle = median(values)
+    return float(middle), float(1.4826 * median(np.abs(values - middle)))
+
+
+def median(values: npt.NDArray[np.float32]) -> np.floating[Any]:
+    """``np.median(values)`` of many numbers, all finite, in a third of the time: a sample rules most of them out.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+
+    Notes
+    -----
+    Source: ours. Exact: where the sample has misled it, all of them are sorted out.
+    """
+    sample = np.sort(values[:: len(values) // SAMPLE + 1])
+    if len(sample) < SAMPLE // 2:  # not many
+        return np.median(values)
+    low, high = sample[int(0.45 * len(sample))], sample[int(0.55 * len(sample))]
+    inside = values[(values >= low) & (values <= high)]
+    first = (len(values) - 1) // 2 - np.count_nonzero(values < low)
+    last = first + (len(values) + 1) % 2  # of an even number, the two in the middle count
+    if first < 0 or last >= len(inside):
+        return np.median(values)
+    return np.mean(np.partition(inside, [first, last])[first : last + 1])
+
+
+def write_image(
+    path: str | Path,
+    data: npt.NDArray[Any],
+    *,
+    name: str,
+    header: dict[str, Any] | Header | None = None,
+    sigma: float | None = None,
+) -> None:
+    """Write a tile-compressed FITS image; the same input gives the same bytes.
+
+    Parameters
+    ----------
+    path : path
+        Written under a temporary name, then renamed.
+    data : ndarray, shape (ny, nx)
+        Integers are kept exactly; floats are rounded to ``sigma / 32``, NaN kept.
+    name : str
+        EXTNAME of the image.
+    header : mapping, optional
+        Cards for the image's header.
+    sigma : float, optional
+        Noise of float data; estimated tile by tile if not given.
+    """
+    write_images(path, {name: data}, header=header, sigma=sigma)
+
+
+def write_images(
+    path: str | Path,
+    images: dict[str, npt.NDArray[Any]],
+    *,
+    header: dict[str, Any] | Header | None = None,
+    sigma: float | None = None,
+) -> None:
+    """Write several images to one file, as `write_image` writes one."""
+    from astropy.io import fits
+
+    hdus = fits.HDUList([fits.PrimaryHDU()])
+    for name, data in images.items():
+        hdus.append(_compressed(data, name, fits.Header(header or {}), sigma))
+    with atomic(path) as temporary:
+        hdus.writeto(temporary, overwrite=True)
+
+
+def write_cube(path: str | Path, cube: npt.NDArray[np.float32]) -> None:
+    """Write small images of one size, shape (n, ny, nx), float32, exactly, as a plain FITS cube."""
+    from astropy.io import fits
+
+    with atomic(path) as temporary:
+        fits.PrimaryHDU(cube.astype(np.float32)).writeto(temporary, overwrite=True)
+
+
+def read_cube(path: str | Path) -> npt.NDArray[np.float32]:
+    """Read back what `write_cube` wrote."""
+    with _opened(Path(path), "a cube of images; run the stage that makes it") as hdus:
+        if len(hdus[0].shape) != 3:
+            raise ValueError(f"its first HDU has the shape {hdus[0].shape}")
+        return np.ascontiguousarray(hdus[0].data, dtype=np.float32)
+
+
+def _compressed(data: npt.NDArray[Any], name: str, header: Header, sigma: float | None) -> Any:
+    from astropy.io import fits
+
+    if data.dtype.kind == "f":
+        level = -sigma / NOISE_STEPS if sigma else float(NOISE_STEPS)
+        return fits.CompImageHDU(
+            data.astype(np.float32),
+            header,
+            name=name,
+            compression_type="RICE_1",
+            quantize_level=level,
+            quantize_method=-1,
+        )
+    return fits.CompImageHDU(data, header, name=name, compression_type="RICE_1")
+
+
+def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a CSV table and insist on its columns; ``frame``, ``blob`` and the like stay text, other gaps are NaN.
+
+    Raises
+    ------
+    TableError
+        If the file is missing, is no CSV table, or lacks a column.
+    """
+    import pandas as pd
+
+    names = ("frame", "blob", "first_frame", "first_date", "status", "reason", "shape", "label_name", "sha256")
+    text = dict.fromkeys(
+        (*names, "decision", *("model", "params_hash", "model_sha256", "params_sha256", "stack_sha256")), str
+    )
+    try:
+        gaps = {name: [""] for name in pd.read_csv(path, nrows=0).columns if name not in text}
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=gaps)
+    except FileNotFoundError as error:
+        raise TableError(f"{path}: not found, expected a table with the columns {', '.join(columns)}") from error
+    except (ValueError, OSError, pd.errors.ParserError) as error:
+        raise TableError(f"{path}: cannot be read as CSV ({' '.join(str(error).split())})") from error
+    missing = [column for column in columns if column not in table]
+    if missing:
+        found = " ".join(", ".join(map(str, table.columns)).split())
+        raise TableError(
+            f"{path}: column {missing[0]} is missing; found {found}; expected {', '.join(columns)}; add it"
+        )
+    return table
+
+
+def write_table(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a CSV table: nine significant digits, the same bytes everywhere."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, keys in the order given."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_frame_list(raw_dir: str | Path) -> pd.DataFrame:
+    """``frames.csv`` of a folder of images: one row per image, in the order of the file.
+
+    Raises
+    ------
+    TableError
+        If a column is missing, a frame stands twice or has no image, or a date is not a number.
+    """
+    path = Path(raw_dir) / "frames.csv"
+    table = read_table(path, FRAME_COLUMNS)
+    if table.empty:
+        raise TableError(f"{path}: found no row below its header, expected one for each image; list the images")
+    _refuse_repeated(path, table, "frame")
+    _insist_on_numbers(path, table, ("mjd",))
+    for frame in table["frame"]:
+        if not any((Path(raw_dir) / f"{frame}{suffix}").is_file() for suffix in SUFFIXES):
+            raise TableError(
+                f"{path}: frame {frame} has no image {frame}{SUFFIXES[0]} beside it; add it or drop the row"
+            )
+    if not table["mjd"].is_monotonic_increasing:
+        raise TableError(
+            f"{path}: the column mjd does not increase; sort the rows by date, the stack is of preceding images"
+        )
+    return table
+
+
+def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
+    """``blobs.csv`` of a folder of images: the catalogue; empty if there is no such file.
+
+    Columns blob, x_px, y_px, radius_px, depth_frac, shape (``disc`` if not given) and first_frame (empty
+    for a blob older than the first image).
+
+    Raises
+    ------
+    TableError
+        If a column is missing, a blob stands twice, or a first frame is not in ``frames.csv``.
+    """
+    import pandas as pd
+
+    path = Path(raw_dir) / "blobs.csv"
+    if not path.exists():
+        return pd.DataFrame({column: [] for column in (*BLOB_COLUMNS, "shape", "first_frame")})
+    table = read_table(path, BLOB_COLUMNS)
+    _refuse_repeated(path, table, "blob")
+    _insist_on_numbers(path, table, BLOB_COLUMNS[1:])
+    for column, default in (("shape", "disc"), ("first_frame", "")):
+        if column not in table:
+            table[column] = default
+    _insist_on(path, table, "radius_px", table["radius_px"] > 0, "a radius above 0")
+    _insist_on(path, table, "depth_frac", table["depth_frac"].between(0, 1, inclusive="right"), "0 to 1 of the light")
+    _insist_on(path, table, "shape", table["shape"].isin(BLOB_SHAPES), f"one of {', '.join(BLOB_SHAPES)}")
+    unknown = sorted(set(table["first_frame"]) - {""} - set(read_frame_list(raw_dir)["frame"]))
+    if unknown:
+        raise TableError(f"{path}: first_frame {unknown[0]} is not a frame of frames.csv; correct it or add the frame")
+    return table
+
+
+def _refuse_repeated(path: Path, table: pd.DataFrame, column: str) -> None:
+    repeated = table[column][table[column].duplicated()]
+    if len(repeated):
+        raise TableError(f"{path}: {column} {repeated.iloc[0]} stands twice, expected once; remove a row")
+
+
+def _insist_on_numbers(path: Path, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    import pandas as pd
+
+    for column in columns:
+        _insist_on(path, table, column, np.isfinite(pd.to_numeric(table[column], errors="coerce")), "a number")
+
+
+def _insist_on(path: Path, table: pd.DataFrame, column: str, good: pd.Series[bool], expected: str) -> None:
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        found = np.asarray(table[column], dtype=object)[row]
+        raise TableError(f"{path}: row {row + 2}: {column} is {found!r}, expected {expected}; correct it")
+
+
+def read_stage(folder: str | Path) -> pd.DataFrame:
+    """The per-frame tables of all batches of a stage, as one, in the order of the frames.
+
+    Raises
+    ------
+    TableError
+        If the stage has made none.
+    """
+    import pandas as pd
+
+    return pd.concat([read_table(path, ("frame", "status")) for path in stage_tables(folder)], ignore_index=True)
+
+
+def image_table(raw_dir: str | Path, difference_dir: str | Path, scale_dir: str | Path) -> pd.DataFrame:
+    """All images in order of date, and whether they came through to the scale stage.
+
+    Returns
+    -------
+    DataFrame
+        frame, mjd, status (``ok`` or why not), reason, shift_x_px, shift_y_px, noise_frac, n_stack.
+    """
+    listed = read_frame_list(raw_dir)[["frame", "mjd"]]
+    subtracted = read_stage(difference_dir).drop(columns=["mjd"], errors="ignore")
+    table = listed.merge(subtracted, on="frame", how="left", validate="one_to_one")
+    scaled = listed[["frame"]].merge(read_stage(scale_dir)[["frame", "status", "reason"]], on="frame", how="left")
+    lost = (table["status"] == "ok") & (scaled["status"] != "ok")
+    table["status"] = table["status"].mask(lost, "rejected").fillna("rejected")
+    unusual = "rejected by the stage clip or scale, see their tables"
+    table["reason"] = table["reason"].mask(lost, scaled["reason"].fillna(unusual)).fillna("not in the difference stage")
+    return table
+
+
+def stage_tables(folder: str | Path, batch: int | None = None) -> list[Path]:
+    """The tables ``frames-NNN.csv`` of an image stage, of one batch or of all.
+
+    Raises
+    ------
+    TableError
+        If the stage has made none.
+    """
+    paths = sorted(Path(folder).glob("frames-*.csv" if batch is None else f"frames-{batch:03d}.csv"))
+    if not paths:
+        raise TableError(f"{folder}: no table frames-*.csv found; run the stage '{Path(folder).name}' first")
+    return paths
+
+
+def batches(n_frames: int) -> list[slice]:
+    """Consecutive runs of at most `BATCH` rows."""
+    return [slice(start, min(start + BATCH, n_frames)) for start in range(0, n_frames, BATCH)]

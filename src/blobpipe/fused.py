@@ -1,0 +1,730 @@
+"""Convolution, ReLU and max pooling in one pass over the image, forward and backward, on the CPU.
+
+Four things make it fast, none of which changes the arithmetic:
+
+1. Nothing is written between convolution and pooling. With a window of 4x4, 15 of 16 convolved pixels are thrown
+   away while they are still in registers.
+2. The image is dealt like cards into ``pool`` planes: plane ``s`` holds every ``pool``-th column, from column ``s``
+   on. The pixels of one window then lie in the same lane of different vectors, so that pooling moves no lanes,
+   and a vector of pixels once loaded serves all taps of a row and all columns of a window.
+3. Forward notes which pixel of each window won. Backward visits only those: one position in ``pool**2``.
+4. Threads take small chunks of images, which do not depend on how many threads there are, and the chunks' sums are
+   added in order. So any number of threads gives the same bytes.
+
+The inner loops at the end of this file are written as LLVM's vector instructions, since no compiler finds this
+use of the registers by itself. ``docs/fused.md`` counts the operations.
+"""
+
+# numba finds the types of what it compiles by itself:
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numba as nb
+import numpy as np
+import torch
+import torch.nn.functional as F
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+CHUNK = 2  # images; fixed, so that sums do not depend on the number of threads
+NO_WINNER = 255  # of a window whose maximum is not above zero, or was dropped: its gradient is zero
+
+
+def _vector_bytes() -> int:
+    """Of the registers that numba compiles for, by the features under which it keeps compiled code.
+
+    Longer ones would be right too: LLVM splits what does not fit.
+    """
+    features = cpu_target.target_context.codegen().magic_tuple()[2]
+    return 64 if "+avx512f" in features else 32 if "+avx2" in features else 16
+
+
+VECTOR_BYTES = _vector_bytes()
+ACCUMULATORS = 16 if VECTOR_BYTES == 64 else 8  # half of the registers; pixels and weights take the others
+
+
+def conv_relu_pool(
+    x: Tensor, weight: Tensor, bias: Tensor, pool: int = 4, *, dropout: float = 0.0, seed: int = 0
+) -> Tensor:
+    """``F.max_pool2d(F.relu(F.conv2d(x, weight, bias, padding=size // 2)), pool)``, then dropout.
+
+    Equal to the plain modules up to rounding; of equal maxima the first wins, and NaN goes through, as in PyTorch.
+    Any number of threads gives the same bytes. Differentiable once.
+
+    Parameters
+    ----------
+    x : Tensor, shape (n, channels, ny, nx), float32 or float64, on the CPU
+    weight : Tensor, shape (filters, channels, size, size)
+        ``size`` is odd.
+    bias : Tensor, shape (filters,)
+    pool : int
+        Side and step of the pooling window (px), from 1 to 15.
+    dropout : float
+        Share of the results set to zero, in [0, 1); the others are divided by ``1 - dropout``.
+    seed : int
+        Of the dropout. `keep_mask` tells what it keeps.
+
+    Returns
+    -------
+    Tensor, shape (n, filters, ny // pool, nx // pool)
+
+    Raises
+    ------
+    ValueError
+        If a shape, type or value is not one of these.
+
+    Notes
+    -----
+    Source: ours; the network is that of ISR section 4.
+    """
+    _check(x, weight, bias, pool, dropout)
+    pooled: Tensor = torch.ops.blobpipe.conv_relu_pool(x, weight, bias, pool, dropout, seed)[0]
+    return pooled
+
+
+def keep_mask(shape: Sequence[int], dropout: float, seed: int) -> Tensor:
+    """What the dropout of `conv_relu_pool` keeps.
+
+    Parameters
+    ----------
+    shape : (n, filters, ny, nx)
+        Of its result.
+    dropout, seed
+        As there.
+
+    Returns
+    -------
+    Tensor, shape as given, bool
+    """
+    kept = np.empty((shape[0], int(np.prod(shape[1:]))), np.bool_)
+    _fill_keep_mask(kept, *_dropout_key(dropout, seed))
+    return torch.from_numpy(kept).reshape(tuple(shape))
+
+
+def set_threads(threads: int | None) -> None:
+    """Run the kernels on so many threads; None, as at the start: on as many as PyTorch uses.
+
+    A training step is fastest with PyTorch itself on one thread: it has little left to do, and its threads keep a
+    core busy while they wait for more.
+    """
+    global _threads
+    _threads = threads
+
+
+_threads: int | None = None
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernels compile on this machine and give there what the plain modules give."""
+    try:
+        return _agree_with_plain()
+    except Exception as error:  # whatever a compiler may raise on an unknown machine
+        log.warning("the fused kernels do not run on this machine (%s); the plain ones are used", error)
+        return False
+
+
+def _agree_with_plain() -> bool:
+    x = torch.linspace(-9, 9, 16 * 16).sin().reshape(1, 1, 16, 16)
+    weight, bias = torch.linspace(-9, 9, 2 * 25).cos().reshape(2, 1, 5, 5), torch.zeros(2)
+    plain = F.max_pool2d(F.relu(F.conv2d(x, weight, bias, padding=2)), 4)
+    return torch.allclose(conv_relu_pool(x, weight, bias), plain, atol=1e-4)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float) -> None:
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias))
+        raise ValueError(f"expected (n, c, ny, nx), (f, c, size, size) and (f,), found {shapes}")
+    if weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
+        raise ValueError(f"expected a square kernel of odd size, found {tuple(weight.shape[2:])}")
+    if {x.dtype, weight.dtype, bias.dtype} not in ({torch.float32}, {torch.float64}):
+        raise ValueError(f"expected float32 or float64 for all, found {x.dtype}, {weight.dtype}, {bias.dtype}")
+    if not 1 <= pool <= 15 or min(x.shape[2:]) < pool:
+        raise ValueError(f"expected a pool from 1 to 15 and images no smaller, found {pool} and {tuple(x.shape[2:])}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"expected a dropout in [0, 1), found {dropout}")
+
+
+# ------------------------------------------------------------------------------------------ operators of PyTorch
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The pooled images, and the winner of each window: its row times pool plus its column, or NO_WINNER."""
+    images, packed, biases = _array(x), _array(_pack(weight, pool)), _array(_pad_filters(bias, pool))
+    pooled, winner = _new_results(x, weight, pool)
+    results, winners = pooled.numpy(), winner.numpy()
+    threshold, key = _dropout_key(dropout, seed)
+    gain = results.dtype.type(1 / (1 - dropout))
+    sizes = _sizes(weight, pool)
+
+    def work(_: int, first: int, last: int) -> None:
+        _convolve_chunk(images, packed, biases, results, winners, *sizes, threshold, key, gain, first, last)
+
+    _run_chunks(len(x), work)
+    return pooled, winner
+
+
+def _imagine_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    return _new_results(x, weight, pool)
+
+
+def _new_results(x: Tensor, weight: Tensor, pool: int) -> tuple[Tensor, Tensor]:
+    pooled = x.new_empty(x.shape[0], weight.shape[0], x.shape[2] // pool, x.shape[3] // pool)
+    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
+
+
+def _backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, winner: Tensor, pool: int, dropout: float, want_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless wanted), weight and bias."""
+    filters, channels, size, _ = weight.shape
+    images, gradients, winners = _array(x), _array(gradient), _array(winner)
+    x_gradient, weight_gradient, _ = _new_gradients(x, weight, want_x)
+    table, x_results, sizes = _array(_shifted_kernels(weight, pool)), x_gradient.numpy(), _sizes(weight, pool)
+    patches = np.zeros((_n_chunks(len(x)), filters, size, _round_up(size * channels, _half_lanes(x))), images.dtype)
+    biases = np.zeros((len(patches), filters), images.dtype)
+    gain = images.dtype.type(1 / (1 - dropout))
+
+    def work(chunk: int, first: int, last: int) -> None:
+        _gather_chunk(images, gradients, winners, patches, biases, chunk, *sizes, gain, first, last)
+        if want_x:
+            _scatter_chunk(gradients, winners, table, x_results, *sizes, gain, first, last)
+
+    _run_chunks(len(x), work)
+    rows = torch.from_numpy(_sum_in_order(patches))[:, :, : size * channels]
+    weight_gradient.copy_(rows.reshape(filters, size, size, channels).permute(0, 3, 1, 2))
+    return x_gradient, weight_gradient, torch.from_numpy(_sum_in_order(biases))
+
+
+def _imagine_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, winner: Tensor, pool: int, dropout: float, want_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _new_gradients(x, weight, want_x)
+
+
+def _new_gradients(x: Tensor, weight: Tensor, want_x: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x_gradient = x.new_empty(x.shape if want_x else (0,))
+    return x_gradient, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, ctx.pool, ctx.dropout, _ = inputs
+    ctx.save_for_backward(x, weight, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    want_x = ctx.needs_input_grad[0]
+    x_gradient, *others = torch.ops.blobpipe.conv_relu_pool_backward(
+        gradient, *ctx.saved_tensors, ctx.pool, ctx.dropout, want_x
+    )
+    return (x_gradient if want_x else None), *others, None, None, None
+
+
+# Defined step by step, since torch.library.custom_op would import PyTorch's compiler: a second at every start.
+FORWARD, BACKWARD = "blobpipe::conv_relu_pool", "blobpipe::conv_relu_pool_backward"
+torch.library.define(
+    FORWARD, "(Tensor x, Tensor weight, Tensor bias, int pool, float dropout, int seed) -> (Tensor, Tensor)"
+)
+torch.library.define(
+    BACKWARD,
+    "(Tensor gradient, Tensor x, Tensor weight, Tensor winner, int pool, float dropout, bool want_x)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+torch.library.impl(FORWARD, "cpu", _forward)
+torch.library.impl(BACKWARD, "cpu", _backward)
+torch.library.register_fake(FORWARD, _imagine_forward)
+torch.library.register_fake(BACKWARD, _imagine_backward)
+torch.library.register_autograd(FORWARD, _differentiate, setup_context=_save_for_backward)
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
+
+
+def _sum_in_order(parts: Any) -> Any:
+    """Over chunks."""
+    return parts.sum(axis=0, dtype=np.float64).astype(parts.dtype)
+
+
+# -------------------------------------------------------------------------------- weights in the kernels' layouts
+
+
+def _pack(weight: Tensor, pool: int) -> Tensor:
+    """(blocks, channels, size, size, filters of a block): the weights of a block in the order of their use."""
+    _, *rest = weight.shape
+    return _pad_filters(weight, pool).reshape(-1, _block_size(pool), *rest).permute(0, 2, 3, 4, 1)
+
+
+def _pad_filters(tensor: Tensor, pool: int) -> Tensor:
+    missing = -len(tensor) % _block_size(pool)
+    return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
+
+
+def _block_size(pool: int) -> int:
+    """Filters that are computed together: each needs ``pool`` accumulators."""
+    return max(1, ACCUMULATORS // pool)
+
+
+def _shifted_kernels(weight: Tensor, pool: int) -> Tensor:
+    """(filters, pool, size, length): the rows of each kernel, moved right by 0 to pool - 1 pixels."""
+    filters, channels, size, _ = weight.shape
+    length = _round_up((pool + size - 1) * channels, 2 * _half_lanes(weight))
+    table = weight.new_zeros(filters, pool, size, length)
+    for shift in range(pool):
+        table[:, shift, :, shift * channels : (shift + size) * channels] = weight.permute(0, 2, 3, 1).flatten(2)
+    return table
+
+
+def _sizes(weight: Tensor, pool: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of kernel and window, as tuples so long: the length of a tuple is part of its type, so the compiler knows it."""
+    return (0,) * weight.shape[2], (0,) * pool
+
+
+def _half_lanes(tensor: Tensor) -> int:
+    return VECTOR_BYTES // 2 // tensor.element_size()
+
+
+def _round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+# ------------------------------------------------------------------------------------------------------- threads
+
+
+def _run_chunks(n: int, work: Callable[[int, int, int], None]) -> None:
+    """``work(chunk, first, last)`` for all chunks of n images, on the threads of `set_threads`.
+
+    Whichever thread is free takes the next chunk, which suits a core that others use as well. numba's own threads
+    would share the work out beforehand, and wait for each other in a loop that keeps the cores busy.
+    """
+    chunks = iter(range(_n_chunks(n)))
+    threads = min(_threads or torch.get_num_threads(), _n_chunks(n))
+
+    def take() -> None:
+        for chunk in chunks:
+            work(chunk, chunk * CHUNK, min(n, (chunk + 1) * CHUNK))
+
+    others = [_executor(threads).submit(take) for _ in range(threads - 1)]
+    take()
+    for other in others:
+        other.result()
+
+
+def _n_chunks(n: int) -> int:
+    return -(-n // CHUNK)
+
+
+@functools.cache
+def _executor(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "fused")
+
+
+os.register_at_fork(after_in_child=_executor.cache_clear)  # threads do not survive a fork
+
+
+# ---------------------------------------------------------------------------------------------- chunks of images
+
+
+def _jit(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile when first called, and keep the code on disk where there is a place for it."""
+    try:
+        return nb.njit(function, cache=True, nogil=True, error_model="numpy", **options)
+    except RuntimeError:  # neither beside this file nor in the home folder
+        return nb.njit(function, nogil=True, error_model="numpy", **options)
+
+
+@_jit
+def _convolve_chunk(images, packed, biases, pooled, winners, taps, window, threshold, key, gain, first, last):
+    channels, pool, margin = images.shape[1], len(window), len(taps) // 2
+    lanes = VECTOR_BYTES // images.itemsize
+    block, block_weights = packed.shape[4], packed[0].size
+    ny, nx = pooled.shape[2:]
+    width = -(-nx // lanes) * lanes
+    pad = -(-margin // (pool * lanes)) * lanes  # zeros on either side of a plane's row, in whole vectors
+    plane_step = pad + width + pad + lanes
+    row_step = pool * plane_step
+    channel_step = (ny * pool + 2 * margin) * row_step
+    planes, weights = _aligned_zeros(channels * channel_step, images.dtype), packed.ravel()
+    maxima = np.empty((packed.shape[0] * block, width), images.dtype)
+    codes = np.empty(maxima.shape, np.int32)
+    flat_maxima, flat_codes = maxima.ravel(), codes.ravel()
+    for i in range(first, last):
+        _deal_image(images, i, planes, channel_step, row_step, plane_step, pad, margin, window)
+        for y in range(ny):
+            for k in range(packed.shape[0]):
+                for x in range(0, width, lanes):
+                    _convolve_windows(
+                        planes, y * pool * row_step + pad + x, channels, channel_step, row_step, plane_step,
+                        weights, k * block_weights, biases, k * block,
+                        flat_maxima, flat_codes, k * block * width + x, width, taps, window,
+                    )  # fmt: skip
+            _write_row(maxima, codes, pooled, winners, i, y, _image_key(key, i), threshold, gain)
+
+
+@_jit
+def _aligned_zeros(size, dtype):
+    """Zeros that begin at a whole vector, so that fewer vectors lie across two lines of the cache."""
+    buffer = np.zeros(size + VECTOR_BYTES, dtype)
+    first = (-buffer.ctypes.data) % VECTOR_BYTES // buffer.itemsize
+    return buffer[first : first + size]
+
+
+@_jit
+def _deal_image(images, i, planes, channel_step, row_step, plane_step, pad, margin, window):
+    channels, ny, nx = images.shape[1:]
+    pool, stretch = len(window), len(window) * VECTOR_BYTES // images.itemsize
+    rest = nx % stretch
+    flat, end = images.ravel(), np.zeros(stretch, images.dtype)
+    for c in range(channels):
+        for y in range(min(ny, channel_step // row_step - margin)):
+            start = ((i * channels + c) * ny + y) * nx
+            at = c * channel_step + (y + margin) * row_step + pad
+            for x in range(0, nx - rest, stretch):
+                _deal(flat, start + x, planes, at + x // pool, plane_step, window)
+            if rest:
+                for x in range(rest):
+                    end[x] = images[i, c, y, nx - rest + x]
+                _deal(end, 0, planes, at + (nx - rest) // pool, plane_step, window)
+
+
+@_jit
+def _write_row(maxima, codes, pooled, winners, i, y, key, threshold, gain):
+    """One row of all filters; what is dropped is multiplied by zero, as in PyTorch, so that NaN goes through."""
+    filters, ny, nx = pooled.shape[1:]
+    for f in range(filters):
+        for x in range(nx):
+            kept = _is_kept(key, (f * ny + y) * nx + x, threshold)
+            pooled[i, f, y, x] = maxima[f, x] * (gain if kept else maxima.dtype.type(0))
+            winners[i, f, y, x] = np.uint8(codes[f, x] if kept else NO_WINNER)
+
+
+@_jit
+def _gather_chunk(images, gradients, winners, patches, biases, chunk, taps, window, gain, first, last):
+    """Gradients of weights and biases, summed over a chunk: each winner adds the patch of image it came from."""
+    filters, ny, nx = winners.shape[1:]
+    pool, margin, channels = len(window), len(taps) // 2, images.shape[1]
+    lanes = VECTOR_BYTES // 2 // images.itemsize
+    row_step, length = (images.shape[3] + 2 * margin) * channels, patches.shape[3]
+    pixels = _aligned_zeros((images.shape[2] + 2 * margin) * row_step + lanes, images.dtype)
+    positions, gains = np.empty((filters, nx), np.int64), np.empty((filters, nx), images.dtype)
+    flat_positions, flat_gains, sums = positions.ravel(), gains.ravel(), patches[chunk].ravel()
+    for i in range(first, last):
+        _interleave(images, i, pixels, margin)
+        for y in range(ny):
+            _locate(gradients, winners, i, y, positions, gains, biases[chunk], row_step, channels, window, gain)
+            for f in range(filters):
+                for x in range(0, length, lanes):
+                    _gather(
+                        pixels, y * pool * row_step + x, row_step, flat_positions, flat_gains, f * nx, (f + 1) * nx,
+                        sums, f * len(taps) * length + x, length, taps,
+                    )  # fmt: skip
+
+
+@_jit
+def _interleave(images, i, pixels, margin):
+    """Pixel after pixel, each with all its channels, inside a margin of zeros."""
+    channels, ny, nx = images.shape[1:]
+    for y in range(ny):
+        start = ((y + margin) * (nx + 2 * margin) + margin) * channels
+        row = pixels[start : start + nx * channels].reshape(nx, channels)
+        for c in range(channels):
+            for x in range(nx):
+                row[x, c] = images[i, c, y, x]
+
+
+@functools.partial(_jit, fastmath={"reassoc"})
+def _locate(gradients, winners, i, y, positions, gains, biases, row_step, pixel_step, window, gain):
+    """Where in a row of windows each winner's patch begins, and its gradient: zero where nothing won."""
+    pool = len(window)
+    for f in range(winners.shape[1]):
+        total = gains.dtype.type(0)
+        for x in range(winners.shape[3]):
+            won = winners[i, f, y, x] != NO_WINNER
+            code = winners[i, f, y, x] if won else np.uint8(0)
+            positions[f, x] = code // pool * row_step + (x * pool + code % pool) * pixel_step
+            gains[f, x] = gradients[i, f, y, x] * gain if won else gains.dtype.type(0)
+            total += gains[f, x]
+        biases[f] += total
+
+
+@_jit
+def _scatter_chunk(gradients, winners, table, x_gradient, taps, window, gain, first, last):
+    """Gradients of images: each winner adds its kernel at its place.
+
+    Each patch begins at the corner of its window, and the table holds the kernel moved to where the winner is.
+    So patches overlap by whole vectors, which a CPU hands from one addition to the next without waiting.
+    """
+    _, filters, ny, nx = winners.shape
+    pool, margin, channels = len(window), len(taps) // 2, x_gradient.shape[1]
+    row_step = (x_gradient.shape[3] + 2 * margin) * channels
+    kernels, length = table.ravel(), table.shape[3]
+    pixels = _aligned_zeros((x_gradient.shape[2] + 2 * margin) * row_step + length, x_gradient.dtype)
+    for i in range(first, last):
+        pixels[:] = 0
+        for y in range(ny):
+            for f in range(filters):
+                for x in range(nx):
+                    code = winners[i, f, y, x]
+                    if code != NO_WINNER:
+                        kernel = (f * pool + code % pool) * len(taps) * length
+                        at = (y * pool + code // pool) * row_step + x * pool * channels
+                        _scatter(pixels, at, row_step, kernels, kernel, length, gradients[i, f, y, x] * gain, taps)
+        _separate(pixels, x_gradient, i, margin)
+
+
+@_jit
+def _separate(pixels, images, i, margin):
+    """The inverse of `_interleave`."""
+    channels, ny, nx = images.shape[1:]
+    for y in range(ny):
+        start = ((y + margin) * (nx + 2 * margin) + margin) * channels
+        row = pixels[start : start + nx * channels].reshape(nx, channels)
+        for c in range(channels):
+            for x in range(nx):
+                images[i, c, y, x] = row[x, c]
+
+
+# ------------------------------------------------------------------------------------------------------- dropout
+
+
+def _dropout_key(dropout: float, seed: int) -> tuple[np.uint64, np.uint64]:
+    """The random 64-bit number below which a result is dropped, and the seed."""
+    return np.uint64(int(dropout * 2**64)), np.uint64(seed % 2**64)
+
+
+@_jit
+def _fill_keep_mask(kept, threshold, key):
+    for i in range(kept.shape[0]):
+        image_key = _image_key(key, i)
+        for at in range(kept.shape[1]):
+            kept[i, at] = _is_kept(image_key, at, threshold)
+
+
+@_jit
+def _image_key(key, i):
+    return _mix(key + np.uint64(i) * np.uint64(0xD1B54A32D192ED03))
+
+
+@_jit
+def _is_kept(image_key, at, threshold):
+    return _mix(image_key + np.uint64(at) * np.uint64(0x9E3779B97F4A7C15)) >= threshold
+
+
+@_jit
+def _mix(number):
+    """The last step of SplitMix64: numbers that look random from numbers that do not."""
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
+
+
+# --------------------------------------------------------------------------------------------------- inner loops
+# These functions run while numba compiles, and emit the instructions of a loop. ``v`` emits those on vectors, ``b``
+# all others. Arrays come as pointers to their first element; positions and steps are counted in elements.
+
+
+def _inner_loop(emit: Callable[..., None]) -> Any:
+    """Make of ``emit(v, *arguments)`` a function that compiled functions can call with these arguments."""
+
+    def generate(context, builder, signature, values):
+        kind = signature.args[0].dtype
+        v = _Vectors(builder, context.get_data_type(kind), VECTOR_BYTES * 8 // kind.bitwidth)
+        emit(v, *(_unwrap(context, builder, *pair) for pair in zip(signature.args, values, strict=True)))
+        return context.get_dummy_value()
+
+    @functools.wraps(emit)
+    def declare(_, *arguments):
+        return types.void(*arguments), generate
+
+    return intrinsic(declare)
+
+
+def _unwrap(context, builder, kind, value):
+    match kind:
+        case types.Array():
+            return context.make_array(kind)(context, builder, value).data
+        case types.BaseTuple():
+            return range(len(kind))
+        case _:
+            return value
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Emits instructions on vectors of so many lanes."""
+
+    builder: ir.IRBuilder
+    element: ir.Type
+    lanes: int
+
+    @property
+    def type(self) -> ir.VectorType:
+        return ir.VectorType(self.element, self.lanes)
+
+    def load(self, pointer, index):
+        return self.builder.load(self._at(pointer, index), align=4)
+
+    def store(self, vector, pointer, index):
+        self.builder.store(vector, self._at(pointer, index), align=4)
+
+    def _at(self, pointer, index):
+        return self.builder.bitcast(self.builder.gep(pointer, [index]), self.type.as_pointer())
+
+    def constant(self, number):
+        return ir.Constant(self.type, [number] * self.lanes)
+
+    def spread(self, scalar):
+        """The scalar in every lane."""
+        first = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), scalar, ir.IntType(32)(0))
+        return self.pick(first, [0] * self.lanes)
+
+    def spread_at(self, pointer, index):
+        return self.spread(self.builder.load(self.builder.gep(pointer, [index])))
+
+    def pick(self, vector, lanes):
+        """These lanes of the vector."""
+        order = list(lanes)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
+        return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+    def multiply_add(self, a, b, c):
+        """``a * b + c``, rounded once where the CPU can do that."""
+        name = f"llvm.fmuladd.v{self.lanes}{self.element.intrinsic_name}"
+        kind = ir.FunctionType(self.type, [self.type] * 3)
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
+
+    def variables(self, initial, *shape):
+        """A nested list of variables of this shape; LLVM keeps them in registers."""
+        if shape:
+            return [self.variables(initial, *shape[1:]) for _ in range(shape[0])]
+        return cgutils.alloca_once_value(self.builder, initial)
+
+
+def _offset(b, base, *terms):
+    """``base`` plus the products of all (number, step)."""
+    for number, step in terms:
+        number = ir.IntType(64)(number) if isinstance(number, int) else number
+        step = ir.IntType(64)(step) if isinstance(step, int) else step
+        base = b.add(base, b.mul(number, step))
+    return base
+
+
+def _loop(b, n):
+    return cgutils.for_range(b, ir.IntType(64)(n) if isinstance(n, int) else n)
+
+
+@_inner_loop
+def _deal(v, pixels, start, planes, at, plane_step, window):
+    """Deal as many pixels as fill a vector of each plane."""
+    b, pool = v.builder, len(window)
+    stretch = _Vectors(b, v.element, v.lanes * pool).load(pixels, start)
+    for s in window:
+        v.store(v.pick(stretch, range(s, v.lanes * pool, pool)), planes, _offset(b, at, (s, plane_step)))
+
+
+@_inner_loop
+def _convolve_windows(
+    v, planes, start, channels, channel_step, row_step, plane_step, packed, first_weight, biases, first_filter,
+    maxima, codes, at, width, taps, window,
+):  # fmt: skip
+    """Convolve, ReLU, pool: for as many windows, side by side, as a vector has lanes, and for a block of filters.
+
+    ``maxima`` receives the maximum of each window, and ``codes`` its place (row * pool + column), or -1.
+    """
+    b, size, pool = v.builder, len(taps), len(window)
+    block = _block_size(pool)
+    integers = _Vectors(b, ir.IntType(32), v.lanes)
+    best, winner = v.variables(v.constant(0.0), block), integers.variables(integers.constant(-1), block)
+    sums = v.variables(v.constant(0.0), block, pool)
+    with _loop(b, pool) as window_row:
+        _emit_biases(v, sums, biases, first_filter)
+        with _loop(b, channels) as channel, _loop(b, size) as tap_row:
+            rows = b.add(window_row.index, tap_row.index)
+            pixels = _offset(b, start, (rows, row_step), (channel.index, channel_step))
+            weights = _offset(b, first_weight, (channel.index, size * size * block), (tap_row.index, size * block))
+            _emit_row_of_taps(v, sums, planes, pixels, plane_step, packed, weights, size)
+        _emit_contest(v, integers, sums, best, winner, b.mul(window_row.index, ir.IntType(64)(pool)))
+    for f in range(block):
+        v.store(b.load(best[f]), maxima, _offset(b, at, (f, width)))
+        integers.store(b.load(winner[f]), codes, _offset(b, at, (f, width)))
+
+
+def _emit_biases(v, sums, biases, first_filter):
+    for f, variables in enumerate(sums):
+        bias = v.spread_at(biases, _offset(v.builder, first_filter, (f, 1)))
+        for variable in variables:
+            v.builder.store(bias, variable)
+
+
+def _emit_row_of_taps(v, sums, planes, pixels, plane_step, packed, weights, size):
+    """``pool + size - 1`` vectors of pixels and ``size * block`` weights serve ``size * block * pool`` products."""
+    b, block, pool = v.builder, len(sums), len(sums[0])
+    columns = range(-(size // 2), pool + size // 2)
+    row = [v.load(planes, _offset(b, pixels, (x % pool, plane_step), (x // pool, 1))) for x in columns]
+    running = [[b.load(variable) for variable in variables] for variables in sums]
+    for tap in range(size):
+        for f in range(block):
+            weight = v.spread_at(packed, _offset(b, weights, (tap * block + f, 1)))
+            running[f] = [v.multiply_add(weight, row[q + tap], running[f][q]) for q in range(pool)]
+    for f in range(block):
+        for q in range(pool):
+            b.store(running[f][q], sums[f][q])
+
+
+def _emit_contest(v, integers, sums, best, winner, first_code):
+    """PyTorch's rule: only what is greater displaces the first, but NaN displaces anything."""
+    b = v.builder
+    for q in range(len(sums[0])):
+        code = integers.spread(b.trunc(_offset(b, first_code, (q, 1)), integers.element))
+        for f in range(len(sums)):
+            pixel, leader = b.load(sums[f][q]), b.load(best[f])
+            wins = b.or_(b.fcmp_ordered(">", pixel, leader), b.fcmp_unordered("uno", pixel, pixel))
+            b.store(b.select(wins, pixel, leader), best[f])
+            b.store(b.select(wins, code, b.load(winner[f])), winner[f])
+
+
+@_inner_loop
+def _gather(v, pixels, start, row_step, positions, gains, first, last, sums, at, length, taps):
+    """Add ``gains[k]`` times a vector of each row of the patch at ``start + positions[k]``, k from first to last.
+
+    Half a vector: rows are short, and of what is read beyond their end nothing is used.
+    """
+    b, v = v.builder, _Vectors(v.builder, v.element, v.lanes // 2)
+    rows = [_offset(b, at, (tap, length)) for tap in taps]
+    running = [v.variables(v.load(sums, row)) for row in rows]
+    with cgutils.for_range(b, last, first) as winner:
+        gain = v.spread_at(gains, winner.index)
+        corner = b.add(b.load(b.gep(positions, [winner.index])), start)
+        for tap, variable in enumerate(running):
+            pixel = v.load(pixels, _offset(b, corner, (tap, row_step)))
+            b.store(v.multiply_add(gain, pixel, b.load(variable)), variable)
+    for row, variable in zip(rows, running, strict=True):
+        v.store(b.load(variable), sums, row)
+
+
+@_inner_loop
+def _scatter(v, pixels, at, row_step, kernels, kernel, length, gain, taps):
+    """Add ``gain`` times a kernel, whose rows have this length, to the patch at ``at``."""
+    b, gains = v.builder, v.spread(gain)
+    with cgutils.for_range_slice(b, ir.IntType(64)(0), length, ir.IntType(64)(v.lanes), inc=True) as (x, _):
+        for tap in taps:
+            target = _offset(b, at, (x, 1), (tap, row_step))
+            weight = v.load(kernels, _offset(b, kernel, (x, 1), (tap, length)))
+            v.store(v.multiply_add(gains, weight, v.load(pixels, target)), pixels, target)

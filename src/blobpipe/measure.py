@@ -1,0 +1,619 @@
+"""Peaks into detections: where a blob is, how large and how deep, with errors, and whether it is a new blob at all.
+
+The depth of a blob is the highest point of its light loss, as in the catalogue. What is fitted are therefore the
+shapes that blobs have (`blobpipe.profiles`), all of them: where the noise hides the shape, the results are averaged
+with the weight of each shape's likelihood, and the spread between shapes is part of the error.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from blobpipe import difference as subtraction
+from blobpipe import frames, profiles
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Image = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[Any]
+
+DETECTION_COLUMNS = (
+    *("x_px", "y_px", "x_err_px", "y_err_px", "radius_px", "radius_err_px", "depth_frac", "depth_err_frac"),
+    *("loss_frac_px2", "snr", "score", "status"),
+)
+MEASURED = len(DETECTION_COLUMNS) - 2
+
+HALF = 16  # a cut-out of 33 x 33 px holds the largest blob and some background
+SIDE = 2 * HALF + 1
+FEWEST_PIXELS = 60  # fewer good pixels do not hold five parameters and a background
+FARTHEST_PX = 8.0  # a peak of the search is nearer to its blob than this
+NEIGHBOUR_PX = 15.0  # peaks nearer than this lie on one blob; beyond it, each keeps the pixels nearest to it
+OUTLIER_SIGMA, OUTLIER_FRAC = 5.0, 0.5  # noise, and the top of the smallest blob, lie nearer to the median around them
+SUSPECT_SIGMA = 3.0  # off the mean around it, a pixel may be an outlier: one of a cluster of eight lifts the mean
+SMOOTHING_PX = 3.0  # finds where to start the fit
+
+RADII_PX = np.linspace(0.7, 12.7, 25)  # of the tabulated shapes: from less than a bad pixel's to more than a blob's
+FIRST_RADII = (4, 9, 14)  # of these are tried before the fit: 2.7, 5.2 and 7.7 px
+PERIOD_PX = 49  # of the cosines that make up a shape: neither blob nor cut-out reaches around it
+HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to nothing beyond
+FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
+WAVES = np.exp(1j * np.multiply.outer(np.arange(SIDE), FREQUENCIES)).astype(np.complex64)
+
+STEPS = 10  # of a fit at most; four are the rule
+ENOUGH = 0.1  # a step that gains less chi square than this is the last
+HOPELESS = 0.1  # or less than so much of what a shape lags behind the best: it will have no weight
+TYPICAL_RADIUS_PX, RADIUS_SPREAD_PX = 5.7, 2.5  # of blobs all over the detector; the spread is twice the measured one
+SHAPE_SHARES = (0.35, 0.45, 0.2)  # prior of each shape: evens out what a wrong one does to the depth of faint blobs
+NOISE_FITTED = 3.0  # place and radius follow the noise and deepen the fit by this over the squared S/N: simulated
+WANDERING = 40.0  # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
+
+KNOWN_PX, KNOWN_RADII = 3.0, 0.5  # two blobs do not lie so near each other; the fit of one does not err so far
+KNOWN_HALF = 2  # the middle of a blob, of any size
+EXPLAINED = 0.5  # of the signal predicted by the shift; a shift is known to better than half of itself
+WITNESSED = 0.4  # of the predicted negative side is there, or the shift has been taken off already
+DARK_SIDE = 0.25  # what is above this part of the deepest is too faint to be a witness
+DIP_REACH = 1.5  # radii of the known blob, within which its crescents lie
+DIP_MARGIN_PX = 3.0  # and the largest shift that leaves two crescents and not two blobs
+COUNTERPART, COUNTERPART_SNR = 0.5, 3.0  # the two crescents are alike; noise next to a new blob is not
+SMALLEST_RADIUS_PX = 1.5  # a blob is blurred to more
+FEW_PIXELS, FEW_SHARE = 8, 6  # the largest cluster of bad pixels, but no more than a sixth of a small blob
+REST_SNR = 3.0  # what is fainter without them could be noise
+HARD_SIGMA, HARD_FRAC, HARD_MARGIN_PX = 1.3, 0.13, 1.5  # no simulated blob loses so much; clusters of 3 x 3 to 7 x 7 do
+MOST_MISSING = 1 / 3  # of a footprint without values; what is left does not make a blob
+
+
+class Cut(NamedTuple):
+    """The neighbourhood of a peak, in units of the noise.
+
+    Attributes
+    ----------
+    x, y : int
+        Its first pixel in the image (px); may lie off it.
+    values : ndarray, shape (n,), float32
+        Of the good pixels: finite, no outliers, and nearer to this peak than to another blob's.
+    good : ndarray, shape (n,), intp
+        Their flat indices in the cut-out of ``SIDE * SIDE`` pixels.
+    """
+
+    x: int
+    y: int
+    values: FloatArray
+    good: npt.NDArray[np.intp]
+
+
+class Model(NamedTuple):
+    """Each of the ``k`` shapes on the ``n`` good pixels of a cut-out.
+
+    Attributes
+    ----------
+    parameters : ndarray, shape (k, 5), float64
+        x, y, radius (px), depth, background (in units of the noise).
+    residual : ndarray, shape (k, n), float32
+        Data minus model.
+    slopes : ndarray, shape (k, 5, n), float32
+        Derivatives of the model by the parameters.
+    chi2 : ndarray, shape (k,), float64
+        With the prior's part.
+    """
+
+    parameters: FloatArray
+    residual: FloatArray
+    slopes: FloatArray
+    chi2: FloatArray
+
+
+def measure(
+    difference: Image, x: FloatArray, y: FloatArray, score: FloatArray, noise_frac: float | None = None
+) -> pd.DataFrame:
+    """Fit a blob at each peak.
+
+    Parameters
+    ----------
+    difference : ndarray, shape (ny, nx), float32
+        Image minus median stack, not clipped (fraction of the light, a new blob is positive); NaN where there is no value.
+    x, y : ndarray, shape (n,)
+        Peaks of a search (px).
+    score : ndarray, shape (n,)
+        What the search gave them; kept as it is.
+    noise_frac : float, optional
+        Standard deviation of a pixel (fraction of the light); robustly estimated if not given.
+
+    Returns
+    -------
+    DataFrame
+        `DETECTION_COLUMNS`, one row per peak. ``depth_frac`` is the highest point of the fitted profile,
+        ``loss_frac_px2`` its sum, ``snr`` that of a matched filter for it. Errors are 1 sigma, widened where the fit
+        is worse than the noise. Where the fit has failed, they are NaN, and the rest is of the disc that it started
+        from; where there are too few pixels to fit, all but x, y and score is NaN. ``status`` is empty until `judge`.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    import pandas as pd
+
+    peaks = np.column_stack([np.asarray(values, np.float64).ravel() for values in (x, y, score)])
+    noise = _noise(difference) if noise_frac is None else float(noise_frac)
+    rows = np.reshape([_measure_one(difference, peaks[:, :2], k, noise) for k in range(len(peaks))], (-1, MEASURED))
+    table = pd.DataFrame(rows.astype(np.float64), columns=list(DETECTION_COLUMNS[:MEASURED]))
+    return table.assign(score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str))
+
+
+def _noise(difference: Image) -> float:
+    return frames.median_and_noise(difference)[1] if np.isfinite(difference).any() else float("nan")
+
+
+def _measure_one(difference: Image, peaks: FloatArray, k: int, noise: float) -> list[float]:
+    """What is measured at one of the peaks, in the order of `DETECTION_COLUMNS`."""
+    unknown = [*peaks[k], *[np.nan] * (MEASURED - 2)]
+    if not (noise > 0 and np.isfinite(peaks[k]).all()):
+        return unknown
+    cut = _cut(difference, peaks, k, noise)
+    if len(cut.values) < FEWEST_PIXELS:
+        return unknown
+    start = _start(cut, *peaks[k])
+    low, high = _limits(start)
+    model = _fit(cut, start, low, high)
+    inside = (model.parameters[:, :4] > low[:4]) & (model.parameters[:, :4] < high[:4])
+    usable = inside.all(axis=1) & (model.parameters[:, 3] > 0)
+    x, y, x_err, y_err, *rest = _averaged(model, usable) if usable.any() else _unfitted(cut, start)
+    radius, radius_err, depth, depth_err, loss, snr = rest
+    return [x + cut.x, y + cut.y, x_err, y_err, radius, radius_err, noise * depth, noise * depth_err, noise * loss, snr]
+
+
+def _limits(start: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Between which the parameters of a fit may lie."""
+    reach = np.array([FARTHEST_PX, FARTHEST_PX, 0, np.inf, np.inf])
+    low, high = start - reach, start + reach
+    low[2], high[2] = RADII_PX[[0, -1]]
+    return low, high
+
+
+def _cut(difference: Image, peaks: FloatArray, k: int, noise: float) -> Cut:
+    x, y = (round(float(place)) - HALF for place in peaks[k])
+    values = _window(difference, x, y, SIDE) / np.float32(noise)
+    good = np.flatnonzero(_without_outliers(values) & _nearest(peaks - (x, y), k))
+    return Cut(x, y, values.ravel()[good], good)
+
+
+def _window(image: Image, x: int, y: int, side: int) -> Image:
+    """A square whose first pixel is at x, y; NaN off the image."""
+    ny, nx = image.shape
+    window = np.full((side, side), np.nan, np.float32)
+    top, left, bottom, right = max(y, 0), max(x, 0), min(y + side, ny), min(x + side, nx)
+    if top < bottom and left < right:
+        window[top - y : bottom - y, left - x : right - x] = image[top:bottom, left:right]
+    return window
+
+
+def _without_outliers(values: Image) -> Mask:
+    """Finite, and not far from the median of the 5 x 5 pixels around, which is taken only where it may matter."""
+    from scipy.ndimage import uniform_filter
+
+    good = np.isfinite(values)
+    if not good.any():
+        return good
+    filled = np.where(good, values, np.median(values[good]))
+    rows, columns = np.nonzero(good & (np.abs(filled - uniform_filter(filled, 5, mode="nearest")) > SUSPECT_SIGMA))
+    steps = np.arange(-2, 3)
+    near_rows = np.clip(rows[:, None, None] + steps[:, None], 0, SIDE - 1)
+    near_columns = np.clip(columns[:, None, None] + steps, 0, SIDE - 1)
+    usual = np.partition(filled[near_rows, near_columns].reshape(-1, 25), 12, axis=1)[:, 12]
+    good[rows, columns] = np.abs(filled[rows, columns] - usual) < OUTLIER_SIGMA + OUTLIER_FRAC * np.abs(usual)
+    return good
+
+
+def _nearest(peaks: FloatArray, k: int) -> Mask:
+    """Pixels of a cut-out that are nearer to a peak than to any that lies on another blob."""
+    apart = np.hypot(*(peaks - peaks[k]).T)
+    others = peaks[(apart > NEIGHBOUR_PX) & (apart < 3 * HALF)]
+    x, y = peaks[k]
+    own = _distance(x, y, SIDE)
+    nearest = np.ones(own.shape, bool)
+    for x, y in others:
+        nearest &= own <= _distance(x, y, SIDE)
+    return nearest
+
+
+def _distance(x: float, y: float, side: int) -> FloatArray:
+    """Of each pixel of a square from a place in it."""
+    pixels = np.arange(side)
+    return np.asarray(np.hypot(pixels - x, (pixels - y)[:, None]))
+
+
+@lru_cache(maxsize=1)
+def _table() -> FloatArray:
+    """Each shape as a sum of cosines, whose amplitudes are splines of the radius.
+
+    Returns
+    -------
+    ndarray, shape (number of radii - 1, number of shapes, 4, HIGHEST**2), float32
+        Coefficients of the cubes, squares, ... of the distance from each tabulated radius.
+    """
+    from scipy.interpolate import CubicSpline
+
+    amplitudes = [[_amplitudes(shape, float(radius)) for shape in profiles.SHAPES] for radius in RADII_PX]
+    coefficients = np.moveaxis(CubicSpline(RADII_PX, np.array(amplitudes)).c, 0, 2)
+    return np.ascontiguousarray(coefficients.reshape(*coefficients.shape[:3], -1), dtype=np.float32)
+
+
+def _amplitudes(shape: profiles.Shape, radius: float) -> FloatArray:
+    """Amplitudes of the cosines along y and x, for a profile sampled twice per pixel and axis."""
+    fine = np.empty((2 * PERIOD_PX, 2 * PERIOD_PX))
+    for i, j in ((0, 0), (0, 1), (1, 1)):
+        fine[i::2, j::2] = profiles.blob_profile(shape, radius, -j / 2, -i / 2, PERIOD_PX)
+    fine[1::2, ::2] = fine[::2, 1::2].T  # blobs are alike along x and y
+    middle = 2 * (PERIOD_PX // 2)
+    spectrum = np.fft.rfft2(np.roll(fine, (-middle, -middle), (0, 1))).real[:HIGHEST, :HIGHEST] / fine.size
+    twice = np.minimum(1 + np.arange(HIGHEST), 2)
+    return np.asarray(spectrum * twice * twice[:, None])
+
+
+def _interpolated(radius: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Amplitudes of each shape at its radius, and their derivatives by it; each of shape (k, HIGHEST, HIGHEST)."""
+    places = np.clip(np.searchsorted(RADII_PX, radius) - 1, 0, len(RADII_PX) - 2)
+    t = radius - RADII_PX[places]
+    one, none = np.ones(len(t)), np.zeros(len(t))
+    powers = np.array([[t**3, t**2, t, one], [3 * t**2, 2 * t, one, none]], np.float32).transpose(2, 0, 1)
+    both = (powers @ _table()[places, np.arange(len(t))]).reshape(len(t), 2, HIGHEST, HIGHEST)
+    return both[:, 0], both[:, 1]
+
+
+def _waves(centre: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Cosines around each centre, and their derivatives by it; each of shape (..., SIDE, HIGHEST)."""
+    waves = np.exp(-1j * np.multiply.outer(centre, FREQUENCIES)).astype(np.complex64)[..., None, :] * WAVES
+    return np.ascontiguousarray(waves.real), waves.imag * FREQUENCIES
+
+
+def _model(cut: Cut, parameters: FloatArray) -> Model:
+    x, y, radius, depth, background = parameters.T
+    amplitudes, by_radius = _interpolated(radius)
+    (cos_x, cos_y), (sin_x, sin_y) = _waves(np.stack([x, y]))
+    cos_x, sin_x, along_y = cos_x.swapaxes(1, 2), sin_x.swapaxes(1, 2), cos_y @ amplitudes
+    images = (along_y @ sin_x, sin_y @ amplitudes @ cos_x, cos_y @ by_radius @ cos_x, along_y @ cos_x)
+    slopes = np.ones((len(parameters), 5, len(cut.good)), np.float32)
+    for i, image in enumerate(images):
+        np.take(image.reshape(len(parameters), -1), cut.good, axis=1, out=slopes[:, i])
+    depth = depth.astype(np.float32)[:, None]
+    residual = cut.values - depth * slopes[:, 3] - background.astype(np.float32)[:, None]
+    slopes[:, :3] *= depth[:, None]
+    prior = np.square((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) - 2 * np.log(SHAPE_SHARES)
+    return Model(parameters, residual, slopes, np.einsum("kn,kn->k", residual, residual) + prior)
+
+
+def _start(cut: Cut, x: float, y: float) -> FloatArray:
+    """Parameters to start from: the highest place of the smoothed cut-out, and the disc that fits best there."""
+    x, y = _highest(cut, x - cut.x, y - cut.y)
+    (cos_y, cos_x), values = _waves(np.array([y, x]))[0], cut.values - cut.values.mean()
+    discs = [
+        (cos_y @ _table()[place, 0, 3].reshape(HIGHEST, HIGHEST) @ cos_x.T).ravel()[cut.good] for place in FIRST_RADII
+    ]
+    high = np.stack(discs) - np.mean(discs, axis=1, keepdims=True)
+    power = np.maximum(np.einsum("kn,kn->k", high, high), 1e-6)
+    depths = high @ values / power
+    best = int(np.argmax(np.where(depths > 0, depths**2 * power, 0)))
+    background = cut.values.mean() - depths[best] * discs[best].mean()
+    return np.array([x, y, RADII_PX[FIRST_RADII[best]], depths[best], background], np.float64)
+
+
+def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
+    """Where the smoothed cut-out is highest, not too far from a place."""
+    from scipy.ndimage import gaussian_filter
+
+    image = np.zeros(SIDE * SIDE, np.float32)
+    image[cut.good] = cut.values - np.median(cut.values)
+    smooth = gaussian_filter(image.reshape(SIDE, SIDE), SMOOTHING_PX, mode="constant", truncate=2.0)
+    place = int(np.where(_distance(x, y, SIDE) < FARTHEST_PX - 1, smooth, -np.inf).argmax())
+    return float(place % SIDE), float(place // SIDE)
+
+
+def _fit(cut: Cut, start: FloatArray, low: FloatArray, high: FloatArray) -> Model:
+    """All shapes at once by Levenberg's and Marquardt's least squares, within limits."""
+    n_shapes = len(profiles.SHAPES)
+    best, damping = _model(cut, np.tile(start, (n_shapes, 1))), np.full(n_shapes, 1e-3)
+    for _ in range(STEPS):
+        normal, slope = _normal(best)
+        diagonal = np.einsum("kii->ki", normal)
+        diagonal *= 1 + damping[:, None]
+        step = np.linalg.solve(normal, slope[..., None])[..., 0]
+        trial = _model(cut, np.clip(best.parameters + step, low, high))
+        gain = best.chi2 - trial.chi2
+        damping *= np.where(gain < 0, 10, 0.1)
+        best = _better(trial, best, gain >= 0)
+        if (np.abs(gain) < np.maximum(ENOUGH, HOPELESS * (best.chi2 - best.chi2.min()))).all():
+            break
+    return best
+
+
+def _normal(model: Model) -> tuple[FloatArray, FloatArray]:
+    """The normal matrix of each shape, and its right-hand side."""
+    normal = (model.slopes @ model.slopes.swapaxes(1, 2)).astype(np.float64) + np.diag(
+        [0, 0, 1 / RADIUS_SPREAD_PX**2, 0, 0]
+    )
+    np.einsum("kii->ki", normal)[...] += 1e-6  # what is not there leaves its parameters where they are
+    slope = (model.slopes @ model.residual[..., None])[..., 0].astype(np.float64)
+    slope[:, 2] -= (model.parameters[:, 2] - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX**2
+    return normal, slope
+
+
+def _better(trial: Model, best: Model, accepted: Mask) -> Model:
+    if accepted.all():
+        return trial
+    pairs = zip(trial, best, strict=True)
+    return Model(*(np.where(accepted.reshape(-1, *[1] * (new.ndim - 1)), new, old) for new, old in pairs))
+
+
+def _averaged(model: Model, usable: Mask) -> list[float]:
+    """The mean over the usable shapes, each with the weight of its likelihood: x, y and errors, radius, depth, ..."""
+    chi2, n_pixels = model.chi2[usable], model.residual.shape[1]
+    misfit = max(float(chi2.min()) / (n_pixels - 5), 1.0)
+    weights = np.exp((chi2.min() - chi2) / (2 * misfit))
+    weights /= weights.sum()
+    values, depths = model.parameters[usable], model.parameters[usable, 3]
+    normal = _normal(model)[0][usable]
+    snr = depths * np.sqrt(normal[:, 3, 3])
+    loss = depths * _interpolated(model.parameters[:, 2])[0][usable, 0, 0] * PERIOD_PX**2
+    variances = misfit * np.einsum("kii->ki", np.linalg.inv(normal))
+    mean = weights @ values
+    x_err, y_err, radius_err, depth_err, _ = np.sqrt(weights @ (variances + np.square(values - mean)))
+    mean_snr = float(weights @ snr)
+    wider = np.sqrt(1 + WANDERING / max(mean_snr, 1.0) ** 2)
+    depth = mean[3] * (1 - NOISE_FITTED / max(mean_snr, NOISE_FITTED) ** 2)
+    x_err, y_err, radius_err = wider * x_err, wider * y_err, wider * radius_err
+    return [*mean[:2], x_err, y_err, mean[2], radius_err, depth, depth_err, float(weights @ loss), mean_snr]
+
+
+def _unfitted(cut: Cut, start: FloatArray) -> list[float]:
+    """The disc that a failed fit started from, without errors, in the order of `_averaged`."""
+    x, y, radius, depth, _ = start
+    disc = _model(cut, start[None]).slopes[0, 3]
+    loss = depth * float(_interpolated(start[2:3])[0][0, 0, 0]) * PERIOD_PX**2
+    return [x, y, np.nan, np.nan, radius, np.nan, depth, np.nan, loss, float(depth * np.linalg.norm(disc))]
+
+
+def without_repeats(detections: pd.DataFrame, within_px: float = KNOWN_PX) -> pd.DataFrame:
+    """Of detections whose fits have ended at one place only the first: a large blob may have two peaks.
+
+    Parameters
+    ----------
+    detections : DataFrame
+        From `measure`, the highest score first.
+    within_px : float
+        Two blobs do not lie so near each other (px).
+    """
+    places = detections[["x_px", "y_px"]].to_numpy(float)
+    apart = np.hypot(*np.moveaxis(places[:, None] - places, -1, 0))
+    kept: list[int] = []
+    for k in range(len(places)):
+        if not (apart[k, kept] <= within_px).any():
+            kept.append(k)
+    return detections.iloc[kept].reset_index(drop=True)
+
+
+def judge(
+    detections: pd.DataFrame,
+    difference: Image,
+    *,
+    catalogue: pd.DataFrame | None,
+    shift_px: tuple[float, float],
+    pattern: Image | None,
+    noise_frac: float,
+) -> pd.DataFrame:
+    """Say of each detection whether it is a new blob, and if not, what else.
+
+    Parameters
+    ----------
+    detections : DataFrame
+        From `measure`.
+    difference : ndarray, shape (ny, nx), float32
+        The image that they were measured on.
+    catalogue : DataFrame, optional
+        x_px, y_px, radius_px of the blobs known before the image.
+    shift_px : tuple of float
+        How far the blobs of this image were found off their usual place, along x and y.
+    pattern : ndarray, shape (ny, nx), float32, optional
+        Light loss of the known blobs, from `difference.blob_pattern`.
+    noise_frac : float
+        Standard deviation of a pixel (fraction of the light).
+
+    Returns
+    -------
+    DataFrame
+        ``detections`` with ``status``: ``bad_pixels`` (a few pixels or hard edges carry the signal, or too few are left), ``dip`` (what a
+        shift has left of a known blob), ``known`` (near one of the catalogue, or on one of the pattern that is deeper than
+        the detection: blobs vary by less than themselves), or else ``new``.
+
+    Notes
+    -----
+    Source: ours; dips are the report's main false alarms (ISR 2021-08 section 6).
+    """
+    import pandas as pd
+
+    residual = _shift_residual(pattern, shift_px) if len(detections) else None
+    lit = _lit(difference)
+    known = np.zeros((0, 3)) if catalogue is None else catalogue[["x_px", "y_px", "radius_px"]].to_numpy(float)
+    places = detections[["x_px", "y_px", "radius_px", "depth_frac", "snr"]].to_numpy(float)
+    status = [_status(place, difference, lit, known, pattern, residual, noise_frac) for place in places]
+    return detections.assign(status=pd.Series(status, detections.index, dtype=str))
+
+
+def _status(
+    place: FloatArray,
+    difference: Image,
+    lit: Mask,
+    known: FloatArray,
+    pattern: Image | None,
+    residual: Image | None,
+    noise: float,
+) -> str:
+    x, y, radius, depth, snr = map(float, place)
+    if not (radius >= SMALLEST_RADIUS_PX and snr >= REST_SNR):
+        return "bad_pixels"
+    if _on_few_pixels(x, y, radius, difference, lit, noise) or _hard(x, y, radius, depth, difference, noise):
+        return "bad_pixels"
+    if residual is not None and _predicted(x, y, radius, difference, residual, noise):
+        return "dip"
+    apart = np.asarray(np.hypot(known[:, 0] - x, known[:, 1] - y))
+    near = known[apart <= DIP_REACH * known[:, 2] + DIP_MARGIN_PX]
+    if any(_has_counterpart((x, y), radius, blob, difference, noise) for blob in near):
+        return "dip"
+    catalogued = bool((apart <= np.maximum(KNOWN_PX, KNOWN_RADII * known[:, 2])).any())
+    return "known" if catalogued or (pattern is not None and _height(pattern, x, y) >= depth) else "new"
+
+
+def _height(pattern: Image, x: float, y: float) -> float:
+    """Mean light loss of the known blobs around a place."""
+    window = _window(pattern, round(x) - KNOWN_HALF, round(y) - KNOWN_HALF, 2 * KNOWN_HALF + 1)
+    return float(np.nan_to_num(window).mean())
+
+
+def _shift_residual(pattern: Image | None, shift_px: tuple[float, float]) -> Image | None:
+    """What the known blobs leave in a difference image whose shift has not been taken off."""
+    shift = subtraction.Shift(float(shift_px[0]), float(shift_px[1]))
+    if pattern is None or not np.hypot(*shift) > subtraction.NEGLIGIBLE_PX:
+        return None
+    return subtraction.move_pattern(pattern, shift) - pattern
+
+
+def _lit(difference: Image) -> Mask:
+    """Pixels of rows and columns that have any value: the rest is the detector's border, and no fault."""
+    finite = np.isfinite(difference)
+    return np.logical_and.outer(finite.any(axis=1), finite.any(axis=0))
+
+
+def _on_few_pixels(x: float, y: float, radius: float, difference: Image, lit: Mask, noise: float) -> bool:
+    """Whether too much of a footprint has no value, or nothing is left without its few highest pixels."""
+    left, top = round(x) - HALF, round(y) - HALF
+    window, distance = _window(difference, left, top, SIDE), _distance(x - left, y - top, SIDE)
+    finite, footprint = np.isfinite(window), distance <= radius
+    inside = footprint & (_window(lit.astype(np.float32), left, top, SIDE) > 0)
+    if (inside & ~finite).sum() >= MOST_MISSING * inside.sum():
+        return True
+    around = window[finite & ~(distance < DIP_REACH * radius)]
+    level = np.median(around) if len(around) else 0.0
+    return bool(_trimmed_snr((window[inside & finite] - level) / noise) < REST_SNR)
+
+
+def _hard(x: float, y: float, radius: float, depth: float, difference: Image, noise: float) -> bool:
+    """Whether smoothing takes more away than from a blob: bad pixels are not blurred."""
+    from scipy.ndimage import gaussian_filter
+
+    left, top = round(x) - HALF, round(y) - HALF
+    window = np.nan_to_num(_window(difference, left, top, SIDE))
+    once = gaussian_filter(window, subtraction.SMOOTHING_PX)
+    lost = window - once - gaussian_filter(window - once, subtraction.SMOOTHING_PX)
+    edge = _distance(x - left, y - top, SIDE) <= radius + HARD_MARGIN_PX
+    return bool(1.4826 * np.median(np.abs(lost[edge])) > HARD_SIGMA * noise + HARD_FRAC * depth)
+
+
+def _trimmed_snr(values: FloatArray) -> float:
+    """S/N of a sum, without the few highest and as many of the lowest values, had those been like the rest."""
+    few = min(FEW_PIXELS, len(values) // FEW_SHARE)
+    return float(np.sort(values)[few : len(values) - few].mean() * np.sqrt(len(values)))
+
+
+def _predicted(x: float, y: float, radius: float, difference: Image, residual: Image, noise: float) -> bool:
+    """Whether the shift predicts much of the signal, and the negative side that belongs to it is there too."""
+    left, top = round(x) - HALF, round(y) - HALF
+    window, expected = (_window(image, left, top, SIDE) for image in (difference, residual))
+    both = np.isfinite(window) & np.isfinite(expected)
+    footprint = both & (_distance(x - left, y - top, SIDE) <= radius)
+    if not expected[footprint].sum() > EXPLAINED * window[footprint].sum():
+        return False
+    dark = both & (expected < DARK_SIDE * np.nanmin(expected))
+    deepest = float(-np.nanmin(expected)) + 3 * noise
+    found = window[dark].clip(-deepest, deepest)
+    return bool(found @ expected[dark] > WITNESSED * np.sum(np.square(expected[dark])))
+
+
+def _has_counterpart(
+    place: tuple[float, float], radius: float, blob: FloatArray, difference: Image, noise: float
+) -> bool:
+    """Whether a negative signal of comparable size lies beyond the centre of a known blob, seen from a detection."""
+    from scipy.ndimage import uniform_filter
+
+    reach = DIP_REACH * blob[2] + DIP_MARGIN_PX
+    half = int(np.ceil(reach + radius)) + 3
+    left, top = round(blob[0]) - half, round(blob[1]) - half
+    (x, y), (blob_x, blob_y) = np.subtract(place, (left, top)), np.subtract(blob[:2], (left, top))
+    side = int(np.clip(round(blob[2] / 2), 1, 3)) * 2 + 1
+    window = np.nan_to_num(_window(difference, left, top, 2 * half + 1)).clip(-1, 1)
+    mean = uniform_filter(window, side, mode="constant")
+    height = float(mean[_distance(x, y, len(mean)) <= max(radius, 2.0)].max(initial=0.0))
+    near = _distance(blob_x, blob_y, len(mean)) <= reach
+    across = float(mean[near & _beyond((x, y), (blob_x, blob_y), len(mean))].min(initial=0.0))
+    return -across >= max(COUNTERPART * height, COUNTERPART_SNR * noise / side)
+
+
+def _beyond(place: tuple[float, float], centre: tuple[float, float], side: int) -> Mask:
+    """Pixels within 60 degrees of the direction from a place to a centre; all, where the two are nearly the same."""
+    pixels = np.arange(side)
+    x, y = pixels - place[0], (pixels - place[1])[:, None]
+    along = np.subtract(centre, place)
+    length = float(np.hypot(*along))
+    return np.asarray((x * along[0] + y * along[1] >= 0.5 * length * np.hypot(x, y)) | (length < 1))
+
+
+def confirm(previous: pd.DataFrame, current: pd.DataFrame, tolerance_px: float = 3.0) -> pd.DataFrame:
+    """Confirm new blobs that a later image shows again: a blob never moves and never vanishes.
+
+    Parameters
+    ----------
+    previous, current : DataFrame
+        From `judge`, of an image and of a later one.
+    tolerance_px : float
+        Largest distance between the two places.
+
+    Returns
+    -------
+    DataFrame
+        ``previous``, with the status ``confirmed`` of each new blob that is among those of ``current`` other than
+        ``bad_pixels``.
+
+    Notes
+    -----
+    Source: ours, after the Data Handbook on the nature of blobs.
+    """
+    columns = ["x_px", "y_px"]
+    new = np.flatnonzero(previous["status"].to_numpy(object) == "new")
+    later = current.loc[current["status"] != "bad_pixels", columns].to_numpy(float)
+    pairs = match(previous[columns].to_numpy(float)[new], later, tolerance_px)
+    status = previous["status"].copy()
+    status.iloc[new[pairs[:, 0]]] = "confirmed"
+    return previous.assign(status=status)
+
+
+def match(detections_xy: FloatArray, blobs_xy: FloatArray, tolerance: float) -> npt.NDArray[np.intp]:
+    """Pair detections with blobs, one to one: as many pairs as there can be, and of those the nearest in sum.
+
+    Parameters
+    ----------
+    detections_xy, blobs_xy : ndarray, shape (n, 2), (m, 2)
+        Places (px). One that is not finite has no partner.
+    tolerance : float
+        Largest distance within a pair (px).
+
+    Returns
+    -------
+    ndarray, shape (number of pairs, 2), intp
+        Index of the detection and of the blob, in order of the first.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    detections, blobs = (np.reshape(np.asarray(xy, np.float64), (-1, 2)) for xy in (detections_xy, blobs_xy))
+    offset = detections[:, None] - blobs
+    distance = np.nan_to_num(np.hypot(offset[..., 0], offset[..., 1]), nan=np.inf, posinf=np.inf)
+    near = distance <= tolerance
+    forbidden = (min(near.shape) + 1) * (tolerance + 1)  # dearer than any number of pairs
+    rows, columns = linear_sum_assignment(np.where(near, distance, forbidden))
+    return np.asarray(np.column_stack([rows, columns])[near[rows, columns]], dtype=np.intp)

@@ -1,0 +1,267 @@
+"""The report's network, and models on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from blobpipe import frames, fused, render_gpu
+from blobpipe.errors import ModelError
+
+Kernels = Literal["fused", "plain"]
+
+
+class ReportNetwork(nn.Module):
+    """Two convolution blocks and two dense layers: 528,098 parameters.
+
+    Notes
+    -----
+    Source: ISR section 4. Convolutions 5x5 (8 and 16 filters, zero padding 2), ReLU, 4x4 max pooling,
+    dropout 0.15 and 0.30, dense 128, dense 2.
+    """
+
+    def __init__(self, kernels: Kernels = "plain") -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 5, padding=2)
+        self.conv2 = nn.Conv2d(8, 16, 5, padding=2)
+        self.dense1 = nn.Linear(16 * 16 * 16, 128)
+        self.dense2 = nn.Linear(128, 2)
+        self.kernels = kernels
+
+    def forward(self, subframes: Tensor, dropout_seed: int | Tensor = 0) -> Tensor:
+        """Logits of (no blob, blob).
+
+        Parameters
+        ----------
+        subframes : Tensor, shape (n, 1, 256, 256), float32
+            Standardised.
+        dropout_seed : int, or on a GPU Tensor, shape (), int64
+            Which outputs are dropped while training; fused and plain kernels drop the same.
+
+        Returns
+        -------
+        Tensor, shape (n, 2), float32
+        """
+        x = self._block(subframes, self.conv1, 0.15, 2 * dropout_seed)
+        x = self._block(x, self.conv2, 0.30, 2 * dropout_seed + 1)
+        logits: Tensor = self.dense2(F.relu(self.dense1(x.flatten(1))))
+        return logits
+
+    def _block(self, x: Tensor, conv: nn.Conv2d, dropout: float, seed: int | Tensor) -> Tensor:
+        assert conv.bias is not None
+        dropout = dropout if self.training else 0.0
+        if self.kernels == "fused" and x.device.type == "cpu":
+            return fused.conv_relu_pool(x, conv.weight, conv.bias, 4, dropout=dropout, seed=int(seed))
+        if self.kernels == "fused" and x.device.type == "cuda":
+            from blobpipe import fused_gpu
+
+            seed = torch.as_tensor(seed, device=x.device)
+            return fused_gpu.conv_relu_pool(x, conv.weight, conv.bias, dropout=dropout, seed=seed)
+        pooled = F.max_pool2d(F.relu(conv(x)), 4)
+        if not dropout:
+            return pooled
+        seed = torch.as_tensor(seed, device=pooled.device)
+        return pooled * render_gpu.keep_mask(pooled.shape, dropout, seed) / (1 - dropout)
+
+
+class DenseNetwork(nn.Module):
+    """Blob or not, for every 4 x 4 pixels of an image of any size: 88,489 parameters.
+
+    Notes
+    -----
+    Source: ours. Convolutions at strides 2, 4, 8 and 16, the last ones dilated, so that a streak is seen as a whole;
+    what they found is handed down again to stride 4.
+    """
+
+    STRIDE = 4
+    MULTIPLE = 16  # of this many pixels are the sides that the network takes
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.at2 = _convolution(4, 12)
+        self.at4 = _convolution(12, 24, stride=2)
+        self.at8 = nn.Sequential(_convolution(24, 36, stride=2), _convolution(36, 36))
+        self.at16 = nn.Sequential(
+            _convolution(36, 48, stride=2), _convolution(48, 48, dilation=2), _convolution(48, 48, dilation=4)
+        )
+        self.to8, self.to4 = nn.Conv2d(48, 36, 1), nn.Conv2d(36, 24, 1)
+        self.last, self.head = _convolution(24, 24), nn.Conv2d(24, 1, 1)
+        nn.init.constant_(self.head.bias, -5.0)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logit of a blob's core in each cell of 4 x 4 pixels.
+
+        Parameters
+        ----------
+        images : Tensor, shape (n, 1, ny, nx), float32
+            Clipped and scaled (sigma); sides are multiples of 16.
+
+        Returns
+        -------
+        Tensor, shape (n, ny / 4, nx / 4), float32
+        """
+        at4 = self.at4(self.at2(F.pixel_unshuffle(images, 2)))
+        at8 = self.at8(at4)
+        at8 = at8 + F.interpolate(self.to8(self.at16(at8)), scale_factor=2.0)
+        at4 = at4 + F.interpolate(self.to4(at8), scale_factor=2.0)
+        logits: Tensor = self.head(self.last(at4))
+        return logits[:, 0]
+
+
+def _convolution(channels: int, filters: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, filters, 3, stride, dilation, dilation, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(filters), nn.ReLU())
+
+
+def new_dense_network(seed: int) -> DenseNetwork:
+    """A network with PyTorch's random weights, which depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DenseNetwork()
+
+
+def choose_kernels(kernels: Literal["auto", "fused", "plain"], device: str = "cpu") -> Kernels:
+    """``auto`` is ``fused`` where it runs: on this CPU, or on a CUDA device with Triton."""
+    if kernels == "auto":
+        runs = fused.available() if device == "cpu" else importlib.util.find_spec("triton") is not None
+        return "fused" if runs else "plain"
+    return kernels
+
+
+def new_network(seed: int, kernels: Kernels) -> ReportNetwork:
+    """A network with random weights that depend on the seed alone.
+
+    Notes
+    -----
+    Source: ours; the report does not say how it starts. The convolutions are scaled so that white noise, which a
+    subframe mostly is, leaves each block with mean 0 before the rectifier and standard deviation 1: the network
+    then leaves the first plateau several times sooner than from PyTorch's own weights.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        network = ReportNetwork(kernels)
+        x = torch.randn(8, 1, 256, 256)
+        for conv in (network.conv1, network.conv2):
+            assert conv.bias is not None
+            pooled = F.max_pool2d(F.conv2d(x, conv.weight, padding=2), 4)
+            spread, mean = torch.std_mean(pooled, (0, 2, 3), keepdim=True)
+            conv.weight /= spread.view(-1, 1, 1, 1)
+            conv.bias.copy_((-mean / spread).flatten())
+            x = F.relu((pooled - mean) / spread)
+        return network
+
+
+def set_threads(threads: int, kernels: Kernels = "plain") -> None:
+    """Use so many threads, however many cores there are: sums then come out the same anywhere.
+
+    With the fused kernels PyTorch itself has so little to do that its waiting threads only stand in the way: it gets one.
+    """
+    import numba
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    fused.set_threads(threads)
+    # last: Numba, as it starts, sets OpenMP, which PyTorch shares, to all cores
+    torch.set_num_threads(1 if kernels == "fused" else threads)
+
+
+def predict(
+    network: ReportNetwork, subframes: npt.NDArray[np.float32] | Tensor, batch: int = 256
+) -> npt.NDArray[np.float64]:
+    """Probability of a blob for each subframe.
+
+    Parameters
+    ----------
+    network : ReportNetwork
+    subframes : ndarray, or Tensor on any device, shape (n, 256, 256), float32
+        Standardised.
+    batch : int
+        Subframes at a time.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+        From 0 to 1.
+
+    Notes
+    -----
+    Source: ISR section 5: softmax over the two neurons.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(subframes), batch):
+            x = torch.as_tensor(subframes[start : start + batch, None], device=device)
+            parts.append(torch.softmax(network(x).double(), 1)[:, 1].cpu().numpy())
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def save_model(path: str | Path, network: ReportNetwork | DenseNetwork, metadata: dict[str, Any]) -> None:
+    """Write weights and ``metadata`` (JSON) as one safetensors file."""
+    with frames.atomic(path) as temporary:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        name = "report" if isinstance(network, ReportNetwork) else "dense"
+        story = {"blobpipe": json.dumps({**metadata, "network": name}, sort_keys=True)}
+        temporary.write_bytes(save(tensors, story))
+
+
+def load_model(path: str | Path, kernels: Kernels | None = None) -> tuple[ReportNetwork, dict[str, Any]]:
+    """Read a model back.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or holds another network.
+    """
+    network = ReportNetwork(kernels or choose_kernels("auto"))
+    return network, _load(path, network, "report")
+
+
+def load_dense(path: str | Path) -> tuple[DenseNetwork, dict[str, Any]]:
+    """Read a dense network back.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, damaged, or holds another network.
+    """
+    network = DenseNetwork()
+    return network, _load(path, network, "dense")
+
+
+def kind_of_model(path: str | Path) -> str:
+    """``report`` or ``dense``.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing or no model.
+    """
+    return str(_load(path, None, "").get("network"))
+
+
+def _load(path: str | Path, network: nn.Module | None, kind: str) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata: dict[str, Any] = json.loads((file.metadata() or {})["blobpipe"])
+            if network is not None:
+                network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                network.eval()
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{path}: not found, expected a model; train one (blobpipe train, blobpipe dense) or name one (--model)"
+        ) from error
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ModelError(f"{path}: no model of the {kind} network ({reason}); train it again or restore it") from error
+    return metadata

@@ -1,0 +1,505 @@
+"""Every setting of the pipeline: one frozen model per stage, read from ``params.yaml``.
+
+The models are the single place where a setting's meaning, unit, bounds and source stand. The JSON
+schema for editors (``workflow/schemas/params.schema.json``) and the reference in the documentation
+are generated from them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from blobpipe.errors import ParamsError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
+Address = Annotated[str, Field(pattern=r"^[!-?A-~]+@[!-?A-~]+$")]  # one @, no blanks: fit for a mail's header
+
+
+def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"found {list(limits)}, expected the lower limit first")
+    return limits
+
+
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+
+
+class Section(BaseModel):
+    """One section of ``params.yaml``: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Campaign(Section):
+    """The simulated monitor campaign: the default source of images."""
+
+    seed: Seed = Field(1, description="Seed of every random choice of the simulation.")
+    n_frames: int = Field(
+        220, ge=4, le=100_000, description="Number of blob images (count). About 220 give the report's number of cases."
+    )
+    first_frames: int = Field(
+        30,
+        ge=2,
+        description="Images before the first new blob lands (count): they fill the first stack. ISR section 2.",
+    )
+    n_cases: int = Field(
+        110,
+        ge=1,
+        description="Images that are the first to show one or more new blobs (count). ISR section 7: over 100.",
+    )
+    n_known: int = Field(
+        110, ge=1, description="Blobs that were there before the first image (count). Ours, after the 2018 catalogue."
+    )
+    photons_e: Range = Field(
+        (12_000.0, 30_000.0), description="Range of the airglow's photon level (electrons per pixel). Measured."
+    )
+    fixed_pattern_frac: float = Field(
+        0.005, ge=0, le=0.1, description="Pixel-to-pixel pattern that all images share (fraction of the light)."
+    )
+    flattening_noise_frac: float = Field(
+        0.0066,
+        ge=0,
+        le=0.1,
+        description="White noise that flattening leaves in each image (fraction of the light). Set so that a "
+        "difference image has the measured noise of 0.0101.",
+    )
+    shift_px: float = Field(
+        0.04, ge=0, le=1, description="Scale of the usual CSM shift, per axis (px). Mostly below 0.1 px."
+    )
+    large_shift_frac: Fraction = Field(
+        0.12, description="Share of images whose CSM stopped elsewhere: shifts of up to large_shift_px. Ours."
+    )
+    large_shift_px: float = Field(3.0, ge=0, le=5, description="Largest CSM shift (px): 'a few pixels' happens.")
+
+
+class Difference(Section):
+    """Registration and subtraction of the running median stack (ISR section 2)."""
+
+    stack_size: int = Field(
+        30, ge=3, le=200, description="Preceding images in the running median (count). ISR section 2."
+    )
+    register_shift: bool = Field(
+        True,
+        description="Measure the CSM shift of each image and move the stack's blob pattern by it. Off: dips stay, for study.",
+    )
+    known_blobs: bool = Field(
+        True,
+        description="Inside a blob that landed within the last stack, take only the images since it landed, so that "
+        "it is not new every day until the median has learnt it. Needs blobs.csv. Ours.",
+    )
+
+
+class Clip(Section):
+    """Clipping (ISR 3.1)."""
+
+    factor: float = Field(
+        0.5, gt=0, le=10, description="Multiple of the zscale limits beyond which values are clipped. ISR 3.1."
+    )
+    zscale_points: int = Field(
+        10_000,
+        ge=100,
+        le=1_000_000,
+        description="Pixels that zscale samples (count). With ginga's default of 1000 the limits hang on the sample's own "
+        "extremes and fall anywhere from 1.3 to 3 sigma; so many give the measured 3. Ours.",
+    )
+    border_px: int = Field(
+        5, ge=0, le=64, description="Reference pixels on each side, set to the median (px). Instrument."
+    )
+
+
+class Scale(Section):
+    """Scaling (ISR 3.2): (pixel - clipped mean) / standard deviation."""
+
+    clip_sigma: float = Field(3.0, gt=0, le=20, description="Sigma clipping of the mean (sigma). ISR 3.2.")
+    iterations: int = Field(3, ge=0, le=20, description="Rounds of sigma clipping (count).")
+
+
+class Cutout(Section):
+    """Subframes, and blobs superimposed on half of them (ISR 3.3)."""
+
+    seed: Seed = Field(1, description="Seed of every random choice of the cutouts.")
+    n_train: int = Field(16_000, ge=2, le=10_000_000, description="Training subframes (count). ISR 3.3.")
+    n_validation: int = Field(4_000, ge=2, le=10_000_000, description="Validation subframes (count).")
+    blob_frac: Fraction = Field(0.5, description="Share of subframes with superimposed blobs. ISR 3.3: half.")
+    max_blobs: int = Field(5, ge=1, le=100, description="At most so many blobs on a subframe (count). ISR 3.3: 1-5.")
+    strength: Range = Field(
+        (0.5, 1.5), description="Range of the factor on a stamp's amplitude. Ours; the report varied strength by eye."
+    )
+    amplitude: Literal["report", "physical"] = Field(
+        "report",
+        description="report: a stamp in sigma of the median stack goes unchanged into the scaled difference; "
+        "physical: times the ratio of the two noises, so that it keeps its light loss.",
+    )
+    stamps: Literal["stack", "profiles", "mix"] = Field(
+        "mix", description="Where stamps come from: real pixels of the median stack, the simulator's profiles, or both."
+    )
+    n_profiles: int = Field(
+        256, ge=1, le=100_000, description="Stamps drawn from the profiles (count), where they are used."
+    )
+    left_frac: Fraction = Field(
+        0.75, description="Left part of each image that training may see; the rest is for validation. ISR 3.3."
+    )
+    whole_frames_frac: Fraction = Field(0.15, description="Share of the images kept aside whole for validation. Ours.")
+    max_frames: int = Field(
+        100, ge=2, le=1000, description="Images that subframes are cut from, at most (count): bounds the memory."
+    )
+    dip_frac: Fraction = Field(
+        0.1,
+        description="Share of subframes, of both classes, on which known blobs leave dips of an unregistered shift.",
+    )
+    dip_px: Range = Field((0.2, 3.0), description="Range of those shifts (px). Measured: up to a few pixels.")
+
+
+class Augment(Section):
+    """Noise, rotations and flips of training subframes (ISR 3.4)."""
+
+    seed: Seed = Field(1, description="Seed of every random choice of the augmentation.")
+    noise_sigma: float = Field(0.75, ge=0, le=10, description="Added white noise (sigma of the scaled image). ISR 3.4.")
+    rotate: bool = Field(True, description="Rotate by 0, 90, 180 or 270 degrees. ISR 3.4.")
+    flip: bool = Field(True, description="Flip left and right, at random. ISR 3.4.")
+    copies: int = Field(
+        4,
+        ge=1,
+        le=1000,
+        description="Different augmentations of each training subframe (count): epoch e shows copy e mod copies.",
+    )
+
+
+class Train(Section):
+    """Training of the report's network (ISR 4, 5)."""
+
+    seed: Seed = Field(1, description="Seed of the weights, of the order of subframes and of dropout.")
+    batch_size: int = Field(100, ge=1, le=100_000, description="Subframes per update (count). ISR 5.")
+    epochs: int = Field(8, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
+    adam_epochs: int = Field(
+        6, ge=0, le=100_000, description="First epochs with Adam, the rest with SGD (count). ISR 5: 5."
+    )
+    adam_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
+    sgd_rate: float = Field(
+        1e-2, gt=0, le=10, description="First learning rate of SGD; falls to zero along a cosine. Ours."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD. Ours.")
+    n_monitor: int = Field(
+        1000, ge=1, le=1_000_000, description="Validation subframes whose loss is watched after each epoch (count)."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    kernels: Literal["auto", "fused", "plain"] = Field(
+        "auto", description="Convolution blocks: fused (ours), plain (PyTorch), auto: fused where they run."
+    )
+    keep_rendered: bool = Field(
+        False,
+        description="On the CPU: render each copy once and keep it as float16 (0.13 MB a subframe and copy) for later epochs.",
+    )
+    threads: int = Field(
+        2,
+        ge=1,
+        le=256,
+        description="Threads of PyTorch (count). A setting, not the machine's, so that results are the same anywhere.",
+    )
+
+
+class Dense(Section):
+    """Training of the dense network (ours)."""
+
+    seed: Seed = Field(1, description="Seed of the weights, of the clutter and of what is drawn in every epoch.")
+    batch_size: int = Field(32, ge=1, le=100_000, description="Subframes per update (count).")
+    epochs: int = Field(6, ge=1, le=100_000, description="Passes through the training subframes (count).")
+    rate: float = Field(4e-3, gt=0, le=1, description="Highest learning rate of AdamW; falls to zero along a cosine.")
+    crop_px: int = Field(128, ge=32, le=256, multiple_of=16, description="Side of the part of a subframe shown (px).")
+    strength: tuple[Positive, Positive] = Field(
+        (0.2, 1.2), description="Range of the factor on a blob's amplitude, evenly in its logarithm: down to the noise."
+    )
+    noise_sigma: float = Field(0.4, ge=0, le=10, description="Most white noise added (sigma): frames differ in theirs.")
+    min_snr: float = Field(3.0, ge=0, description="Blobs below this matched-filter S/N count neither way.")
+    clutter_frac: Fraction = Field(0.5, description="Share of subframes with clutter over them.")
+    n_clutter: int = Field(512, ge=1, le=10_000, description="Different pieces of clutter (count).")
+    focus: float = Field(0.0, ge=0, le=5, description="Exponent of the focal loss; 0: cross entropy.")
+    n_monitor: int = Field(
+        500, ge=1, le=1_000_000, description="Validation subframes whose loss is watched after each epoch (count)."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    threads: int = Field(
+        2, ge=1, le=256, description="Threads of PyTorch (count). A setting, so that results are the same anywhere."
+    )
+
+
+class Detect(Section):
+    """Whole images searched by the dense network, and its operating point (ours)."""
+
+    false_alarms_per_100_frames: Positive = Field(
+        5.0,
+        description="False alarms that the team accepts, on 100 images (count). Thresholds follow: that of the dense "
+        "network, and those at which it is compared with the others.",
+    )
+    new_blobs_per_100_frames: Positive = Field(
+        5.0,
+        description="New blobs that 100 images show (count): the prior of the probabilities. About 17 a year landed.",
+    )
+    threads: int = Field(2, ge=1, le=256, description="Images searched at a time (count).")
+
+
+class Evaluate(Section):
+    """Evaluation on validation subframes (ISR 6)."""
+
+    seed: Seed = Field(1, description="Seed of the bootstrap.")
+    threshold: Fraction = Field(0.5, description="Probability from which a subframe counts as blob. ISR 6.")
+    n_bootstrap: int = Field(1000, ge=10, le=100_000, description="Resamplings behind each interval (count).")
+    n_gallery: int = Field(6, ge=1, le=100, description="Saliency maps shown for each kind of result (count).")
+    radii_px: tuple[Positive, ...] = Field(
+        (3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
+        min_length=1,
+        description="Top-hat radii of the matched-filter baseline (px). Measured sizes.",
+    )
+
+
+class Regression(Section):
+    """The historical cases and the gate (ISR 7)."""
+
+    threshold: Fraction = Field(
+        0.5, description="Probability from which a subframe counts as blob by the report's network. ISR 6."
+    )
+    min_cases: int = Field(100, ge=0, description="Gate: at least so many cases (count). ISR 7: over 100.")
+    min_recall: Fraction = Field(0.6, description="Gate: recall of all new blobs.")
+    min_recall_snr_gt_7: Fraction = Field(0.8, description="Gate: recall of new blobs of matched-filter S/N above 7.")
+    max_false_alarms_per_frame: float = Field(3.0, ge=0, description="Gate: false alarms per image. ISR 6: about two.")
+    min_dense_recall_snr_gt_7: Fraction = Field(
+        0.85, description="Gate: the dense network's recall of new blobs of S/N above 7. Ours."
+    )
+    max_dense_false_alarms_per_100_frames: float = Field(
+        10.0,
+        ge=0,
+        description="Gate: the dense network's false alarms on 100 images; about twice what is asked for. Ours.",
+    )
+    n_gallery: int = Field(12, ge=1, le=200, description="Cases shown in the gallery (count).")
+
+
+class Completeness(Section):
+    """Blobs superimposed on held-out images: which are found (ours)."""
+
+    seed: Seed = Field(1, description="Seed of places, shapes and order.")
+    radii_px: tuple[Positive, ...] = Field(
+        (3.0, 4.0, 5.5, 7.0, 9.0), min_length=1, description="Radii (px). Measured sizes."
+    )
+    depths_frac: tuple[Fraction, ...] = Field(
+        (0.004, 0.006, 0.009, 0.013, 0.02, 0.03, 0.05, 0.1),
+        min_length=1,
+        description="Depths (fraction of the light): from what nobody can see to the strong ones.",
+    )
+    n_per_cell: int = Field(24, ge=1, le=10_000, description="Blobs of each radius and depth (count).")
+    threads: int = Field(2, ge=1, le=256, description="Images searched at a time (count).")
+
+
+class Explore(Section):
+    """The report's alternatives, an optional stage (ISR 7): an autoencoder, and embeddings of validation subframes."""
+
+    seed: Seed = Field(1, description="Seed of the autoencoder, the embeddings and the folds.")
+    n_train: int = Field(
+        1000, ge=1, le=20_000, description="Training subframes without blobs for the autoencoder, at most (count)."
+    )
+    n_validation: int = Field(
+        1000, ge=20, le=20_000, description="Validation subframes that are scored and embedded, at most (count)."
+    )
+    epochs: int = Field(6, ge=1, le=10_000, description="Passes of the autoencoder through them (count). Ours.")
+    batch_size: int = Field(20, ge=1, le=10_000, description="Subframes per update of the autoencoder (count). Ours.")
+    rate: float = Field(2e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
+    smooth_px: float = Field(
+        3.0,
+        gt=0,
+        le=64,
+        description="Standard deviation of the Gaussian that smooths the map of squared errors (px): about a blob's core.",
+    )
+    bin_px: Literal[2, 4, 8, 16, 32] = Field(
+        8, description="Side of the squares whose means are embedded as pixels (px): about a blob's diameter."
+    )
+    neighbours: int = Field(
+        15, ge=2, le=1000, description="Neighbours that UMAP joins and that vote on a subframe (count). UMAP's default."
+    )
+    perplexity: float = Field(
+        30.0, ge=2, le=1000, description="Perplexity of t-SNE (count of neighbours). Its default."
+    )
+    threads: int = Field(
+        2, ge=1, le=256, description="Threads of PyTorch (count). A setting, so that results are the same anywhere."
+    )
+
+
+class Quicklook(Section):
+    """The daily routine (ours)."""
+
+    settle_s: float = Field(2.0, ge=0, le=3600, description="A file that has not changed for so long is whole (s).")
+    match_px: Positive = Field(
+        3.0, description="Two detections so near each other, the mirror's shift taken off, are of one candidate (px)."
+    )
+    fade_after: int = Field(
+        3, ge=1, le=10, description="Later images that do not show a new candidate before it counts as faded (count)."
+    )
+
+
+class Notices(Section):
+    """Notices of new blobs (ours). Logins and the webhook's address come from the environment, never from here."""
+
+    mail_to: tuple[Address, ...] = Field((), description="Mail addresses of the team; none: no mail.")
+    mail_from: Address | Literal[""] = Field("", description="Mail address of the sender.")
+    smtp_host: str = Field("", description="Name of the mail server, as in its certificate.")
+    smtp_port: int = Field(587, ge=1, le=65_535, description="Its port: 587 for starttls, 465 for tls, as a rule.")
+    security: Literal["starttls", "tls", "none"] = Field(
+        "starttls", description="Encryption of the mail connection; none: for a relay on this machine, without a login."
+    )
+    webhook: bool = Field(False, description="Also post notices to BLOBPIPE_WEBHOOK_URL, as Slack takes them.")
+    digest: Literal["none", "daily", "weekly"] = Field(
+        "none", description="A summary of each day or week (Monday to Sunday, UTC) on which images were logged."
+    )
+    page_url: str = Field("", description="Address of the review page, for links; empty: no links.")
+    attempts: int = Field(
+        20,
+        ge=1,
+        le=1000,
+        description="Attempts to send a notice before it is given up (count). With these waits, 3 days.",
+    )
+    first_wait_s: float = Field(60.0, gt=0, le=86_400, description="Wait after the first failure (s); then doubled.")
+    longest_wait_s: float = Field(21_600.0, gt=0, le=604_800, description="Longest wait between two attempts (s).")
+    timeout_s: float = Field(20.0, gt=0, le=600, description="Patience with each answer of a server (s).")
+
+    @model_validator(mode="after")
+    def _sendable(self) -> Notices:
+        if self.mail_to and not (self.mail_from and self.smtp_host):
+            raise ValueError("mail_to is set: expected mail_from and smtp_host too")
+        return self
+
+
+class Health(Section):
+    """Limits of the drift monitors (ours): a reading is over the latest images, in the order of the log."""
+
+    window: int = Field(
+        20, ge=3, le=1000, description="Images behind a reading (count): a single odd one does nothing."
+    )
+    baseline: int = Field(
+        100,
+        ge=10,
+        le=10_000,
+        description="Images before the window that probabilities are compared with, and behind a rate (count).",
+    )
+    noise_frac: Positive = Field(
+        0.013,
+        description="Highest median noise of the differences (fraction of the light). Measured: 0.0101, and it "
+        "varies with the airglow; a third more costs a third of the S/N.",
+    )
+    signal_e: Range = Field(
+        (12_000.0, 30_000.0), description="Range of the median photon level (electrons per pixel). Measured."
+    )
+    shift_px: Positive = Field(
+        0.5, description="Longest median shift of the mirror (px). Usual are 0.1; a lasting one asks for a new stack."
+    )
+    clipped_frac: Fraction = Field(
+        0.05, description="Highest median share of clipped pixels. Bad pixels and the noise's tails make 2 %."
+    )
+    false_alarms_per_100: Positive = Field(
+        15.0,
+        description="Most candidates on 100 images that faded or were rejected (count): three times those accepted.",
+    )
+    probability_distance: Fraction = Field(
+        0.2,
+        description="Largest distance (Kolmogorov-Smirnov) of the subframes' probabilities from those of the baseline. "
+        "Chance alone: 0.1 once in a hundred.",
+    )
+    rejected_frac: Fraction = Field(
+        0.2, description="Highest share of rejected images: something in their making broke."
+    )
+    hysteresis_frac: Fraction = Field(
+        0.1, description="A reading is back when it is within its limit by this share of it: no notice for each wobble."
+    )
+
+
+class Params(Section):
+    """The whole of ``params.yaml``."""
+
+    campaign: Campaign = Campaign()
+    difference: Difference = Difference()
+    clip: Clip = Clip()
+    scale: Scale = Scale()
+    cutout: Cutout = Cutout()
+    augment: Augment = Augment()
+    train: Train = Train()
+    dense: Dense = Dense()
+    detect: Detect = Detect()
+    evaluate: Evaluate = Evaluate()
+    regression: Regression = Regression()
+    completeness: Completeness = Completeness()
+    explore: Explore = Explore()
+    quicklook: Quicklook = Quicklook()
+    notices: Notices = Notices()
+    health: Health = Health()
+
+    @model_validator(mode="after")
+    def _room(self) -> Params:
+        after = self.campaign.n_frames - max(self.campaign.first_frames, self.difference.stack_size)
+        if self.campaign.n_cases >= after:
+            raise ValueError(
+                f"campaign.n_cases={self.campaign.n_cases} leaves no image without a new blob: expected fewer than "
+                f"{after}, the images after the first stack; lower n_cases or raise n_frames"
+            )
+        return self
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check a parameter file.
+
+    Raises
+    ------
+    ParamsError
+        One line that names the file, the key, what was found and what was expected.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ParamsError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ParamsError(f"{path}: found {type(found).__name__}, expected sections {', '.join(Params.model_fields)}")
+    try:
+        params = Params.model_validate_json(json.dumps(found))
+    except (ValidationError, TypeError, ValueError) as error:
+        raise ParamsError(f"{path}: {_first_fault(error)}") from error
+    for section in Params.model_fields:
+        expected = type(getattr(params, section)).model_fields
+        missing = [key for key in expected if key not in (found.get(section) or {})]
+        if missing:
+            raise ParamsError(
+                f"{path}: {section}.{missing[0]} is missing; the whole file is read, so add it "
+                f"(its default is {json.dumps(expected[missing[0]].default)})"
+            )
+    return params
+
+
+def _first_fault(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    fault = error.errors()[0]
+    key = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key}; 'blobpipe params' prints all keys"
+    if fault["type"] == "value_error":
+        return f"{key}: {fault['ctx']['error']}".removeprefix(": ")
+    return f"{key}: found {json.dumps(fault['input'])}, expected: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def to_yaml(params: Params) -> str:
+    """``params`` as a commented YAML file that `load_params` reads back."""
+    lines = ["# All settings of blobpipe. One section per stage; 'blobpipe params' prints the defaults.", ""]
+    for section, value in params:
+        lines += [f"# {type(value).__doc__}", f"{section}:"]
+        for key, field in type(value).model_fields.items():
+            lines.append(f"  {key}: {json.dumps(getattr(value, key))}  # {field.description}")
+        lines.append("")
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def json_schema() -> str:
+    """The JSON schema of ``params.yaml``, for editors."""
+    return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,473 @@
+"""The daily routine (ISR 6): every new image of a folder searched, logged, and told of, each exactly once.
+
+All that an image leads to is one transaction of the log, and the same inputs lead to the same rows: whatever moment a
+run ends at, the next one goes on as if nothing had happened. Several runs may share a log; one at a time works.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from blobpipe import (
+    __version__,
+    dense,
+    detect,
+    frames,
+    health,
+    measure,
+    networks,
+    normalize,
+    notify,
+    pictures,
+    render,
+    stacks,
+    store,
+)
+from blobpipe import difference as subtraction
+from blobpipe.errors import BlobpipeError, FrameError, ModelError
+from blobpipe.params import Params, to_yaml
+
+log = logging.getLogger(__name__)
+
+Image = npt.NDArray[np.float32]
+
+KEPT_CARDS = (*subtraction.KEPT_CARDS, "EXPTIME", "DATE-OBS", "PROPOSID", "BUNIT")
+LEVEL_CARD = "LEVEL_E"  # photon level of the airglow (electrons per pixel), where the image's maker wrote it
+PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
+PAUSE_S = 1.0  # between two looks at a watched folder at most
+
+
+@dataclass(frozen=True)
+class Routine:
+    """What every image of a run is judged with."""
+
+    log_path: Path
+    model: Path
+    params: Params
+    catalogue: Path | None = None
+    reference: Path | None = None
+    difference: bool = False
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the images that the next stack takes."""
+        return self.log_path.with_name("stack")
+
+
+class Tools(NamedTuple):
+    """The same, read and ready."""
+
+    connection: sqlite3.Connection
+    run: int
+    network: networks.DenseNetwork
+    point: detect.OperatingPoint
+    known: pd.DataFrame | None
+
+
+class Arrival(NamedTuple):
+    """A file that the log does not know as it is now."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class Searched:
+    """An image after the search.
+
+    Attributes
+    ----------
+    row : dict
+        Columns of ``images``.
+    table : DataFrame
+        Candidates above `detect.CANDIDATE`, judged, with their probability; none for an image that was not searched.
+    subframes : list of dict
+        Columns of ``subframes``.
+    overview : bytes
+        Picture of the whole image; empty if it was not searched.
+    draw : callable
+        Pictures of one row of ``table``, by kind.
+    """
+
+    row: dict[str, Any]
+    table: pd.DataFrame
+    subframes: list[dict[str, Any]]
+    overview: bytes
+    draw: Callable[[dict[str, Any]], dict[str, bytes]]
+
+
+def quicklook(folder: Path, routine: Routine) -> int:
+    """Process every image of a folder that the log does not have yet, in order of date.
+
+    Parameters
+    ----------
+    folder : path
+        Blob images, or ready differences; other files are left alone.
+    routine : Routine
+
+    Returns
+    -------
+    int
+        Images logged.
+
+    Raises
+    ------
+    FrameError, ModelError, TableError, LogError
+        If the folder, the model, the catalogue or the log cannot be used. A bad image is logged as rejected instead.
+    """
+    if not folder.is_dir():
+        raise FrameError(f"{folder}: not found, expected a folder of images; make it or correct the name")
+    with _tools(routine) as tools:
+        logged = _process(_images_in(folder), tools, routine)
+        notify.send(tools.connection, routine.params.notices)
+        return logged
+
+
+def watch(folder: Path, routine: Routine) -> None:
+    """Process images as they appear, until interrupted.
+
+    The folder is also looked through every second, so that an event that never came (as on network drives) costs a
+    moment and not an image.
+    """
+    from watchfiles import watch as changes
+
+    if not folder.is_dir():
+        raise FrameError(f"{folder}: not found, expected a folder of images; make it or correct the name")
+    pause = int(1000 * min(PAUSE_S, max(routine.params.quicklook.settle_s, 0.05)))
+    with _tools(routine) as tools:
+        log.info("watching %s; Ctrl-C ends it", folder)
+        for _ in changes(folder, rust_timeout=pause, yield_on_timeout=True, debounce=50, recursive=False):
+            _process(_settled(_images_in(folder), routine.params), tools, routine)
+            notify.send(tools.connection, routine.params.notices)
+
+
+@contextmanager
+def _tools(routine: Routine) -> Iterator[Tools]:
+    if networks.kind_of_model(routine.model) != "dense":
+        raise ModelError(
+            f"{routine.model}: the report's network, expected the dense one, which measures; name its file"
+        )
+    network, point = detect.load_operating_point(routine.model)
+    known = None
+    if routine.catalogue is not None:
+        known = frames.read_table(routine.catalogue, PLACE_COLUMNS)
+    networks.set_threads(routine.params.detect.threads)
+    connection = store.connect(routine.log_path, make=True)
+    try:
+        with store.writing(connection):
+            run = store.insert(connection, "runs", _run_row(routine, point))
+        yield Tools(connection, run, network, point, known)
+        with store.writing(connection):
+            connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (store.now(), run))
+    finally:
+        connection.close()
+
+
+def _run_row(routine: Routine, point: detect.OperatingPoint) -> dict[str, Any]:
+    return {
+        "started": store.now(),
+        "version": __version__,
+        "model": routine.model.name,
+        "model_sha256": frames.sha256(routine.model),
+        "params_sha256": hashlib.sha256(to_yaml(routine.params).encode()).hexdigest(),
+        "catalogue_sha256": frames.sha256(routine.catalogue) if routine.catalogue else "",
+        "threshold": point.threshold,
+    }
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.name.endswith(frames.SUFFIXES) and not path.name.startswith(".")
+    )
+
+
+def _settled(paths: list[Path], params: Params) -> list[Path]:
+    """Those that nobody has written to for a while; the others are for the next look."""
+    return [path for path in paths if _age_s(path) >= params.quicklook.settle_s]
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0  # gone again: moved while we looked
+
+
+def _process(paths: list[Path], tools: Tools, routine: Routine) -> int:
+    """Log what is new among files; how many images that were."""
+    arrivals = [arrival for path in paths if (arrival := _arrival(tools.connection, path, routine.params)) is not None]
+    dated = sorted(arrivals, key=lambda arrival: (_date(arrival.path), arrival.path.name))
+    logged = 0
+    for arrival in tqdm(dated, "quicklook", unit="image", disable=None if dated else True):
+        with _one_at_a_time(routine.log_path):
+            logged += _log_arrival(arrival, tools, routine)
+        notify.send(tools.connection, routine.params.notices)
+    return logged
+
+
+def _arrival(connection: sqlite3.Connection, path: Path, params: Params) -> Arrival | None:
+    """What a file is, if the log does not know it so; None if it does, or it is still being written."""
+    time.sleep(max(0.0, min(params.quicklook.settle_s - _age_s(path), params.quicklook.settle_s)))
+    try:
+        before = path.stat()
+        known = connection.execute(
+            "SELECT 1 FROM files WHERE path = ? AND size_bytes = ? AND modified_ns = ?",
+            (str(path.resolve()), before.st_size, before.st_mtime_ns),
+        ).fetchone()
+        sha256 = "" if known else frames.sha256(path)
+        after = path.stat()
+    except FileNotFoundError:
+        return None
+    if known:
+        return None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        log.info("%s: still being written; left for the next look", path)
+        return None
+    return Arrival(path.resolve(), sha256, after.st_size, after.st_mtime_ns)
+
+
+def _date(path: Path) -> float:
+    """Date of the exposure (MJD); what cannot be read comes last."""
+    try:
+        return frames.exposure_mjd(frames.read_frame(path), path)
+    except FrameError:
+        return np.inf
+
+
+@contextmanager
+def _one_at_a_time(log_path: Path) -> Iterator[None]:
+    """Wait until no other process works on an image of this log; the system frees the lock of one that is killed."""
+    with open(log_path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _log_arrival(arrival: Arrival, tools: Tools, routine: Routine) -> bool:
+    """Bring a file into the log; whether it was a new image."""
+    connection = tools.connection
+    image = connection.execute("SELECT id FROM images WHERE sha256 = ?", (arrival.sha256,)).fetchone()
+    if image is not None:  # another process, another name, or the time of the file has changed
+        with store.writing(connection):
+            _log_file(connection, arrival, image["id"], _known_as(connection, arrival, image["id"]))
+        return False
+    changed = connection.execute("SELECT 1 FROM files WHERE path = ?", (str(arrival.path),)).fetchone()
+    searched = search(arrival, tools, routine)
+    with store.writing(connection):
+        number = store.insert(connection, "images", searched.row)
+        _log_file(connection, arrival, number, "changed" if changed else "logged")
+        _log_findings(connection, number, searched, tools, routine.params)
+        health.crossed(connection, number, routine.params.health)
+        notify.queue(connection, number, routine.params.notices)
+    stacks.prune(connection, routine.cache, routine.params.difference.stack_size)
+    row = searched.row
+    log.info("%s: %s%s", row["name"], row["outcome"], f" ({row['reason']})" if row["reason"] else "")
+    return True
+
+
+def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:
+    """Whether the bytes are there under another name too, or have only been moved."""
+    earlier = connection.execute("SELECT path FROM files WHERE image = ? AND path != ?", (image, str(arrival.path)))
+    return "duplicate" if any(Path(row["path"]).exists() for row in earlier) else "renamed"
+
+
+def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outcome: str) -> None:
+    connection.execute(
+        "INSERT INTO files (path, sha256, size_bytes, modified_ns, seen, outcome, image) VALUES (?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (path, sha256) DO UPDATE SET size_bytes = excluded.size_bytes, modified_ns = excluded.modified_ns",
+        (str(arrival.path), arrival.sha256, arrival.size_bytes, arrival.modified_ns, store.now(), outcome, image),
+    )
+
+
+def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
+    """Subtract the stack from an image and search the difference; nothing is written but the cache of the stack."""
+    row: dict[str, Any] = {
+        "run": tools.run,
+        "sha256": arrival.sha256,
+        "name": frames.frame_name(arrival.path),
+        "kind": "difference" if routine.difference else "image",
+        "logged": store.now(),
+        "outcome": "rejected",
+        "reason": "",
+    }
+    try:
+        frame = frames.usable_image(arrival.path)
+        row["header"] = json.dumps({card: frame.header[card] for card in KEPT_CARDS if card in frame.header})
+        row["mjd"] = mjd = frames.exposure_mjd(frame, arrival.path)
+        row["late"] = _is_late(tools.connection, mjd)
+        row["signal_e"] = frame.header.get(LEVEL_CARD)
+        if routine.difference:
+            return _search(row, frame.data, None, subtraction.NOWHERE, tools, routine.params)
+        return _subtract_and_search(row, frame.data, tools, routine)
+    except BlobpipeError as error:
+        return _not_searched(row | {"reason": " ".join(str(error).split())})
+
+
+def _is_late(connection: sqlite3.Connection, mjd: float) -> int:
+    found = connection.execute("SELECT 1 FROM images WHERE outcome != 'rejected' AND mjd > ? LIMIT 1", (mjd,))
+    return int(found.fetchone() is not None)
+
+
+def _not_searched(row: dict[str, Any]) -> Searched:
+    return Searched(row, pd.DataFrame(), [], b"", lambda _: {})
+
+
+def _subtract_and_search(row: dict[str, Any], image: Image, tools: Tools, routine: Routine) -> Searched:
+    params = routine.params.difference
+    reason = f"fewer than {params.stack_size} usable images before it: it waits for the first stack"
+    try:
+        stack = stacks.stack_before(tools.connection, routine.cache, row["mjd"], params, routine.reference)
+    except FrameError as error:  # no fault of this image
+        stack, reason = None, " ".join(str(error).split())
+    if stack is None:
+        return _not_searched(row | {"outcome": "stack", "reason": reason})
+    data, shift = subtraction.difference_image(image, stack.data, params, _known(tools))
+    if stack.n_images:
+        stacks.keep(routine.cache, row["sha256"], data + stack.data)
+    row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
+    return _search(row, data, stack.data, shift, tools, routine.params)
+
+
+def _search(
+    row: dict[str, Any], data: Image, stack: Image | None, shift: subtraction.Shift, tools: Tools, params: Params
+) -> Searched:
+    clipped, clipping = normalize.clip_image(data, params.clip)
+    scaled, _ = normalize.scale_image(clipped, params.scale)
+    noise = frames.median_and_noise(data)[1]
+    cells = dense.probability_map(tools.network, scaled)
+    found = measure.without_repeats(measure.measure(data, *dense.peaks(cells, detect.CANDIDATE), noise))
+    known = _known(tools)
+    pattern = None if stack is None else subtraction.blob_pattern(stack, known)
+    table = measure.judge(found, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise)
+    table["probability"] = tools.point.probability(table["score"].to_numpy())
+    row |= {"outcome": "searched", "shift_x_px": shift.x_px, "shift_y_px": shift.y_px, "noise_frac": noise}
+    row |= {"clipped_frac": clipping.clipped_frac}
+
+    def draw(at: dict[str, Any]) -> dict[str, bytes]:
+        x, y = at["x_px"], at["y_px"]
+        drawn = {
+            "difference": pictures.cutout(data, x, y, noise),
+            "map": pictures.probability(cells, x, y, dense.STRIDE),
+        }
+        if stack is not None:
+            drawn["stack"] = pictures.cutout(stack, x, y, frames.median_and_noise(stack)[1])
+        return drawn | {"surface": pictures.surface(data, x, y)}
+
+    return Searched(row, table, _subframes(cells, tools.point), pictures.overview(scaled), draw)
+
+
+def _known(tools: Tools) -> pd.DataFrame:
+    """The blobs of the catalogue, and those that the log has found since: what a shift leaves of them is a dip."""
+    found = tools.connection.execute(
+        "SELECT x_px, y_px, radius_px FROM candidate_list "
+        "WHERE status = 'confirmed' AND decision != 'rejected' AND radius_px IS NOT NULL"
+    ).fetchall()
+    rows = pd.DataFrame([tuple(row) for row in found], columns=list(PLACE_COLUMNS), dtype=float)
+    return rows if tools.known is None else pd.concat([tools.known[list(PLACE_COLUMNS)], rows], ignore_index=True)
+
+
+def _subframes(cells: Image, point: detect.OperatingPoint) -> list[dict[str, Any]]:
+    side = render.SIDE // dense.STRIDE
+    rows = []
+    for row in range(-(-cells.shape[0] // side)):
+        for col in range(-(-cells.shape[1] // side)):
+            part = cells[row * side : (row + 1) * side, col * side : (col + 1) * side]
+            highest = np.array([part.max()])
+            rows.append(
+                {
+                    "row": row,
+                    "col": col,
+                    "probability": float(point.probability(highest)[0]),
+                    "positive": int(highest[0] >= point.threshold),
+                    "saliency": pictures.subframe_map(part),
+                }
+            )
+    return rows
+
+
+def _log_findings(connection: sqlite3.Connection, image: int, searched: Searched, tools: Tools, params: Params) -> None:
+    for row in searched.subframes:
+        store.insert(connection, "subframes", {"image": image, **row})
+    if searched.overview:
+        whole = {"image": image, "kind": "difference", "type": "image/jpeg", "bytes": searched.overview}
+        store.insert(connection, "pictures", whole)
+    if searched.row["outcome"] == "searched":
+        for number, row in _log_detections(connection, image, searched, tools.point, params):
+            for kind, png in searched.draw(row).items():
+                picture = {"image": image, "detection": number, "kind": kind, "type": "image/png", "bytes": png}
+                store.insert(connection, "pictures", picture)
+
+
+def _log_detections(
+    connection: sqlite3.Connection, image: int, searched: Searched, point: detect.OperatingPoint, params: Params
+) -> list[tuple[int, dict[str, Any]]]:
+    """Detections, and fainter sightings of candidates; those to be drawn: a candidate's first two sightings."""
+    columns = (*measure.DETECTION_COLUMNS, "probability")
+    shift = np.array([searched.row["shift_x_px"], searched.row["shift_y_px"]])
+    pending = {row["id"] for row in connection.execute("SELECT id FROM candidates WHERE status = 'new'")}
+    drawn = []
+    seen = set()
+    for row, candidate in _with_candidates(connection, searched.table, shift, params.quicklook.match_px):
+        above = row["score"] >= point.threshold
+        fresh = candidate is None and above and row["status"] == "new"
+        if fresh:
+            place = {"x_px": row["x_px"] - shift[0], "y_px": row["y_px"] - shift[1]}
+            candidate = store.insert(connection, "candidates", {"image": image, "status": "new", **place})
+        if candidate is not None:
+            seen.add(candidate)
+        if candidate is not None or above:
+            waiting = fresh or candidate in pending
+            detection = {"image": image, "candidate": candidate, **{name: row[name] for name in columns}}
+            number = store.insert(connection, "detections", detection)
+            drawn += [(number, row)] if waiting else []
+    _update_candidates(connection, image, seen, params.quicklook.fade_after)
+    return drawn
+
+
+def _with_candidates(
+    connection: sqlite3.Connection, table: pd.DataFrame, shift: npt.NDArray[np.float64], match_px: float
+) -> Iterator[tuple[dict[str, Any], int | None]]:
+    """Each row of a search, with the candidate of the log that lies there; bad pixels show none."""
+    places = connection.execute("SELECT id, x_px, y_px FROM candidates ORDER BY id").fetchall()
+    rows = [dict(row) for _, row in table.iterrows()]
+    of_blobs = [k for k, row in enumerate(rows) if row["status"] != "bad_pixels"]
+    found = np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in of_blobs]).reshape(-1, 2) - shift
+    pairs = measure.match(found, np.array([[p["x_px"], p["y_px"]] for p in places]).reshape(-1, 2), match_px)
+    candidate = {of_blobs[i]: int(places[j]["id"]) for i, j in pairs}
+    for k, row in enumerate(rows):
+        yield row, candidate.get(k)
+
+
+def _update_candidates(connection: sqlite3.Connection, image: int, seen: set[int], fade_after: int) -> None:
+    """Confirm what is seen again; let fade what later images do not show: a blob never vanishes."""
+    mjd = connection.execute("SELECT mjd FROM images WHERE id = ?", (image,)).fetchone()["mjd"]
+    rows = connection.execute(
+        "SELECT c.id, c.status, c.missed, c.image, i.mjd FROM candidates c JOIN images i ON i.id = c.image"
+    ).fetchall()
+    for row in rows:
+        if row["id"] in seen and row["image"] != image:
+            earliest = image if mjd < row["mjd"] else row["image"]
+            connection.execute(
+                "UPDATE candidates SET status = 'confirmed', image = ? WHERE id = ?", (earliest, row["id"])
+            )
+        elif row["id"] not in seen and row["status"] == "new" and mjd > row["mjd"]:
+            status = "faded" if row["missed"] + 1 >= fade_after else "new"
+            connection.execute(
+                "UPDATE candidates SET missed = missed + 1, status = ? WHERE id = ?", (status, row["id"])
+            )

@@ -1,0 +1,289 @@
+"""Search images for new blobs: FITS files in, tables and pictures out (ISR 6, the daily routine)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from blobpipe import dense, detect, figures, frames, measure, networks, normalize, render, saliency, tiles
+from blobpipe import difference as subtraction
+from blobpipe.errors import BlobpipeError, FrameError
+from blobpipe.params import Params
+
+log = logging.getLogger(__name__)
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of the GNU C library's mallopt
+READ_AHEAD = 4  # frames being read and normalised while the network works on another
+
+FRAME_COLUMNS = ("frame", "status", "reason", "shift_x_px", "shift_y_px", "noise_frac", "n_positive")
+SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
+DETECTION_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
+MEASURED_COLUMNS = tuple(name for name in measure.DETECTION_COLUMNS if name not in DETECTION_COLUMNS)  # dense network
+SIDE_PX = 128  # of the picture of a detection
+
+
+@dataclass
+class Found:
+    """The rows of the three tables."""
+
+    frames: list[dict[str, Any]] = field(default_factory=list)
+    subframes: list[dict[str, Any]] = field(default_factory=list)
+    detections: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A frame ready for the network: as it was subtracted, the same clipped and scaled, shift and noise."""
+
+    name: str
+    difference: npt.NDArray[np.float32]
+    scaled: npt.NDArray[np.float32]
+    shift: tuple[float, float]
+    noise_frac: float
+
+
+def scan(
+    paths: Sequence[Path],
+    out_dir: Path,
+    model: Path,
+    params: Params,
+    *,
+    difference: bool = False,
+    reference: Path | None = None,
+    catalogue: Path | None = None,
+) -> int:
+    """Scan images and write ``frames.csv``, ``subframes.csv``, ``detections.csv`` and a picture per detection.
+
+    With the dense network, detections are measured and judged, and one that the next image shows again is confirmed. With
+    the report's, each positive subframe is one detection, at the highest point of its saliency map. An image that cannot be used is rejected, with its reason in ``frames.csv``; the rest go on.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Blob images, or difference images if ``difference``.
+    out_dir : path
+        Written to; tables are replaced.
+    model : path
+        Trained model.
+    params : Params
+        Sections difference, clip, scale, train.threads and evaluate.threshold are used.
+    reference : path, optional
+        Median stack to subtract; without it that of the pipeline.
+    catalogue : path, optional
+        Known blobs: a table with x_px, y_px, radius_px. For the dense network.
+
+    Returns
+    -------
+    int
+        0, or 1 if an image was rejected.
+
+    Raises
+    ------
+    ModelError, FrameError
+        If the model or the stack cannot be used, or two images have the same name.
+    """
+    names = [frames.frame_name(path) for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise FrameError(f"{name}: two images of this name; the tables could not tell them apart; rename one")
+    networks.set_threads(1)  # whole frames share the cores: no thread waits for another
+    _keep_memory()
+    known = None if catalogue is None else frames.read_table(catalogue, ("x_px", "y_px", "radius_px"))
+    stack = None if difference else _read_stack(reference)
+    search = _choose_search(model, stack, known, params)
+    found = Found()
+    for path, prepared in _read_ahead(paths, stack, params):
+        if isinstance(prepared, BlobpipeError):
+            log.warning("blobpipe: %s (rejected)", " ".join(str(prepared).split()))
+            row = (frames.frame_name(path), "rejected", str(prepared), np.nan, np.nan, np.nan, 0)
+            found.frames.append(dict(zip(FRAME_COLUMNS, row, strict=True)))
+        else:
+            search(prepared, out_dir, found)
+    found.detections = _confirmed(found)
+    for name, rows, columns in (
+        ("frames", found.frames, FRAME_COLUMNS),
+        ("subframes", found.subframes, SUBFRAME_COLUMNS),
+        ("detections", found.detections, (*DETECTION_COLUMNS, *MEASURED_COLUMNS)),
+    ):
+        frames.write_table(out_dir / f"{name}.csv", pd.DataFrame(rows, columns=list(columns)))
+    log.info("images scanned: %d, detections: %d, in %s", len(paths), len(found.detections), out_dir)
+    return int(any(row["status"] == "rejected" for row in found.frames))
+
+
+def _keep_memory() -> None:
+    """Let freed memory stay with the process: fetching it anew for each frame takes nearly as long as the work on it."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 2**25)
+        library.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def _read_stack(reference: Path | None) -> npt.NDArray[np.float32]:
+    path = reference or Path("data/difference/reference.fits.fz")
+    if not path.exists():
+        raise FrameError(f"{path}: not found; name a median stack (--reference STACK) or say --difference")
+    return frames.usable_image(path).data
+
+
+def _read_ahead(
+    paths: Sequence[Path], stack: npt.NDArray[np.float32] | None, params: Params
+) -> Iterator[tuple[Path, Prepared | BlobpipeError]]:
+    """Prepare the frames in threads, a few ahead of the one that is asked for: memory does not grow."""
+    with ThreadPoolExecutor(params.train.threads) as pool:
+        waiting = [(path, pool.submit(_prepare, path, stack, params)) for path in paths[:READ_AHEAD]]
+        for i, _ in enumerate(tqdm(paths, "scan", unit="frame", disable=None)):
+            path, future = waiting.pop(0)
+            if i + READ_AHEAD < len(paths):
+                ahead = paths[i + READ_AHEAD]
+                waiting.append((ahead, pool.submit(_prepare, ahead, stack, params)))
+            yield path, future.result()
+
+
+def _prepare(path: Path, stack: npt.NDArray[np.float32] | None, params: Params) -> Prepared | BlobpipeError:
+    try:
+        frame = frames.usable_image(path)
+        data, shift = frame.data, (0.0, 0.0)
+        if stack is not None:
+            data, shift = subtraction.difference_image(frame.data, stack, params.difference)
+        clipped, _ = normalize.clip_image(data, params.clip)
+        scaled, _ = normalize.scale_image(clipped, params.scale)
+    except BlobpipeError as error:
+        return error
+    return Prepared(frame.name, data, scaled, shift, frames.median_and_noise(data)[1])
+
+
+Search = Callable[[Prepared, Path, Found], None]
+
+
+def _choose_search(
+    model: Path, stack: npt.NDArray[np.float32] | None, catalogue: pd.DataFrame | None, params: Params
+) -> Search:
+    """The way of the network that the model file holds."""
+    if networks.kind_of_model(model) == "dense":
+        dense_network, point = detect.load_operating_point(model)
+        pattern = None if stack is None else subtraction.blob_pattern(stack)
+        return lambda frame, out_dir, found: _search_dense(
+            dense_network, point, frame, catalogue, pattern, out_dir, found
+        )
+    network, _ = networks.load_model(model)
+    return lambda frame, out_dir, found: _search(network, frame, out_dir, params.evaluate.threshold, found)
+
+
+def _search_dense(
+    network: networks.DenseNetwork,
+    point: detect.OperatingPoint,
+    frame: Prepared,
+    catalogue: pd.DataFrame | None,
+    pattern: npt.NDArray[np.float32] | None,
+    out_dir: Path,
+    found: Found,
+) -> None:
+    cells = dense.probability_map(network, frame.scaled)
+    peaks = dense.peaks(cells, point.threshold)
+    table = measure.judge(
+        measure.without_repeats(measure.measure(frame.difference, *peaks, frame.noise_frac)),
+        frame.difference,
+        catalogue=catalogue,
+        shift_px=frame.shift,
+        pattern=pattern,
+        noise_frac=frame.noise_frac,
+    )
+    table["probability"] = point.probability(table["score"].to_numpy())
+    table.insert(0, "frame", frame.name)
+    found.detections += [dict(row) for _, row in table.iterrows()]
+    _, origins = tiles.tile(frame.scaled)
+    highest = np.array([_within(cells, x0, y0).max() for _, _, x0, y0 in origins])
+    _note(frame, origins, point.probability(highest), highest >= point.threshold, found)
+    for row in table[table["status"] == "new"].to_dict("records"):
+        _draw(frame, cells, row, out_dir)
+
+
+def _within(cells: npt.NDArray[np.float32], x0: int, y0: int, side: int = render.SIDE) -> npt.NDArray[np.float32]:
+    stride = dense.STRIDE
+    return cells[y0 // stride : (y0 + side) // stride, x0 // stride : (x0 + side) // stride]
+
+
+def _draw(frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], out_dir: Path) -> None:
+    """The surroundings of a detection, and the network's map of them."""
+    ny, nx = frame.scaled.shape
+    x0, y0 = (
+        int(np.clip(round(at) - SIDE_PX // 2, 0, side - SIDE_PX)) // dense.STRIDE * dense.STRIDE
+        for at, side in ((row["x_px"], nx), (row["y_px"], ny))
+    )
+    image = frame.scaled[y0 : y0 + SIDE_PX, x0 : x0 + SIDE_PX]
+    part = _within(cells, x0, y0, SIDE_PX).repeat(dense.STRIDE, 0).repeat(dense.STRIDE, 1)
+    title = (
+        f"{frame.name}: probability {row['probability']:.3f}, depth {100 * row['depth_frac']:.2f} "
+        f"+- {100 * row['depth_err_frac']:.2f} %, radius {row['radius_px']:.1f} px, S/N {row['snr']:.1f}"
+    )
+    path = out_dir / f"{frame.name}_x{round(row['x_px'])}y{round(row['y_px'])}.png"
+    figures.detection(path, image, part, (x0, y0), (row["x_px"] - x0, row["y_px"] - y0), title, map_name="probability")
+
+
+def _confirmed(found: Found) -> list[dict[str, Any]]:
+    """Detections, those marked that the next image shows again."""
+    if not found.detections or "score" not in found.detections[0]:
+        return found.detections
+    table = pd.DataFrame(found.detections)
+    by_frame = {row["frame"]: table[table["frame"] == row["frame"]] for row in found.frames if row["status"] == "ok"}
+    parts = list(by_frame.values())
+    parts[:-1] = [measure.confirm(part, after) for part, after in pairwise(parts)]
+    return [dict(row) for _, row in pd.concat(parts).iterrows()]
+
+
+def _note(
+    frame: Prepared,
+    origins: npt.NDArray[np.int64],
+    probability: npt.NDArray[np.float64],
+    positive: npt.NDArray[np.bool_],
+    found: Found,
+) -> None:
+    for (row, col, x0, y0), p, is_blob in zip(origins, probability, positive, strict=True):
+        found.subframes.append(
+            dict(zip(SUBFRAME_COLUMNS, (frame.name, row, col, x0, y0, p, int(is_blob)), strict=True))
+        )
+    found.frames.append(
+        dict(
+            zip(FRAME_COLUMNS, (frame.name, "ok", "", *frame.shift, frame.noise_frac, int(positive.sum())), strict=True)
+        )
+    )
+
+
+def _search(network: networks.ReportNetwork, frame: Prepared, out_dir: Path, threshold: float, found: Found) -> None:
+    subframes, origins = tiles.tile(frame.scaled)
+    subframes = render.standardise(subframes)
+    probability = networks.predict(network, subframes)
+    positive = probability >= threshold
+    _note(frame, origins, probability, positive, found)
+    if positive.any():
+        _locate(network, frame, subframes[positive], origins[positive], probability[positive], out_dir, found)
+
+
+def _locate(
+    network: networks.ReportNetwork,
+    frame: Prepared,
+    subframes: npt.NDArray[np.float32],
+    origins: npt.NDArray[np.int64],
+    probability: npt.NDArray[np.float64],
+    out_dir: Path,
+    found: Found,
+) -> None:
+    maps = saliency.saliency_maps(network, subframes)
+    for k, (x, y) in enumerate(saliency.peaks(maps)):
+        row, col, x0, y0 = origins[k]
+        detection = (frame.name, x0 + x, y0 + y, probability[k], "new")
+        found.detections.append(dict(zip(DETECTION_COLUMNS, detection, strict=True)))
+        title = f"{frame.name}, subframe row {row}, column {col}: probability {probability[k]:.3f}"
+        figures.detection(out_dir / f"{frame.name}_r{row}c{col}.png", subframes[k], maps[k], (x0, y0), (x, y), title)

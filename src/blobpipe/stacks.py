@@ -1,0 +1,173 @@
+"""The running stack of the daily routine: the median of the images before one, from the log and a cache.
+
+Each image that has been searched is kept with its known blobs at their usual place. The cache holds nothing that could
+not be made again from the images, and the same images always give the same stack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from blobpipe import difference, frames
+from blobpipe.errors import FrameError
+from blobpipe.params import Difference
+
+log = logging.getLogger(__name__)
+
+Image = npt.NDArray[np.float32]
+
+KEPT = 2  # stacks' worth of images in the cache: those that a late image needs as well
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is subtracted from an image.
+
+    Attributes
+    ----------
+    data : ndarray, shape (ny, nx), float32
+        Fraction of the light.
+    n_images : int
+        Of which it is the median; 0 for a stack that came as a file.
+    sha256 : str
+        Of its pixels.
+    """
+
+    data: Image
+    n_images: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image of the log that a stack takes, and where its file is."""
+
+    sha256: str
+    path: Path
+
+
+def stack_before(
+    connection: sqlite3.Connection, cache: Path, mjd: float, params: Difference, reference: Path | None = None
+) -> Stack | None:
+    """The stack for an image of this date.
+
+    Parameters
+    ----------
+    cache : path
+        Folder of the images at their usual place.
+    mjd : float
+        The images before it count.
+    reference : path, optional
+        A median stack to take while there are too few.
+
+    Returns
+    -------
+    Stack or None
+        None if fewer than ``params.stack_size`` images are before it, and no stack was named.
+
+    Raises
+    ------
+    FrameError
+        If an image that the log knows is neither cached nor a file any more, or is of another size.
+    """
+    found = members_before(connection, mjd, params.stack_size)
+    if len(found) == params.stack_size:
+        images = _at_usual_place(found, cache, params)
+        return _stack(_median(images), len(found))
+    return None if reference is None else _stack(frames.usable_image(reference).data, 0)
+
+
+def members_before(connection: sqlite3.Connection, mjd: float, size: int) -> list[Member]:
+    """The last images before a date that could be used, in order of date."""
+    rows = connection.execute(
+        "SELECT sha256, (SELECT path FROM files WHERE image = images.id ORDER BY files.id DESC LIMIT 1) AS path "
+        "FROM images WHERE kind = 'image' AND outcome != 'rejected' AND mjd < ? ORDER BY mjd DESC, sha256 LIMIT ?",
+        (mjd, size),
+    ).fetchall()
+    return [Member(row["sha256"], Path(row["path"])) for row in reversed(rows)]
+
+
+def keep(cache: Path, sha256: str, image: Image) -> None:
+    """Put an image into the cache; half precision rounds by a hundredth of the noise at most."""
+    with frames.atomic(_cached(cache, sha256)) as temporary, open(temporary, "wb") as file:
+        np.save(file, image.astype(np.float16))
+
+
+def prune(connection: sqlite3.Connection, cache: Path, size: int) -> None:
+    """Take the oldest images out of the cache."""
+    needed = {_cached(cache, member.sha256) for member in members_before(connection, np.inf, KEPT * size)}
+    for path in cache.glob("*.npy"):
+        if path not in needed and not path.name.startswith("."):
+            path.unlink(missing_ok=True)
+
+
+def _cached(cache: Path, sha256: str) -> Path:
+    return cache / f"{sha256}.npy"
+
+
+def _at_usual_place(members: list[Member], cache: Path, params: Difference) -> Image:
+    """The images with their blobs where they usually are, shape (n, ny, nx).
+
+    Where one is missing, all are registered anew from their files: what comes out must not hang on what was cached.
+    """
+    paths = [_cached(cache, member.sha256) for member in members]
+    if not all(path.exists() for path in paths):
+        for member, image in zip(members, _registered(members, params), strict=True):
+            keep(cache, member.sha256, image)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(lambda path: np.load(path).astype(np.float32), paths)))
+
+
+def _registered(members: list[Member], params: Difference) -> Image:
+    log.info("the stack's %d images are registered from their files", len(members))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        images = list(pool.map(_read, members))
+    shapes = {image.shape for image in images}
+    if len(shapes) > 1:
+        raise FrameError(
+            f"{members[0].path.parent}: images of {len(shapes)} sizes in one stack, expected one; sort them"
+        )
+    stacked = np.stack(images)
+    if not params.register_shift:
+        return stacked
+    for _ in range(2):  # the first time, those that lie off blur the median
+        median = _median(stacked)
+        moved, _ = difference.register(np.stack(images), median, difference.blob_pattern(median))
+        stacked = moved
+    return stacked
+
+
+def _read(member: Member) -> Image:
+    try:
+        data = frames.usable_image(member.path).data
+    except FrameError as error:
+        raise FrameError(f"{error} (the stack needs it: image {member.sha256[:12]} of the log)") from error
+    return np.where(np.isfinite(data), data, np.float32(np.nan))
+
+
+def _median(images: Image) -> Image:
+    """Median of each pixel, missing values left out, in blocks of rows on all cores."""
+    import bottleneck
+
+    median = np.empty(images.shape[1:], np.float32)
+
+    def block(rows: slice) -> None:
+        median[rows] = bottleneck.nanmedian(np.ascontiguousarray(np.moveaxis(images[:, rows], 0, -1)), axis=-1)
+
+    starts = range(0, len(median), difference.ROWS)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(block, [slice(start, start + difference.ROWS) for start in starts]))
+    return median
+
+
+def _stack(data: Image, n_images: int) -> Stack:
+    return Stack(data, n_images, hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest())

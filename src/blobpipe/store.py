@@ -1,0 +1,171 @@
+"""The log of the daily routine: one SQLite file, whose tables stand in ``store.sql``.
+
+Any number of processes may read while one writes. What belongs together is written in one transaction: a process that
+is killed leaves all of an image, or nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blobpipe import frames
+from blobpipe.errors import LogError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PATIENCE_S = 30.0  # for another process to finish writing
+TABLES = (
+    *("runs", "images", "files", "subframes", "candidates", "detections"),
+    *("reviews", "notices", "health", "candidate_list"),
+)
+FORMATS = ("csv", "ecsv", "json")
+
+
+def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
+    """Open a log, and bring its schema to this version's.
+
+    Parameters
+    ----------
+    path : path
+        The SQLite file.
+    make : bool
+        Make it, and its folder, if it is not there.
+
+    Returns
+    -------
+    sqlite3.Connection
+        Rows are read by name. Nothing is written outside of `writing`.
+
+    Raises
+    ------
+    LogError
+        If it is missing, is no such file, or was written by a later version.
+    """
+    path = Path(path)
+    if not (make or path.exists()):
+        raise LogError(f"{path}: not found, expected the log of 'blobpipe quicklook'; run it first or name its --log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        connection = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
+        connection.execute("PRAGMA foreign_keys = ON")
+        _migrate(connection, path)
+    except sqlite3.Error as error:
+        raise LogError(f"{path}: {error}; expected the log of 'blobpipe quicklook'; name another --log") from error
+    return connection
+
+
+def versions() -> list[str]:
+    """The SQL that leads from each version of the schema to the next, from an empty file on."""
+    text = Path(__file__).with_name("store.sql").read_text(encoding="utf-8")
+    return re.split(r"^-- version \d+$", text, flags=re.MULTILINE)[1:]
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    steps = versions()
+    if _version(connection) == len(steps):
+        return
+    with writing(connection):  # two processes may have come this far
+        found = _version(connection)
+        if found > len(steps):
+            raise LogError(
+                f"{path}: found version {found} of the log, expected at most {len(steps)}; use the blobpipe that wrote it"
+            )
+        for step in steps[found:]:
+            for statement in _statements(step):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(steps)}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: ``executescript`` would end the transaction."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+@contextmanager
+def writing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """A transaction: all of it is kept, or, on an error, nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> int:
+    """Add a row; its id. NaN is kept as NULL."""
+    values = [None if isinstance(value, float) and value != value else value for value in row.values()]
+    marks = ", ".join("?" * len(row))
+    cursor = connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", values)
+    return int(cursor.lastrowid or 0)
+
+
+def now(later_s: float = 0.0) -> str:
+    """The time, or one so many seconds later, as the log writes it: ISO 8601, UTC, to the millisecond."""
+    return (datetime.now(UTC) + timedelta(seconds=later_s)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def table(connection: sqlite3.Connection, name: str) -> pd.DataFrame:
+    """A table of the log; pictures are left out.
+
+    Raises
+    ------
+    LogError
+        If there is no such table.
+    """
+    import pandas as pd
+
+    if name not in TABLES:
+        raise LogError(f"no table {name} in the log, expected one of {', '.join(TABLES)}")
+    # a view may be read in any order: every table and view begins with what tells its rows apart
+    found = pd.read_sql_query(f"SELECT * FROM {name} ORDER BY 1, 2, 3", connection)
+    return found.drop(columns="saliency", errors="ignore")
+
+
+def export(connection: sqlite3.Connection, name: str, path: str | Path) -> None:
+    """Write a table of the log as CSV, ECSV or JSON, after the suffix of ``path``.
+
+    Raises
+    ------
+    LogError
+        If there is no such table or format.
+    """
+    path = Path(path)
+    match path.suffix.removeprefix("."):
+        case "csv":
+            frames.write_table(path, table(connection, name))
+        case "ecsv":
+            _write_ecsv(path, table(connection, name))
+        case "json":
+            rows = table(connection, name)
+            with frames.atomic(path) as temporary:
+                rows.to_json(temporary, orient="records", indent=2, double_precision=12)
+        case _:
+            raise LogError(f"{path}: found the suffix {path.suffix!r}, expected one of .{', .'.join(FORMATS)}")
+
+
+def _write_ecsv(path: Path, rows: pd.DataFrame) -> None:
+    from astropy.table import Table
+
+    with frames.atomic(path) as temporary:
+        Table.from_pandas(rows).write(temporary, format="ascii.ecsv", overwrite=True)

@@ -1,0 +1,161 @@
+-- The log of the daily routine. Each block makes the next version of the schema from the one before; `store.connect`
+-- runs those that a file has not had yet. A block that has been released is never changed: a new one follows it.
+-- Times are ISO 8601 in UTC; places are 0-based pixel centres; *_frac is a fraction of the light.
+
+-- version 1
+
+CREATE TABLE runs (  -- one per start of `blobpipe quicklook`: what its rows were judged with
+    id INTEGER PRIMARY KEY,
+    started TEXT NOT NULL,
+    ended TEXT,
+    version TEXT NOT NULL,  -- of blobpipe
+    model TEXT NOT NULL,  -- file name
+    model_sha256 TEXT NOT NULL,
+    params_sha256 TEXT NOT NULL,
+    catalogue_sha256 TEXT NOT NULL,  -- of the known blobs; empty without a catalogue
+    threshold REAL NOT NULL  -- score from which a peak is a detection
+) STRICT;
+
+CREATE TABLE images (  -- one per distinct content: the same bytes under two names are one image
+    id INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs,
+    sha256 TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,  -- file name without its suffix
+    kind TEXT NOT NULL CHECK (kind IN ('image', 'difference')),
+    mjd REAL,  -- of the exposure
+    header TEXT NOT NULL DEFAULT '{}',  -- the cards that are kept, JSON
+    logged TEXT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('searched', 'stack', 'rejected')),  -- stack: too few images before it
+    reason TEXT NOT NULL DEFAULT '',
+    late INTEGER NOT NULL DEFAULT 0 CHECK (late IN (0, 1)),  -- images of a later date were there already
+    shift_x_px REAL,
+    shift_y_px REAL,
+    noise_frac REAL,
+    signal_e REAL,  -- photon level, if the header tells it
+    clipped_frac REAL,  -- share of the pixels that clipping changed
+    n_stack INTEGER NOT NULL DEFAULT 0,
+    stack_sha256 TEXT NOT NULL DEFAULT ''  -- of the stack that was subtracted
+) STRICT;
+CREATE INDEX images_by_date ON images (mjd);
+CREATE INDEX images_by_name ON images (name);
+
+CREATE TABLE files (  -- every file that was met, and what became of it
+    id INTEGER PRIMARY KEY,
+    path TEXT NOT NULL,
+    sha256 TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    modified_ns INTEGER NOT NULL,
+    seen TEXT NOT NULL,
+    outcome TEXT NOT NULL CHECK (outcome IN ('logged', 'duplicate', 'renamed', 'changed')),
+    image INTEGER NOT NULL REFERENCES images,  -- changed: another content under a name that was there before
+    UNIQUE (path, sha256)
+) STRICT;
+CREATE INDEX files_by_image ON files (image);
+
+CREATE TABLE subframes (  -- 16 per searched image
+    image INTEGER NOT NULL REFERENCES images,
+    row INTEGER NOT NULL,
+    col INTEGER NOT NULL,
+    probability REAL NOT NULL,
+    positive INTEGER NOT NULL CHECK (positive IN (0, 1)),
+    saliency BLOB NOT NULL,  -- PNG, 8 bit: where in the subframe the network sees a blob
+    PRIMARY KEY (image, row, col)
+) STRICT;
+
+CREATE TABLE candidates (  -- one per place at which something new was seen
+    id INTEGER PRIMARY KEY,
+    image INTEGER NOT NULL REFERENCES images,  -- the earliest that shows it
+    status TEXT NOT NULL CHECK (status IN ('new', 'confirmed', 'faded')),  -- of persistence; reviews stand apart
+    x_px REAL NOT NULL,  -- the blob's usual place: the mirror's shift is taken off
+    y_px REAL NOT NULL,
+    missed INTEGER NOT NULL DEFAULT 0  -- later images that do not show it, while it is new
+) STRICT;
+CREATE INDEX candidates_by_image ON candidates (image);
+
+CREATE TABLE detections (  -- what the search found on an image; those of a candidate are its sightings
+    id INTEGER PRIMARY KEY,
+    image INTEGER NOT NULL REFERENCES images,
+    candidate INTEGER REFERENCES candidates,
+    status TEXT NOT NULL CHECK (status IN ('new', 'known', 'dip', 'bad_pixels')),
+    x_px REAL NOT NULL,  -- on this image
+    y_px REAL NOT NULL,
+    x_err_px REAL,
+    y_err_px REAL,
+    radius_px REAL,
+    radius_err_px REAL,
+    depth_frac REAL,
+    depth_err_frac REAL,
+    loss_frac_px2 REAL,
+    snr REAL,
+    score REAL NOT NULL,
+    probability REAL NOT NULL  -- that it is a new blob
+) STRICT;
+CREATE INDEX detections_by_image ON detections (image);
+CREATE INDEX detections_by_candidate ON detections (candidate);
+
+CREATE TABLE pictures (
+    id INTEGER PRIMARY KEY,
+    image INTEGER NOT NULL REFERENCES images,
+    detection INTEGER REFERENCES detections,  -- none: of the whole image
+    kind TEXT NOT NULL CHECK (kind IN ('difference', 'stack', 'map', 'surface')),
+    type TEXT NOT NULL CHECK (type IN ('image/png', 'image/jpeg')),
+    bytes BLOB NOT NULL,
+    UNIQUE (image, detection, kind)
+) STRICT;
+CREATE INDEX pictures_by_detection ON pictures (detection);
+
+CREATE TABLE reviews (  -- never changed: the latest of a candidate counts
+    id INTEGER PRIMARY KEY,
+    candidate INTEGER NOT NULL REFERENCES candidates,
+    decision TEXT NOT NULL CHECK (decision IN ('confirmed', 'rejected', 'unsure')),
+    reviewer TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL
+) STRICT;
+CREATE INDEX reviews_by_candidate ON reviews (candidate);
+
+CREATE TABLE notices (  -- the outbox: written together with what it tells of, sent afterwards
+    id INTEGER PRIMARY KEY,
+    key TEXT NOT NULL,  -- what it tells of, such as candidate-12-new: never told twice
+    channel TEXT NOT NULL CHECK (channel IN ('mail', 'webhook')),
+    image INTEGER REFERENCES images,
+    candidate INTEGER REFERENCES candidates,
+    subject TEXT NOT NULL,
+    text TEXT NOT NULL,
+    created TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sent', 'given_up')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_attempt TEXT,
+    error TEXT NOT NULL DEFAULT '',
+    sent TEXT,
+    UNIQUE (key, channel)
+) STRICT;
+CREATE INDEX notices_waiting ON notices (state, next_attempt);
+
+CREATE TABLE identity (  -- of this log: the same in every copy of it, different from every other log
+    id TEXT NOT NULL
+) STRICT;
+INSERT INTO identity VALUES (lower(hex(randomblob(16))));
+
+CREATE TABLE health (  -- readings of the drift monitors after each image
+    image INTEGER NOT NULL REFERENCES images,
+    what TEXT NOT NULL,
+    value REAL NOT NULL,
+    bound REAL NOT NULL,  -- the limit it is judged by; of a range, the nearer end
+    since INTEGER REFERENCES images,  -- the image that crossed the limit; none while the reading is within
+    PRIMARY KEY (image, what)
+) STRICT;
+CREATE INDEX health_by_what ON health (what, image);
+
+CREATE VIEW candidate_list AS  -- a candidate with its deepest look at it: the sighting of the highest S/N
+SELECT c.id, c.status, c.x_px, c.y_px, c.missed, c.image AS first_image, f.name AS first_frame, f.mjd AS first_mjd,
+    b.id AS detection, b.image AS best_image, b.radius_px, b.radius_err_px, b.depth_frac, b.depth_err_frac,
+    b.loss_frac_px2, b.snr, b.score, b.probability,
+    (SELECT count(*) FROM detections d WHERE d.candidate = c.id) AS sightings,
+    coalesce((SELECT r.decision FROM reviews r WHERE r.candidate = c.id ORDER BY r.id DESC LIMIT 1), '') AS decision,
+    r.model_sha256, r.params_sha256, f.stack_sha256
+FROM candidates c
+JOIN images f ON f.id = c.image
+JOIN runs r ON r.id = f.run
+JOIN detections b ON b.id =
+    (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);

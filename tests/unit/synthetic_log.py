@@ -1,0 +1,166 @@
+"""A log as years of the daily routine would leave it, made in seconds: rows with realistic numbers, small pictures."""
+
+from __future__ import annotations
+
+import io
+import math
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from blobpipe import store
+
+FIRST_MJD = 55000.0
+CADENCE_DAYS = 0.6
+SIGHTINGS = 12  # of a blob, until the stack shows it too
+
+Rows = list[dict[str, Any]]
+
+
+def make_log(path: Path, n_images: int, seed: int = 1) -> sqlite3.Connection:
+    """A log of ``n_images``, of which one in 50 is rejected, with two candidates on 100 images and their reviews.
+
+    The newest image shows an undecided candidate.
+    """
+    connection = store.connect(path, make=True)
+    connection.execute("PRAGMA synchronous = OFF")
+    rng = np.random.default_rng(seed)
+    with store.writing(connection):
+        store.insert(connection, "runs", RUN)
+        _insert_all(connection, "images", [_image(number, rng) for number in range(1, n_images + 1)])
+        searched = [row["id"] for row in connection.execute("SELECT id FROM images WHERE outcome = 'searched'")]
+        _insert_all(connection, "subframes", _subframes(searched, rng))
+        _log_candidates(connection, searched, rng)
+        _insert_all(
+            connection, "pictures", [_picture(number, None, "difference", OVERVIEW) for number in searched[-50:]]
+        )
+    return connection
+
+
+RUN = {
+    "started": "2024-05-01T00:00:00.000Z",
+    "version": "0.1.0",
+    "model": "model.safetensors",
+    "model_sha256": "a" * 64,
+    "params_sha256": "b" * 64,
+    "catalogue_sha256": "",
+    "threshold": 0.957583261,
+}
+
+
+def grey(side: int, seed: int = 0) -> bytes:
+    """A PNG of noise with a bright spot."""
+    y, x = np.mgrid[:side, :side] - side / 2
+    values = 110 + 30 * np.random.default_rng(seed).standard_normal((side, side))
+    values += 90 * np.exp(-(x**2 + y**2) / (2 * (side / 12) ** 2))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+OVERVIEW, CUTOUT, MAP = grey(256), grey(96), grey(16)
+
+
+def _insert_all(connection: sqlite3.Connection, table: str, rows: Rows) -> None:
+    marks = ", ".join(f":{name}" for name in rows[0])
+    connection.executemany(f"INSERT INTO {table} ({', '.join(rows[0])}) VALUES ({marks})", rows)
+
+
+def _image(number: int, rng: np.random.Generator) -> dict[str, Any]:
+    bad = number % 50 == 3
+    searched = number > 30 and not bad
+    shift = 0.05 * rng.standard_normal(2) + (rng.random() < 0.05) * rng.uniform(-2, 2, 2)
+    return {
+        "id": number,
+        "run": 1,
+        "sha256": f"{number:064x}",
+        "name": f"i{number:07d}q_blob",
+        "kind": "image",
+        "mjd": FIRST_MJD + CADENCE_DAYS * number,
+        "logged": "2024-05-01T00:00:00.000Z",
+        "outcome": "rejected" if bad else "searched" if searched else "stack",
+        "reason": "no finite pixels, expected an image; check the file" if bad else "",
+        "shift_x_px": float(shift[0]) if searched else None,
+        "shift_y_px": float(shift[1]) if searched else None,
+        "noise_frac": float(0.0101 * rng.lognormal(0, 0.05)) if searched else None,
+        "signal_e": float(rng.uniform(12_000, 30_000)) if searched else None,
+        "clipped_frac": float(rng.uniform(0.001, 0.01)) if searched else None,
+        "n_stack": 30 if searched else 0,
+        "stack_sha256": f"{number - 1:064x}" if searched else "",
+    }
+
+
+def _subframes(images: list[int], rng: np.random.Generator) -> Rows:
+    probability = rng.beta(0.3, 8, (len(images), 16))
+    return [
+        {
+            "image": image,
+            "row": k // 4,
+            "col": k % 4,
+            "probability": float(probability[i, k]),
+            "positive": int(probability[i, k] > 0.5),
+            "saliency": MAP,
+        }
+        for i, image in enumerate(images)
+        for k in range(16)
+    ]
+
+
+def _log_candidates(connection: sqlite3.Connection, searched: list[int], rng: np.random.Generator) -> None:
+    """Two on 100 images; false ones are seen once, and on every third image the shift leaves a dip."""
+    starts = sorted({*range(0, len(searched), 50), len(searched) - 1})
+    for start in starts:
+        blob = rng.random() < 0.7 or start == starts[-1]
+        sightings = searched[start : start + (SIGHTINGS if blob else 1)]
+        _log_candidate(connection, sightings, blob and len(sightings) > 1, rng)
+    for image in searched[::3]:
+        place = {"x_px": float(rng.uniform(20, 1000)), "y_px": float(rng.uniform(20, 1000))}
+        store.insert(connection, "detections", {"image": image, "status": "dip", **place, **_strength(0.02, rng)})
+
+
+def _log_candidate(connection: sqlite3.Connection, images: list[int], blob: bool, rng: np.random.Generator) -> None:
+    x, y = (float(value) for value in rng.uniform(30, 990, 2))
+    depth = float(np.clip(rng.lognormal(-3.5, 0.6), 0.008, 0.25))
+    row = {"image": images[0], "status": "confirmed" if blob else "new", "x_px": x, "y_px": y}
+    candidate = store.insert(connection, "candidates", row)
+    for image in images:
+        dx, dy = 0.3 * rng.standard_normal(2)
+        place = {"x_px": x + float(dx), "y_px": y + float(dy)}
+        found = {"image": image, "candidate": candidate, "status": "new", **place, **_strength(depth, rng)}
+        number = store.insert(connection, "detections", found)
+        for kind in ("difference", "stack", "map", "surface"):
+            store.insert(connection, "pictures", _picture(image, number, kind, CUTOUT))
+    if images[-1] < searched_end(connection) - 200:
+        decision = "confirmed" if blob else "rejected"
+        reason = "seen again" if blob else "a streak"
+        review = {"candidate": candidate, "decision": decision, "reviewer": "Ada", "reason": reason}
+        store.insert(connection, "reviews", review | {"at": "2024-05-01T12:00:00.000Z"})
+
+
+def searched_end(connection: sqlite3.Connection) -> int:
+    """Number of the newest image."""
+    return int(connection.execute("SELECT max(id) FROM images").fetchone()[0])
+
+
+def _strength(depth: float, rng: np.random.Generator) -> dict[str, float]:
+    error = 0.0015
+    measured = max(0.001, depth + error * float(rng.standard_normal()))
+    return {
+        "x_err_px": 0.2,
+        "y_err_px": 0.2,
+        "radius_px": float(rng.uniform(3, 9)),
+        "radius_err_px": 0.4,
+        "depth_frac": measured,
+        "depth_err_frac": error,
+        "loss_frac_px2": measured * 60,
+        "snr": measured / error * math.sqrt(3),
+        "score": 0.98,
+        "probability": float(rng.uniform(0.6, 0.999)),
+    }
+
+
+def _picture(image: int, detection: int | None, kind: str, content: bytes) -> dict[str, Any]:
+    return {"image": image, "detection": detection, "kind": kind, "type": "image/png", "bytes": content}

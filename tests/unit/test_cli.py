@@ -1,0 +1,319 @@
+"""The command line: each stage calls its function with the fixed folders, and errors end as one line."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from blobpipe import __version__, cli, frames
+from blobpipe.errors import BlobpipeError
+from blobpipe.params import Params, Regression, to_yaml
+
+Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
+D, C = "data", "results"
+PARAMS = Params(regression=Regression(min_cases=7))
+EXPECTED: dict[str, Calls] = {
+    "campaign --threads 2": [("campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})],
+    "difference": [
+        ("difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {}),
+        ("difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, None), {}),
+    ],
+    "difference --reference": [("difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})],
+    "difference --batch 3": [("difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3), {})],
+    "clip": [("normalize.clip", (f"{D}/difference", f"{D}/clip", PARAMS.clip, None), {})],
+    "scale --batch 0": [("normalize.scale", (f"{D}/clip", f"{D}/scale", PARAMS.scale, 0), {})],
+    "cutout": [
+        (
+            "cutout.cut",
+            (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout", PARAMS.cutout),
+            {"clip": PARAMS.clip, "scale": PARAMS.scale},
+        )
+    ],
+    "augment": [
+        ("augment.augment", (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", PARAMS.augment), {})
+    ],
+    "train": [
+        (
+            "training.train",
+            (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/train", PARAMS.train),
+            {"noise_sigma": 0.75},
+        )
+    ],
+    "dense": [
+        (
+            "dense.train",
+            (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/dense", PARAMS.dense),
+            {},
+        )
+    ],
+    "detect": [
+        (
+            "detect.detect",
+            (
+                *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS.detect),
+            ),
+            {},
+        )
+    ],
+    "evaluate": [
+        (
+            "evaluation.evaluate",
+            (
+                *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *((cli.MODEL, cli.DENSE_MODEL), f"{C}/evaluate", PARAMS.evaluate),
+            ),
+            {},
+        )
+    ],
+    "regression": [
+        (
+            "regression.regress",
+            (
+                *((f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"), f"{C}/detect"),
+                *(cli.MODEL, f"{C}/regression", PARAMS.regression),
+            ),
+            {"radii_px": PARAMS.evaluate.radii_px, "per_100_frames": PARAMS.detect.false_alarms_per_100_frames},
+        ),
+        (
+            "casebook.write_cases",
+            (f"{D}/difference", f"{D}/scale", f"{C}/detect", cli.MODEL, f"{C}/regression"),
+            {},
+        ),
+    ],
+    "completeness": [
+        (
+            "completeness.measure_completeness",
+            (
+                *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *((f"{C}/detect/model.safetensors", cli.MODEL), f"{C}/completeness", PARAMS.completeness),
+            ),
+            {
+                "setting": (
+                    *(PARAMS.clip, PARAMS.scale, PARAMS.evaluate.radii_px),
+                    PARAMS.detect.false_alarms_per_100_frames,
+                )
+            },
+        )
+    ],
+    "explore": [
+        (
+            "explore.explore",
+            (
+                *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *((cli.MODEL, f"{C}/dense/model.safetensors"), f"{C}/explore", PARAMS.explore),
+            ),
+            {},
+        )
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(to_yaml(PARAMS))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", EXPECTED)
+def test_a_stage_calls_its_function_with_the_fixed_folders(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Calls = []
+    names = {name for expected in EXPECTED.values() for name, _, _ in expected}
+    for name in names:
+        module, function = name.split(".")
+
+        def record(*args: Any, name: str = name, **settings: Any) -> None:
+            calls.append((name, args, settings))
+
+        monkeypatch.setattr(importlib.import_module(f"blobpipe.{module}"), function, record)
+    assert cli.main(command.split()) == 0
+    assert calls == EXPECTED[command]
+
+
+def test_every_stage_of_the_settings_is_a_command() -> None:
+    stages = set(Params.model_fields) - {"quicklook", "notices", "health"}  # those are of the daily routine
+    assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["scan", "--help"], ["--version"]])
+def test_help_and_version_go_to_stdout(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(argv)
+    assert done.value.code == 0
+    out, err = capsys.readouterr()
+    assert not err
+    assert __version__ in out if argv == ["--version"] else "usage: blobpipe" in out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(f"    {command}" in out for command in (*cli.STAGES, "check", "scan", "gate", "params"))
+
+
+@pytest.mark.parametrize("argv", [[], ["unknown"], ["clip", "--batch", "x"], ["scan", "a.fits"], ["check"]])
+def test_a_wrong_command_line_is_explained(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(argv)
+    assert done.value.code == 2
+    assert "usage: blobpipe" in capsys.readouterr().err
+
+
+def test_params_prints_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["params"]) == 0
+    assert capsys.readouterr().out == to_yaml(Params())
+
+
+def test_check_answers_for_every_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = np.random.default_rng(1).normal(0, 0.01, (300, 300)).astype(np.float32)
+    fits.PrimaryHDU(image).writeto(folder / "good.fits")
+    (folder / "bad.fits").write_bytes(b"")
+    assert cli.main(["check", "good.fits"]) == 0
+    assert cli.main(["check", "bad.fits", "good.fits", "none.fits"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["good.fits", "bad.fits", "good.fits", "none.fits"]
+    assert ["not usable" in line for line in lines] == [False, True, False, True]
+
+
+def test_gate_passes_or_says_what_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = {
+        "n_cases": 7,
+        "n_blobs": 9,
+        "recall": 1.0,
+        "recall_snr_gt_7": 1.0,
+        "false_alarms_per_frame": 0.0,
+        "dense_recall_snr_gt_7": 1.0,
+        "dense_false_alarms_per_100_frames": 0.0,
+        "passed": True,
+    }
+    for cases, code in ((7, 0), (6, 1)):
+        frames.write_json("results/regression/metrics.json", {**good, "n_cases": cases, "passed": cases == 7})
+        assert cli.main(["gate"]) == code
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "passed"
+    assert len(out) == 2
+    assert "cases" in out[1]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_scan_needs_no_settings_but_takes_them(folder: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    calls: Calls = []
+    scan = importlib.import_module("blobpipe.scan")
+    monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
+    if not own:
+        (folder / "params.yaml").unlink()
+    assert cli.main(["scan", "a.fits", "b.fits", "--difference", "--out", "o"]) == 0
+    ((_, (paths, out, model, params), settings),) = calls
+    assert paths == [Path("a.fits"), Path("b.fits")]
+    assert out == Path("o")
+    assert model == Path(cli.__file__).with_name("model.safetensors")
+    assert params == (PARAMS if own else Params())
+    assert settings == {"difference": True, "reference": None, "catalogue": None}
+
+
+def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: Calls = []
+    scan = importlib.import_module("blobpipe.scan")
+    monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
+    own = folder / cli.DETECT / "model.safetensors"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert cli.main(["scan", "a.fits", "--out", "o"]) == 0
+    assert cli.main(["scan", "a.fits", "--out", "o", "--model", "m"]) == 0
+    assert [args[2] for _, args, _ in calls] == [own.relative_to(folder), Path("m")]
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+ERRORS = {
+    "a.fits: 3 pixels": BlobpipeError("a.fits: 3\npixels"),
+    "data/clip/a.fits.fz: No space left on device; free some": OSError(errno.ENOSPC, "No space left on device", "data/clip/a.fits.fz"),
+    "out: Read-only file system; free some space or choose a folder": OSError(errno.EROFS, "Read-only file system", "out"),
+    "a.csv: not found": FileNotFoundError(errno.ENOENT, "No such file or directory", "a.csv"),
+    "without a number": OSError("without a number"),
+}  # fmt: skip
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib.import_module("blobpipe.normalize"), "clip", fail)
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_an_error_is_one_line_and_status_1(
+    message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(ERRORS[message], monkeypatch)
+    assert cli.main(["clip"]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith(f"blobpipe: {message}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_debug_shows_the_traceback(message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(ERRORS[message], monkeypatch)
+    with pytest.raises(type(ERRORS[message])):
+        cli.main(["clip", "--debug"])
+
+
+def test_an_interrupt_is_one_line_and_status_130(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(KeyboardInterrupt(), monkeypatch)
+    assert cli.main(["clip"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_fault_of_ours_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(ZeroDivisionError(), monkeypatch)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["clip"])
+
+
+# --- the real thing --------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_make_what_the_functions_make(project: Path, made_project: Path) -> None:
+    """From clip to augment, byte for byte."""
+    for made in ("data/clip", "data/scale", "results"):
+        shutil.rmtree(project / made)
+    for stage in ("clip", "scale", "cutout", "augment"):
+        assert cli.main([stage]) == 0
+    for made in ("data/clip", "data/scale", "results/cutout", "results/augment"):
+        names = sorted(path.name for path in (made_project / made).iterdir())
+        assert sorted(path.name for path in (project / made).iterdir()) == names
+        for name in names:
+            assert (project / made / name).read_bytes() == (made_project / made / name).read_bytes(), name
+
+
+def test_the_installed_command_and_the_module_are_the_same() -> None:
+    """One line on stderr, and no traceback unless asked for."""
+    command = [sys.executable, "-m", "blobpipe", "clip", "--params", "none.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("blobpipe: none.yaml: ")
+    assert done.stderr.count("\n") == 1
+    done = subprocess.run([*command, "--debug"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    script = shutil.which("blobpipe", path=str(Path(sys.executable).parent))
+    if script:
+        version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+        assert version.split()[-1] == __version__

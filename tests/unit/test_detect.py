@@ -1,0 +1,144 @@
+"""The operating point, the historical cases as the dense network sees them, and the scan with it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from blobpipe import cli, detect, frames, measure, networks
+from blobpipe.params import Detect
+from blobpipe.profiles import blob_profile
+
+from .conftest import NEW
+
+
+def test_the_stage_finds_the_new_blob(detect_dir: Path) -> None:
+    candidates = pd.read_csv(detect_dir / "candidates.csv")
+    (best,) = candidates.query("is_blob == 1").nlargest(1, "score").to_dict("records")
+    assert (best["frame"], best["status"]) == ("frame5", "new")
+    assert math.hypot(best["x_px"] - NEW[0], best["y_px"] - NEW[1]) < 0.5
+    assert best["depth_frac"] == pytest.approx(NEW[3], rel=0.15)
+    metrics = json.loads((detect_dir / "metrics.json").read_text())
+    assert best["score"] >= metrics["threshold"]
+    table = pd.read_csv(detect_dir / "frames.csv")
+    assert tuple(table) == detect.FRAME_COLUMNS
+    assert table["kind"].tolist() == ["quiet"] * 5 + ["historical"]
+    assert metrics["n_quiet"] == 5
+
+
+def test_images_without_a_catalogue_are_searched(made_project: Path, dense_model: Path, tmp_path: Path) -> None:
+    """Of images of the user's own without blobs.csv: nothing to find, all detections are false alarms."""
+    data = made_project / "data"
+    raw = Path(shutil.copytree(data / "raw", tmp_path / "raw"))
+    (raw / "blobs.csv").unlink()
+    folders = (raw, data / "difference", data / "scale", made_project / "results/cutout")
+    detect.detect(*folders, dense_model, tmp_path / "out", Detect())
+    assert pd.read_csv(tmp_path / "out/candidates.csv")["is_blob"].sum() == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["n_quiet"] == 6
+
+
+def test_its_model_is_ready_for_use(detect_dir: Path) -> None:
+    _, point = detect.load_operating_point(detect_dir / "model.safetensors")
+    assert point.threshold == json.loads((detect_dir / "metrics.json").read_text())["threshold"]
+    scores = np.array([0.01, 0.2, 0.5, 0.9, 0.999])
+    assert (np.diff(point.probability(scores)) > 0).all()
+
+
+def test_the_threshold_follows_from_the_budget() -> None:
+    """Logits with an exponential tail: the expected number above the threshold is what was allowed."""
+    rng = np.random.default_rng(1)
+    above = []
+    for _ in range(300):
+        scores = 1 / (1 + np.exp(-rng.exponential(0.8, 120) + 3))
+        threshold = detect.tail_threshold(scores, 2.0)
+        above.append((1 / (1 + np.exp(-rng.exponential(0.8, 120) + 3)) > threshold).sum())
+    assert np.mean(above) == pytest.approx(2.0, rel=0.25)
+    strict, lax = (detect.tail_threshold(scores, allowed) for allowed in (0.5, 8.0))
+    assert strict > lax
+    assert detect.tail_threshold(np.zeros(0), 1.0) == detect.CANDIDATE
+
+
+def test_a_level_is_exceeded_as_often_as_allowed() -> None:
+    values = np.arange(100.0)
+    assert detect.tail_level(values, 1.0) == 99
+    assert detect.tail_level(values, 3.5) == 96.5
+    assert detect.tail_level(values, 0.1) > 99
+    rng = np.random.default_rng(1)
+    above = [(rng.exponential(1, 500) > detect.tail_level(rng.exponential(1, 500), 0.5)).sum() for _ in range(400)]
+    assert np.mean(above) == pytest.approx(0.5, abs=0.25)
+
+
+def test_the_baselines_meet_the_budget_on_held_out_subframes(made_project: Path, model: Path) -> None:
+    """An image of four subframes is held out; with 200 false alarms on 100 images, the second highest score is the level."""
+    data, recipes = made_project / "data", made_project / "results/cutout"
+    images = frames.image_table(data / "raw", data / "difference", data / "scale")
+    blobs = frames.read_blobs(data / "raw")
+    shown = set(pd.read_csv(recipes / "train_subframes.csv")["frame"])
+    [aside] = set(images["frame"]) - shown - {"frame5"}
+    others = detect.Baselines(networks.load_model(model)[0], (4.0, 6.0))
+    folders = (data / "difference", data / "scale", recipes)
+    levels = detect.baseline_thresholds(others, images, blobs, folders, per_100_frames=200.0, threads=2)
+    answers = detect.ask(others, *detect.subframes_of(frames.read_frame(data / f"scale/{aside}.fits.fz").data))
+    assert levels["matched_filter"] == pytest.approx(np.sort(answers.match.snr)[-2])
+    assert levels["report"] == pytest.approx(np.sort(detect.logit(answers.probability))[-2])
+
+
+def test_probabilities_are_those_of_the_real_rate() -> None:
+    """Logits of two normal distributions, a blob to twenty frames, ten false peaks to each: what Bayes' rule says."""
+    rng = np.random.default_rng(2)
+    true, false = (1 / (1 + np.exp(-rng.normal(mean, 1, n))) for mean, n in ((3, 4000), (-1, 4000)))
+    slope, offset = detect.calibrate(true, false, 400.0, 0.05)
+    z = np.array([0.0, 2.0, 4.0])
+    right = 1 / (1 + 10 / 0.05 * np.exp(((z - 3) ** 2 - (z + 1) ** 2) / 2))
+    np.testing.assert_allclose(1 / (1 + np.exp(-slope * z - offset)), right, atol=0.06)
+
+
+@pytest.fixture
+def two_days(tmp_path: Path) -> list[Path]:
+    """The same new blob on two differences, and on the first something that is gone the next day."""
+    rng = np.random.default_rng(3)
+    paths = []
+    for day in range(2):
+        image = rng.normal(0, 0.01, (1024, 1024)).astype(np.float32)
+        bad = rng.random(image.shape) < 0.01
+        image[bad] += rng.choice([-0.1, 0.1], int(bad.sum()))
+        image[280:321, 480:521] += 0.04 * blob_profile("disc", 5.0, 0.3, -0.2, 41)
+        if day == 0:
+            image[680:721, 180:221] += 0.04 * blob_profile("disc", 5.0, 0.0, 0.0, 41)
+        paths.append(tmp_path / f"day{day}.fits")
+        frames.write_image(paths[-1], image, name="DIFFERENCE")
+    return paths
+
+
+def test_a_scan_measures_and_confirms(two_days: list[Path], dense_model: Path, tmp_path: Path) -> None:
+    argv = ["scan", *map(str, two_days), "--difference", "--model", str(dense_model), "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 0
+    table = pd.read_csv(tmp_path / "out/detections.csv")
+    assert set(measure.DETECTION_COLUMNS) <= set(table)
+    stays, goes = (table[np.hypot(table["x_px"] - x, table["y_px"] - y) < 2] for x, y in ((500.3, 299.8), (200, 700)))
+    assert list(stays["status"]) == ["confirmed", "new"]
+    assert list(goes["status"]) == ["new"]
+    np.testing.assert_allclose(stays["depth_frac"], 0.04, rtol=0.15)
+    assert stays["probability"].between(0, 1).all()
+    subframes = pd.read_csv(tmp_path / "out/subframes.csv")
+    assert len(subframes) == 32
+    row = subframes.query("frame == 'day0' and x0_px == 256 and y0_px == 256").iloc[0]
+    assert row["is_blob"] == 1
+    assert row["probability"] == pytest.approx(stays["probability"].iloc[0], rel=1e-6)
+    assert len(list((tmp_path / "out").glob("day0_x*y*.png"))) >= 2
+
+
+def test_a_known_blob_is_known(two_days: list[Path], dense_model: Path, tmp_path: Path) -> None:
+    catalogue = tmp_path / "blobs.csv"
+    pd.DataFrame({"x_px": [500.0], "y_px": [300.0], "radius_px": [5.0]}).to_csv(catalogue, index=False)
+    argv = ["scan", str(two_days[0]), "--difference", "--model", str(dense_model), "--catalogue", str(catalogue)]
+    assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 0
+    table = pd.read_csv(tmp_path / "out/detections.csv")
+    near = np.hypot(table["x_px"] - 500, table["y_px"] - 300) < 2
+    assert list(table["status"][near]) == ["known"]

@@ -1,0 +1,416 @@
+"""What is handed on can be read by those who get it, and says the same as the catalogue."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from regions import CirclePixelRegion, Regions
+
+from blobpipe import cli, frames, handover
+from blobpipe.errors import BlobpipeError, TableError
+
+ROOT = Path(__file__).parents[2]
+BAD_PIXELS = "wfc3ir_badpix_spars200_22.03.31.fits.gz"
+EXPOSURE = "ibxy01z8q_ima.fits.gz"
+
+BLOBS = """blob,x_px,y_px,radius_px,depth_frac,shape,first_frame
+b001,312.4,118.25,8.1,0.035,diamond,
+b002,801.9,644.2,4.3,0.021,disc,second
+b003,6.0,1019.0,5.5,0.05,disc,first
+"""
+IMAGES = "frame,mjd\nfirst,56197.31\nsecond,56218.7\n"
+LOG = """blob,x_px,y_px,radius_px,depth_frac,depth_err_frac,snr,first_frame,first_mjd,status,model,params_hash
+7,100.5,200.5,5.0,0.02,0.001,12.5,a,56000.25,confirmed,dense-1,12e45678
+8,300.5,200.5,6.0,0.03,0.001,22.5,b,56001,new,dense-1,0012
+9,500.5,200.5,6.0,0.03,0.001,22.5,b,56001,rejected,dense-2,0012
+10,,200.5,6.0,0.03,0.001,22.5,b,56001,bad_pixels,dense-2,0012
+"""
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    (tmp_path / "frames.csv").write_text(IMAGES)
+    (tmp_path / "blobs.csv").write_text(BLOBS)
+    return tmp_path / "blobs.csv"
+
+
+@pytest.fixture
+def daily_log(tmp_path: Path) -> Path:
+    (tmp_path / "log.csv").write_text(LOG)
+    return tmp_path / "log.csv"
+
+
+@pytest.fixture
+def existing(tmp_path: Path) -> Path:
+    """A table as another would make it: other order and types, a column and an HDU of its own, sums, and a 512 disc."""
+    disc = handover.runs(handover.disc_mask(312.4, 118.25, 8.2) * 512)
+    rows = pd.concat([pd.DataFrame({"PIX1": [5, -3], "PIX2": [9, 1], "LENGTH": 3, "AXIS": 2, "VALUE": [4, 16]}), disc])
+    n = len(rows)
+    columns = [
+        fits.Column("PIX2", "J", array=rows["PIX2"], disp="I6", unit="pixel"),
+        fits.Column("PIX1", "J", array=rows["PIX1"]),
+        *(fits.Column(name, "I", array=rows[name]) for name in ("VALUE", "AXIS", "LENGTH")),
+        fits.Column("CCDAMP", "8A", array=["ABCD"] * n),
+        fits.Column("CCDGAIN", "D", array=[2.0] * n),
+        fits.Column("CCDCHIP", "J", array=[-999] * n),
+        fits.Column("NOTE", "6A", array=["mine"] * n),
+    ]
+    table = fits.BinTableHDU.from_columns(columns, name="BPIX")
+    table.header["SIZAXIS1"] = (1014, "their size")
+    primary = fits.PrimaryHDU()
+    primary.header.update({"USEAFTER": "Jan 02 2010 00:00:00", "PEDIGREE": "GROUND", "FILENAME": "x.fits"})
+    primary.header.add_history("made by hand")
+    path = tmp_path / "their_bpx.fits"
+    hdus = fits.HDUList([primary, fits.ImageHDU(np.arange(4), name="OTHER"), table])
+    hdus.writeto(path, checksum=True)
+    return path
+
+
+def export(catalogue: Path, **options: Any) -> Path:
+    out = catalogue.parent / "out"
+    handover.export(catalogue, out, **options)
+    return out
+
+
+def rows_of(path: Path) -> Any:
+    with fits.open(path) as hdus:
+        return hdus["BPIX"].data.copy()
+
+
+def dq_of(path: Path) -> np.ndarray:
+    with fits.open(path) as hdus:
+        return hdus["DQ"].data.copy()
+
+
+# -------------------------------------------------------------------------------------------------------- regions
+
+
+@pytest.mark.parametrize(("flt", "shift"), [(False, 0), (True, -5)])
+def test_regions_give_back_the_same_circles(catalogue: Path, flt: bool, shift: int) -> None:
+    read = Regions.read(export(catalogue, flt=flt) / "blobs.reg", format="ds9")
+    table = frames.read_table(catalogue, frames.BLOB_COLUMNS)
+    assert len(read) == len(table)
+    for region, blob in zip(read, table.to_dict("records"), strict=True):
+        assert isinstance(region, CirclePixelRegion)
+        found = (region.center.x, region.center.y, region.radius)
+        assert found == pytest.approx((blob["x_px"] + shift, blob["y_px"] + shift, blob["radius_px"]), abs=1e-3)
+        assert region.meta["text"].split()[0] == blob["blob"]
+        assert f"{100 * blob['depth_frac']:.1f}%" in region.meta["text"]
+    assert "2012-10-18" in read[1].meta["text"]
+
+
+def test_colour_tells_the_status(daily_log: Path) -> None:
+    read = Regions.read(export(daily_log, statuses=("confirmed", "new", "rejected")) / "blobs.reg", format="ds9")
+    assert [region.visual["edgecolor"] for region in read] == ["red", "yellow", "magenta"]
+    assert [region.meta["tag"] for region in read] == [["confirmed"], ["new"], ["rejected"]]
+
+
+def test_names_cannot_break_the_file(catalogue: Path) -> None:
+    text = BLOBS.replace("b001", "a}{;#b").replace("b002", "two words")
+    catalogue.write_text(text)
+    read = Regions.read(export(catalogue) / "blobs.reg", format="ds9")
+    assert [region.meta["text"].split()[0] for region in read] == ["a____b", "two_words", "b003"]
+
+
+# ------------------------------------------------------------------------------------------------------ catalogue
+
+
+def test_the_catalogue_round_trips_with_units_and_origin(daily_log: Path) -> None:
+    out = export(daily_log, statuses=("confirmed", "new"))
+    table = Table.read(out / "blobs.ecsv")
+    assert table["x_px"].unit == "pix"
+    assert table["first_mjd"].unit == "d"
+    assert table["snr"].unit is None
+    assert "light" in table["depth_frac"].description
+    assert table.meta["model"] == ["dense-1"]
+    assert table.meta["params_hash"] == ["0012", "12e45678"]
+    assert (table.meta["first_date"], table.meta["last_date"]) == ("2012-03-14", "2012-03-15")
+    given = handover.read_catalogue(daily_log).iloc[:2]
+    for column in given:
+        assert table[column].tolist() == given[column].tolist(), column
+    again = handover.read_catalogue(out / "blobs.ecsv")
+    handover.write_catalogue(out / "again.ecsv", again)
+    assert (out / "again.ecsv").read_bytes() == (out / "blobs.ecsv").read_bytes()
+
+
+def test_what_is_exported_can_be_exported(catalogue: Path) -> None:
+    first = export(catalogue)
+    files = {path.name: path.read_bytes() for path in sorted(first.iterdir())}
+    (catalogue.parent / "copy.ecsv").write_bytes(files["blobs.ecsv"])
+    handover.export(catalogue.parent / "copy.ecsv", first)
+    assert {path.name: path.read_bytes() for path in sorted(first.iterdir())} == files
+    assert len(files) == 5
+
+
+def test_dates_come_from_wherever_they_are(catalogue: Path, tmp_path: Path) -> None:
+    assert handover.read_catalogue(catalogue)["first_date"].tolist() == ["", "2012-10-18", "2012-09-27"]
+    (tmp_path / "frames.csv").rename(tmp_path / "images.csv")
+    assert "first_mjd" not in handover.read_catalogue(catalogue)
+    assert handover.read_catalogue(catalogue, tmp_path / "images.csv")["first_mjd"][1] == 56218.7
+    dated = tmp_path / "dated.csv"
+    dated.write_text("x_px,y_px,radius_px,depth_frac,first_date\n9,9,5,0.1,2012-09-27T12:00\n99,9,5,0.1,\n")
+    table = handover.read_catalogue(dated)
+    assert table["first_mjd"][0] == 56197.5
+    assert np.isnan(table["first_mjd"][1])
+    assert (table["status"] == "known").all()
+
+
+def test_a_catalogue_that_has_grown_keeps_the_dates_of_its_frames(catalogue: Path) -> None:
+    lines = BLOBS.splitlines()
+    grown = [
+        f"{lines[0]},first_mjd,status",
+        *(f"{line},," for line in lines[1:]),
+        "b4,50,60,5,0.1,disc,z,57000.5,confirmed",
+    ]
+    catalogue.write_text("\n".join(grown) + "\n")
+    table = handover.read_catalogue(catalogue)
+    assert table["first_date"].tolist() == ["", "2012-10-18", "2012-09-27", "2014-12-09"]
+    assert table["status"].tolist() == ["known"] * 3 + ["confirmed"]
+
+
+def test_reviews_stand_before_the_status(tmp_path: Path) -> None:
+    path, out = tmp_path / "candidates.csv", tmp_path / "out"
+    path.write_text(
+        "id,status,x_px,y_px,first_mjd,radius_px,depth_frac,decision,model_sha256\n1,confirmed,50,60,56000,5,0.1,rejected,a\n"
+        "2,new,150,60,56000,5,0.1,confirmed,00\n3,confirmed,250,60,56000,5,0.1,,00\n4,confirmed,350,60,56000,5,0.1,unsure,a\n"
+    )
+    handover.export(path, out)
+    table = Table.read(out / "blobs.ecsv")
+    assert table["blob"].tolist() == ["x150y60", "x250y60"]
+    assert table.meta["model_sha256"] == ["00"]
+
+
+def test_sightings_of_one_blob_are_one(tmp_path: Path) -> None:
+    path, out = tmp_path / "detections.csv", tmp_path / "out"
+    path.write_text(
+        "frame,x_px,y_px,probability,status,radius_px,depth_frac\nb,100.5,50.2,0.9,confirmed,5,0.02\n"
+        "a,101.0,50.0,0.9,confirmed,6,0.02\nb,300,50,0.9,dip,5,0.02\nb,200,50,0.9,new,5,0.02\n"
+    )
+    (tmp_path / "images.csv").write_text("frame,mjd\na,56000.5\nb,56001.5\n")
+    handover.export(path, out, dates=tmp_path / "images.csv")
+    table = Table.read(out / "blobs.ecsv")
+    assert table["blob"].tolist() == ["x101y50"]
+    assert table["first_date"].tolist() == ["2012-03-14"]
+
+
+@pytest.mark.parametrize(
+    ("until", "names"),
+    [
+        ("2012-09-26", ["b001"]),
+        ("2012-09-27", ["b001", "b003"]),
+        ("2012-09-27T01:00", ["b001"]),
+        ("56218.7", ["b001", "b002", "b003"]),
+        ("20121001", ["b001", "b003"]),
+    ],
+)
+def test_until_takes_the_whole_day(catalogue: Path, until: str, names: list[str]) -> None:
+    out = export(catalogue, until=until, useafter="2020-01-01")
+    assert Table.read(out / "blobs.ecsv")["blob"].tolist() == names
+
+
+def test_a_day_ends_before_the_next_begins() -> None:
+    assert 56197.99999 < handover.to_mjd("2012-09-27", "", whole_day=True) < 56198
+    assert handover.to_mjd("2012-09-27T02:00+02:00", "") == 56197
+
+
+# ----------------------------------------------------------------------------------------------- bad-pixel tables
+
+
+def test_a_new_table_flags_the_discs(catalogue: Path) -> None:
+    out = export(catalogue)
+    y, x = np.mgrid[:1024, :1024]
+    expected = np.zeros((1024, 1024), bool)
+    for cx, cy, radius in ((312.4, 118.25, 8.2), (801.9, 644.2, 7.0), (6.0, 1019.0, 7.0)):
+        expected |= np.hypot(x - cx, y - cy) <= radius
+    expected[:5] = expected[-5:] = expected[:, :5] = expected[:, -5:] = False
+    dq = dq_of(out / "blobs_dq.fits")
+    assert dq.dtype == ">i2"
+    assert (dq == 512 * expected).all()
+    rows = rows_of(out / "blobs_bpx.fits")
+    assert rows.names == ["CCDAMP", "CCDCHIP", "CCDGAIN", "PIX1", "PIX2", "LENGTH", "AXIS", "VALUE"]
+    assert (rows["LENGTH"].sum(), len(rows)) == (expected.sum(), 16 + 15 + 6)
+    lowest = rows[np.argmin(rows["PIX2"])]
+    assert tuple(lowest) == ("ABCD", 1, 2.5, 305, 107, 8, 1, 512)  # x = 309 to 316, y = 111, 0-based with the border
+    assert (expected[111].nonzero()[0] == np.arange(309, 317)).all()
+
+
+def test_the_header_is_that_of_a_reference_file(catalogue: Path) -> None:
+    header = fits.getheader(export(catalogue) / "blobs_bpx.fits")
+    assert [header[key] for key in ("TELESCOP", "INSTRUME", "DETECTOR")] == ["HST", "WFC3", "IR"]
+    assert header["USEAFTER"] == "Oct 18 2012 16:48:00"
+    assert header["PEDIGREE"] == "INFLIGHT 27/09/2012 18/10/2012"
+    assert len(header["DESCRIP"]) == 67
+    assert "b002" in str(header["HISTORY"])
+    table = fits.getheader(catalogue.parent / "out" / "blobs_bpx.fits", "BPIX")
+    assert (table["SIZAXIS1"], table["SIZAXIS2"]) == (1024, 1024)
+
+
+def test_merging_loses_nothing(catalogue: Path, existing: Path) -> None:
+    out = export(catalogue, bpixtab=existing)
+    old, new = rows_of(existing), rows_of(out / "blobs_bpx.fits")
+    assert new.dtype == old.dtype
+    assert new[: len(old)].tobytes() == old.tobytes()
+    added = new[len(old) :]
+    assert len(added) == 15 + 6  # the disc of b001 is there already
+    assert set(added["CCDAMP"]) == {"ABCD"}
+    assert set(added["CCDGAIN"]) == {2.0}
+    assert set(added["CCDCHIP"]) == {-999}
+    assert set(added["NOTE"]) == {""}
+    with fits.open(existing) as before, fits.open(out / "blobs_bpx.fits", checksum=True) as after:
+        assert [hdu.name for hdu in after] == ["PRIMARY", "OTHER", "BPIX"]
+        assert (after["OTHER"].data == before["OTHER"].data).all()
+        assert after["BPIX"].columns["PIX2"].unit == "pixel"
+        assert after["BPIX"].columns["PIX2"].disp == "I6"
+        assert after["BPIX"].header["SIZAXIS1"] == 1014
+        assert "CHECKSUM" not in after["BPIX"].header
+        head = after[0].header
+    assert (head["PEDIGREE"], head["FILENAME"]) == ("GROUND", "blobs_bpx.fits")
+    assert head["USEAFTER"] == "Oct 18 2012 16:48:00"
+    assert head["HISTORY"][0] == "made by hand"
+    assert [name in str(head["HISTORY"]) for name in ("b001", "b002", "b003")] == [False, True, True]
+    csv = frames.read_table(out / "blobs_bpx.csv", handover.RUN_COLUMNS)
+    assert csv["PIX1"].tolist() == added["PIX1"].tolist()
+
+
+def test_the_later_useafter_stays(catalogue: Path, existing: Path) -> None:
+    fits.setval(existing, "USEAFTER", value="Mar 01 2019 00:00:00")
+    assert fits.getval(export(catalogue, bpixtab=existing) / "blobs_bpx.fits", "USEAFTER") == "Mar 01 2019 00:00:00"
+    out = export(catalogue, bpixtab=existing, useafter="2013-05-01")
+    assert fits.getval(out / "blobs_bpx.fits", "USEAFTER") == "May 01 2013 00:00:00"
+
+
+def test_other_flags_only_on_request(catalogue: Path, existing: Path) -> None:
+    plain = dq_of(export(catalogue, bpixtab=existing) / "blobs_dq.fits")
+    every = dq_of(export(catalogue, bpixtab=existing, all_flags=True) / "blobs_dq.fits")
+    flt = dq_of(export(catalogue, bpixtab=existing, all_flags=True, flt=True) / "blobs_dq.fits")
+    assert set(np.unique(plain)) == {0, 512}
+    assert (plain == (every & 512)).all()
+    assert every[13:16, 9].tolist() == [4, 4, 4]  # PIX1 5, PIX2 9, three along y
+    assert every[5:8, 1].tolist() == [16, 16, 16]  # a reference pixel keeps its flag
+    assert flt.shape == (1014, 1014)
+    assert (flt == every[5:-5, 5:-5]).all()
+
+
+def test_discs_keep_within_the_limits() -> None:
+    assert handover.disc_radius([3.0, 6.0, 9.0]).tolist() == [7.0, 7.5, 8.2]
+    assert handover.disc_radius([3.0, 9.0], (2.0, 20.0)).tolist() == [4.5, 10.5]
+
+
+def test_wide_bits_need_wide_pixels(tmp_path: Path) -> None:
+    dq = np.zeros((1024, 1024), np.int32)
+    dq[7, 8] = 2**16
+    handover.write_dq(tmp_path / "dq.fits", dq)
+    assert (dq_of(tmp_path / "dq.fits") == dq).all()
+
+
+# ------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"until": "yesterday"}, "--until: found 'yesterday'"),
+        ({"useafter": "13/2012"}, "--useafter"),
+        ({"statuses": ("new",)}, r"blobs.csv: no blob left of status new \(found known\)"),
+        ({"until": "1990-01-01"}, "give --useafter"),
+        ({"radii_px": (8.0, 7.0)}, "radii of discs: found 8 and 7"),
+        ({"bpixtab": "absent.fits"}, "absent.fits: not found"),
+        ({"bpixtab": __file__}, "test_handover.py: not a whole FITS file"),
+        ({"dates": "absent.csv", "until": "2012-01-01"}, "no dates found"),
+    ],
+)
+def test_mistakes_are_named(catalogue: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(BlobpipeError, match=says):
+        export(catalogue, **options)
+    assert not (catalogue.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("312.4", "1024", "row 2: x_px is 1024"),
+        (",8.1,", ",,", "row 2: radius_px is nan"),
+        ("0.021", "2.1", "row 3: depth_frac is 2.1"),
+        ("radius_px", "size", "column radius_px is missing"),
+        ("second", "third", "first_frame third is not a frame of"),
+    ],
+)
+def test_bad_catalogues_are_named(catalogue: Path, old: str, new: str, says: str) -> None:
+    catalogue.write_text(BLOBS.replace(old, new, 1))
+    with pytest.raises(TableError, match=f"blobs.csv: {says}"):
+        export(catalogue)
+
+
+def test_bad_files_of_others_are_named(catalogue: Path, existing: Path, tmp_path: Path) -> None:
+    with fits.open(existing) as hdus:
+        hdus["BPIX"].data["AXIS"][1] = 3
+        hdus.writeto(tmp_path / "axis.fits")
+    fits.PrimaryHDU(np.zeros((1014, 1014), np.float32)).writeto(tmp_path / "float.fits")
+    (tmp_path / "bad.ecsv").write_text("x_px\n1\n")
+    with pytest.raises(TableError, match=r"axis.fits: row 2: AXIS is 3, expected 1 or 2"):
+        handover.read_dq(tmp_path / "axis.fits")
+    with pytest.raises(TableError, match=r"float.fits: found no bad pixels"):
+        handover.read_dq(tmp_path / "float.fits")
+    with pytest.raises(TableError, match=r"bad.ecsv: cannot be read as ECSV"):
+        handover.read_catalogue(tmp_path / "bad.ecsv")
+
+
+def test_the_command_does_the_same(catalogue: Path, existing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = export(catalogue, bpixtab=existing, until="2012-09-30", radii_px=(3.0, 9.0), all_flags=True, flt=True)
+    typed = catalogue.parent / "typed"
+    options = f"--bpixtab {existing} --until 2012-09-30 --disc-radii 3 9 --all-flags --flt"
+    assert cli.main(["export", str(catalogue), "--out", str(typed), *options.split()]) == 0
+    for path in out.iterdir():
+        assert path.read_bytes() == (typed / path.name).read_bytes(), path.name
+    assert cli.main(["export", str(catalogue), "--out", str(typed), "--until", "soon"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------- real pixels
+
+
+def _real(name: str) -> Path:
+    named = os.environ.get("BLOBPIPE_REAL")
+    folders = [Path(named)] if named else sorted(ROOT.parent.glob("*/real"))
+    found = [folder / name for folder in folders if (folder / name).exists()]
+    if not found:
+        pytest.skip(f"no {name} at hand: name its folder in BLOBPIPE_REAL")
+    return found[0]
+
+
+@pytest.mark.real
+def test_the_real_bad_pixels_all_survive(catalogue: Path) -> None:
+    path = _real(BAD_PIXELS)
+    given = fits.getdata(path)
+    assert np.count_nonzero(given) == 20_438
+    read = handover.read_dq(path)
+    assert (read[5:-5, 5:-5] == given).all()
+    out = export(catalogue, bpixtab=path, all_flags=True)
+    dq = dq_of(out / "blobs_dq.fits")
+    assert (dq & ~512 == read).all()
+    discs = handover.disc_mask([312.4, 801.9, 6.0], [118.25, 644.2, 1019.0], [8.2, 7.0, 7.0])
+    assert ((dq & 512 != 0) == discs).all()
+    assert (handover.read_dq(out / "blobs_bpx.fits") == dq).all()
+    handover.export(catalogue, out.parent / "again", bpixtab=out / "blobs_bpx.fits", all_flags=True)
+    again = out.parent / "again" / "blobs_bpx.fits"
+    assert again.read_bytes() == (out / "blobs_bpx.fits").read_bytes()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("x", "y", "radius"), [(123.36, 58.19, 7.05), (231.83, 237.17, 7.83), (132.24, 247.76, 8.2)])
+def test_real_masks_are_discs_within_the_limits(x: float, y: float, radius: float) -> None:
+    """The three of a subarray that nothing cuts: our disc at their centre differs by a few pixels of the rim."""
+    mask = fits.getdata(_real(EXPOSURE), ("DQ", 1)) & 512 != 0
+    around = np.zeros((1024, 1024), bool)
+    around[300 : 300 + 266, 300 : 300 + 266] = mask
+    ours = handover.disc_mask(x + 300, y + 300, radius)
+    near = handover.disc_mask(x + 300, y + 300, radius + 3)
+    assert (ours ^ (around & near)).sum() <= 4
+    assert handover.RADII_PX[0] <= np.sqrt((around & near).sum() / np.pi) <= handover.RADII_PX[1]

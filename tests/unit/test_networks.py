@@ -1,0 +1,160 @@
+"""The report's network, its beginnings, and its life on disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from blobpipe import frames, fused, networks
+from blobpipe.errors import ModelError
+
+SUBFRAMES = np.random.default_rng(1).normal(size=(5, 256, 256)).astype(np.float32)
+KERNELS: tuple[networks.Kernels, ...] = ("plain", "fused") if fused.available() else ("plain",)
+
+
+def weights(network: networks.ReportNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def test_it_is_the_reports_network() -> None:
+    network = networks.new_network(1, "plain")
+    assert sum(parameter.numel() for parameter in network.parameters()) == 528_098
+    assert network.conv1.weight.shape == (8, 1, 5, 5)
+    assert network.conv2.weight.shape == (16, 8, 5, 5)
+    assert network.dense1.weight.shape == (128, 4096)
+    assert network.dense2.weight.shape == (2, 128)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_it_answers_with_two_logits(kernels: networks.Kernels) -> None:
+    assert networks.new_network(1, kernels)(torch.from_numpy(SUBFRAMES[:, None])).shape == (5, 2)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    state = torch.random.get_rng_state()
+    one, two, other = (weights(networks.new_network(seed, "plain")) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name in one:
+        assert torch.equal(one[name], two[name])
+        assert not torch.equal(one[name], other[name])
+
+
+def test_white_noise_leaves_each_block_balanced() -> None:
+    """Before the rectifier: mean 0 and standard deviation 1, filter by filter."""
+    network = networks.new_network(1, "plain")
+    x = torch.randn(6, 1, 256, 256, generator=torch.Generator().manual_seed(2))
+    for conv in (network.conv1, network.conv2):
+        pooled = torch.nn.functional.max_pool2d(conv(x), 4)
+        spread, mean = torch.std_mean(pooled, (0, 2, 3))
+        assert mean.abs().max() < 0.15
+        assert (spread - 1).abs().max() < 0.1
+        x = torch.relu(pooled)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_dropout_is_for_training_and_follows_its_seed(kernels: networks.Kernels) -> None:
+    network, x = networks.new_network(1, kernels), torch.from_numpy(SUBFRAMES[:, None])
+    assert torch.equal(network.eval()(x, 1), network(x, 2))
+    network.train()
+    assert torch.equal(network(x, 1), network(x, 1))
+    assert not torch.equal(network(x, 1), network(x, 2))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_fused_and_plain_kernels_agree(training: bool) -> None:
+    if "fused" not in KERNELS:
+        pytest.skip("the fused kernels do not run here")
+    found = []
+    for kernels in KERNELS:
+        network = networks.new_network(3, kernels).train(training)
+        x = torch.from_numpy(SUBFRAMES[:, None]).requires_grad_(not training)
+        logits = network(x, 7)
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0, 1])).backward()
+        gradients = [parameter.grad for parameter in network.parameters()]
+        found.append([logits.detach(), *gradients, *([x.grad] if not training else [])])
+    for plain, fast in zip(*found, strict=True):
+        assert (plain - fast).abs().max() <= 1e-4 * plain.abs().max() + 1e-7
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_probabilities_do_not_depend_on_the_company(kernels: networks.Kernels) -> None:
+    network = networks.new_network(1, kernels)
+    together = networks.predict(network, SUBFRAMES)
+    assert together.shape == (5,)
+    assert together.dtype == np.float64
+    assert ((together > 0) & (together < 1)).all()
+    np.testing.assert_allclose(networks.predict(network, SUBFRAMES, batch=2), together, atol=1e-6)
+    assert networks.predict(network, SUBFRAMES[:0]).shape == (0,)
+
+
+def test_kernels_are_chosen() -> None:
+    assert networks.choose_kernels("plain") == "plain"
+    assert networks.choose_kernels("fused") == "fused"
+    assert networks.choose_kernels("auto") == KERNELS[-1]
+
+
+def test_threads_are_a_setting() -> None:
+    """In a fresh process, where Numba has not yet started its own."""
+    script = "import torch; from blobpipe.networks import set_threads; set_threads(3); print(torch.get_num_threads())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3"
+
+
+# --- on disk ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_comes_back_with_its_story(tmp_path: Path) -> None:
+    network = networks.new_network(1, "plain")
+    networks.save_model(tmp_path / "m.safetensors", network, {"params": {"seed": 1}, "version": "0"})
+    loaded, metadata = networks.load_model(tmp_path / "m.safetensors", "plain")
+    assert metadata == {"network": "report", "params": {"seed": 1}, "version": "0"}
+    assert not loaded.training
+    np.testing.assert_array_equal(networks.predict(loaded, SUBFRAMES), networks.predict(network, SUBFRAMES))
+
+
+def test_the_same_model_is_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        networks.save_model(tmp_path / name, networks.new_network(1, "plain"), {"b": 1, "a": 2})
+    assert frames.sha256(tmp_path / "a") == frames.sha256(tmp_path / "b")
+
+
+def _damaged(path: Path, fault: str) -> None:
+    network = networks.new_network(1, "plain")
+    networks.save_model(path, network, {})
+    match fault:
+        case "missing":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-100])
+        case "no model":
+            path.write_bytes(b"no model at all, but long enough to hold a header of eight bytes")
+        case "another network":
+            save_file({"conv1.weight": torch.zeros(4, 1, 3, 3)}, path, {"blobpipe": "{}"})
+        case "another shape":
+            save_file({**weights(network), "conv1.bias": torch.zeros(4)}, path, {"blobpipe": "{}"})
+        case "no story":
+            save_file(weights(network), path)
+        case "a folder":
+            path.unlink()
+            path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["missing", "empty", "truncated", "no model", "another network", "another shape", "no story", "a folder"],
+)
+def test_what_is_no_model_is_said_in_one_line(tmp_path: Path, fault: str) -> None:
+    path = tmp_path / "m.safetensors"
+    _damaged(path, fault)
+    with pytest.raises(ModelError) as caught:
+        networks.load_model(path, "plain")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

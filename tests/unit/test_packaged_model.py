@@ -1,0 +1,71 @@
+"""The model that comes with the package: small, told where it comes from, and of use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import blobpipe
+from blobpipe import detect, frames, networks, normalize
+from blobpipe.params import Params
+from blobpipe.profiles import SHAPES, blob_profile
+
+ROOT = Path(__file__).parents[2]
+MODEL = Path(blobpipe.__file__).with_name("model.safetensors")
+
+
+def difference(seed: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Noise, bad pixels, a streak, and on it away from all that six blobs of S/N 18 to 30."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(0, 0.0101, (1024, 1024)).astype(np.float32)
+    bad = rng.random(image.shape) < 0.01
+    image[bad] += rng.choice([-0.1, 0.1], int(bad.sum()))
+    image[500:503, 300:520] += 0.03
+    places = [(150, 200), (420, 180), (760, 220), (180, 800), (500, 760), (820, 850)]
+    for k, (x, y) in enumerate(places):
+        stamp = blob_profile(SHAPES[k % 3], 5.0 + k % 2, 0.2, -0.3, 41)
+        image[y - 20 : y + 21, x - 20 : x + 21] += np.float32(0.03) * stamp
+    return image, places
+
+
+def test_it_is_small_and_says_where_it_comes_from() -> None:
+    assert MODEL.stat().st_size < 2_000_000
+    _, about = networks.load_dense(MODEL)
+    assert about["params"] == Params().dense.model_dump(mode="json")
+    assert about["operating_point"]["frames"] > 20
+    assert len(about["data_sha256"]) == 64
+
+
+def test_it_is_that_of_the_last_default_run() -> None:
+    """Its threshold is in the metrics that git has; a run that gives another says so here, and gives a new model."""
+    _, point = detect.load_operating_point(MODEL)
+    assert point.threshold == json.loads((ROOT / "results/detect/metrics.json").read_text())["threshold"]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_finds_clear_blobs_and_nothing_else(seed: int) -> None:
+    network, point = detect.load_operating_point(MODEL)
+    image, places = difference(seed)
+    params = Params()
+    clipped, _ = normalize.clip_image(image, params.clip)
+    scaled, _ = normalize.scale_image(clipped, params.scale)
+    found = detect.candidates_of(
+        network,
+        scaled,
+        image,
+        catalogue=None,
+        shift_px=(0.0, 0.0),
+        pattern=None,
+        noise_frac=frames.median_and_noise(image)[1],
+        at_least=point.threshold,
+    )
+    new = found[found["status"] == "new"]
+    distance = np.hypot(
+        new["x_px"].to_numpy()[:, None] - [x for x, _ in places],
+        new["y_px"].to_numpy()[:, None] - [y for _, y in places],
+    )
+    assert (distance.min(axis=0) < 2).sum() >= 5
+    assert (distance.min(axis=1) < 2).all()

@@ -1,0 +1,345 @@
+"""The daily routine: each image exactly once, whatever comes, and new blobs followed from image to image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from astropy.io import fits
+
+import blobpipe
+from blobpipe import notify, quicklook, stacks, store
+from blobpipe.errors import FrameError, ModelError, TableError
+from blobpipe.params import Difference, Params, Quicklook
+from blobpipe.profiles import blob_profile
+
+SIDE, STACK = 512, 4
+MODEL = Path(blobpipe.__file__).with_name("model.safetensors")
+SETTINGS = Params().model_copy(
+    update={
+        "difference": Difference(stack_size=STACK),
+        "quicklook": Quicklook(settle_s=0.0),
+    }
+)
+NEW = (300.0, 200.0, 6.0, 0.08)
+KNOWN = ((100.0, 120.0, 6.5, 0.08), (400.0, 380.0, 5.5, 0.1), (220.0, 400.0, 7.0, 0.06))
+
+Blob = tuple[float, float, float, float]
+
+
+def pixels(day: int, blobs: Sequence[Blob]) -> np.ndarray:
+    image = np.random.default_rng([7, day]).normal(0, 0.0076, (SIDE, SIDE)).astype(np.float32)
+    for x, y, radius, depth in blobs:
+        row, col = round(y), round(x)
+        image[row - 20 : row + 21, col - 20 : col + 21] += depth * blob_profile("disc", radius, x - col, y - row)
+    return image
+
+
+def write(folder: Path, day: int, *blobs: Blob, name: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name or f'day{day:03d}'}.fits"
+    header = fits.Header({"EXPSTART": 60000.0 + day, "FILTER": "F153M"})
+    hdu = fits.PrimaryHDU(pixels(day, (*KNOWN, *blobs)), header)
+    hdu.writeto(folder / f".{path.name}.part")
+    os.replace(folder / f".{path.name}.part", path)
+    return path
+
+
+def routine(tmp_path: Path, **more: object) -> quicklook.Routine:
+    return quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, SETTINGS, **more)  # type: ignore[arg-type]
+
+
+def run(tmp_path: Path, **more: object) -> sqlite3.Connection:
+    made = routine(tmp_path, **more)
+    quicklook.quicklook(tmp_path / "in", made)
+    return store.connect(made.log_path)
+
+
+def outcomes(log: sqlite3.Connection) -> dict[str, str]:
+    return {row["name"]: row["outcome"] for row in log.execute("SELECT name, outcome FROM images")}
+
+
+def candidates(log: sqlite3.Connection) -> pd.DataFrame:
+    return store.table(log, "candidate_list")
+
+
+@pytest.fixture(scope="module")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the log of a stack and five images after it, of which all but the first show a new blob."""
+    root = tmp_path_factory.mktemp("month")
+    for day in range(STACK + 1):
+        write(root / "in", day)
+    for day in range(STACK + 1, STACK + 5):
+        write(root / "in", day, NEW)
+    run(root).close()
+    return root
+
+
+@pytest.fixture
+def again(month: Path, tmp_path: Path) -> Path:
+    """A copy of it to go on with."""
+    shutil.copytree(month, tmp_path, dirs_exist_ok=True)
+    log = store.connect(tmp_path / "out" / "log.sqlite")
+    with store.writing(log):
+        log.execute("UPDATE files SET path = replace(path, ?, ?)", (str(month), str(tmp_path)))
+        for path in (tmp_path / "in").iterdir():
+            log.execute("UPDATE files SET modified_ns = ? WHERE path = ?", (path.stat().st_mtime_ns, str(path)))
+    return tmp_path
+
+
+def test_a_new_blob_is_found_on_its_day_and_confirmed_on_the_next(month: Path) -> None:
+    log = store.connect(month / "out" / "log.sqlite")
+    assert list(outcomes(log).values()) == ["stack"] * STACK + ["searched"] * 5
+    found = candidates(log)
+    assert len(found) == 1
+    only = found.iloc[0]
+    assert (only["first_frame"], only["status"]) == (f"day{STACK + 1:03d}", "confirmed")
+    assert np.hypot(only["x_px"] - NEW[0], only["y_px"] - NEW[1]) < 0.5
+    assert abs(only["depth_frac"] - NEW[3]) < 4 * only["depth_err_frac"]
+    first = log.execute("SELECT status, probability FROM detections ORDER BY id").fetchone()
+    assert first["status"] == "new"
+    assert first["probability"] > 0.9
+
+
+def test_every_row_says_what_it_was_judged_against(month: Path) -> None:
+    log = store.connect(month / "out" / "log.sqlite")
+    row = log.execute("SELECT * FROM candidate_list").fetchone()
+    assert all(len(row[name]) == 64 for name in ("model_sha256", "params_sha256", "stack_sha256"))
+    assert log.execute("SELECT count(DISTINCT stack_sha256) FROM images WHERE n_stack = ?", (STACK,)).fetchone()[0] == 5
+    run_row = log.execute("SELECT * FROM runs").fetchone()
+    assert run_row["version"] == blobpipe.__version__
+    assert 0 < run_row["threshold"] < 1
+
+
+def test_subframes_and_pictures_are_kept(month: Path) -> None:
+    log = store.connect(month / "out" / "log.sqlite")
+    assert log.execute("SELECT count(*) FROM subframes").fetchone()[0] == 5 * (SIDE // 256) ** 2
+    best = log.execute("SELECT row, col FROM subframes ORDER BY probability DESC LIMIT 1").fetchone()
+    assert tuple(best) == (NEW[1] // 256, NEW[0] // 256)
+    kinds = log.execute("SELECT kind, count(*) FROM pictures WHERE detection IS NOT NULL GROUP BY kind").fetchall()
+    assert dict(kinds) == dict.fromkeys(("difference", "map", "stack", "surface"), 2)
+    assert log.execute("SELECT count(*) FROM pictures WHERE detection IS NULL").fetchone()[0] == 5
+    for (data,) in log.execute("SELECT bytes FROM pictures WHERE type = 'image/png'"):
+        assert data.startswith(b"\x89PNG")
+
+
+def test_a_second_run_changes_nothing(again: Path) -> None:
+    before = store.connect(again / "out" / "log.sqlite")
+    rows = {name: store.table(before, name) for name in ("images", "files", "candidates", "detections")}
+    before.close()
+    after = run(again)
+    for name, table in rows.items():
+        pd.testing.assert_frame_equal(store.table(after, name), table)
+
+
+def test_a_corrupt_image_is_rejected_with_its_reason_and_the_rest_goes_on(again: Path) -> None:
+    whole = write(again / "in", STACK + 5)
+    (again / "in" / "cut.fits").write_bytes(whole.read_bytes()[:200_000])
+    (again / "in" / "text.fits").write_text("not an image")
+    log = run(again)
+    assert outcomes(log)[f"day{STACK + 5:03d}"] == "searched"
+    rows = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected' ORDER BY name").fetchall()
+    assert [row["name"] for row in rows] == ["cut", "text"]
+    assert "truncated" in rows[0]["reason"]
+    assert "not a whole FITS file" in rows[1]["reason"]
+
+
+def test_an_image_without_a_date_is_rejected(again: Path) -> None:
+    fits.PrimaryHDU(pixels(90, KNOWN)).writeto(again / "in" / "undated.fits")
+    reason = run(again).execute("SELECT reason FROM images WHERE name = 'undated'").fetchone()["reason"]
+    assert "no date of the exposure, expected EXPSTART" in reason
+
+
+def test_the_same_bytes_under_another_name_are_one_image(again: Path) -> None:
+    last = again / "in" / f"day{STACK + 4:03d}.fits"
+    shutil.copy(last, again / "in" / "copy.fits")
+    first = again / "in" / "day000.fits"
+    first.rename(again / "in" / "moved.fits")
+    log = run(again)
+    assert len(outcomes(log)) == STACK + 5
+    known = {Path(row["path"]).name: row["outcome"] for row in log.execute("SELECT path, outcome FROM files")}
+    assert (known["copy.fits"], known["moved.fits"], known["day001.fits"]) == ("duplicate", "renamed", "logged")
+
+
+def test_other_bytes_under_the_same_name_are_another_image(again: Path) -> None:
+    path = again / "in" / f"day{STACK + 4:03d}.fits"
+    path.unlink()
+    write(again / "in", STACK + 5, NEW, name=f"day{STACK + 4:03d}")
+    log = run(again)
+    assert log.execute("SELECT count(*) FROM images WHERE name = ?", (path.stem,)).fetchone()[0] == 2
+    assert [
+        row["outcome"] for row in log.execute("SELECT outcome FROM files WHERE path = ? ORDER BY id", (str(path),))
+    ] == [
+        "logged",
+        "changed",
+    ]
+
+
+def test_a_late_image_is_searched_against_the_images_before_it(again: Path) -> None:
+    write(again / "in", STACK + 2, NEW, name="late")
+    with fits.open(again / "in" / "late.fits", mode="update") as hdus:
+        hdus[0].header["EXPSTART"] += 0.5
+    log = run(again)
+    row = log.execute("SELECT outcome, late, n_stack FROM images WHERE name = 'late'").fetchone()
+    assert tuple(row) == ("searched", 1, STACK)
+    on_time = log.execute("SELECT max(late) FROM images WHERE name != 'late'").fetchone()[0]
+    assert on_time == 0
+
+
+def test_a_late_image_that_shows_the_blob_first_dates_it(again: Path) -> None:
+    write(again / "in", STACK, NEW, name="late")
+    with fits.open(again / "in" / "late.fits", mode="update") as hdus:
+        hdus[0].header["EXPSTART"] += 0.5
+    assert candidates(run(again))["first_frame"].tolist() == ["late"]
+
+
+def test_a_growing_file_is_left_until_it_is_whole(again: Path) -> None:
+    made = routine(again)
+    patient = quicklook.Routine(
+        made.log_path, MODEL, SETTINGS.model_copy(update={"quicklook": Quicklook(settle_s=600.0)})
+    )
+    whole = write(again, STACK + 5)
+    growing = again / "in" / "growing.fits"
+    growing.write_bytes(whole.read_bytes()[:200_000])
+    settled = quicklook._settled([growing, *again.glob("in/day00?.fits")], patient.params)
+    assert growing not in settled
+    growing.write_bytes(whole.read_bytes())
+    assert outcomes(run(again))["growing"] == "searched"
+
+
+def test_a_file_that_was_cut_and_is_then_whole_is_searched(again: Path) -> None:
+    whole = write(again, STACK + 5)
+    path = again / "in" / "slow.fits"
+    path.write_bytes(whole.read_bytes()[:200_000])
+    run(again).close()
+    path.write_bytes(whole.read_bytes())
+    log = run(again)
+    rows = log.execute("SELECT outcome FROM images WHERE name = 'slow' ORDER BY id").fetchall()
+    assert [row["outcome"] for row in rows] == ["rejected", "searched"]
+
+
+def test_what_one_image_alone_shows_fades(again: Path) -> None:
+    fake = (150.0, 300.0, 6.0, 0.08)
+    write(again / "in", STACK + 5, NEW, fake)
+    for day in range(STACK + 6, STACK + 9):
+        write(again / "in", day, NEW)
+    found = candidates(run(again))
+    assert found["status"].tolist() == ["confirmed", "faded"]
+    assert found["missed"].tolist() == [0, 3]
+
+
+def test_a_blob_of_the_catalogue_is_known(tmp_path: Path) -> None:
+    for day in range(STACK):
+        write(tmp_path / "in", day)
+    write(tmp_path / "in", STACK, NEW)
+    table = pd.DataFrame({"blob": ["b0001"], "x_px": [NEW[0]], "y_px": [NEW[1]], "radius_px": [6.0]})
+    table.to_csv(tmp_path / "known.csv", index=False)
+    log = run(tmp_path, catalogue=tmp_path / "known.csv")
+    assert candidates(log).empty
+    assert [row["status"] for row in log.execute("SELECT status FROM detections")] == ["known"]
+
+
+def test_a_stack_can_be_named_for_the_first_images(tmp_path: Path) -> None:
+    write(tmp_path, 1, name="stack")
+    write(tmp_path / "in", 2, NEW)
+    log = run(tmp_path, reference=tmp_path / "stack.fits")
+    assert outcomes(log) == {"day002": "searched"}
+    assert len(candidates(log)) == 1
+
+
+def test_ready_differences_are_searched_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    image = pixels(1, (*KNOWN, NEW)) - pixels(2, KNOWN)
+    fits.PrimaryHDU(image, fits.Header({"EXPSTART": 60000.0})).writeto(tmp_path / "in" / "difference.fits")
+    log = run(tmp_path, difference=True)
+    assert candidates(log)["first_frame"].tolist() == ["difference"]
+    assert log.execute("SELECT kind, n_stack FROM images").fetchone()["kind"] == "difference"
+
+
+def test_what_happens_to_an_image_is_one_transaction(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(again / "in", STACK + 5, NEW)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("killed at the last moment")
+
+    monkeypatch.setattr(notify, "queue", fail)
+    with pytest.raises(RuntimeError):
+        run(again)
+    monkeypatch.undo()
+    assert len(outcomes(store.connect(routine(again).log_path))) == STACK + 5
+    assert outcomes(run(again))[f"day{STACK + 5:03d}"] == "searched"
+
+
+def test_the_stack_does_not_hang_on_the_cache(again: Path) -> None:
+    log = store.connect(again / "out" / "log.sqlite")
+    params = SETTINGS.difference
+    once = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
+    part = sorted((again / "out" / "empty").glob("*.npy"))[0]
+    part.unlink()
+    twice = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
+    assert once is not None
+    assert twice is not None
+    assert once.sha256 == twice.sha256
+
+
+def test_the_cache_keeps_two_stacks(again: Path) -> None:
+    for day in range(STACK + 5, STACK + 10):
+        write(again / "in", day, NEW)
+    run(again)
+    assert len(list((again / "out" / "stack").glob("*.npy"))) == stacks.KEPT * STACK
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FrameError, match="in: not found, expected a folder of images"):
+        run(tmp_path)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "blobs.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(TableError, match=r"blobs.csv: column x_px is missing"):
+        run(tmp_path, catalogue=tmp_path / "blobs.csv")
+    wrong = quicklook.Routine(tmp_path / "log.sqlite", tmp_path / "none.safetensors", SETTINGS)
+    with pytest.raises(ModelError, match=r"none\.safetensors"):
+        quicklook.quicklook(tmp_path / "in", wrong)
+
+
+def start(root: Path, *words: str) -> subprocess.Popen[str]:
+    command = (sys.executable, "-m", "blobpipe", "quicklook", "in", "--log", "out/log.sqlite", *words)
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_a_watch_and_a_manual_run_share_the_work(again: Path) -> None:
+    from blobpipe.params import to_yaml
+
+    (again / "params.yaml").write_text(to_yaml(SETTINGS))
+    watching = start(again, "--watch")
+    log = store.connect(again / "out" / "log.sqlite")
+    try:
+        until(lambda: log.execute("SELECT count(*) FROM runs").fetchone()[0] == 2)
+        for day in range(STACK + 5, STACK + 11):
+            write(again / "in", day, NEW)
+        manual = start(again)
+        printed, _ = manual.communicate(timeout=300)
+        assert manual.returncode == 0, printed
+        until(lambda: len(outcomes(log)) == STACK + 11)
+    finally:
+        watching.terminate()
+        watching.communicate(timeout=30)
+    assert set(outcomes(log).values()) == {"stack", "searched"}
+    assert log.execute("SELECT count(*) - count(DISTINCT sha256) FROM images").fetchone()[0] == 0
+    assert len(candidates(log)) == 1

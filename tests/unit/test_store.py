@@ -1,0 +1,123 @@
+"""The log: its schema, its versions, and what a transaction keeps."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from astropy.table import Table
+
+from blobpipe import store
+from blobpipe.errors import LogError
+
+RUN = {
+    "started": "2024-05-01T00:00:00.000Z",
+    "version": "0.1.0",
+    "model": "model.safetensors",
+    "model_sha256": "a" * 64,
+    "params_sha256": "b" * 64,
+    "catalogue_sha256": "",
+    "threshold": 0.957583261,
+}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> sqlite3.Connection:
+    connection = store.connect(tmp_path / "log.sqlite", make=True)
+    with store.writing(connection):
+        store.insert(connection, "runs", RUN)
+    return connection
+
+
+def image(**more: object) -> dict[str, object]:
+    row = {"run": 1, "sha256": "c" * 64, "name": "f1", "kind": "image", "logged": RUN["started"], "outcome": "stack"}
+    return row | more
+
+
+def test_a_log_is_made_once_and_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log.sqlite"
+    store.connect(path, make=True).close()
+    connection = store.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone()[0] == len(store.versions())
+    assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+
+
+def test_an_older_log_is_brought_to_this_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.sqlite"
+    with store.writing(store.connect(path, make=True)) as connection:
+        store.insert(connection, "runs", RUN)
+    steps = [
+        *store.versions(),
+        "ALTER TABLE runs ADD COLUMN host TEXT NOT NULL DEFAULT 'here';\nCREATE TABLE extra (a);",
+    ]
+    monkeypatch.setattr(store, "versions", lambda: steps)
+    newer = store.connect(path)
+    assert [row["host"] for row in newer.execute("SELECT host FROM runs")] == ["here"]
+    monkeypatch.undo()
+    with pytest.raises(LogError, match=rf"log.sqlite: found version {len(steps)} of the log, expected at most"):
+        store.connect(path)
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.sqlite"
+    before = len(store.versions())
+    store.connect(path, make=True).close()
+    monkeypatch.setattr(store, "versions", lambda: [""] * before + ["CREATE TABLE extra (a);\nCREATE TABLE runs (a);"])
+    with pytest.raises(LogError, match="runs already exists"):
+        store.connect(path)
+    monkeypatch.undo()
+    assert not store.connect(path).execute("SELECT name FROM sqlite_master WHERE name = 'extra'").fetchall()
+
+
+def test_what_fails_within_a_transaction_leaves_nothing(log: sqlite3.Connection) -> None:
+    def twice() -> None:
+        with store.writing(log):
+            store.insert(log, "images", image())
+            store.insert(log, "images", image())  # the same bytes once more
+
+    with pytest.raises(sqlite3.IntegrityError):
+        twice()
+    assert log.execute("SELECT count(*) FROM images").fetchone()[0] == 0
+
+
+def test_rows_refer_to_rows_that_are_there(log: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), store.writing(log):
+        store.insert(log, "images", image(run=99))
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"), store.writing(log):
+        store.insert(log, "images", image(outcome="lost"))
+
+
+def test_nan_is_kept_as_null(log: sqlite3.Connection) -> None:
+    with store.writing(log):
+        store.insert(log, "images", image(noise_frac=float("nan"), mjd=60000.25))
+    assert tuple(log.execute("SELECT noise_frac, mjd FROM images").fetchone()) == (None, 60000.25)
+
+
+@pytest.mark.parametrize("suffix", store.FORMATS)
+def test_an_exported_table_reads_back(log: sqlite3.Connection, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"runs.{suffix}"
+    store.export(log, "runs", path)
+    match suffix:
+        case "csv":
+            row = pd.read_csv(path, keep_default_na=False).iloc[0].to_dict()
+        case "ecsv":
+            row = dict(Table.read(path).filled("")[0])  # astropy takes an empty text for a missing one
+        case _:
+            row = json.loads(path.read_text())[0]
+    assert {name: row[name] for name in RUN} == RUN
+
+
+def test_what_is_not_there_is_named(log: sqlite3.Connection, tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="no table secrets in the log, expected one of runs"):
+        store.table(log, "secrets")
+    with pytest.raises(LogError, match=r"runs.txt: found the suffix '.txt', expected one of .csv"):
+        store.export(log, "runs", tmp_path / "runs.txt")
+    with pytest.raises(LogError, match=r"none.sqlite: not found, expected the log of 'blobpipe quicklook'"):
+        store.connect(tmp_path / "none.sqlite")
+    (tmp_path / "text.sqlite").write_text("no database at all, but long enough to be looked at as one\n" * 20)
+    with pytest.raises(LogError, match=r"text.sqlite: file is not a database"):
+        store.connect(tmp_path / "text.sqlite")

@@ -1,0 +1,171 @@
+"""What is declared, in dvc.yaml, the rules, the settings and git, says the same thing everywhere."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from blobpipe import cli
+from blobpipe.params import Params, json_schema, load_params, to_yaml
+
+from .conftest import HERE, Project
+
+sys.path.insert(0, str(HERE / "workflow/scripts"))
+from stages import Stage, stages
+
+STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"))
+OPTIONAL = ["explore"]  # no stages of DVC, and only on request of Snakemake
+NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, errors make no output
+
+
+def test_a_stage_has_one_name_everywhere() -> None:
+    names = list(STAGES)
+    sections = [name for name in Params.model_fields if name not in ("quicklook", "notices", "health")]
+    assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
+    assert [*names, *OPTIONAL] == list(cli.STAGES)
+    for name, stage in STAGES.items():
+        assert name in stage.settings
+        assert name in stage.rules
+        assert f"workflow/rules/{name}.smk" in stage.deps
+        assert all(Path(path).parts[1] in (name, "raw") for path in stage.made)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_code_deps_are_what_a_stage_imports(name: str) -> None:
+    assert sorted(STAGES[name].code) == _code_of(name)
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_optional_rules_name_the_code_that_they_import(name: str) -> None:
+    rule = (HERE / f"workflow/rules/{name}.smk").read_text()
+    assert [f"src/blobpipe/{module}" for module in re.findall(r'"(\w+\.py)"', rule)] == _code_of(name)
+
+
+def _code_of(name: str) -> list[str]:
+    """The modules that a command imports, by way of others too."""
+    tree = ast.parse((HERE / "src/blobpipe/cli.py").read_text())
+    command = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == f"_{name}")
+    found: set[str] = set()
+    todo = set(_imports(command))
+    while todo:
+        found |= todo
+        todo = {other for module in todo for other in _imports(_module(module))} - found
+    return sorted(f"src/blobpipe/{module}.py" for module in found - NO_DEPS)
+
+
+def _module(name: str) -> ast.Module:
+    return ast.parse((HERE / f"src/blobpipe/{name}.py").read_text())
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """The modules of blobpipe that some code imports, at the top or later."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "blobpipe":
+            yield from (alias.name for alias in node.names if (HERE / f"src/blobpipe/{alias.name}.py").exists())
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("blobpipe."):
+            yield node.module.split(".")[1]
+
+
+def test_library_knows_neither_tool() -> None:
+    for path in (HERE / "src").rglob("*.py"):
+        assert not re.search(r"^\s*(from|import) (snakemake|dvc)\b", path.read_text(), re.MULTILINE), path
+
+
+def test_rules_agree_with_dvc_yaml(finished: Project) -> None:
+    for job in _jobs(finished):
+        stage = next(stage for stage in STAGES.values() if job["rule"] in stage.rules)
+        assert _inside(job["output_file"], stage.made), f"{stage.name}: {job['output_file']} is in none of its outs"
+        for path in filter(None, job["input-file(s)"].split(",")):
+            assert _inside(path, stage.deps), f"{stage.name}: {path} is in none of its deps"
+
+
+def test_dvc_yaml_agrees_with_rules(finished: Project) -> None:
+    jobs = _jobs(finished)
+    for stage in STAGES.values():
+        mine = [job for job in jobs if job["rule"] in stage.rules]
+        made = {job["output_file"] for job in mine}
+        read = {path for job in mine for path in job["input-file(s)"].split(",")}
+        assert [out for out in stage.made if not any(_inside(path, [out]) for path in made)] == []
+        deps = [dep for dep in stage.deps if not dep.endswith(".smk")]
+        assert [dep for dep in deps if not any(_inside(path, [dep]) for path in read)] == []
+
+
+def _jobs(project: Project) -> list[dict[str, str]]:
+    command = ["snakemake", "--detailed-summary", "--quiet", "host"]
+    process = subprocess.run(command, cwd=project.root, check=True, capture_output=True, text=True)
+    rows = csv.DictReader(io.StringIO(process.stdout), delimiter="\t")
+    return [row for row in rows if row["rule"] != "-" and not row["rule"].startswith("dvc_")]
+
+
+def _inside(path: str, places: tuple[str, ...] | list[str]) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)
+
+
+def test_snakemake_lint_finds_nothing(pristine: Project) -> None:
+    assert "Congratulations" in pristine.run("snakemake", "--lint")
+
+
+def test_git_ignores_the_outs_and_keeps_the_metrics(pristine: Project) -> None:
+    for stage in STAGES.values():
+        for out in stage.outs:
+            pristine.run("git", "check-ignore", f"{out}/x" if "." not in Path(out).name else out)
+        for metrics in stage.metrics:
+            pristine.fails("git", "check-ignore", metrics)
+
+
+def test_default_settings_stand_in_params_yaml() -> None:
+    assert (HERE / "params.yaml").read_text() == to_yaml(Params())
+
+
+def test_schema_is_in_step() -> None:
+    assert (HERE / "workflow/schemas/params.schema.json").read_text() == json_schema()
+
+
+@pytest.mark.parametrize("path", sorted((HERE / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_experiments_are_whole_files(path: Path) -> None:
+    assert path.read_text() == to_yaml(load_params(path))
+
+
+def test_constraints_name_no_place() -> None:
+    lines = [line for line in (HERE / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), lines
+
+
+def test_table_of_contents_is_short() -> None:
+    assert len((HERE / "Snakefile").read_text().splitlines()) <= 50
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        ({"clip": {"factor": "much"}}, "clip.factor"),
+        ({"clip": {"facto": 0.5}}, "unknown key clip.facto"),
+        ({"clip": {"factor": -1}}, "clip.factor"),
+    ],
+)
+def test_faulty_settings_stop_snakemake_with_one_line(
+    edit: dict[str, dict[str, object]], expected: str, pristine: Project, copy_of: object
+) -> None:
+    project = copy_of(pristine)  # type: ignore[operator]
+    params = yaml.safe_load((project.root / "params.yaml").read_text())
+    for section, values in edit.items():
+        params[section] |= values
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    printed = project.fails("snakemake", "-n")
+    assert "Traceback" not in printed
+    assert sum(expected in line for line in printed.splitlines()) == 1
+
+
+def test_settings_come_from_the_file_alone(pristine: Project) -> None:
+    printed = pristine.fails("snakemake", "-n", "--config", "train={'seed': 2}")
+    assert "settings come from params.yaml alone" in printed
+    pristine.run("snakemake", "-n", "--quiet", "all")

@@ -1,0 +1,25 @@
+# The embedded source of images: a simulated monitor campaign.
+rule campaign:
+    input:
+        code=stages()["campaign"].code,
+    output:
+        images=RAW_IMAGES,
+        blobs="data/raw/blobs.csv",
+        frames="data/raw/frames.csv",
+    log:
+        "logs/campaign.log",
+    benchmark:
+        "logs/campaign.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    params:
+        settings=settings("campaign"),
+    shell:
+        "blobpipe campaign --threads {threads} 2>&1 | tee {log} >&2"
+
+
+STAGE_FILES["campaign"] = list(rules.campaign.output)

@@ -1,0 +1,24 @@
+# Difference images limited to a multiple of their zscale limits (ISR 3.1).
+rule clip:
+    input:
+        table="data/difference/frames-{batch}.csv",
+        code=stages()["clip"].code,
+    output:
+        "data/clip/frames-{batch}.csv",
+    log:
+        "logs/clip-{batch}.log",
+    benchmark:
+        "logs/clip-{batch}.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        settings=settings("clip"),
+    shell:
+        "blobpipe clip --batch {wildcards.batch} 2>&1 | tee {log} >&2"
+
+
+STAGE_FILES["clip"] = each_batch("data/clip/frames-{batch}.csv")

@@ -1,0 +1,64 @@
+# What all rules share: the checked settings, the images and their batches, and what dvc.yaml says of a stage.
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from snakemake.exceptions import WorkflowError
+
+sys.path[:0] = [f"{workflow.basedir}/src", f"{workflow.basedir}/workflow/scripts"]
+
+from blobpipe import campaign, frames
+from blobpipe.errors import BlobpipeError
+from blobpipe.params import load_params
+from environment import use_project
+from stages import settings, stages
+
+use_project(workflow.basedir)
+
+
+def checked_params():
+    """params.yaml, which the stages read themselves: what Snakemake was told must not differ from it."""
+    params = load_params("params.yaml")
+    if config != yaml.safe_load(Path("params.yaml").read_text()):
+        raise WorkflowError(
+            "settings come from params.yaml alone, as DVC reads them: change the file instead of --config or --configfile"
+        )
+    return params
+
+
+def image_list():
+    """The rows of the list of images; of the user's own images, all that the list says of them."""
+    if "campaign" in stages():
+        return [{"frame": name} for name in campaign.frame_names(PARAMS.campaign)]
+    return frames.read_frame_list("data/raw").astype(str).to_dict("records")
+
+
+def images(rows):
+    """The files of some rows of the list."""
+    if "campaign" in stages():
+        return [f"data/raw/{row['frame']}.fits.fz" for row in rows]
+    return [str(frames.find_image("data/raw", row["frame"])) for row in rows]
+
+
+def up_to(batch):
+    """The rows of a batch, and before them those that the running stack may take."""
+    rows = BATCHES[int(batch)]
+    return ROWS[max(0, rows.start - REACH) : rows.stop]
+
+
+def each_batch(pattern):
+    """A path for each batch."""
+    return [pattern.format(batch=f"{number:03d}") for number in range(len(BATCHES))]
+
+
+try:
+    PARAMS = checked_params()
+    ROWS = image_list()
+    RAW_IMAGES = images(ROWS)
+except BlobpipeError as error:
+    raise WorkflowError(str(error))
+
+BATCHES = frames.batches(len(ROWS))
+REACH = 2 * PARAMS.difference.stack_size  # a stack goes further back where images were rejected
+CATALOGUE = ["data/raw/blobs.csv"] if "campaign" in stages() or os.path.exists("data/raw/blobs.csv") else []

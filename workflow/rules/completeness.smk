@@ -1,0 +1,36 @@
+# Blobs of every depth and size on held-out images: what each detector finds at the same rate of false alarms.
+rule completeness:
+    input:
+        frames="data/raw/frames.csv",
+        blobs=CATALOGUE,
+        difference=STAGE_FILES["difference"],
+        scale=STAGE_FILES["scale"],
+        subframes=rules.cutout.output.train_subframes,
+        superimposed=rules.cutout.output.train_blobs,
+        models=[rules.detect.output.model, rules.train.output.model],
+        code=stages()["completeness"].code,
+    output:
+        metrics=report(
+            "results/completeness/metrics.json", caption="../report/completeness_metrics.rst", category="Completeness"
+        ),
+        tables=multiext("results/completeness/", "injections.csv", "completeness.csv", "limits.csv"),
+        figure=report(
+            "results/completeness/completeness.png", caption="../report/completeness.rst", category="Completeness"
+        ),
+    log:
+        "logs/completeness.log",
+    benchmark:
+        "logs/completeness.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=6000,
+        runtime=60,
+    params:
+        settings=settings("completeness"),
+    shell:
+        "blobpipe completeness 2>&1 | tee {log} >&2"
+
+
+STAGE_FILES["completeness"] = list(rules.completeness.output)

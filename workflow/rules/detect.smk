@@ -1,0 +1,37 @@
+# All images searched by the dense network, and its operating point.
+rule detect:
+    input:
+        frames="data/raw/frames.csv",
+        blobs=CATALOGUE,
+        difference=STAGE_FILES["difference"],
+        scale=STAGE_FILES["scale"],
+        stamps=rules.cutout.output.stamps,
+        subframes=[rules.cutout.output.train_subframes, rules.cutout.output.validation_subframes],
+        superimposed=[rules.cutout.output.train_blobs, rules.cutout.output.validation_blobs],
+        model=rules.dense.output.model,
+        code=stages()["detect"].code,
+    output:
+        model="results/detect/model.safetensors",
+        metrics=report("results/detect/metrics.json", caption="../report/detect.rst", category="Dense network"),
+        candidates="results/detect/candidates.csv",
+        tables=multiext("results/detect/", "frames.csv", "reliability.csv"),
+        reliability=report(
+            "results/detect/reliability.png", caption="../report/reliability.rst", category="Dense network"
+        ),
+    log:
+        "logs/detect.log",
+    benchmark:
+        "logs/detect.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=6000,
+        runtime=60,
+    params:
+        settings=settings("detect"),
+    shell:
+        "blobpipe detect 2>&1 | tee {log} >&2"
+
+
+STAGE_FILES["detect"] = list(rules.detect.output)

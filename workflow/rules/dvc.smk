@@ -1,0 +1,96 @@
+# Both tools over one pipeline (see workflow/scripts/reconcile.py and dvc_bridge.py). For each stage of dvc.yaml:
+#   stage_NAME  its files: the target that dvc.yaml's command asks for;
+#   dvc_NAME    commits them to DVC as soon as they are there, in a Snakemake run.
+from dvc_bridge import fingerprint, pointers
+from reconcile import drop_surplus_batches, reconcile, refresh
+from records import BridgeError, enabled, is_inner, stamp
+from run_lock import BusyError, claim, hold
+
+STAMPS = [stamp(target) for target in [*STAGE_FILES, *pointers()]] if enabled() else []
+SOURCES = {path for stage in stages().values() for path in stage.sources}
+if "campaign" not in stages():
+    SOURCES.update([*RAW_IMAGES, "data/raw/frames.csv", *CATALOGUE])
+
+try:
+    if workflow.is_main_process and not is_inner():
+        claim()
+        refresh(SOURCES)
+        if enabled():
+            reconcile(STAGE_FILES)
+except (BusyError, BridgeError, OSError) as error:
+    raise WorkflowError(str(error))
+
+
+onstart:
+    drop_surplus_batches(STAGE_FILES)
+    if enabled() and not is_inner():
+        try:
+            hold()
+        except BusyError as error:
+            raise WorkflowError(str(error))
+
+
+localrules:
+    all,
+
+
+for _stage, _files in STAGE_FILES.items():
+
+    rule:
+        name:
+            f"stage_{_stage}"
+        input:
+            _files,
+        log:
+            f"logs/stage_{_stage}.log",
+        localrule: True
+        conda:
+            "../envs/blobpipe.yaml"
+        params:
+            stage=_stage,
+            made_from=fingerprint(_stage),
+        shell:
+            "python workflow/scripts/dvc_bridge.py finish {params.stage} {params.made_from} 2>&1 | tee {log} >&2"
+
+    rule:
+        name:
+            f"dvc_{_stage}"
+        input:
+            files=_files,
+            sources=stages()[_stage].sources,
+        output:
+            stamp(_stage),
+        log:
+            f"logs/dvc_{_stage}.log",
+        priority: 50
+        localrule: True
+        conda:
+            "../envs/blobpipe.yaml"
+        params:
+            stage=_stage,
+            made_from=fingerprint(_stage),
+        shell:
+            "python workflow/scripts/dvc_bridge.py commit {params.stage} {params.made_from} 2>&1 | tee {log} >&2"
+
+
+for _pointer in pointers():
+
+    rule:
+        name:
+            f"dvc_{Path(_pointer).stem}"
+        input:
+            RAW_IMAGES,
+            "data/raw/frames.csv",
+            CATALOGUE,
+        output:
+            stamp(_pointer),
+        log:
+            f"logs/dvc_{Path(_pointer).stem}.log",
+        priority: 50
+        localrule: True
+        conda:
+            "../envs/blobpipe.yaml"
+        params:
+            pointer=_pointer,
+        shell:
+            "python workflow/scripts/dvc_bridge.py commit {params.pointer} 2>&1 | tee {log} >&2"

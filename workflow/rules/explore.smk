@@ -1,0 +1,48 @@
+# The report's alternatives (ISR 7). Optional: only `snakemake explore` runs it. It is no stage of dvc.yaml, or `dvc repro` and
+# `dvc status` would ask for it; so the modules that it uses stand here.
+rule explore:
+    input:
+        difference=STAGE_FILES["difference"],
+        scale=STAGE_FILES["scale"],
+        stamps=rules.cutout.output.stamps,
+        subframes=[rules.cutout.output.train_subframes, rules.cutout.output.validation_subframes],
+        blobs=[rules.cutout.output.train_blobs, rules.cutout.output.validation_blobs],
+        models=[rules.train.output.model, rules.dense.output.model],
+        code=multiext(
+            "src/blobpipe/",
+            "autoencoder.py",
+            "clutter.py",
+            "cutout.py",
+            "explore.py",
+            "explore_figures.py",
+            "figures.py",
+            "frames.py",
+            "fused.py",
+            "fused_gpu.py",
+            "networks.py",
+            "normalize.py",
+            "profiles.py",
+            "render.py",
+            "render_gpu.py",
+            "stamps.py",
+            "statistics.py",
+        ),
+    output:
+        metrics=report("results/explore/metrics.json", caption="../report/explore.rst", category="Alternatives"),
+        tables=multiext("results/explore/", "scores.csv", "embedding.csv"),
+        anomaly=report("results/explore/anomaly.png", caption="../report/anomaly.rst", category="Alternatives"),
+        embedding=report("results/explore/embedding.png", caption="../report/embedding.rst", category="Alternatives"),
+    log:
+        "logs/explore.log",
+    benchmark:
+        "logs/explore.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=6000,
+        runtime=60,
+    params:
+        settings=config["explore"],
+    shell:
+        "blobpipe explore 2>&1 | tee {log} >&2"

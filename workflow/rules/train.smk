@@ -1,0 +1,32 @@
+# The report's network (ISR 4, 5). A job that was killed goes on from results/train/checkpoint, which is no output.
+rule train:
+    input:
+        difference=STAGE_FILES["difference"],
+        scale=STAGE_FILES["scale"],
+        stamps=rules.cutout.output.stamps,
+        subframes=[rules.cutout.output.train_subframes, rules.cutout.output.validation_subframes],
+        blobs=[rules.cutout.output.train_blobs, rules.cutout.output.validation_blobs],
+        augmentation=rules.augment.output.recipes,
+        code=stages()["train"].code,
+    output:
+        model="results/train/model.safetensors",
+        history="results/train/history.csv",
+        figure=report("results/train/history.png", caption="../report/train.rst", category="Training"),
+        metrics=report("results/train/metrics.json", caption="../report/train_metrics.rst", category="Training"),
+    log:
+        "logs/train.log",
+    benchmark:
+        "logs/train.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: 2
+    resources:
+        mem_mb=6000,
+        runtime=600,
+    params:
+        settings=settings("train"),
+    shell:
+        "blobpipe train 2>&1 | tee {log} >&2"
+
+
+STAGE_FILES["train"] = list(rules.train.output)

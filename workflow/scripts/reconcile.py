@@ -1,0 +1,132 @@
+"""Before a Snakemake run: brings its records to what dvc.lock says, where someone else was at work.
+
+dvc.lock is the truth about what was made from what, by content. Snakemake's records under .snakemake/ are this folder's
+memory of it. A stage whose entry in dvc.lock is not the one that Snakemake knows was made by someone else (dvc repro,
+checkout, pull, exp apply, git):
+
+- `dvc status` is clean: adopted, by `snakemake --touch`, which records settings, code and inputs and runs nothing;
+- it is not: its files are aged and Snakemake's memory of them dropped, so that they are made anew.
+
+A stage whose files were replaced since its last commit is looked at again, by content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from records import NOTES, dvc, entries, existing, known, listed_images, look, note, snakemake, stamp, versions
+from stages import stages
+
+Files = dict[str, list[str]]
+
+
+def refresh(sources: Iterable[str]) -> None:
+    """Make Snakemake compare the contents of sources that were replaced by files of older date (cp -p, dvc checkout)."""
+    seen = NOTES / "sources"
+    since = seen.stat().st_mtime if seen.exists() else 0.0
+    for path in existing(sources):
+        state = Path(path).stat()
+        if state.st_ctime > since and state.st_mtime < state.st_ctime:
+            os.utime(path)
+    seen.parent.mkdir(parents=True, exist_ok=True)
+    seen.touch()
+
+
+def reconcile(files: Files) -> None:
+    """Adopt what others made, age what agrees with nothing, look again at what was touched.
+
+    Parameters
+    ----------
+    files : dict
+        The files that the rules of each stage declare.
+    """
+    recorded = versions()
+    there = [name for name in files if name in recorded and existing(set(files[name]) - set(stages()[name].metrics))]
+    foreign = [name for name in there if known(name).get("version") != recorded[name]]
+    touched = [name for name in there if name not in foreign and known(name)["files"] != look(stages()[name].made)]
+    if not foreign and not touched:
+        return
+    faults = json.loads(dvc("status", "--json"))
+    for name in touched:
+        _look_again(name, files[name], recorded[name], faults.get(name))
+    _remake([name for name in foreign if name in faults], files)
+    _adopt([name for name in foreign if name not in faults], recorded)
+
+
+def _look_again(name: str, paths: list[str], version: str, fault: list[Any] | None) -> None:
+    """Leave a stage in peace if it is what was committed; else let its commit judge it, and do no more than is needed."""
+    if fault is None:
+        note(name, version, stages()[name].made)
+        return
+    Path(stamp(name)).unlink(missing_ok=True)
+    _drop_incomplete(name)
+    changes = [change["changed deps"] for change in fault if isinstance(change, dict) and "changed deps" in change]
+    if any(not path.endswith(".smk") for deps in changes for path in deps) and _as_recorded(name, existing(paths)):
+        _drop_memory(existing(paths))  # `dvc checkout` after a change that was run, but not committed
+
+
+def _as_recorded(name: str, paths: list[str]) -> bool:
+    """Whether files are those of dvc.lock."""
+    digests = {out["path"]: out["md5"] for out in entries()[name]["outs"]}
+    changed = json.loads(dvc("data", "status", "--granular", "--json")).get("uncommitted", {})
+    others = {path for group in changed.values() for path in group}
+    return all(
+        hashlib.md5(Path(path).read_bytes()).hexdigest() == digests[path] if path in digests else path not in others
+        for path in paths
+    )
+
+
+def _drop_incomplete(name: str) -> None:
+    """Remove the tables of batches of which an image is gone, so that these batches are made anew."""
+    for folder in map(Path, stages()[name].outs):
+        for table in folder.glob("frames-*.csv"):
+            if not all((folder / f"{frame}.fits.fz").exists() for frame in listed_images(table)):
+                table.unlink()
+
+
+def _remake(names: list[str], files: Files) -> None:
+    if names:
+        print(f"not as in dvc.lock, will be made anew: {', '.join(names)} (or first 'dvc checkout')", file=sys.stderr)
+    for name in names:
+        Path(stamp(name)).unlink(missing_ok=True)
+    _drop_memory([path for name in names for path in existing(files[name])])
+
+
+def _drop_memory(paths: list[str]) -> None:
+    """Let Snakemake make files anew, whatever it remembers of them."""
+    if paths:
+        snakemake("--cleanup-metadata", *paths)
+    for path in paths:
+        os.utime(path, (1, 1))
+
+
+def _adopt(names: list[str], recorded: dict[str, str]) -> None:
+    if not names:
+        return
+    print(f"made by DVC, nothing to run: {', '.join(names)}", file=sys.stderr)
+    for name in names:
+        Path(stamp(name)).touch()
+    targets = [f"dvc_{name}" for name in names]
+    rules = [rule for name in names for rule in stages()[name].rules]
+    done = snakemake("--touch", "--forceall", "--cores", "1", "--allowed-rules", *rules, *targets, "--", *targets)
+    if done.returncode:
+        print(f"could not adopt them, going on without:\n{done.stdout[-2000:]}", file=sys.stderr)
+        return
+    for name in names:
+        note(name, recorded[name], stages()[name].made)
+
+
+def drop_surplus_batches(files: Files) -> None:
+    """Remove the tables of batches beyond the last, from a longer list of images: later stages read all there are."""
+    wanted = {path for paths in files.values() for path in paths}
+    for stage in stages().values():
+        for out in stage.outs:
+            for table in Path(out).glob("frames-*.csv"):
+                if str(table) not in wanted:
+                    table.unlink()

@@ -1,0 +1,130 @@
+"""What the two tools know: the entries of dvc.lock, and the notes that the bridge keeps of them for Snakemake."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NOTES = Path(".snakemake/blobpipe")
+LOCK = Path("dvc.lock")
+INNER = {"BLOBPIPE_BRIDGE": "inner"}  # marks the Snakemake runs that the bridge starts itself
+
+
+class BridgeError(Exception):
+    """One line that says why the two tools cannot agree, and what to do."""
+
+
+def enabled() -> bool:
+    """Whether this Snakemake run commits to DVC."""
+    wanted = os.environ.get("BLOBPIPE_DVC") != "0" and "DVC_STAGE" not in os.environ
+    return wanted and Path(".dvc").is_dir() and shutil.which("dvc") is not None
+
+
+def is_inner() -> bool:
+    """Whether the bridge started this Snakemake run itself."""
+    return os.environ.get("BLOBPIPE_BRIDGE") == INNER["BLOBPIPE_BRIDGE"]
+
+
+def dvc(*words: str) -> str:
+    """Run DVC; what it printed.
+
+    Raises
+    ------
+    BridgeError
+        What it complained about.
+    """
+    done = subprocess.run(["dvc", "--wait-for-lock", *words], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise BridgeError(f"dvc {' '.join(words)}: {' '.join(done.stderr.split())}")
+    return done.stdout
+
+
+def snakemake(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake without the bridge; its output is kept for messages."""
+    command = [sys.executable, "-m", "snakemake", "--quiet", "host", "progress", "rules", *words]
+    env = {**os.environ, **INNER}
+    return subprocess.run(command, env=env, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+# ---------------------------------------------------------------- dvc.lock
+
+
+def entries(lock: str | None = None) -> dict[str, dict[str, Any]]:
+    """What dvc.lock, or its text of another time, says of each stage."""
+    if lock is None:
+        lock = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
+    found: dict[str, dict[str, Any]] = (yaml.safe_load(lock) or {}).get("stages") or {}
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Digest of each stage's entry in dvc.lock."""
+    return {
+        name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+        for name, entry in entries().items()
+    }
+
+
+# ---------------------------------------------------------------- notes for Snakemake
+
+
+def stamp(target: str) -> str:
+    """What the commit of a stage, or of a pointer file, leaves for Snakemake: that it was done."""
+    return str(NOTES / f"{Path(target).name}.committed")
+
+
+def known(name: str) -> dict[str, Any]:
+    """What Snakemake knows of a stage: its ``version``, and ``files`` as they were; outlives a commit that failed."""
+    path = NOTES / f"{name}.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
+
+
+def note(name: str, version: str, made: Iterable[str]) -> None:
+    """Note the version of a stage, and its files, as known."""
+    content = {"version": version, "files": look(made)}
+    replace(NOTES / f"{name}.json", json.dumps(content))
+
+
+def look(made: Iterable[str]) -> str:
+    """Digest of the names, sizes and dates of all files of a stage."""
+    states = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in all_files(made))
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- files
+
+
+def existing(paths: Iterable[str]) -> list[str]:
+    """Those of some paths that are there."""
+    return [path for path in paths if Path(path).exists()]
+
+
+def all_files(outs: Iterable[str]) -> Iterator[Path]:
+    """Every file of some files and folders."""
+    for out in map(Path, outs):
+        yield from (path for path in (out.rglob("*") if out.is_dir() else [out]) if path.is_file())
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def listed_images(table: Path) -> Iterator[str]:
+    """The frames of which a table has an image: in the stages' tables those with a checksum."""
+    with open(table, encoding="utf-8", newline="") as file:
+        yield from (row["frame"] for row in csv.DictReader(file) if row.get("sha256", "listed"))

@@ -1,0 +1,96 @@
+"""The pipeline as dvc.yaml declares it: the one place that says what each stage reads, uses and makes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One entry of dvc.yaml.
+
+    Attributes
+    ----------
+    entry : str
+        The entry itself, as JSON: whatever else it says.
+    rules : tuple of str
+        The Snakemake rules that make its files.
+    deps, outs, metrics : tuple of str
+        Paths; metrics, and outs with ``cache: false``, are kept in git, the other outs in DVC's cache.
+    settings : tuple of str
+        Sections of params.yaml, or single keys (``section.key``).
+    timed : bool
+        Its metrics hold times of day or rates, on which no two runs agree.
+    """
+
+    name: str
+    entry: str
+    rules: tuple[str, ...]
+    deps: tuple[str, ...]
+    outs: tuple[str, ...]
+    metrics: tuple[str, ...]
+    settings: tuple[str, ...]
+    timed: bool
+
+    @property
+    def code(self) -> list[str]:
+        """The modules it imports."""
+        return [path for path in self.deps if path.endswith(".py")]
+
+    @property
+    def sources(self) -> list[str]:
+        """The modules, and the file of its rules."""
+        return [path for path in self.deps if path.endswith((".py", ".smk"))]
+
+    @property
+    def made(self) -> list[str]:
+        """All paths that it makes."""
+        return [*self.outs, *self.metrics]
+
+
+@cache
+def stages(path: str = "dvc.yaml") -> dict[str, Stage]:
+    """All stages, in the order of dvc.yaml."""
+    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"]
+    return {name: _stage(name, entry) for name, entry in entries.items()}
+
+
+def _stage(name: str, entry: dict[str, Any]) -> Stage:
+    return Stage(
+        name=name,
+        entry=json.dumps(entry, sort_keys=True),
+        rules=tuple(rule for rule in _allowed_rules(entry["cmd"]) if not rule.startswith("stage_")),
+        deps=_paths(entry, "deps"),
+        outs=_paths(entry, "outs", cached=True),
+        metrics=_paths(entry, "outs", cached=False) + _paths(entry, "metrics"),
+        settings=tuple(entry.get("params", ())),
+        timed=bool(entry.get("meta", {}).get("timed")),
+    )
+
+
+def _allowed_rules(cmd: str) -> list[str]:
+    return cmd.partition("--allowed-rules")[2].partition(" -- ")[0].split()
+
+
+def _paths(entry: dict[str, Any], kind: str, *, cached: bool | None = None) -> tuple[str, ...]:
+    paths = [{path: {}} if isinstance(path, str) else path for path in entry.get(kind, ())]
+    wanted = [path for path in paths if cached in (None, next(iter(path.values())).get("cache", True))]
+    return tuple(next(iter(path)) for path in wanted)
+
+
+def settings(name: str, params: str = "params.yaml") -> str:
+    """The values, as JSON, of the settings that a stage uses."""
+    values = yaml.safe_load(Path(params).read_text(encoding="utf-8"))
+    return json.dumps({key: _pick(values, key) for key in stages()[name].settings}, sort_keys=True)
+
+
+def _pick(values: dict[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
