@@ -8,10 +8,10 @@ CORES ?= $(shell nproc)
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install run report repro test lint types format docs bench unlock clean
+.PHONY: help install run report repro test test-all lint types format docs bench unlock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed ## make .venv with the tested versions, and the package in it
 
@@ -32,7 +32,10 @@ report: install ## write results/report.html about what is there
 repro: install ## the same pipeline by DVC
 	dvc repro
 
-test: install ## all tests (pytest -m 'not slow' in .venv leaves the long ones out)
+test: install ## the tests, whole runs of both tools among them (ten minutes)
+	pytest -n 2 --dist loadgroup -m 'not long'
+
+test-all: install ## these and the longest: a kill in every stage, all benchmarks (half an hour)
 	pytest -n 2 --dist loadgroup
 
 lint: install ## style of the code and of the rules

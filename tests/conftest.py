@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,27 @@ settings.register_profile(
     "blobpipe", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("blobpipe")
+
+
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a folder that all workers share (``pytest -n 2``): one of them makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared / name).exists():
+                make(shared / f"{name}.part")
+                (shared / f"{name}.part").rename(shared / name)
+        return shared / name
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -29,29 +53,20 @@ def difference_params() -> Difference:
 
 
 @pytest.fixture(scope="session")
-def campaign_dir(tmp_path_factory: pytest.TempPathFactory, campaign_params: Campaign) -> Path:
+def campaign_dir(once: Once, campaign_params: Campaign) -> Path:
     """Its images and tables, as in ``data/raw``; only for reading."""
     from blobpipe import campaign
 
-    folder = tmp_path_factory.mktemp("campaign")
-    campaign.simulate(folder, campaign_params)
-    return folder
+    return once("campaign", lambda folder: campaign.simulate(folder, campaign_params))
 
 
 @pytest.fixture(scope="session")
-def difference_dir(tmp_path_factory: pytest.TempPathFactory, campaign_dir: Path, difference_params: Difference) -> Path:
+def difference_dir(once: Once, campaign_dir: Path, difference_params: Difference) -> Path:
     """Its difference images and reference stack, as in ``data/difference``; only for reading."""
     from blobpipe import difference
 
-    folder = tmp_path_factory.mktemp("difference")
-    difference.reference(campaign_dir, folder, difference_params)
-    difference.subtract(campaign_dir, folder, difference_params)
-    return folder
+    def make(folder: Path) -> None:
+        difference.reference(campaign_dir, folder, difference_params)
+        difference.subtract(campaign_dir, folder, difference_params)
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers (``pytest -n 2 --dist loadgroup``), let one alone make the campaign."""
-    for item in items:
-        if "campaign_dir" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("campaign"))
+    return once("difference", make)

@@ -89,7 +89,7 @@ def test_the_documentation_names_what_is_measured() -> None:
         assert f'"{name}"' in source
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_part_runs(tmp_path: Path) -> None:
     parts = [part for part in command.PARTS if part not in ("render", "clip", "median", "gpu")]
     _, content = bench("--only", *parts, out=tmp_path)

@@ -82,7 +82,7 @@ def test_labels_that_mean_nothing_are_not_found() -> None:
         assert abs(explore.silhouette(points, labels)) < 0.05, method
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_umap_keeps_apart_what_is_apart_the_same_way_each_time() -> None:
     pytest.importorskip("umap")
     one, two = (explore.embed(two_heaps(), SMALL)["umap"] for _ in range(2))

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import Once
+
 HERE = Path(__file__).parents[2]
 TIMINGS = {"seconds", "samples_per_s"}  # the only things on which two runs may differ
 
@@ -32,7 +34,7 @@ class Project:
         return subprocess.Popen(
             words,
             cwd=self.root,
-            env={**_environment(), **env},
+            env={**environment(), **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -105,7 +107,7 @@ def _checksum(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The user's environment, this one's tools first, and nothing from an outer run."""
     outer = (
         "DVC_STAGE",
@@ -124,14 +126,6 @@ def _environment() -> dict[str, str]:
     return env | author
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several workers (``pytest -n 2 --dist loadgroup``), let one alone run pipelines: they share the finished run."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.xdist_group("workflow"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _dvc_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what DVC remembers of the copies out of the machine's own memory."""
@@ -142,9 +136,25 @@ def _dvc_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def pristine(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project as it stands, with the one-minute settings, nothing made yet. Not to be changed."""
-    root = tmp_path_factory.mktemp("pristine") / "blobpipe"
+    # a copy for each worker: one Snakemake at a time works in a folder
+    return _copy(Project(once("pristine", _make_pristine)), tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture(scope="session")
+def finished(pristine: Project, once: Once, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """After `snakemake --cores 2` and a git commit. Not to be changed."""
+
+    def make(root: Path) -> None:
+        project = Project(Path(shutil.copytree(pristine.root, root, symlinks=True)))
+        project.run("snakemake", "--cores", "2")
+        project.commit("made by snakemake")
+
+    return _copy(Project(once("finished", make)), tmp_path_factory.mktemp("finished"))
+
+
+def _make_pristine(root: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=HERE,
@@ -162,16 +172,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(root)
     project.run("git", "init", "--quiet", "--initial-branch=main")
     project.commit("as it stands")
-    return project
-
-
-@pytest.fixture(scope="session")
-def finished(pristine: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """After `snakemake --cores 2` and a git commit. Not to be changed."""
-    project = _copy(pristine, tmp_path_factory.mktemp("finished"))
-    project.run("snakemake", "--cores", "2")
-    project.commit("made by snakemake")
-    return project
 
 
 @pytest.fixture

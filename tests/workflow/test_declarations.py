@@ -17,7 +17,7 @@ import yaml
 from blobpipe import cli
 from blobpipe.params import Params, json_schema, load_params, to_yaml
 
-from .conftest import HERE, Project
+from .conftest import HERE, Project, environment
 
 sys.path.insert(0, str(HERE / "workflow/scripts"))
 from stages import Stage, stages
@@ -101,7 +101,7 @@ def test_dvc_yaml_agrees_with_rules(finished: Project) -> None:
 
 def _jobs(project: Project) -> list[dict[str, str]]:
     command = ["snakemake", "--detailed-summary", "--quiet", "host"]
-    process = subprocess.run(command, cwd=project.root, check=True, capture_output=True, text=True)
+    process = subprocess.run(command, cwd=project.root, check=True, capture_output=True, text=True, env=environment())
     rows = csv.DictReader(io.StringIO(process.stdout), delimiter="\t")
     return [row for row in rows if row["rule"] != "-" and not row["rule"].startswith("dvc_")]
 

@@ -30,7 +30,7 @@ STAGES = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_in_every_stage_snakemake_ends_as_if_undisturbed(
     finished: Project, pristine: Project, copy_of: Callable[[Project], Project]
 ) -> None:
@@ -46,7 +46,7 @@ def test_killed_in_every_stage_snakemake_ends_as_if_undisturbed(
     assert project.is_at_rest()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_dvc_ends_as_if_undisturbed(project: Project) -> None:
     project.set("train", "seed", 2)
     process = project.start("dvc", "repro", "--single-item", "train")

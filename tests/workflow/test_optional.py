@@ -7,7 +7,7 @@ import pytest
 from .conftest import Project
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_explore_runs_on_request_alone(project: Project) -> None:
     before = project.made()
     assert project.planned() == set()

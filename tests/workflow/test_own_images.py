@@ -51,7 +51,7 @@ def test_an_image_more_or_less_is_noticed(own: Project) -> None:
     assert "frame unknown has no image" in own.fails("snakemake", "-n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shorter_list_leaves_nothing_behind(own: Project) -> None:
     table = own.root / "data/raw/frames.csv"
     *rows, last = table.read_text().splitlines(keepends=True)

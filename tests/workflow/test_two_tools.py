@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,18 +44,36 @@ CHANGES = {
 MODEL = "results/train/model.safetensors"
 
 
+@pytest.mark.slow
+def test_dvc_from_nothing_makes_the_same(
+    pristine: Project, finished: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    """And then a changed setting by the other tool."""
+    project = copy_of(pristine)
+    project.run("dvc", "repro")
+    assert project.made() == finished.made()
+    assert project.is_at_rest()
+    project.set("train", "seed", 2)
+    assert "train" in project.run("dvc", "status")
+    project.run("snakemake", "--cores", "2")
+    assert project.is_at_rest()
+
+
 def test_after_snakemake_nothing_is_left_to_do(finished: Project) -> None:
     assert finished.is_at_rest()
     assert "Running stage" not in finished.run("dvc", "repro")
     assert finished.run("git", "status", "--porcelain") == ""
 
 
-def test_a_changed_setting_reruns_what_depends_on_it(project: Project) -> None:
+@pytest.mark.parametrize(
+    "sections", [("campaign", "train", "detect"), pytest.param(tuple(BELOW), marks=pytest.mark.long, id="all")]
+)
+def test_a_changed_setting_reruns_what_depends_on_it(sections: tuple[str, ...], project: Project) -> None:
     settings = project.root / "params.yaml"
     before = settings.read_text()
-    for section, expected in BELOW.items():
+    for section in sections:
         project.set(section, *CHANGES[section])
-        assert project.planned_stages() == set(expected.split()), section
+        assert project.planned_stages() == set(BELOW[section].split()), section
         settings.write_text(before)
 
 
