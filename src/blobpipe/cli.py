@@ -194,6 +194,8 @@ def _catalogue(args: argparse.Namespace) -> None:
     from blobpipe import catalogue, store
 
     connection = store.connect(args.log)
+    if args.frames:
+        print(f"{args.frames}: {len(catalogue.list_images(connection, args.frames))} images added")
     added = catalogue.update(connection, args.catalogue)
     print(f"{args.catalogue}: {len(added)} blobs added{': ' if added else ''}{', '.join(added)}")
     if args.reviews:
@@ -458,6 +460,9 @@ def _add_log(
         "update", parents=[log, common], help="add the candidates that reviews have confirmed"
     )
     update_command.add_argument("--catalogue", type=Path, required=True, metavar="TABLE", help="table to add them to")
+    update_command.add_argument(
+        "--frames", type=Path, metavar="TABLE", help="first list the images of the log that lie beside it: frames.csv"
+    )
     update_command.add_argument("--reviews", type=Path, metavar="FILE", help="write all reviews as CSV too")
     update_command.set_defaults(work=_catalogue)
     _add_review(commands, log, common)
