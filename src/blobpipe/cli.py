@@ -415,7 +415,7 @@ def _add_daily(
     gate.add_argument("--against", metavar="REV", help="also list cases won and lost since a git revision")
     gate.set_defaults(work=_gate)
     notify = commands.add_parser("notify", parents=[settings, common], help="send the notices that wait in a log")
-    notify.add_argument("--log", type=Path, required=True, metavar="FILE", help="log of the daily routine")
+    notify.add_argument("--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)")
     instead = notify.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="only print what waits")
     instead.add_argument("--test", action="store_true", help="send a test notice on every channel, and nothing else")
@@ -424,7 +424,7 @@ def _add_daily(
     doctor = commands.add_parser(
         "doctor", parents=[settings, common], help="say whether all that the daily routine needs is there"
     )
-    doctor.add_argument("--log", type=Path, metavar="FILE", help="log of the daily routine")
+    doctor.add_argument("--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)")
     doctor.add_argument("--model", type=Path, help="trained model (default: that of scan)")
     doctor.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
     doctor.add_argument("--send-test", action="store_true", help="also send a test notice on every channel")

@@ -77,7 +77,7 @@ def examine(setup: Setup, environ: Mapping[str, str], *, send_test: bool = False
 def _guarded(what: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     try:
         yield from check()
-    except (BlobpipeError, OSError, sqlite3.Error) as error:
+    except (BlobpipeError, OSError) as error:
         yield Check("fail", what, " ".join(str(error).split()))
 
 
@@ -95,6 +95,7 @@ def _installation() -> Iterator[Check]:
             missing.setdefault(extra[1] if extra else "", []).append(NAME.match(requirement)[0])  # type: ignore[index]
     if "" in missing:
         yield Check("fail", "packages", f"missing: {', '.join(missing.pop(''))}; install blobpipe again")
+    missing.pop("dev", None)  # for those who change blobpipe: it holds the others
     for extra_name, names in missing.items():
         yield Check(
             "ok", "packages", f"without [{extra_name}] ({', '.join(names)}): pip install 'blobpipe[{extra_name}]'"
@@ -136,12 +137,17 @@ def _log(path: Path | None, params: Notices) -> Iterator[Check]:
         where = "none named" if path is None else f"{path}: not there yet"
         yield Check("warn", "log", f"{where}; 'blobpipe quicklook' makes it, --log names it")
         return
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)) as connection:
-        connection.row_factory = sqlite3.Row
-        yield from _database(connection, path)
-        if connection.execute("PRAGMA user_version").fetchone()[0] == len(store.versions()):
-            yield from _outbox(connection, params)
-            yield from _readings(connection)
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)) as log:
+            log.row_factory = sqlite3.Row
+            yield from _database(log, path)
+            if log.execute("PRAGMA user_version").fetchone()[0] == len(store.versions()):
+                yield from _outbox(log, params)
+                yield from _readings(log)
+    except sqlite3.OperationalError as error:
+        yield Check("fail", "log", f"{path}: {error}; let no other program hold it, and see who may write there")
+    except sqlite3.DatabaseError as error:
+        yield Check("fail", "log", f"{path}: {error}; put the last copy of it back, or name another --log")
 
 
 def _database(connection: sqlite3.Connection, path: Path) -> Iterator[Check]:
