@@ -194,8 +194,10 @@ def _mail_failure(error: Exception, params: Notices, login: tuple[str, str] | No
             lasting = error.smtp_code >= 500 and error.smtp_code not in LOGIN_WANTED
             reason = f"{params.smtp_host} answered {_answer(error.smtp_code, error.smtp_error)}"
             return DeliveryError(_without(reason, login or ()), lasting=lasting)
-        case smtplib.SMTPServerDisconnected():
+        case smtplib.SMTPServerDisconnected() if not isinstance(error.__context__, TimeoutError):
             return DeliveryError(f"{params.smtp_host} closed the connection")
+        case smtplib.SMTPServerDisconnected():  # so smtplib calls it when an answer does not come in time
+            return DeliveryError(f"{params.smtp_host}: {_trouble(TimeoutError(), params)}")
         case OSError() if not isinstance(error, smtplib.SMTPException):
             return DeliveryError(f"{params.smtp_host}: {_trouble(error, params)}")
     return DeliveryError(_without(f"{params.smtp_host}: {error}", login or ()))
@@ -231,12 +233,19 @@ def by_webhook(letter: Letter, params: Notices, environ: Mapping[str, str], afte
     NoticeError
         If there is no address, or none that is safe.
     """
+    url = webhook_url(environ)
     request = urllib.request.Request(
-        webhook_url(environ),
+        url,
         json.dumps(_payload(letter)).encode(),
         {"Content-Type": "application/json", "Idempotency-Key": letter.id, "User-Agent": f"blobpipe/{__version__}"},
     )
-    opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=ssl.create_default_context()))
+    handlers: list[urllib.request.BaseHandler] = [
+        _NoRedirect(),
+        urllib.request.HTTPSHandler(context=ssl.create_default_context()),
+    ]
+    if urlsplit(url).scheme == "http":  # to this machine: a proxy would get the secret unencrypted
+        handlers.append(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(*handlers)
     try:
         afterwards.enter_context(opener.open(request, timeout=params.timeout_s))
     except urllib.error.HTTPError as error:
