@@ -38,6 +38,7 @@ KINDS = {
     "map": "Network's map",
     "surface": "Surface",
 }
+PERSISTENCE = {"new": "not yet seen again", "confirmed": "seen again", "faded": "not seen again"}
 
 SIDE_PX = 1024  # of the detector
 NEAR_PX = 8.0  # what else was seen so near a candidate is part of its history
@@ -125,11 +126,14 @@ class Reader:
         Of the reviewer, if known.
     said : str
         What has just been done.
+    said_of : int
+        Number of the candidate it was done to.
     """
 
     form_token: str = ""
     name: str = ""
     said: str = ""
+    said_of: int = 0
 
 
 @dataclass(frozen=True)
@@ -690,7 +694,7 @@ def _measured(value: float | None, error: float | None = None, digits: int = 2, 
     """A number with its error, or a dash."""
     if value is None:
         return "\N{EN DASH}"
-    text = f"{factor * value:.{digits}f}"
+    text = f"{round(factor * value, digits) + 0.0:.{digits}f}"  # without the sign of a zero
     text = text if error is None else f"{text} ± {factor * error:.{digits}f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
@@ -708,7 +712,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"day": _day, "moment": _moment, "measured": _measured, "percent": _percent}
-    environment.globals |= {"kinds": KINDS, "graph": graphs, "side": SIDE_PX, "version": __version__}
+    environment.globals |= {
+        "kinds": KINDS,
+        "persistence": PERSISTENCE,
+        "graph": graphs,
+        "side": SIDE_PX,
+        "version": __version__,
+    }
     return environment
 
 

@@ -238,17 +238,19 @@ def _reader(request: Request) -> pages.Reader:
     if not _same(request.cookies.get(SIGNED_IN, ""), desk.token):
         return pages.Reader()
     name = _line(unquote(request.cookies.get(REVIEWER, "")), LONGEST["reviewer"])
-    return pages.Reader(desk.form_token, name, _said(request))
+    return pages.Reader(desk.form_token, name, *_said(request))
 
 
 def _same(found: str, expected: str) -> bool:
     return hmac.compare_digest(found.encode(), expected.encode())
 
 
-def _said(request: Request) -> str:
-    """What the review before this page did; made of a number and one of the decisions, whatever the address says."""
+def _said(request: Request) -> tuple[str, int]:
+    """What the review before this page did, and to which candidate; whatever the address says, no other words."""
     number, decision = request.query_params.get("candidate", ""), request.query_params.get("decision", "")
-    return f"Candidate {int(number)}: {decision}." if _is_number(number) and decision in pages.DECISIONS else ""
+    if not _is_number(number) or decision not in pages.DECISIONS:
+        return "", 0
+    return f"Candidate {int(number)}: {decision}.", int(number)
 
 
 def _is_number(text: str) -> bool:
@@ -420,7 +422,7 @@ def _next_page(form: dict[str, str], row: dict[str, str | int]) -> str:
             place = f"#candidate-{following}" if _is_number(following) else ""
             return f"/queue?show={show}&page={page}&{done}{place}"
         case _:
-            return f"/candidate/{row['candidate']}?{done}"
+            return f"/candidate/{row['candidate']}?{done}#candidate-{row['candidate']}"
 
 
 # -------------------------------------------------------------------------------------------------------- faults

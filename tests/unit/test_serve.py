@@ -252,7 +252,7 @@ def test_only_forms_are_read(browser: Browser, form: dict[str, str]) -> None:
 def test_the_next_page_is_always_one_of_ours(form: dict[str, str]) -> None:
     row: dict[str, str | int] = {"candidate": 3, "decision": "unsure"}
     for then in ("//evil.example", "queue-all-//evil", "queue-x-1", "queue-all-1-2", ""):
-        assert serve._next_page(form | {"then": then}, row) == "/candidate/3?candidate=3&decision=unsure"
+        assert serve._next_page(form | {"then": then}, row) == "/candidate/3?candidate=3&decision=unsure#candidate-3"
     odd = form | {"then": "queue-unsure-2", "following": "javascript:alert(1)"}
     assert serve._next_page(odd, row) == "/queue?show=unsure&page=2&candidate=3&decision=unsure"
 
