@@ -61,7 +61,7 @@ def subframe_map(cells: Image) -> bytes:
 
 
 def surface(image: Image, x: float, y: float) -> bytes:
-    """The light loss around a place as a surface, PNG.
+    """The light loss around a place as a surface, PNG; without the peaks of single bad pixels, which would set its scale.
 
     Parameters
     ----------
@@ -69,9 +69,9 @@ def surface(image: Image, x: float, y: float) -> bytes:
         Fraction of the light.
     """
     import matplotlib.pyplot as plt
-    from scipy.ndimage import gaussian_filter
+    from scipy.ndimage import gaussian_filter, median_filter
 
-    part = gaussian_filter(np.nan_to_num(window(image, x, y, SURFACE_PX)), 1.0)
+    part = gaussian_filter(median_filter(np.nan_to_num(window(image, x, y, SURFACE_PX)), 3), 1.0)
     columns, rows = np.meshgrid(*(round(place) - SURFACE_PX // 2 + np.arange(SURFACE_PX) for place in (x, y)))
     figure = plt.figure(figsize=(4, 4), dpi=96)
     axis: Any = figure.add_axes((-0.04, 0.03, 0.96, 0.97), projection="3d")
