@@ -44,6 +44,10 @@ def accepted(field: dict[str, Any]) -> str:
     """Type and bounds of a field, in words."""
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
+    if "const" in field:
+        return f"`{json.dumps(field['const'])}`"
+    if "anyOf" in field:
+        return " or ".join(accepted(one) for one in field["anyOf"])
     match field["type"]:
         case "boolean":
             return "`true`, `false`"

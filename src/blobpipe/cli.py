@@ -13,7 +13,7 @@ from pathlib import Path
 
 from blobpipe import __version__
 from blobpipe.errors import BlobpipeError, FrameError
-from blobpipe.params import Params, load_params, to_yaml
+from blobpipe.params import Notices, Params, load_params, to_yaml
 
 RAW, DIFFERENCE, CLIP, SCALE = "data/raw", "data/difference", "data/clip", "data/scale"
 CUTOUT, AUGMENT, TRAIN = "results/cutout", "results/augment", "results/train"
@@ -166,10 +166,11 @@ def _scan(args: argparse.Namespace) -> int:
 def _quicklook(args: argparse.Namespace) -> None:
     from blobpipe import quicklook
 
+    params = _params_if_any(args)
     routine = quicklook.Routine(
         args.log,
         args.model or _default_model(),
-        _params_if_any(args),
+        params.model_copy(update={"notices": Notices()}) if args.silent else params,
         catalogue=args.catalogue,
         reference=args.reference,
         difference=args.difference,
@@ -187,7 +188,11 @@ def _log(args: argparse.Namespace) -> None:
     if args.out:
         store.export(connection, args.table, args.out)
     else:
-        print(store.table(connection, args.table).to_string(index=False))
+        rows = store.table(connection, args.table)
+        for name in rows:
+            if str(name).endswith("sha256"):
+                rows[name] = rows[name].str[:12]  # to be read, not to be compared
+        print(rows.to_string(index=False) if len(rows) else f"{args.table}: no rows")
 
 
 def _catalogue(args: argparse.Namespace) -> None:
@@ -449,6 +454,7 @@ def _add_log(
     which.add_argument("--reference", type=Path, metavar="STACK", help="median stack for the first images")
     quick.add_argument("--model", type=Path, help="trained dense network (default: as for scan)")
     quick.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
+    quick.add_argument("--silent", action="store_true", help="tell nobody, now or later: for images of old")
     quick.add_argument("--watch", action="store_true", help="stay, and take images as they appear")
     quick.set_defaults(work=_quicklook)
     show = commands.add_parser("log", parents=[log, common], help="print or export a table of the log")

@@ -17,7 +17,7 @@ from blobpipe import __version__, deliver, detect, frames, health, networks, not
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Notices, Params, load_params
 
-LEAST_GB, LITTLE_GB = 0.5, 5.0  # a stack of 30 images is 0.13 GB, the log of 100 images about as much
+LEAST_GB, LITTLE_GB = 0.5, 5.0  # the cache of 60 images is 0.13 GB, the log of 100 images 0.04 GB
 EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
 NAME = re.compile(r"[\w.-]+")
 

@@ -21,6 +21,7 @@ import pytest
 from blobpipe import (
     augment,
     campaign,
+    catalogue,
     completeness,
     cutout,
     detect,
@@ -33,6 +34,7 @@ from blobpipe import (
     regression,
     scan,
     statistics,
+    store,
     training,
 )
 from blobpipe.cli import STAGES, build_parser
@@ -206,6 +208,10 @@ def _completeness_metrics() -> Sequence[str]:
     return list(completeness.summarise(table, detectors, 1))
 
 
+def _of_the_log(table: str) -> Sequence[str]:
+    return list(store.table(store.connect(":memory:", make=True), table).columns)
+
+
 KNOWN: dict[str, Sequence[str]] = {
     "data/raw/frames.csv": ("frame", "mjd", "label", "seed", *campaign.Conditions._fields),
     "data/raw/blobs.csv": (*campaign.Blob._fields[:-1], "first_frame"),
@@ -237,6 +243,8 @@ KNOWN: dict[str, Sequence[str]] = {
     "scan/frames.csv": scan.FRAME_COLUMNS,
     "scan/subframes.csv": scan.SUBFRAME_COLUMNS,
     "scan/detections.csv": (*scan.DETECTION_COLUMNS, *scan.MEASURED_COLUMNS),
+    **{f"quicklook/{table}.csv": _of_the_log(table) for table in store.TABLES},
+    "known/blobs.csv": catalogue.COLUMNS,
 }
 NAMED_IN = {  # where no list of columns can be had without a run, they stand in the module as words
     "data/difference/frames-000.csv": ["difference"],

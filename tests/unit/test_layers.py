@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -104,6 +105,13 @@ def imported(module: str) -> set[str]:
 
 def test_the_list_holds_every_module() -> None:
     assert {path.stem for path in SOURCE.glob("*.py")} == set(ORDER)
+
+
+def test_contributors_are_told_the_same_order() -> None:
+    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text()
+    listed = text.partition("in the order in which an image meets them")[2].partition("Imports")[0]
+    named = re.sub(r"\([^)]*\)", "", listed).split("`")[1::2]
+    assert named == [name for name in ORDER if not name.startswith("__")]
 
 
 @pytest.mark.parametrize("module", ORDER)
