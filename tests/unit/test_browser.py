@@ -6,12 +6,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +17,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 import pytest
 from tests.unit import synthetic_log
+from tests.unit.served import TOKEN, served
 
 from blobpipe import cli, serve, store
 
@@ -31,16 +26,15 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-p
 
 pytestmark = pytest.mark.xdist_group("browser")
 
-TOKEN = "a-token-that-nobody-guesses"
 SIZES = {1280: 900, 390: 844}
 SCHEMES = ("light", "dark")
 PAGES = {
     "today": "/",
     "queue": "/queue",
     "candidate": "/candidate/1",
-    "image": "/image/300",
-    "a rejected image": "/image/253",
-    "images": "/images?first=2009-12-01",
+    "image": "/image/220",
+    "a rejected image": "/image/203",
+    "images": "/images?first=2009-10-14",
     "map": "/map",
     "timeline": "/timeline",
     "what is not there": "/nothing",
@@ -93,38 +87,16 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """``blobpipe serve`` on 300 images with seven candidates, of which the first are decided on."""
+    """``blobpipe serve`` on 220 images with five candidates, of which the first are decided on."""
     log = tmp_path_factory.mktemp("log") / "log.sqlite"
-    connection = synthetic_log.make_log(log, 300)
+    connection = synthetic_log.make_log(log, 220)
     with store.writing(connection):
         for number, decision in ((1, "confirmed"), (2, "unsure"), (3, "rejected")):
             review = {"candidate": number, "decision": decision, "reviewer": "Ada", "reason": "as round as one"}
             store.insert(connection, "reviews", review | {"at": store.now()})
     connection.close()
-    port = free_port()
-    command = (sys.executable, "-m", "blobpipe", "serve", "--log", str(log), "--port", str(port))
-    with subprocess.Popen(command, env=os.environ | {"BLOBPIPE_TOKEN": TOKEN}, stderr=subprocess.DEVNULL) as server:
-        try:
-            await_answer(f"http://127.0.0.1:{port}/style.css")
-            yield Site(f"http://127.0.0.1:{port}", log)
-        finally:
-            server.terminate()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
-def await_answer(url: str) -> None:
-    end = time.monotonic() + SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(url).close()
-            return
-        except urllib.error.URLError:
-            assert time.monotonic() < end, "the server did not start"
-            time.sleep(0.1)
+    with served(log) as address:
+        yield Site(address, log)
 
 
 @contextmanager
@@ -323,9 +295,9 @@ def test_a_click_decides(browser: Any, site: Site, width: int, button: str, deci
 
 
 def test_arrows_go_from_candidate_to_candidate(desk: Any, site: Site) -> None:
-    desk.goto(f"{site.address}/candidate/4#candidate-4")
-    assert focused(desk) == 4
-    for key, number in (("ArrowRight", 5), ("j", 6), ("ArrowLeft", 5), ("k", 4)):
+    desk.goto(f"{site.address}/candidate/3#candidate-3")
+    assert focused(desk) == 3
+    for key, number in (("ArrowRight", 4), ("j", 5), ("ArrowLeft", 4), ("k", 3)):
         with desk.expect_navigation():
             press(desk, key)
         assert desk.get_by_role("heading", level=1).inner_text() == f"Candidate {number}"
