@@ -37,7 +37,7 @@ class Mailbox:
     Attributes
     ----------
     tried, taken : list
-        Letters that came as a whole, and those of them that it acknowledged.
+        Letters that came as a whole, and those of them that it keeps.
     answers : list of str
         To the next letters, one each; afterwards it takes them. Besides a line of SMTP: hang, close, and deaf, which
         takes a letter and closes the connection without a word.
@@ -72,15 +72,17 @@ class Mailbox:
         letter = email.message_from_bytes(envelope.content, policy=SMTP)
         self.tried.append(letter)
         self.encrypted.append(server.transport.get_extra_info("sslcontext") is not None)
-        await asyncio.get_running_loop().run_in_executor(None, self.on_letter)
         answer = self.answers.pop(0) if self.answers else "250 taken"
+        if (
+            answer[0] == "2" or answer == "deaf"
+        ):  # from now on it is the server's, whether the sender hears of it or not
+            self.taken.append(letter)
+            self.recipients.append(list(envelope.rcpt_tos))
+        await asyncio.get_running_loop().run_in_executor(None, self.on_letter)
         if answer == "hang":
             await asyncio.sleep(60)
         if answer in ("close", "deaf"):
             server.transport.abort()
-        if answer[0] == "2" or answer == "deaf":
-            self.taken.append(letter)
-            self.recipients.append(list(envelope.rcpt_tos))
         return answer
 
     async def handle_QUIT(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
@@ -176,12 +178,12 @@ class _Asked(BaseHTTPRequestHandler):
             "path": self.path,
             **body,
         }
-        hook.tried.append(letter)
-        hook.on_letter()
         answer = hook.answers.pop(0) if hook.answers else 200
         code, headers = answer if isinstance(answer, tuple) else (answer, {})
+        hook.tried.append(letter)
         if code in (200, "deaf", "slow"):
             hook.taken.append(letter)
+        hook.on_letter()
         match code:
             case "hang":
                 hook.over.wait(60)
