@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.io import fits
+from tests.unit import synthetic_log
 
 from blobpipe import __version__, cli, frames
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import Params, Regression, to_yaml
+from blobpipe.params import Notices, Params, Regression, to_yaml
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 D, C = "data", "results"
@@ -234,6 +235,34 @@ def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.Mo
     assert cli.main(["scan", "a.fits", "--out", "o"]) == 0
     assert cli.main(["scan", "a.fits", "--out", "o", "--model", "m"]) == 0
     assert [args[2] for _, args, _ in calls] == [own.relative_to(folder), Path("m")]
+
+
+@pytest.mark.parametrize("words", [[], ["--watch"], ["--silent"]], ids=" ".join)
+def test_quicklook_has_its_folder_log_and_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    calls: Calls = []
+    quicklook = importlib.import_module("blobpipe.quicklook")
+    for name in ("quicklook", "watch"):
+        monkeypatch.setattr(quicklook, name, lambda *args, name=name: calls.append((name, args, {})))
+    told = PARAMS.model_copy(update={"notices": Notices(digest="daily")})
+    (folder / "params.yaml").write_text(to_yaml(told))
+    assert cli.main(["quicklook", "in", *words]) == 0
+    expected = told.model_copy(update={"notices": Notices()}) if words == ["--silent"] else told
+    routine = quicklook.Routine(Path(cli.LOG), Path(cli.__file__).with_name("model.safetensors"), expected)
+    assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), routine), {})]
+
+
+def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    assert cli.main(["log", "runs"]) == 0
+    assert f" {'a' * 12} " in capsys.readouterr().out
+    assert cli.main(["log", "notices"]) == 0
+    assert capsys.readouterr().out == "notices: no rows\n"
+    assert cli.main(["log", "runs", "--out", "runs.csv"]) == 0
+    assert "a" * 64 in (folder / "runs.csv").read_text()
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
