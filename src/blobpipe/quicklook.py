@@ -268,6 +268,7 @@ def _log_arrival(arrival: Arrival, tools: Tools, routine: Routine) -> bool:
             _log_file(connection, arrival, image["id"], _known_as(connection, arrival, image["id"]))
         return False
     changed = connection.execute("SELECT 1 FROM files WHERE path = ?", (str(arrival.path),)).fetchone()
+    stacks.prune(connection, routine.cache, routine.params.difference.stack_size)  # a run that was killed has not
     searched = search(arrival, tools, routine)
     with store.writing(connection):
         number = store.insert(connection, "images", searched.row)

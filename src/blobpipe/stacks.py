@@ -103,10 +103,13 @@ def keep(cache: Path, sha256: str, image: Image) -> None:
 
 
 def prune(connection: sqlite3.Connection, cache: Path, size: int) -> None:
-    """Take the oldest images out of the cache."""
+    """Leave in the cache the newest images of the log only: no older ones, and nothing that a killed run left.
+
+    What the cache holds then hangs on the log alone. Nobody else may be using it meanwhile.
+    """
     needed = {_cached(cache, member.sha256) for member in members_before(connection, np.inf, KEPT * size)}
-    for path in cache.glob("*.npy"):
-        if path not in needed and not path.name.startswith("."):
+    for path in cache.glob("*.npy"):  # the temporary names of `frames.atomic` too
+        if path not in needed:
             path.unlink(missing_ok=True)
 
 
@@ -120,11 +123,23 @@ def _at_usual_place(members: list[Member], cache: Path, params: Difference) -> I
     Where one is missing, all are registered anew from their files: what comes out must not hang on what was cached.
     """
     paths = [_cached(cache, member.sha256) for member in members]
-    if not all(path.exists() for path in paths):
-        for member, image in zip(members, _registered(members, params), strict=True):
-            keep(cache, member.sha256, image)
+    if (cached := _loaded(paths)) is not None:
+        return cached
+    images = _registered(members, params)
+    for path in paths:  # first, so that a run that is killed among them leaves no mixture that looks complete
+        path.unlink(missing_ok=True)
+    for member, image in zip(members, images, strict=True):
+        keep(cache, member.sha256, image)
+    return images.astype(np.float16).astype(np.float32)  # as it will be read
+
+
+def _loaded(paths: list[Path]) -> Image | None:
+    """Images of the cache, or None if one is not there, or was cut off by a power failure."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(lambda path: np.load(path).astype(np.float32), paths)))
+        try:
+            return np.stack(list(pool.map(lambda path: np.load(path).astype(np.float32), paths)))
+        except (OSError, ValueError, EOFError):
+            return None
 
 
 def _registered(members: list[Member], params: Difference) -> Image:
