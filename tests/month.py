@@ -473,6 +473,7 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=1200.0, help="of the whole (default: 1200)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave both runs there")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no watch is left behind
     with ExitStack() as stack:
         root = args.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         summary = month(root, args.kills, args.images, args.seed, args.limit_s)

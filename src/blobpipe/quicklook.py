@@ -270,6 +270,9 @@ def _log_arrival(arrival: Arrival, tools: Tools, routine: Routine) -> bool:
     changed = connection.execute("SELECT 1 FROM files WHERE path = ?", (str(arrival.path),)).fetchone()
     stacks.prune(connection, routine.cache, routine.params.difference.stack_size)  # a run that was killed has not
     searched = search(arrival, tools, routine)
+    if not _as_it_was(arrival):
+        log.info("%s: moved or changed meanwhile; left for the next look", arrival.path)
+        return False
     with store.writing(connection):
         number = store.insert(connection, "images", searched.row)
         _log_file(connection, arrival, number, "changed" if changed else "logged")
@@ -280,6 +283,15 @@ def _log_arrival(arrival: Arrival, tools: Tools, routine: Routine) -> bool:
     row = searched.row
     log.info("%s: %s%s", row["name"], row["outcome"], f" ({row['reason']})" if row["reason"] else "")
     return True
+
+
+def _as_it_was(arrival: Arrival) -> bool:
+    """Whether a file is still what was hashed: else what was searched could be another image, or none."""
+    try:
+        found = arrival.path.stat()
+    except FileNotFoundError:
+        return False
+    return (found.st_size, found.st_mtime_ns) == (arrival.size_bytes, arrival.modified_ns)
 
 
 def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:

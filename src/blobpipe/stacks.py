@@ -7,6 +7,7 @@ not be made again from the images, and the same images always give the same stac
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import sqlite3
@@ -49,10 +50,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class Member:
-    """An image of the log that a stack takes, and where its file is."""
+    """An image of the log that a stack takes, and where its file was seen, the latest place first."""
 
     sha256: str
-    path: Path
+    paths: tuple[Path, ...]
 
 
 def stack_before(
@@ -89,11 +90,11 @@ def stack_before(
 def members_before(connection: sqlite3.Connection, mjd: float, size: int) -> list[Member]:
     """The last images before a date that could be used, in order of date."""
     rows = connection.execute(
-        "SELECT sha256, (SELECT path FROM files WHERE image = images.id ORDER BY files.id DESC LIMIT 1) AS path "
-        "FROM images WHERE kind = 'image' AND outcome != 'rejected' AND mjd < ? ORDER BY mjd DESC, sha256 LIMIT ?",
+        "SELECT sha256, (SELECT json_group_array(path) FROM (SELECT path FROM files WHERE image = images.id "
+        "ORDER BY files.id DESC)) AS paths FROM images WHERE kind = 'image' AND outcome != 'rejected' AND mjd < ? ORDER BY mjd DESC, sha256 LIMIT ?",
         (mjd, size),
     ).fetchall()
-    return [Member(row["sha256"], Path(row["path"])) for row in reversed(rows)]
+    return [Member(row["sha256"], tuple(map(Path, json.loads(row["paths"])))) for row in reversed(rows)]
 
 
 def keep(cache: Path, sha256: str, image: Image) -> None:
@@ -149,7 +150,7 @@ def _registered(members: list[Member], params: Difference) -> Image:
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
         raise FrameError(
-            f"{members[0].path.parent}: images of {len(shapes)} sizes in one stack, expected one; sort them"
+            f"{members[0].paths[0].parent}: images of {len(shapes)} sizes in one stack, expected one; sort them"
         )
     stacked = np.stack(images)
     if not params.register_shift:
@@ -162,10 +163,13 @@ def _registered(members: list[Member], params: Difference) -> Image:
 
 
 def _read(member: Member) -> Image:
-    try:
-        data = frames.usable_image(member.path).data
-    except FrameError as error:
-        raise FrameError(f"{error} (the stack needs it: image {member.sha256[:12]} of the log)") from error
+    path = next((path for path in member.paths if path.exists() and frames.sha256(path) == member.sha256), None)
+    if path is None:
+        raise FrameError(
+            f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
+            "stack needs; put it back"
+        )
+    data = frames.usable_image(path).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 

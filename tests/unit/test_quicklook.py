@@ -17,7 +17,7 @@ import pytest
 from astropy.io import fits
 
 import blobpipe
-from blobpipe import notify, quicklook, stacks, store
+from blobpipe import frames, notify, quicklook, stacks, store
 from blobpipe.errors import FrameError, ModelError, TableError
 from blobpipe.params import Difference, Params, Quicklook
 from blobpipe.profiles import blob_profile
@@ -227,6 +227,58 @@ def test_a_file_that_was_cut_and_is_then_whole_is_searched(again: Path) -> None:
     assert [row["outcome"] for row in rows] == ["rejected", "searched"]
 
 
+def test_a_file_that_grows_while_it_is_looked_at_is_left_for_the_next_look(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write(again, STACK + 5).read_bytes()
+    growing = again / "in" / "growing.fits"
+    growing.write_bytes(whole[:200_000])
+    hashed = frames.sha256
+
+    def hash_while_it_grows(path: Path) -> str:
+        found = hashed(path)
+        if Path(path).name == "growing.fits":
+            growing.write_bytes(whole)
+        return found
+
+    monkeypatch.setattr(frames, "sha256", hash_while_it_grows)
+    assert "growing" not in outcomes(run(again))
+    monkeypatch.undo()
+    log = run(again)
+    assert outcomes(log)["growing"] == "searched"
+    row = log.execute("SELECT outcome FROM files WHERE path = ?", (str(growing),)).fetchone()
+    assert row["outcome"] == "logged"
+
+
+@pytest.mark.parametrize("fate", ["moved", "replaced", "gone"])
+def test_a_file_that_is_moved_or_replaced_before_its_turn_is_not_lost(
+    again: Path, monkeypatch: pytest.MonkeyPatch, fate: str
+) -> None:
+    path = write(again / "in", STACK + 5, NEW)
+    other = write(again, STACK + 6, NEW)
+    search = quicklook.search
+
+    def search_too_late(arrival: quicklook.Arrival, *rest: object) -> quicklook.Searched:
+        match fate:
+            case "moved":
+                path.rename(again / "in" / "moved.fits")
+            case "replaced":
+                os.replace(other, path)
+            case "gone":
+                path.unlink()
+        return search(arrival, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(quicklook, "search", search_too_late)
+    assert len(outcomes(run(again))) == STACK + 5
+    monkeypatch.undo()
+    log = run(again)
+    assert len(outcomes(log)) == STACK + 5 + (fate != "gone")
+    assert "rejected" not in outcomes(log).values()
+    if fate == "replaced":
+        row = log.execute("SELECT mjd FROM images WHERE name = ?", (path.stem,)).fetchone()
+        assert row["mjd"] == 60000 + STACK + 6
+
+
 def test_what_one_image_alone_shows_fades(again: Path) -> None:
     fake = (150.0, 300.0, 6.0, 0.08)
     write(again / "in", STACK + 5, NEW, fake)
@@ -289,6 +341,53 @@ def test_the_stack_does_not_hang_on_the_cache(again: Path) -> None:
     assert once is not None
     assert twice is not None
     assert once.sha256 == twice.sha256
+
+
+def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
+    log = store.connect(again / "out" / "log.sqlite")
+    once = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+    copy, first = again / "in" / "copy.fits", again / "in" / "day001.fits"
+    shutil.copy(first, copy)
+    write(again / "in", STACK + 5, NEW, name="day002")  # other bytes under its name
+    run(again)
+    copy.unlink()  # the place where it was seen last
+    shutil.rmtree(again / "out" / "empty")
+    with pytest.raises(FrameError, match=r"day002.fits: not found, or changed, expected the image \w{12} of the log"):
+        stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+    write(again / "in", 2)
+    twice = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+    assert once is not None
+    assert twice is not None
+    assert once.sha256 == twice.sha256
+
+
+@pytest.mark.parametrize("left", ["cut off", "empty", "of another registration"])
+def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(again: Path, left: str) -> None:
+    log = store.connect(again / "out" / "log.sqlite")
+    cache, date, params = again / "out" / "other", 60000.0 + STACK, SETTINGS.difference
+    once = stacks.stack_before(log, cache, date, params)
+    first, second, *_ = sorted(cache.glob("*.npy"))
+    match left:
+        case "cut off":
+            first.write_bytes(first.read_bytes()[:1000])
+        case "empty":
+            first.write_bytes(b"")
+        case _:
+            first.unlink()
+            np.save(second, np.zeros((SIDE, SIDE), np.float16))
+    twice = stacks.stack_before(log, cache, date, params)
+    assert once is not None
+    assert twice is not None
+    assert once.sha256 == twice.sha256
+
+
+def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
+    cache = again / "out" / "stack"
+    before = {path.name for path in cache.iterdir()}
+    for name in (".left-by-a-kill.123.tmp.npy", f"{'0' * 64}.npy"):
+        (cache / name).write_bytes(b"half an image")
+    stacks.prune(store.connect(again / "out" / "log.sqlite"), cache, STACK)
+    assert {path.name for path in cache.iterdir()} == before
 
 
 def test_the_cache_keeps_two_stacks(again: Path) -> None:
