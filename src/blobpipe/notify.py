@@ -254,7 +254,7 @@ def _send_channel(connection: sqlite3.Connection, channel: str, params: Notices,
 
 def _letter(connection: sqlite3.Connection, notice: sqlite3.Row, params: Notices) -> Letter:
     identity = connection.execute("SELECT id FROM identity").fetchone()["id"]
-    page = f"candidates/{notice['candidate']}" if notice["candidate"] else f"images/{notice['image']}"
+    page = f"candidate/{notice['candidate']}" if notice["candidate"] else f"image/{notice['image']}"
     return Letter(
         id=_digested(f"{identity} {notice['key']}"),
         subject=notice["subject"],

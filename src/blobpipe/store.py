@@ -55,6 +55,11 @@ def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
         connection.row_factory = sqlite3.Row
+        # tables first: another process may make the log between the two questions
+        if connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() and _version(connection) == 0:
+            raise LogError(
+                f"{path}: another program's database, expected the log of 'blobpipe quicklook'; name another --log"
+            )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
         connection.execute("PRAGMA foreign_keys = ON")

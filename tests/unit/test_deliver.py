@@ -29,7 +29,7 @@ LETTER = Letter(
     subject="blobpipe: new blob at x 512, y 300",
     text=TEXT,
     created="2024-05-07T10:00:00.000Z",
-    link="http://127.0.0.1:8000/candidates/1",
+    link="http://127.0.0.1:8000/candidate/1",
     pictures=(("candidate-1-difference.png", PNG), ("candidate-1-map.png", PNG + b"2")),
 )
 

@@ -252,7 +252,7 @@ def test_what_is_queued_is_sent_once_with_pictures_and_numbers(
     first = box.taken[0]
     body = first.get_body(("plain",))
     assert body is not None
-    for line in ("depth: 2.31 +- 0.12 % of the light", "S/N: 14.20", "http://127.0.0.1:8000/candidates/1"):
+    for line in ("depth: 2.31 +- 0.12 % of the light", "S/N: 14.20", "http://127.0.0.1:8000/candidate/1"):
         assert line in body.get_content().splitlines()
         assert line in hook.taken[0]["text"].splitlines()
     pictures = {part.get_filename(): part.get_content() for part in first.iter_attachments()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_an_older_log_is_brought_to_this_version(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     with pytest.raises(LogError, match=rf"log.sqlite: found version {len(steps)} of the log, expected at most"):
         store.connect(path)
+
+
+def test_the_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as theirs:
+        theirs.execute("CREATE TABLE stars (name TEXT)")
+    with pytest.raises(LogError, match="another program's database"):
+        store.connect(path, make=True)
+    with contextlib.closing(sqlite3.connect(path)) as theirs:
+        assert [name for (name,) in theirs.execute("SELECT name FROM sqlite_master")] == ["stars"]
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
