@@ -328,6 +328,13 @@ def test_filling_in_keeps_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert page.read_text() == once
 
 
+def test_the_readme_has_the_numbers_of_the_last_run(tmp_path: Path) -> None:
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    fill_in(copy)
+    assert copy.read_text() == (ROOT / "README.md").read_text()
+
+
 def test_evaluation_kinds_are_explained() -> None:
     text = (DOCS / "pipeline.md").read_text() + (DOCS / "outputs.md").read_text()
     assert all(f"`{kind}`" in text for kind in (*evaluation.KINDS, *regression.ALARMS))
