@@ -218,9 +218,11 @@ class Run:
         self.start()
 
     def kill_sometime(self) -> None:
-        """Kill it at a moment between now and when it has searched what there is."""
+        """Kill it at a moment between now and when it has searched what there is; half of the kills let it start."""
+        if self.rng.random() < 0.5:
+            self.until(lambda: self.ready)
         left = 0.0 if self.ready else self.start_s - (time.monotonic() - self.started)
-        end = time.monotonic() + self.rng.uniform(0, max(left, 0.0) + 3.0)
+        end = time.monotonic() + self.rng.uniform(0, max(left, 0.0) + 2.0)
         self.until(lambda: time.monotonic() >= end)
         self.kill()
 

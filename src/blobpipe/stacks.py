@@ -100,7 +100,12 @@ def members_before(connection: sqlite3.Connection, mjd: float, size: int) -> lis
 def keep(cache: Path, sha256: str, image: Image) -> None:
     """Put an image into the cache; half precision rounds by a hundredth of the noise at most."""
     with frames.atomic(_cached(cache, sha256)) as temporary, open(temporary, "wb") as file:
-        np.save(file, image.astype(np.float16))
+        np.save(file, _half(image))
+
+
+def _half(image: Image) -> npt.NDArray[np.float16]:
+    limit = np.finfo(np.float16).max  # beyond it is no light loss
+    return np.clip(image, -limit, limit).astype(np.float16)
 
 
 def prune(connection: sqlite3.Connection, cache: Path, size: int) -> None:
@@ -131,7 +136,7 @@ def _at_usual_place(members: list[Member], cache: Path, params: Difference) -> I
         path.unlink(missing_ok=True)
     for member, image in zip(members, images, strict=True):
         keep(cache, member.sha256, image)
-    return images.astype(np.float16).astype(np.float32)  # as it will be read
+    return _half(images).astype(np.float32)  # as it will be read
 
 
 def _loaded(paths: list[Path]) -> Image | None:

@@ -382,6 +382,15 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(agai
     assert once.sha256 == twice.sha256
 
 
+def test_an_absurd_pixel_does_no_harm(again: Path) -> None:
+    for day, value in ((STACK + 5, 1e38), (STACK + 6, -1e38), (STACK + 7, np.inf), (STACK + 8, 0.0)):
+        with fits.open(write(again / "in", day, NEW), mode="update") as hdus:
+            hdus[0].data[40, 50] = value
+    log = run(again)
+    assert log.execute("SELECT count(*) FROM images WHERE outcome = 'searched'").fetchone()[0] == 9
+    assert len(candidates(log)) == 1
+
+
 def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
     cache = again / "out" / "stack"
     before = {path.name for path in cache.iterdir()}
