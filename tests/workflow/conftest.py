@@ -126,6 +126,12 @@ def environment() -> dict[str, str]:
     return env | author
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first: they use one core most of the time, and other tests fill the other."""
+    items.sort(key=lambda item: (not item.path.is_relative_to(Path(__file__).parent), "from_nothing" not in item.name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _dvc_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep what DVC remembers of the copies out of the machine's own memory."""

@@ -69,7 +69,7 @@ def test_dvc_waits_for_snakemake(project: Project) -> None:
     assert project.is_at_rest()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_snakemake_waits_for_dvc(project: Project) -> None:
     first = _start_regression(project, "dvc", "repro")
     assert "is working in this folder: wait until it ends" in project.fails("snakemake", "--cores", "2")
