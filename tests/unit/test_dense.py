@@ -96,7 +96,7 @@ def test_no_blobs_no_cores() -> None:
     assert core.shape == weight.shape == (0, 64, 64)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
     """Forty subframes without clutter can be learnt by heart: every clear blob is then a peak."""
     params = SMALL.model_copy(

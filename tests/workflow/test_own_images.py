@@ -38,6 +38,7 @@ def test_a_change_of_one_image_is_noticed(own: Project) -> None:
     assert "reference" not in own.planned_stages()
 
 
+@pytest.mark.long
 def test_an_image_more_or_less_is_noticed(own: Project) -> None:
     table = own.root / "data/raw/frames.csv"
     whole = table.read_text()
