@@ -5,6 +5,7 @@ Plain arrays in, plain arrays out.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from blobpipe import statistics
 FloatArray = npt.NDArray[Any]
 
 BATCH = 16  # subframes transformed together: bounds the memory
-WORKERS = 2  # of the transforms; each is done by one of them, so their number changes no bit
+THREADS = 2  # batches searched at a time; their number changes no bit
 GAP_PX = 2.0  # between the top-hat and its background ring, so that a soft edge does not count as background
 SPREAD_STEP = 4  # every 4th pixel, per axis, is enough for the spread of a map that varies over 3 px and more
 FOLDS = 5
@@ -67,7 +68,9 @@ def matched_filter(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ..
     -----
     Source: ours; the radii are those of real blobs.
     """
-    parts = [_match(subframes[start : start + BATCH], radii_px) for start in range(0, len(subframes), BATCH)]
+    batches = [subframes[start : start + BATCH] for start in range(0, len(subframes), BATCH)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = list(pool.map(lambda batch: _match(batch, radii_px), batches))
     if not parts:
         return Match(np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     return Match(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -77,10 +80,10 @@ def _match(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ...]) -> M
     n, ny, nx = subframes.shape
     best = Match(np.full(n, -np.inf), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n))
     size = scipy.fft.next_fast_len(max(ny, nx) + _reach(max(radii_px)), real=True)
-    spectrum = scipy.fft.rfft2(subframes, (size, size), workers=WORKERS)
+    spectrum = scipy.fft.rfft2(subframes, (size, size))
     for radius in radii_px:
         filter_spectrum, gain = _filter(radius, ny, nx, size)
-        response = scipy.fft.irfft2(spectrum * filter_spectrum, (size, size), workers=WORKERS)[:, :ny, :nx] * gain
+        response = scipy.fft.irfft2(spectrum * filter_spectrum, (size, size))[:, :ny, :nx] * gain
         flat = response.reshape(n, -1)
         peak = flat.argmax(axis=1)
         snr = flat[np.arange(n), peak] / _spread(response)

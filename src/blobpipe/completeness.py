@@ -128,14 +128,15 @@ def held_out(
     found = []
     for i in np.flatnonzero(free):
         row = images.iloc[i]
+        path = frames.find_image(difference_dir, row["frame"])
         about = {
             "catalogue": blobs[landed < i],
             "shift_px": (float(row["shift_x_px"]), float(row["shift_y_px"])),
             "pattern": pattern,
             "noise_frac": float(row["noise_frac"]),
+            "scatter": frames.read_plane(path, "SCATTER"),
         }
-        data = frames.read_frame(frames.find_image(difference_dir, row["frame"])).data
-        found.append(Background(str(row["frame"]), data, about))
+        found.append(Background(str(row["frame"]), frames.read_plane(path, "DIFFERENCE"), about))
     return found
 
 

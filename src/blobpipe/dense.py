@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +53,7 @@ def train(
     Source: ours.
     """
     out_dir = Path(out_dir)
-    networks.set_threads(params.threads)
+    networks.set_threads(params.threads, "fused")
     folders = (difference_dir, scale_dir, cutout_dir)
     scene, recipes = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
     identity = {
@@ -94,6 +96,8 @@ class DenseRun(training.Run):
     def __init__(self, params: Dense, identity: dict[str, Any], checkpoint: Path) -> None:
         super().__init__(params, 0.0, identity, checkpoint)  # type: ignore[arg-type]
         self.pieces = clutter.draw_pieces(params.seed, params.n_clutter)
+        self.copies = [self.network, *(_twin(self.network) for _ in range(params.threads - 1))]
+        self.pool = ThreadPoolExecutor(params.threads, "dense", torch.set_num_threads, (1,))
 
     def watch(self, scene: render.Scene, recipes: render.Recipes) -> None:
         """Measure progress on these, as they are."""
@@ -153,12 +157,12 @@ class DenseRun(training.Run):
         draw = self._draw(len(recipes), len(recipes.blob))
         signal = draw.strength * norms(scene, recipes)
         strength = render_gpu.by_row(recipes, draw.strength)
-        copy = torch.tensor(self.epoch % renderer.copies, device=self.device)
+        turn = torch.tensor(self.epoch % renderer.copies, device=self.device)
 
         def update(rows: npt.NDArray[np.int64], seed: int) -> Tensor:
             values = (rows, strength[rows], draw.noise_sigma[rows], draw.piece[rows])
             there, *varied = (torch.from_numpy(value).to(self.device) for value in values)
-            pixels = renderer.vary(there, copy, *varied)
+            pixels = renderer.vary(there, turn, *varied)
             wanted = targets(recipes, rows, self.epoch, signal, self.params.min_snr)
             return self._update_dense(pixels, wanted, draw.corner[rows])
 
@@ -174,23 +178,42 @@ class DenseRun(training.Run):
         return Drawn(strength.astype(np.float32), noise.astype(np.float32), piece, corner)
 
     def _update_dense(self, pixels: Tensor, wanted: Targets, corner: npt.NDArray[np.int64]) -> Tensor:
-        side, device = self.params.crop_px, pixels.device
-        pixels = torch.stack(
-            [image[:, y : y + side, x : x + side] for image, (x, y) in zip(pixels, corner, strict=True)]
+        """Each thread takes a part of the batch on its own: convolutions of small images share badly."""
+        parts = np.array_split(np.arange(len(corner)), min(self.params.threads, len(corner)))
+
+        def differentiate(network: networks.DenseNetwork, part: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
+            loss = self._loss(network, pixels, wanted, corner, part) * (len(part) / len(corner))
+            return loss.detach(), *torch.autograd.grad(loss, list(self.network.parameters()))
+
+        run = self.pool.map if pixels.device.type == "cpu" else map
+        losses, *gradients = zip(*run(differentiate, self.copies, parts), strict=True)
+        for weights, slopes in zip(self.network.parameters(), gradients, strict=True):
+            weights.grad = torch.stack(slopes).sum(0)
+        self.optimiser.step()
+        return torch.stack(losses).sum()
+
+    def _loss(
+        self,
+        network: networks.DenseNetwork,
+        pixels: Tensor,
+        wanted: Targets,
+        corner: npt.NDArray[np.int64],
+        part: npt.NDArray[np.int64],
+    ) -> Tensor:
+        side, cells = self.params.crop_px, self.params.crop_px // STRIDE
+        shown = torch.stack(
+            [pixels[i, :, y : y + side, x : x + side] for i, (x, y) in zip(part, corner[part], strict=True)]
         )
-        cells, side = corner // STRIDE, side // STRIDE
+        places = list(zip(part, corner[part] // STRIDE, strict=True))
         core, weight = (
-            torch.from_numpy(np.stack([a[y : y + side, x : x + side] for a, (x, y) in zip(array, cells, strict=True)]))
+            torch.from_numpy(np.stack([array[i, y : y + cells, x : x + cells] for i, (x, y) in places])).to(
+                pixels.device
+            )
             for array in wanted
         )
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = self.network(pixels)
-        loss = cell_loss(logits.float(), core.to(device), weight.to(device), self.params.focus)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        return loss.detach()
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+            logits = network(shown.contiguous(memory_format=torch.channels_last))
+        return cell_loss(logits.float(), core, weight, self.params.focus)
 
     def _record(self, train_loss: float, monitor: FloatArray | Tensor, labels: npt.NDArray[np.int64]) -> None:
         self.network.eval()
@@ -203,6 +226,14 @@ class DenseRun(training.Run):
                 total += cell_loss(logits, core, weight, self.params.focus).item() * len(logits)
                 hits += int(((logits.amax((1, 2)) >= 0).numpy() == (labels[part] == 1)).sum())
         self._note(train_loss, total / len(labels), hits / len(labels))
+
+
+def _twin(network: networks.DenseNetwork) -> networks.DenseNetwork:
+    """A network of the same weights, not of equal ones, that keeps its own count of what it has seen."""
+    twin = copy.deepcopy(network)
+    for theirs, ours in zip(twin.modules(), network.modules(), strict=True):
+        theirs._parameters.update(ours._parameters)
+    return twin.train()
 
 
 class Drawn(NamedTuple):
@@ -235,19 +266,21 @@ def targets(
     min_snr : float
         Cells on blobs below count neither way.
     """
-    n, side = len(rows), render.SIDE // STRIDE
-    core, weight = np.zeros((n, side, side), np.float32), np.ones((n, side, side), np.float32)
-    first, turn = recipes.first_blob, recipes.turn[copy % len(recipes.turn)]
-    counts = first[rows + 1] - first[rows]
-    owner = np.repeat(np.arange(n), counts)
-    blobs = np.concatenate([np.arange(first[row], first[row + 1]) for row in rows]) if n else np.zeros(0, np.int64)
-    x, y = render.turned(recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[rows[owner]])
-    middle = np.arange(side) * STRIDE + (STRIDE - 1) / 2
-    distance = np.hypot(middle - x[:, None, None], middle[:, None] - y[:, None, None])
-    np.minimum.at(weight, owner, (distance > AROUND_PX).astype(np.float32))
-    clear = snr[blobs] >= min_snr
-    np.maximum.at(core, owner[clear], (distance[clear] <= CORE_PX).astype(np.float32))
-    return Targets(core, np.maximum(weight, core))
+    side, first, turn = render.SIDE // STRIDE, recipes.first_blob, recipes.turn[copy % len(recipes.turn)]
+    nearest = np.full((2, len(rows), side, side), np.inf, np.float32)  # any blob, and any that is clear
+    middle = np.arange(side, dtype=np.float32) * STRIDE + np.float32((STRIDE - 1) / 2)
+    for i, row in enumerate(rows):
+        blobs = np.arange(first[row], first[row + 1])
+        if len(blobs):
+            x, y = (
+                at.astype(np.float32)[:, None, None]
+                for at in render.turned(recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[np.full(len(blobs), row)])
+            )
+            distance = np.hypot(middle - x, middle[:, None] - y)
+            nearest[0, i] = distance.min(0)
+            nearest[1, i] = distance[snr[blobs] >= min_snr].min(0, initial=np.inf)
+    core = nearest[1] <= CORE_PX
+    return Targets(core.astype(np.float32), (core | (nearest[0] > AROUND_PX)).astype(np.float32))
 
 
 def cell_loss(logits: Tensor, core: Tensor, weight: Tensor, focus: float) -> Tensor:

@@ -120,12 +120,13 @@ def search(
     def one(i: int) -> pd.DataFrame:
         image = images.iloc[i]
         scaled = frames.read_frame(frames.find_image(scale_dir, image["frame"])).data
-        data = frames.read_frame(frames.find_image(difference_dir, image["frame"])).data
+        path = frames.find_image(difference_dir, image["frame"])
         shift = (float(image["shift_x_px"]), float(image["shift_y_px"]))
         found = candidates_of(
             network,
             scaled,
-            data,
+            frames.read_plane(path, "DIFFERENCE"),
+            scatter=frames.read_plane(path, "SCATTER"),
             catalogue=blobs[first < i],
             shift_px=shift,
             pattern=pattern,
@@ -148,6 +149,7 @@ def candidates_of(
     shift_px: tuple[float, float],
     pattern: npt.NDArray[np.float32] | None,
     noise_frac: float,
+    scatter: npt.NDArray[np.float32] | None = None,
     at_least: float = CANDIDATE,
 ) -> pd.DataFrame:
     """Peaks of the network's map on one frame, measured on the unclipped difference, and judged.
@@ -156,13 +158,19 @@ def candidates_of(
     ----------
     scaled, difference : ndarray, shape (ny, nx), float32
         The same frame clipped and scaled (sigma), and as it was subtracted (fraction of the light).
-    catalogue, shift_px, pattern, noise_frac
+    catalogue, shift_px, pattern, noise_frac, scatter
         As in `measure.judge`.
     """
     peaks = dense.peaks(dense.probability_map(network, scaled), at_least)
     found = measure.without_repeats(measure.measure(difference, *peaks, noise_frac))
     return measure.judge(
-        found, difference, catalogue=catalogue, shift_px=shift_px, pattern=pattern, noise_frac=noise_frac
+        found,
+        difference,
+        catalogue=catalogue,
+        shift_px=shift_px,
+        pattern=pattern,
+        noise_frac=noise_frac,
+        scatter=scatter,
     )
 
 

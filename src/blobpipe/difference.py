@@ -39,6 +39,7 @@ LARGEST_ERROR_PX = 0.1  # a pattern too faint to give the shift so well gives no
 MOSTLY = 0.85  # of a blob's pixels are good
 NO_BLOBS = ((362.0, 59.0, 28.0), (968.0, 50.0, 28.0))  # x, y, reach (px): the Death Star and the wagon wheel's hub
 DEEPEST_FRAC = 0.35  # a blob takes up to 30 % of the light
+CELL_PX = 2  # side of the cells of `scatter`
 KEPT_CARDS = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "EXPSTART")
 
 
@@ -111,6 +112,35 @@ def running_median(images: Image, size: int) -> Image:
         moving = bottleneck.move_median(block, size, min_count=1, axis=-1)[..., size - 1 :]
         medians[:, row : row + ROWS] = np.moveaxis(moving, -1, 0)
     return medians
+
+
+def scatter(images: Image, stack: Image) -> Image:
+    """How much each place varied from image to image: bad pixels that flicker stand out, blobs do not.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, ny, nx), float32
+        The images of a stack, their known blobs at their usual place; NaN where there is no value.
+    stack : ndarray, shape (ny, nx), float32
+        Their median.
+
+    Returns
+    -------
+    ndarray, shape (ny // 2, nx // 2), float32
+        Root mean square of the differences in cells of 2 x 2 pixels (fraction of the light); 0 where a value is missing.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    square = np.empty_like(stack)
+    for row in range(0, len(stack), ROWS):
+        rest = images[:, row : row + ROWS] - stack[row : row + ROWS]
+        np.einsum("nij,nij->ij", rest, rest, out=square[row : row + ROWS])
+    ny, nx = (side // CELL_PX for side in stack.shape)
+    cells = square[: ny * CELL_PX, : nx * CELL_PX].reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
+    found: Image = np.nan_to_num(np.sqrt(cells / np.float32(len(images))))
+    return found
 
 
 def clean_noise(image: Image) -> float:
@@ -374,8 +404,8 @@ def subtract(raw_dir: str | Path, out_dir: str | Path, params: Difference, batch
     raw_dir : path
         Images, ``frames.csv``, and ``blobs.csv`` if there is a catalogue.
     out_dir : path
-        ``{frame}.fits.fz`` (HDU DIFFERENCE, fraction of the light, new blob positive), then ``frames-NNN.csv`` for
-        each batch. An image that cannot be used is rejected there, with the reason, and left out of the stacks.
+        ``{frame}.fits.fz`` (HDU DIFFERENCE, fraction of the light, new blob positive, and HDU SCATTER, see `scatter`),
+        then ``frames-NNN.csv`` for each batch. An image that cannot be used is rejected there, with the reason, and left out of the stacks.
     params : Difference
     batch : int, optional
         Only this batch of `frames.BATCH` rows. What comes out does not depend on how the work is shared out.
@@ -549,7 +579,8 @@ def _subtract_one(
     noise = clean_noise(difference)
     path = out_dir / f"{candidate.name}.fits.fz"
     found = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
-    frames.write_image(path, difference, name="DIFFERENCE", header=candidate.cards | found, sigma=noise)
+    planes = {"DIFFERENCE": difference, "SCATTER": scatter(registered.images[members], stack)}
+    frames.write_images(path, planes, header=candidate.cards | found, sigma=noise)
     return _result("ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=frames.sha256(path))
 
 
@@ -599,7 +630,7 @@ def _moved_back(image: Image, shift: Shift, stack: Image, near: Image) -> Image:
 
 
 def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> None:
-    """Write ``reference.fits.fz``: the median of the first images and its blob pattern (HDU STACK and PATTERN).
+    """Write ``reference.fits.fz``: the median of the first images, its blob pattern and `scatter` (HDU STACK, PATTERN, SCATTER).
 
     Raises
     ------
@@ -623,5 +654,5 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     registered = _register(images, members, params, blobs)
     known = blobs[blobs["first"] <= members[-1].row]
     stack = _stack(registered.images, registered.rows, params, known, registered.shifts)
-    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known)}
+    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": scatter(registered.images, stack)}
     frames.write_images(Path(out_dir) / "reference.fits.fz", planes, sigma=clean_noise(stack))

@@ -57,6 +57,10 @@ KNOWN_PX, KNOWN_RADII = 3.0, 0.5  # two blobs do not lie so near each other; the
 KNOWN_HALF = 2  # the middle of a blob, of any size
 EXPLAINED = 0.5  # of the signal predicted by the shift; a shift is known to better than half of itself
 WITNESSED = 0.4  # of the predicted negative side is there, or the shift has been taken off already
+RING_PX = (4.0, 8.0)  # around a footprint: what its scatter is compared with
+EDGE_PX = 1.6  # a cluster of bad pixels is smaller than the blob that is fitted to it
+RESTLESS = 1.2  # times the scatter that a quarter of the surroundings exceed, streaks and single bad pixels among them
+OUTBURST = 10.0  # times the scatter: one outburst on 30 images is 5.5 of its own, and the next may be twice as strong
 DARK_SIDE = 0.25  # what is above this part of the deepest is too faint to be a witness
 DIP_REACH = 1.5  # radii of the known blob, within which its crescents lie
 DIP_MARGIN_PX = 3.0  # and the largest shift that leaves two crescents and not two blobs
@@ -404,6 +408,7 @@ def judge(
     shift_px: tuple[float, float],
     pattern: Image | None,
     noise_frac: float,
+    scatter: Image | None = None,
 ) -> pd.DataFrame:
     """Say of each detection whether it is a new blob, and if not, what else.
 
@@ -421,11 +426,14 @@ def judge(
         Light loss of the known blobs, from `difference.blob_pattern`.
     noise_frac : float
         Standard deviation of a pixel (fraction of the light).
+    scatter : ndarray, shape (ny // 2, nx // 2), float32, optional
+        Of the stack's images, from `difference.scatter`.
 
     Returns
     -------
     DataFrame
-        ``detections`` with ``status``: ``bad_pixels`` (a few pixels or hard edges carry the signal, or too few are left), ``dip`` (what a
+        ``detections`` with ``status``: ``bad_pixels`` (a few pixels or hard edges carry the signal, too few are left, or
+        the stack's images flicker at this place as strongly), ``dip`` (what a
         shift has left of a known blob), ``known`` (near one of the catalogue, or on one of the pattern that is deeper than
         the detection: blobs vary by less than themselves), or else ``new``.
 
@@ -439,7 +447,7 @@ def judge(
     lit = _lit(difference)
     known = np.zeros((0, 3)) if catalogue is None else catalogue[["x_px", "y_px", "radius_px"]].to_numpy(float)
     places = detections[["x_px", "y_px", "radius_px", "depth_frac", "snr"]].to_numpy(float)
-    status = [_status(place, difference, lit, known, pattern, residual, noise_frac) for place in places]
+    status = [_status(place, difference, lit, known, pattern, residual, noise_frac, scatter) for place in places]
     return detections.assign(status=pd.Series(status, detections.index, dtype=str))
 
 
@@ -451,11 +459,14 @@ def _status(
     pattern: Image | None,
     residual: Image | None,
     noise: float,
+    scatter: Image | None,
 ) -> str:
     x, y, radius, depth, snr = map(float, place)
     if not (radius >= SMALLEST_RADIUS_PX and snr >= REST_SNR):
         return "bad_pixels"
     if _on_few_pixels(x, y, radius, difference, lit, noise) or _hard(x, y, radius, depth, difference, noise):
+        return "bad_pixels"
+    if scatter is not None and _flickers(x, y, radius, depth, scatter):
         return "bad_pixels"
     if residual is not None and _predicted(x, y, radius, difference, residual, noise):
         return "dip"
@@ -510,6 +521,24 @@ def _hard(x: float, y: float, radius: float, depth: float, difference: Image, no
     lost = window - once - gaussian_filter(window - once, subtraction.SMOOTHING_PX)
     edge = _distance(x - left, y - top, SIDE) <= radius + HARD_MARGIN_PX
     return bool(1.4826 * np.median(np.abs(lost[edge])) > HARD_SIGMA * noise + HARD_FRAC * depth)
+
+
+def _flickers(x: float, y: float, radius: float, depth: float, scatter: Image) -> bool:
+    """Whether the middle of a footprint has varied more than its surroundings, and enough to explain the signal."""
+    cell = subtraction.CELL_PX
+    half = int(np.ceil((radius + RING_PX[1]) / cell)) + 1
+    column, row = ((at + 0.5) / cell - 0.5 for at in (x, y))
+    left, top = round(column) - half, round(row) - half
+    window, distance = (
+        _window(scatter, left, top, 2 * half + 1),
+        cell * _distance(column - left, row - top, 2 * half + 1),
+    )
+    around = window[(distance > radius + RING_PX[0]) & (distance <= radius + RING_PX[1]) & (window > 0)]
+    if not len(around):
+        return False
+    middle = float(np.nanmedian(window[distance <= max(radius - EDGE_PX, cell)]))
+    excess = np.sqrt(max(middle**2 - float(np.median(around)) ** 2, 0.0))
+    return bool(middle > RESTLESS * np.percentile(around, 75) and depth < OUTBURST * excess)
 
 
 def _trimmed_snr(values: FloatArray) -> float:

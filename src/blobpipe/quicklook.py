@@ -326,7 +326,8 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
         row["late"] = _is_late(tools.connection, mjd)
         row["signal_e"] = frame.header.get(LEVEL_CARD)
         if routine.difference:
-            return _search(row, frame.data, None, subtraction.NOWHERE, tools, routine.params)
+            scatter = frames.find_plane(arrival.path, "SCATTER")
+            return _search(row, frame.data, (None, scatter), subtraction.NOWHERE, tools, routine.params)
         return _subtract_and_search(row, frame.data, tools, routine)
     except BlobpipeError as error:
         return _not_searched(row | {"reason": " ".join(str(error).split())})
@@ -354,12 +355,19 @@ def _subtract_and_search(row: dict[str, Any], image: Image, tools: Tools, routin
     if stack.n_images:
         stacks.keep(routine.cache, row["sha256"], data + stack.data)
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
-    return _search(row, data, stack.data, shift, tools, routine.params)
+    return _search(row, data, (stack.data, stack.scatter), shift, tools, routine.params)
 
 
 def _search(
-    row: dict[str, Any], data: Image, stack: Image | None, shift: subtraction.Shift, tools: Tools, params: Params
+    row: dict[str, Any],
+    data: Image,
+    subtracted: tuple[Image | None, Image | None],
+    shift: subtraction.Shift,
+    tools: Tools,
+    params: Params,
 ) -> Searched:
+    """Search a difference, the stack that was subtracted and its scatter known or not."""
+    stack, scatter = subtracted
     clipped, clipping = normalize.clip_image(data, params.clip)
     scaled, _ = normalize.scale_image(clipped, params.scale)
     noise = frames.median_and_noise(data)[1]
@@ -367,7 +375,9 @@ def _search(
     found = measure.without_repeats(measure.measure(data, *dense.peaks(cells, detect.CANDIDATE), noise))
     known = _known(tools)
     pattern = None if stack is None else subtraction.blob_pattern(stack, known)
-    table = measure.judge(found, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise)
+    table = measure.judge(
+        found, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise, scatter=scatter
+    )
     table["probability"] = tools.point.probability(table["score"].to_numpy())
     row |= {"outcome": "searched", "shift_x_px": shift.x_px, "shift_y_px": shift.y_px, "noise_frac": noise}
     row |= {"clipped_frac": clipping.clipped_frac}

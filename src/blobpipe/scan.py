@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +45,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame ready for the network: as it was subtracted, the same clipped and scaled, shift and noise."""
+    """A frame ready for the network: as it was subtracted, the same clipped and scaled, the stack's scatter, shift, noise."""
 
     name: str
     difference: npt.NDArray[np.float32]
     scaled: npt.NDArray[np.float32]
+    scatter: npt.NDArray[np.float32] | None
     shift: tuple[float, float]
     noise_frac: float
 
@@ -130,15 +131,22 @@ def _keep_memory() -> None:
         library.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
-def _read_stack(reference: Path | None) -> npt.NDArray[np.float32]:
+class MedianStack(NamedTuple):
+    """What is subtracted, and how its images scatter, if the file says so."""
+
+    data: npt.NDArray[np.float32]
+    scatter: npt.NDArray[np.float32] | None
+
+
+def _read_stack(reference: Path | None) -> MedianStack:
     path = reference or Path("data/difference/reference.fits.fz")
     if not path.exists():
         raise FrameError(f"{path}: not found; name a median stack (--reference STACK) or say --difference")
-    return frames.usable_image(path).data
+    return MedianStack(frames.usable_image(path).data, frames.find_plane(path, "SCATTER"))
 
 
 def _read_ahead(
-    paths: Sequence[Path], stack: npt.NDArray[np.float32] | None, params: Params
+    paths: Sequence[Path], stack: MedianStack | None, params: Params
 ) -> Iterator[tuple[Path, Prepared | BlobpipeError]]:
     """Prepare the frames in threads, a few ahead of the one that is asked for: memory does not grow."""
     with ThreadPoolExecutor(params.train.threads) as pool:
@@ -151,29 +159,30 @@ def _read_ahead(
             yield path, future.result()
 
 
-def _prepare(path: Path, stack: npt.NDArray[np.float32] | None, params: Params) -> Prepared | BlobpipeError:
+def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared | BlobpipeError:
     try:
         frame = frames.usable_image(path)
         data, shift = frame.data, (0.0, 0.0)
-        if stack is not None:
-            data, shift = subtraction.difference_image(frame.data, stack, params.difference)
+        if stack is None:
+            scatter = frames.find_plane(path, "SCATTER")
+        else:
+            data, shift = subtraction.difference_image(frame.data, stack.data, params.difference)
+            scatter = stack.scatter
         clipped, _ = normalize.clip_image(data, params.clip)
         scaled, _ = normalize.scale_image(clipped, params.scale)
     except BlobpipeError as error:
         return error
-    return Prepared(frame.name, data, scaled, shift, frames.median_and_noise(data)[1])
+    return Prepared(frame.name, data, scaled, scatter, shift, frames.median_and_noise(data)[1])
 
 
 Search = Callable[[Prepared, Path, Found], None]
 
 
-def _choose_search(
-    model: Path, stack: npt.NDArray[np.float32] | None, catalogue: pd.DataFrame | None, params: Params
-) -> Search:
+def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params) -> Search:
     """The way of the network that the model file holds."""
     if networks.kind_of_model(model) == "dense":
         dense_network, point = detect.load_operating_point(model)
-        pattern = None if stack is None else subtraction.blob_pattern(stack)
+        pattern = None if stack is None else subtraction.blob_pattern(stack.data)
         return lambda frame, out_dir, found: _search_dense(
             dense_network, point, frame, catalogue, pattern, out_dir, found
         )
@@ -199,6 +208,7 @@ def _search_dense(
         shift_px=frame.shift,
         pattern=pattern,
         noise_frac=frame.noise_frac,
+        scatter=frame.scatter,
     )
     table["probability"] = point.probability(table["score"].to_numpy())
     table.insert(0, "frame", frame.name)

@@ -37,6 +37,8 @@ class Stack:
     ----------
     data : ndarray, shape (ny, nx), float32
         Fraction of the light.
+    scatter : ndarray, shape (ny // 2, nx // 2), float32, or None
+        Of its images, from `difference.scatter`; None for a stack that came as a file without one.
     n_images : int
         Of which it is the median; 0 for a stack that came as a file.
     sha256 : str
@@ -44,6 +46,7 @@ class Stack:
     """
 
     data: Image
+    scatter: Image | None
     n_images: int
     sha256: str
 
@@ -83,8 +86,11 @@ def stack_before(
     found = members_before(connection, mjd, params.stack_size)
     if len(found) == params.stack_size:
         images = _at_usual_place(found, cache, params)
-        return _stack(_median(images), len(found))
-    return None if reference is None else _stack(frames.usable_image(reference).data, 0)
+        median = _median(images)
+        return _stack(median, difference.scatter(images, median), len(found))
+    if reference is None:
+        return None
+    return _stack(frames.usable_image(reference).data, frames.find_plane(reference, "SCATTER"), 0)
 
 
 def members_before(connection: sqlite3.Connection, mjd: float, size: int) -> list[Member]:
@@ -193,5 +199,5 @@ def _median(images: Image) -> Image:
     return median
 
 
-def _stack(data: Image, n_images: int) -> Stack:
-    return Stack(data, n_images, hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest())
+def _stack(data: Image, scatter: Image | None, n_images: int) -> Stack:
+    return Stack(data, scatter, n_images, hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest())

@@ -60,7 +60,7 @@ def test_one_at_a_time_or_together(monkeypatch: pytest.MonkeyPatch) -> None:
     images = _noise(5) + _disc(60, 100, 5)
     together = baselines.matched_filter(images, RADII)
     monkeypatch.setattr(baselines, "BATCH", 2)
-    monkeypatch.setattr(baselines, "WORKERS", 1)
+    monkeypatch.setattr(baselines, "THREADS", 1)
     for before, after in zip(together, baselines.matched_filter(images, RADII), strict=True):
         np.testing.assert_array_equal(before, after)
 

@@ -123,6 +123,21 @@ def test_clutter_and_strength_change_every_epoch(made_project: Path, tmp_path: P
     assert first.corner.max() <= 256 - SMALL.crop_px
 
 
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(made_project: Path, tmp_path: Path) -> None:
+    """But for batch normalisation, which is each part's own: here it uses what it has kept."""
+    scene, recipes = opened(made_project)
+    slopes = []
+    for threads in (1, 2, 3):
+        run = dense.DenseRun(SMALL.model_copy(update={"threads": threads}), {}, tmp_path / "c.safetensors")
+        for network in run.copies:
+            network.eval()
+        run._streamed(scene, recipes)(np.arange(10), 0)
+        slopes.append(torch.cat([weights.grad.flatten() for weights in run.network.parameters()]))
+    assert slopes[0].abs().max() > 0.1
+    for other in slopes[1:]:
+        torch.testing.assert_close(other, slopes[0], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(1024, 1024), (1014, 1014), (256, 300), (33, 16)])
 def test_a_map_covers_a_frame_of_any_size(shape: tuple[int, int]) -> None:
     network = networks.new_dense_network(1).eval()

@@ -246,6 +246,25 @@ def test_clean_noise_ignores_outliers_edges_and_missing_values() -> None:
     assert difference.clean_noise(image) == pytest.approx(0.01, rel=0.02)
 
 
+def test_scatter_is_the_noise_and_shows_what_flickers() -> None:
+    images = np.random.default_rng(5).normal(0, 0.01, (30, 101, 100)).astype(np.float32)
+    images[4, 40:44, 60:64] += 0.1
+    images[:, 10, 10] = np.nan
+    found = difference.scatter(images, np.median(images, axis=0))
+    assert found.shape == (50, 50)
+    assert np.median(found) == pytest.approx(0.01, rel=0.03)
+    np.testing.assert_allclose(found[20:22, 30:32], np.hypot(0.01, 0.1 / np.sqrt(30)), rtol=0.2)
+    assert found[5, 5] == 0
+    assert np.isfinite(found).all()
+
+
+def test_difference_and_reference_hold_the_scatter(done: pd.DataFrame, difference_dir: Path) -> None:
+    for name in (done.query("status == 'ok'")["frame"].iloc[0], "reference"):
+        found = frames.read_plane(difference_dir / f"{name}.fits.fz", "SCATTER")
+        assert found.shape == (512, 512)
+        assert 0.005 < np.median(found[20:-20, 20:-20]) < 0.015
+
+
 def test_pattern_is_the_known_blobs_and_nothing_else(
     reference: tuple[np.ndarray, np.ndarray], known: pd.DataFrame, campaign_params: Campaign
 ) -> None:

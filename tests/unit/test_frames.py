@@ -94,6 +94,12 @@ def test_the_header_is_that_of_primary_and_image(tmp_path: Path) -> None:
     assert header["BUNIT"] == "fraction"
 
 
+def test_a_plane_may_be_missing(tmp_path: Path) -> None:
+    frames.write_images(tmp_path / "both.fits.fz", {"ONE": np.ones((20, 30)), "TWO": np.full((5, 6), 2.0)}, sigma=0.1)
+    assert frames.find_plane(tmp_path / "both.fits.fz", "TWO").tolist() == [[2.0] * 6] * 5
+    assert frames.find_plane(tmp_path / "both.fits.fz", "THREE") is None
+
+
 def test_a_plane_is_read_by_name(tmp_path: Path) -> None:
     frames.write_images(tmp_path / "a.fits.fz", {"STACK": IMAGE, "PATTERN": IMAGE * 0}, sigma=0.01)
     assert not frames.read_plane(tmp_path / "a.fits.fz", "PATTERN").any()

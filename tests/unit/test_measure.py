@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.ndimage import shift as moved
 
-from blobpipe import measure
+from blobpipe import difference, measure
 from blobpipe.profiles import SHAPES, Shape, blob_profile, matched_snr
 
 NOISE = 0.0101
@@ -42,9 +42,12 @@ def judged(
     catalogue: pd.DataFrame | None = KNOWN,
     shift_px: tuple[float, float] = (0.0, 0.0),
     pattern: np.ndarray | None = None,
+    scatter: np.ndarray | None = None,
 ) -> list[str]:
     table = measured(image, *peaks)
-    done = measure.judge(table, image, catalogue=catalogue, shift_px=shift_px, pattern=pattern, noise_frac=NOISE)
+    done = measure.judge(
+        table, image, catalogue=catalogue, shift_px=shift_px, pattern=pattern, noise_frac=NOISE, scatter=scatter
+    )
     return list(done["status"])
 
 
@@ -218,6 +221,43 @@ def test_a_footprint_without_values_is_no_blob() -> None:
 
 def test_nothing_but_noise_is_no_blob() -> None:
     assert judged(np.zeros((SIDE, SIDE), np.float32) + 0.001 * noise(), (80, 80)) == ["bad_pixels"]
+
+
+def scatter_of(*structures: tuple[int, np.ndarray], n: int = 30) -> np.ndarray:
+    """Of a stack's images, some of which show structures."""
+    images = np.random.default_rng(9).normal(0, NOISE, (n, SIDE, SIDE)).astype(np.float32)
+    for index, structure in structures:
+        images[index] += structure
+    return difference.scatter(images, np.median(images, axis=0))
+
+
+@pytest.mark.parametrize("place", [(80, 110), (81, 111)], ids=["even", "odd"])
+def test_what_flickers_in_the_stack_is_bad_pixels(place: tuple[int, int]) -> None:
+    """A cluster looks like a small blob, but the stack's images have read it high or low before."""
+    cluster = blob(*place, 3.0, 0.12)
+    image = noise() + 0.5 * cluster
+    assert judged(image, place) == ["new"]
+    assert judged(image, place, scatter=scatter_of()) == ["new"]
+    for sign in (-1, 1):
+        assert judged(image, place, scatter=scatter_of((3, sign * cluster))) == ["bad_pixels"]
+
+
+def test_a_blob_deeper_than_any_flicker_explains_is_new() -> None:
+    cluster = blob(80, 110, 3.0, 0.06)
+    assert judged(noise() + blob(80, 110, 4, 0.2), (80, 110), scatter=scatter_of((3, cluster))) == ["new"]
+
+
+def test_single_pixels_and_streaks_in_the_stack_do_not_hide_a_blob() -> None:
+    image = noise() + blob(80, 110, 5, 0.04)
+    pixel, streak = np.zeros((2, SIDE, SIDE), np.float32)
+    pixel[110, 81], streak[109:112] = 0.4, 0.06
+    assert judged(image, (80, 110), scatter=scatter_of((3, pixel), (9, pixel), (11, streak))) == ["new"]
+
+
+@pytest.mark.parametrize("place", [(2, 2), (SIDE - 3, SIDE - 2)])
+def test_scatter_is_looked_at_next_to_the_corners_too(place: tuple[int, int]) -> None:
+    cluster = blob(*place, 3.5, 0.12)
+    assert judged(noise() + 0.5 * cluster, place, scatter=scatter_of((3, cluster), (8, cluster))) == ["bad_pixels"]
 
 
 def test_judging_leaves_the_measurements_alone() -> None:

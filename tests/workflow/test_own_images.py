@@ -27,6 +27,7 @@ def test_the_same_images_rerun_nothing(own: Project) -> None:
     assert "Running stage" not in own.run("dvc", "repro")
 
 
+@pytest.mark.long
 def test_a_change_of_one_image_is_noticed(own: Project) -> None:
     assert own.planned_stages() == set()
     images = sorted((own.root / "data/raw").glob("*.fits.fz"))

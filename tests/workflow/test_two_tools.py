@@ -82,15 +82,17 @@ def test_everything_made_is_declared(finished: Project) -> None:
 
 
 @pytest.mark.slow
-def test_experiment_and_back(project: Project) -> None:
+@pytest.mark.parametrize("section", ["evaluate", pytest.param("train", marks=pytest.mark.long)])
+def test_experiment_and_back(section: str, project: Project) -> None:
     before = project.made()
-    printed = project.run("dvc", "exp", "run", "--set-param", "train.seed=2")
+    setting, value = CHANGES[section]
+    printed = project.run("dvc", "exp", "run", "--set-param", f"{section}.{setting}={value}")
     ran = {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
-    assert ran == {"train", "evaluate", "regression", "completeness"}
+    assert ran == set(BELOW[section].split())
     assert project.is_at_rest()
-    assert project.made()[MODEL] != before[MODEL]
-    project.commit("seed 2")
-    assert "train.seed" in project.run("dvc", "params", "diff", "HEAD~1")
+    assert (project.made()[MODEL] != before[MODEL]) == (section == "train")
+    project.commit("an experiment")
+    assert f"{section}.{setting}" in project.run("dvc", "params", "diff", "HEAD~1")
     assert "results/evaluate/metrics.json" in project.run("dvc", "metrics", "diff", "--all", "HEAD~1")
     assert "file://" in project.run("dvc", "plots", "show")
     page = (project.root / "dvc_plots/index.html").read_text()
@@ -129,7 +131,14 @@ def test_clone_without_the_cache_makes_its_own(project: Project, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "path", ["results/regression/cases.csv", "data/scale/*.fits.fz", "results/evaluate/metrics.json"]
+    "path",
+    [
+        "results/evaluate/metrics.json",
+        *(
+            pytest.param(path, marks=pytest.mark.long)
+            for path in ("results/regression/cases.csv", "data/scale/*.fits.fz")
+        ),
+    ],
 )
 def test_edited_output_is_refused(path: str, project: Project) -> None:
     victim = sorted(project.root.glob(path))[-1]
@@ -147,6 +156,7 @@ def test_edited_output_is_refused(path: str, project: Project) -> None:
     assert project.planned_stages() == set()
 
 
+@pytest.mark.long
 def test_edited_output_can_be_accepted(project: Project) -> None:
     with (project.root / "results/regression/cases.csv").open("a") as file:
         file.write("\n")
@@ -169,6 +179,7 @@ def test_lost_memory_certifies_nothing(project: Project) -> None:
     assert project.planned_stages() == {"evaluate"}
 
 
+@pytest.mark.long
 def test_recorded_files_under_other_settings_certify_nothing(project: Project) -> None:
     """`dvc checkout` after a change was run, but not committed: Snakemake remembers files that are gone."""
     project.set("evaluate", "threshold", 0.4)
@@ -224,6 +235,7 @@ def test_merged_locks_conflict(project: Project) -> None:
     assert "CONFLICT" in project.fails("git", "merge", "one")
 
 
+@pytest.mark.long
 def test_without_dvc_snakemake_works_alone(project: Project) -> None:
     project.set("regression", "threshold", 0.4)
     project.run("snakemake", "--cores", "2", BLOBPIPE_DVC="0")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from stages import parsed
 
 NOTES = Path(".snakemake/blobpipe")
 LOCK = Path("dvc.lock")
@@ -63,7 +63,7 @@ def entries(lock: str | None = None) -> dict[str, dict[str, Any]]:
     """What dvc.lock, or its text of another time, says of each stage."""
     if lock is None:
         lock = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
-    found: dict[str, dict[str, Any]] = (yaml.safe_load(lock) or {}).get("stages") or {}
+    found: dict[str, dict[str, Any]] = (parsed(lock) or {}).get("stages") or {}
     return found
 
 

@@ -55,9 +55,15 @@ class Stage:
 
 
 @cache
+def parsed(text: str) -> Any:
+    """What a text in YAML says, not to be changed: every rule asks for the same few, and YAML is slow to parse."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+@cache
 def stages(path: str = "dvc.yaml") -> dict[str, Stage]:
     """All stages, in the order of dvc.yaml."""
-    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["stages"]
+    entries = parsed(Path(path).read_text(encoding="utf-8"))["stages"]
     return {name: _stage(name, entry) for name, entry in entries.items()}
 
 
@@ -86,7 +92,7 @@ def _paths(entry: dict[str, Any], kind: str, *, cached: bool | None = None) -> t
 
 def settings(name: str, params: str = "params.yaml") -> str:
     """The values, as JSON, of the settings that a stage uses."""
-    values = yaml.safe_load(Path(params).read_text(encoding="utf-8"))
+    values = parsed(Path(params).read_text(encoding="utf-8"))
     return json.dumps({key: _pick(values, key) for key in stages()[name].settings}, sort_keys=True)
 
 
