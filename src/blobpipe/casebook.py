@@ -35,7 +35,7 @@ GROUPS = {
 VETOES = {
     "known": "a catalogued blob lies there",
     "dip": "a shifted blob explains it",
-    "bad_pixels": "a few pixels or hard edges carry the signal",
+    "bad_pixels": "a few pixels or hard edges carry the signal, or the stack's images flicker there",
 }
 KINDS = {
     "dip": "a known blob that has moved lies there",

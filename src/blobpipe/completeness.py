@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from blobpipe import (
     cutout,
+    dense,
     detect,
     figures,
     frames,
@@ -21,6 +22,7 @@ from blobpipe import (
     profiles,
     render,
     statistics,
+    verdict,
 )
 from blobpipe.params import Clip, Completeness, Scale
 
@@ -49,6 +51,7 @@ class Detectors(NamedTuple):
     dense: networks.DenseNetwork
     others: detect.Baselines
     thresholds: dict[str, float]
+    weights: tuple[float, ...]
 
 
 class Background(NamedTuple):
@@ -95,14 +98,14 @@ def measure_completeness(
     """
     out_dir = Path(out_dir)
     networks.set_threads(1)
-    dense, point = detect.load_operating_point(models[0])
+    network, point = detect.load_operating_point(models[0])
     others = detect.Baselines(networks.load_model(models[1])[0], setting.radii_px)
     images = frames.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
     blobs, folders = frames.read_blobs(raw_dir), (difference_dir, scale_dir, cutout_dir)
     levels = detect.baseline_thresholds(
         others, images, blobs, folders, per_100_frames=setting.false_alarms_per_100_frames, threads=params.threads
     )
-    detectors = Detectors(dense, others, {"dense": point.threshold, **levels})
+    detectors = Detectors(network, others, {"dense": point.threshold, **levels}, point.weights)
     backgrounds = held_out(images, blobs, difference_dir, cutout_dir)
     plan = draw(backgrounds, params)
     with ThreadPoolExecutor(params.threads) as pool:
@@ -127,16 +130,8 @@ def held_out(
     free = ~images["frame"].isin({*shown["frame"], *blobs["first_frame"]})
     found = []
     for i in np.flatnonzero(free):
-        row = images.iloc[i]
-        path = frames.find_image(difference_dir, row["frame"])
-        about = {
-            "catalogue": blobs[landed < i],
-            "shift_px": (float(row["shift_x_px"]), float(row["shift_y_px"])),
-            "pattern": pattern,
-            "noise_frac": float(row["noise_frac"]),
-            "scatter": frames.read_plane(path, "SCATTER"),
-        }
-        found.append(Background(str(row["frame"]), frames.read_plane(path, "DIFFERENCE"), about))
+        data, about = detect.read_difference(images.iloc[i], blobs[landed < i], difference_dir, pattern)
+        found.append(Background(str(images["frame"].iloc[i]), data, about))
     return found
 
 
@@ -172,8 +167,9 @@ def inject(image: Background, blobs: pd.DataFrame, detectors: Detectors, setting
         _superimpose(data, blob)
     scaled = _scaled(data, setting)
     threshold = detectors.thresholds
-    found = detect.candidates_of(detectors.dense, scaled, data, **image.about, at_least=threshold["dense"])
-    found = found[found["status"] == "new"]
+    found = detect.judged(dense.probability_map(detectors.dense, scaled), data, **image.about)
+    found = verdict.score(found[found["status"] == "new"], detectors.weights)
+    found = found[found["score"] >= threshold["dense"]]
     answers = detect.ask(detectors.others, *detect.subframes_of(scaled))
     score, match = detect.logit(answers.probability), answers.match
     result = {name: [] for name in detect.DETECTORS}  # type: dict[str, list[int]]

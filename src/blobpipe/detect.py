@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,24 +14,39 @@ import pandas as pd
 from scipy.optimize import minimize
 from tqdm import tqdm
 
-from blobpipe import baselines, cutout, dense, figures, frames, measure, networks, render, statistics, tiles
+from blobpipe import (
+    baselines,
+    cutout,
+    dense,
+    figures,
+    frames,
+    measure,
+    networks,
+    profiles,
+    render,
+    statistics,
+    tiles,
+    verdict,
+)
 from blobpipe.errors import TableError
 from blobpipe.params import Detect
 
 FloatArray = npt.NDArray[Any]
 
-CANDIDATE = 0.2  # score below which nothing is a candidate: far below any threshold, many such peaks to a frame
+CANDIDATE = 0.05  # of the map: a peak below it is no candidate; some twenty to a frame are above
 NEAR_PX = 6.0  # a detection this near to a blob's centre, or within its radius, has found it
 TAIL = 25  # of the highest false peaks; their tail is exponential, as that of logits is
-N_POSITIVE = 400  # validation subframes with blobs on which the calibration rests
+PRACTICE_SNR, PRACTICE_RADII_PX = (4.0, 40.0), (2.4, 10.0)  # of superimposed blobs, each evenly in its logarithm
+PRACTICE_PX = 20  # half the side of their stamps
 DETECTORS = ("dense", "report", "matched_filter")
 CLEAR, FAINT = (7.0, math.inf), (5.0, 7.0)  # S/N of blobs that must be found, and of those that should be
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
+NOTHING_KNOWN = {"catalogue": None, "shift_px": (0.0, 0.0), "pattern": None}
 FRAME_COLUMNS = ("frame", "mjd", "shift_px", "noise_frac", "kind", "false_alarms")
 
 
 class OperatingPoint(NamedTuple):
-    """Where detections begin, and what a score means.
+    """What a score is, where detections begin, and what it means.
 
     Attributes
     ----------
@@ -40,12 +56,15 @@ class OperatingPoint(NamedTuple):
         Probability of a new blob: logistic function of ``slope * logit(score) + offset``.
     frames : float
         Held-out frames, and parts of frames, on which this rests (count).
+    weights : tuple of float
+        Of the joint score of network and measurement, from `verdict.fit`; none: the score is the network's.
     """
 
     threshold: float
     slope: float
     offset: float
     frames: float
+    weights: tuple[float, ...] = ()
 
     def probability(self, score: FloatArray) -> FloatArray:
         """Probability that a candidate of this score is a new blob, at the prior rate of the settings."""
@@ -63,7 +82,8 @@ def detect(
 ) -> None:
     """Search all images, and set the operating point on those that are held out (stage ``detect``).
 
-    Held out are the images without a new blob that training has not seen, and the right part of those that it has. No
+    A candidate's score is that of network and measurement together (`verdict`), learnt from blobs superimposed on training
+    images. Held out are the images without a new blob that training has not seen, and the right part of those that it has. No
     historical image takes part in choosing anything; `regression` compares with the catalogue what is found on them.
 
     Parameters
@@ -86,8 +106,12 @@ def detect(
     networks.set_threads(1)  # frames share the cores
     images = frames.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
     blobs = frames.read_blobs(raw_dir)
-    candidates = search(network, images, blobs, difference_dir, scale_dir, params.threads)
-    point = operating_point(network, candidates, images, blobs, (difference_dir, scale_dir, cutout_dir), params)
+    folders = (difference_dir, scale_dir, cutout_dir)
+    practised = practise(network, images, blobs, folders, params)
+    weights = verdict.fit(practised, practised["is_blob"].to_numpy(bool))
+    candidates = verdict.score(search(network, images, blobs, difference_dir, scale_dir, params.threads), weights)
+    true = verdict.score(practised.query("is_blob == 1"), weights)["score"].to_numpy()
+    point = operating_point(candidates, true, images, blobs, folders, params)._replace(weights=weights)
     candidates["probability"] = np.round(point.probability(candidates["score"].to_numpy()), 5)
     table = count_alarms(images, blobs, candidates, point.threshold)
     reliability = _reliability(candidates, blobs)
@@ -111,28 +135,18 @@ def search(
     Returns
     -------
     DataFrame
-        frame, then `measure.DETECTION_COLUMNS`, and ``is_blob``: whether it lies on a blob that this image is the first
-        to show.
+        frame, then what `measure.measure` gives, scores those of the network, and ``is_blob``: whether it lies on a blob
+        that this image is the first to show.
     """
     pattern = frames.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
     first = landed(images, blobs)
 
     def one(i: int) -> pd.DataFrame:
-        image = images.iloc[i]
-        scaled = frames.read_frame(frames.find_image(scale_dir, image["frame"])).data
-        path = frames.find_image(difference_dir, image["frame"])
-        shift = (float(image["shift_x_px"]), float(image["shift_y_px"]))
-        found = candidates_of(
-            network,
-            scaled,
-            frames.read_plane(path, "DIFFERENCE"),
-            scatter=frames.read_plane(path, "SCATTER"),
-            catalogue=blobs[first < i],
-            shift_px=shift,
-            pattern=pattern,
-            noise_frac=float(image["noise_frac"]),
-        )
-        found.insert(0, "frame", image["frame"])
+        name = images["frame"].iloc[i]
+        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, pattern)
+        scaled = frames.read_frame(frames.find_image(scale_dir, name)).data
+        found = judged(dense.probability_map(network, scaled), data, **about)
+        found.insert(0, "frame", name)
         return found.assign(is_blob=near(found, blobs[first == i]).any(axis=1).astype(int))
 
     with ThreadPoolExecutor(threads) as pool:
@@ -140,49 +154,135 @@ def search(
         return pd.concat(list(done), ignore_index=True)
 
 
-def candidates_of(
-    network: networks.DenseNetwork,
-    scaled: npt.NDArray[np.float32],
-    difference: npt.NDArray[np.float32],
-    *,
-    catalogue: pd.DataFrame | None,
-    shift_px: tuple[float, float],
-    pattern: npt.NDArray[np.float32] | None,
-    noise_frac: float,
-    scatter: npt.NDArray[np.float32] | None = None,
-    at_least: float = CANDIDATE,
-) -> pd.DataFrame:
-    """Peaks of the network's map on one frame, measured on the unclipped difference, and judged.
+def read_difference(
+    image: pd.Series[Any],
+    known: pd.DataFrame,
+    difference_dir: str | Path,
+    pattern: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """A difference image, and what `measure.judge` wants to know of it.
 
     Parameters
     ----------
-    scaled, difference : ndarray, shape (ny, nx), float32
-        The same frame clipped and scaled (sigma), and as it was subtracted (fraction of the light).
-    catalogue, shift_px, pattern, noise_frac, scatter
+    image : Series
+        Its row of `frames.image_table`.
+    known : DataFrame
+        The blobs that landed before it.
+    """
+    path = frames.find_image(difference_dir, image["frame"])
+    about = {
+        "catalogue": known,
+        "shift_px": (float(image["shift_x_px"]), float(image["shift_y_px"])),
+        "pattern": pattern,
+        "noise_frac": float(image["noise_frac"]),
+        "scatter": frames.find_plane(path, "SCATTER"),
+    }
+    return frames.read_frame(path).data, about
+
+
+def judged(
+    cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], *, noise_frac: float, **about: Any
+) -> pd.DataFrame:
+    """Peaks of the dense network's map, measured on the unclipped difference, and judged; scores are the network's.
+
+    Parameters
+    ----------
+    cells : ndarray
+        From `dense.probability_map`.
+    difference : ndarray, shape (ny, nx), float32
+        As it was subtracted (fraction of the light).
+    noise_frac, about
         As in `measure.judge`.
     """
-    peaks = dense.peaks(dense.probability_map(network, scaled), at_least)
-    found = measure.without_repeats(measure.measure(difference, *peaks, noise_frac))
-    return measure.judge(
-        found,
-        difference,
-        catalogue=catalogue,
-        shift_px=shift_px,
-        pattern=pattern,
-        noise_frac=noise_frac,
-        scatter=scatter,
-    )
+    found = measure.without_repeats(measure.measure(difference, *dense.peaks(cells, CANDIDATE), noise_frac))
+    return measure.judge(found, difference, noise_frac=noise_frac, **about)
+
+
+def highest_score(candidates: pd.DataFrame, x0_px: int, y0_px: int) -> float:
+    """Highest score of the candidates on a subframe, whatever they were judged to be; 0 if there is none."""
+    x, y = (candidates[name].to_numpy() - start for name, start in (("x_px", x0_px), ("y_px", y0_px)))
+    inside = (x >= -0.5) & (x < render.SIDE - 0.5) & (y >= -0.5) & (y < render.SIDE - 0.5)
+    return float(candidates["score"].to_numpy()[inside].max(initial=0.0))
+
+
+def practise(
+    network: networks.DenseNetwork,
+    images: pd.DataFrame,
+    blobs: pd.DataFrame,
+    folders: tuple[str | Path, str | Path, str | Path],
+    params: Detect,
+) -> pd.DataFrame:
+    """Candidates on that part of the training images which training has seen, a blob superimposed on each subframe of it.
+
+    Parameters
+    ----------
+    folders : (path, path, path)
+        Of the stages difference, scale and cutout.
+
+    Returns
+    -------
+    DataFrame
+        As from `search`, of status ``new`` only; ``is_blob``: whether it lies on a superimposed blob.
+    """
+    difference_dir, scale_dir, cutout_dir = folders
+    pattern = frames.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
+    limits = frames.read_stage(scale_dir).set_index("frame")
+    first, part = landed(images, blobs), seen_part(images, blobs, cutout_dir)
+
+    def one(i: int) -> pd.DataFrame:
+        name = images["frame"].iloc[i]
+        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, pattern)
+        signal, put = superimposed(params.seed, name, (len(data), part.border_px), about["noise_frac"])
+        signal = np.pad(signal, ((0, 0), (0, data.shape[1] - signal.shape[1])))
+        low, high, sigma = limits.loc[name, ["low_sigma", "high_sigma", "sigma_frac"]].to_numpy(np.float32)
+        scaled = frames.read_frame(frames.find_image(scale_dir, name)).data
+        cells = dense.probability_map(network, np.clip(scaled + signal / sigma, low, high))
+        found = judged(cells, data + signal, **about)
+        found = found.assign(is_blob=near(found, put).any(axis=1).astype(int))
+        return found[(found["x_px"] < part.border_px) & (found["status"] == "new")]
+
+    rows = np.flatnonzero(images["frame"].isin(part.frames))
+    with ThreadPoolExecutor(params.threads) as pool:
+        done = list(tqdm(pool.map(one, rows), "practise", len(rows), unit="image", disable=None))
+    nothing = judged(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), noise_frac=1.0, **NOTHING_KNOWN)
+    return pd.concat([nothing.assign(is_blob=0), *done], ignore_index=True)
+
+
+def superimposed(
+    seed: int, frame: str, shape: tuple[int, int], noise_frac: float
+) -> tuple[npt.NDArray[np.float32], pd.DataFrame]:
+    """A blob at a random place in every 256 x 256 pixels, of any shape, size and S/N.
+
+    Returns
+    -------
+    ndarray, shape ``shape``, float32
+        Their light loss (fraction of the light).
+    DataFrame
+        x_px, y_px, radius_px of each.
+    """
+    rng = frames.stream(seed, "detect", frame)
+    signal, put = np.zeros(shape, np.float32), []
+    for top, left in product(*(range(0, side - render.SIDE + 1, render.SIDE) for side in shape)):
+        y, x = (start + rng.uniform(PRACTICE_PX, render.SIDE - PRACTICE_PX) for start in (top, left))
+        radius, snr = (np.exp(rng.uniform(*np.log(ends))) for ends in (PRACTICE_RADII_PX, PRACTICE_SNR))
+        row, column = round(y) - PRACTICE_PX, round(x) - PRACTICE_PX
+        side, centre = 2 * PRACTICE_PX + 1, (x - column - PRACTICE_PX, y - row - PRACTICE_PX)
+        stamp = profiles.blob_profile(profiles.SHAPES[rng.integers(len(profiles.SHAPES))], radius, *centre, side)
+        window = signal[row : row + side, column : column + side]
+        window += (snr / profiles.matched_snr(stamp, noise_frac) * stamp)[: len(window), : window.shape[1]]
+        put.append((x, y, radius))
+    return signal, pd.DataFrame(put, columns=["x_px", "y_px", "radius_px"], dtype=float)
 
 
 def operating_point(
-    network: networks.DenseNetwork,
     candidates: pd.DataFrame,
+    true: FloatArray,
     images: pd.DataFrame,
     blobs: pd.DataFrame,
     folders: tuple[str | Path, str | Path, str | Path],
     params: Detect,
 ) -> OperatingPoint:
-    """Threshold and calibration from held-out frames without a new blob, and from validation subframes.
+    """Threshold and calibration from held-out frames without a new blob, and from the scores of superimposed blobs.
 
     Raises
     ------
@@ -196,9 +296,22 @@ def operating_point(
         raise TableError(f"{folders[2]}: no image is held out, expected some without a new blob; add images")
     false = candidates[aside.rows & (candidates["status"] == "new")]["score"].to_numpy()
     allowed = params.false_alarms_per_100_frames / 100 * n_frames
-    true = injected_scores(network, folders)
     slope, offset = calibrate(true, false, n_frames, params.new_blobs_per_100_frames / 100)
     return OperatingPoint(round(tail_threshold(false, allowed), 5), round(slope, 5), round(offset, 5), n_frames)
+
+
+class SeenPart(NamedTuple):
+    """What training has seen of images without a new blob: these frames, left of a column."""
+
+    frames: set[str]
+    border_px: int
+
+
+def seen_part(images: pd.DataFrame, blobs: pd.DataFrame, cutout_dir: str | Path) -> SeenPart:
+    """The training windows' side of quiet images."""
+    shown, _ = cutout.read_recipes(cutout_dir, "train")
+    quiet = set(images["frame"]) - set(blobs["first_frame"])
+    return SeenPart(quiet & set(shown["frame"]), int(shown["x0_px"].max()) + render.SIDE)
 
 
 class HeldOut(NamedTuple):
@@ -212,29 +325,12 @@ def held_out(
     candidates: pd.DataFrame, images: pd.DataFrame, blobs: pd.DataFrame, cutout_dir: str | Path, width: int
 ) -> HeldOut:
     """What neither training nor the regression test uses: the validation windows' side of quiet images."""
-    shown, _ = cutout.read_recipes(cutout_dir, "train")
+    seen, border = seen_part(images, blobs, cutout_dir)
     quiet = set(images["frame"]) - set(blobs["first_frame"])
-    seen = set(shown["frame"])
-    border = int(shown["x0_px"].max()) + render.SIDE
     share = max(0.0, 1 - border / width)
-    unseen, beyond = candidates["frame"].isin(quiet - seen), candidates["frame"].isin(quiet & seen)
+    unseen, beyond = candidates["frame"].isin(quiet - seen), candidates["frame"].isin(seen)
     rows = unseen | (beyond & (candidates["x_px"] >= border))
-    return HeldOut(rows.to_numpy(bool), len(quiet - seen) + share * len(quiet & seen))
-
-
-def injected_scores(network: networks.DenseNetwork, folders: tuple[str | Path, str | Path, str | Path]) -> FloatArray:
-    """Highest score near each superimposed blob of some validation subframes; 0 where there is no candidate."""
-    difference_dir, scale_dir, cutout_dir = folders
-    scene, recipes = cutout.open_split(difference_dir, scale_dir, cutout_dir, "validation")
-    rows = np.flatnonzero(recipes.label == 1)[:N_POSITIVE]
-    pixels = in_frame_sigma(scene, recipes, rows)
-    scores = []
-    for row, image in zip(rows, pixels, strict=True):
-        peaks = dense.peaks(dense.probability_map(network, image), CANDIDATE)
-        for _, x, y in recipes.blob[recipes.first_blob[row] : recipes.first_blob[row + 1]]:
-            near = np.hypot(peaks.x_px - x, peaks.y_px - y) <= NEAR_PX
-            scores.append(float(peaks.score[near].max(initial=0)))
-    return np.array(scores)
+    return HeldOut(rows.to_numpy(bool), len(quiet - seen) + share * len(seen))
 
 
 def in_frame_sigma(

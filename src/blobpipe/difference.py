@@ -40,6 +40,7 @@ MOSTLY = 0.85  # of a blob's pixels are good
 NO_BLOBS = ((362.0, 59.0, 28.0), (968.0, 50.0, 28.0))  # x, y, reach (px): the Death Star and the wagon wheel's hub
 DEEPEST_FRAC = 0.35  # a blob takes up to 30 % of the light
 CELL_PX = 2  # side of the cells of `scatter`
+NEWEST = 3  # images of a stack may show a blob that nobody has confirmed yet: they have no part in its scatter
 KEPT_CARDS = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "EXPSTART")
 
 
@@ -120,26 +121,28 @@ def scatter(images: Image, stack: Image) -> Image:
     Parameters
     ----------
     images : ndarray, shape (n, ny, nx), float32
-        The images of a stack, their known blobs at their usual place; NaN where there is no value.
+        The images of a stack in order of date, their known blobs at their usual place; NaN where there is no value. The
+        newest three do not count: a blob that landed on them has not flickered.
     stack : ndarray, shape (ny, nx), float32
         Their median.
 
     Returns
     -------
     ndarray, shape (ny // 2, nx // 2), float32
-        Root mean square of the differences in cells of 2 x 2 pixels (fraction of the light); 0 where a value is missing.
+        Root mean square of the differences in cells of 2 x 2 pixels (fraction of the light); 0 where a value is missing,
+        and all over if there are no more than three images.
 
     Notes
     -----
     Source: ours.
     """
-    square = np.empty_like(stack)
+    images, square = images[:-NEWEST], np.empty_like(stack)
     for row in range(0, len(stack), ROWS):
         rest = images[:, row : row + ROWS] - stack[row : row + ROWS]
         np.einsum("nij,nij->ij", rest, rest, out=square[row : row + ROWS])
     ny, nx = (side // CELL_PX for side in stack.shape)
     cells = square[: ny * CELL_PX, : nx * CELL_PX].reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
-    found: Image = np.nan_to_num(np.sqrt(cells / np.float32(len(images))))
+    found: Image = np.nan_to_num(np.sqrt(cells / np.float32(max(len(images), 1))))
     return found
 
 

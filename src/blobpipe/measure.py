@@ -50,6 +50,7 @@ ENOUGH = 0.1  # a step that gains less chi square than this is the last
 HOPELESS = 0.1  # or less than so much of what a shape lags behind the best: it will have no weight
 TYPICAL_RADIUS_PX, RADIUS_SPREAD_PX = 5.7, 2.5  # of blobs all over the detector; the spread is twice the measured one
 SHAPE_SHARES = (0.35, 0.45, 0.2)  # prior of each shape: evens out what a wrong one does to the depth of faint blobs
+OTHER_SHAPES = 0.15  # of the depth: the rms by which real blobs differ from the shapes that are fitted
 NOISE_FITTED = 3.0  # place and radius follow the noise and deepen the fit by this over the squared S/N: simulated
 WANDERING = 40.0  # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
 
@@ -135,6 +136,8 @@ def measure(
         ``loss_frac_px2`` its sum, ``snr`` that of a matched filter for it. Errors are 1 sigma, widened where the fit
         is worse than the noise. Where the fit has failed, they are NaN, and the rest is of the disc that it started
         from; where there are too few pixels to fit, all but x, y and score is NaN. ``status`` is empty until `judge`.
+        A last column, ``misfit``, says how badly the fit fits: the mean squared residual of the footprint in units of the
+        noise, less what shapes beyond ours may leave: about 1 for a blob. `blobpipe.verdict` takes it into the score.
 
     Notes
     -----
@@ -144,9 +147,11 @@ def measure(
 
     peaks = np.column_stack([np.asarray(values, np.float64).ravel() for values in (x, y, score)])
     noise = _noise(difference) if noise_frac is None else float(noise_frac)
-    rows = np.reshape([_measure_one(difference, peaks[:, :2], k, noise) for k in range(len(peaks))], (-1, MEASURED))
-    table = pd.DataFrame(rows.astype(np.float64), columns=list(DETECTION_COLUMNS[:MEASURED]))
-    return table.assign(score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str))
+    rows = np.reshape([_measure_one(difference, peaks[:, :2], k, noise) for k in range(len(peaks))], (-1, MEASURED + 1))
+    table = pd.DataFrame(rows[:, :-1].astype(np.float64), columns=list(DETECTION_COLUMNS[:MEASURED]))
+    return table.assign(
+        score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str), misfit=rows[:, -1].astype(float)
+    )
 
 
 def _noise(difference: Image) -> float:
@@ -154,8 +159,8 @@ def _noise(difference: Image) -> float:
 
 
 def _measure_one(difference: Image, peaks: FloatArray, k: int, noise: float) -> list[float]:
-    """What is measured at one of the peaks, in the order of `DETECTION_COLUMNS`."""
-    unknown = [*peaks[k], *[np.nan] * (MEASURED - 2)]
+    """What is measured at one of the peaks, in the order of `DETECTION_COLUMNS`, and the misfit."""
+    unknown = [*peaks[k], *[np.nan] * (MEASURED - 1)]
     if not (noise > 0 and np.isfinite(peaks[k]).all()):
         return unknown
     cut = _cut(difference, peaks, k, noise)
@@ -168,7 +173,19 @@ def _measure_one(difference: Image, peaks: FloatArray, k: int, noise: float) -> 
     usable = inside.all(axis=1) & (model.parameters[:, 3] > 0)
     x, y, x_err, y_err, *rest = _averaged(model, usable) if usable.any() else _unfitted(cut, start)
     radius, radius_err, depth, depth_err, loss, snr = rest
-    return [x + cut.x, y + cut.y, x_err, y_err, radius, radius_err, noise * depth, noise * depth_err, noise * loss, snr]
+    place = [x + cut.x, y + cut.y, x_err, y_err, radius, radius_err]
+    return [*place, noise * depth, noise * depth_err, noise * loss, snr, _misfit(cut, model)]
+
+
+def _misfit(cut: Cut, model: Model) -> float:
+    """Mean squared residual of the best shape's footprint, less what other shapes than ours may leave."""
+    best = int(model.chi2.argmin())
+    x, y, radius, depth = model.parameters[best, :4]
+    footprint = _distance(x, y, SIDE).ravel()[cut.good] <= radius + HARD_MARGIN_PX
+    if not footprint.any():
+        return float("nan")
+    left = float(np.square(model.residual[best, footprint]).mean())
+    return left - float(np.clip(left - 1, 0, (OTHER_SHAPES * depth) ** 2))
 
 
 def _limits(start: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -236,6 +236,9 @@ class Dense(Section):
 class Detect(Section):
     """Whole images searched by the dense network, and its operating point (ours)."""
 
+    seed: Seed = Field(
+        1, description="Seed of the blobs superimposed on training images to learn what measuring is worth."
+    )
     false_alarms_per_100_frames: Positive = Field(
         5.0,
         description="False alarms that the team accepts, on 100 images (count). Thresholds follow: that of the dense "

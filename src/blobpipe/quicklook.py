@@ -37,6 +37,7 @@ from blobpipe import (
     render,
     stacks,
     store,
+    verdict,
 )
 from blobpipe import difference as subtraction
 from blobpipe.errors import BlobpipeError, FrameError, ModelError
@@ -372,12 +373,12 @@ def _search(
     scaled, _ = normalize.scale_image(clipped, params.scale)
     noise = frames.median_and_noise(data)[1]
     cells = dense.probability_map(tools.network, scaled)
-    found = measure.without_repeats(measure.measure(data, *dense.peaks(cells, detect.CANDIDATE), noise))
     known = _known(tools)
     pattern = None if stack is None else subtraction.blob_pattern(stack, known)
-    table = measure.judge(
-        found, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise, scatter=scatter
+    found = detect.judged(
+        cells, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise, scatter=scatter
     )
+    table = verdict.score(found, tools.point.weights)
     table["probability"] = tools.point.probability(table["score"].to_numpy())
     row |= {"outcome": "searched", "shift_x_px": shift.x_px, "shift_y_px": shift.y_px, "noise_frac": noise}
     row |= {"clipped_frac": clipping.clipped_frac}
@@ -392,7 +393,7 @@ def _search(
             drawn["stack"] = pictures.cutout(stack, x, y, frames.median_and_noise(stack)[1])
         return drawn | {"surface": pictures.surface(data, x, y)}
 
-    return Searched(row, table, _subframes(cells, tools.point), pictures.overview(scaled), draw)
+    return Searched(row, table, _subframes(cells, table, tools.point), pictures.overview(scaled), draw)
 
 
 def _known(tools: Tools) -> pd.DataFrame:
@@ -405,13 +406,13 @@ def _known(tools: Tools) -> pd.DataFrame:
     return rows if tools.known is None else pd.concat([tools.known[list(PLACE_COLUMNS)], rows], ignore_index=True)
 
 
-def _subframes(cells: Image, point: detect.OperatingPoint) -> list[dict[str, Any]]:
+def _subframes(cells: Image, table: pd.DataFrame, point: detect.OperatingPoint) -> list[dict[str, Any]]:
     side = render.SIDE // dense.STRIDE
     rows = []
     for row in range(-(-cells.shape[0] // side)):
         for col in range(-(-cells.shape[1] // side)):
             part = cells[row * side : (row + 1) * side, col * side : (col + 1) * side]
-            highest = np.array([part.max()])
+            highest = np.array([detect.highest_score(table, col * render.SIDE, row * render.SIDE)])
             rows.append(
                 {
                     "row": row,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from blobpipe import dense, detect, figures, frames, measure, networks, normalize, render, saliency, tiles
+from blobpipe import dense, detect, figures, frames, measure, networks, normalize, render, saliency, tiles, verdict
 from blobpipe import difference as subtraction
 from blobpipe.errors import BlobpipeError, FrameError
 from blobpipe.params import Params
@@ -200,9 +200,8 @@ def _search_dense(
     found: Found,
 ) -> None:
     cells = dense.probability_map(network, frame.scaled)
-    peaks = dense.peaks(cells, point.threshold)
-    table = measure.judge(
-        measure.without_repeats(measure.measure(frame.difference, *peaks, frame.noise_frac)),
+    judged = detect.judged(
+        cells,
         frame.difference,
         catalogue=catalogue,
         shift_px=frame.shift,
@@ -210,11 +209,13 @@ def _search_dense(
         noise_frac=frame.noise_frac,
         scatter=frame.scatter,
     )
-    table["probability"] = point.probability(table["score"].to_numpy())
-    table.insert(0, "frame", frame.name)
+    candidates = verdict.score(judged, point.weights)
+    candidates["probability"] = point.probability(candidates["score"].to_numpy())
+    candidates.insert(0, "frame", frame.name)
+    table = candidates[candidates["score"] >= point.threshold]
     found.detections += [dict(row) for _, row in table.iterrows()]
     _, origins = tiles.tile(frame.scaled)
-    highest = np.array([_within(cells, x0, y0).max() for _, _, x0, y0 in origins])
+    highest = np.array([detect.highest_score(candidates, x0, y0) for _, _, x0, y0 in origins])
     _note(frame, origins, point.probability(highest), highest >= point.threshold, found)
     for row in table[table["status"] == "new"].to_dict("records"):
         _draw(frame, cells, row, out_dir)

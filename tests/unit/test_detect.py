@@ -50,6 +50,43 @@ def test_its_model_is_ready_for_use(detect_dir: Path) -> None:
     assert (np.diff(point.probability(scores)) > 0).all()
 
 
+def test_blobs_to_practise_on_are_of_every_size_and_as_strong_as_they_are_said_to_be() -> None:
+    signal, put = detect.superimposed(1, "frame", (1024, 768), 0.01)
+    assert len(put) == 12
+    assert (put["x_px"] // 256 + 3 * (put["y_px"] // 256)).tolist() == list(range(12))  # one to each subframe
+    for blob in put.itertuples():
+        near = signal[round(blob.y_px) - 20 : round(blob.y_px) + 21, round(blob.x_px) - 20 : round(blob.x_px) + 21]
+        assert 3.9 < np.sqrt((near**2).sum()) / 0.01 < 60  # of two in one window too
+        y, x = np.unravel_index(near.argmax(), near.shape)
+        assert math.hypot(x - 20, y - 20) <= 1.6 * blob.radius_px
+    np.testing.assert_array_equal(signal, detect.superimposed(1, "frame", (1024, 768), 0.01)[0])
+    assert (signal != detect.superimposed(2, "frame", (1024, 768), 0.01)[0]).any()
+    assert detect.superimposed(1, "frame", (1024, 100), 0.01)[1].empty
+
+
+def test_practice_keeps_to_what_training_has_seen(made_project: Path, dense_model: Path) -> None:
+    data, recipes = made_project / "data", made_project / "results/cutout"
+    images = frames.image_table(data / "raw", data / "difference", data / "scale")
+    blobs = frames.read_blobs(data / "raw")
+    network, _ = networks.load_dense(dense_model)
+    folders = (data / "difference", data / "scale", recipes)
+    found = detect.practise(network, images, blobs, folders, Detect())
+    frames_seen, border = detect.seen_part(images, blobs, recipes)
+    assert frames_seen == set(images["frame"]) & set(pd.read_csv(recipes / "train_subframes.csv")["frame"]) - {"frame5"}
+    assert (found["x_px"] < border).all()
+    assert set(found["status"]) <= {"new"}
+    assert found["is_blob"].sum() > 0
+    pd.testing.assert_frame_equal(found, detect.practise(network, images, blobs, folders, Detect(threads=1)))
+
+
+def test_a_subframe_has_the_highest_score_on_it() -> None:
+    found = pd.DataFrame({"x_px": [255.4, 255.6, 300.0], "y_px": [10.0, 10.0, 600.0], "score": [0.3, 0.6, 0.9]})
+    assert detect.highest_score(found, 0, 0) == 0.3
+    assert detect.highest_score(found, 256, 0) == 0.6
+    assert detect.highest_score(found, 0, 256) == 0.0
+    assert detect.highest_score(found[:0], 0, 0) == 0.0
+
+
 def test_the_threshold_follows_from_the_budget() -> None:
     """Logits with an exponential tail: the expected number above the threshold is what was allowed."""
     rng = np.random.default_rng(1)

@@ -249,13 +249,16 @@ def test_clean_noise_ignores_outliers_edges_and_missing_values() -> None:
 def test_scatter_is_the_noise_and_shows_what_flickers() -> None:
     images = np.random.default_rng(5).normal(0, 0.01, (30, 101, 100)).astype(np.float32)
     images[4, 40:44, 60:64] += 0.1
+    images[-3:, 80:84, 20:24] += 0.2
     images[:, 10, 10] = np.nan
     found = difference.scatter(images, np.median(images, axis=0))
     assert found.shape == (50, 50)
     assert np.median(found) == pytest.approx(0.01, rel=0.03)
-    np.testing.assert_allclose(found[20:22, 30:32], np.hypot(0.01, 0.1 / np.sqrt(30)), rtol=0.2)
+    np.testing.assert_allclose(found[20:22, 30:32], np.hypot(0.01, 0.1 / np.sqrt(27)), rtol=0.2)
+    assert found[40:42, 10:12].max() < 0.015, "the newest do not count"
     assert found[5, 5] == 0
     assert np.isfinite(found).all()
+    assert not difference.scatter(images[:3], images[0]).any()
 
 
 def test_difference_and_reference_hold_the_scatter(done: pd.DataFrame, difference_dir: Path) -> None:

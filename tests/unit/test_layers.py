@@ -40,6 +40,7 @@ ORDER = (
     "training",
     "saliency",
     "baselines",
+    "verdict",
     "dense",
     "detect",
     "evaluation",

@@ -127,6 +127,21 @@ def test_a_neighbour_does_not_count() -> None:
     assert after["x_px"] == pytest.approx(before["x_px"], abs=0.5)
 
 
+@pytest.mark.parametrize("snr", [8, 20, 60])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_blob_is_fitted_down_to_the_noise_and_a_cluster_is_not(shape: Shape, snr: float) -> None:
+    misfits = [
+        measured(noise(seed) + blob(80.3, 90.1, 4.5, depth_of(snr, 4.5, shape), shape), (80, 90))["misfit"][0]
+        for seed in range(9)
+    ]
+    assert 0.8 < np.median(misfits) < 1.2
+    assert max(misfits) < 1.6
+    ragged = np.where(np.random.default_rng(3).random((7, 7)) < 0.6, 0.1, 0.0).astype(np.float32)
+    cluster = noise()
+    cluster[87:94, 77:84] += ragged
+    assert measured(cluster, (80, 90))["misfit"][0] > 2
+
+
 def test_noise_is_estimated_if_not_given() -> None:
     image = noise() + blob(80, 80, 5, 0.06)
     given, estimated = (measure.measure(image, [80], [80], [1], sigma) for sigma in (NOISE, None))
@@ -148,7 +163,7 @@ def test_what_cannot_be_fitted_has_no_errors() -> None:
 
 def test_no_peaks_give_a_table_without_rows() -> None:
     table = measured(noise())
-    assert tuple(table.columns) == measure.DETECTION_COLUMNS
+    assert tuple(table.columns) == (*measure.DETECTION_COLUMNS, "misfit")
     assert [str(kind) for kind in table.dtypes[:11]] == ["float64"] * 11
     assert table.dtypes.equals(measured(noise(), (80, 80)).dtypes)
     done = measure.judge(table, noise(), catalogue=KNOWN, shift_px=(1, 0), pattern=None, noise_frac=NOISE)

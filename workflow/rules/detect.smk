@@ -5,9 +5,8 @@ rule detect:
         blobs=CATALOGUE,
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        stamps=rules.cutout.output.stamps,
-        subframes=[rules.cutout.output.train_subframes, rules.cutout.output.validation_subframes],
-        superimposed=[rules.cutout.output.train_blobs, rules.cutout.output.validation_blobs],
+        subframes=rules.cutout.output.train_subframes,
+        superimposed=rules.cutout.output.train_blobs,
         model=rules.dense.output.model,
         code=stages()["detect"].code,
     output:
