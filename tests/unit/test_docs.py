@@ -204,7 +204,7 @@ def _completeness_metrics() -> Sequence[str]:
     table = pd.DataFrame(columns=list(completeness.INJECTION_COLUMNS), dtype=float)
     thresholds = dict.fromkeys(detect.DETECTORS, 0.5)
     others = detect.Baselines(networks.ReportNetwork(), ())
-    detectors = completeness.Detectors(networks.new_dense_network(1), others, thresholds)
+    detectors = completeness.Detectors(networks.new_dense_network(1), others, thresholds, ())
     return list(completeness.summarise(table, detectors, 1))
 
 

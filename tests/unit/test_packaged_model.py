@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import blobpipe
-from blobpipe import detect, frames, networks, normalize
+from blobpipe import dense, detect, frames, networks, normalize, verdict
 from blobpipe.params import Params
 from blobpipe.profiles import SHAPES, blob_profile
 
@@ -52,17 +52,14 @@ def test_it_finds_clear_blobs_and_nothing_else(seed: int) -> None:
     params = Params()
     clipped, _ = normalize.clip_image(image, params.clip)
     scaled, _ = normalize.scale_image(clipped, params.scale)
-    found = detect.candidates_of(
-        network,
-        scaled,
+    judged = detect.judged(
+        dense.probability_map(network, scaled),
         image,
-        catalogue=None,
-        shift_px=(0.0, 0.0),
-        pattern=None,
         noise_frac=frames.median_and_noise(image)[1],
-        at_least=point.threshold,
+        **detect.NOTHING_KNOWN,
     )
-    new = found[found["status"] == "new"]
+    found = verdict.score(judged, point.weights)
+    new = found[(found["status"] == "new") & (found["score"] >= point.threshold)]
     distance = np.hypot(
         new["x_px"].to_numpy()[:, None] - [x for x, _ in places],
         new["y_px"].to_numpy()[:, None] - [y for _, y in places],
