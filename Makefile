@@ -32,10 +32,10 @@ report: install ## write results/report.html about what is there
 repro: install ## the same pipeline by DVC
 	dvc repro
 
-test: install ## the tests, whole runs of both tools among them (ten minutes)
+test: install ## the tests, whole runs of both tools among them (a quarter of an hour)
 	pytest -n 2 --dist loadgroup -m 'not long'
 
-test-all: install ## these and the longest: a kill in every stage, all benchmarks (half an hour)
+test-all: install ## these and the longest: a kill in every stage, experiments, all benchmarks (three quarters of an hour)
 	pytest -n 2 --dist loadgroup
 
 lint: install ## style of the code and of the rules

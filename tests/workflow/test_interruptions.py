@@ -58,7 +58,7 @@ def test_killed_dvc_ends_as_if_undisturbed(project: Project) -> None:
     assert project.made() == resumed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dvc_waits_for_snakemake(project: Project) -> None:
     """Also a second Snakemake, even a dry one: what it would say would be true for a moment only."""
     first = _start_regression(project, "snakemake", "--cores", "2")

@@ -20,6 +20,7 @@ def own(project: Project) -> Project:
     return project
 
 
+@pytest.mark.long
 def test_the_same_images_rerun_nothing(own: Project) -> None:
     assert own.planned_stages() == set()
     own.run("snakemake", "--cores", "2")

@@ -81,8 +81,8 @@ def test_everything_made_is_declared(finished: Project) -> None:
     assert [path for path in finished.made() if not any(f"{path}/".startswith(f"{out}/") for out in declared)] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("section", ["evaluate", pytest.param("train", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("section", ["evaluate", "train"])
 def test_experiment_and_back(section: str, project: Project) -> None:
     before = project.made()
     setting, value = CHANGES[section]
@@ -106,6 +106,7 @@ def test_experiment_and_back(section: str, project: Project) -> None:
     assert project.is_at_rest()
 
 
+@pytest.mark.long
 def test_clone_takes_what_was_pushed(project: Project, tmp_path: Path) -> None:
     project.run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"))
     project.run("dvc", "push", "--quiet")
@@ -164,6 +165,7 @@ def test_edited_output_can_be_accepted(project: Project) -> None:
     assert project.is_at_rest()
 
 
+@pytest.mark.long
 def test_lost_image_is_made_again(project: Project) -> None:
     before = project.made()
     sorted((project.root / "data/scale").glob("*.fits.fz"))[-1].unlink()
@@ -214,6 +216,7 @@ def test_edited_code_is_noticed_whatever_its_date(old: bool, project: Project) -
     assert project.planned_stages() == {"regression"}
 
 
+@pytest.mark.long
 def test_edited_rules_recommit_without_running(project: Project) -> None:
     with (project.root / "workflow/rules/scale.smk").open("a") as file:
         file.write("# a remark\n")
