@@ -58,6 +58,8 @@ for _stage, _files in STAGE_FILES.items():
         input:
             files=_files,
             sources=stages()[_stage].sources,
+            # a commit records the folders that were read as they are: all of them must be whole, not only what was read
+            read=ancient([path for name in stages()[_stage].upstream for path in STAGE_FILES.get(name, [])]),
         output:
             stamp(_stage),
         log:

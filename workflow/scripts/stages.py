@@ -49,6 +49,11 @@ class Stage:
         return [path for path in self.deps if path.endswith((".py", ".smk"))]
 
     @property
+    def upstream(self) -> list[str]:
+        """The stages that make what it reads."""
+        return [other.name for other in stages().values() if set(other.made) & set(self.deps)]
+
+    @property
     def made(self) -> list[str]:
         """All paths that it makes."""
         return [*self.outs, *self.metrics]
