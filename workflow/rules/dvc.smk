@@ -59,7 +59,7 @@ for _stage, _files in STAGE_FILES.items():
             files=_files,
             sources=stages()[_stage].sources,
             # a commit records the folders that were read as they are: all of them must be whole, not only what was read
-            read=ancient([path for name in stages()[_stage].upstream for path in STAGE_FILES.get(name, [])]),
+            read=[path for name in stages()[_stage].upstream for path in STAGE_FILES.get(name, [])],
         output:
             stamp(_stage),
         log:
