@@ -164,7 +164,10 @@ def inject(image: Background, blobs: pd.DataFrame, detectors: Detectors, setting
     """Add the blobs to the image and say which detector found which."""
     data = image.difference.copy()
     for blob in blobs.to_dict("records"):
-        _superimpose(data, blob)
+        place = {"x_px": blob["x_px"], "y_px": blob["y_px"]}
+        detect.superimpose(
+            data, shape=blob["shape"], radius_px=blob["radius_px"], depth_frac=blob["depth_frac"], **place
+        )
     scaled = _scaled(data, setting)
     threshold = detectors.thresholds
     found = detect.judged(dense.probability_map(detectors.dense, scaled), data, **image.about)
@@ -243,12 +246,3 @@ def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> 
 def _scaled(data: Image, setting: Setting) -> Image:
     clipped, _ = normalize.clip_image(data, setting.clip)
     return normalize.scale_image(clipped, setting.scale)[0]
-
-
-def _superimpose(data: Image, blob: dict[Any, Any]) -> None:
-    """Add a blob, cut where the image ends."""
-    x, y = round(blob["x_px"]), round(blob["y_px"])
-    stamp = profiles.blob_profile(blob["shape"], blob["radius_px"], blob["x_px"] - x, blob["y_px"] - y, 41)
-    top, left = max(0, y - 20), max(0, x - 20)
-    part = data[top : y + 21, left : x + 21]
-    part += np.float32(blob["depth_frac"]) * stamp[top - y + 20 :, left - x + 20 :][: part.shape[0], : part.shape[1]]

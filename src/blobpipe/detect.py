@@ -37,7 +37,7 @@ CANDIDATE = 0.05  # of the map: a peak below it is no candidate; some twenty to 
 NEAR_PX = 6.0  # a detection this near to a blob's centre, or within its radius, has found it
 TAIL = 25  # of the highest false peaks; their tail is exponential, as that of logits is
 PRACTICE_SNR, PRACTICE_RADII_PX = (4.0, 40.0), (2.4, 10.0)  # of superimposed blobs, each evenly in its logarithm
-PRACTICE_PX = 20  # half the side of their stamps
+HALF_PX = 20  # half the side of a blob's stamp
 DETECTORS = ("dense", "report", "matched_filter")
 CLEAR, FAINT = (7.0, math.inf), (5.0, 7.0)  # S/N of blobs that must be found, and of those that should be
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
@@ -84,7 +84,7 @@ def detect(
 
     A candidate's score is that of network and measurement together (`verdict`), learnt from blobs superimposed on training
     images. Held out are the images without a new blob that training has not seen, and the right part of those that it has. No
-    historical image takes part in choosing anything; `regression` compares with the catalogue what is found on them.
+    number that this stage sets rests on a historical image; `regression` compares with the catalogue what is found on them.
 
     Parameters
     ----------
@@ -248,6 +248,24 @@ def practise(
     return pd.concat([nothing.assign(is_blob=0), *done], ignore_index=True)
 
 
+def superimpose(
+    image: npt.NDArray[np.float32],
+    *,
+    shape: profiles.Shape,
+    x_px: float,
+    y_px: float,
+    radius_px: float,
+    depth_frac: float,
+) -> None:
+    """Add a blob to an image (fraction of the light), in place, cut where the image ends."""
+    x, y = round(x_px), round(y_px)
+    stamp = profiles.blob_profile(shape, radius_px, x_px - x, y_px - y, 2 * HALF_PX + 1)
+    top, left = max(0, y - HALF_PX), max(0, x - HALF_PX)
+    part = image[top : y + HALF_PX + 1, left : x + HALF_PX + 1]
+    visible = stamp[top - y + HALF_PX :, left - x + HALF_PX :][: part.shape[0], : part.shape[1]]
+    part += np.float32(depth_frac) * visible
+
+
 def superimposed(
     seed: int, frame: str, shape: tuple[int, int], noise_frac: float
 ) -> tuple[npt.NDArray[np.float32], pd.DataFrame]:
@@ -263,13 +281,11 @@ def superimposed(
     rng = frames.stream(seed, "detect", frame)
     signal, put = np.zeros(shape, np.float32), []
     for top, left in product(*(range(0, side - render.SIDE + 1, render.SIDE) for side in shape)):
-        y, x = (start + rng.uniform(PRACTICE_PX, render.SIDE - PRACTICE_PX) for start in (top, left))
-        radius, snr = (np.exp(rng.uniform(*np.log(ends))) for ends in (PRACTICE_RADII_PX, PRACTICE_SNR))
-        row, column = round(y) - PRACTICE_PX, round(x) - PRACTICE_PX
-        side, centre = 2 * PRACTICE_PX + 1, (x - column - PRACTICE_PX, y - row - PRACTICE_PX)
-        stamp = profiles.blob_profile(profiles.SHAPES[rng.integers(len(profiles.SHAPES))], radius, *centre, side)
-        window = signal[row : row + side, column : column + side]
-        window += (snr / profiles.matched_snr(stamp, noise_frac) * stamp)[: len(window), : window.shape[1]]
+        y, x = (start + rng.uniform(HALF_PX, render.SIDE - HALF_PX) for start in (top, left))
+        radius, snr = (float(np.exp(rng.uniform(*np.log(ends)))) for ends in (PRACTICE_RADII_PX, PRACTICE_SNR))
+        shape_of = profiles.SHAPES[rng.integers(len(profiles.SHAPES))]
+        depth = snr / profiles.matched_snr(profiles.blob_profile(shape_of, radius), noise_frac)
+        superimpose(signal, shape=shape_of, x_px=x, y_px=y, radius_px=radius, depth_frac=depth)
         put.append((x, y, radius))
     return signal, pd.DataFrame(put, columns=["x_px", "y_px", "radius_px"], dtype=float)
 

@@ -50,7 +50,9 @@ ENOUGH = 0.1  # a step that gains less chi square than this is the last
 HOPELESS = 0.1  # or less than so much of what a shape lags behind the best: it will have no weight
 TYPICAL_RADIUS_PX, RADIUS_SPREAD_PX = 5.7, 2.5  # of blobs all over the detector; the spread is twice the measured one
 SHAPE_SHARES = (0.35, 0.45, 0.2)  # prior of each shape: evens out what a wrong one does to the depth of faint blobs
-OTHER_SHAPES = 0.15  # of the depth: the rms by which real blobs differ from the shapes that are fitted
+OTHER_SHAPES = (
+    0.15  # of the depth, rms: so far a blob may differ from the shapes that are fitted; allowed, not measured
+)
 NOISE_FITTED = 3.0  # place and radius follow the noise and deepen the fit by this over the squared S/N: simulated
 WANDERING = 40.0  # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
 
@@ -61,7 +63,9 @@ WITNESSED = 0.4  # of the predicted negative side is there, or the shift has bee
 RING_PX = (4.0, 8.0)  # around a footprint: what its scatter is compared with
 EDGE_PX = 1.6  # a cluster of bad pixels is smaller than the blob that is fitted to it
 RESTLESS = 1.2  # times the scatter that a quarter of the surroundings exceed, streaks and single bad pixels among them
-OUTBURST = 10.0  # times the scatter: one outburst on 30 images is 5.5 of its own, and the next may be twice as strong
+OUTBURST = (
+    10.0  # times the scatter: one outburst on 27 images is 5 of its own; chosen on simulated images of both kinds
+)
 DARK_SIDE = 0.25  # what is above this part of the deepest is too faint to be a witness
 DIP_REACH = 1.5  # radii of the known blob, within which its crescents lie
 DIP_MARGIN_PX = 3.0  # and the largest shift that leaves two crescents and not two blobs
