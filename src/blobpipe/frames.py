@@ -31,7 +31,7 @@ BORDER_PX = 5  # reference pixels that FLT files leave out on each side
 SUFFIXES = (".fits.fz", ".fits", ".fits.gz")
 MIN_PX = 256  # one subframe
 MAX_NOISE_FRAC = 0.5  # beyond it, an image cannot be a fraction of the light
-SAMPLE = 1000  # pixels that tell about where the median is
+SAMPLE = 4000  # pixels that tell about where the median is
 NOISE_STEPS = 32  # quantisation of stored images: this many steps to one sigma of their noise
 TILE_ROWS = 16  # rows compressed together: half the time of one by one, and smaller files
 
@@ -308,7 +308,7 @@ def median(values: npt.NDArray[np.float32]) -> np.floating[Any]:
     sample = np.sort(values[:: len(values) // SAMPLE + 1])
     if len(sample) < SAMPLE // 2:  # not many
         return np.median(values)
-    low, high = sample[int(0.45 * len(sample))], sample[int(0.55 * len(sample))]
+    low, high = sample[int(0.47 * len(sample))], sample[int(0.53 * len(sample))]
     inside = values[(values >= low) & (values <= high)]
     first = (len(values) - 1) // 2 - np.count_nonzero(values < low)
     last = first + (len(values) + 1) % 2  # of an even number, the two in the middle count

@@ -133,12 +133,13 @@ def scale_image(data: Image, params: Scale) -> tuple[Image, Scaling]:
 def _clipped_moments(data: Image, params: Scale) -> tuple[float, float]:
     values = data.ravel().astype(np.float64)
     for _ in range(params.iterations):
-        deviation = values - values.mean()
-        sigma = np.sqrt(np.mean(np.square(deviation)))  # as values.std(), but once through memory less
-        kept = values[np.abs(deviation, out=deviation) <= params.clip_sigma * sigma]
-        if len(kept) == len(values) or len(kept) == 0:
-            break
-        values = kept
+        mean = values.mean()
+        deviation = values - mean
+        sigma = np.sqrt(np.einsum("i,i->", deviation, deviation) / len(values))  # no temporary array
+        inside = np.abs(deviation, out=deviation) <= params.clip_sigma * sigma
+        if inside.all() or not inside.any():
+            return float(mean), float(sigma)
+        values = values[inside]
     return float(values.mean()), float(values.std())
 
 

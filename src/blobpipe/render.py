@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SIDE = 256  # subframe, pixels; ISR 3.3
+BLOCK = 16  # pixels in a row that are turned together: what a line of the cache holds
 STEP = 4096  # backgrounds are kept as int16 in steps of 1/4096 sigma, half the memory of float32
 
 Subframes = npt.NDArray[np.float32]
@@ -344,28 +345,30 @@ def _remove_values(image, piece):  # type: ignore[no-untyped-def]
 def _background(image, frame, x0, y0):  # type: ignore[no-untyped-def]
     step = np.float32(1 / STEP)
     for y in range(SIDE):
+        to, row = image[y], frame[y0 + y, x0 : x0 + SIDE]  # whole rows: indices that cannot wrap around make vectors
         for x in range(SIDE):
-            image[y, x] = frame[y0 + y, x0 + x] * step
-
-
-@nb.njit(cache=True)
-def _sample(pattern, x, y):  # type: ignore[no-untyped-def]
-    """Bilinear; zero outside."""
-    ix, iy = int(np.floor(x)), int(np.floor(y))
-    if ix < 0 or iy < 0 or ix + 1 >= pattern.shape[1] or iy + 1 >= pattern.shape[0]:
-        return np.float32(0)
-    fx, fy = np.float32(x - ix), np.float32(y - iy)
-    low = pattern[iy, ix] * (1 - fx) + pattern[iy, ix + 1] * fx
-    high = pattern[iy + 1, ix] * (1 - fx) + pattern[iy + 1, ix + 1] * fx
-    return np.float32(low * (1 - fy) + high * fy)
+            to[x] = row[x] * step
 
 
 @nb.njit(cache=True)
 def _add_dip(image, pattern, x0, y0, dx, dy, per_frac):  # type: ignore[no-untyped-def]
+    """The pattern moved, by bilinear interpolation and zero outside, less the pattern itself."""
+    ny, nx = pattern.shape
+    left, top = int(np.floor(x0 - dx)), int(np.floor(y0 - dy))
+    fx, fy = np.float32(x0 - dx - left), np.float32(y0 - dy - top)
+    first, last = max(0, -left), min(SIDE, nx - 1 - left)  # of the columns that lie inside
     for y in range(SIDE):
+        to, here = image[y], pattern[y0 + y, x0 : x0 + SIDE]
+        moved = np.zeros(SIDE, np.float32)
+        if 0 <= top + y < ny - 1 and first < last:
+            there = moved[first:last]
+            below, above = pattern[top + y, left + first : left + last + 1], pattern[top + y + 1, left + first :]
+            for x in range(last - first):
+                low = below[x] * (1 - fx) + below[x + 1] * fx
+                high = above[x] * (1 - fx) + above[x + 1] * fx
+                there[x] = np.float32(low * (1 - fy) + high * fy)
         for x in range(SIDE):
-            moved = _sample(pattern, x0 + x - dx, y0 + y - dy)
-            image[y, x] += (moved - pattern[y0 + y, x0 + x]) * per_frac
+            to[x] += (moved[x] - here[x]) * per_frac
 
 
 @nb.njit(cache=True)
@@ -432,14 +435,20 @@ def _standardise_all(subframes):  # type: ignore[no-untyped-def]
 def _turn(image, out, quarters, flip):  # type: ignore[no-untyped-def]
     """``np.rot90(image, quarters)``, then left and right exchanged if ``flip``."""
     last = SIDE - 1
-    for y in range(SIDE):
-        for x in range(SIDE):
-            column = last - x if flip else x
-            if quarters == 0:
-                out[y, x] = image[y, column]
-            elif quarters == 1:
-                out[y, x] = image[column, last - y]
-            elif quarters == 2:
-                out[y, x] = image[last - y, last - column]
+    if quarters % 2 == 0:
+        for y in range(SIDE):
+            row, to = image[last - y if quarters else y], out[y]
+            if (flip != 0) == (quarters != 0):
+                for x in range(SIDE):
+                    to[x] = row[x]
             else:
-                out[y, x] = image[last - column, y]
+                for x in range(SIDE):
+                    to[x] = row[np.uint32(last - x)]
+        return
+    for top in range(0, SIDE, BLOCK):  # columns become rows: block by block, so that the cache holds what is read
+        for left in range(0, SIDE, BLOCK):
+            for y in range(top, top + BLOCK):
+                to, column = out[y], np.uint32(last - y if quarters == 1 else y)
+                for x in range(left, left + BLOCK):
+                    row = np.uint32(last - x if (flip != 0) == (quarters == 1) else x)
+                    to[x] = image[row, column]
