@@ -17,6 +17,7 @@ from blobpipe import (
     detect,
     figures,
     frames,
+    measure,
     networks,
     normalize,
     profiles,
@@ -170,9 +171,10 @@ def inject(image: Background, blobs: pd.DataFrame, detectors: Detectors, setting
         )
     scaled = _scaled(data, setting)
     threshold = detectors.thresholds
-    found = detect.judged(dense.probability_map(detectors.dense, scaled), data, **image.about)
-    found = verdict.score(found[found["status"] == "new"], detectors.weights)
-    found = found[found["score"] >= threshold["dense"]]
+    found = detect.measured(dense.probability_map(detectors.dense, scaled), data, image.about["noise_frac"])
+    found = verdict.score(found, detectors.weights)
+    found = measure.judge(found[found["score"] >= threshold["dense"]], data, **image.about)
+    found = found[found["status"] == "new"]
     answers = detect.ask(detectors.others, *detect.subframes_of(scaled))
     score, match = detect.logit(answers.probability), answers.match
     result = {name: [] for name in detect.DETECTORS}  # type: dict[str, list[int]]

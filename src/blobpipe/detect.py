@@ -34,6 +34,7 @@ from blobpipe.params import Detect
 FloatArray = npt.NDArray[Any]
 
 CANDIDATE = 0.05  # of the map: a peak below it is no candidate; some twenty to a frame are above
+LIKELY, BRIGHT_SNR = 0.2, 5.0  # and one below this is a candidate only if it is bright; some eight to a frame are left
 NEAR_PX = 6.0  # a detection this near to a blob's centre, or within its radius, has found it
 TAIL = 25  # of the highest false peaks; their tail is exponential, as that of logits is
 PRACTICE_SNR, PRACTICE_RADII_PX = (4.0, 40.0), (2.4, 10.0)  # of superimposed blobs, each evenly in its logarithm
@@ -107,9 +108,10 @@ def detect(
     images = frames.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
     blobs = frames.read_blobs(raw_dir)
     folders = (difference_dir, scale_dir, cutout_dir)
-    practised = practise(network, images, blobs, folders, params)
+    searcher = networks.folded(network)
+    practised = practise(searcher, images, blobs, folders, params)
     weights = verdict.fit(practised, practised["is_blob"].to_numpy(bool))
-    candidates = verdict.score(search(network, images, blobs, difference_dir, scale_dir, params.threads), weights)
+    candidates = verdict.score(search(searcher, images, blobs, difference_dir, scale_dir, params.threads), weights)
     true = verdict.score(practised.query("is_blob == 1"), weights)["score"].to_numpy()
     point = operating_point(candidates, true, images, blobs, folders, params)._replace(weights=weights)
     candidates["probability"] = np.round(point.probability(candidates["score"].to_numpy()), 5)
@@ -194,8 +196,17 @@ def judged(
     noise_frac, about
         As in `measure.judge`.
     """
-    found = measure.without_repeats(measure.measure(difference, *dense.peaks(cells, CANDIDATE), noise_frac))
-    return measure.judge(found, difference, noise_frac=noise_frac, **about)
+    return measure.judge(measured(cells, difference, noise_frac), difference, noise_frac=noise_frac, **about)
+
+
+def measured(cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], noise_frac: float) -> pd.DataFrame:
+    """The same before they are judged, for who wants to judge a few of them.
+
+    Peaks that are both low on the map and faint on the image are not measured: no fit makes detections of them.
+    """
+    x, y, score = dense.peaks(cells, CANDIDATE)
+    worth = (score >= LIKELY) | (measure.rough_snr(difference, x, y, noise_frac) >= BRIGHT_SNR)
+    return measure.without_repeats(measure.measure(difference, x[worth], y[worth], score[worth], noise_frac))
 
 
 def highest_score(candidates: pd.DataFrame, x0_px: int, y0_px: int) -> float:
@@ -523,7 +534,7 @@ def tail_level(values: FloatArray, allowed: float) -> float:
 
 
 def load_operating_point(path: str | Path) -> tuple[networks.DenseNetwork, OperatingPoint]:
-    """A dense model of this stage, ready for use.
+    """A dense model of this stage, ready for use (`networks.folded`).
 
     Raises
     ------
@@ -532,7 +543,7 @@ def load_operating_point(path: str | Path) -> tuple[networks.DenseNetwork, Opera
     """
     network, about = networks.load_dense(path)
     point = about.get("operating_point") or {"threshold": 0.5, "slope": 1.0, "offset": 0.0, "frames": 0.0}
-    return network, OperatingPoint(**point)
+    return networks.folded(network), OperatingPoint(**point)
 
 
 def logit(score: FloatArray) -> FloatArray:

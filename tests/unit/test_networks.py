@@ -109,6 +109,17 @@ def test_threads_are_a_setting() -> None:
 # --- on disk ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_folded_network_gives_the_same_map_and_leaves_the_other_alone() -> None:
+    network = networks.new_dense_network(1)
+    network(torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(2)))  # its own means and variances
+    before = {name: tensor.clone() for name, tensor in network.eval().state_dict().items()}
+    folded, x = networks.folded(network), torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert torch.allclose(folded(x), network(x), rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
 def test_a_model_comes_back_with_its_story(tmp_path: Path) -> None:
     network = networks.new_network(1, "plain")
     networks.save_model(tmp_path / "m.safetensors", network, {"params": {"seed": 1}, "version": "0"})
