@@ -73,8 +73,6 @@ def _summary(size: Size, done: list[dict[str, float]]) -> Part:
 
 def _measure(folder: Path, n: int) -> dict[str, float]:
     """In the process of its own."""
-    import resource
-
     started = time.perf_counter()
     from blobpipe import frames
     from blobpipe.params import Evaluate, Params, Train
@@ -91,7 +89,7 @@ def _measure(folder: Path, n: int) -> dict[str, float]:
     timed(paths[:1])
     start_s = time.perf_counter() - started
     rate = n / timed(paths)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = _peak_bytes()
     before = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(lambda path: frames.read_frame(path).data.shape, paths):
@@ -104,6 +102,17 @@ def _measure(folder: Path, n: int) -> dict[str, float]:
         "start_s": start_s,
         "picture_ms": 1e3 * _picture_seconds(folder),
     }
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process has had; what Linux says of its resources counts the process that started it too."""
+    import resource
+
+    status = Path("/proc/self/status")
+    if status.exists():
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _picture_seconds(folder: Path) -> float:
