@@ -202,7 +202,7 @@ def judged(
 def measured(cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], noise_frac: float) -> pd.DataFrame:
     """The same before they are judged, for who wants to judge a few of them.
 
-    Peaks that are both low on the map and faint on the image are not measured: no fit makes detections of them.
+    Peaks that are both low on the map and faint on the image are not measured: of those tried, none scored half.
     """
     x, y, score = dense.peaks(cells, CANDIDATE)
     worth = (score >= LIKELY) | (measure.rough_snr(difference, x, y, noise_frac) >= BRIGHT_SNR)

@@ -106,9 +106,6 @@ def test_threads_are_a_setting() -> None:
     assert done.stdout.strip() == "3"
 
 
-# --- on disk ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_folded_network_gives_the_same_map_and_leaves_the_other_alone() -> None:
     network = networks.new_dense_network(1)
     network(torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(2)))  # its own means and variances
@@ -118,6 +115,9 @@ def test_a_folded_network_gives_the_same_map_and_leaves_the_other_alone() -> Non
         assert torch.allclose(folded(x), network(x), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+# --- on disk ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_model_comes_back_with_its_story(tmp_path: Path) -> None:
