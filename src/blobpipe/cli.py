@@ -89,7 +89,7 @@ def _detect(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from blobpipe.evaluation import evaluate
 
-    evaluate(DIFFERENCE, SCALE, CUTOUT, (MODEL, DENSE_MODEL), EVALUATE, _params(args).evaluate)
+    evaluate(DIFFERENCE, SCALE, CUTOUT, (MODEL, f"{DETECT}/model.safetensors"), EVALUATE, _params(args).evaluate)
 
 
 def _regression(args: argparse.Namespace) -> None:

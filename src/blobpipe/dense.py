@@ -6,11 +6,13 @@ import copy
 import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
@@ -36,9 +38,9 @@ def train(
 ) -> None:
     """Train the dense network and write it, its history and its metrics (stage ``dense``).
 
-    It learns from the recipes that the report's network learns from, with three differences drawn anew in every epoch:
-    blobs are weakened down to the noise, clutter lies over a part of the subframes, and pixels stay in sigma of the
-    frame, since a frame is searched as a whole.
+    It learns from the recipes that the report's network learns from, with differences drawn anew in every epoch: blobs of
+    every size come equally often and are weakened down to the noise, clutter lies over a part of the subframes, and a part of
+    each is shown, with a blob on it if there is one. Pixels stay in sigma of the frame, since a frame is searched as a whole.
 
     Parameters
     ----------
@@ -61,7 +63,8 @@ def train(
         "data_sha256": training.data_hash(scale_dir, cutout_dir, augment_dir),
         "version": __version__,
     }
-    run = DenseRun(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors")
+    sizes = evenly_sized(frames.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS))
+    run = DenseRun(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors", sizes)
     run.watch(*cutout.open_split(*folders, "validation", n=params.n_monitor))
     run.resume()
     while run.epoch < params.epochs:
@@ -93,8 +96,11 @@ class DenseRun(training.Run):
     params: Dense  # type: ignore[assignment]
     network: networks.DenseNetwork  # type: ignore[assignment]
 
-    def __init__(self, params: Dense, identity: dict[str, Any], checkpoint: Path) -> None:
+    def __init__(
+        self, params: Dense, identity: dict[str, Any], checkpoint: Path, stamps: npt.NDArray[np.int32]
+    ) -> None:
         super().__init__(params, 0.0, identity, checkpoint)  # type: ignore[arg-type]
+        self.stamps = stamps  # to draw from
         self.pieces = clutter.draw_pieces(params.seed, params.n_clutter)
         self.copies = [self.network, *(_twin(self.network) for _ in range(params.threads - 1))]
         self.pool = ThreadPoolExecutor(params.threads, "dense", torch.set_num_threads, (1,))
@@ -133,8 +139,7 @@ class DenseRun(training.Run):
             group["lr"] = self.params.rate * rising * falling
 
     def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> training.Update:
-        draw = self._draw(len(recipes), len(recipes.blob))
-        signal = draw.strength * norms(scene, recipes)
+        draw, recipes, signal = self._draw(scene, recipes)
 
         def update(rows: npt.NDArray[np.int64], seed: int) -> Tensor:
             pixels = render.vary(
@@ -154,8 +159,8 @@ class DenseRun(training.Run):
 
     def _resident(self, scene: render.Scene, recipes: render.Recipes) -> training.Update:
         renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device, self.pieces)
-        draw = self._draw(len(recipes), len(recipes.blob))
-        signal = draw.strength * norms(scene, recipes)
+        draw, recipes, signal = self._draw(scene, recipes)
+        renderer.place(recipes)
         strength = render_gpu.by_row(recipes, draw.strength)
         turn = torch.tensor(self.epoch % renderer.copies, device=self.device)
 
@@ -168,14 +173,18 @@ class DenseRun(training.Run):
 
         return update
 
-    def _draw(self, n: int, n_blobs: int) -> Drawn:
-        """What is different in every epoch."""
+    def _draw(self, scene: render.Scene, recipes: render.Recipes) -> tuple[Drawn, render.Recipes, FloatArray]:
+        """What is different in every epoch; the recipes with other stamps; and the S/N of their blobs as they are drawn."""
         params, rng = self.params, frames.stream(self.params.seed, "dense", self.epoch)
+        n, n_blobs = len(recipes), len(recipes.blob)
         low, high = map(math.log, params.strength)
         piece = np.where(rng.random(n) < params.clutter_frac, rng.integers(0, params.n_clutter, n), -1)
-        corner = STRIDE * rng.integers(0, (render.SIDE - params.crop_px) // STRIDE + 1, (n, 2))
-        strength, noise = np.exp(rng.uniform(low, high, n_blobs)), rng.uniform(0, params.noise_sigma, n)
-        return Drawn(strength.astype(np.float32), noise.astype(np.float32), piece, corner)
+        strength = np.exp(rng.uniform(low, high, n_blobs)).astype(np.float32)
+        noise = rng.uniform(0, params.noise_sigma, n).astype(np.float32)
+        stamp = self.stamps[rng.integers(0, len(self.stamps), n_blobs)]
+        recipes = replace(recipes, blob=np.column_stack([stamp, recipes.blob[:, 1:]]))
+        corner = corners(rng, recipes, self.epoch, params.crop_px)
+        return Drawn(strength, noise, piece, corner), recipes, strength * norms(scene, recipes)
 
     def _update_dense(self, pixels: Tensor, wanted: Targets, corner: npt.NDArray[np.int64]) -> Tensor:
         """Each thread takes a part of the batch on its own: convolutions of small images share badly."""
@@ -243,6 +252,39 @@ class Drawn(NamedTuple):
     noise_sigma: FloatArray
     piece: npt.NDArray[np.int64]
     corner: npt.NDArray[np.int64]
+
+
+def evenly_sized(stamps: pd.DataFrame) -> npt.NDArray[np.int32]:
+    """Training stamps, repeated so that all sizes come equally often: small blobs are few, and most like bad pixels.
+
+    Parameters
+    ----------
+    stamps : DataFrame
+        ``stamps.csv``.
+
+    Returns
+    -------
+    ndarray of int32
+        Their numbers, evenly in the logarithm of the radius.
+    """
+    usable = stamps[stamps["split"] == "train"].sort_values("radius_px", kind="stable")
+    size = np.log(usable["radius_px"].to_numpy(float))
+    place = np.interp(np.linspace(size[0], size[-1], 4 * len(size)), size, np.arange(len(size)))
+    numbers: npt.NDArray[np.int32] = usable["stamp"].to_numpy(np.int32)[np.rint(place).astype(int)]
+    return numbers
+
+
+def corners(rng: np.random.Generator, recipes: render.Recipes, copy: int, side: int) -> npt.NDArray[np.int64]:
+    """Corners (x, y; px) of squares to show of each subframe, with one of its blobs somewhere on them if it has any."""
+    n, last = len(recipes), (render.SIDE - side) // STRIDE
+    low, high = np.zeros((n, 2), np.int64), np.full((n, 2), last)
+    count = np.diff(recipes.first_blob)
+    some = np.flatnonzero(count)
+    blob = recipes.blob[recipes.first_blob[some] + rng.integers(0, count[some])]
+    at = np.stack(render.turned(blob[:, 1], blob[:, 2], recipes.turn[copy % len(recipes.turn), some]), axis=1)
+    low[some], high[some] = np.maximum(0, -((side - 1 - at) // STRIDE)), np.minimum(last, at // STRIDE)
+    corner: npt.NDArray[np.int64] = STRIDE * rng.integers(low, high + 1)
+    return corner
 
 
 def norms(scene: render.Scene, recipes: render.Recipes) -> FloatArray:

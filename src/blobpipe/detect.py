@@ -200,17 +200,23 @@ def judged(
 
 
 def measured(cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], noise_frac: float) -> pd.DataFrame:
-    """The same before they are judged, for who wants to judge a few of them.
+    """The same before they are judged, for who wants to judge a few of them."""
+    return measured_at(dense.peaks(cells, CANDIDATE), difference, noise_frac)
 
-    Peaks that are both low on the map and faint on the image are not measured: of those tried, none scored half.
+
+def measured_at(peaks: dense.Peaks, difference: npt.NDArray[np.float32], noise_frac: float) -> pd.DataFrame:
+    """The same at some peaks.
+
+    Those that are both low on the map and faint on the image are not measured: of those tried, none scored half.
     """
-    x, y, score = dense.peaks(cells, CANDIDATE)
+    x, y, score = peaks
     worth = (score >= LIKELY) | (measure.rough_snr(difference, x, y, noise_frac) >= BRIGHT_SNR)
     return measure.without_repeats(measure.measure(difference, x[worth], y[worth], score[worth], noise_frac))
 
 
 def highest_score(candidates: pd.DataFrame, x0_px: int, y0_px: int) -> float:
-    """Highest score of the candidates on a subframe, whatever they were judged to be; 0 if there is none."""
+    """Highest score of the candidates on a subframe that were not judged to be something else; 0 if there is none."""
+    candidates = candidates[candidates["status"].isin(["", "new"])]
     x, y = (candidates[name].to_numpy() - start for name, start in (("x_px", x0_px), ("y_px", y0_px)))
     inside = (x >= -0.5) & (x < render.SIDE - 0.5) & (y >= -0.5) & (y < render.SIDE - 0.5)
     return float(candidates["score"].to_numpy()[inside].max(initial=0.0))

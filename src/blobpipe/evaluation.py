@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.ndimage import distance_transform_edt
 
-from blobpipe import baselines, cutout, dense, detect, figures, frames, networks, render, saliency, statistics
+from blobpipe import (
+    baselines,
+    cutout,
+    dense,
+    detect,
+    figures,
+    frames,
+    measure,
+    networks,
+    render,
+    saliency,
+    statistics,
+    verdict,
+)
+from blobpipe import difference as subtraction
 from blobpipe.params import Evaluate
 
 FloatArray = npt.NDArray[Any]
 
 THREADS = 2  # of PyTorch, however many cores there are: the sums come out the same anywhere
 CHUNK = 256  # subframes rendered at a time: bounds the memory
+GAP_PX = 64  # between subframes that are searched together: farther than a fit looks
+N_PEAKS = 2  # of a subframe are measured at most
 N_CALIBRATION = 1000  # training subframes with which the others' scores are turned into probabilities
 
 SNR_EDGES = (0.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, np.inf)
@@ -154,17 +171,17 @@ def evaluate(
 ) -> None:
     """Evaluate the report's network, the dense one and a matched filter on all validation subframes (stage ``evaluate``).
 
-    The dense network's score of a subframe is the highest of its map, the matched filter's its highest S/N. Each becomes
-    a probability by a logistic regression on training subframes, and counts as blob from the same ``threshold`` as the
-    report's network: none of the three has seen validation. ``tpr_at_network_fpr`` and ``tpr_at_fpr_0.01`` compare them where they give equally
-    many false alarms.
+    The dense network's score of a subframe is that of its best candidate, as a scan gives it: network and measurement together
+    (`verdict`), bad pixels that flicker left out. The matched filter's is its highest S/N. Each becomes a probability by a logistic regression on training
+    subframes, and counts as blob from the same ``threshold`` as the report's network: none of the three has seen validation.
+    ``tpr_at_network_fpr`` and ``tpr_at_fpr_0.01`` compare them where they give equally many false alarms.
 
     Parameters
     ----------
     difference_dir, scale_dir, cutout_dir : path
         What the stages before have made.
     models : (path, path)
-        The report's network and the dense one.
+        The report's network, and the dense one with its operating point (stage ``detect``).
     out_dir : path
         ``metrics.json`` (numbers, 95 % intervals under ``interval``, the same for ``dense`` and ``matched_filter``), the
         tables predictions, roc, precision_recall, calibration, snr and failures, and figures.
@@ -181,14 +198,15 @@ def evaluate(
     """
     out_dir = Path(out_dir)
     network, _ = networks.load_model(models[0])
-    dense_network = networks.folded(networks.load_dense(models[1])[0])
+    dense_network, point = detect.load_operating_point(models[1])
+    searcher = Searcher(dense_network, point.weights, Path(difference_dir))
     networks.set_threads(THREADS, network.kernels)
     folders = (difference_dir, scale_dir, cutout_dir)
-    weights = _calibrate(dense_network, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px)
+    weights = _calibrate(searcher, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px)
     scene, recipes = cutout.open_split(*folders, "validation")
     blobs = _read_blobs(cutout_dir)
     table, features = _predict(network, scene, recipes, params)
-    table = pd.concat([table, _search(dense_network, scene, recipes)], axis=1)
+    table = pd.concat([table, _search(searcher, scene, recipes)], axis=1)
     for name, feature in _features(table).items():
         table[DETECTORS[name][0]] = baselines.logistic(feature, weights[name])
     table["known_px"] = distance_to_known(scene.pattern, recipes.window + table[DETECTORS["report"][1]].to_numpy(float))
@@ -210,12 +228,12 @@ def _chunks(n: int) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _calibrate(
-    network: networks.DenseNetwork, scene: render.Scene, recipes: render.Recipes, radii_px: tuple[float, ...]
+    searcher: Searcher, scene: render.Scene, recipes: render.Recipes, radii_px: tuple[float, ...]
 ) -> dict[str, FloatArray]:
     """Weights that make probabilities of the scores of the dense network and the filter, from training subframes."""
     pixels = (render.render(scene, recipes, rows) for rows in _chunks(len(recipes)))
     snr = np.concatenate([baselines.matched_filter(part, radii_px).snr for part in pixels])
-    scores = _search(network, scene, recipes).assign(matched_filter_snr=snr)
+    scores = _search(searcher, scene, recipes).assign(matched_filter_snr=snr)
     return {name: baselines.fit_logistic(feature, recipes.label) for name, feature in _features(scores).items()}
 
 
@@ -227,19 +245,70 @@ def _features(scores: pd.DataFrame) -> dict[str, FloatArray]:
     }
 
 
-def _search(network: networks.DenseNetwork, scene: render.Scene, recipes: render.Recipes) -> pd.DataFrame:
-    """The highest peak of the dense network's map of each subframe."""
+class Searcher(NamedTuple):
+    """The dense network, the weights of its joint score, and the folder of the difference images that it measures on."""
 
-    def one(pixels: FloatArray) -> tuple[float, float, float]:
-        cells = dense.probability_map(network, pixels)
-        highest = dense.peaks(cells, float(cells.max()))
-        return float(highest.score[0]), float(highest.x_px[0]), float(highest.y_px[0])
+    network: networks.DenseNetwork
+    weights: tuple[float, ...]
+    difference_dir: Path
 
+
+def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) -> pd.DataFrame:
+    """The best candidate on each subframe, measured on unclipped pixels as a scan does it; score 0: there is none."""
+    noise = frames.read_stage(searcher.difference_dir).set_index("frame")["noise_frac"][list(scene.names)].to_numpy()
+    gain, cell = (scene.sigma_frac / noise).astype(np.float32), subtraction.CELL_PX
+    limits = np.full_like(scene.limits, (-np.inf, np.inf))
+    nothing = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
+
+    def unclipped(i: int) -> tuple[FloatArray, FloatArray]:
+        path = frames.find_image(searcher.difference_dir, scene.names[i])
+        image, scatter = frames.read_frame(path).data, frames.find_plane(path, "SCATTER")
+        if scatter is None:  # of differences that others have made
+            scatter = np.zeros([-(-side // cell) for side in image.shape], np.float32)
+        return image / np.float32(noise[i]), scatter / np.float32(noise[i])
+
+    def one(rows: npt.NDArray[np.int64], clipped: FloatArray, signal: FloatArray) -> pd.DataFrame:
+        frame, windows = recipes.frame[rows], recipes.window[rows]
+        pixels, scatter = (
+            np.stack([images[i][k][y : y + side, x : x + side] for i, (x, y) in zip(frame, at, strict=True)])
+            for k, (at, side) in enumerate(((windows, render.SIDE), (windows // cell, render.SIDE // cell)))
+        )
+        cells = np.stack([dense.probability_map(searcher.network, image) for image in clipped])
+        return _best(cells, pixels + gain[frame, None, None] * signal, scatter, searcher.weights).set_index(rows)
+
+    parts = []
     with ThreadPoolExecutor(THREADS) as pool:
-        found = [
-            row for rows in _chunks(len(recipes)) for row in pool.map(one, detect.in_frame_sigma(scene, recipes, rows))
-        ]
-    return pd.DataFrame(found, columns=["dense_score", "dense_x_px", "dense_y_px"])
+        images = list(pool.map(unclipped, range(len(noise))))
+        for rows in _chunks(len(recipes)):
+            drawn = (detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing))
+            parts += pool.map(one, *(np.array_split(array, THREADS) for array in (rows, *drawn)))
+    return pd.concat(parts).add_prefix("dense_")
+
+
+def _best(cells: FloatArray, pixels: FloatArray, scatter: FloatArray, weights: tuple[float, ...]) -> pd.DataFrame:
+    """The better of the two highest peaks of each map where the stack's images do not flicker: score, x_px, y_px.
+
+    The maps (n, ny / 4, nx / 4) are stacked to a tower, and so are pixels and scatter (in units of the noise): measured
+    together, their peaks take half the time.
+    """
+    step = pixels.shape[1] + GAP_PX
+    x, y, score = dense.peaks(_tower(cells, GAP_PX // dense.STRIDE, 0.0), detect.CANDIDATE)
+    storey = pd.Series((y + GAP_PX / 2) // step)
+    high = (storey.groupby(storey).cumcount() < N_PEAKS).to_numpy()
+    tower = _tower(pixels, GAP_PX, np.nan)
+    found = detect.measured_at(dense.Peaks(x[high], y[high], score[high]), tower, noise_frac=1.0)
+    restless = _tower(scatter, GAP_PX // subtraction.CELL_PX, np.nan)
+    places = found[["x_px", "y_px", "radius_px", "depth_frac"]].to_numpy()
+    steady = np.array([not measure.flickers(*place, restless) for place in places], bool)
+    found = verdict.score(found[steady], weights)
+    storey = ((found["y_px"] + GAP_PX / 2) // step).astype(int)
+    found = found.assign(y_px=found["y_px"] - storey * step).set_index(storey)
+    best = found.sort_values("score", ascending=False, kind="stable")[["score", "x_px", "y_px"]]
+    return best[~best.index.duplicated()].reindex(range(len(cells))).fillna({"score": 0.0})
+
+
+def _tower(images: FloatArray, gap: int, value: float) -> FloatArray:
+    return np.pad(images, ((0, 0), (0, gap), (0, 0)), constant_values=value).reshape(-1, images.shape[2])
 
 
 def _read_blobs(cutout_dir: str | Path) -> pd.DataFrame:

@@ -529,7 +529,7 @@ def _status(
         return "bad_pixels"
     if _on_few_pixels(x, y, radius, difference, lit, noise) or _hard(x, y, radius, depth, difference, noise):
         return "bad_pixels"
-    if scatter is not None and _flickers(x, y, radius, depth, scatter):
+    if scatter is not None and flickers(x, y, radius, depth, scatter):
         return "bad_pixels"
     if residual is not None and _predicted(x, y, radius, difference, residual, noise):
         return "dip"
@@ -586,8 +586,18 @@ def _hard(x: float, y: float, radius: float, depth: float, difference: Image, no
     return bool(1.4826 * np.median(np.abs(lost[edge])) > HARD_SIGMA * noise + HARD_FRAC * depth)
 
 
-def _flickers(x: float, y: float, radius: float, depth: float, scatter: Image) -> bool:
-    """Whether the middle of a footprint has varied more than its surroundings, and enough to explain the signal."""
+def flickers(x: float, y: float, radius: float, depth: float, scatter: Image) -> bool:
+    """Whether the middle of a footprint has varied more than its surroundings, and enough to explain the signal.
+
+    Parameters
+    ----------
+    x, y, radius : float
+        Of a detection (px).
+    depth : float
+        In the unit of ``scatter``.
+    scatter
+        As in `judge`.
+    """
     cell = subtraction.CELL_PX
     half = int(np.ceil((radius + RING_PX[1]) / cell)) + 1
     column, row = ((at + 0.5) / cell - 0.5 for at in (x, y))

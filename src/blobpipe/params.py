@@ -210,7 +210,7 @@ class Dense(Section):
 
     seed: Seed = Field(1, description="Seed of the weights, of the clutter and of what is drawn in every epoch.")
     batch_size: int = Field(32, ge=1, le=100_000, description="Subframes per update (count).")
-    epochs: int = Field(6, ge=1, le=100_000, description="Passes through the training subframes (count).")
+    epochs: int = Field(5, ge=1, le=100_000, description="Passes through the training subframes (count).")
     rate: float = Field(4e-3, gt=0, le=1, description="Highest learning rate of AdamW; falls to zero along a cosine.")
     crop_px: int = Field(128, ge=32, le=256, multiple_of=16, description="Side of the part of a subframe shown (px).")
     strength: tuple[Positive, Positive] = Field(

@@ -45,11 +45,11 @@ class Renderer:
         def put(array: npt.NDArray[np.generic]) -> Tensor:
             return torch.tensor(np.ascontiguousarray(array), device=device)  # a copy: some cannot be written to
 
-        blob, factor = by_row(recipes, recipes.blob), by_row(recipes, recipes.factor)
         self.backgrounds, self.limits = put(scene.backgrounds), put(scene.limits)
         self.per_frac, self.pattern, self.stamps = put(1 / scene.sigma_frac), put(scene.pattern), put(scene.stamps)
         self.frame, self.window, self.dip = put(recipes.frame), put(recipes.window), put(recipes.dip)
-        self.blob, self.factor, self.label = put(blob), put(factor), put(recipes.label)
+        self.label = put(recipes.label)
+        self.place(recipes)
         self.noise_seed, self.turn = put(recipes.noise_seed.view(np.int64)), put(recipes.turn)
         self.copies = len(recipes.noise_seed)
         self.quantiles = put(render.NORMAL_QUANTILES)
@@ -57,6 +57,11 @@ class Renderer:
         compiled = device.type == "cuda"
         self._pixels = torch.compile(self._draw, dynamic=False) if compiled else self._draw
         self._varied = torch.compile(self._draw_varied, dynamic=False) if compiled else self._draw_varied
+
+    def place(self, recipes: render.Recipes) -> None:
+        """Take the blobs of these recipes from now on, which are the first ones but for their stamps and factors."""
+        blob, factor = by_row(recipes, recipes.blob), by_row(recipes, recipes.factor)
+        self.blob, self.factor = (torch.from_numpy(array).to(self.label.device) for array in (blob, factor))
 
     def render(self, rows: Tensor, copy: Tensor, noise_sigma: float = 0.0) -> Tensor:
         """What `render.render` gives, as a Tensor of shape (n, 1, 256, 256) on the device.

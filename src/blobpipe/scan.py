@@ -198,7 +198,7 @@ def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFra
 
 
 class Looked(NamedTuple):
-    """A frame, the dense network's map of it, all candidates, and those that are detections, judged."""
+    """A frame, the dense network's map of it, all candidates, and those that are detections; these are judged."""
 
     frame: Prepared
     cells: npt.NDArray[np.float32]
@@ -225,6 +225,7 @@ def _look_dense(
         noise_frac=frame.noise_frac,
         scatter=frame.scatter,
     )
+    candidates["status"] = detections["status"].reindex(candidates.index, fill_value="")
     detections.insert(0, "frame", frame.name)
     return Looked(frame, cells, candidates, detections)
 

@@ -28,6 +28,11 @@ def opened(project: Path, n: int = 40) -> tuple[render.Scene, render.Recipes]:
     return cutout.open_split(*first, "train", augment.read_augmentation(last), n=n)
 
 
+def new_run(project: Path, out: Path, params: Dense = SMALL) -> dense.DenseRun:
+    stamps = dense.evenly_sized(pd.read_csv(project / "results/cutout/stamps.csv"))
+    return dense.DenseRun(params, {}, out / "c.safetensors", stamps)
+
+
 @pytest.fixture(scope="module")
 def trained(made_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dense") / "dense"
@@ -102,7 +107,7 @@ def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
     params = SMALL.model_copy(
         update={"epochs": 40, "clutter_frac": 0.0, "crop_px": 128, "strength": (0.99, 1.0), "rate": 8e-3}
     )
-    run = dense.DenseRun(params, {}, tmp_path / "c.safetensors")
+    run = new_run(made_project, tmp_path, params)
     scene, recipes = opened(made_project)
     run.watch(scene, recipes)
     while run.epoch < params.epochs:
@@ -111,16 +116,44 @@ def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
     assert run.history[-1]["val_accuracy"] > 0.85
 
 
-def test_clutter_and_strength_change_every_epoch(made_project: Path, tmp_path: Path) -> None:
-    run = dense.DenseRun(SMALL, {}, tmp_path / "c.safetensors")
-    first, again = run._draw(20, 30), run._draw(20, 30)
+def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path, tmp_path: Path) -> None:
+    run, made = new_run(made_project, tmp_path), opened(made_project)
+    (first, stamped, snr), (again, _, same) = run._draw(*made), run._draw(*made)
     run.epoch = 1
-    second = run._draw(20, 30)
+    second, restamped, _ = run._draw(*made)
     for one, two, three in zip(first, again, second, strict=True):
         np.testing.assert_array_equal(one, two)
         assert not np.array_equal(one, three)
-    assert (first.corner % 4 == 0).all()
-    assert first.corner.max() <= 256 - SMALL.crop_px
+    np.testing.assert_array_equal(snr, same)
+    np.testing.assert_allclose(snr, first.strength * dense.norms(made[0], stamped))
+    assert not np.array_equal(stamped.blob[:, 0], restamped.blob[:, 0])
+    np.testing.assert_array_equal(stamped.blob[:, 1:], made[1].blob[:, 1:])
+
+
+def test_what_is_shown_of_a_subframe_has_one_of_its_blobs_on_it(made_project: Path) -> None:
+    _, recipes = opened(made_project)
+    rows = np.repeat(np.arange(len(recipes)), np.diff(recipes.first_blob))
+    for copy in range(len(recipes.turn)):
+        at = np.stack(render.turned(recipes.blob[:, 1], recipes.blob[:, 2], recipes.turn[copy, rows]), axis=1)
+        shown = [dense.corners(np.random.default_rng(seed), recipes, copy, 64) for seed in range(20)]
+        for corner in shown:
+            assert (corner % 4 == 0).all()
+            assert corner.min() >= 0
+            assert corner.max() <= 256 - 64
+            on_it = ((at >= corner[rows]) & (at < corner[rows] + 64)).all(axis=1)
+            np.testing.assert_array_equal(np.bincount(rows, on_it, len(recipes)) > 0, recipes.label == 1)
+        assert (np.ptp(shown, axis=0) > 0).all()
+
+
+def test_all_sizes_of_training_stamps_come_equally_often() -> None:
+    radius = np.concatenate([np.linspace(2.5, 4, 10), np.linspace(4, 10, 190), np.full(50, 3.0)])
+    split = np.repeat(["train", "validation"], [200, 50])
+    stamps = pd.DataFrame({"stamp": np.arange(250), "split": split, "radius_px": radius}).sample(frac=1, random_state=1)
+    drawn = dense.evenly_sized(stamps)
+    assert drawn.max() < 200
+    share = np.mean(radius[drawn] < 5)
+    assert share == pytest.approx(np.log(5 / 2.5) / np.log(10 / 2.5), abs=0.02)
+    assert share > 2 * np.mean(radius[:200] < 5)
 
 
 def test_parts_of_a_batch_have_the_gradient_of_the_whole(made_project: Path, tmp_path: Path) -> None:
@@ -128,7 +161,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(made_project: Path, tmp
     scene, recipes = opened(made_project)
     slopes = []
     for threads in (1, 2, 3):
-        run = dense.DenseRun(SMALL.model_copy(update={"threads": threads}), {}, tmp_path / "c.safetensors")
+        run = new_run(made_project, tmp_path, SMALL.model_copy(update={"threads": threads}))
         for network in run.copies:
             network.eval()
         run._streamed(scene, recipes)(np.arange(10), 0)

@@ -80,7 +80,10 @@ def test_practice_keeps_to_what_training_has_seen(made_project: Path, dense_mode
 
 
 def test_a_subframe_has_the_highest_score_on_it() -> None:
-    found = pd.DataFrame({"x_px": [255.4, 255.6, 300.0], "y_px": [10.0, 10.0, 600.0], "score": [0.3, 0.6, 0.9]})
+    """Of what may be a new blob: what was judged to be something else does not count."""
+    places = {"x_px": [255.4, 255.6, 300.0, 9.0, 9.0], "y_px": [10.0, 10.0, 600.0, 9.0, 9.0]}
+    scores = {"score": [0.3, 0.6, 0.9, 0.8, 0.7], "status": ["", "new", "", "bad_pixels", "dip"]}
+    found = pd.DataFrame(places | scores)
     assert detect.highest_score(found, 0, 0) == 0.3
     assert detect.highest_score(found, 256, 0) == 0.6
     assert detect.highest_score(found, 0, 256) == 0.0

@@ -6,7 +6,7 @@ rule evaluate:
         stamps=rules.cutout.output.stamps,
         subframes=rules.cutout.output.validation_subframes,
         blobs=rules.cutout.output.validation_blobs,
-        models=[rules.train.output.model, rules.dense.output.model],
+        models=[rules.train.output.model, rules.detect.output.model],
         code=stages()["evaluate"].code,
     output:
         metrics=report("results/evaluate/metrics.json", caption="../report/evaluate.rst", category="Evaluation"),
