@@ -276,12 +276,12 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
         cells = np.stack([dense.probability_map(searcher.network, image) for image in clipped])
         return _best(cells, pixels + gain[frame, None, None] * signal, scatter, searcher.weights).set_index(rows)
 
-    parts = []
+    parts: list[pd.DataFrame] = []
     with ThreadPoolExecutor(THREADS) as pool:
         images = list(pool.map(unclipped, range(len(noise))))
         for rows in _chunks(len(recipes)):
-            drawn = (detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing))
-            parts += pool.map(one, *(np.array_split(array, THREADS) for array in (rows, *drawn)))
+            clipped, signal = (detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing))
+            parts += pool.map(one, *(np.array_split(array, THREADS) for array in (rows, clipped, signal)))
     return pd.concat(parts).add_prefix("dense_")
 
 
@@ -299,8 +299,8 @@ def _best(cells: FloatArray, pixels: FloatArray, scatter: FloatArray, weights: t
     found = detect.measured_at(dense.Peaks(x[high], y[high], score[high]), tower, noise_frac=1.0)
     restless = _tower(scatter, GAP_PX // subtraction.CELL_PX, np.nan)
     places = found[["x_px", "y_px", "radius_px", "depth_frac"]].to_numpy()
-    steady = np.array([not measure.flickers(*place, restless) for place in places], bool)
-    found = verdict.score(found[steady], weights)
+    flicker = [measure.flickers(x, y, radius, depth, restless) for x, y, radius, depth in places]
+    found = verdict.score(found[~np.array(flicker, np.bool_)], weights)
     storey = ((found["y_px"] + GAP_PX / 2) // step).astype(int)
     found = found.assign(y_px=found["y_px"] - storey * step).set_index(storey)
     best = found.sort_values("score", ascending=False, kind="stable")[["score", "x_px", "y_px"]]
