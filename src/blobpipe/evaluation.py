@@ -33,7 +33,7 @@ from blobpipe.params import Evaluate
 FloatArray = npt.NDArray[Any]
 
 THREADS = 2  # of PyTorch, however many cores there are: the sums come out the same anywhere
-CHUNK = 256  # subframes rendered at a time: bounds the memory
+CHUNK = 64  # subframes rendered at a time: they stay in the cache, and their memory is used again
 GAP_PX = 64  # between subframes that are searched together: farther than a fit looks
 N_PEAKS = 2  # of a subframe are measured at most
 N_CALIBRATION = 1000  # training subframes with which the others' scores are turned into probabilities
@@ -493,7 +493,8 @@ def _draw_galleries(
 
     def panels(rows: pd.DataFrame) -> list[figures.Panel]:
         rows = rows[: params.n_gallery]
-        pixels = render.render(scene, recipes, rows["subframe"].to_numpy(np.int64))
+        which = np.array(rows["subframe"], np.int64)  # a copy: for pandas' own, read-only, all would be compiled again
+        pixels = render.render(scene, recipes, which)
         maps = saliency.saliency_maps(network, pixels)
         return [
             figures.Panel(

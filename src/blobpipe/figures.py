@@ -141,6 +141,7 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
         )
         for axis in line:
             axis.set_axis_off()
+            axis.set(xticks=[], yticks=[])  # although they are off, matplotlib would measure them again and again
         for axis, panel in zip(line, panels, strict=False):
             _draw_panel(axis, panel)
     figure.suptitle(f"{title}; 256 x 256 px in means of 2 x 2, -2 (black) to 2 sigma (white)", fontsize=10)
