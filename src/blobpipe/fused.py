@@ -434,12 +434,13 @@ def _differentiate_chunk(
     pixels, spread = _aligned_zeros(size, images.dtype), _aligned_zeros(size * min(1, x_gradient.size), images.dtype)
     band = max(1, BAND_BYTES // (pool * row_step * images.itemsize))
     positions, gains = np.empty(winners[0].size, np.uint32), np.empty(winners[0].size, images.dtype)
-    ends, sums, table = np.empty((filters, ny + 1), np.int64), patches[chunk].ravel(), kernels.ravel()
+    ends, corners = np.empty((filters, ny + 1), np.int64), _corners(row_step, channels, window)
+    sums, table, shape = patches[chunk].ravel(), kernels.ravel(), kernels.shape
     for i in range(first, last):
         _interleave(images, i, pixels, margin)
         for f in range(filters):
             biases[chunk, f] += _sum_of_winners(gradients, winners, i, f)
-            _locate(gradients, winners, i, f, positions, gains, ends, row_step, channels, window)
+            _locate(gradients, winners, i, f, corners, pool * row_step, pool * channels, positions, gains, ends)
         for y in range(0, ny, band):
             for f in range(filters):
                 begin, end = ends[f, y], ends[f, min(y + band, ny)]
@@ -449,7 +450,7 @@ def _differentiate_chunk(
                         sums, f * len(taps) * length + x, length, taps,
                     )  # fmt: skip
                 if x_gradient.size:
-                    _scatter_all(spread, row_step, positions, gains, begin, end, table, kernels.shape, f, taps)
+                    _scatter_all(spread, row_step, positions, gains, begin, end, table, shape, f, taps)
         if x_gradient.size:
             _separate(spread, x_gradient, i, margin)
             spread[:] = 0
@@ -508,22 +509,29 @@ def _sum_of_winners(gradients, winners, i, f):
 
 
 @_jit
-def _locate(gradients, winners, i, f, positions, gains, ends, row_step, pixel_step, window):
+def _corners(row_step, pixel_step, window):
+    """Where the patch of each pixel of a window begins."""
+    pool = len(window)
+    corners = np.empty(pool * pool, np.uint32)
+    for code in range(pool * pool):
+        corners[code] = code // pool * row_step + code % pool * pixel_step
+    return corners
+
+
+@_jit
+def _locate(gradients, winners, i, f, corners, row_step, window_step, positions, gains, ends):
     """List where each winner's patch begins, its gradient, and for each row of windows where its part of the list ends."""
-    pool = np.uint64(len(window))
     ny, nx = winners.shape[2:]
     end = np.uint64(f * ny * nx)
     ends[f, 0] = end
     for y in range(ny):
-        begin = end
+        begin, row = end, np.uint32(y * row_step)
         for x in range(nx):
             positions[end] = x
             end += np.uint64(winners[i, f, y, x] != NO_WINNER)  # others get overwritten: no jump that a CPU must foresee
         for k in range(begin, end):
-            x = np.uint64(positions[k])
-            code = np.uint64(winners[i, f, y, x])
-            row, column = np.uint64(y) * pool + code // pool, x * pool + code % pool
-            positions[k] = row * np.uint64(row_step) + column * np.uint64(pixel_step)
+            x = positions[k]
+            positions[k] = row + x * np.uint32(window_step) + corners[winners[i, f, y, x]]
             gains[k] = gradients[i, f, y, x]
         ends[f, y + 1] = end
 
