@@ -56,7 +56,7 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 PATCH_BYTES = min(VECTOR_BYTES, 32)  # of the vectors that read patches, whose rows are short
-BAND_BYTES = 2**15  # of the rows of an image whose patches are read before those of the next: a first-level cache
+BAND_BYTES = 2**15  # of an image, whose patches are read for all filters before the next: what the nearest cache holds
 ACCUMULATORS = 16 if VECTOR_BYTES == 64 else 8  # half of the registers; pixels and weights take the others
 
 
@@ -426,18 +426,19 @@ def _differentiate_chunk(
 
     Each winner adds the patch of image it came from to the weights' gradient, and its kernel to the image's, there.
     """
-    filters, ny, nx = winners.shape[1:]
+    filters, ny = winners.shape[1:3]
     pool, margin, channels = len(window), len(taps) // 2, images.shape[1]
     lanes, length = PATCH_BYTES // images.itemsize, patches.shape[3]
     row_step = _row_step(images, margin)
     size = (images.shape[2] + 2 * margin) * row_step + max(length, kernels.shape[3])
-    pixels, spread = _aligned_zeros(size, images.dtype), _aligned_zeros(size * min(1, x_gradient.size), images.dtype)
+    pixels = _aligned_zeros(size, images.dtype)
     band = max(1, BAND_BYTES // (pool * row_step * images.itemsize))
     positions, gains = np.empty(winners[0].size, np.uint32), np.empty(winners[0].size, images.dtype)
     ends, corners = np.empty((filters, ny + 1), np.int64), _corners(row_step, channels, window)
     sums, table, shape = patches[chunk].ravel(), kernels.ravel(), kernels.shape
     for i in range(first, last):
         _interleave(images, i, pixels, margin)
+        spread = _aligned_zeros(size if x_gradient.size else 0, images.dtype)
         for f in range(filters):
             biases[chunk, f] += _sum_of_winners(gradients, winners, i, f)
             _locate(gradients, winners, i, f, corners, pool * row_step, pool * channels, positions, gains, ends)
@@ -453,7 +454,6 @@ def _differentiate_chunk(
                     _scatter_all(spread, row_step, positions, gains, begin, end, table, shape, f, taps)
         if x_gradient.size:
             _separate(spread, x_gradient, i, margin)
-            spread[:] = 0
 
 
 @_jit
@@ -526,9 +526,9 @@ def _locate(gradients, winners, i, f, corners, row_step, window_step, positions,
     ends[f, 0] = end
     for y in range(ny):
         begin, row = end, np.uint32(y * row_step)
-        for x in range(nx):
+        for x in range(nx):  # what did not win gets overwritten: no jump that a CPU must foresee
             positions[end] = x
-            end += np.uint64(winners[i, f, y, x] != NO_WINNER)  # others get overwritten: no jump that a CPU must foresee
+            end += np.uint64(winners[i, f, y, x] != NO_WINNER)
         for k in range(begin, end):
             x = positions[k]
             positions[k] = row + x * np.uint32(window_step) + corners[winners[i, f, y, x]]

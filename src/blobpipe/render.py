@@ -395,15 +395,15 @@ def _add_noise(image, seed, sigma, quantiles):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True)
 def _limit_and_add_noise(image, low, high, seed, sigma, quantiles):  # type: ignore[no-untyped-def]
     """Four normal deviates from each 64-bit word of SplitMix64, by a table of the normal quantiles."""
-    flat = image.ravel()
+    flat, mask = image.ravel(), np.uint64(0xFFFF)
     for i in range(flat.size // 4):
         word = seed + np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15)
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         word ^= word >> np.uint64(31)
-        flat[4 * i] = min(max(flat[4 * i], low), high) + sigma * quantiles[word & np.uint64(0xFFFF)]
-        flat[4 * i + 1] = min(max(flat[4 * i + 1], low), high) + sigma * quantiles[(word >> np.uint64(16)) & np.uint64(0xFFFF)]
-        flat[4 * i + 2] = min(max(flat[4 * i + 2], low), high) + sigma * quantiles[(word >> np.uint64(32)) & np.uint64(0xFFFF)]
+        flat[4 * i] = min(max(flat[4 * i], low), high) + sigma * quantiles[word & mask]
+        flat[4 * i + 1] = min(max(flat[4 * i + 1], low), high) + sigma * quantiles[(word >> np.uint64(16)) & mask]
+        flat[4 * i + 2] = min(max(flat[4 * i + 2], low), high) + sigma * quantiles[(word >> np.uint64(32)) & mask]
         flat[4 * i + 3] = min(max(flat[4 * i + 3], low), high) + sigma * quantiles[word >> np.uint64(48)]
 
 
