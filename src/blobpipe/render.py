@@ -295,12 +295,11 @@ def _render(  # type: ignore[no-untyped-def]
             _add_dip(image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i])
         for b in range(first_blob[row], first_blob[row + 1]):
             _add_stamp(image, stamps[blob[b, 0]], blob[b, 1], blob[b, 2], factor[b])
+        _limit(image, limits[i, 0], limits[i, 1])
         if noise_sigma > 0:
-            _limit_and_add_noise(image, limits[i, 0], limits[i, 1], seeds[row], noise_sigma, quantiles)
-        else:
-            _limit(image, limits[i, 0], limits[i, 1])
-        gain, offset = _scale(image)
-        _turn(image, out[k], turns[row, 0], turns[row, 1], gain, offset)
+            _add_noise(image, seeds[row], noise_sigma, quantiles)
+        _standardise(image)
+        _turn(image, out[k], turns[row, 0], turns[row, 1])
 
 
 @nb.njit(parallel=True, cache=True)
@@ -323,7 +322,7 @@ def _vary(  # type: ignore[no-untyped-def]
         _limit(image, limits[i, 0], limits[i, 1])
         if piece[k] >= 0:
             _remove_values(image, pieces[piece[k]])
-        _turn(image, out[k], turns[row, 0], turns[row, 1], np.float32(1), np.float32(-0.0))  # 0 would turn -0 into 0
+        _turn(image, out[k], turns[row, 0], turns[row, 1])
 
 
 @nb.njit(cache=True)
@@ -389,22 +388,17 @@ def _limit(image, low, high):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _add_noise(image, seed, sigma, quantiles):  # type: ignore[no-untyped-def]
-    _limit_and_add_noise(image, np.float32(-np.inf), np.float32(np.inf), seed, sigma, quantiles)
-
-
-@nb.njit(cache=True)
-def _limit_and_add_noise(image, low, high, seed, sigma, quantiles):  # type: ignore[no-untyped-def]
     """Four normal deviates from each 64-bit word of SplitMix64, by a table of the normal quantiles."""
-    flat, mask = image.ravel(), np.uint64(0xFFFF)
+    flat = image.ravel()
     for i in range(flat.size // 4):
         word = seed + np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15)
         word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         word ^= word >> np.uint64(31)
-        flat[4 * i] = min(max(flat[4 * i], low), high) + sigma * quantiles[word & mask]
-        flat[4 * i + 1] = min(max(flat[4 * i + 1], low), high) + sigma * quantiles[(word >> np.uint64(16)) & mask]
-        flat[4 * i + 2] = min(max(flat[4 * i + 2], low), high) + sigma * quantiles[(word >> np.uint64(32)) & mask]
-        flat[4 * i + 3] = min(max(flat[4 * i + 3], low), high) + sigma * quantiles[word >> np.uint64(48)]
+        flat[4 * i] += sigma * quantiles[word & np.uint64(0xFFFF)]
+        flat[4 * i + 1] += sigma * quantiles[(word >> np.uint64(16)) & np.uint64(0xFFFF)]
+        flat[4 * i + 2] += sigma * quantiles[(word >> np.uint64(32)) & np.uint64(0xFFFF)]
+        flat[4 * i + 3] += sigma * quantiles[word >> np.uint64(48)]
 
 
 @nb.njit(cache=True, fastmath={"reassoc", "contract"})
@@ -422,16 +416,10 @@ def _moments(image):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _scale(image):  # type: ignore[no-untyped-def]
-    """What to multiply with and then to add for mean 0 and standard deviation 1."""
+def _standardise(image):  # type: ignore[no-untyped-def]
     mean, sigma = _moments(image)
     gain = np.float32(1 / sigma) if sigma > 1e-6 else np.float32(0)
-    return gain, np.float32(-mean * gain)
-
-
-@nb.njit(cache=True)
-def _standardise(image):  # type: ignore[no-untyped-def]
-    gain, offset = _scale(image)
+    offset = np.float32(-mean * gain)
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
             image[y, x] = image[y, x] * gain + offset
@@ -444,18 +432,18 @@ def _standardise_all(subframes):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _turn(image, out, quarters, flip, gain, offset):  # type: ignore[no-untyped-def]
-    """``np.rot90(image * gain + offset, quarters)``, then left and right exchanged if ``flip``."""
+def _turn(image, out, quarters, flip):  # type: ignore[no-untyped-def]
+    """``np.rot90(image, quarters)``, then left and right exchanged if ``flip``."""
     last = SIDE - 1
     if quarters % 2 == 0:
         for y in range(SIDE):
             row, to = image[last - y if quarters else y], out[y]
             if (flip != 0) == (quarters != 0):
                 for x in range(SIDE):
-                    to[x] = row[x] * gain + offset
+                    to[x] = row[x]
             else:
                 for x in range(SIDE):
-                    to[x] = row[np.uint32(last - x)] * gain + offset
+                    to[x] = row[np.uint32(last - x)]
         return
     for top in range(0, SIDE, BLOCK):  # columns become rows: block by block, so that the cache holds what is read
         for left in range(0, SIDE, BLOCK):
@@ -463,4 +451,4 @@ def _turn(image, out, quarters, flip, gain, offset):  # type: ignore[no-untyped-
                 to, column = out[y], np.uint32(last - y if quarters == 1 else y)
                 for x in range(left, left + BLOCK):
                     row = np.uint32(last - x if (flip != 0) == (quarters == 1) else x)
-                    to[x] = image[row, column] * gain + offset
+                    to[x] = image[row, column]
