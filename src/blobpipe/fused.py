@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -54,6 +55,8 @@ def _vector_bytes() -> int:
 
 
 VECTOR_BYTES = _vector_bytes()
+PATCH_BYTES = min(VECTOR_BYTES, 32)  # of the vectors that read patches, whose rows are short
+BAND_BYTES = 2**15  # of an image, whose patches are read for all filters before the next: what the nearest cache holds
 ACCUMULATORS = 16 if VECTOR_BYTES == 64 else 8  # half of the registers; pixels and weights take the others
 
 
@@ -194,22 +197,21 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (empty unless wanted), weight and bias."""
     filters, channels, size, _ = weight.shape
+    gain = 1 / (1 - dropout)
     images, gradients, winners = _array(x), _array(gradient), _array(winner)
     x_gradient, weight_gradient, _ = _new_gradients(x, weight, want_x)
-    table, x_results, sizes = _array(_shifted_kernels(weight, pool)), x_gradient.numpy(), _sizes(weight, pool)
-    patches = np.zeros((_n_chunks(len(x)), filters, size, _round_up(size * channels, _half_lanes(x))), images.dtype)
+    kernels, x_results, sizes = _array(_shifted_kernels(weight * gain)), x_gradient.numpy(), _sizes(weight, pool)
+    length = _round_up(size * channels, _lanes(x, PATCH_BYTES))
+    patches = np.zeros((_n_chunks(len(x)), filters, size, length), images.dtype)
     biases = np.zeros((len(patches), filters), images.dtype)
-    gain = images.dtype.type(1 / (1 - dropout))
 
-    def work(chunk: int, first: int, last: int) -> None:
-        _gather_chunk(images, gradients, winners, patches, biases, chunk, *sizes, gain, first, last)
-        if want_x:
-            _scatter_chunk(gradients, winners, table, x_results, *sizes, gain, first, last)
+    def work(chunk: int, *span: int) -> None:
+        _differentiate_chunk(images, gradients, winners, kernels, x_results, patches, biases, chunk, *sizes, *span)
 
     _run_chunks(len(x), work)
-    rows = torch.from_numpy(_sum_in_order(patches))[:, :, : size * channels]
+    rows = torch.from_numpy(_sum_in_order(patches, gain))[:, :, : size * channels]
     weight_gradient.copy_(rows.reshape(filters, size, size, channels).permute(0, 3, 1, 2))
-    return x_gradient, weight_gradient, torch.from_numpy(_sum_in_order(biases))
+    return x_gradient, weight_gradient, torch.from_numpy(_sum_in_order(biases, gain))
 
 
 def _imagine_backward(
@@ -219,7 +221,7 @@ def _imagine_backward(
 
 
 def _new_gradients(x: Tensor, weight: Tensor, want_x: bool) -> tuple[Tensor, Tensor, Tensor]:
-    x_gradient = x.new_empty(x.shape if want_x else (0,))
+    x_gradient = x.new_empty(x.shape if want_x else (0,) * 4)
     return x_gradient, weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
 
 
@@ -258,9 +260,9 @@ def _array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
 
-def _sum_in_order(parts: Any) -> Any:
-    """Over chunks."""
-    return parts.sum(axis=0, dtype=np.float64).astype(parts.dtype)
+def _sum_in_order(parts: Any, gain: float) -> Any:
+    """``gain`` times the sum over chunks."""
+    return (parts.sum(axis=0, dtype=np.float64) * gain).astype(parts.dtype)
 
 
 # -------------------------------------------------------------------------------- weights in the kernels' layouts
@@ -282,13 +284,14 @@ def _block_size(pool: int) -> int:
     return max(1, ACCUMULATORS // pool)
 
 
-def _shifted_kernels(weight: Tensor, pool: int) -> Tensor:
-    """(filters, pool, size, length): the rows of each kernel, moved right by 0 to pool - 1 pixels."""
+def _shifted_kernels(weight: Tensor) -> Tensor:
+    """(filters, lanes, size, length): the rows of each kernel, moved right to where in a vector a pixel may begin."""
     filters, channels, size, _ = weight.shape
-    length = _round_up((pool + size - 1) * channels, 2 * _half_lanes(weight))
-    table = weight.new_zeros(filters, pool, size, length)
-    for shift in range(pool):
-        table[:, shift, :, shift * channels : (shift + size) * channels] = weight.permute(0, 2, 3, 1).flatten(2)
+    lanes = _lanes(weight, VECTOR_BYTES)
+    step = math.gcd(channels, lanes)
+    table = weight.new_zeros(filters, lanes, size, _round_up(lanes - step + size * channels, lanes))
+    for shift in range(0, lanes, step):
+        table[:, shift, :, shift : shift + size * channels] = weight.permute(0, 2, 3, 1).flatten(2)
     return table
 
 
@@ -297,8 +300,8 @@ def _sizes(weight: Tensor, pool: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     return (0,) * weight.shape[2], (0,) * pool
 
 
-def _half_lanes(tensor: Tensor) -> int:
-    return VECTOR_BYTES // 2 // tensor.element_size()
+def _lanes(tensor: Tensor, vector_bytes: int) -> int:
+    return vector_bytes // tensor.element_size()
 
 
 def _round_up(number: int, step: int) -> int:
@@ -416,89 +419,136 @@ def _write_row(maxima, codes, pooled, winners, i, y, key, threshold, gain):
 
 
 @_jit
-def _gather_chunk(images, gradients, winners, patches, biases, chunk, taps, window, gain, first, last):
-    """Gradients of weights and biases, summed over a chunk: each winner adds the patch of image it came from."""
-    filters, ny, nx = winners.shape[1:]
+def _differentiate_chunk(
+    images, gradients, winners, kernels, x_gradient, patches, biases, chunk, taps, window, first, last
+):
+    """Gradients of weights and biases, summed over a chunk, and of its images unless ``x_gradient`` is empty.
+
+    Each winner adds the patch of image it came from to the weights' gradient, and its kernel to the image's, there.
+    """
+    filters, ny = winners.shape[1:3]
     pool, margin, channels = len(window), len(taps) // 2, images.shape[1]
-    lanes = VECTOR_BYTES // 2 // images.itemsize
-    row_step, length = (images.shape[3] + 2 * margin) * channels, patches.shape[3]
-    pixels = _aligned_zeros((images.shape[2] + 2 * margin) * row_step + lanes, images.dtype)
-    positions, gains = np.empty((filters, nx), np.int64), np.empty((filters, nx), images.dtype)
-    flat_positions, flat_gains, sums = positions.ravel(), gains.ravel(), patches[chunk].ravel()
+    lanes, length = PATCH_BYTES // images.itemsize, patches.shape[3]
+    row_step = _row_step(images, margin)
+    size = (images.shape[2] + 2 * margin) * row_step + max(length, kernels.shape[3])
+    pixels = _aligned_zeros(size, images.dtype)
+    band = max(1, BAND_BYTES // (pool * row_step * images.itemsize))
+    positions, gains = np.empty(winners[0].size, np.uint32), np.empty(winners[0].size, images.dtype)
+    ends, corners = np.empty((filters, ny + 1), np.int64), _corners(row_step, channels, window)
+    sums, table, shape = patches[chunk].ravel(), kernels.ravel(), kernels.shape
     for i in range(first, last):
         _interleave(images, i, pixels, margin)
-        for y in range(ny):
-            _locate(gradients, winners, i, y, positions, gains, biases[chunk], row_step, channels, window, gain)
+        spread = _aligned_zeros(size if x_gradient.size else 0, images.dtype)
+        for f in range(filters):
+            biases[chunk, f] += _sum_of_winners(gradients, winners, i, f)
+            _locate(gradients, winners, i, f, corners, pool * row_step, pool * channels, positions, gains, ends)
+        for y in range(0, ny, band):
             for f in range(filters):
+                begin, end = ends[f, y], ends[f, min(y + band, ny)]
                 for x in range(0, length, lanes):
                     _gather(
-                        pixels, y * pool * row_step + x, row_step, flat_positions, flat_gains, f * nx, (f + 1) * nx,
+                        pixels, x, row_step, positions, gains, begin, end,
                         sums, f * len(taps) * length + x, length, taps,
                     )  # fmt: skip
+                if x_gradient.size:
+                    _scatter_all(spread, row_step, positions, gains, begin, end, table, shape, f, taps)
+        if x_gradient.size:
+            _separate(spread, x_gradient, i, margin)
+
+
+@_jit
+def _row_step(images, margin):
+    """Numbers from row to row where channels are interleaved: whole vectors."""
+    lanes = VECTOR_BYTES // images.itemsize
+    return -(-(images.shape[3] + 2 * margin) * images.shape[1] // lanes) * lanes
 
 
 @_jit
 def _interleave(images, i, pixels, margin):
     """Pixel after pixel, each with all its channels, inside a margin of zeros."""
     channels, ny, nx = images.shape[1:]
+    flat, row_step = images.ravel(), _row_step(images, margin)
     for y in range(ny):
-        start = ((y + margin) * (nx + 2 * margin) + margin) * channels
-        row = pixels[start : start + nx * channels].reshape(nx, channels)
-        for c in range(channels):
-            for x in range(nx):
-                row[x, c] = images[i, c, y, x]
-
-
-@functools.partial(_jit, fastmath={"reassoc"})
-def _locate(gradients, winners, i, y, positions, gains, biases, row_step, pixel_step, window, gain):
-    """Where in a row of windows each winner's patch begins, and its gradient: zero where nothing won."""
-    pool = len(window)
-    for f in range(winners.shape[1]):
-        total = gains.dtype.type(0)
-        for x in range(winners.shape[3]):
-            won = winners[i, f, y, x] != NO_WINNER
-            code = winners[i, f, y, x] if won else np.uint8(0)
-            positions[f, x] = code // pool * row_step + (x * pool + code % pool) * pixel_step
-            gains[f, x] = gradients[i, f, y, x] * gain if won else gains.dtype.type(0)
-            total += gains[f, x]
-        biases[f] += total
-
-
-@_jit
-def _scatter_chunk(gradients, winners, table, x_gradient, taps, window, gain, first, last):
-    """Gradients of images: each winner adds its kernel at its place.
-
-    Each patch begins at the corner of its window, and the table holds the kernel moved to where the winner is.
-    So patches overlap by whole vectors, which a CPU hands from one addition to the next without waiting.
-    """
-    _, filters, ny, nx = winners.shape
-    pool, margin, channels = len(window), len(taps) // 2, x_gradient.shape[1]
-    row_step = (x_gradient.shape[3] + 2 * margin) * channels
-    kernels, length = table.ravel(), table.shape[3]
-    pixels = _aligned_zeros((x_gradient.shape[2] + 2 * margin) * row_step + length, x_gradient.dtype)
-    for i in range(first, last):
-        pixels[:] = 0
-        for y in range(ny):
-            for f in range(filters):
-                for x in range(nx):
-                    code = winners[i, f, y, x]
-                    if code != NO_WINNER:
-                        kernel = (f * pool + code % pool) * len(taps) * length
-                        at = (y * pool + code // pool) * row_step + x * pool * channels
-                        _scatter(pixels, at, row_step, kernels, kernel, length, gradients[i, f, y, x] * gain, taps)
-        _separate(pixels, x_gradient, i, margin)
+        start = (y + margin) * row_step + margin * channels
+        _transpose(flat, (i * channels * ny + y) * nx, ny * nx, pixels, start, channels, channels, nx)
 
 
 @_jit
 def _separate(pixels, images, i, margin):
     """The inverse of `_interleave`."""
     channels, ny, nx = images.shape[1:]
+    flat, row_step = images.ravel(), _row_step(images, margin)
     for y in range(ny):
-        start = ((y + margin) * (nx + 2 * margin) + margin) * channels
-        row = pixels[start : start + nx * channels].reshape(nx, channels)
-        for c in range(channels):
-            for x in range(nx):
-                images[i, c, y, x] = row[x, c]
+        start = (y + margin) * row_step + margin * channels
+        _transpose(pixels, start, channels, flat, (i * channels * ny + y) * nx, ny * nx, nx, channels)
+
+
+@_jit
+def _transpose(source, at, step, target, to, to_step, rows, columns):
+    """Rows, ``step`` apart from ``at`` on, become columns of what begins at ``to`` and has rows ``to_step`` apart."""
+    lanes = PATCH_BYTES // source.itemsize
+    whole_rows, whole_columns = rows - rows % lanes, columns - columns % lanes
+    for y in range(0, whole_rows, lanes):
+        for x in range(0, whole_columns, lanes):
+            _transpose_square(source, at + y * step + x, step, target, to + x * to_step + y, to_step)
+    for y in range(whole_rows, rows):
+        for x in range(columns):
+            target[np.uint64(to + x * to_step + y)] = source[np.uint64(at + y * step + x)]
+    for x in range(whole_columns, columns):
+        for y in range(whole_rows):
+            target[to + x * to_step + y] = source[at + y * step + x]
+
+
+@functools.partial(_jit, fastmath={"reassoc"})
+def _sum_of_winners(gradients, winners, i, f):
+    total = gradients.dtype.type(0)
+    for y in range(winners.shape[2]):
+        for x in range(winners.shape[3]):
+            total += gradients[i, f, y, x] if winners[i, f, y, x] != NO_WINNER else gradients.dtype.type(0)
+    return total
+
+
+@_jit
+def _corners(row_step, pixel_step, window):
+    """Where the patch of each pixel of a window begins."""
+    pool = len(window)
+    corners = np.empty(pool * pool, np.uint32)
+    for code in range(pool * pool):
+        corners[code] = code // pool * row_step + code % pool * pixel_step
+    return corners
+
+
+@_jit
+def _locate(gradients, winners, i, f, corners, row_step, window_step, positions, gains, ends):
+    """List where each winner's patch begins, its gradient, and for each row of windows where its part of the list ends."""
+    ny, nx = winners.shape[2:]
+    end = np.uint64(f * ny * nx)
+    ends[f, 0] = end
+    for y in range(ny):
+        begin, row = end, np.uint32(y * row_step)
+        for x in range(nx):  # what did not win gets overwritten: no jump that a CPU must foresee
+            positions[end] = x
+            end += np.uint64(winners[i, f, y, x] != NO_WINNER)
+        for k in range(begin, end):
+            x = positions[k]
+            positions[k] = row + x * np.uint32(window_step) + corners[winners[i, f, y, x]]
+            gains[k] = gradients[i, f, y, x]
+        ends[f, y + 1] = end
+
+
+@_jit
+def _scatter_all(pixels, row_step, positions, gains, begin, end, table, shape, f, taps):
+    """Each winner adds its kernel at its place.
+
+    That begins anywhere, but what is added begins at a whole vector: the table holds the kernel moved right to its
+    place. So patches overlap by whole vectors, which a CPU hands from one addition to the next without waiting.
+    """
+    lanes, length = shape[1], shape[3]
+    for k in range(begin, end):
+        at = np.int64(positions[k])
+        moved = at & (lanes - 1)
+        kernel = (f * lanes + moved) * len(taps) * length
+        _scatter(pixels, at - moved, row_step, table, kernel, length, gains[k], taps)
 
 
 # ------------------------------------------------------------------------------------------------------- dropout
@@ -574,6 +624,10 @@ class _Vectors:
     element: ir.Type
     lanes: int
 
+    def of_patches(self):
+        """As this, on the vectors that read patches."""
+        return _Vectors(self.builder, self.element, self.lanes * PATCH_BYTES // VECTOR_BYTES)
+
     @property
     def type(self) -> ir.VectorType:
         return ir.VectorType(self.element, self.lanes)
@@ -598,11 +652,11 @@ class _Vectors:
     def spread_at(self, pointer, index):
         return self.spread(self.builder.load(self.builder.gep(pointer, [index])))
 
-    def pick(self, vector, lanes):
-        """These lanes of the vector."""
+    def pick(self, vector, lanes, second=None):
+        """These lanes of the vector, or of two, counted on."""
         order = list(lanes)
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
-        return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+        return self.builder.shuffle_vector(vector, second or ir.Constant(vector.type, ir.Undefined), mask)
 
     def multiply_add(self, a, b, c):
         """``a * b + c``, rounded once where the CPU can do that."""
@@ -637,6 +691,23 @@ def _deal(v, pixels, start, planes, at, plane_step, window):
     stretch = _Vectors(b, v.element, v.lanes * pool).load(pixels, start)
     for s in window:
         v.store(v.pick(stretch, range(s, v.lanes * pool, pool)), planes, _offset(b, at, (s, plane_step)))
+
+
+@_inner_loop
+def _transpose_square(v, source, at, step, target, to, to_step):
+    """As many numbers of as many rows as a vector of patches has lanes: in each pass neighbours exchange halves."""
+    b, v = v.builder, v.of_patches()
+    rows = [v.load(source, _offset(b, at, (y, step))) for y in range(v.lanes)]
+    half = v.lanes // 2
+    while half:
+        kept = [x if not x & half else x - half + v.lanes for x in range(v.lanes)]  # lanes of the second row come last
+        for y in range(v.lanes):
+            if not y & half:
+                above, below = rows[y], rows[y + half]
+                rows[y], rows[y + half] = v.pick(above, kept, below), v.pick(above, [x + half for x in kept], below)
+        half //= 2
+    for x, column in enumerate(rows):
+        v.store(column, target, _offset(b, to, (x, to_step)))
 
 
 @_inner_loop
@@ -701,17 +772,17 @@ def _emit_contest(v, integers, sums, best, winner, first_code):
 
 
 @_inner_loop
-def _gather(v, pixels, start, row_step, positions, gains, first, last, sums, at, length, taps):
-    """Add ``gains[k]`` times a vector of each row of the patch at ``start + positions[k]``, k from first to last.
+def _gather(v, pixels, first, row_step, positions, gains, begin, end, sums, at, length, taps):
+    """Add ``gains[k]`` times a vector of each row of the patch at ``first + positions[k]``, k from begin to end.
 
-    Half a vector: rows are short, and of what is read beyond their end nothing is used.
+    Of what is read beyond the end of a row nothing is used.
     """
-    b, v = v.builder, _Vectors(v.builder, v.element, v.lanes // 2)
+    b, v = v.builder, v.of_patches()
     rows = [_offset(b, at, (tap, length)) for tap in taps]
     running = [v.variables(v.load(sums, row)) for row in rows]
-    with cgutils.for_range(b, last, first) as winner:
+    with cgutils.for_range(b, end, begin) as winner:
         gain = v.spread_at(gains, winner.index)
-        corner = b.add(b.load(b.gep(positions, [winner.index])), start)
+        corner = b.add(b.zext(b.load(b.gep(positions, [winner.index])), first.type), first)
         for tap, variable in enumerate(running):
             pixel = v.load(pixels, _offset(b, corner, (tap, row_step)))
             b.store(v.multiply_add(gain, pixel, b.load(variable)), variable)
