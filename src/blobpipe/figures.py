@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,18 +16,21 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+    from matplotlib.lines import Line2D
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito
+DPI = 110
 
 
-def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure under a temporary name, rename it, and close it."""
+def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
+    """Write a figure under a temporary name, rename it, and close it; without a box, at the size that it was given."""
     import matplotlib.pyplot as plt
 
     from blobpipe import frames
 
     with frames.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -90,18 +94,46 @@ def detection(
     peak : (x, y)
         In the subframe (px).
     """
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.4), sharex=True, sharey=True)
     ny, nx = subframe.shape
+    sheet = _new_sheet(ny, nx)
     extent = (origin[0] - 0.5, origin[0] + nx - 0.5, origin[1] - 0.5, origin[1] + ny - 0.5)
-    axes[0].imshow(subframe, origin="lower", cmap="gray", vmin=-3, vmax=3, extent=extent)
-    axes[1].imshow(saliency, origin="lower", cmap="magma", extent=extent)
-    for axis, name in zip(axes, ("image, -3 to 3 sigma", map_name), strict=True):
-        axis.plot(origin[0] + peak[0], origin[1] + peak[1], "o", ms=22, mfc="none", mec=ORANGE, mew=1.5)
-        axis.set(xlabel="x (px)", ylabel="y (px)", title=name)
-    figure.suptitle(title)
-    save(figure, path)
+    for picture, mark, data in zip(sheet.pictures, sheet.marks, (subframe, saliency), strict=True):
+        picture.set(data=data, extent=extent)
+        mark.set_data([origin[0] + peak[0]], [origin[1] + peak[1]])
+    sheet.pictures[1].autoscale()
+    sheet.figure.axes[1].set_title(map_name, y=1)
+    sheet.figure.suptitle(title, wrap=True)
+    save(sheet.figure, path, box=None)
+
+
+class _Sheet(NamedTuple):
+    figure: Figure
+    pictures: list[AxesImage]
+    marks: list[Line2D]
+
+
+@functools.cache
+def _new_sheet(ny: int, nx: int) -> _Sheet:
+    """What is the same on every picture of a detection: most of the time goes into making axes and their ticks."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    zoom = max(2, 384 // max(ny, nx))  # whole: each pixel is a square
+    width, height, first, second, bottom = zoom * nx, zoom * ny, 75, 95 + zoom * nx, 50  # px
+    size = np.array([second + width + 15, bottom + height + 75])
+    figure = Figure(tuple(size / DPI), DPI)
+    FigureCanvasAgg(figure)
+    left = figure.add_axes((*((first, bottom) / size), *((width, height) / size)))
+    right = figure.add_axes((*((second, bottom) / size), *((width, height) / size)), sharex=left, sharey=left)
+    left.set(ylabel="y (px)")
+    left.set_title("image, -3 to 3 sigma", y=1)  # said, it need not be sought
+    right.tick_params(labelleft=False)
+    sheet, nothing = _Sheet(figure, [], []), np.zeros((ny, nx))
+    for axis, shades in ((left, {"cmap": "gray", "vmin": -3, "vmax": 3}), (right, {"cmap": "magma"})):
+        axis.set(xlabel="x (px)")
+        sheet.pictures.append(axis.imshow(nothing, origin="lower", interpolation="nearest", **shades))
+        sheet.marks.extend(axis.plot(0, 0, "o", ms=22, mfc="none", mec=ORANGE, mew=1.5))
+    return sheet
 
 
 class Panel(NamedTuple):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ from blobpipe.params import Params
 log = logging.getLogger(__name__)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of the GNU C library's mallopt
-READ_AHEAD = 4  # frames being read and normalised while the network works on another
+READ_AHEAD = 4  # frames that are looked at, or wait to be told of
+STANDARDISING = Lock()  # not every way that Numba runs threads can be asked by two at once
 
 FRAME_COLUMNS = ("frame", "status", "reason", "shift_x_px", "shift_y_px", "noise_frac", "n_positive")
 SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
@@ -46,12 +48,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame ready for the network: as it was subtracted, the same clipped and scaled, the stack's scatter, shift, noise."""
+    """A frame ready for the network: its file, as it was subtracted, the same clipped and scaled, shift, noise."""
 
+    path: Path
     name: str
     difference: npt.NDArray[np.float32]
     scaled: npt.NDArray[np.float32]
-    scatter: npt.NDArray[np.float32] | None
     shift: tuple[float, float]
     noise_frac: float
 
@@ -164,7 +166,7 @@ def _look_ahead(
         except BlobpipeError as error:
             return error
 
-    with ThreadPoolExecutor(params.train.threads) as pool:
+    with ThreadPoolExecutor(params.train.threads, "scan", networks.set_threads, (1,)) as pool:
         waiting = [(path, pool.submit(one, path)) for path in paths[:READ_AHEAD]]
         for i, _ in enumerate(tqdm(paths, "scan", unit="frame", disable=None)):
             path, future = waiting.pop(0)
@@ -175,16 +177,14 @@ def _look_ahead(
 
 
 def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared:
-    frame = frames.usable_image(path)
-    data, shift = frame.data, (0.0, 0.0)
-    if stack is None:
-        scatter = frames.find_plane(path, "SCATTER")
-    else:
+    frame = frames.read_frame(path)
+    data, shift, noise = frame.data, (0.0, 0.0), frames.insist_on_usable(frame, path)
+    if stack is not None:
         data, shift = subtraction.difference_image(frame.data, stack.data, params.difference)
-        scatter = stack.scatter
+        noise = frames.median_and_noise(data)[1]
     clipped, _ = normalize.clip_image(data, params.clip)
     scaled, _ = normalize.scale_image(clipped, params.scale)
-    return Prepared(frame.name, data, scaled, scatter, shift, frames.median_and_noise(data)[1])
+    return Prepared(path, frame.name, data, scaled, shift, noise)
 
 
 def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params) -> Search:
@@ -192,9 +192,10 @@ def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFra
     if networks.kind_of_model(model) == "dense":
         dense_network, point = detect.load_operating_point(model)
         pattern = None if stack is None else subtraction.blob_pattern(stack.data)
-        return Search(partial(_look_dense, dense_network, point, catalogue, pattern), partial(_tell_dense, point))
+        look = partial(_look_dense, dense_network, point, catalogue, stack, pattern)
+        return Search(look, partial(_tell_dense, point))
     network, _ = networks.load_model(model)
-    return Search(lambda frame: frame, partial(_search, network, params.evaluate.threshold))
+    return Search(partial(_look_report, network), partial(_tell_report, network, params.evaluate.threshold))
 
 
 class Looked(NamedTuple):
@@ -210,6 +211,7 @@ def _look_dense(
     network: networks.DenseNetwork,
     point: detect.OperatingPoint,
     catalogue: pd.DataFrame | None,
+    stack: MedianStack | None,
     pattern: npt.NDArray[np.float32] | None,
     frame: Prepared,
 ) -> Looked:
@@ -223,7 +225,7 @@ def _look_dense(
         shift_px=frame.shift,
         pattern=pattern,
         noise_frac=frame.noise_frac,
-        scatter=frame.scatter,
+        scatter=frames.find_plane(frame.path, "SCATTER") if stack is None else stack.scatter,
     )
     candidates["status"] = detections["status"].reindex(candidates.index, fill_value="")
     detections.insert(0, "frame", frame.name)
@@ -290,10 +292,26 @@ def _note(
     )
 
 
-def _search(network: networks.ReportNetwork, threshold: float, frame: Prepared, out_dir: Path, found: Found) -> None:
+class Answered(NamedTuple):
+    """A frame's standardised subframes, where they lie, and the report's network's answers."""
+
+    frame: Prepared
+    subframes: npt.NDArray[np.float32]
+    origins: npt.NDArray[np.int64]
+    probability: npt.NDArray[np.float64]
+
+
+def _look_report(network: networks.ReportNetwork, frame: Prepared) -> Answered:
     subframes, origins = tiles.tile(frame.scaled)
-    subframes = render.standardise(subframes)
-    probability = networks.predict(network, subframes)
+    with STANDARDISING:
+        render.standardise(subframes)
+    return Answered(frame, subframes, origins, networks.predict(network, subframes))
+
+
+def _tell_report(
+    network: networks.ReportNetwork, threshold: float, seen: Answered, out_dir: Path, found: Found
+) -> None:
+    frame, subframes, origins, probability = seen
     positive = probability >= threshold
     _note(frame, origins, probability, positive, found)
     if positive.any():

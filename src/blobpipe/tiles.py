@@ -29,7 +29,8 @@ def tile(image: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.N
     Source: ISR section 7 (16 subframes); other sizes are ours.
     """
     rows, columns = (-(-side // SIDE) for side in image.shape)
-    padded = np.pad(image, [(0, rows * SIDE - image.shape[0]), (0, columns * SIDE - image.shape[1])], mode="symmetric")
+    missing = [(0, -side % SIDE) for side in image.shape]
+    padded = np.pad(image, missing, mode="symmetric") if np.any(missing) else image
     blocks = padded.reshape(rows, SIDE, columns, SIDE).swapaxes(1, 2)
     subframes = np.array(blocks.reshape(-1, SIDE, SIDE), np.float32, order="C")
     row, column = np.divmod(np.arange(rows * columns), columns)

@@ -165,7 +165,7 @@ def test_the_fast_median_is_the_median(seed: int, n: int, kind: str) -> None:
         case "sorted":
             values = np.sort(values)
         case "outliers":
-            values[:: n // 500 + 1] = 1e6  # where the sample is taken
+            values[:: n // 500 + 1] = 1e6
     assert frames.median(values) == np.median(values)
 
 

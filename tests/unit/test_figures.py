@@ -97,7 +97,7 @@ def test_a_figure_is_the_same_bytes_each_time_and_closed(tmp_path: Path, name: s
 @pytest.mark.parametrize("name", [name for name in DRAW if name not in WITHOUT_AXES])
 def test_every_axis_has_a_name_with_its_unit(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path, **_: drawn.append(figure))
     DRAW[name](tmp_path / "a.png")
     grid = [axis for axis in drawn[0].axes if axis.has_data() or axis.images or axis.patches]
     assert grid
@@ -120,7 +120,7 @@ def _shares(one: plt.Axes, other: plt.Axes, which: str) -> bool:
 @pytest.mark.parametrize("name", ["contact_sheet", "gallery"])
 def test_pictures_say_their_grey_scale(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, path, **_: drawn.append(figure))
     DRAW[name](tmp_path / "a.png")
     assert "sigma" in drawn[0].get_suptitle()
     plt.close("all")
