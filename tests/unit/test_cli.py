@@ -71,7 +71,7 @@ EXPECTED: dict[str, Calls] = {
             "evaluation.evaluate",
             (
                 *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
-                *((cli.MODEL, cli.DENSE_MODEL), f"{C}/evaluate", PARAMS.evaluate),
+                *((cli.MODEL, f"{C}/detect/model.safetensors"), f"{C}/evaluate", PARAMS.evaluate),
             ),
             {},
         )

@@ -22,7 +22,7 @@ BELOW = {  # what a changed section of params.yaml must make anew
     "augment": "augment train dense detect evaluate regression completeness",
     "train": "train evaluate regression completeness",
     "dense": "dense detect evaluate regression completeness",
-    "detect": "detect regression completeness",
+    "detect": "detect evaluate regression completeness",
     "evaluate": "evaluate",
     "regression": "regression",
     "completeness": "completeness",
