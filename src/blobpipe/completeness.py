@@ -126,12 +126,12 @@ def held_out(
 ) -> list[Background]:
     """The images without a new blob from which no training subframe comes."""
     shown, _ = cutout.read_recipes(cutout_dir, "train")
-    pattern = frames.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
+    reference = detect.read_reference(difference_dir)
     landed = detect.landed(images, blobs)
     free = ~images["frame"].isin({*shown["frame"], *blobs["first_frame"]})
     found = []
     for i in np.flatnonzero(free):
-        data, about = detect.read_difference(images.iloc[i], blobs[landed < i], difference_dir, pattern)
+        data, about = detect.read_difference(images.iloc[i], blobs[landed < i], difference_dir, reference)
         found.append(Background(str(images["frame"].iloc[i]), data, about))
     return found
 

@@ -140,12 +140,12 @@ def search(
         frame, then what `measure.measure` gives, scores those of the network, and ``is_blob``: whether it lies on a blob
         that this image is the first to show.
     """
-    pattern = frames.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
+    reference = read_reference(difference_dir)
     first = landed(images, blobs)
 
     def one(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
-        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, pattern)
+        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, reference)
         scaled = frames.read_frame(frames.find_image(scale_dir, name)).data
         found = judged(dense.probability_map(network, scaled), data, **about)
         found.insert(0, "frame", name)
@@ -156,11 +156,26 @@ def search(
         return pd.concat(list(done), ignore_index=True)
 
 
+class Reference(NamedTuple):
+    """What the reference stack shows: the known blobs (ny, nx; fraction of the light), and where its pixels are bad (ny, nx)."""
+
+    pattern: npt.NDArray[np.float32]
+    bad: npt.NDArray[np.bool_]
+
+
+def read_reference(difference_dir: str | Path) -> Reference:
+    """Of ``reference.fits.fz`` of the stage difference."""
+    stack, pattern = (
+        frames.read_plane(Path(difference_dir) / "reference.fits.fz", name) for name in ("STACK", "PATTERN")
+    )
+    return Reference(pattern, measure.bad_pixels(stack, pattern))
+
+
 def read_difference(
     image: pd.Series[Any],
     known: pd.DataFrame,
     difference_dir: str | Path,
-    pattern: npt.NDArray[np.float32],
+    reference: Reference,
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
     """A difference image, and what `measure.judge` wants to know of it.
 
@@ -170,12 +185,15 @@ def read_difference(
         Its row of `frames.image_table`.
     known : DataFrame
         The blobs that landed before it.
+    reference : Reference
+        From `read_reference`.
     """
     path = frames.find_image(difference_dir, image["frame"])
     about = {
         "catalogue": known,
         "shift_px": (float(image["shift_x_px"]), float(image["shift_y_px"])),
-        "pattern": pattern,
+        "pattern": reference.pattern,
+        "bad": reference.bad,
         "noise_frac": float(image["noise_frac"]),
         "scatter": frames.find_plane(path, "SCATTER"),
     }
@@ -242,13 +260,13 @@ def practise(
         As from `search`, of status ``new`` only; ``is_blob``: whether it lies on a superimposed blob.
     """
     difference_dir, scale_dir, cutout_dir = folders
-    pattern = frames.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
+    reference = read_reference(difference_dir)
     limits = frames.read_stage(scale_dir).set_index("frame")
     first, part = landed(images, blobs), seen_part(images, blobs, cutout_dir)
 
     def one(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
-        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, pattern)
+        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, reference)
         signal, put = superimposed(params.seed, name, (len(data), part.border_px), about["noise_frac"])
         signal = np.pad(signal, ((0, 0), (0, data.shape[1] - signal.shape[1])))
         low, high, sigma = limits.loc[name, ["low_sigma", "high_sigma", "sigma_frac"]].to_numpy(np.float32)

@@ -172,7 +172,7 @@ def evaluate(
     """Evaluate the report's network, the dense one and a matched filter on all validation subframes (stage ``evaluate``).
 
     The dense network's score of a subframe is that of its best candidate, as a scan gives it: network and measurement together
-    (`verdict`), bad pixels that flicker left out. The matched filter's is its highest S/N. Each becomes a probability by a logistic regression on training
+    (`verdict`), bad pixels that the stack knows or that flicker left out. The matched filter's is its highest S/N. Each becomes a probability by a logistic regression on training
     subframes, and counts as blob from the same ``threshold`` as the report's network: none of the three has seen validation.
     ``tpr_at_network_fpr`` and ``tpr_at_fpr_0.01`` compare them where they give equally many false alarms.
 
@@ -257,6 +257,7 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
     """The best candidate on each subframe, measured on unclipped pixels as a scan does it; score 0: there is none."""
     noise = frames.read_stage(searcher.difference_dir).set_index("frame")["noise_frac"][list(scene.names)].to_numpy()
     gain, cell = (scene.sigma_frac / noise).astype(np.float32), subtraction.CELL_PX
+    bad = detect.read_reference(searcher.difference_dir).bad
     limits = np.full_like(scene.limits, (-np.inf, np.inf))
     nothing = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
 
@@ -273,8 +274,10 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
             np.stack([images[i][k][y : y + side, x : x + side] for i, (x, y) in zip(frame, at, strict=True)])
             for k, (at, side) in enumerate(((windows, render.SIDE), (windows // cell, render.SIDE // cell)))
         )
+        below = np.stack([bad[y : y + render.SIDE, x : x + render.SIDE] for x, y in windows])
         cells = np.stack([dense.probability_map(searcher.network, image) for image in clipped])
-        return _best(cells, pixels + gain[frame, None, None] * signal, scatter, searcher.weights).set_index(rows)
+        found = _best(cells, pixels + gain[frame, None, None] * signal, scatter, below, searcher.weights)
+        return found.set_index(rows)
 
     parts: list[pd.DataFrame] = []
     with ThreadPoolExecutor(THREADS) as pool:
@@ -285,11 +288,17 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
     return pd.concat(parts).add_prefix("dense_")
 
 
-def _best(cells: FloatArray, pixels: FloatArray, scatter: FloatArray, weights: tuple[float, ...]) -> pd.DataFrame:
-    """The better of the two highest peaks of each map where the stack's images do not flicker: score, x_px, y_px.
+def _best(
+    cells: FloatArray,
+    pixels: FloatArray,
+    scatter: FloatArray,
+    bad: npt.NDArray[np.bool_],
+    weights: tuple[float, ...],
+) -> pd.DataFrame:
+    """The better of the two highest peaks of each map where the stack is neither bad nor flickers: score, x_px, y_px.
 
-    The maps (n, ny / 4, nx / 4) are stacked to a tower, and so are pixels and scatter (in units of the noise): measured
-    together, their peaks take half the time.
+    The maps (n, ny / 4, nx / 4) are stacked to a tower, and so are pixels, scatter (in units of the noise) and bad pixels:
+    measured together, their peaks take half the time.
     """
     step = pixels.shape[1] + GAP_PX
     x, y, score = dense.peaks(_tower(cells, GAP_PX // dense.STRIDE, 0.0), detect.CANDIDATE)
@@ -299,8 +308,12 @@ def _best(cells: FloatArray, pixels: FloatArray, scatter: FloatArray, weights: t
     found = detect.measured_at(dense.Peaks(x[high], y[high], score[high]), tower, noise_frac=1.0)
     restless = _tower(scatter, GAP_PX // subtraction.CELL_PX, np.nan)
     places = found[["x_px", "y_px", "radius_px", "depth_frac"]].to_numpy()
-    flicker = [measure.flickers(x, y, radius, depth, restless) for x, y, radius, depth in places]
-    found = verdict.score(found[~np.array(flicker, np.bool_)], weights)
+    known = _tower(bad, GAP_PX, False)
+    faulty = [
+        measure.flickers(x, y, radius, depth, restless) or measure.on_bad_pixels(x, y, radius, known)
+        for x, y, radius, depth in places
+    ]
+    found = verdict.score(found[~np.array(faulty, np.bool_)], weights)
     storey = ((found["y_px"] + GAP_PX / 2) // step).astype(int)
     found = found.assign(y_px=found["y_px"] - storey * step).set_index(storey)
     best = found.sort_values("score", ascending=False, kind="stable")[["score", "x_px", "y_px"]]

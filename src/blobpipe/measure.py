@@ -77,7 +77,8 @@ SMALLEST_RADIUS_PX = 1.5  # a blob is blurred to more
 FEW_PIXELS, FEW_SHARE = 8, 6  # the largest cluster of bad pixels, but no more than a sixth of a small blob
 REST_SNR = 3.0  # what is fainter without them could be noise
 HARD_SIGMA, HARD_FRAC, HARD_MARGIN_PX = 1.3, 0.13, 1.5  # no simulated blob loses so much; clusters of 3 x 3 to 7 x 7 do
-MOST_MISSING = 1 / 3  # of a footprint without values; what is left does not make a blob
+UNEXPLAINED_SIGMA, UNEXPLAINED_FRAC = 5.0, 0.3  # no good pixel of a stack lies so far off; blobs have soft edges
+MOST_MISSING = 1 / 3  # of a footprint without values, or bad; what is left does not make a blob
 
 
 class Cut(NamedTuple):
@@ -472,6 +473,7 @@ def judge(
     pattern: Image | None,
     noise_frac: float,
     scatter: Image | None = None,
+    bad: Mask | None = None,
 ) -> pd.DataFrame:
     """Say of each detection whether it is a new blob, and if not, what else.
 
@@ -491,12 +493,14 @@ def judge(
         Standard deviation of a pixel (fraction of the light).
     scatter : ndarray, shape (ny // 2, nx // 2), float32, optional
         Of the stack's images, from `difference.scatter`.
+    bad : ndarray, shape (ny, nx), bool, optional
+        Pixels that are known to be bad, from `bad_pixels`.
 
     Returns
     -------
     DataFrame
-        ``detections`` with ``status``: ``bad_pixels`` (a few pixels or hard edges carry the signal, too few are left, or
-        the stack's images flicker at this place as strongly), ``dip`` (what a
+        ``detections`` with ``status``: ``bad_pixels`` (a few pixels or hard edges carry the signal, too few are left, many
+        are known to be bad, or the stack's images flicker at this place as strongly), ``dip`` (what a
         shift has left of a known blob), ``known`` (near one of the catalogue, or on one of the pattern that is deeper than
         the detection: blobs vary by less than themselves), or else ``new``.
 
@@ -510,7 +514,7 @@ def judge(
     lit = _lit(difference)
     known = np.zeros((0, 3)) if catalogue is None else catalogue[["x_px", "y_px", "radius_px"]].to_numpy(float)
     places = detections[["x_px", "y_px", "radius_px", "depth_frac", "snr"]].to_numpy(float)
-    status = [_status(place, difference, lit, known, pattern, residual, noise_frac, scatter) for place in places]
+    status = [_status(place, difference, lit, known, pattern, residual, noise_frac, scatter, bad) for place in places]
     return detections.assign(status=pd.Series(status, detections.index, dtype=str))
 
 
@@ -523,6 +527,7 @@ def _status(
     residual: Image | None,
     noise: float,
     scatter: Image | None,
+    bad: Mask | None,
 ) -> str:
     x, y, radius, depth, snr = map(float, place)
     if not (radius >= SMALLEST_RADIUS_PX and snr >= REST_SNR):
@@ -530,6 +535,8 @@ def _status(
     if _on_few_pixels(x, y, radius, difference, lit, noise) or _hard(x, y, radius, depth, difference, noise):
         return "bad_pixels"
     if scatter is not None and flickers(x, y, radius, depth, scatter):
+        return "bad_pixels"
+    if bad is not None and on_bad_pixels(x, y, radius, bad):
         return "bad_pixels"
     if residual is not None and _predicted(x, y, radius, difference, residual, noise):
         return "dip"
@@ -612,6 +619,44 @@ def flickers(x: float, y: float, radius: float, depth: float, scatter: Image) ->
     middle = float(np.nanmedian(window[distance <= max(radius - EDGE_PX, cell)]))
     excess = np.sqrt(max(middle**2 - float(np.median(around)) ** 2, 0.0))
     return bool(middle > RESTLESS * np.percentile(around, 75) and depth < OUTBURST * excess)
+
+
+def bad_pixels(stack: Image, pattern: Image) -> Mask:
+    """What of a median stack neither its noise nor the known blobs explain: clusters that read high or low on most days.
+
+    On a day on which such a cluster reads otherwise it looks like a small blob.
+
+    Parameters
+    ----------
+    stack : ndarray, shape (ny, nx), float32
+        Median stack (fraction of the light).
+    pattern : ndarray, shape (ny, nx), float32
+        Its known blobs, from `difference.blob_pattern`.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), bool
+        Pixels without a value are not among them.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    noise = subtraction.clean_noise(stack)
+    return np.asarray(np.abs(stack - pattern) > UNEXPLAINED_SIGMA * noise + UNEXPLAINED_FRAC * np.abs(pattern))
+
+
+def on_bad_pixels(x: float, y: float, radius: float, bad: Mask) -> bool:
+    """Whether too much of a footprint (px) is known to be bad.
+
+    Parameters
+    ----------
+    bad
+        As in `judge`.
+    """
+    left, top = round(x) - HALF, round(y) - HALF
+    footprint = _distance(x - left, y - top, SIDE) <= radius
+    return bool(_window(bad.astype(np.float32), left, top, SIDE)[footprint].mean() >= MOST_MISSING)
 
 
 def _trimmed_snr(values: FloatArray) -> float:

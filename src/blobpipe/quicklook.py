@@ -375,8 +375,9 @@ def _search(
     cells = dense.probability_map(tools.network, scaled)
     known = _known(tools)
     pattern = None if stack is None else subtraction.blob_pattern(stack, known)
+    bad = None if stack is None or pattern is None else measure.bad_pixels(stack, pattern)
     found = detect.judged(
-        cells, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise, scatter=scatter
+        cells, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise, scatter=scatter, bad=bad
     )
     table = verdict.score(found, tools.point.weights)
     table["probability"] = tools.point.probability(table["score"].to_numpy())

@@ -191,8 +191,11 @@ def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFra
     """The way of the network that the model file holds."""
     if networks.kind_of_model(model) == "dense":
         dense_network, point = detect.load_operating_point(model)
-        pattern = None if stack is None else subtraction.blob_pattern(stack.data)
-        look = partial(_look_dense, dense_network, point, catalogue, stack, pattern)
+        reference = None
+        if stack is not None:
+            pattern = subtraction.blob_pattern(stack.data)
+            reference = detect.Reference(pattern, measure.bad_pixels(stack.data, pattern))
+        look = partial(_look_dense, dense_network, point, catalogue, stack, reference)
         return Search(look, partial(_tell_dense, point))
     network, _ = networks.load_model(model)
     return Search(partial(_look_report, network), partial(_tell_report, network, params.evaluate.threshold))
@@ -212,7 +215,7 @@ def _look_dense(
     point: detect.OperatingPoint,
     catalogue: pd.DataFrame | None,
     stack: MedianStack | None,
-    pattern: npt.NDArray[np.float32] | None,
+    reference: detect.Reference | None,
     frame: Prepared,
 ) -> Looked:
     cells = dense.probability_map(network, frame.scaled)
@@ -223,7 +226,8 @@ def _look_dense(
         frame.difference,
         catalogue=catalogue,
         shift_px=frame.shift,
-        pattern=pattern,
+        pattern=None if reference is None else reference.pattern,
+        bad=None if reference is None else reference.bad,
         noise_frac=frame.noise_frac,
         scatter=frames.find_plane(frame.path, "SCATTER") if stack is None else stack.scatter,
     )
