@@ -43,11 +43,10 @@ def judged(
     shift_px: tuple[float, float] = (0.0, 0.0),
     pattern: np.ndarray | None = None,
     scatter: np.ndarray | None = None,
+    bad: np.ndarray | None = None,
 ) -> list[str]:
-    table = measured(image, *peaks)
-    done = measure.judge(
-        table, image, catalogue=catalogue, shift_px=shift_px, pattern=pattern, noise_frac=NOISE, scatter=scatter
-    )
+    about = {"catalogue": catalogue, "shift_px": shift_px, "pattern": pattern, "scatter": scatter, "bad": bad}
+    done = measure.judge(measured(image, *peaks), image, noise_frac=NOISE, **about)
     return list(done["status"])
 
 
@@ -286,6 +285,24 @@ def test_what_flickers_in_the_stack_is_bad_pixels(place: tuple[int, int]) -> Non
     assert judged(image, place, scatter=scatter_of()) == ["new"]
     for sign in (-1, 1):
         assert judged(image, place, scatter=scatter_of((3, sign * cluster))) == ["bad_pixels"]
+
+
+@pytest.mark.parametrize("level", [-0.3, 0.3], ids=["bright", "dark"])
+def test_a_cluster_that_the_stack_shows_is_bad_pixels(level: float) -> None:
+    """Today it reads otherwise, which looks like a small blob. Neither noise, known blobs nor single pixels are bad."""
+    rng = np.random.default_rng(4)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    pattern = pattern_of()
+    stack = pattern + rng.normal(0, NOISE / 5, (SIDE, SIDE)).astype(np.float32)
+    stack[rng.random(stack.shape) < 0.02] += level
+    image, here, there = noise(), (80, 110), (50, 110)
+    for place in (here, there):
+        image += blob(*place, 3.0, 0.05)
+    stack[np.hypot(columns - here[0], rows - here[1]) <= 2.6] += level
+    bad = measure.bad_pixels(stack, pattern)
+    assert judged(image, here, there) == ["new", "new"]
+    assert judged(image, here, there, bad=bad) == ["bad_pixels", "new"]
+    assert bad[pattern > 0.01].mean() < 0.03
 
 
 def test_a_blob_deeper_than_any_flicker_explains_is_new() -> None:
