@@ -75,9 +75,11 @@ def _measure(folder: Path, n: int) -> dict[str, float]:
     """In the process of its own."""
     started = time.perf_counter()
     from blobpipe import frames
+    from blobpipe.cli import keep_memory
     from blobpipe.params import Evaluate, Params, Train
     from blobpipe.scan import scan
 
+    keep_memory()
     params = Params(evaluate=Evaluate(threshold=1.0), train=Train(threads=THREADS))
     paths = sorted((folder / "frames").iterdir())[:n]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
 
@@ -23,6 +24,8 @@ EXPLORE = "results/explore"
 MODEL, DENSE_MODEL = f"{TRAIN}/model.safetensors", f"{DENSE}/model.safetensors"
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of the GNU C library's mallopt
 
 # Everything heavy is imported by the command that needs it: `blobpipe --help` answers at once.
 
@@ -531,6 +534,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; errors of the user's making end as one line on stderr and exit status 1."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    keep_memory()
     try:
         return args.work(args) or 0
     except (BlobpipeError, OSError) as error:
@@ -541,6 +545,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("blobpipe: interrupted; the next run goes on where this one stopped", file=sys.stderr)
         return 130
+
+
+def keep_memory() -> None:
+    """Let freed memory stay with the process: fetching it anew for each image takes nearly as long as the work on it."""
+    with suppress(OSError, AttributeError):  # another C library has its own ways
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, 2**25)
+        library.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def _one_line(error: Exception) -> str:

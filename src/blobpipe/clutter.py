@@ -18,6 +18,7 @@ SIDE = 256  # of a piece of clutter, as of a subframe (px)
 STEP = 256  # kept as int16 in steps of 1/256 sigma
 NO_VALUE = -32768  # a pixel without a value: it becomes the median, as clipping makes it
 MAX_SIGMA = 120.0
+FAR = 7.0  # times the width of a line: beyond, less than a step is left of any
 
 Image = npt.NDArray[np.float32]
 
@@ -186,9 +187,13 @@ def _set(image: Image, where: npt.NDArray[np.bool_], values: npt.NDArray[np.floa
 
 
 def _line(image: Image, start: tuple[float, float], length: float, angle: float, width: float, value: float) -> None:
-    """Add a line with a Gaussian cross-section (sigma ``width`` px) and soft ends."""
-    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    """Add a line with a Gaussian cross-section (sigma ``width`` px) and soft ends, as far as it is above nothing."""
+    ends, length = np.array([start, start]), max(length, 0)
+    ends[1] += length * np.cos(angle), length * np.sin(angle)
+    left, top = np.clip(ends.min(0) - FAR * width, 0, SIDE).astype(int)
+    right, bottom = np.clip(ends.max(0) + FAR * width + 1, 0, SIDE).astype(int)
+    y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
     x, y = x - np.float32(start[0]), y - np.float32(start[1])
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    beyond = np.maximum(np.maximum(-along, along - max(length, 0)), 0)
-    image += (value * np.exp(-(across**2 + beyond**2) / (2 * width**2))).astype(np.float32)
+    beyond = np.maximum(np.maximum(-along, along - length), 0)
+    image[top:bottom, left:right] += (value * np.exp(-(across**2 + beyond**2) / (2 * width**2))).astype(np.float32)

@@ -138,10 +138,10 @@ class DenseRun(training.Run):
         for group in self.optimiser.param_groups:
             group["lr"] = self.params.rate * rising * falling
 
-    def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> training.Update:
+    def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> training.Way:
         draw, recipes, signal = self._draw(scene, recipes)
 
-        def update(rows: npt.NDArray[np.int64], seed: int) -> Tensor:
+        def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Targets, npt.NDArray[np.int64]]:
             pixels = render.vary(
                 scene,
                 recipes,
@@ -153,25 +153,27 @@ class DenseRun(training.Run):
                 pieces=self.pieces,
             )
             wanted = targets(recipes, rows, self.epoch, signal, self.params.min_snr)
-            return self._update_dense(torch.from_numpy(pixels[:, None]), wanted, draw.corner[rows])
+            return torch.from_numpy(pixels[:, None]), wanted, draw.corner[rows]
 
-        return update
+        return training.Way(prepare, lambda prepared, _: self._update_dense(*prepared))
 
-    def _resident(self, scene: render.Scene, recipes: render.Recipes) -> training.Update:
+    def _resident(self, scene: render.Scene, recipes: render.Recipes) -> training.Way:
         renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device, self.pieces)
         draw, recipes, signal = self._draw(scene, recipes)
         renderer.place(recipes)
         strength = render_gpu.by_row(recipes, draw.strength)
         turn = torch.tensor(self.epoch % renderer.copies, device=self.device)
 
-        def update(rows: npt.NDArray[np.int64], seed: int) -> Tensor:
+        def prepare(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Targets]:
+            return rows, targets(recipes, rows, self.epoch, signal, self.params.min_snr)
+
+        def update(prepared: tuple[npt.NDArray[np.int64], Targets], _: int) -> Tensor:
+            rows, wanted = prepared
             values = (rows, strength[rows], draw.noise_sigma[rows], draw.piece[rows])
             there, *varied = (torch.from_numpy(value).to(self.device) for value in values)
-            pixels = renderer.vary(there, turn, *varied)
-            wanted = targets(recipes, rows, self.epoch, signal, self.params.min_snr)
-            return self._update_dense(pixels, wanted, draw.corner[rows])
+            return self._update_dense(renderer.vary(there, turn, *varied), wanted, draw.corner[rows])
 
-        return update
+        return training.Way(prepare, update)
 
     def _draw(self, scene: render.Scene, recipes: render.Recipes) -> tuple[Drawn, render.Recipes, FloatArray]:
         """What is different in every epoch; the recipes with other stamps; and the S/N of their blobs as they are drawn."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -28,7 +29,8 @@ log = logging.getLogger(__name__)
 Image = npt.NDArray[np.float32]
 
 SHAPE = (1024, 1024)
-ROWS = 64  # the running median works on so many rows at a time: they fit the cache
+ROWS = 64  # of so many rows at a time the scatter is taken: they fit the cache
+TOGETHER = 256  # pixels, whose ordered values fit the cache
 SMOOTHING_PX = 1.1  # of the pattern: loses little of a blob's edge, most of the pixels' own pattern
 SEARCH_PX = 3.0  # how softly the neighbourhood of the pattern ends in which a shift is measured
 STEPS_PER_PX = 10  # of the correlation's peak
@@ -103,16 +105,58 @@ def running_median(images: Image, size: int) -> Image:
 
     Notes
     -----
-    Source: ISR 2021-08 section 2. Exact: the window slides, nothing is recomputed from nothing.
+    Source: ISR 2021-08 section 2. Exact: each pixel's values are kept in order as the window slides; many pixels at a time,
+    so that vectors compare them. A tenth of the time of a moving median that takes one pixel after the other.
     """
-    import bottleneck
-
-    medians = np.empty((len(images) - size + 1, *images.shape[1:]), np.float32)
-    for row in range(0, images.shape[1], ROWS):
-        block = np.ascontiguousarray(np.moveaxis(images[:, row : row + ROWS], 0, -1))
-        moving = bottleneck.move_median(block, size, min_count=1, axis=-1)[..., size - 1 :]
-        medians[:, row : row + ROWS] = np.moveaxis(moving, -1, 0)
+    n, *shape = images.shape
+    medians = np.empty((n - size + 1, *shape), np.float32)
+    _slide(images.reshape(n, -1), medians.reshape(len(medians), -1), size)
     return medians
+
+
+@nb.njit(cache=True, nogil=True)
+def _slide(images, medians, size):  # type: ignore[no-untyped-def]
+    """Values are ordered from the lowest; what is missing stands at the end, as infinite."""
+    n, n_pixels = images.shape
+    infinite = np.float32(np.inf)
+    for first in range(0, n_pixels, TOGETHER):
+        count = min(TOGETHER, n_pixels - first)
+        ordered, number = np.full((size + 1, TOGETHER), infinite), np.zeros(TOGETHER, np.int64)
+        leaving, coming = np.full(TOGETHER, infinite), np.full(TOGETHER, infinite)
+        for k in range(n):
+            _take(images[k, first : first + count], coming, number, 1)
+            if k >= size:
+                _take(images[k - size, first : first + count], leaving, number, -1)
+            for i in range(size):
+                _exchange(ordered[i], ordered[i + 1], leaving, coming)
+            if k >= size - 1:
+                _middle(ordered, number, medians[k - size + 1, first : first + count])
+
+
+@nb.njit(cache=True, nogil=True)
+def _take(values, taken, number, sign):  # type: ignore[no-untyped-def]
+    for x in range(len(values)):
+        there = values[x] == values[x]
+        number[x] += sign * there
+        taken[x] = values[x] if there else np.float32(np.inf)
+
+
+@nb.njit(cache=True, nogil=True)
+def _exchange(here, above, leaving, coming):  # type: ignore[no-untyped-def]
+    """One place in the order: from that of what leaves on, what is above moves down; what comes pushes what is higher up."""
+    for x in range(TOGETHER):
+        value, next_value, old, new = here[x], above[x], leaving[x], coming[x]
+        kept = value if value < old else next_value
+        here[x] = kept if kept < new else new
+        coming[x] = new if kept < new else kept
+
+
+@nb.njit(cache=True, nogil=True)
+def _middle(ordered, number, median):  # type: ignore[no-untyped-def]
+    for x in range(len(median)):
+        low, high = ordered[max(number[x] - 1, 0) // 2, x], ordered[number[x] // 2, x]
+        middle = (np.float64(low) + np.float64(high)) / 2
+        median[x] = np.float32(middle) if number[x] else np.float32(np.nan)
 
 
 def scatter(images: Image, stack: Image) -> Image:
@@ -255,11 +299,11 @@ def _smooth(image: npt.NDArray[Any], sigma: float, *, twice: bool = False) -> Im
     """Convolve with a Gaussian, and what that loses again if ``twice``; the image is taken as periodic."""
     from scipy.fft import irfft2, rfft2
 
-    fx, fy = _frequencies(image.shape)
+    fx, fy = _frequencies(image.shape[-2:])
     transfer = np.exp(-2 * (np.pi * sigma) ** 2 * (fx**2 + fy**2))
     if twice:
         transfer = 2 * transfer - transfer**2
-    return np.asarray(irfft2(rfft2(image.astype(np.float32)) * transfer, s=image.shape))
+    return np.asarray(irfft2(rfft2(image.astype(np.float32)) * transfer, s=image.shape[-2:]))
 
 
 def _frequencies(shape: tuple[int, ...]) -> tuple[Image, Image]:
@@ -278,11 +322,16 @@ def move_pattern(pattern: Image, shift: Shift) -> Image:
     shift : Shift
         Positive: to larger x and y.
     """
+    return _moved(pattern, *shift)
+
+
+def _moved(pattern: Image, x_px: Any, y_px: Any) -> Image:
+    """The same of several patterns, shape (n, ny, nx), where the shifts are of shape (n, 1, 1), float32."""
     from scipy.fft import irfft2, rfft2
 
-    fx, fy = _frequencies(pattern.shape)
-    ramp = np.exp(-2j * np.pi * fy * shift.y_px) * np.exp(-2j * np.pi * fx * shift.x_px)
-    return np.asarray(irfft2(rfft2(pattern) * ramp.astype(np.complex64), s=pattern.shape))
+    fx, fy = _frequencies(pattern.shape[-2:])
+    ramp = np.exp(-2j * np.pi * fy * y_px) * np.exp(-2j * np.pi * fx * x_px)
+    return np.asarray(irfft2(rfft2(pattern) * ramp.astype(np.complex64), s=pattern.shape[-2:]))
 
 
 def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
@@ -618,18 +667,20 @@ def with_recent_blobs(
         since = images[start:, *window]
         if shifts is not None:
             near = np.clip(1.55 * radius + LARGEST_SHIFT_PX - distance, 0, 1).astype(np.float32)
-            pairs = zip(since, shifts[start:], strict=True)
-            since = np.stack([_moved_back(image, shift, stack[window], near) for image, shift in pairs])
+            since = _moved_back(since, shifts[start:], stack[window], near)
         stack[window][inside] = bottleneck.nanmedian(since, axis=0)[inside]
     return stack
 
 
-def _moved_back(image: Image, shift: Shift, stack: Image, near: Image) -> Image:
-    """The neighbourhood of a blob that the stack has not learnt yet, the blob moved to its usual place."""
-    if np.hypot(*shift) <= NEGLIGIBLE_PX:
-        return image
-    blob = _smooth(np.nan_to_num(image - stack), SMOOTHING_PX, twice=True) * near
-    return image - blob + move_pattern(blob, Shift(-shift.x_px, -shift.y_px))
+def _moved_back(images: Image, shifts: Sequence[Shift], stack: Image, near: Image) -> Image:
+    """The neighbourhood of a blob that the stack has not learnt yet, in each image, the blob moved to its usual place."""
+    x, y = np.array(shifts, np.float32).reshape(-1, 2, 1, 1).swapaxes(0, 1)
+    far = np.flatnonzero(np.hypot(*np.array(shifts).T) > NEGLIGIBLE_PX)
+    images = images.copy()
+    if len(far):
+        blobs = _smooth(np.nan_to_num(images[far] - stack), SMOOTHING_PX, twice=True) * near
+        images[far] = images[far] - blobs + _moved(blobs, -x[far], -y[far])
+    return images
 
 
 def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> None:

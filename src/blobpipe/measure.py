@@ -7,10 +7,10 @@ with the weight of each shape's likelihood, and the spread between shapes is par
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -46,7 +46,6 @@ HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to noth
 FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
 WAVES = np.exp(1j * np.multiply.outer(np.arange(SIDE), FREQUENCIES)).astype(np.complex64)
 
-TOGETHER = 8  # peaks are fitted so many at a time: more do not stay in the cache
 SQUARES_PX = (5, 11)  # in which a rough S/N is taken: of the sharpest blobs, and of all others
 STEPS = 10  # of a fit at most; four are the rule
 ENOUGH = 0.1  # a step that gains less chi square than this is the last
@@ -100,17 +99,17 @@ class Cut(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Each of the ``s`` shapes on the cut-outs of ``k`` peaks, of ``n`` pixels each; or the same of one peak, without the first axis.
+    """Each of the ``s`` shapes on the cut-out of a peak, of ``n`` pixels.
 
     Attributes
     ----------
-    parameters : ndarray, shape (k, s, 5), float64
+    parameters : ndarray, shape (s, 5), float64
         x, y, radius (px), depth, background (in units of the noise).
-    residual : ndarray, shape (k, s, n), float32
+    residual : ndarray, shape (s, n), float32
         Data minus model; 0 on pixels that are not good.
-    slopes : ndarray, shape (k, s, 5, n), float32
+    slopes : ndarray, shape (s, 5, n), float32
         Derivatives of the model by the parameters; 0 on the same pixels.
-    chi2 : ndarray, shape (k, s), float64
+    chi2 : ndarray, shape (s,), float64
         With the prior's part.
     """
 
@@ -156,11 +155,10 @@ def measure(
     noise = _noise(difference) if noise_frac is None else float(noise_frac)
     rows = [[*peak[:2], *[np.nan] * (MEASURED - 1)] for peak in peaks]
     usable = [k for k, peak in enumerate(peaks) if noise > 0 and np.isfinite(peak).all()]
-    cuts = {k: cut for k in usable if (cut := _cut(difference, peaks, k, noise)).good.sum() >= FEWEST_PIXELS}
-    for first in range(0, len(cuts), TOGETHER):
-        some = list(cuts)[first : first + TOGETHER]
-        for k, row in zip(some, _measure_some([cuts[k] for k in some], peaks[some], noise), strict=True):
-            rows[k] = row
+    for k in usable:
+        cut = _cut(difference, peaks, k, noise)
+        if cut.good.sum() >= FEWEST_PIXELS:
+            rows[k] = _measure_one(cut, peaks[k], noise)
     table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
     found = pd.DataFrame(table[:, :-1], columns=list(DETECTION_COLUMNS[:MEASURED]))
     return found.assign(score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str), misfit=table[:, -1])
@@ -193,33 +191,43 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
     for k, window in enumerate(windows):
         finite = np.isfinite(window)
         if finite.any():
-            signal = np.where(finite, window - np.median(window[finite]), 0)
-            sums = np.pad(signal.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-            for side in SQUARES_PX:
-                squares = sums[side:, side:] - sums[side:, :-side] - sums[:-side, side:] + sums[:-side, :-side]
-                trim = (max(SQUARES_PX) - side) // 2
-                inner = squares[trim : len(squares) - trim, trim : len(squares) - trim]
-                found[k] = max(found[k], inner.max() / (side * noise_frac))
+            found[k] = _brightest_square(np.where(finite, window - np.median(window[finite]), 0)) / noise_frac
     return found
+
+
+@nb.njit(cache=True, nogil=True)
+def _brightest_square(signal):  # type: ignore[no-untyped-def]
+    """Highest sum of a square, by the root of its area."""
+    side, brightest = len(signal), 0.0
+    sums = np.zeros((side + 1, side + 1))
+    for y in range(side):
+        for x in range(side):
+            sums[y + 1, x + 1] = sums[y, x + 1] + sums[y + 1, x] - sums[y, x] + signal[y, x]
+    for square in SQUARES_PX:
+        trim = (max(SQUARES_PX) - square) // 2
+        for y in range(trim, side + 1 - square - trim):
+            for x in range(trim, side + 1 - square - trim):
+                right, top = x + square, y + square
+                inside = sums[top, right] - sums[y, right] - sums[top, x] + sums[y, x]
+                brightest = max(brightest, inside / square)
+    return brightest
 
 
 def _noise(difference: Image) -> float:
     return frames.median_and_noise(difference)[1] if np.isfinite(difference).any() else float("nan")
 
 
-def _measure_some(cuts: list[Cut], peaks: FloatArray, noise: float) -> Iterator[list[float]]:
-    """What is measured at some of the peaks, in the order of `DETECTION_COLUMNS`, and the misfit."""
-    starts = np.stack([_start(cut, *peak[:2]) for cut, peak in zip(cuts, peaks, strict=True)])
-    low, high = _limits(starts)
-    models = _fit(cuts, starts, low, high)
-    inside = (models.parameters[..., :4] > low[:, None, :4]) & (models.parameters[..., :4] < high[:, None, :4])
-    usable = inside.all(axis=-1) & (models.parameters[..., 3] > 0)
-    for k, (cut, start) in enumerate(zip(cuts, starts, strict=True)):
-        model = Model(*(values[k] for values in models))
-        found = _averaged(cut, model, usable[k]) if usable[k].any() else _unfitted(cut, start)
-        x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = found
-        place = [x + cut.x, y + cut.y, x_err, y_err, radius, radius_err]
-        yield [*place, noise * depth, noise * depth_err, noise * loss, snr, _misfit(cut, model)]
+def _measure_one(cut: Cut, peak: FloatArray, noise: float) -> list[float]:
+    """What is measured at a peak, in the order of `DETECTION_COLUMNS`, and the misfit."""
+    start = _start(cut, *peak[:2])
+    low, high = _limits(start)
+    model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, _table()))
+    inside = (model.parameters[:, :4] > low[:4]) & (model.parameters[:, :4] < high[:4])
+    usable = inside.all(axis=1) & (model.parameters[:, 3] > 0)
+    found = _averaged(cut, model, usable) if usable.any() else _unfitted(cut, start)
+    x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = found
+    place = [x + cut.x, y + cut.y, x_err, y_err, radius, radius_err]
+    return [*place, noise * depth, noise * depth_err, noise * loss, snr, _misfit(cut, model)]
 
 
 def _misfit(cut: Cut, model: Model) -> float:
@@ -233,11 +241,11 @@ def _misfit(cut: Cut, model: Model) -> float:
     return left - float(np.clip(left - 1, 0, (OTHER_SHAPES * depth) ** 2))
 
 
-def _limits(starts: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _limits(start: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Between which the parameters of fits may lie."""
     reach = np.array([FARTHEST_PX, FARTHEST_PX, 0, np.inf, np.inf])
-    low, high = starts - reach, starts + reach
-    low[:, 2], high[:, 2] = RADII_PX[[0, -1]]
+    low, high = start - reach, start + reach
+    low[2], high[2] = RADII_PX[[0, -1]]
     return low, high
 
 
@@ -321,45 +329,89 @@ def _amplitudes(shape: profiles.Shape, radius: float) -> FloatArray:
     return np.asarray(spectrum * twice * twice[:, None])
 
 
-def _interpolated(radius: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Amplitudes of each shape at its radius, and their derivatives by it; each of shape (..., shapes, HIGHEST, HIGHEST)."""
-    places = np.clip(np.searchsorted(RADII_PX, radius) - 1, 0, len(RADII_PX) - 2)
-    t = radius - RADII_PX[places]
-    one, none = np.ones_like(t), np.zeros_like(t)
-    powers = np.array([[t**3, t**2, t, one], [3 * t**2, 2 * t, one, none]], np.float32)
-    both = np.moveaxis(powers, (0, 1), (-2, -1)) @ _table()[places, np.arange(radius.shape[-1])]
-    both = both.reshape(*radius.shape, 2, HIGHEST, HIGHEST)
-    return both[..., 0, :, :], both[..., 1, :, :]
+@nb.njit(cache=True, nogil=True)
+def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
+    """Amplitudes of a shape at a radius, and their derivatives by it; both of shape (HIGHEST, HIGHEST), float32."""
+    place = min(max(np.searchsorted(RADII_PX, radius) - 1, 0), len(RADII_PX) - 2)
+    t, cubes = np.float32(radius - RADII_PX[place]), table[place, shape]
+    amplitudes, slopes = np.empty(HIGHEST * HIGHEST, np.float32), np.empty(HIGHEST * HIGHEST, np.float32)
+    for k in range(HIGHEST * HIGHEST):
+        a, b, c, d = cubes[0, k], cubes[1, k], cubes[2, k], cubes[3, k]
+        amplitudes[k] = ((a * t + b) * t + c) * t + d
+        slopes[k] = (np.float32(3) * a * t + np.float32(2) * b) * t + c
+    return amplitudes.reshape(HIGHEST, HIGHEST), slopes.reshape(HIGHEST, HIGHEST)
 
 
-def _waves(centre: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Cosines around each centre, and their derivatives by it; each of shape (..., SIDE, HIGHEST)."""
-    waves = np.exp(-1j * np.multiply.outer(centre, FREQUENCIES)).astype(np.complex64)[..., None, :] * WAVES
-    return np.ascontiguousarray(waves.real), waves.imag * FREQUENCIES
+@nb.njit(cache=True, nogil=True)
+def _waves(centre):  # type: ignore[no-untyped-def]
+    """Cosines around a centre, and their derivatives by it; both of shape (SIDE, HIGHEST), float32."""
+    waves, slopes = np.empty((SIDE, HIGHEST), np.float32), np.empty((SIDE, HIGHEST), np.float32)
+    for k in range(HIGHEST):
+        cos, sin = np.float32(np.cos(centre * FREQUENCIES[k])), np.float32(np.sin(centre * FREQUENCIES[k]))
+        for x in range(SIDE):
+            wave = WAVES[x, k]
+            waves[x, k] = wave.real * cos + wave.imag * sin
+            slopes[x, k] = (wave.imag * cos - wave.real * sin) * FREQUENCIES[k]
+    return waves, slopes
 
 
-def _model(values: FloatArray, good: FloatArray, parameters: FloatArray) -> Model:
-    """The model of cut-outs (both of shape (k, n), float32; ``good`` is 0 or 1), for parameters of shape (k, s, 5)."""
-    x, y, radius, depth, background = np.moveaxis(parameters, -1, 0)
-    amplitudes, by_radius = _interpolated(radius)
-    (cos_x, cos_y), (sin_x, sin_y) = _waves(np.stack([x, y]))
-    cos_x, sin_x, along_y = cos_x.swapaxes(-1, -2), sin_x.swapaxes(-1, -2), cos_y @ amplitudes
-    images = (along_y @ sin_x, sin_y @ amplitudes @ cos_x, cos_y @ by_radius @ cos_x, along_y @ cos_x)
-    slopes = np.empty((*parameters.shape, values.shape[-1]), np.float32)
-    for i, image in enumerate(images):
-        np.multiply(image.reshape(*image.shape[:2], -1), good[:, None], out=slopes[:, :, i])
-    slopes[:, :, 4] = good[:, None]
-    depth, background = depth.astype(np.float32)[..., None], background.astype(np.float32)[..., None]
-    residual = values[:, None] - depth * slopes[:, :, 3] - background * slopes[:, :, 4]
-    slopes[:, :, :3] *= depth[..., None]
-    prior = np.square((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) - 2 * np.log(SHAPE_SHARES)[: radius.shape[-1]]
-    return Model(parameters, residual, slopes, np.einsum("ksn,ksn->ks", residual, residual) + prior)
+@nb.njit(cache=True, nogil=True, fastmath={"contract"})
+def _multiply(left, right, product):  # type: ignore[no-untyped-def]
+    """Product of two matrices, row by row: vectors of columns are added at a time."""
+    for y in range(left.shape[0]):
+        row = product[y]
+        row[:] = 0
+        for k in range(left.shape[1]):
+            factor, other = left[y, k], right[k]
+            for x in range(len(row)):
+                row[x] += factor * other[x]
+
+
+@nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for k in range(len(a)):
+        total += a[k] * b[k]
+    return np.float64(total)
+
+
+@nb.njit(cache=True, nogil=True)
+def _model(values, good, table, shape, parameters, residual, slopes):  # type: ignore[no-untyped-def]
+    """The model of a cut-out (``values`` and ``good``, which is 0 or 1, of shape (n,), float32): fills in residual and slopes.
+
+    Returns
+    -------
+    float
+        Chi square, with the prior's part.
+    """
+    x, y, radius, depth, background = parameters
+    amplitudes, by_radius = _interpolated(table, shape, radius)
+    (cos_x, sin_x), (cos_y, sin_y) = _waves(x), _waves(y)
+    cos_x, sin_x = np.ascontiguousarray(cos_x.T), np.ascontiguousarray(sin_x.T)
+    along_y, images = np.empty((SIDE, HIGHEST), np.float32), slopes.reshape(5, SIDE, SIDE)
+    _multiply(cos_y, amplitudes, along_y)
+    _multiply(along_y, sin_x, images[0])
+    _multiply(along_y, cos_x, images[3])
+    _multiply(sin_y, amplitudes, along_y)
+    _multiply(along_y, cos_x, images[1])
+    _multiply(cos_y, by_radius, along_y)
+    _multiply(along_y, cos_x, images[2])
+    depth, background = np.float32(depth), np.float32(background)
+    for k in range(len(values)):
+        slopes[0, k] *= good[k] * depth
+        slopes[1, k] *= good[k] * depth
+        slopes[2, k] *= good[k] * depth
+        slopes[3, k] *= good[k]
+        slopes[4, k] = good[k]
+        residual[k] = values[k] - depth * slopes[3, k] - background * good[k]
+    prior = ((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) ** 2 - 2 * np.log(SHAPE_SHARES[shape])
+    return _dot(residual, residual) + prior
 
 
 def _start(cut: Cut, x: float, y: float) -> FloatArray:
     """Parameters to start from: the highest place of the smoothed cut-out, and the disc that fits best there."""
     x, y = _highest(cut, x - cut.x, y - cut.y)
-    (cos_y, cos_x), values = _waves(np.array([y, x]))[0], cut.values[cut.good]
+    cos_y, cos_x, values = _waves(y)[0], _waves(x)[0], cut.values[cut.good]
     amplitudes = _table()[list(FIRST_RADII), 0, 3].reshape(-1, HIGHEST, HIGHEST)
     discs = (cos_y @ amplitudes @ cos_x.T).reshape(len(FIRST_RADII), -1)[:, cut.good]
     high = discs - discs.mean(axis=1, keepdims=True)
@@ -380,40 +432,65 @@ def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
     return float(place % SIDE), float(place // SIDE)
 
 
-def _fit(cuts: list[Cut], starts: FloatArray, low: FloatArray, high: FloatArray) -> Model:
-    """All shapes at all peaks at once by Levenberg's and Marquardt's least squares, within limits."""
-    n_shapes = len(profiles.SHAPES)
-    values, good = np.stack([cut.values for cut in cuts]), np.stack([cut.good for cut in cuts]).astype(np.float32)
-    best = _model(values, good, np.repeat(starts[:, None], n_shapes, axis=1))
-    damping, going = np.full((len(cuts), n_shapes), 1e-3), np.arange(len(cuts))
+@nb.njit(cache=True, nogil=True)
+def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
+    """All shapes at a peak by Levenberg's and Marquardt's least squares, within limits: what makes a `Model`."""
+    n_shapes, n = table.shape[1], len(values)
+    parameters, chi2 = np.empty((n_shapes, 5)), np.empty(n_shapes)
+    residual, slopes = np.empty((n_shapes, n), np.float32), np.empty((n_shapes, 5, n), np.float32)
+    new_residual, new_slopes = np.empty(n, np.float32), np.empty((5, n), np.float32)
+    damping, gain, moved = np.full(n_shapes, 1e-3), np.empty(n_shapes), np.empty(5)
+    for shape in range(n_shapes):
+        parameters[shape] = start
+        chi2[shape] = _model(values, good, table, shape, start, residual[shape], slopes[shape])
     for _ in range(STEPS):
-        current = Model(*(values[going] for values in best))
-        normal, slope = _normal(current)
-        diagonal = np.einsum("...ii->...i", normal)
-        diagonal *= 1 + damping[going][..., None]
-        step = np.linalg.solve(normal, slope[..., None])[..., 0]
-        moved = np.clip(current.parameters + step, low[going, None], high[going, None])
-        trial = _model(values[going], good[going], moved)
-        gain = current.chi2 - trial.chi2
-        damping[going] *= np.where(gain < 0, 10, 0.1)
-        peak, shape = np.nonzero(gain >= 0)
-        for known, new in zip(best, trial, strict=True):
-            known[going[peak], shape] = new[peak, shape]
-        lag = best.chi2[going] - best.chi2[going].min(axis=1, keepdims=True)
-        going = going[(np.abs(gain) >= np.maximum(ENOUGH, HOPELESS * lag)).any(axis=1)]
-        if not len(going):
+        for shape in range(n_shapes):
+            normal, step = _normal(parameters[shape], residual[shape], slopes[shape])
+            for i in range(5):
+                normal[i, i] *= 1 + damping[shape]
+            _solve(normal, step)
+            for i in range(5):
+                moved[i] = min(max(parameters[shape, i] + step[i], low[i]), high[i])
+            new_chi2 = _model(values, good, table, shape, moved, new_residual, new_slopes)
+            gain[shape] = chi2[shape] - new_chi2
+            damping[shape] *= 10 if gain[shape] < 0 else 0.1
+            if gain[shape] >= 0:
+                parameters[shape], residual[shape], slopes[shape] = moved, new_residual, new_slopes
+                chi2[shape] = new_chi2
+        best, going = chi2.min(), False
+        for shape in range(n_shapes):
+            going |= abs(gain[shape]) >= max(ENOUGH, HOPELESS * (chi2[shape] - best))
+        if not going:
             break
-    return best
+    return parameters, residual, slopes, chi2
 
 
-def _normal(model: Model) -> tuple[FloatArray, FloatArray]:
-    """The normal matrix of each shape, and its right-hand side."""
-    normal = (model.slopes @ model.slopes.swapaxes(-1, -2)).astype(np.float64) + np.diag(
-        [0, 0, 1 / RADIUS_SPREAD_PX**2, 0, 0]
-    )
-    np.einsum("...ii->...i", normal)[...] += 1e-6  # what is not there leaves its parameters where they are
-    slope = (model.slopes @ model.residual[..., None])[..., 0].astype(np.float64)
-    slope[..., 2] -= (model.parameters[..., 2] - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX**2
+@nb.njit(cache=True, nogil=True)
+def _solve(matrix, vector):  # type: ignore[no-untyped-def]
+    """Linear equations in place, the solution in ``vector``; the matrix is positive definite: any pivot will do."""
+    for i in range(5):
+        for j in range(i + 1, 5):
+            factor = matrix[j, i] / matrix[i, i]
+            vector[j] -= factor * vector[i]
+            for k in range(i, 5):
+                matrix[j, k] -= factor * matrix[i, k]
+    for i in range(4, -1, -1):
+        for k in range(i + 1, 5):
+            vector[i] -= matrix[i, k] * vector[k]
+        vector[i] /= matrix[i, i]
+
+
+@nb.njit(cache=True, nogil=True)
+def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
+    """The normal matrix of a shape, and its right-hand side."""
+    normal, slope = np.empty((5, 5)), np.empty(5)
+    for i in range(5):
+        slope[i] = _dot(slopes[i], residual)
+        for j in range(i + 1):
+            normal[i, j] = normal[j, i] = _dot(slopes[i], slopes[j])
+        normal[i, i] += 1e-6  # what is not there leaves its parameters where they are
+    normal[2, 2] += 1 / RADIUS_SPREAD_PX**2
+    slope[2] -= (parameters[2] - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX**2
     return normal, slope
 
 
@@ -424,9 +501,10 @@ def _averaged(cut: Cut, model: Model, usable: Mask) -> list[float]:
     weights = np.exp((chi2.min() - chi2) / (2 * misfit))
     weights /= weights.sum()
     values, depths = model.parameters[usable], model.parameters[usable, 3]
-    normal = _normal(model)[0][usable]
+    normal = np.array([_normal(*each)[0] for each in zip(*model[:3], strict=True)])[usable]
     snr = depths * np.sqrt(normal[:, 3, 3])
-    loss = depths * _interpolated(model.parameters[:, 2])[0][usable, 0, 0] * PERIOD_PX**2
+    sums = [_profile_sum(shape, radius) for shape, radius in enumerate(model.parameters[:, 2])]
+    loss = depths * np.array(sums)[usable]
     variances = misfit * np.einsum("kii->ki", np.linalg.inv(normal))
     mean = weights @ values
     x_err, y_err, radius_err, depth_err, _ = np.sqrt(weights @ (variances + np.square(values - mean)))
@@ -440,9 +518,14 @@ def _averaged(cut: Cut, model: Model, usable: Mask) -> list[float]:
 def _unfitted(cut: Cut, start: FloatArray) -> list[float]:
     """The disc that a failed fit started from, without errors, in the order of `_averaged`."""
     x, y, radius, depth, _ = start
-    disc = _model(cut.values[None], cut.good[None].astype(np.float32), start[None, None]).slopes[0, 0, 3]
-    loss = depth * float(_interpolated(start[2:3])[0][0, 0, 0]) * PERIOD_PX**2
-    return [x, y, np.nan, np.nan, radius, np.nan, depth, np.nan, loss, float(depth * np.linalg.norm(disc))]
+    residual, slopes = np.empty_like(cut.values), np.empty((5, len(cut.values)), np.float32)
+    _model(cut.values, cut.good.astype(np.float32), _table(), 0, start, residual, slopes)
+    loss, snr = depth * _profile_sum(0, radius), float(depth * np.linalg.norm(slopes[3]))
+    return [x, y, np.nan, np.nan, radius, np.nan, depth, np.nan, loss, snr]
+
+
+def _profile_sum(shape: int, radius: float) -> float:
+    return float(_interpolated(_table(), shape, radius)[0][0, 0]) * PERIOD_PX**2
 
 
 def without_repeats(detections: pd.DataFrame, within_px: float = KNOWN_PX) -> pd.DataFrame:

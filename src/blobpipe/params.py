@@ -177,9 +177,9 @@ class Train(Section):
 
     seed: Seed = Field(1, description="Seed of the weights, of the order of subframes and of dropout.")
     batch_size: int = Field(100, ge=1, le=100_000, description="Subframes per update (count). ISR 5.")
-    epochs: int = Field(8, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
+    epochs: int = Field(6, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
     adam_epochs: int = Field(
-        6, ge=0, le=100_000, description="First epochs with Adam, the rest with SGD (count). ISR 5: 5."
+        5, ge=0, le=100_000, description="First epochs with Adam, the rest with SGD (count). ISR 5: 5."
     )
     adam_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
     sgd_rate: float = Field(
@@ -210,7 +210,7 @@ class Dense(Section):
 
     seed: Seed = Field(1, description="Seed of the weights, of the clutter and of what is drawn in every epoch.")
     batch_size: int = Field(32, ge=1, le=100_000, description="Subframes per update (count).")
-    epochs: int = Field(5, ge=1, le=100_000, description="Passes through the training subframes (count).")
+    epochs: int = Field(4, ge=1, le=100_000, description="Passes through the training subframes (count).")
     rate: float = Field(4e-3, gt=0, le=1, description="Highest learning rate of AdamW; falls to zero along a cosine.")
     crop_px: int = Field(128, ge=32, le=256, multiple_of=16, description="Side of the part of a subframe shown (px).")
     strength: tuple[Positive, Positive] = Field(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,6 @@ from blobpipe.params import Params
 
 log = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of the GNU C library's mallopt
 READ_AHEAD = 4  # frames that are looked at, or wait to be told of
 STANDARDISING = Lock()  # not every way that Numba runs threads can be asked by two at once
 
@@ -103,7 +100,6 @@ def scan(
         if names.count(name) > 1:
             raise FrameError(f"{name}: two images of this name; the tables could not tell them apart; rename one")
     networks.set_threads(1)  # whole frames share the cores: no thread waits for another
-    _keep_memory()
     known = None if catalogue is None else frames.read_table(catalogue, ("x_px", "y_px", "radius_px"))
     stack = None if difference else _read_stack(reference)
     search = _choose_search(model, stack, known, params)
@@ -124,14 +120,6 @@ def scan(
         frames.write_table(out_dir / f"{name}.csv", pd.DataFrame(rows, columns=list(columns)))
     log.info("images scanned: %d, detections: %d, in %s", len(paths), len(found.detections), out_dir)
     return int(any(row["status"] == "rejected" for row in found.frames))
-
-
-def _keep_memory() -> None:
-    """Let freed memory stay with the process: fetching it anew for each frame takes nearly as long as the work on it."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
-        library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, 2**25)
-        library.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 class MedianStack(NamedTuple):

@@ -9,10 +9,12 @@ import math
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -27,8 +29,6 @@ from blobpipe import __version__, augment, cutout, figures, frames, networks, re
 from blobpipe.params import Train
 
 log = logging.getLogger(__name__)
-
-Update = Callable[[npt.NDArray[np.int64], int], Tensor]
 
 HISTORY = ("epoch", "train_loss", "val_loss", "val_accuracy", "rate")
 
@@ -85,6 +85,13 @@ def train(
     shutil.rmtree(out_dir / "checkpoint", ignore_errors=True)
 
 
+class Way(NamedTuple):
+    """How a batch is worked on: what can be done with its rows beforehand, and the update with that and a seed, to the loss."""
+
+    prepare: Callable[[npt.NDArray[np.int64]], Any]
+    update: Callable[[Any, int], Tensor]
+
+
 class Run:
     """A training run between two epochs: network, optimiser, history, and time spent."""
 
@@ -118,16 +125,16 @@ class Run:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.network.train()
         steps = tqdm(batches, f"epoch {self.epoch + 1}/{params.epochs}", unit="batch", disable=None)
-        update = self._resident(scene, recipes) if self.device.type == "cuda" else self._streamed(scene, recipes)
-        for step, rows in enumerate(steps):
+        way = self._resident(scene, recipes) if self.device.type == "cuda" else self._streamed(scene, recipes)
+        for step, (rows, prepared) in enumerate(zip(steps, _ahead(way.prepare, batches), strict=True)):
             self._set_rate(self.epoch + step / len(batches))
-            total += update(rows, int(seeds[step])).double() * len(rows)
+            total += way.update(prepared, int(seeds[step])).double() * len(rows)
         train_loss = total.item() / len(recipes)
         self.seconds += time.perf_counter() - started
         self.n_seen += len(recipes)
         self._record(train_loss, monitor, labels)
 
-    def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> Update:
+    def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> Way:
         """Updates from subframes that are rendered on the CPU, or were, in an earlier epoch."""
 
         def rendered(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -139,13 +146,16 @@ class Run:
             for rows in np.array_split(np.arange(len(recipes)), math.ceil(len(recipes) / self.params.batch_size)):
                 self.kept[copy][rows] = rendered(rows)
 
-        def update(rows: npt.NDArray[np.int64], seed: int) -> Tensor:
+        def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
             pixels = self.kept[copy][rows].astype(np.float32) if self.params.keep_rendered else rendered(rows)
-            return self._update(torch.from_numpy(pixels[:, None]), torch.from_numpy(recipes.label[rows]), seed)
+            return torch.from_numpy(pixels[:, None]), torch.from_numpy(recipes.label[rows])
 
-        return update
+        def update(prepared: tuple[Tensor, Tensor], seed: int) -> Tensor:
+            return self._update(*prepared, seed)
 
-    def _resident(self, scene: render.Scene, recipes: render.Recipes) -> Update:
+        return Way(prepare, update)
+
+    def _resident(self, scene: render.Scene, recipes: render.Recipes) -> Way:
         """Updates from subframes that are rendered on the GPU; all of them but the first are one recorded graph."""
         renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device)
 
@@ -153,7 +163,10 @@ class Run:
             return self._update(renderer.render(rows, copy, self.noise_sigma), renderer.label[rows], seed)
 
         recorded = self.recorded = self.recorded or render_gpu.Recorded(work)
-        return lambda rows, seed: recorded(*map(torch.as_tensor, (rows, self.epoch % renderer.copies, seed)))
+        return Way(
+            torch.as_tensor,
+            lambda rows, seed: recorded(rows, *map(torch.as_tensor, (self.epoch % renderer.copies, seed))),
+        )
 
     def _update(self, subframes: Tensor, labels: Tensor, seed: int | Tensor) -> Tensor:
         loss = F.cross_entropy(self.network(subframes, seed), labels)
@@ -254,6 +267,16 @@ class Run:
                 _, i, key = name.split(".")
                 state.setdefault(int(i), {})[key] = tensor
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
+
+
+def _ahead(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """``work(item)`` of each item, begun in a thread while what came before is used."""
+    with ThreadPoolExecutor(1, "ahead", numba.set_num_threads, (numba.get_num_threads(),)) as pool:
+        waiting = [pool.submit(work, item) for item in items[:1]]
+        for item in items[1:]:
+            waiting.append(pool.submit(work, item))
+            yield waiting.pop(0).result()
+        yield from (last.result() for last in waiting)
 
 
 def choose_device(device: str) -> torch.device:

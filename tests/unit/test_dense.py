@@ -164,7 +164,8 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(made_project: Path, tmp
         run = new_run(made_project, tmp_path, SMALL.model_copy(update={"threads": threads}))
         for network in run.copies:
             network.eval()
-        run._streamed(scene, recipes)(np.arange(10), 0)
+        way = run._streamed(scene, recipes)
+        way.update(way.prepare(np.arange(10)), 0)
         slopes.append(torch.cat([weights.grad.flatten() for weights in run.network.parameters()]))
     assert slopes[0].abs().max() > 0.1
     for other in slopes[1:]:
