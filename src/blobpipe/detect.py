@@ -232,12 +232,25 @@ def measured_at(peaks: dense.Peaks, difference: npt.NDArray[np.float32], noise_f
     return measure.without_repeats(measure.measure(difference, x[worth], y[worth], score[worth], noise_frac))
 
 
-def highest_score(candidates: pd.DataFrame, x0_px: int, y0_px: int) -> float:
-    """Highest score of the candidates on a subframe that were not judged to be something else; 0 if there is none."""
+def highest_scores(candidates: pd.DataFrame, corners_px: npt.NDArray[np.int64]) -> FloatArray:
+    """Highest score of the candidates on each subframe that were not judged to be something else.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        Judged, with scores.
+    corners_px : ndarray, shape (n, 2)
+        x, y of each subframe's first pixel.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+        0 where there is none.
+    """
     candidates = candidates[candidates["status"].isin(["", "new"])]
-    x, y = (candidates[name].to_numpy() - start for name, start in (("x_px", x0_px), ("y_px", y0_px)))
-    inside = (x >= -0.5) & (x < render.SIDE - 0.5) & (y >= -0.5) & (y < render.SIDE - 0.5)
-    return float(candidates["score"].to_numpy()[inside].max(initial=0.0))
+    place = candidates[["x_px", "y_px"]].to_numpy() - corners_px[:, None]
+    inside = ((place >= -0.5) & (place < render.SIDE - 0.5)).all(axis=2)
+    return np.asarray(np.where(inside, candidates["score"].to_numpy(), 0.0).max(axis=1, initial=0.0))
 
 
 def practise(

@@ -256,7 +256,7 @@ def _cut(difference: Image, peaks: FloatArray, k: int, noise: float) -> Cut:
     return Cut(x, y, np.where(good, values, np.float32(0)).ravel(), good.ravel())
 
 
-def _window(image: Image, x: int, y: int, side: int) -> Image:
+def _window(image: Image | Mask, x: int, y: int, side: int) -> Image:
     """A square whose first pixel is at x, y; NaN off the image."""
     ny, nx = image.shape
     window = np.full((side, side), np.nan, np.float32)
@@ -411,15 +411,35 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
 def _start(cut: Cut, x: float, y: float) -> FloatArray:
     """Parameters to start from: the highest place of the smoothed cut-out, and the disc that fits best there."""
     x, y = _highest(cut, x - cut.x, y - cut.y)
-    cos_y, cos_x, values = _waves(y)[0], _waves(x)[0], cut.values[cut.good]
-    amplitudes = _table()[list(FIRST_RADII), 0, 3].reshape(-1, HIGHEST, HIGHEST)
-    discs = (cos_y @ amplitudes @ cos_x.T).reshape(len(FIRST_RADII), -1)[:, cut.good]
-    high = discs - discs.mean(axis=1, keepdims=True)
-    power = np.maximum(np.einsum("kn,kn->k", high, high), 1e-6)
-    depths = high @ (values - values.mean()) / power
-    best = int(np.argmax(np.where(depths > 0, depths**2 * power, 0)))
-    background = values.mean() - depths[best] * discs[best].mean()
-    return np.array([x, y, RADII_PX[FIRST_RADII[best]], depths[best], background], np.float64)
+    radius, depth, background = _best_disc(cut.values, cut.good, _table(), x, y)
+    return np.array([x, y, radius, depth, background])
+
+
+@nb.njit(cache=True, nogil=True)
+def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
+    """Radius of the disc at x, y that explains most, its depth and the background around it; only discs that darken do."""
+    n, total = 0, 0.0
+    for k in range(len(values)):
+        n += good[k]
+        total += good[k] * values[k]
+    along_y, disc = np.empty((SIDE, HIGHEST), np.float32), np.empty((SIDE, SIDE), np.float32)
+    cos_y, cos_x = _waves(y)[0], np.ascontiguousarray(_waves(x)[0].T)
+    most, best = -1.0, (0.0, 0.0, 0.0)
+    for place in FIRST_RADII:
+        radius = RADII_PX[place]
+        _multiply(cos_y, _interpolated(table, 0, radius)[0], along_y)
+        _multiply(along_y, cos_x, disc)
+        sum_d, sum_dd, sum_dv = 0.0, 0.0, 0.0
+        for k, d in enumerate(disc.ravel()):
+            sum_d += good[k] * d
+            sum_dd += good[k] * d * d
+            sum_dv += good[k] * d * values[k]
+        power = max(sum_dd - sum_d * sum_d / n, 1e-6)
+        depth = (sum_dv - sum_d * total / n) / power
+        explained = depth * depth * power if depth > 0 else 0.0
+        if explained > most:
+            most, best = explained, (radius, depth, (total - depth * sum_d) / n)
+    return best
 
 
 def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
@@ -739,7 +759,7 @@ def on_bad_pixels(x: float, y: float, radius: float, bad: Mask) -> bool:
     """
     left, top = round(x) - HALF, round(y) - HALF
     footprint = _distance(x - left, y - top, SIDE) <= radius
-    return bool(_window(bad.astype(np.float32), left, top, SIDE)[footprint].mean() >= MOST_MISSING)
+    return bool(_window(bad, left, top, SIDE)[footprint].mean() >= MOST_MISSING)
 
 
 def _trimmed_snr(values: FloatArray) -> float:

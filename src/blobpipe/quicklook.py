@@ -413,7 +413,7 @@ def _subframes(cells: Image, table: pd.DataFrame, point: detect.OperatingPoint) 
     for row in range(-(-cells.shape[0] // side)):
         for col in range(-(-cells.shape[1] // side)):
             part = cells[row * side : (row + 1) * side, col * side : (col + 1) * side]
-            highest = np.array([detect.highest_score(table, col * render.SIDE, row * render.SIDE)])
+            highest = detect.highest_scores(table, render.SIDE * np.array([[col, row]]))
             rows.append(
                 {
                     "row": row,

@@ -227,7 +227,7 @@ def _look_dense(
 def _tell_dense(point: detect.OperatingPoint, seen: Looked, out_dir: Path, found: Found) -> None:
     found.detections += [dict(row) for _, row in seen.detections.iterrows()]
     _, origins = tiles.tile(seen.frame.scaled)
-    highest = np.array([detect.highest_score(seen.candidates, x0, y0) for _, _, x0, y0 in origins])
+    highest = detect.highest_scores(seen.candidates, origins[:, 2:])
     _note(seen.frame, origins, point.probability(highest), highest >= point.threshold, found)
     for row in seen.detections.query("status == 'new'").to_dict("records"):
         _draw(seen.frame, seen.cells, row, out_dir)

@@ -84,10 +84,9 @@ def test_a_subframe_has_the_highest_score_on_it() -> None:
     places = {"x_px": [255.4, 255.6, 300.0, 9.0, 9.0], "y_px": [10.0, 10.0, 600.0, 9.0, 9.0]}
     scores = {"score": [0.3, 0.6, 0.9, 0.8, 0.7], "status": ["", "new", "", "bad_pixels", "dip"]}
     found = pd.DataFrame(places | scores)
-    assert detect.highest_score(found, 0, 0) == 0.3
-    assert detect.highest_score(found, 256, 0) == 0.6
-    assert detect.highest_score(found, 0, 256) == 0.0
-    assert detect.highest_score(found[:0], 0, 0) == 0.0
+    corners = np.array([[0, 0], [256, 0], [0, 256]])
+    np.testing.assert_array_equal(detect.highest_scores(found, corners), [0.3, 0.6, 0.0])
+    np.testing.assert_array_equal(detect.highest_scores(found[:0], corners), [0.0, 0.0, 0.0])
 
 
 def test_the_threshold_follows_from_the_budget() -> None:
