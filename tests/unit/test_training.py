@@ -162,6 +162,23 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_what_is_prepared_ahead_comes_in_order() -> None:
+    """One item ahead, no more; an error comes where its item would have."""
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        return 10 // (item - 4)
+
+    coming = training._ahead(work, range(6))
+    for item in range(4):
+        assert next(coming) == 10 // (item - 4)
+        assert len(begun) <= item + 2
+    with pytest.raises(ZeroDivisionError):
+        next(coming)
+    assert list(training._ahead(work, [])) == []
+
+
 @pytest.fixture(scope="module")
 def stopped(made_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped after its second epoch."""
