@@ -107,7 +107,7 @@ def recipes(size: Size) -> Recipes:
     subframes = cutout.draw_subframes(rng, size.n_train, region, stack.shape, params.cutout)
     usable, ratio = np.arange(len(scene.stamps)), pd.Series(1.0, index=list(scene.names))
     blobs = cutout.draw_blobs(rng, subframes, usable, scene.stamps, ratio, params.cutout)
-    augmented = augment.draw_augmentation(rng, size.n_train, Augment(copies=2))
+    augmented = augment.draw_augmentation(rng, size.n_train, Augment())
     return Recipes(scene, render.to_recipes(scene.names, subframes, blobs, augmented))
 
 

@@ -147,8 +147,8 @@ class Run:
                 self.kept[copy][rows] = rendered(rows)
 
         def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-            pixels = self.kept[copy][rows].astype(np.float32) if self.params.keep_rendered else rendered(rows)
-            return torch.from_numpy(pixels[:, None]), torch.from_numpy(recipes.label[rows])
+            pixels = self.kept[copy][rows] if self.params.keep_rendered else rendered(rows)
+            return torch.from_numpy(pixels[:, None]).float(), torch.from_numpy(recipes.label[rows])
 
         def update(prepared: tuple[Tensor, Tensor], seed: int) -> Tensor:
             return self._update(*prepared, seed)

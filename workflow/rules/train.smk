@@ -21,7 +21,7 @@ rule train:
         "../envs/blobpipe.yaml"
     threads: 2
     resources:
-        mem_mb=6000,
+        mem_mb=6000 + PARAMS.train.keep_rendered * PARAMS.cutout.n_train * PARAMS.augment.copies * 131 // 1000,
         runtime=600,
     params:
         settings=settings("train"),
