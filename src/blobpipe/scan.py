@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from blobpipe import dense, detect, figures, frames, measure, networks, normalize, render, saliency, tiles, verdict
@@ -297,7 +298,10 @@ def _look_report(network: networks.ReportNetwork, frame: Prepared) -> Answered:
     subframes, origins = tiles.tile(frame.scaled)
     with STANDARDISING:
         render.standardise(subframes)
-    return Answered(frame, subframes, origins, networks.predict(network, subframes))
+    # on this very thread, unlike `networks.predict`: the memory of a new one would be new, too
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(subframes)[:, None])
+    return Answered(frame, subframes, origins, torch.softmax(logits.double(), 1)[:, 1].numpy())
 
 
 def _tell_report(
