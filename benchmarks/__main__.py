@@ -34,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     warnings.simplefilter("ignore")
     from benchmarks import machine, material, report
-    from blobpipe.cli import keep_memory
 
-    keep_memory()  # as the command does; PyTorch beside it has the same
     size = material.QUICK if args.quick else material.FULL
     parts = {}
     for i, name in enumerate(args.only or PARTS):
