@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from blobpipe import __version__, augment, clutter, cutout, frames, networks, render, render_gpu, training
+from blobpipe import __version__, augment, clutter, cutout, frames, networks, render, render_gpu, stamps, training
 from blobpipe.params import Dense
 
 CORE_PX = 5.0  # cells whose middle is as near to a blob's centre are to be found
@@ -64,7 +64,8 @@ def train(
         "version": __version__,
     }
     sizes = evenly_sized(frames.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS))
-    run = DenseRun(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors", sizes)
+    scene, choice = with_ragged(scene, sizes, params.seed)
+    run = DenseRun(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors", choice)
     run.watch(*cutout.open_split(*folders, "validation", n=params.n_monitor))
     run.resume()
     while run.epoch < params.epochs:
@@ -97,10 +98,10 @@ class DenseRun(training.Run):
     network: networks.DenseNetwork  # type: ignore[assignment]
 
     def __init__(
-        self, params: Dense, identity: dict[str, Any], checkpoint: Path, stamps: npt.NDArray[np.int32]
+        self, params: Dense, identity: dict[str, Any], checkpoint: Path, choice: npt.NDArray[np.int32]
     ) -> None:
         super().__init__(params, 0.0, identity, checkpoint)  # type: ignore[arg-type]
-        self.stamps = stamps  # to draw from
+        self.choice = choice  # of stamps, shape (2, n): smooth ones, and what ragged ones are made of them
         self.pieces = clutter.draw_pieces(params.seed, params.n_clutter)
         self.copies = [self.network, *(_twin(self.network) for _ in range(params.threads - 1))]
         self.pool = ThreadPoolExecutor(params.threads, "dense", torch.set_num_threads, (1,))
@@ -141,8 +142,8 @@ class DenseRun(training.Run):
     def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> training.Way:
         draw, recipes, signal = self._draw(scene, recipes)
 
-        def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Targets, npt.NDArray[np.int64]]:
-            pixels = render.vary(
+        def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Targets]:
+            shown = render.vary(
                 scene,
                 recipes,
                 rows,
@@ -151,9 +152,10 @@ class DenseRun(training.Run):
                 noise_sigma=draw.noise_sigma[rows],
                 piece=draw.piece[rows],
                 pieces=self.pieces,
+                corner=draw.corner[rows],
+                side=self.params.crop_px,
             )
-            wanted = targets(recipes, rows, self.epoch, signal, self.params.min_snr)
-            return torch.from_numpy(pixels[:, None]), wanted, draw.corner[rows]
+            return torch.from_numpy(shown[:, None]), self._targets(recipes, rows, signal, draw.corner)
 
         return training.Way(prepare, lambda prepared, _: self._update_dense(*prepared))
 
@@ -165,15 +167,23 @@ class DenseRun(training.Run):
         turn = torch.tensor(self.epoch % renderer.copies, device=self.device)
 
         def prepare(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Targets]:
-            return rows, targets(recipes, rows, self.epoch, signal, self.params.min_snr)
+            return rows, self._targets(recipes, rows, signal, draw.corner)
 
         def update(prepared: tuple[npt.NDArray[np.int64], Targets], _: int) -> Tensor:
             rows, wanted = prepared
             values = (rows, strength[rows], draw.noise_sigma[rows], draw.piece[rows])
             there, *varied = (torch.from_numpy(value).to(self.device) for value in values)
-            return self._update_dense(renderer.vary(there, turn, *varied), wanted, draw.corner[rows])
+            pixels, side = renderer.vary(there, turn, *varied), self.params.crop_px
+            corner = zip(pixels, draw.corner[rows], strict=True)
+            return self._update_dense(torch.stack([each[:, y : y + side, x : x + side] for each, (x, y) in corner]), wanted)
 
         return training.Way(prepare, update)
+
+    def _targets(
+        self, recipes: render.Recipes, rows: npt.NDArray[np.int64], snr: FloatArray, corner: npt.NDArray[np.int64]
+    ) -> Targets:
+        params = self.params
+        return targets(recipes, rows, self.epoch, snr, params.min_snr, corner=corner[rows], side=params.crop_px)
 
     def _draw(self, scene: render.Scene, recipes: render.Recipes) -> tuple[Drawn, render.Recipes, FloatArray]:
         """What is different in every epoch; the recipes with other stamps; and the S/N of their blobs as they are drawn."""
@@ -183,60 +193,46 @@ class DenseRun(training.Run):
         piece = np.where(rng.random(n) < params.clutter_frac, rng.integers(0, params.n_clutter, n), -1)
         strength = np.exp(rng.uniform(low, high, n_blobs)).astype(np.float32)
         noise = rng.uniform(0, params.noise_sigma, n).astype(np.float32)
-        stamp = self.stamps[rng.integers(0, len(self.stamps), n_blobs)]
+        is_ragged = (rng.random(n_blobs) < params.ragged_frac).astype(np.int64)
+        stamp = self.choice[is_ragged, rng.integers(0, self.choice.shape[1], n_blobs)]
         recipes = replace(recipes, blob=np.column_stack([stamp, recipes.blob[:, 1:]]))
         corner = corners(rng, recipes, self.epoch, params.crop_px)
         return Drawn(strength, noise, piece, corner), recipes, strength * norms(scene, recipes)
 
-    def _update_dense(self, pixels: Tensor, wanted: Targets, corner: npt.NDArray[np.int64]) -> Tensor:
+    def _update_dense(self, shown: Tensor, wanted: Targets) -> Tensor:
         """Each thread takes a part of the batch on its own: convolutions of small images share badly."""
-        parts = np.array_split(np.arange(len(corner)), min(self.params.threads, len(corner)))
+        core, weight = (torch.from_numpy(array).to(shown.device) for array in wanted)
+        parts = [torch.from_numpy(part) for part in np.array_split(np.arange(len(shown)), self.params.threads) if len(part)]
 
-        def differentiate(network: networks.DenseNetwork, part: npt.NDArray[np.int64]) -> tuple[Tensor, ...]:
-            loss = self._loss(network, pixels, wanted, corner, part) * (len(part) / len(corner))
+        def differentiate(network: networks.DenseNetwork, part: Tensor) -> tuple[Tensor, ...]:
+            images = shown[part].contiguous(memory_format=torch.channels_last)
+            with torch.autocast(shown.device.type, torch.bfloat16, enabled=shown.device.type == "cuda"):
+                logits = network(images)
+            loss = cell_loss(logits.float(), core[part], weight[part], self.params.focus) * (len(part) / len(shown))
             return loss.detach(), *torch.autograd.grad(loss, list(self.network.parameters()))
 
-        run = self.pool.map if pixels.device.type == "cpu" else map
+        run = self.pool.map if shown.device.type == "cpu" else map
         losses, *gradients = zip(*run(differentiate, self.copies, parts), strict=True)
         for weights, slopes in zip(self.network.parameters(), gradients, strict=True):
             weights.grad = torch.stack(slopes).sum(0)
         self.optimiser.step()
         return torch.stack(losses).sum()
 
-    def _loss(
-        self,
-        network: networks.DenseNetwork,
-        pixels: Tensor,
-        wanted: Targets,
-        corner: npt.NDArray[np.int64],
-        part: npt.NDArray[np.int64],
-    ) -> Tensor:
-        side, cells = self.params.crop_px, self.params.crop_px // STRIDE
-        shown = torch.stack(
-            [pixels[i, :, y : y + side, x : x + side] for i, (x, y) in zip(part, corner[part], strict=True)]
-        )
-        places = list(zip(part, corner[part] // STRIDE, strict=True))
-        core, weight = (
-            torch.from_numpy(np.stack([array[i, y : y + cells, x : x + cells] for i, (x, y) in places])).to(
-                pixels.device
-            )
-            for array in wanted
-        )
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
-            logits = network(shown.contiguous(memory_format=torch.channels_last))
-        return cell_loss(logits.float(), core, weight, self.params.focus)
-
     def _record(self, train_loss: float, monitor: FloatArray | Tensor, labels: npt.NDArray[np.int64]) -> None:
-        self.network.eval()
-        total, hits = 0.0, 0
-        with torch.inference_mode():
-            for start in range(0, len(labels), 32):
-                part = slice(start, start + 32)
-                logits = self.network(torch.as_tensor(monitor[part, None], device=self.device)).float().cpu()
-                core, weight = (torch.from_numpy(array[part]) for array in self.watched.targets)
-                total += cell_loss(logits, core, weight, self.params.focus).item() * len(logits)
-                hits += int(((logits.amax((1, 2)) >= 0).numpy() == (labels[part] == 1)).sum())
-        self._note(train_loss, total / len(labels), hits / len(labels))
+        searcher = networks.folded(self.network)
+        core, weight = map(torch.from_numpy, self.watched.targets)
+
+        def watch(start: int) -> tuple[float, int]:
+            part = slice(start, start + 16)
+            with torch.inference_mode():
+                images = torch.as_tensor(monitor[part, None], device=self.device)
+                logits = searcher(images.contiguous(memory_format=torch.channels_last)).float().cpu()
+            hits = (logits.amax((1, 2)) >= 0).numpy() == (labels[part] == 1)
+            return cell_loss(logits, core[part], weight[part], self.params.focus).item() * len(logits), int(hits.sum())
+
+        run = self.pool.map if self.device.type == "cpu" else map
+        losses, hits = zip(*run(watch, range(0, len(labels), 16)), strict=True)
+        self._note(train_loss, sum(losses) / len(labels), sum(hits) / len(labels))
 
 
 def _twin(network: networks.DenseNetwork) -> networks.DenseNetwork:
@@ -256,12 +252,12 @@ class Drawn(NamedTuple):
     corner: npt.NDArray[np.int64]
 
 
-def evenly_sized(stamps: pd.DataFrame) -> npt.NDArray[np.int32]:
+def evenly_sized(table: pd.DataFrame) -> npt.NDArray[np.int32]:
     """Training stamps, repeated so that all sizes come equally often: small blobs are few, and most like bad pixels.
 
     Parameters
     ----------
-    stamps : DataFrame
+    table : DataFrame
         ``stamps.csv``.
 
     Returns
@@ -269,11 +265,20 @@ def evenly_sized(stamps: pd.DataFrame) -> npt.NDArray[np.int32]:
     ndarray of int32
         Their numbers, evenly in the logarithm of the radius.
     """
-    usable = stamps[stamps["split"] == "train"].sort_values("radius_px", kind="stable")
+    usable = table[table["split"] == "train"].sort_values("radius_px", kind="stable")
     size = np.log(usable["radius_px"].to_numpy(float))
     place = np.interp(np.linspace(size[0], size[-1], 4 * len(size)), size, np.arange(len(size)))
     numbers: npt.NDArray[np.int32] = usable["stamp"].to_numpy(np.int32)[np.rint(place).astype(int)]
     return numbers
+
+
+def with_ragged(
+    scene: render.Scene, numbers: npt.NDArray[np.int32], seed: int
+) -> tuple[render.Scene, npt.NDArray[np.int32]]:
+    """A scene with a ragged stamp more for each of some numbers, and both numbers of each, shape (2, n)."""
+    ragged = stamps.ragged_stamps(frames.stream(seed, "dense", "ragged"), scene.stamps[numbers])
+    more = len(scene.stamps) + np.arange(len(numbers), dtype=np.int32)
+    return replace(scene, stamps=np.concatenate([scene.stamps, ragged])), np.stack([numbers, more])
 
 
 def corners(rng: np.random.Generator, recipes: render.Recipes, copy: int, side: int) -> npt.NDArray[np.int64]:
@@ -297,7 +302,14 @@ def norms(scene: render.Scene, recipes: render.Recipes) -> FloatArray:
 
 
 def targets(
-    recipes: render.Recipes, rows: npt.NDArray[np.int64], copy: int, snr: FloatArray, min_snr: float
+    recipes: render.Recipes,
+    rows: npt.NDArray[np.int64],
+    copy: int,
+    snr: FloatArray,
+    min_snr: float,
+    *,
+    corner: npt.NDArray[np.int64] | None = None,
+    side: int = render.SIDE,
 ) -> Targets:
     """Which cells of rendered subframes are a blob's core, and which count.
 
@@ -309,17 +321,18 @@ def targets(
         Signal-to-noise ratio of each blob as rendered.
     min_snr : float
         Cells on blobs below count neither way.
+    corner, side
+        Which part of each, as in `render.vary`.
     """
-    side, first, turn = render.SIDE // STRIDE, recipes.first_blob, recipes.turn[copy % len(recipes.turn)]
-    nearest = np.full((2, len(rows), side, side), np.inf, np.float32)  # any blob, and any that is clear
-    middle = np.arange(side, dtype=np.float32) * STRIDE + np.float32((STRIDE - 1) / 2)
+    cells, first, turn = side // STRIDE, recipes.first_blob, recipes.turn[copy % len(recipes.turn)]
+    nearest = np.full((2, len(rows), cells, cells), np.inf, np.float32)  # any blob, and any that is clear
+    middle = np.arange(cells, dtype=np.float32) * STRIDE + np.float32((STRIDE - 1) / 2)
+    left_top = np.zeros((len(rows), 2), np.int64) if corner is None else corner
     for i, row in enumerate(rows):
         blobs = np.arange(first[row], first[row + 1])
         if len(blobs):
-            x, y = (
-                at.astype(np.float32)[:, None, None]
-                for at in render.turned(recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[np.full(len(blobs), row)])
-            )
+            at = render.turned(recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[np.full(len(blobs), row)])
+            x, y = (np.subtract(*each).astype(np.float32)[:, None, None] for each in zip(at, left_top[i], strict=True))
             distance = np.hypot(middle - x, middle[:, None] - y)
             nearest[0, i] = distance.min(0)
             nearest[1, i] = distance[snr[blobs] >= min_snr].min(0, initial=np.inf)
@@ -337,27 +350,28 @@ def cell_loss(logits: Tensor, core: Tensor, weight: Tensor, focus: float) -> Ten
 
 
 def probability_map(network: networks.DenseNetwork, scaled: FloatArray) -> FloatArray:
-    """Probability of a blob's core in each cell of 4 x 4 pixels of a frame.
+    """Probability of a blob's core in each cell of 4 x 4 pixels of a frame, or of several.
 
     Parameters
     ----------
     network : DenseNetwork
         In evaluation mode.
-    scaled : ndarray, shape (ny, nx), float32
-        A clipped and scaled frame of any size (sigma).
+    scaled : ndarray, shape (ny, nx) or (n, ny, nx), float32
+        Clipped and scaled, of any size (sigma). Small images are faster together.
 
     Returns
     -------
-    ndarray, shape (ceil(ny / 4), ceil(nx / 4)), float32
+    ndarray, shape (ceil(ny / 4), ceil(nx / 4)), or n of them, float32
         As the network gives it: neither calibrated nor corrected for how rare new blobs are.
     """
-    ny, nx = scaled.shape
+    ny, nx = scaled.shape[-2:]
     padding = (0, -nx % network.MULTIPLE, 0, -ny % network.MULTIPLE)
     device = next(network.parameters()).device
     with torch.inference_mode():
-        image = F.pad(torch.from_numpy(scaled)[None, None], padding).to(device)
-        cells = torch.sigmoid(network(image.contiguous(memory_format=torch.channels_last)).float())[0]
-    return cells[: -(-ny // STRIDE), : -(-nx // STRIDE)].cpu().numpy()
+        images = F.pad(torch.from_numpy(scaled.reshape(-1, 1, ny, nx)), padding).to(device)
+        cells = torch.sigmoid(network(images.contiguous(memory_format=torch.channels_last)).float())
+    found: FloatArray = cells[:, : -(-ny // STRIDE), : -(-nx // STRIDE)].cpu().numpy()
+    return found if scaled.ndim > 2 else found[0]
 
 
 class Peaks(NamedTuple):

@@ -157,8 +157,9 @@ def search(
 
 
 class Reference(NamedTuple):
-    """What the reference stack shows: the known blobs (ny, nx; fraction of the light), and where its pixels are bad (ny, nx)."""
+    """The reference stack, its known blobs (both of shape (ny, nx), fraction of the light), and where its pixels are bad."""
 
+    stack: npt.NDArray[np.float32]
     pattern: npt.NDArray[np.float32]
     bad: npt.NDArray[np.bool_]
 
@@ -168,7 +169,7 @@ def read_reference(difference_dir: str | Path) -> Reference:
     stack, pattern = (
         frames.read_plane(Path(difference_dir) / "reference.fits.fz", name) for name in ("STACK", "PATTERN")
     )
-    return Reference(pattern, measure.bad_pixels(stack, pattern))
+    return Reference(stack, pattern, measure.bad_pixels(stack, pattern))
 
 
 def read_difference(
@@ -194,6 +195,7 @@ def read_difference(
         "shift_px": (float(image["shift_x_px"]), float(image["shift_y_px"])),
         "pattern": reference.pattern,
         "bad": reference.bad,
+        "stack": reference.stack,
         "noise_frac": float(image["noise_frac"]),
         "scatter": frames.find_plane(path, "SCATTER"),
     }

@@ -159,7 +159,32 @@ def _middle(ordered, number, median):  # type: ignore[no-untyped-def]
         median[x] = np.float32(middle) if number[x] else np.float32(np.nan)
 
 
-def scatter(images: Image, stack: Image) -> Image:
+class Recent(NamedTuple):
+    """A blob that landed within a stack.
+
+    Attributes
+    ----------
+    window : (slice, slice)
+        What it may touch.
+    distance : ndarray, shape of the window
+        Of each pixel from its centre (px).
+    radius_px : float
+    start : int
+        The first of the stack's images that shows it.
+    """
+
+    window: tuple[slice, slice]
+    distance: Image
+    radius_px: float
+    start: int
+
+    @property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        """Where it is."""
+        return self.distance < 1.55 * self.radius_px + 2.5
+
+
+def scatter(images: Image, stack: Image, recent: Sequence[Recent] = ()) -> Image:
     """How much each place varied from image to image: bad pixels that flicker stand out, blobs do not.
 
     Parameters
@@ -169,6 +194,8 @@ def scatter(images: Image, stack: Image) -> Image:
         newest three do not count: a blob that landed on them has not flickered.
     stack : ndarray, shape (ny, nx), float32
         Their median.
+    recent : sequence of Recent
+        What landed on them: there only the images since count.
 
     Returns
     -------
@@ -184,9 +211,13 @@ def scatter(images: Image, stack: Image) -> Image:
     for row in range(0, len(stack), ROWS):
         rest = images[:, row : row + ROWS] - stack[row : row + ROWS]
         np.einsum("nij,nij->ij", rest, rest, out=square[row : row + ROWS])
+    square /= max(len(images), 1)
+    for blob in recent:
+        since = images[blob.start :, *blob.window] - stack[blob.window]
+        square[blob.window][blob.inside] = np.square(since).sum(0)[blob.inside] / max(len(since), 1)
     ny, nx = (side // CELL_PX for side in stack.shape)
     cells = square[: ny * CELL_PX, : nx * CELL_PX].reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
-    found: Image = np.nan_to_num(np.sqrt(cells / np.float32(max(len(images), 1))))
+    found: Image = np.nan_to_num(np.sqrt(cells))
     return found
 
 
@@ -577,7 +608,7 @@ def _stack(
     images: Image, rows: list[int], params: Difference, known: pd.DataFrame, shifts: Sequence[Shift] | None = None
 ) -> Image:
     median = running_median(images, len(images))[0]
-    return with_recent_blobs(median, images, rows, known, shifts) if params.known_blobs else median
+    return with_recent_blobs(median, images, _recent(known, rows, median.shape, params), shifts)
 
 
 def register(images: Image, stack: Image, pattern: Image, *, n_first: int | None = None) -> tuple[Image, list[Shift]]:
@@ -619,11 +650,8 @@ def _subtract_one(
     place = registered.rows.index(candidate.row)
     members = slice(place - params.stack_size, place)
     known, shift = blobs[blobs["first"] < candidate.row], registered.shifts[place]
-    stack = median
-    if params.known_blobs:
-        stack = with_recent_blobs(
-            median, registered.images[members], registered.rows[members], known, registered.shifts[members]
-        )
+    recent = _recent(known, registered.rows[members], median.shape, params)
+    stack = with_recent_blobs(median, registered.images[members], recent, registered.shifts[members])
     difference = registered.images[place] - stack
     if np.hypot(*shift) > NEGLIGIBLE_PX:
         rest = blob_pattern(stack, known) - registered.pattern  # mostly of blobs that landed later
@@ -631,13 +659,32 @@ def _subtract_one(
     noise = clean_noise(difference)
     path = out_dir / f"{candidate.name}.fits.fz"
     found = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
-    planes = {"DIFFERENCE": difference, "SCATTER": scatter(registered.images[members], stack)}
+    planes = {"DIFFERENCE": difference, "SCATTER": scatter(registered.images[members], stack, recent)}
     frames.write_images(path, planes, header=candidate.cards | found, sigma=noise)
     return _result("ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=frames.sha256(path))
 
 
+def landed_within(blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...]) -> list[Recent]:
+    """The blobs that landed within a stack.
+
+    Parameters
+    ----------
+    blobs : DataFrame
+        Catalogue with x_px, y_px, radius_px, and ``first``, the row of the first image that shows the blob.
+    rows : list of int
+        Row of each of the stack's images in ``frames.csv``.
+    shape : (ny, nx)
+        Of the images.
+    """
+    recent = blobs[(blobs["first"] > rows[0]) & (blobs["first"] <= rows[-1])]
+    return [
+        Recent(*_around(shape, x, y, 1.55 * radius + LARGEST_SHIFT_PX), radius, int(np.searchsorted(rows, first)))
+        for x, y, radius, first in recent[["x_px", "y_px", "radius_px", "first"]].itertuples(index=False)
+    ]
+
+
 def with_recent_blobs(
-    stack: Image, images: Image, rows: list[int], blobs: pd.DataFrame, shifts: Sequence[Shift] | None = None
+    stack: Image, images: Image, recent: Sequence[Recent], shifts: Sequence[Shift] | None = None
 ) -> Image:
     """A stack with each blob that landed within it as the images since its landing show it.
 
@@ -649,27 +696,25 @@ def with_recent_blobs(
         Median of ``images``.
     images : ndarray, shape (n, ny, nx), float32
         The stack's images, older blobs at their usual place.
-    rows : list of int
-        Row of each in ``frames.csv``.
-    blobs : DataFrame
-        Catalogue with x_px, y_px, radius_px, and ``first``, the row of the first image that shows the blob.
+    recent : sequence of Recent
+        From `landed_within`.
     shifts : sequence of Shift, optional
         Where the mirror had put the blobs of each image: the recent one is moved back.
     """
     import bottleneck
 
-    recent = blobs[(blobs["first"] > rows[0]) & (blobs["first"] <= rows[-1])]
     stack = stack.copy()
-    for x, y, radius, first in recent[["x_px", "y_px", "radius_px", "first"]].itertuples(index=False):
-        window, distance = _around(stack.shape, x, y, 1.55 * radius + LARGEST_SHIFT_PX)
-        inside = distance < 1.55 * radius + 2.5
-        start = int(np.searchsorted(rows, first))
-        since = images[start:, *window]
+    for blob in recent:
+        since = images[blob.start :, *blob.window]
         if shifts is not None:
-            near = np.clip(1.55 * radius + LARGEST_SHIFT_PX - distance, 0, 1).astype(np.float32)
-            since = _moved_back(since, shifts[start:], stack[window], near)
-        stack[window][inside] = bottleneck.nanmedian(since, axis=0)[inside]
+            near = np.clip(1.55 * blob.radius_px + LARGEST_SHIFT_PX - blob.distance, 0, 1).astype(np.float32)
+            since = _moved_back(since, shifts[blob.start :], stack[blob.window], near)
+        stack[blob.window][blob.inside] = bottleneck.nanmedian(since, axis=0)[blob.inside]
     return stack
+
+
+def _recent(blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...], params: Difference) -> list[Recent]:
+    return landed_within(blobs, rows, shape) if params.known_blobs else []
 
 
 def _moved_back(images: Image, shifts: Sequence[Shift], stack: Image, near: Image) -> Image:
@@ -708,5 +753,6 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     registered = _register(images, members, params, blobs)
     known = blobs[blobs["first"] <= members[-1].row]
     stack = _stack(registered.images, registered.rows, params, known, registered.shifts)
-    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": scatter(registered.images, stack)}
+    varied = scatter(registered.images, stack, _recent(known, registered.rows, stack.shape, params))
+    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": varied}
     frames.write_images(Path(out_dir) / "reference.fits.fz", planes, sigma=clean_noise(stack))

@@ -172,7 +172,7 @@ def evaluate(
     """Evaluate the report's network, the dense one and a matched filter on all validation subframes (stage ``evaluate``).
 
     The dense network's score of a subframe is that of its best candidate, as a scan gives it: network and measurement together
-    (`verdict`), bad pixels that the stack knows or that flicker left out. The matched filter's is its highest S/N. Each becomes a probability by a logistic regression on training
+    (`verdict`), without what the stack explains. The matched filter's is its highest S/N. Each becomes a probability by a logistic regression on training
     subframes, and counts as blob from the same ``threshold`` as the report's network: none of the three has seen validation.
     ``tpr_at_network_fpr`` and ``tpr_at_fpr_0.01`` compare them where they give equally many false alarms.
 
@@ -257,7 +257,7 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
     """The best candidate on each subframe, measured on unclipped pixels as a scan does it; score 0: there is none."""
     noise = frames.read_stage(searcher.difference_dir).set_index("frame")["noise_frac"][list(scene.names)].to_numpy()
     gain, cell = (scene.sigma_frac / noise).astype(np.float32), subtraction.CELL_PX
-    bad = detect.read_reference(searcher.difference_dir).bad
+    reference = detect.read_reference(searcher.difference_dir)
     limits = np.full_like(scene.limits, (-np.inf, np.inf))
     nothing = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
 
@@ -274,31 +274,36 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
             np.stack([images[i][k][y : y + side, x : x + side] for i, (x, y) in zip(frame, at, strict=True)])
             for k, (at, side) in enumerate(((windows, render.SIDE), (windows // cell, render.SIDE // cell)))
         )
-        below = np.stack([bad[y : y + render.SIDE, x : x + render.SIDE] for x, y in windows])
-        cells = np.stack([dense.probability_map(searcher.network, image) for image in clipped])
-        found = _best(cells, pixels + gain[frame, None, None] * signal, scatter, below, searcher.weights)
+        bad, stack = (
+            np.stack([image[y : y + render.SIDE, x : x + render.SIDE] for x, y in windows])
+            for image in (reference.bad, reference.stack)
+        )
+        below = Below(scatter, bad, stack / noise[frame, None, None])
+        cells = dense.probability_map(searcher.network, clipped)
+        found = _best(cells, pixels + gain[frame, None, None] * signal, below, searcher.weights)
         return found.set_index(rows)
 
-    parts: list[pd.DataFrame] = []
     with ThreadPoolExecutor(THREADS) as pool:
         images = list(pool.map(unclipped, range(len(noise))))
-        for rows in _chunks(len(recipes)):
-            clipped, signal = (detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing))
-            parts += pool.map(one, *(np.array_split(array, THREADS) for array in (rows, clipped, signal)))
+    parts = [one(rows, *(detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing))) for rows in _chunks(len(recipes))]
     return pd.concat(parts).add_prefix("dense_")
 
 
-def _best(
-    cells: FloatArray,
-    pixels: FloatArray,
-    scatter: FloatArray,
-    bad: npt.NDArray[np.bool_],
-    weights: tuple[float, ...],
-) -> pd.DataFrame:
-    """The better of the two highest peaks of each map where the stack is neither bad nor flickers: score, x_px, y_px.
+class Below(NamedTuple):
+    """What was subtracted from each of some subframes: the stack's scatter, where it is bad, and the stack itself.
 
-    The maps (n, ny / 4, nx / 4) are stacked to a tower, and so are pixels, scatter (in units of the noise) and bad pixels:
-    measured together, their peaks take half the time.
+    In units of the noise, of shape (n, 256, 256); the scatter (n, 128, 128).
+    """
+
+    scatter: FloatArray
+    bad: npt.NDArray[np.bool_]
+    stack: FloatArray
+
+
+def _best(cells: FloatArray, pixels: FloatArray, below: Below, weights: tuple[float, ...]) -> pd.DataFrame:
+    """The better of the two highest peaks of each map that the stack does not explain: score, x_px, y_px.
+
+    The maps (n, ny / 4, nx / 4) are stacked to a tower, and so is all else: measured together, their peaks take half the time.
     """
     step = pixels.shape[1] + GAP_PX
     x, y, score = dense.peaks(_tower(cells, GAP_PX // dense.STRIDE, 0.0), detect.CANDIDATE)
@@ -306,11 +311,13 @@ def _best(
     high = (storey.groupby(storey).cumcount() < N_PEAKS).to_numpy()
     tower = _tower(pixels, GAP_PX, np.nan)
     found = detect.measured_at(dense.Peaks(x[high], y[high], score[high]), tower, noise_frac=1.0)
-    restless = _tower(scatter, GAP_PX // subtraction.CELL_PX, np.nan)
+    restless = _tower(below.scatter, GAP_PX // subtraction.CELL_PX, np.nan)
+    bad, stack = _tower(below.bad, GAP_PX, False), _tower(below.stack, GAP_PX, np.nan)
     places = found[["x_px", "y_px", "radius_px", "depth_frac"]].to_numpy()
-    known = _tower(bad, GAP_PX, False)
     faulty = [
-        measure.flickers(x, y, radius, depth, restless) or measure.on_bad_pixels(x, y, radius, known)
+        measure.flickers(x, y, radius, depth, restless)
+        or measure.on_bad_pixels(x, y, radius, bad)
+        or measure.is_of_the_stack(x, y, radius, depth, tower, stack)
         for x, y, radius, depth in places
     ]
     found = verdict.score(found[~np.array(faulty, np.bool_)], weights)

@@ -172,10 +172,10 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float,
     results, winners = pooled.numpy(), winner.numpy()
     threshold, key = _dropout_key(dropout, seed)
     gain = results.dtype.type(1 / (1 - dropout))
-    sizes = _sizes(weight, pool)
+    sizes, tame_px = _sizes(weight, pool), results.dtype.type(_tame_px(weight, bias))
 
     def work(_: int, first: int, last: int) -> None:
-        _convolve_chunk(images, packed, biases, results, winners, *sizes, threshold, key, gain, first, last)
+        _convolve_chunk(images, packed, biases, results, winners, *sizes, tame_px, threshold, key, gain, first, last)
 
     _run_chunks(len(x), work)
     return pooled, winner
@@ -279,6 +279,13 @@ def _pad_filters(tensor: Tensor, pool: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
 
 
+def _tame_px(weight: Tensor, bias: Tensor) -> float:
+    """Pixels, none of which is so large (or NaN), can convolve to nothing but finite numbers."""
+    gain, offset = weight.double().abs().flatten(1).sum(1), bias.double().abs()
+    highest = torch.finfo(weight.dtype).max / 4
+    return float(((highest - offset) / gain.clamp(min=1.0)).nan_to_num(0.0).amin()) if len(weight) else 0.0
+
+
 def _block_size(pool: int) -> int:
     """Filters that are computed together: each needs ``pool`` accumulators."""
     return max(1, ACCUMULATORS // pool)
@@ -354,7 +361,7 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
 
 
 @_jit
-def _convolve_chunk(images, packed, biases, pooled, winners, taps, window, threshold, key, gain, first, last):
+def _convolve_chunk(images, packed, biases, pooled, winners, taps, window, tame_px, threshold, key, gain, first, last):
     channels, pool, margin = images.shape[1], len(window), len(taps) // 2
     lanes = VECTOR_BYTES // images.itemsize
     block, block_weights = packed.shape[4], packed[0].size
@@ -370,13 +377,14 @@ def _convolve_chunk(images, packed, biases, pooled, winners, taps, window, thres
     flat_maxima, flat_codes = maxima.ravel(), codes.ravel()
     for i in range(first, last):
         _deal_image(images, i, planes, channel_step, row_step, plane_step, pad, margin, window)
+        tame = _all_below(images, i, tame_px)
         for y in range(ny):
             for k in range(packed.shape[0]):
                 for x in range(0, width, lanes):
                     _convolve_windows(
                         planes, y * pool * row_step + pad + x, channels, channel_step, row_step, plane_step,
                         weights, k * block_weights, biases, k * block,
-                        flat_maxima, flat_codes, k * block * width + x, width, taps, window,
+                        flat_maxima, flat_codes, k * block * width + x, width, tame, taps, window,
                     )  # fmt: skip
             _write_row(maxima, codes, pooled, winners, i, y, _image_key(key, i), threshold, gain)
 
@@ -408,6 +416,15 @@ def _deal_image(images, i, planes, channel_step, row_step, plane_step, pad, marg
 
 
 @_jit
+def _all_below(images, i, limit):
+    """Whether no pixel of an image, signs apart, is so large, and none is NaN."""
+    pixels, wild = images[i].ravel(), np.int32(0)
+    for x in range(pixels.size):
+        wild |= np.int32(not abs(pixels[x]) < limit)
+    return wild == 0
+
+
+@_jit
 def _write_row(maxima, codes, pooled, winners, i, y, key, threshold, gain):
     """One row of all filters; what is dropped is multiplied by zero, as in PyTorch, so that NaN goes through."""
     filters, ny, nx = pooled.shape[1:]
@@ -415,7 +432,7 @@ def _write_row(maxima, codes, pooled, winners, i, y, key, threshold, gain):
         for x in range(nx):
             kept = _is_kept(key, (f * ny + y) * nx + x, threshold)
             pooled[i, f, y, x] = maxima[f, x] * (gain if kept else maxima.dtype.type(0))
-            winners[i, f, y, x] = np.uint8(codes[f, x] if kept else NO_WINNER)
+            winners[i, f, y, x] = np.uint8(codes[f, x] - 1 if kept else NO_WINNER)
 
 
 @_jit
@@ -713,16 +730,16 @@ def _transpose_square(v, source, at, step, target, to, to_step):
 @_inner_loop
 def _convolve_windows(
     v, planes, start, channels, channel_step, row_step, plane_step, packed, first_weight, biases, first_filter,
-    maxima, codes, at, width, taps, window,
+    maxima, codes, at, width, tame, taps, window,
 ):  # fmt: skip
     """Convolve, ReLU, pool: for as many windows, side by side, as a vector has lanes, and for a block of filters.
 
-    ``maxima`` receives the maximum of each window, and ``codes`` its place (row * pool + column), or -1.
+    ``maxima`` receives the maximum of each window, and ``codes`` its place (row * pool + column) plus one, or 0.
     """
     b, size, pool = v.builder, len(taps), len(window)
     block = _block_size(pool)
     integers = _Vectors(b, ir.IntType(32), v.lanes)
-    best, winner = v.variables(v.constant(0.0), block), integers.variables(integers.constant(-1), block)
+    best, winner = v.variables(v.constant(0.0), block), integers.variables(integers.constant(0), block)
     sums = v.variables(v.constant(0.0), block, pool)
     with _loop(b, pool) as window_row:
         _emit_biases(v, sums, biases, first_filter)
@@ -731,7 +748,7 @@ def _convolve_windows(
             pixels = _offset(b, start, (rows, row_step), (channel.index, channel_step))
             weights = _offset(b, first_weight, (channel.index, size * size * block), (tap_row.index, size * block))
             _emit_row_of_taps(v, sums, planes, pixels, plane_step, packed, weights, size)
-        _emit_contest(v, integers, sums, best, winner, b.mul(window_row.index, ir.IntType(64)(pool)))
+        _emit_contest(v, integers, sums, best, winner, _offset(b, ir.IntType(64)(1), (window_row.index, pool)), tame)
     for f in range(block):
         v.store(b.load(best[f]), maxima, _offset(b, at, (f, width)))
         integers.store(b.load(winner[f]), codes, _offset(b, at, (f, width)))
@@ -759,16 +776,44 @@ def _emit_row_of_taps(v, sums, planes, pixels, plane_step, packed, weights, size
             b.store(running[f][q], sums[f][q])
 
 
-def _emit_contest(v, integers, sums, best, winner, first_code):
-    """PyTorch's rule: only what is greater displaces the first, but NaN displaces anything."""
+def _emit_contest(v, integers, sums, best, winner, first_code, tame):
+    """PyTorch's rule: only what is greater displaces the first, but NaN displaces anything.
+
+    Where there can be no NaN, numbers are compared by their bits: those of what is above zero have the same order, and for
+    integers a CPU has units that would else be idle. Codes grow, so that of two the greater is that of the later winner.
+    """
+    b = v.builder
+    with b.if_else(tame) as (then, otherwise):
+        with then:
+            _emit_rounds(v, integers, sums, best, winner, first_code, _by_bits)
+        with otherwise:
+            _emit_rounds(v, integers, sums, best, winner, first_code, _by_value)
+
+
+def _emit_rounds(v, integers, sums, best, winner, first_code, compare):
     b = v.builder
     for q in range(len(sums[0])):
         code = integers.spread(b.trunc(_offset(b, first_code, (q, 1)), integers.element))
         for f in range(len(sums)):
-            pixel, leader = b.load(sums[f][q]), b.load(best[f])
-            wins = b.or_(b.fcmp_ordered(">", pixel, leader), b.fcmp_unordered("uno", pixel, pixel))
-            b.store(b.select(wins, pixel, leader), best[f])
-            b.store(b.select(wins, code, b.load(winner[f])), winner[f])
+            outcome = compare(v, integers, b.load(sums[f][q]), b.load(best[f]), code, b.load(winner[f]))
+            for result, variable in zip(outcome, (best[f], winner[f]), strict=True):
+                b.store(result, variable)
+
+
+def _by_value(v, _, pixel, leader, code, holder):
+    b = v.builder
+    wins = b.or_(b.fcmp_ordered(">", pixel, leader), b.fcmp_unordered("uno", pixel, pixel))
+    return b.select(wins, pixel, leader), b.select(wins, code, holder)
+
+
+def _by_bits(v, integers, pixel, leader, code, holder):
+    b = v.builder
+    bits = ir.VectorType(ir.IntType(VECTOR_BYTES * 8 // v.lanes), v.lanes)
+    ours, theirs = b.bitcast(pixel, bits), b.bitcast(leader, bits)
+    wins = b.icmp_signed(">", ours, theirs)
+    claim = b.select(wins, code, integers.constant(0))
+    higher = b.icmp_signed(">", claim, holder)
+    return b.bitcast(b.select(wins, ours, theirs), v.type), b.select(higher, claim, holder)
 
 
 @_inner_loop

@@ -77,6 +77,7 @@ FEW_PIXELS, FEW_SHARE = 8, 6  # the largest cluster of bad pixels, but no more t
 REST_SNR = 3.0  # what is fainter without them could be noise
 HARD_SIGMA, HARD_FRAC, HARD_MARGIN_PX = 1.3, 0.13, 1.5  # no simulated blob loses so much; clusters of 3 x 3 to 7 x 7 do
 UNEXPLAINED_SIGMA, UNEXPLAINED_FRAC = 5.0, 0.3  # no good pixel of a stack lies so far off; blobs have soft edges
+OF_STACK = 0.5  # of the signal: where the stack is so much brighter than around, the image itself is not dark
 MOST_MISSING = 1 / 3  # of a footprint without values, or bad; what is left does not make a blob
 
 
@@ -577,6 +578,7 @@ def judge(
     noise_frac: float,
     scatter: Image | None = None,
     bad: Mask | None = None,
+    stack: Image | None = None,
 ) -> pd.DataFrame:
     """Say of each detection whether it is a new blob, and if not, what else.
 
@@ -598,12 +600,15 @@ def judge(
         Of the stack's images, from `difference.scatter`.
     bad : ndarray, shape (ny, nx), bool, optional
         Pixels that are known to be bad, from `bad_pixels`.
+    stack : ndarray, shape (ny, nx), float32, optional
+        What was subtracted (fraction of the light).
 
     Returns
     -------
     DataFrame
         ``detections`` with ``status``: ``bad_pixels`` (a few pixels or hard edges carry the signal, too few are left, many
-        are known to be bad, or the stack's images flicker at this place as strongly), ``dip`` (what a
+        are known to be bad, the stack's images flicker at this place as strongly, or the stack is bright there instead of the
+        image dark), ``dip`` (what a
         shift has left of a known blob), ``known`` (near one of the catalogue, or on one of the pattern that is deeper than
         the detection: blobs vary by less than themselves), or else ``new``.
 
@@ -617,7 +622,9 @@ def judge(
     lit = _lit(difference)
     known = np.zeros((0, 3)) if catalogue is None else catalogue[["x_px", "y_px", "radius_px"]].to_numpy(float)
     places = detections[["x_px", "y_px", "radius_px", "depth_frac", "snr"]].to_numpy(float)
-    status = [_status(place, difference, lit, known, pattern, residual, noise_frac, scatter, bad) for place in places]
+    status = [
+        _status(place, difference, lit, known, pattern, residual, noise_frac, scatter, bad, stack) for place in places
+    ]
     return detections.assign(status=pd.Series(status, detections.index, dtype=str))
 
 
@@ -631,6 +638,7 @@ def _status(
     noise: float,
     scatter: Image | None,
     bad: Mask | None,
+    stack: Image | None,
 ) -> str:
     x, y, radius, depth, snr = map(float, place)
     if not (radius >= SMALLEST_RADIUS_PX and snr >= REST_SNR):
@@ -640,6 +648,8 @@ def _status(
     if scatter is not None and flickers(x, y, radius, depth, scatter):
         return "bad_pixels"
     if bad is not None and on_bad_pixels(x, y, radius, bad):
+        return "bad_pixels"
+    if stack is not None and is_of_the_stack(x, y, radius, depth, difference, stack):
         return "bad_pixels"
     if residual is not None and _predicted(x, y, radius, difference, residual, noise):
         return "dip"
@@ -760,6 +770,35 @@ def on_bad_pixels(x: float, y: float, radius: float, bad: Mask) -> bool:
     left, top = round(x) - HALF, round(y) - HALF
     footprint = _distance(x - left, y - top, SIDE) <= radius
     return bool(_window(bad, left, top, SIDE)[footprint].mean() >= MOST_MISSING)
+
+
+def is_of_the_stack(x: float, y: float, radius: float, depth: float, difference: Image, stack: Image) -> bool:
+    """Whether a signal is there because the stack is bright, and not because the image is dark, as a blob makes it.
+
+    Parameters
+    ----------
+    x, y, radius : float
+        Of a detection (px).
+    depth : float
+        In the unit of ``difference``. What lies farther off than this counts as no more: a hot pixel explains one pixel.
+    difference, stack : ndarray, shape (ny, nx), float32
+        What was left by subtraction, and what was subtracted, in the same unit.
+
+    Notes
+    -----
+    Source: ours. On a real pair of other dates, all highest false peaks are clusters of bad pixels in the stack alone.
+    """
+    left, top = round(x) - HALF, round(y) - HALF
+    distance = _distance(x - left, y - top, SIDE)
+    inside, around = distance <= radius, distance > DIP_REACH * radius
+    both = [_window(image, left, top, SIDE) for image in (difference, stack)]
+    finite = np.isfinite(both).all(axis=0)
+    if not (finite[inside].any() and finite[around].any()):
+        return False
+    signal, of_stack = (
+        np.clip(window[inside & finite] - np.median(window[around & finite]), -depth, depth).mean() for window in both
+    )
+    return bool(signal > 0 and -of_stack > OF_STACK * signal)
 
 
 def _trimmed_snr(values: FloatArray) -> float:

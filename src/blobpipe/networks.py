@@ -231,9 +231,12 @@ def predict(
             answer: npt.NDArray[np.float64] = torch.softmax(network(x).double(), 1)[:, 1].cpu().numpy()
         return answer
 
-    # while one batch is in the dense layers, which run on one thread, the next is in the convolutions
-    with ThreadPoolExecutor(2 if network.kernels == "fused" and device.type == "cpu" else 1) as pool:
-        return np.concatenate([np.zeros(0), *pool.map(ask, range(0, len(subframes), batch))])
+    starts = range(0, len(subframes), batch)
+    if len(starts) > 1 and network.kernels == "fused" and device.type == "cpu":
+        # while one batch is in the dense layers, which run on one thread, the next is in the convolutions
+        with ThreadPoolExecutor(2) as pool:
+            return np.concatenate(list(pool.map(ask, starts)))
+    return np.concatenate([np.zeros(0), *map(ask, starts)])  # on this very thread: a new one's memory would be new, too
 
 
 def save_model(path: str | Path, network: ReportNetwork | DenseNetwork, metadata: dict[str, Any]) -> None:

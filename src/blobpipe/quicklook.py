@@ -377,7 +377,15 @@ def _search(
     pattern = None if stack is None else subtraction.blob_pattern(stack, known)
     bad = None if stack is None or pattern is None else measure.bad_pixels(stack, pattern)
     found = detect.judged(
-        cells, data, catalogue=known, shift_px=shift, pattern=pattern, noise_frac=noise, scatter=scatter, bad=bad
+        cells,
+        data,
+        catalogue=known,
+        shift_px=shift,
+        pattern=pattern,
+        noise_frac=noise,
+        scatter=scatter,
+        bad=bad,
+        stack=stack,
     )
     table = verdict.score(found, tools.point.weights)
     table["probability"] = tools.point.probability(table["score"].to_numpy())

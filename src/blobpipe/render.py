@@ -203,6 +203,8 @@ def vary(
     noise_sigma: npt.NDArray[np.float32],
     piece: npt.NDArray[np.int64],
     pieces: npt.NDArray[np.int16],
+    corner: npt.NDArray[np.int64] | None = None,
+    side: int = SIDE,
 ) -> Subframes:
     """Render some rows with weaker or stronger blobs and with clutter, in sigma of the frame: not standardised.
 
@@ -218,13 +220,17 @@ def vary(
         Which piece of clutter lies over each subframe; -1: none.
     pieces : ndarray, shape (m, 256, 256), int16
         From `clutter.draw_pieces`.
+    corner : ndarray, shape (n, 2), int, optional
+        x, y of the first pixel of the part that is wanted of each subframe, after its turns (px, multiples of 4).
+    side : int
+        Of that part (px, a multiple of 16).
 
     Returns
     -------
-    ndarray, shape (n, 256, 256), float32
+    ndarray, shape (n, side, side), float32
         Limited as clipping limits a frame; 0 where a pixel has no value.
     """
-    out = np.empty((len(rows), SIDE, SIDE), np.float32)
+    out = np.empty((len(rows), side, side), np.float32)
     copy %= len(recipes.noise_seed)
     _vary(
         out,
@@ -245,6 +251,7 @@ def vary(
         noise_sigma,
         piece,
         pieces,
+        np.zeros((len(rows), 2), np.int64) if corner is None else corner,
         NORMAL_QUANTILES,
     )
     return out
@@ -297,7 +304,7 @@ def _render(  # type: ignore[no-untyped-def]
             _add_stamp(image, stamps[blob[b, 0]], blob[b, 1], blob[b, 2], factor[b])
         _limit(image, limits[i, 0], limits[i, 1])
         if noise_sigma > 0:
-            _add_noise(image, seeds[row], noise_sigma, quantiles)
+            _add_noise(image, 0, 0, seeds[row], noise_sigma, quantiles)
         _standardise(image)
         _turn(image, out[k], turns[row, 0], turns[row, 1])
 
@@ -305,61 +312,79 @@ def _render(  # type: ignore[no-untyped-def]
 @nb.njit(parallel=True, cache=True)
 def _vary(  # type: ignore[no-untyped-def]
     out, rows, backgrounds, limits, sigma_frac, pattern, stamps, frame, window, dip, first_blob, blob, factor, seeds,
-    turns, noise_sigma, piece, pieces, quantiles,
+    turns, noise_sigma, piece, pieces, corner, quantiles,
 ):  # fmt: skip
     for k in nb.prange(len(rows)):
-        row = rows[k]
-        image = np.empty((SIDE, SIDE), np.float32)
-        i, x0, y0 = frame[row], window[row, 0], window[row, 1]
+        row, side = rows[k], out.shape[1]
+        image = np.empty((side, side), np.float32)
+        left, top = _unturned(corner[k, 0], corner[k, 1], side, turns[row, 0], turns[row, 1])
+        i, x0, y0 = frame[row], window[row, 0] + left, window[row, 1] + top
         _background(image, backgrounds[i], x0, y0)
         if dip[row, 0] != 0 or dip[row, 1] != 0:
             _add_dip(image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i])
         for b in range(first_blob[row], first_blob[row + 1]):
-            _add_stamp(image, stamps[blob[b, 0]], blob[b, 1], blob[b, 2], factor[b])
-        _add_noise(image, seeds[row], noise_sigma[k], quantiles)
+            _add_stamp(image, stamps[blob[b, 0]], blob[b, 1] - left, blob[b, 2] - top, factor[b])
+        _add_noise(image, left, top, seeds[row], noise_sigma[k], quantiles)
         if piece[k] >= 0:
-            _add_clutter(image, pieces[piece[k]])
+            _add_clutter(image, pieces[piece[k], top : top + side, left : left + side])
         _limit(image, limits[i, 0], limits[i, 1])
         if piece[k] >= 0:
-            _remove_values(image, pieces[piece[k]])
+            _remove_values(image, pieces[piece[k], top : top + side, left : left + side])
         _turn(image, out[k], turns[row, 0], turns[row, 1])
+
+
+@nb.njit(cache=True)
+def _unturned(x, y, side, quarters, flip):  # type: ignore[no-untyped-def]
+    """First pixel (x, y), before the turns, of what is a square with this first pixel and side after them."""
+    far = SIDE - side
+    if flip:
+        x = far - x
+    if quarters == 0:
+        return x, y
+    if quarters == 1:
+        return far - y, x
+    if quarters == 2:
+        return far - x, far - y
+    return y, far - x
 
 
 @nb.njit(cache=True)
 def _add_clutter(image, piece):  # type: ignore[no-untyped-def]
     step = np.float32(1 / clutter.STEP)
-    for y in range(SIDE):
-        for x in range(SIDE):
-            image[y, x] += piece[y, x] * step
+    for y in range(image.shape[0]):
+        to, row = image[y], piece[y]
+        for x in range(len(to)):
+            to[x] += row[x] * step
 
 
 @nb.njit(cache=True)
 def _remove_values(image, piece):  # type: ignore[no-untyped-def]
-    for y in range(SIDE):
-        for x in range(SIDE):
-            if piece[y, x] == clutter.NO_VALUE:
-                image[y, x] = 0
+    for y in range(image.shape[0]):
+        to, row = image[y], piece[y]
+        for x in range(len(to)):
+            if row[x] == clutter.NO_VALUE:
+                to[x] = 0
 
 
 @nb.njit(cache=True)
 def _background(image, frame, x0, y0):  # type: ignore[no-untyped-def]
-    step = np.float32(1 / STEP)
-    for y in range(SIDE):
-        to, row = image[y], frame[y0 + y, x0 : x0 + SIDE]  # whole rows: indices that cannot wrap around make vectors
-        for x in range(SIDE):
+    step, side = np.float32(1 / STEP), len(image)
+    for y in range(side):
+        to, row = image[y], frame[y0 + y, x0 : x0 + side]  # whole rows: indices that cannot wrap around make vectors
+        for x in range(side):
             to[x] = row[x] * step
 
 
 @nb.njit(cache=True)
 def _add_dip(image, pattern, x0, y0, dx, dy, per_frac):  # type: ignore[no-untyped-def]
     """The pattern moved, by bilinear interpolation and zero outside, less the pattern itself."""
-    ny, nx = pattern.shape
+    (ny, nx), side = pattern.shape, len(image)
     left, top = int(np.floor(x0 - dx)), int(np.floor(y0 - dy))
     fx, fy = np.float32(x0 - dx - left), np.float32(y0 - dy - top)
-    first, last = max(0, -left), min(SIDE, nx - 1 - left)  # of the columns that lie inside
-    for y in range(SIDE):
-        to, here = image[y], pattern[y0 + y, x0 : x0 + SIDE]
-        moved = np.zeros(SIDE, np.float32)
+    first, last = max(0, -left), min(side, nx - 1 - left)  # of the columns that lie inside
+    for y in range(side):
+        to, here = image[y], pattern[y0 + y, x0 : x0 + side]
+        moved = np.zeros(side, np.float32)
         if 0 <= top + y < ny - 1 and first < last:
             there = moved[first:last]
             below, above = pattern[top + y, left + first : left + last + 1], pattern[top + y + 1, left + first :]
@@ -367,38 +392,42 @@ def _add_dip(image, pattern, x0, y0, dx, dy, per_frac):  # type: ignore[no-untyp
                 low = below[x] * (1 - fx) + below[x + 1] * fx
                 high = above[x] * (1 - fx) + above[x + 1] * fx
                 there[x] = np.float32(low * (1 - fy) + high * fy)
-        for x in range(SIDE):
+        for x in range(side):
             to[x] += (moved[x] - here[x]) * per_frac
 
 
 @nb.njit(cache=True)
 def _add_stamp(image, stamp, cx, cy, factor):  # type: ignore[no-untyped-def]
-    half = stamp.shape[0] // 2
-    for y in range(max(0, cy - half), min(SIDE, cy + half + 1)):
-        for x in range(max(0, cx - half), min(SIDE, cx + half + 1)):
+    half, side = stamp.shape[0] // 2, len(image)
+    for y in range(max(0, cy - half), min(side, cy + half + 1)):
+        for x in range(max(0, cx - half), min(side, cx + half + 1)):
             image[y, x] += factor * stamp[y - cy + half, x - cx + half]
 
 
 @nb.njit(cache=True)
 def _limit(image, low, high):  # type: ignore[no-untyped-def]
-    for y in range(SIDE):
-        for x in range(SIDE):
-            image[y, x] = min(max(image[y, x], low), high)
+    flat = image.ravel()
+    for i in range(flat.size):
+        flat[i] = min(max(flat[i], low), high)
 
 
 @nb.njit(cache=True)
-def _add_noise(image, seed, sigma, quantiles):  # type: ignore[no-untyped-def]
-    """Four normal deviates from each 64-bit word of SplitMix64, by a table of the normal quantiles."""
-    flat = image.ravel()
-    for i in range(flat.size // 4):
-        word = seed + np.uint64(i + 1) * np.uint64(0x9E3779B97F4A7C15)
-        word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        word ^= word >> np.uint64(31)
-        flat[4 * i] += sigma * quantiles[word & np.uint64(0xFFFF)]
-        flat[4 * i + 1] += sigma * quantiles[(word >> np.uint64(16)) & np.uint64(0xFFFF)]
-        flat[4 * i + 2] += sigma * quantiles[(word >> np.uint64(32)) & np.uint64(0xFFFF)]
-        flat[4 * i + 3] += sigma * quantiles[word >> np.uint64(48)]
+def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-untyped-def]
+    """Four normal deviates from each 64-bit word of SplitMix64, by a table of the normal quantiles.
+
+    A word belongs to a place on the subframe, of which the image is the part from ``left``, ``top`` on.
+    """
+    for y in range(len(image)):
+        row, first = image[y], ((top + y) * SIDE + left) // 4 + 1
+        for i in range(len(row) // 4):
+            word = seed + np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
+            word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            word ^= word >> np.uint64(31)
+            row[4 * i] += sigma * quantiles[word & np.uint64(0xFFFF)]
+            row[4 * i + 1] += sigma * quantiles[(word >> np.uint64(16)) & np.uint64(0xFFFF)]
+            row[4 * i + 2] += sigma * quantiles[(word >> np.uint64(32)) & np.uint64(0xFFFF)]
+            row[4 * i + 3] += sigma * quantiles[word >> np.uint64(48)]
 
 
 @nb.njit(cache=True, fastmath={"reassoc", "contract"})
@@ -434,19 +463,20 @@ def _standardise_all(subframes):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True)
 def _turn(image, out, quarters, flip):  # type: ignore[no-untyped-def]
     """``np.rot90(image, quarters)``, then left and right exchanged if ``flip``."""
-    last = SIDE - 1
+    side = len(image)
+    last = side - 1
     if quarters % 2 == 0:
-        for y in range(SIDE):
+        for y in range(side):
             row, to = image[last - y if quarters else y], out[y]
             if (flip != 0) == (quarters != 0):
-                for x in range(SIDE):
+                for x in range(side):
                     to[x] = row[x]
             else:
-                for x in range(SIDE):
+                for x in range(side):
                     to[x] = row[np.uint32(last - x)]
         return
-    for top in range(0, SIDE, BLOCK):  # columns become rows: block by block, so that the cache holds what is read
-        for left in range(0, SIDE, BLOCK):
+    for top in range(0, side, BLOCK):  # columns become rows: block by block, so that the cache holds what is read
+        for left in range(0, side, BLOCK):
             for y in range(top, top + BLOCK):
                 to, column = out[y], np.uint32(last - y if quarters == 1 else y)
                 for x in range(left, left + BLOCK):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from blobpipe import dense, detect, figures, frames, measure, networks, normalize, render, saliency, tiles, verdict
@@ -183,7 +182,7 @@ def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFra
         reference = None
         if stack is not None:
             pattern = subtraction.blob_pattern(stack.data)
-            reference = detect.Reference(pattern, measure.bad_pixels(stack.data, pattern))
+            reference = detect.Reference(stack.data, pattern, measure.bad_pixels(stack.data, pattern))
         look = partial(_look_dense, dense_network, point, catalogue, stack, reference)
         return Search(look, partial(_tell_dense, point))
     network, _ = networks.load_model(model)
@@ -217,6 +216,7 @@ def _look_dense(
         shift_px=frame.shift,
         pattern=None if reference is None else reference.pattern,
         bad=None if reference is None else reference.bad,
+        stack=None if reference is None else reference.stack,
         noise_frac=frame.noise_frac,
         scatter=frames.find_plane(frame.path, "SCATTER") if stack is None else stack.scatter,
     )
@@ -298,10 +298,7 @@ def _look_report(network: networks.ReportNetwork, frame: Prepared) -> Answered:
     subframes, origins = tiles.tile(frame.scaled)
     with STANDARDISING:
         render.standardise(subframes)
-    # on this very thread, unlike `networks.predict`: the memory of a new one would be new, too
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(subframes)[:, None])
-    return Answered(frame, subframes, origins, torch.softmax(logits.double(), 1)[:, 1].numpy())
+    return Answered(frame, subframes, origins, networks.predict(network, subframes))
 
 
 def _tell_report(

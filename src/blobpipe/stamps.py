@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import affine_transform, gaussian_filter
 
 from blobpipe.profiles import SHAPES, blob_profile, typical_radius
 
@@ -20,6 +20,9 @@ SIZE = 41  # stamp side, pixels: the largest blob, its taper and some room
 TAPER_PX = 4.0  # over which a stamp falls to zero
 SMOOTHING_PX = 1.0  # Gaussian sigma: removes most of the stack's own noise, which must not come along
 MIN_SNR = 5.0  # a stamp from pixels must be this clear in the stack to be a blob and not noise
+STRETCH = 0.12  # standard deviation of the logarithm of each axis of a ragged stamp
+GRAIN_PX = 1.5  # of its unevenness, the largest Gaussian sigma
+UNEVEN_FRAC = 0.8  # and the largest standard deviation, as a fraction of the blob
 
 Stamps = npt.NDArray[np.float32]
 
@@ -125,3 +128,30 @@ def profile_stamps(
         stamps[i] = np.minimum(profile * depth / sigma_frac, high_sigma)
         rows.append({"blob": "", "radius_px": radius, "peak_sigma": float(stamps[i].max())})
     return stamps, pd.DataFrame(rows, columns=["blob", "radius_px", "peak_sigma"])
+
+
+def ragged_stamps(rng: np.random.Generator, stamps: Stamps) -> Stamps:
+    """Stamps like these, stretched along a random axis, and uneven: real blobs are ragged.
+
+    Parameters
+    ----------
+    rng : Generator
+    stamps : ndarray, shape (n, size, size), float32
+
+    Returns
+    -------
+    ndarray, shape (n, size, size), float32
+
+    Notes
+    -----
+    Source: ours, after real stamps, which differ from smooth ones by half of themselves.
+    """
+    made, middle = np.empty_like(stamps), np.full(2, stamps.shape[1] // 2)
+    for i, stamp in enumerate(stamps):
+        angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, STRETCH, 2))
+        axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        shrink = axes.T @ np.diag(1 / stretch) @ axes
+        stretched = affine_transform(stamp, shrink, middle - shrink @ middle, order=1)
+        grain = gaussian_filter(rng.normal(0, 1, stamp.shape), rng.uniform(0, GRAIN_PX))
+        made[i] = stretched * (1 + rng.uniform(0, UNEVEN_FRAC) * grain / grain.std())
+    return made

@@ -25,12 +25,19 @@ def folders(project: Path) -> tuple[Path, ...]:
 
 def opened(project: Path, n: int = 40) -> tuple[render.Scene, render.Recipes]:
     *first, last = folders(project)
-    return cutout.open_split(*first, "train", augment.read_augmentation(last), n=n)
+    scene, recipes = cutout.open_split(*first, "train", augment.read_augmentation(last), n=n)
+    return dense.with_ragged(scene, sizes(project), 1)[0], recipes
+
+
+def sizes(project: Path) -> np.ndarray:
+    return dense.evenly_sized(pd.read_csv(project / "results/cutout/stamps.csv"))
 
 
 def new_run(project: Path, out: Path, params: Dense = SMALL) -> dense.DenseRun:
-    stamps = dense.evenly_sized(pd.read_csv(project / "results/cutout/stamps.csv"))
-    return dense.DenseRun(params, {}, out / "c.safetensors", stamps)
+    smooth = sizes(project)
+    n_stamps = len(pd.read_csv(project / "results/cutout/stamps.csv"))
+    choice = np.stack([smooth, n_stamps + np.arange(len(smooth), dtype=np.int32)])
+    return dense.DenseRun(params, {}, out / "c.safetensors", choice)
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +135,42 @@ def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path, tmp_
     np.testing.assert_allclose(snr, first.strength * dense.norms(made[0], stamped))
     assert not np.array_equal(stamped.blob[:, 0], restamped.blob[:, 0])
     np.testing.assert_array_equal(stamped.blob[:, 1:], made[1].blob[:, 1:])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_so_many_blobs_are_ragged(made_project: Path, tmp_path: Path, share: float) -> None:
+    run, (scene, recipes) = new_run(made_project, tmp_path, SMALL.model_copy(update={"ragged_frac": share})), opened(made_project)
+    _, drawn, _ = run._draw(scene, recipes)
+    smooth, ragged = run.choice
+    assert np.isin(drawn.blob[:, 0], run.choice).all()
+    assert np.isin(drawn.blob[:, 0], ragged).mean() == pytest.approx(share, abs=0.15)
+    assert ragged.max() == len(scene.stamps) - 1
+    like = [np.corrcoef(*scene.stamps[[i, k]].reshape(2, -1))[0, 1] for i, k in zip(smooth, ragged, strict=True)]
+    assert np.median(like) > 0.8
+    assert max(like) < 1
+
+
+def test_a_part_of_a_subframe_is_what_the_whole_one_has_there(made_project: Path) -> None:
+    """For every turn and flip; pixels, noise, clutter and targets."""
+    scene, recipes = opened(made_project)
+    rng = np.random.default_rng(1)
+    rows, pieces = np.arange(len(recipes)), rng.integers(-32768, 32767, (2, 256, 256)).astype(np.int16)
+    varied = {
+        "strength": rng.uniform(1, 2, len(recipes.blob)).astype(np.float32),
+        "noise_sigma": rng.uniform(0, 1, len(rows)).astype(np.float32),
+        "piece": rng.integers(-1, 2, len(rows)),
+        "pieces": pieces,
+    }
+    corner = 4 * rng.integers(0, 33, (len(rows), 2))
+    snr = dense.norms(scene, recipes)
+    for copy in range(len(recipes.turn)):
+        whole = render.vary(scene, recipes, rows, copy=copy, **varied)
+        part = render.vary(scene, recipes, rows, copy=copy, **varied, corner=corner, side=128)
+        wanted, wanted_there = (dense.targets(recipes, rows, copy, snr, 3.0, **at) for at in ({}, {"corner": corner, "side": 128}))
+        for i, (x, y) in enumerate(corner):
+            np.testing.assert_array_equal(part[i], whole[i, y : y + 128, x : x + 128])
+            for of_part, of_whole in zip(wanted_there, wanted, strict=True):
+                np.testing.assert_array_equal(of_part[i], of_whole[i, y // 4 : y // 4 + 32, x // 4 : x // 4 + 32])
 
 
 def test_what_is_shown_of_a_subframe_has_one_of_its_blobs_on_it(made_project: Path) -> None:

@@ -342,11 +342,25 @@ def test_recent_blob_is_taken_from_the_images_since_it_landed() -> None:
     images[3:, 20:41, 20:41] = 0.1
     blob = pd.DataFrame({"x_px": [30.0], "y_px": [30.0], "radius_px": [5.0], "first": [13]})
     rows = [8, 9, 11, 13, 14]
-    stack = difference.with_recent_blobs(np.median(images, axis=0), images, rows, blob)
+    recent = difference.landed_within(blob, rows, images[0].shape)
+    stack = difference.with_recent_blobs(np.median(images, axis=0), images, recent)
     assert stack[30, 30] == np.float32(0.1)
     assert stack[30, 30 + 12] == 0
-    older = difference.with_recent_blobs(np.median(images, axis=0), images, rows, blob.assign(first=8))
-    assert older.max() == 0
+    assert difference.landed_within(blob.assign(first=8), rows, images[0].shape) == []
+
+
+def test_a_blob_that_landed_within_the_stack_has_not_flickered() -> None:
+    rng = np.random.default_rng(1)
+    images = rng.normal(0, 0.01, (30, 64, 64)).astype(np.float32)
+    images[20:, 12:53, 12:53] += 0.1 * blob_profile("disc", 5.0)
+    blob = pd.DataFrame({"x_px": [32.0], "y_px": [32.0], "radius_px": [5.0], "first": [20]})
+    recent = difference.landed_within(blob, list(range(30)), images[0].shape)
+    stack = difference.with_recent_blobs(np.median(images, axis=0), images, recent)
+    blind, aware = difference.scatter(images, stack), difference.scatter(images, stack, recent)
+    middle = slice(14, 18)
+    assert blind[middle, middle].mean() > 0.05
+    assert aware[middle, middle].mean() == pytest.approx(0.01, rel=0.2)
+    np.testing.assert_array_equal(blind[:6], aware[:6])
 
 
 def test_recent_blob_of_a_shifted_image_is_moved_back() -> None:
@@ -355,5 +369,6 @@ def test_recent_blob_of_a_shifted_image_is_moved_back() -> None:
     images[3, 12:53, 12:53] = 0.1 * blob_profile("disc", 5.0, 2.0, -1.5)
     blob = pd.DataFrame({"x_px": [32.0], "y_px": [32.0], "radius_px": [5.0], "first": [3]})
     shifts = [Shift(0.0, 0.0)] * 3 + [Shift(2.0, -1.5)]
-    stack = difference.with_recent_blobs(np.median(images, axis=0), images, [0, 1, 2, 3], blob, shifts)
+    recent = difference.landed_within(blob, [0, 1, 2, 3], images[0].shape)
+    stack = difference.with_recent_blobs(np.median(images, axis=0), images, recent, shifts)
     np.testing.assert_allclose(stack[12:53, 12:53], 0.1 * blob_profile("disc", 5.0), atol=0.01)

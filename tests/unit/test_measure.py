@@ -304,6 +304,27 @@ def test_a_cluster_that_the_stack_shows_is_bad_pixels(level: float) -> None:
     assert bad[pattern > 0.01].mean() < 0.03
 
 
+def test_what_is_bright_in_the_stack_and_not_dark_in_the_image_is_bad_pixels() -> None:
+    """Faint clusters, none of whose pixels stands out, that the stack shows and the image does not."""
+    here, there = (80, 110), (50, 110)
+    both = blob(*here, 4.0, 0.024) + blob(*there, 4.0, 0.024)
+    rng = np.random.default_rng(5)
+    stack = rng.normal(0, NOISE / 2, (SIDE, SIDE)).astype(np.float32) - blob(*here, 4.0, 0.018)
+    assert measure.bad_pixels(stack, np.zeros_like(stack)).mean() < 1e-3
+    image = noise() + both
+    assert judged(image, here, there) == ["new", "new"]
+    assert judged(image, here, there, stack=stack) == ["bad_pixels", "new"]
+    assert judged(image, here, there, stack=-stack) == ["new", "new"]
+
+
+def test_hot_pixels_in_the_stack_do_not_hide_a_blob() -> None:
+    stack = np.zeros((SIDE, SIDE), np.float32)
+    stack[110, 78:82], stack[:, 50] = -30.0, np.nan
+    image = noise() + blob(80, 110, 4.0, 0.04) + blob(50, 110, 4.0, 0.04)
+    assert judged(image, (80, 110), (50, 110), stack=stack) == ["new", "new"]
+    assert judged(image, (80, 110), stack=np.full_like(stack, np.nan)) == ["new"]
+
+
 def test_a_blob_deeper_than_any_flicker_explains_is_new() -> None:
     cluster = blob(80, 110, 3.0, 0.06)
     assert judged(noise() + blob(80, 110, 4, 0.2), (80, 110), scatter=scatter_of((3, cluster))) == ["new"]

@@ -16,6 +16,9 @@ from stages import settings, stages
 
 use_project(workflow.basedir)
 
+# A training leaves one of two cores idle much of the time: on two, the two of them run side by side.
+TRAINING_THREADS = 1 if workflow.cores == 2 else 2
+
 
 def checked_params():
     """params.yaml, which the stages read themselves: what Snakemake was told must not differ from it."""

@@ -19,7 +19,7 @@ rule dense:
         "logs/dense.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: 2
+    threads: TRAINING_THREADS
     resources:
         mem_mb=6000,
         runtime=600,
