@@ -44,9 +44,10 @@ def judged(
     pattern: np.ndarray | None = None,
     scatter: np.ndarray | None = None,
     bad: np.ndarray | None = None,
+    stack: np.ndarray | None = None,
 ) -> list[str]:
     about = {"catalogue": catalogue, "shift_px": shift_px, "pattern": pattern, "scatter": scatter, "bad": bad}
-    done = measure.judge(measured(image, *peaks), image, noise_frac=NOISE, **about)
+    done = measure.judge(measured(image, *peaks), image, noise_frac=NOISE, stack=stack, **about)
     return list(done["status"])
 
 
