@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -301,13 +302,15 @@ def _standing_out(pattern: Image, rest: Image, good: npt.NDArray[np.bool_], nois
         window, distance = _around(smoothed.shape, x, y, reach)
         smoothed[window][distance < reach] = 0
     sigma = clean_noise(smoothed)
-    labels, _ = ndimage.label(smoothed > 2 * sigma)
-    keep = [False]
-    for label, window in enumerate(ndimage.find_objects(labels), start=1):
+    labels, n = ndimage.label(smoothed > 2 * sigma)
+    keep = np.zeros(n + 1, np.bool_)
+    windows = ndimage.find_objects(labels)
+    for label in np.unique(labels[smoothed > 5 * sigma]):
+        window = windows[label - 1]
         patch = labels[window] == label
-        significant = smoothed[window][patch].max() > 5 * sigma and good[window][patch].mean() > MOSTLY
-        keep.append(significant and _compact(patch) and _blob_like(pattern[window][patch], rest[window][patch], noise))
-    return _soft(np.asarray(keep)[labels], 1.0)
+        likely = _compact(patch) and good[window][patch].mean() > MOSTLY
+        keep[label] = likely and _blob_like(pattern[window][patch], rest[window][patch], noise)
+    return _soft(keep[labels], 1.0)
 
 
 def _compact(patch: npt.NDArray[np.bool_]) -> bool:
@@ -330,11 +333,15 @@ def _smooth(image: npt.NDArray[Any], sigma: float, *, twice: bool = False) -> Im
     """Convolve with a Gaussian, and what that loses again if ``twice``; the image is taken as periodic."""
     from scipy.fft import irfft2, rfft2
 
-    fx, fy = _frequencies(image.shape[-2:])
-    transfer = np.exp(-2 * (np.pi * sigma) ** 2 * (fx**2 + fy**2))
-    if twice:
-        transfer = 2 * transfer - transfer**2
+    transfer = _transfer(image.shape[-2:], sigma, twice)
     return np.asarray(irfft2(rfft2(image.astype(np.float32)) * transfer, s=image.shape[-2:]))
+
+
+@lru_cache(maxsize=32)
+def _transfer(shape: tuple[int, int], sigma: float, twice: bool) -> Image:
+    fx, fy = _frequencies(shape)
+    transfer = np.exp(-2 * (np.pi * sigma) ** 2 * (fx**2 + fy**2))
+    return np.asarray(2 * transfer - transfer**2 if twice else transfer)
 
 
 def _frequencies(shape: tuple[int, ...]) -> tuple[Image, Image]:

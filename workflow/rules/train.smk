@@ -26,7 +26,7 @@ rule train:
     params:
         settings=settings("train"),
     shell:
-        "blobpipe train 2>&1 | tee {log} >&2"
+        "nice blobpipe train 2>&1 | tee {log} >&2"  # the dense network comes first: more stages wait for it
 
 
 STAGE_FILES["train"] = list(rules.train.output)
