@@ -134,35 +134,40 @@ def read_frame(path: str | Path) -> Frame:
     """
     path = Path(path)
     with _opened(path, "a FITS image; fetch or write the file again") as hdus:
-        index, data = _science_plane(path, hdus)
+        index, image = _science_image(path, hdus)
         header = hdus[0].header.copy()
         if index:
-            header.update(hdus[index].header)
-        layout = f"HDU {index} ({hdus[index].name or 'unnamed'}), {'x'.join(map(str, hdus[index].shape[::-1]))}"
-    return Frame(frame_name(path), data, header, layout)
+            header.update(image.header)
+        layout = f"HDU {index} ({image.name or 'unnamed'}), {'x'.join(map(str, image.shape[::-1]))}"
+        data = np.asarray(image.data)
+        plane = np.ascontiguousarray(data if data.ndim == 2 else data[0], dtype=np.float32)
+    return Frame(frame_name(path), _with_reference_pixels(plane), header, layout)
 
 
 def read_plane(path: str | Path, name: str) -> npt.NDArray[np.float32]:
     """Read the image of a given EXTNAME, float32, shape (ny, nx), from a file that `write_images` wrote."""
     with _opened(Path(path), f"an image {name}; run the stage that makes it") as hdus:
-        return np.ascontiguousarray(hdus[name].data, dtype=np.float32)
+        return np.ascontiguousarray(_image(hdus[name]).data, dtype=np.float32)
 
 
 def find_plane(path: str | Path, name: str) -> npt.NDArray[np.float32] | None:
     """The same from a file that need not have one: others write stacks and differences too."""
     with _opened(Path(path), "a FITS image; fetch or write the file again") as hdus:
-        return np.ascontiguousarray(hdus[name].data, dtype=np.float32) if name in hdus else None
+        return np.ascontiguousarray(_image(hdus[name]).data, dtype=np.float32) if name in hdus else None
 
 
 @contextmanager
 def _opened(path: Path, expected: str) -> Iterator[HDUList]:
-    """Open a FITS file; whatever is wrong with it, now or while it is read, becomes a `FrameError`."""
+    """Open a FITS file; whatever is wrong with it, now or while it is read, becomes a `FrameError`.
+
+    Compressed images are tables there, until `_image` makes images of those that are wanted: half of the time goes into that.
+    """
     from astropy.io import fits
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with fits.open(path, memmap=False) as hdus:
+            with fits.open(path, memmap=False, disable_image_compression=True) as hdus:
                 _refuse_truncated(path, hdus)
                 yield hdus
     except FrameError:
@@ -191,19 +196,26 @@ def _refuse_truncated(path: Path, hdus: HDUList) -> None:
         raise FrameError(f"{path}: truncated, {size} bytes found, {end} expected; fetch or write the file again")
 
 
-def _science_plane(path: Path, hdus: HDUList) -> tuple[int, npt.NDArray[np.float32]]:
-    images = [i for i, hdu in enumerate(hdus) if getattr(hdu, "is_image", False) and hdu.shape and 0 not in hdu.shape]
-    images.sort(key=lambda i: hdus[i].name != "SCI")
-    if not images:
+def _science_image(path: Path, hdus: HDUList) -> tuple[int, Any]:
+    """The first HDU that holds an image, those named SCI before others, and its number."""
+    order = sorted(range(len(hdus)), key=lambda i: hdus[i].name != "SCI")
+    found = ((i, image) for i in order if (image := _image(hdus[i])) is not None and image.shape and 0 not in image.shape)
+    index, image = next(found, (0, None))
+    if image is None:
         kinds = ", ".join(f"{type(hdu).__name__} {hdu.name}".strip() for hdu in hdus)
         raise FrameError(f"{path}: no image found in its {len(hdus)} HDU ({kinds}); expected one in HDU 0, 1 or SCI")
-    shape = hdus[images[0]].shape
-    if len(shape) not in (2, 3) or min(shape[-2:]) < 2:
-        raise FrameError(f"{path}: found an array of shape {shape}, expected (ny, nx) or (planes, ny, nx)")
-    data = np.asarray(hdus[images[0]].data)
-    return images[0], _with_reference_pixels(
-        np.ascontiguousarray(data if data.ndim == 2 else data[0], dtype=np.float32)
-    )
+    if len(image.shape) not in (2, 3) or min(image.shape[-2:]) < 2:
+        raise FrameError(f"{path}: found an array of shape {image.shape}, expected (ny, nx) or (planes, ny, nx)")
+    return index, image
+
+
+def _image(hdu: Any) -> Any:
+    """An HDU as an image, unpacked if it is a compressed one; None if it is none."""
+    from astropy.io import fits
+
+    if "ZIMAGE" in hdu.header:
+        return fits.CompImageHDU(bintable=hdu)
+    return hdu if getattr(hdu, "is_image", False) else None
 
 
 def _with_reference_pixels(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

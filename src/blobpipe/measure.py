@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import bottleneck
 import numba as nb
 import numpy as np
 import numpy.typing as npt
@@ -192,7 +193,7 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
     for k, window in enumerate(windows):
         finite = np.isfinite(window)
         if finite.any():
-            found[k] = _brightest_square(np.where(finite, window - np.median(window[finite]), 0)) / noise_frac
+            found[k] = _brightest_square(np.where(finite, window - bottleneck.median(window[finite]), 0)) / noise_frac
     return found
 
 
@@ -274,7 +275,7 @@ def _without_outliers(values: Image) -> Mask:
     good = np.isfinite(values)
     if not good.any():
         return good
-    filled = np.where(good, values, np.median(values[good]))
+    filled = np.where(good, values, bottleneck.median(values[good]))
     rows, columns = np.nonzero(good & (np.abs(filled - uniform_filter(filled, 5, mode="nearest")) > SUSPECT_SIGMA))
     steps = np.arange(-2, 3)
     near_rows = np.clip(rows[:, None, None] + steps[:, None], 0, SIDE - 1)
@@ -447,7 +448,7 @@ def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
     """Where the smoothed cut-out is highest, not too far from a place."""
     from scipy.ndimage import gaussian_filter
 
-    image = np.where(cut.good, cut.values - np.median(cut.values[cut.good]), np.float32(0))
+    image = np.where(cut.good, cut.values - bottleneck.median(cut.values[cut.good]), np.float32(0))
     smooth = gaussian_filter(image.reshape(SIDE, SIDE), SMOOTHING_PX, mode="constant", truncate=2.0)
     place = int(np.where(_distance(x, y, SIDE) < FARTHEST_PX - 1, smooth, -np.inf).argmax())
     return float(place % SIDE), float(place // SIDE)
@@ -690,7 +691,7 @@ def _on_few_pixels(x: float, y: float, radius: float, difference: Image, lit: Ma
     if (inside & ~finite).sum() >= MOST_MISSING * inside.sum():
         return True
     around = window[finite & ~(distance < DIP_REACH * radius)]
-    level = np.median(around) if len(around) else 0.0
+    level = bottleneck.median(around) if len(around) else 0.0
     return bool(_trimmed_snr((window[inside & finite] - level) / noise) < REST_SNR)
 
 
@@ -703,7 +704,7 @@ def _hard(x: float, y: float, radius: float, depth: float, difference: Image, no
     once = gaussian_filter(window, subtraction.SMOOTHING_PX)
     lost = window - once - gaussian_filter(window - once, subtraction.SMOOTHING_PX)
     edge = _distance(x - left, y - top, SIDE) <= radius + HARD_MARGIN_PX
-    return bool(1.4826 * np.median(np.abs(lost[edge])) > HARD_SIGMA * noise + HARD_FRAC * depth)
+    return bool(1.4826 * bottleneck.median(np.abs(lost[edge])) > HARD_SIGMA * noise + HARD_FRAC * depth)
 
 
 def flickers(x: float, y: float, radius: float, depth: float, scatter: Image) -> bool:
@@ -729,8 +730,8 @@ def flickers(x: float, y: float, radius: float, depth: float, scatter: Image) ->
     around = window[(distance > radius + RING_PX[0]) & (distance <= radius + RING_PX[1]) & (window > 0)]
     if not len(around):
         return False
-    middle = float(np.nanmedian(window[distance <= max(radius - EDGE_PX, cell)]))
-    excess = np.sqrt(max(middle**2 - float(np.median(around)) ** 2, 0.0))
+    middle = float(bottleneck.nanmedian(window[distance <= max(radius - EDGE_PX, cell)]))
+    excess = np.sqrt(max(middle**2 - float(bottleneck.median(around)) ** 2, 0.0))
     return bool(middle > RESTLESS * np.percentile(around, 75) and depth < OUTBURST * excess)
 
 
@@ -796,7 +797,7 @@ def is_of_the_stack(x: float, y: float, radius: float, depth: float, difference:
     if not (finite[inside].any() and finite[around].any()):
         return False
     signal, of_stack = (
-        np.clip(window[inside & finite] - np.median(window[around & finite]), -depth, depth).mean() for window in both
+        np.clip(window[inside & finite] - bottleneck.median(window[around & finite]), -depth, depth).mean() for window in both
     )
     return bool(signal > 0 and -of_stack > OF_STACK * signal)
 
