@@ -6,7 +6,6 @@ Plain arrays in, plain arrays out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +15,7 @@ import scipy.fft
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from blobpipe import statistics
+from blobpipe import statistics, threads
 
 FloatArray = npt.NDArray[Any]
 T = TypeVar("T")
@@ -77,8 +76,7 @@ def matched_filter(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ..
 def _in_batches(work: Callable[[npt.NDArray[np.float32]], T], subframes: npt.NDArray[np.float32]) -> list[T]:
     """What ``work`` gives for each batch; there is at least one, if need be an empty one."""
     starts = range(0, max(1, len(subframes)), BATCH)
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda start: work(subframes[start : start + BATCH]), starts))
+    return list(threads.pool("baselines", THREADS).map(lambda start: work(subframes[start : start + BATCH]), starts))
 
 
 def _match(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ...]) -> Match:

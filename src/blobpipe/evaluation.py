@@ -199,7 +199,7 @@ def evaluate(
     out_dir = Path(out_dir)
     network, _ = networks.load_model(models[0])
     dense_network, point = detect.load_operating_point(models[1])
-    searcher = Searcher(dense_network, point.weights, Path(difference_dir))
+    searcher = Searcher(dense_network, point.weights, Path(difference_dir), {})
     networks.set_threads(THREADS, network.kernels)
     folders = (difference_dir, scale_dir, cutout_dir)
     weights = _calibrate(searcher, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px)
@@ -246,32 +246,38 @@ def _features(scores: pd.DataFrame) -> dict[str, FloatArray]:
 
 
 class Searcher(NamedTuple):
-    """The dense network, the weights of its joint score, and the folder of the difference images that it measures on."""
+    """The dense network, the weights of its joint score, the difference images that it measures on, and those read so far.
+
+    By name: image and scatter, in units of the noise.
+    """
 
     network: networks.DenseNetwork
     weights: tuple[float, ...]
     difference_dir: Path
+    images: dict[str, tuple[FloatArray, FloatArray]]
 
 
 def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) -> pd.DataFrame:
     """The best candidate on each subframe, measured on unclipped pixels as a scan does it; score 0: there is none."""
-    noise = frames.read_stage(searcher.difference_dir).set_index("frame")["noise_frac"][list(scene.names)].to_numpy()
+    by_name = frames.read_stage(searcher.difference_dir).set_index("frame")["noise_frac"]
+    noise = by_name[list(scene.names)].to_numpy()
     gain, cell = (scene.sigma_frac / noise).astype(np.float32), subtraction.CELL_PX
     reference = detect.read_reference(searcher.difference_dir)
     limits = np.full_like(scene.limits, (-np.inf, np.inf))
     nothing = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
 
-    def unclipped(i: int) -> tuple[FloatArray, FloatArray]:
-        path = frames.find_image(searcher.difference_dir, scene.names[i])
+    def unclipped(name: str) -> tuple[FloatArray, FloatArray]:
+        path = frames.find_image(searcher.difference_dir, name)
         image, scatter = frames.read_frame(path).data, frames.find_plane(path, "SCATTER")
         if scatter is None:  # of differences that others have made
             scatter = np.zeros([-(-side // cell) for side in image.shape], np.float32)
-        return image / np.float32(noise[i]), scatter / np.float32(noise[i])
+        return image / np.float32(by_name[name]), scatter / np.float32(by_name[name])
 
     def one(rows: npt.NDArray[np.int64], clipped: FloatArray, signal: FloatArray) -> pd.DataFrame:
         frame, windows = recipes.frame[rows], recipes.window[rows]
+        images = [searcher.images[scene.names[i]] for i in frame]
         pixels, scatter = (
-            np.stack([images[i][k][y : y + side, x : x + side] for i, (x, y) in zip(frame, at, strict=True)])
+            np.stack([image[k][y : y + side, x : x + side] for image, (x, y) in zip(images, at, strict=True)])
             for k, (at, side) in enumerate(((windows, render.SIDE), (windows // cell, render.SIDE // cell)))
         )
         bad, stack = (
@@ -283,8 +289,9 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
         found = _best(cells, pixels + gain[frame, None, None] * signal, below, searcher.weights)
         return found.set_index(rows)
 
+    missing = [name for name in scene.names if name not in searcher.images]
     with ThreadPoolExecutor(THREADS) as pool:
-        images = list(pool.map(unclipped, range(len(noise))))
+        searcher.images.update(zip(missing, pool.map(unclipped, missing), strict=True))
     parts = [one(rows, *(detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing))) for rows in _chunks(len(recipes))]
     return pd.concat(parts).add_prefix("dense_")
 

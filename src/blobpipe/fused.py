@@ -23,9 +23,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +36,8 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from torch import Tensor
+
+from blobpipe import threads as lasting
 
 log = logging.getLogger(__name__)
 
@@ -331,7 +331,7 @@ def _run_chunks(n: int, work: Callable[[int, int, int], None]) -> None:
         for chunk in chunks:
             work(chunk, chunk * CHUNK, min(n, (chunk + 1) * CHUNK))
 
-    others = [_executor(threads).submit(take) for _ in range(threads - 1)]
+    others = [lasting.pool("fused", threads).submit(take) for _ in range(threads - 1)]
     take()
     for other in others:
         other.result()
@@ -339,14 +339,6 @@ def _run_chunks(n: int, work: Callable[[int, int, int], None]) -> None:
 
 def _n_chunks(n: int) -> int:
     return -(-n // CHUNK)
-
-
-@functools.cache
-def _executor(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "fused")
-
-
-os.register_at_fork(after_in_child=_executor.cache_clear)  # threads do not survive a fork
 
 
 # ---------------------------------------------------------------------------------------------- chunks of images

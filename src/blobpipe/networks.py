@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from blobpipe import frames, fused, render_gpu
+from blobpipe import threads as lasting
 from blobpipe.errors import ModelError
 
 Kernels = Literal["fused", "plain"]
@@ -234,9 +234,8 @@ def predict(
     starts = range(0, len(subframes), batch)
     if len(starts) > 1 and network.kernels == "fused" and device.type == "cpu":
         # while one batch is in the dense layers, which run on one thread, the next is in the convolutions
-        with ThreadPoolExecutor(2) as pool:
-            return np.concatenate(list(pool.map(ask, starts)))
-    return np.concatenate([np.zeros(0), *map(ask, starts)])  # on this very thread: a new one's memory would be new, too
+        return np.concatenate(list(lasting.pool("predict", 2).map(ask, starts)))
+    return np.concatenate([np.zeros(0), *map(ask, starts)])
 
 
 def save_model(path: str | Path, network: ReportNetwork | DenseNetwork, metadata: dict[str, Any]) -> None:

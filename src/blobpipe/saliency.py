@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
+from blobpipe import threads
 from blobpipe.networks import ReportNetwork
 
 SMOOTHING_PX = 4.0  # Gaussian sigma: one pooling cell; 0.93 of the peaks then lie on a blob (raw 0.78, 8 px 0.95)
@@ -42,12 +41,11 @@ def saliency_maps(network: ReportNetwork, subframes: npt.NDArray[np.float32]) ->
     network.eval()
     device = next(network.parameters()).device
     maps = np.empty(subframes.shape, np.float32)
-    with ThreadPoolExecutor(THREADS) as pool:
-        for start in range(0, len(subframes), BATCH):
-            x = torch.from_numpy(subframes[start : start + BATCH, None]).to(device).requires_grad_()
-            (gradient,) = torch.autograd.grad(network(x)[:, 1].sum(), x)
-            scatter = gradient[:, 0].abs().cpu().numpy()
-            list(pool.map(_smooth, scatter, maps[start : start + BATCH]))
+    for start in range(0, len(subframes), BATCH):
+        x = torch.from_numpy(subframes[start : start + BATCH, None]).to(device).requires_grad_()
+        (gradient,) = torch.autograd.grad(network(x)[:, 1].sum(), x)
+        scatter = gradient[:, 0].abs().cpu().numpy()
+        list(threads.pool("saliency", THREADS).map(_smooth, scatter, maps[start : start + BATCH]))
     return maps
 
 

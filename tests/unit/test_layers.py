@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "blobpipe"
 ORDER = (
     "__init__",
     "errors",
+    "threads",
     "params",
     "frames",
     "figures",
