@@ -16,8 +16,8 @@ from stages import settings, stages
 
 use_project(workflow.basedir)
 
-# A training leaves one of two cores idle much of the time: on two, the two of them run side by side.
-TRAINING_THREADS = 1 if workflow.cores == 2 else 2
+# What works with two threads leaves one of two cores idle much of the time: on two cores, two such jobs run side by side.
+SHARED_THREADS = 1 if workflow.cores == 2 else 2
 
 
 def checked_params():

@@ -19,7 +19,7 @@ rule dense:
         "logs/dense.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: TRAINING_THREADS
+    threads: SHARED_THREADS
     resources:
         mem_mb=6000,
         runtime=600,

@@ -23,7 +23,7 @@ rule detect:
         "logs/detect.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: 2
+    threads: SHARED_THREADS
     resources:
         mem_mb=6000,
         runtime=60,

@@ -19,7 +19,7 @@ rule train:
         "logs/train.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: TRAINING_THREADS
+    threads: SHARED_THREADS
     resources:
         mem_mb=6000 + PARAMS.train.keep_rendered * PARAMS.cutout.n_train * PARAMS.augment.copies * 131 // 1000,
         runtime=600,
