@@ -36,7 +36,7 @@ rule evaluate:
         "logs/evaluate.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: 1  # of its two threads, each waits for the other much of the time
+    threads: SHARED_THREADS
     resources:
         mem_mb=6000,
         runtime=60,
