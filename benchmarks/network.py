@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import material
 from benchmarks.material import BATCH, NOISE_SIGMA, Size
 from benchmarks.measure import ROOT, Part, in_gib, interleave
-from blobpipe import fused, networks, render, training
+from blobpipe import cli, fused, networks, render, training
 from blobpipe.params import Train
 
 THREADS = 2
@@ -95,7 +95,7 @@ def _fused_steps(x: Tensor, y: Tensor, n_batches: int) -> Callable[[], float]:
     batches = _batches(x, y)
 
     def work() -> float:
-        networks.set_threads(THREADS, "fused")
+        networks.set_threads(THREADS)
         for step, (images, labels) in enumerate(itertools.islice(batches, n_batches)):
             loss = F.cross_entropy(network(images, step), labels)
             optimiser.zero_grad(set_to_none=True)
@@ -117,7 +117,7 @@ def _ours(size: Size) -> Callable[[], float]:
     monitor = material.pixels(size, 1)
 
     def work() -> float:
-        networks.set_threads(THREADS, "fused")
+        networks.set_threads(THREADS)
         _epoch(run, made, monitor)
         return len(made.recipes)
 
@@ -170,7 +170,7 @@ def _fused_inference(images: Any) -> Callable[[], float]:
     network = networks.new_network(1, "fused")
 
     def work() -> float:
-        networks.set_threads(THREADS, "fused")
+        networks.set_threads(THREADS)
         networks.predict(network, images)
         return len(images)
 
@@ -280,7 +280,7 @@ def _layers(size: Size) -> dict[str, Callable[[], float]]:
 
 def _forward(layer: Callable[[Tensor], Tensor], inputs: Tensor, repeats: int) -> Callable[[], float]:
     def work() -> float:
-        networks.set_threads(THREADS, "fused")
+        networks.set_threads(THREADS)
         with torch.inference_mode():
             for _ in range(repeats):
                 layer(inputs)
@@ -296,7 +296,7 @@ def _backward(
     gradient = torch.randn_like(outputs)
 
     def work() -> float:
-        networks.set_threads(THREADS, "fused")
+        networks.set_threads(THREADS)
         for _ in range(repeats):
             torch.autograd.grad(outputs, wanted, gradient, retain_graph=True)
         return repeats * len(inputs)
@@ -324,9 +324,10 @@ def _least_bytes() -> dict[str, float]:
 def recipe(size: Size) -> Part:
     """How long the report's 200 epochs would take, from a few at a tenth of its subframes; and what is enough."""
     made = material.recipes(size)
+    cli.keep_memory()
     params = Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=size.epochs // 2, device="cpu")
     monitor = material.pixels(size, params.n_monitor * size.n_train // REPORT_SUBFRAMES)
-    networks.set_threads(THREADS, "fused")
+    networks.set_threads(THREADS)
     part = Part(f"The report's recipe: {REPORT_SUBFRAMES} subframes, {REPORT_EPOCHS} epochs")
     _epoch(_run(params), made, monitor)  # compiles
     rendered = _epochs(_run(params), made, monitor, size.epochs)

@@ -75,11 +75,12 @@ def _measure(folder: Path, n: int) -> dict[str, float]:
     """In the process of its own."""
     started = time.perf_counter()
     from blobpipe import frames
-    from blobpipe.cli import keep_memory
+    from blobpipe.cli import keep_memory, rest_idle_threads
     from blobpipe.params import Evaluate, Params, Train
     from blobpipe.scan import scan
 
     keep_memory()
+    rest_idle_threads()
     params = Params(evaluate=Evaluate(threshold=1.0), train=Train(threads=THREADS))
     paths = sorted((folder / "frames").iterdir())[:n]
 

@@ -535,6 +535,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     keep_memory()
+    rest_idle_threads()
     try:
         return args.work(args) or 0
     except (BlobpipeError, OSError) as error:
@@ -553,6 +554,11 @@ def keep_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, 2**25)
         library.mallopt(M_TRIM_THRESHOLD, 2**30)
+
+
+def rest_idle_threads() -> None:
+    """Let OpenMP's threads sleep when there is nothing to do, before PyTorch and Numba load it: else they keep a core busy."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _one_line(error: Exception) -> str:

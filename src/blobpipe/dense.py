@@ -55,7 +55,7 @@ def train(
     Source: ours.
     """
     out_dir = Path(out_dir)
-    networks.set_threads(params.threads, "fused")
+    networks.set_threads(params.threads)
     folders = (difference_dir, scale_dir, cutout_dir)
     scene, recipes = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
     identity = {

@@ -200,7 +200,7 @@ def evaluate(
     network, _ = networks.load_model(models[0])
     dense_network, point = detect.load_operating_point(models[1])
     searcher = Searcher(dense_network, point.weights, Path(difference_dir), {})
-    networks.set_threads(THREADS, network.kernels)
+    networks.set_threads(THREADS)
     folders = (difference_dir, scale_dir, cutout_dir)
     weights = _calibrate(searcher, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px)
     scene, recipes = cutout.open_split(*folders, "validation")

@@ -187,17 +187,14 @@ def new_network(seed: int, kernels: Kernels) -> ReportNetwork:
         return network
 
 
-def set_threads(threads: int, kernels: Kernels = "plain") -> None:
-    """Use so many threads, however many cores there are: sums then come out the same anywhere.
-
-    With the fused kernels PyTorch itself has so little to do that its waiting threads only stand in the way: it gets one.
-    """
+def set_threads(threads: int) -> None:
+    """Use so many threads, however many cores there are: sums then come out the same anywhere."""
     import numba
 
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     fused.set_threads(threads)
     # last: Numba, as it starts, sets OpenMP, which PyTorch shares, to all cores
-    torch.set_num_threads(1 if kernels == "fused" else threads)
+    torch.set_num_threads(threads)
 
 
 def predict(

@@ -65,7 +65,7 @@ def train(
     Source: ISR sections 4 and 5; cosine schedule of SGD, checkpoints: ours.
     """
     out_dir = Path(out_dir)
-    networks.set_threads(params.threads, networks.choose_kernels(params.kernels))
+    networks.set_threads(params.threads)
     folders = (difference_dir, scale_dir, cutout_dir)
     data = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
     monitor, labels = _monitor_set(*cutout.open_split(*folders, "validation", n=params.n_monitor))
