@@ -26,6 +26,7 @@ rule explore:
             "render_gpu.py",
             "stamps.py",
             "statistics.py",
+            "threads.py",
         ),
     output:
         metrics=report("results/explore/metrics.json", caption="../report/explore.rst", category="Alternatives"),
