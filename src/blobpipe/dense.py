@@ -175,7 +175,9 @@ class DenseRun(training.Run):
             there, *varied = (torch.from_numpy(value).to(self.device) for value in values)
             pixels, side = renderer.vary(there, turn, *varied), self.params.crop_px
             corner = zip(pixels, draw.corner[rows], strict=True)
-            return self._update_dense(torch.stack([each[:, y : y + side, x : x + side] for each, (x, y) in corner]), wanted)
+            return self._update_dense(
+                torch.stack([each[:, y : y + side, x : x + side] for each, (x, y) in corner]), wanted
+            )
 
         return training.Way(prepare, update)
 
@@ -202,7 +204,9 @@ class DenseRun(training.Run):
     def _update_dense(self, shown: Tensor, wanted: Targets) -> Tensor:
         """Each thread takes a part of the batch on its own: convolutions of small images share badly."""
         core, weight = (torch.from_numpy(array).to(shown.device) for array in wanted)
-        parts = [torch.from_numpy(part) for part in np.array_split(np.arange(len(shown)), self.params.threads) if len(part)]
+        parts = [
+            torch.from_numpy(part) for part in np.array_split(np.arange(len(shown)), self.params.threads) if len(part)
+        ]
 
         def differentiate(network: networks.DenseNetwork, part: Tensor) -> tuple[Tensor, ...]:
             images = shown[part].contiguous(memory_format=torch.channels_last)

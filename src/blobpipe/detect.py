@@ -403,9 +403,16 @@ def in_frame_sigma(
     scene: render.Scene, recipes: render.Recipes, rows: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
     """Some subframes as the dense network meets them: the pixels of `render.render`, not standardised."""
-    still = {"noise_sigma": np.zeros(len(rows), np.float32), "piece": np.full(len(rows), -1)}
-    strength, pieces = np.ones(len(recipes.blob), np.float32), np.zeros((1, render.SIDE, render.SIDE), np.int16)
-    return render.vary(scene, recipes, rows, copy=0, strength=strength, pieces=pieces, **still)
+    return render.vary(
+        scene,
+        recipes,
+        rows,
+        copy=0,
+        strength=np.ones(len(recipes.blob), np.float32),
+        noise_sigma=np.zeros(len(rows), np.float32),
+        piece=np.full(len(rows), -1),
+        pieces=np.zeros((1, render.SIDE, render.SIDE), np.int16),
+    )
 
 
 def tail_threshold(scores: FloatArray, allowed: float) -> float:

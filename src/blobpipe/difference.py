@@ -107,7 +107,7 @@ def running_median(images: Image, size: int) -> Image:
     Notes
     -----
     Source: ISR 2021-08 section 2. Exact: each pixel's values are kept in order as the window slides; many pixels at a time,
-    so that vectors compare them. A tenth of the time of a moving median that takes one pixel after the other.
+    so that vectors compare them. A seventh of the time of a moving median that takes one pixel after the other.
     """
     n, *shape = images.shape
     medians = np.empty((n - size + 1, *shape), np.float32)

@@ -172,9 +172,10 @@ def evaluate(
     """Evaluate the report's network, the dense one and a matched filter on all validation subframes (stage ``evaluate``).
 
     The dense network's score of a subframe is that of its best candidate, as a scan gives it: network and measurement together
-    (`verdict`), without what the stack explains. The matched filter's is its highest S/N. Each becomes a probability by a logistic regression on training
-    subframes, and counts as blob from the same ``threshold`` as the report's network: none of the three has seen validation.
-    ``tpr_at_network_fpr`` and ``tpr_at_fpr_0.01`` compare them where they give equally many false alarms.
+    (`verdict`), without what the stack explains. The matched filter's is its highest S/N. Each becomes a probability by a
+    logistic regression on training subframes, and counts as blob from the same ``threshold`` as the report's network: none of
+    the three has seen validation. ``tpr_at_network_fpr`` and ``tpr_at_fpr_0.01`` compare them where they give equally many
+    false alarms.
 
     Parameters
     ----------
@@ -284,7 +285,7 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
             np.stack([image[y : y + render.SIDE, x : x + render.SIDE] for x, y in windows])
             for image in (reference.bad, reference.stack)
         )
-        below = Below(scatter, bad, stack / noise[frame, None, None])
+        below = Below(scatter, bad.astype(np.bool_), stack / noise[frame, None, None])
         cells = dense.probability_map(searcher.network, clipped)
         found = _best(cells, pixels + gain[frame, None, None] * signal, below, searcher.weights)
         return found.set_index(rows)
@@ -292,7 +293,10 @@ def _search(searcher: Searcher, scene: render.Scene, recipes: render.Recipes) ->
     missing = [name for name in scene.names if name not in searcher.images]
     with ThreadPoolExecutor(THREADS) as pool:
         searcher.images.update(zip(missing, pool.map(unclipped, missing), strict=True))
-    parts = [one(rows, *(detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing))) for rows in _chunks(len(recipes))]
+    parts = [
+        one(rows, *(detect.in_frame_sigma(each, recipes, rows) for each in (scene, nothing)))
+        for rows in _chunks(len(recipes))
+    ]
     return pd.concat(parts).add_prefix("dense_")
 
 

@@ -199,7 +199,9 @@ def _refuse_truncated(path: Path, hdus: HDUList) -> None:
 def _science_image(path: Path, hdus: HDUList) -> tuple[int, Any]:
     """The first HDU that holds an image, those named SCI before others, and its number."""
     order = sorted(range(len(hdus)), key=lambda i: hdus[i].name != "SCI")
-    found = ((i, image) for i in order if (image := _image(hdus[i])) is not None and image.shape and 0 not in image.shape)
+    found = (
+        (i, image) for i in order if (image := _image(hdus[i])) is not None and image.shape and 0 not in image.shape
+    )
     index, image = next(found, (0, None))
     if image is None:
         kinds = ", ".join(f"{type(hdu).__name__} {hdu.name}".strip() for hdu in hdus)

@@ -793,11 +793,12 @@ def is_of_the_stack(x: float, y: float, radius: float, depth: float, difference:
     distance = _distance(x - left, y - top, SIDE)
     inside, around = distance <= radius, distance > DIP_REACH * radius
     both = [_window(image, left, top, SIDE) for image in (difference, stack)]
-    finite = np.isfinite(both).all(axis=0)
+    finite: Mask = np.isfinite(both[0]) & np.isfinite(both[1])
     if not (finite[inside].any() and finite[around].any()):
         return False
     signal, of_stack = (
-        np.clip(window[inside & finite] - bottleneck.median(window[around & finite]), -depth, depth).mean() for window in both
+        np.clip(window[inside & finite] - bottleneck.median(window[around & finite]), -depth, depth).mean()
+        for window in both
     )
     return bool(signal > 0 and -of_stack > OF_STACK * signal)
 

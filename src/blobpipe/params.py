@@ -216,7 +216,9 @@ class Dense(Section):
     strength: tuple[Positive, Positive] = Field(
         (0.2, 1.2), description="Range of the factor on a blob's amplitude, evenly in its logarithm: down to the noise."
     )
-    ragged_frac: Fraction = Field(0.5, description="Share of blobs that are stretched and uneven: real ones are ragged.")
+    ragged_frac: Fraction = Field(
+        0.5, description="Share of blobs that are stretched and uneven: real ones are ragged."
+    )
     noise_sigma: float = Field(0.4, ge=0, le=10, description="Most white noise added (sigma): frames differ in theirs.")
     min_snr: float = Field(3.0, ge=0, description="Blobs below this matched-filter S/N count neither way.")
     clutter_frac: Fraction = Field(0.5, description="Share of subframes with clutter over them.")

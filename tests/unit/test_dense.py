@@ -139,7 +139,10 @@ def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path, tmp_
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_so_many_blobs_are_ragged(made_project: Path, tmp_path: Path, share: float) -> None:
-    run, (scene, recipes) = new_run(made_project, tmp_path, SMALL.model_copy(update={"ragged_frac": share})), opened(made_project)
+    run, (scene, recipes) = (
+        new_run(made_project, tmp_path, SMALL.model_copy(update={"ragged_frac": share})),
+        opened(made_project),
+    )
     _, drawn, _ = run._draw(scene, recipes)
     smooth, ragged = run.choice
     assert np.isin(drawn.blob[:, 0], run.choice).all()
@@ -166,7 +169,9 @@ def test_a_part_of_a_subframe_is_what_the_whole_one_has_there(made_project: Path
     for copy in range(len(recipes.turn)):
         whole = render.vary(scene, recipes, rows, copy=copy, **varied)
         part = render.vary(scene, recipes, rows, copy=copy, **varied, corner=corner, side=128)
-        wanted, wanted_there = (dense.targets(recipes, rows, copy, snr, 3.0, **at) for at in ({}, {"corner": corner, "side": 128}))
+        wanted, wanted_there = (
+            dense.targets(recipes, rows, copy, snr, 3.0, **at) for at in ({}, {"corner": corner, "side": 128})
+        )
         for i, (x, y) in enumerate(corner):
             np.testing.assert_array_equal(part[i], whole[i, y : y + 128, x : x + 128])
             for of_part, of_whole in zip(wanted_there, wanted, strict=True):
