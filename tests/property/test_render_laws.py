@@ -176,7 +176,7 @@ def test_labels_never_touch_the_pixels(rows: list) -> None:
 
 def noise(seed: int, sigma: float = 1.0) -> np.ndarray:
     image = np.zeros((SIDE, SIDE), np.float32)
-    render._add_noise(image, np.uint64(seed), np.float32(sigma), render.NORMAL_QUANTILES)
+    render._add_noise(image, 0, 0, np.uint64(seed), np.float32(sigma), render.NORMAL_QUANTILES)
     return image.astype(float)
 
 
