@@ -324,7 +324,7 @@ def _least_bytes() -> dict[str, float]:
 def recipe(size: Size) -> Part:
     """How long the report's 200 epochs would take, from a few at a tenth of its subframes; and what is enough."""
     made = material.recipes(size)
-    cli.keep_memory()
+    cli.keep_memory()  # as the command does
     params = Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=size.epochs // 2, device="cpu")
     monitor = material.pixels(size, params.n_monitor * size.n_train // REPORT_SUBFRAMES)
     networks.set_threads(THREADS)
