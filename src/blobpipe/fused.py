@@ -1,14 +1,16 @@
 """Convolution, ReLU and max pooling in one pass over the image, forward and backward, on the CPU.
 
-Four things make it fast, none of which changes the arithmetic:
+Five things make it fast:
 
 1. Nothing is written between convolution and pooling. With a window of 4x4, 15 of 16 convolved pixels are thrown
    away while they are still in registers.
 2. The image is dealt like cards into ``pool`` planes: plane ``s`` holds every ``pool``-th column, from column ``s``
    on. The pixels of one window then lie in the same lane of different vectors, so that pooling moves no lanes,
    and a vector of pixels once loaded serves all taps of a row and all columns of a window.
-3. Forward notes which pixel of each window won. Backward visits only those: one position in ``pool**2``.
-4. Threads take small chunks of images, which do not depend on how many threads there are, and the chunks' sums are
+3. A window's column of results takes 8 products for 20 (Toom and Cook's way). Where rounding could then decide who wins a
+   window, it is convolved again as defined, so that of equal maxima the first wins as in PyTorch.
+4. Forward notes which pixel of each window won. Backward visits only those: one position in ``pool**2``.
+5. Threads take small chunks of images, which do not depend on how many threads there are, and the chunks' sums are
    added in order. So any number of threads gives the same bytes.
 
 The inner loops at the end of this file are written as LLVM's vector instructions, since no compiler finds this
@@ -21,6 +23,7 @@ use of the registers by itself. ``docs/fused.md`` counts the operations.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -168,6 +171,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float) -
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float, seed: int) -> tuple[Tensor, Tensor]:
     """The pooled images, and the winner of each window: its row times pool plus its column, or NO_WINNER."""
     images, packed, biases = _array(x), _array(_pack(weight, pool)), _array(_pad_filters(bias, pool))
+    bits = images.reshape(-1).view(f"i{images.itemsize}")
+    columns, doubts = (_array(tensor) for tensor in _pack_columns(weight, pool))
     pooled, winner = _new_results(x, weight, pool)
     results, winners = pooled.numpy(), winner.numpy()
     threshold, key = _dropout_key(dropout, seed)
@@ -175,7 +180,23 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float,
     sizes, tame_px = _sizes(weight, pool), results.dtype.type(_tame_px(weight, bias))
 
     def work(_: int, first: int, last: int) -> None:
-        _convolve_chunk(images, packed, biases, results, winners, *sizes, tame_px, threshold, key, gain, first, last)
+        _convolve_chunk(
+            images,
+            bits,
+            packed,
+            columns,
+            biases,
+            doubts,
+            results,
+            winners,
+            *sizes,
+            tame_px,
+            threshold,
+            key,
+            gain,
+            first,
+            last,
+        )
 
     _run_chunks(len(x), work)
     return pooled, winner
@@ -279,10 +300,54 @@ def _pad_filters(tensor: Tensor, pool: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])])
 
 
+def _pack_columns(weight: Tensor, pool: int) -> tuple[Tensor, Tensor]:
+    """The weights for products of whole columns, as `_pack`, and by filter what the results may be wrong by.
+
+    The latter in units of the largest pixel, and as if all were as large: some hundred times what errors really are. Both
+    are empty where no columns of this size are convolved at once.
+    """
+    _, channels, size, _ = weight.shape
+    if not _has_columns(size, pool):
+        return weight.new_empty(0), weight.new_empty(0)
+    kernel, pixels, products = _column_transforms(size, pool)
+    factors = torch.einsum("uy,fcyx->fcux", kernel, weight.detach().double())
+    amount = factors.abs().sum((1, 3)) * pixels.abs().sum(1)
+    terms = channels * size + len(pixels)
+    doubt = 2 * torch.finfo(weight.dtype).eps * math.sqrt(terms) * (amount.square() @ products.square()).sqrt().amax(1)
+    return _pack(factors.to(weight.dtype), pool), _pad_filters(doubt.to(weight.dtype), pool)
+
+
+# Where the polynomials behind `_column_transforms` are evaluated, besides at infinity.
+POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
+
+
+def _has_columns(size: int, pool: int) -> bool:
+    """Whether a column of a window is convolved with so many products as there are points."""
+    return min(size, pool) > 1 and size + pool == len(POINTS) + 2
+
+
+@functools.cache
+def _column_transforms(size: int, pool: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``k, p, r``, so that ``r.T @ ((k @ taps) * (p @ pixels))`` are the ``pool`` results of a column of ``pixels``.
+
+    Toom and Cook's product of polynomials, transposed: the least number of products. Exact, since all numbers are ratios
+    of small ones.
+    """
+
+    def powers(degrees: int) -> Tensor:
+        rows = [[point**k for k in range(degrees)] for point in POINTS] + [[0.0] * (degrees - 1) + [1.0]]
+        return torch.tensor(rows, dtype=torch.float64)
+
+    inverse = torch.linalg.inv(powers(len(POINTS) + 1)).T
+    scale = inverse[:, [-2]].clone()  # by which rows become quarters and halves, besides the first and last
+    scale[0], scale[-1] = inverse[0, 0], inverse[-1, -1]
+    return powers(size) * scale, (inverse / scale * 32).round() / 32, powers(pool)
+
+
 def _tame_px(weight: Tensor, bias: Tensor) -> float:
     """Pixels, none of which is so large (or NaN), can convolve to nothing but finite numbers."""
     gain, offset = weight.double().abs().flatten(1).sum(1), bias.double().abs()
-    highest = torch.finfo(weight.dtype).max / 4
+    highest = torch.finfo(weight.dtype).max / 2**16
     return float(((highest - offset) / gain.clamp(min=1.0)).nan_to_num(0.0).amin()) if len(weight) else 0.0
 
 
@@ -353,7 +418,24 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
 
 
 @_jit
-def _convolve_chunk(images, packed, biases, pooled, winners, taps, window, tame_px, threshold, key, gain, first, last):
+def _convolve_chunk(
+    images,
+    bits,
+    packed,
+    columns,
+    biases,
+    doubts,
+    pooled,
+    winners,
+    taps,
+    window,
+    tame_px,
+    threshold,
+    key,
+    gain,
+    first,
+    last,
+):
     channels, pool, margin = images.shape[1], len(window), len(taps) // 2
     lanes = VECTOR_BYTES // images.itemsize
     block, block_weights = packed.shape[4], packed[0].size
@@ -364,17 +446,29 @@ def _convolve_chunk(images, packed, biases, pooled, winners, taps, window, tame_
     row_step = pool * plane_step
     channel_step = (ny * pool + 2 * margin) * row_step
     planes, weights = _aligned_zeros(channels * channel_step, images.dtype), packed.ravel()
+    products_step = (pool + len(taps) - 1) * row_step
+    products = _aligned_zeros(channels * products_step if columns.size else 0, images.dtype)
+    column_weights, column_block = columns.ravel(), columns.size // packed.shape[0]
     maxima = np.empty((packed.shape[0] * block, width), images.dtype)
     codes = np.empty(maxima.shape, np.int32)
     flat_maxima, flat_codes = maxima.ravel(), codes.ravel()
     for i in range(first, last):
-        _deal_image(images, i, planes, channel_step, row_step, plane_step, pad, margin, window)
-        tame = _all_below(images, i, tame_px)
+        largest = _deal_image(images, bits, i, planes, channel_step, row_step, plane_step, pad, margin, window)
+        tame = largest < tame_px
         for y in range(ny):
-            for k in range(packed.shape[0]):
-                for x in range(0, width, lanes):
+            start = y * pool * row_step
+            if tame and columns.size:
+                _transform_row(planes, start, channel_step, row_step, plane_step, pad, products, images, taps, window)
+            for x in range(0, width, lanes):
+                for k in range(packed.shape[0]):
+                    if tame and columns.size and _convolve_columns(
+                        products, pad + x, channels, row_step, plane_step,
+                        column_weights, k * column_block, biases, doubts, k * block, largest,
+                        flat_maxima, flat_codes, k * block * width + x, width, taps, window,
+                    ):  # fmt: skip
+                        continue
                     _convolve_windows(
-                        planes, y * pool * row_step + pad + x, channels, channel_step, row_step, plane_step,
+                        planes, start + pad + x, channels, channel_step, row_step, plane_step,
                         weights, k * block_weights, biases, k * block,
                         flat_maxima, flat_codes, k * block * width + x, width, tame, taps, window,
                     )  # fmt: skip
@@ -390,11 +484,13 @@ def _aligned_zeros(size, dtype):
 
 
 @_jit
-def _deal_image(images, i, planes, channel_step, row_step, plane_step, pad, margin, window):
+def _deal_image(images, bits, i, planes, channel_step, row_step, plane_step, pad, margin, window):
+    """Returns the largest pixel, signs apart; NaN or infinity if there is one."""
     channels, ny, nx = images.shape[1:]
     pool, stretch = len(window), len(window) * VECTOR_BYTES // images.itemsize
     rest = nx % stretch
     flat, end = images.ravel(), np.zeros(stretch, images.dtype)
+    largest = np.zeros(1, bits.dtype)
     for c in range(channels):
         for y in range(min(ny, channel_step // row_step - margin)):
             start = ((i * channels + c) * ny + y) * nx
@@ -405,15 +501,30 @@ def _deal_image(images, i, planes, channel_step, row_step, plane_step, pad, marg
                 for x in range(rest):
                     end[x] = images[i, c, y, nx - rest + x]
                 _deal(end, 0, planes, at + (nx - rest) // pool, plane_step, window)
+            largest[0] = _largest_magnitude(bits[start : start + nx], largest[0])
+    return largest.view(images.dtype)[0]
 
 
 @_jit
-def _all_below(images, i, limit):
-    """Whether no pixel of an image, signs apart, is so large, and none is NaN."""
-    pixels, wild = images[i].ravel(), np.int32(0)
+def _largest_magnitude(pixels, largest):
+    """Of pixels given by their bits, whose order is that of magnitudes once the sign is off: infinity, NaN above all."""
+    magnitude = np.iinfo(pixels.dtype).max
     for x in range(pixels.size):
-        wild |= np.int32(not abs(pixels[x]) < limit)
-    return wild == 0
+        largest = max(largest, pixels[x] & magnitude)
+    return largest
+
+
+@_jit
+def _transform_row(planes, start, channel_step, row_step, plane_step, pad, products, images, taps, window):
+    """What kernels are multiplied with for a row of windows, from the pixels of their columns."""
+    lanes, pool = VECTOR_BYTES // images.itemsize, len(window)
+    stretch = pool * lanes
+    for c in range(images.shape[1]):
+        for s in range(pool):
+            at = s * plane_step + pad
+            to = c * (pool + len(taps) - 1) * row_step + at
+            for x in range(0, -(-images.shape[3] // stretch) * lanes, lanes):
+                _transform_columns(planes, start + c * channel_step + at + x, products, to + x, row_step, taps, window)
 
 
 @_jit
@@ -422,7 +533,7 @@ def _write_row(maxima, codes, pooled, winners, i, y, key, threshold, gain):
     filters, ny, nx = pooled.shape[1:]
     for f in range(filters):
         for x in range(nx):
-            kept = _is_kept(key, (f * ny + y) * nx + x, threshold)
+            kept = threshold == 0 or _is_kept(key, (f * ny + y) * nx + x, threshold)
             pooled[i, f, y, x] = maxima[f, x] * (gain if kept else maxima.dtype.type(0))
             winners[i, f, y, x] = np.uint8(codes[f, x] - 1 if kept else NO_WINNER)
 
@@ -599,18 +710,18 @@ def _mix(number):
 # all others. Arrays come as pointers to their first element; positions and steps are counted in elements.
 
 
-def _inner_loop(emit: Callable[..., None]) -> Any:
+def _inner_loop(emit: Callable[..., Any], result: types.Type = types.void) -> Any:
     """Make of ``emit(v, *arguments)`` a function that compiled functions can call with these arguments."""
 
     def generate(context, builder, signature, values):
         kind = signature.args[0].dtype
         v = _Vectors(builder, context.get_data_type(kind), VECTOR_BYTES * 8 // kind.bitwidth)
-        emit(v, *(_unwrap(context, builder, *pair) for pair in zip(signature.args, values, strict=True)))
-        return context.get_dummy_value()
+        value = emit(v, *(_unwrap(context, builder, *pair) for pair in zip(signature.args, values, strict=True)))
+        return context.get_dummy_value() if value is None else value
 
     @functools.wraps(emit)
     def declare(_, *arguments):
-        return types.void(*arguments), generate
+        return result(*arguments), generate
 
     return intrinsic(declare)
 
@@ -672,6 +783,21 @@ class _Vectors:
         name = f"llvm.fmuladd.v{self.lanes}{self.element.intrinsic_name}"
         kind = ir.FunctionType(self.type, [self.type] * 3)
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
+
+    def weighted_sum(self, numbers, vectors):
+        """Of vectors by constant numbers; ones and zeros cost nothing."""
+        terms = sorted(
+            ((n, vector) for n, vector in zip(numbers, vectors, strict=True) if n), key=lambda term: term[0] != 1
+        )
+        (number, total), *rest = terms
+        total = total if number == 1 else self.builder.fmul(self.constant(number), total)
+        for number, vector in rest:
+            total = (
+                self.builder.fadd(total, vector)
+                if number == 1
+                else self.multiply_add(self.constant(number), vector, total)
+            )
+        return total
 
     def variables(self, initial, *shape):
         """A nested list of variables of this shape; LLVM keeps them in registers."""
@@ -744,6 +870,92 @@ def _convolve_windows(
     for f in range(block):
         v.store(b.load(best[f]), maxima, _offset(b, at, (f, width)))
         integers.store(b.load(winner[f]), codes, _offset(b, at, (f, width)))
+
+
+@_inner_loop
+def _transform_columns(v, planes, start, products, at, row_step, taps, window):
+    """A vector of columns, each of as many pixels as there are products. Opposite points share their sums."""
+    if not _has_columns(len(taps), len(window)):
+        return
+    b, n = v.builder, len(taps) + len(window) - 1
+    pixels = [v.load(planes, _offset(b, start, (y, row_step))) for y in range(n)]
+    rows = _column_transforms(len(taps), len(window))[1].tolist()
+    factors = [v.weighted_sum(rows[0], pixels)]
+    for row in rows[1:-1:2]:
+        even, odd = (v.weighted_sum(row[parity::2], pixels[parity::2]) for parity in (0, 1))
+        factors += [b.fadd(even, odd), b.fsub(even, odd)]
+    for u, factor in enumerate([*factors, v.weighted_sum(rows[-1], pixels)]):
+        v.store(factor, products, _offset(b, at, (u, row_step)))
+
+
+@functools.partial(_inner_loop, result=types.boolean)
+def _convolve_columns(
+    v, products, start, channels, row_step, plane_step, packed, first_weight, biases, doubts, first_filter, largest,
+    maxima, codes, at, width, taps, window,
+):  # fmt: skip
+    """As `_convolve_windows`, with fewer products; returns whether it is sure of all winners.
+
+    It is where just one, of the results and zero, is no lower than the highest less its doubt.
+    """
+    b, size, pool = v.builder, len(taps), len(window)
+    if not _has_columns(size, pool):
+        return ir.Constant(ir.IntType(1), False)
+    n, block = size + pool - 1, _block_size(pool)
+    sums = v.variables(v.constant(0.0), block, pool)
+    place = cgutils.alloca_once(b, v.type, size=ir.IntType(32)(n * block * pool))
+    kept = b.bitcast(place, v.element.as_pointer())
+    with _loop(b, n) as product:
+        for variable in itertools.chain(*sums):
+            b.store(v.constant(0.0), variable)
+        with _loop(b, channels) as channel:
+            row = b.add(b.mul(channel.index, ir.IntType(64)(n)), product.index)
+            pixels, weights = _offset(b, start, (row, row_step)), _offset(b, first_weight, (row, size * block))
+            _emit_row_of_taps(v, sums, products, pixels, plane_step, packed, weights, size)
+        for column, variable in enumerate(itertools.chain(*sums)):
+            row = b.mul(product.index, ir.IntType(64)(block * pool * v.lanes))
+            v.store(b.load(variable), kept, _offset(b, row, (column, v.lanes)))
+    integers, unsure = _Vectors(b, ir.IntType(32), v.lanes), ir.Constant(ir.IntType(v.lanes), 0)
+    for f in range(block):
+        columns = []
+        for q in range(pool):
+            index = (ir.IntType(64)(((u * block + f) * pool + q) * v.lanes) for u in range(n))
+            columns.append(_emit_results(v, [v.load(kept, each) for each in index], size, pool))
+        bias, doubt = (v.spread_at(array, _offset(b, first_filter, (f, 1))) for array in (biases, doubts))
+        best, code = _emit_sure_contest(v, integers, columns, b.fneg(bias), b.fmul(doubt, v.spread(largest)))
+        v.store(b.fadd(best, bias), maxima, _offset(b, at, (f, width)))
+        integers.store(code, codes, _offset(b, at, (f, width)))
+        several = b.icmp_unsigned(">=", code, integers.constant(ONE_CLAIM))
+        unsure = b.or_(unsure, b.bitcast(several, unsure.type))
+    return b.icmp_unsigned("==", unsure, unsure.type(0))
+
+
+def _emit_results(v, products, size, pool):
+    """Of a column of a window, one after another."""
+    b, first, last = v.builder, products[0], products[-1]
+    pairs = list(zip(products[1:-1:2], products[2:-1:2], strict=True))
+    halves = [[b.fadd(*pair) for pair in pairs], [b.fsub(*pair) for pair in pairs]]
+    powers = _column_transforms(size, pool)[2].T.tolist()
+    results = [v.weighted_sum(powers[y][1:-1:2], halves[y % 2]) for y in range(pool)]
+    return [b.fadd(results[0], first), *results[1:-1], b.fadd(results[-1], last)]
+
+
+ONE_CLAIM = 256  # more than any code: claims are added, and two are told from one
+
+
+def _emit_sure_contest(v, integers, columns, zero, doubt):
+    """The highest of the results and zero, and the code of the only one that may be it; ONE_CLAIM or more if several may."""
+    b, pool = v.builder, len(columns)
+    best = zero
+    for result in itertools.chain(*columns):
+        best = b.select(b.fcmp_ordered(">", result, best), result, best)
+    least, claims = b.fsub(best, doubt), integers.constant(-ONE_CLAIM)
+    for y in range(pool):
+        for q in range(pool):
+            claim = integers.constant(ONE_CLAIM + y * pool + q + 1)
+            holds = b.fcmp_ordered(">=", columns[q][y], least)
+            claims = b.add(claims, b.select(holds, claim, integers.constant(0)))
+    claim = b.select(b.fcmp_ordered(">=", zero, least), integers.constant(ONE_CLAIM), integers.constant(0))
+    return best, b.add(claims, claim)
 
 
 def _emit_biases(v, sums, biases, first_filter):

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SIDE = 256  # subframe, pixels; ISR 3.3
 BLOCK = 16  # pixels in a row that are turned together: what a line of the cache holds
 STEP = 4096  # backgrounds are kept as int16 in steps of 1/4096 sigma, half the memory of float32
+N_QUANTILES = (
+    4096  # of the normal distribution, from which noise is drawn: the nearest cache holds them beside the image
+)
 
 Subframes = npt.NDArray[np.float32]
 
@@ -281,11 +284,12 @@ def standardise(subframes: Subframes) -> Subframes:
 def _normal_quantiles() -> npt.NDArray[np.float32]:
     from scipy.special import ndtri
 
-    quantiles = ndtri((np.arange(2**16) + 0.5) / 2**16)
+    quantiles = ndtri((np.arange(N_QUANTILES) + 0.5) / N_QUANTILES)
     return np.asarray(quantiles / quantiles.std(), dtype=np.float32)
 
 
 NORMAL_QUANTILES = _normal_quantiles()
+LAST_QUANTILE = np.uint64(N_QUANTILES - 1)
 
 
 @nb.njit(parallel=True, cache=True)
@@ -424,10 +428,10 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
             word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             word ^= word >> np.uint64(31)
-            row[4 * i] += sigma * quantiles[word & np.uint64(0xFFFF)]
-            row[4 * i + 1] += sigma * quantiles[(word >> np.uint64(16)) & np.uint64(0xFFFF)]
-            row[4 * i + 2] += sigma * quantiles[(word >> np.uint64(32)) & np.uint64(0xFFFF)]
-            row[4 * i + 3] += sigma * quantiles[word >> np.uint64(48)]
+            row[4 * i] += sigma * quantiles[word & LAST_QUANTILE]
+            row[4 * i + 1] += sigma * quantiles[(word >> np.uint64(16)) & LAST_QUANTILE]
+            row[4 * i + 2] += sigma * quantiles[(word >> np.uint64(32)) & LAST_QUANTILE]
+            row[4 * i + 3] += sigma * quantiles[(word >> np.uint64(48)) & LAST_QUANTILE]
 
 
 @nb.njit(cache=True, fastmath={"reassoc", "contract"})

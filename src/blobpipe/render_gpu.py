@@ -154,7 +154,7 @@ class Renderer:
     def _noise(self, seeds: Tensor, pixel: Tensor) -> Tensor:
         """Four normal deviates from each word of SplitMix64."""
         word = _mix(seeds + (pixel // 4 + 1) * GOLDEN)
-        return self.quantiles[(word >> (16 * (pixel % 4))) & 0xFFFF]
+        return self.quantiles[(word >> (16 * (pixel % 4))) & (render.N_QUANTILES - 1)]
 
 
 def keep_mask(shape: tuple[int, ...], dropout: float, seed: Tensor) -> Tensor:

@@ -178,5 +178,6 @@ def test_operations_are_those_of_the_documentation() -> None:
     ):
         [line] = re.findall(rf"^\| {name}.*$", page, re.MULTILINE)
         counts = network.operations()[row]
+        columns = ("forward_as_defined", "forward", "backward_everywhere", "backward")
         numbers = [int(word.replace(",", "")) for word in re.findall(r"\b\d[\d,]{5,}\b", line)]
-        assert numbers == [counts["forward"], counts["backward_everywhere"], counts["backward"]]
+        assert numbers == [counts[column] for column in columns]
