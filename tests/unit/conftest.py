@@ -85,10 +85,9 @@ def _dense_network_by_hand() -> networks.DenseNetwork:
     with torch.no_grad():
         for weights in network.parameters():
             weights.zero_()
-        for block in (network.at2, network.at4, network.last):
+        for block in (network.at4, network.last):
             block[1].weight.fill_(1)
-        network.at2[0].weight[0, :, 1, 1] = 0.25
-        network.at4[0].weight[0, 0, 1:, 1:] = 0.25
+        network.at4[0].weight[0, :, 1, 1] = 1 / 16
         network.last[0].weight[0, 0] = 1 / 9
         network.head.weight[0, 0] = 20
         network.head.bias.fill_(-12)
