@@ -33,6 +33,7 @@ SHAPE = (1024, 1024)
 ROWS = 64  # of so many rows at a time the scatter is taken: they fit the cache
 TOGETHER = 256  # pixels, whose ordered values fit the cache
 SMOOTHING_PX = 1.1  # of the pattern: loses little of a blob's edge, most of the pixels' own pattern
+FILL_PX = 6  # around a bad pixel from which it is filled: four standard deviations
 SEARCH_PX = 3.0  # how softly the neighbourhood of the pattern ends in which a shift is measured
 STEPS_PER_PX = 10  # of the correlation's peak
 STEEP = 4.0  # flanks of blobs are steeper than the typical pixel of the pattern so many times
@@ -272,8 +273,30 @@ def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, npt.NDArray[
 
 
 def _filled(stack: Image, good: npt.NDArray[np.bool_]) -> Image:
-    around = _smooth(np.where(good, stack, 0), 1.5) / np.maximum(_smooth(good, 1.5), 0.02)
-    return np.where(good, stack, around).astype(np.float32)
+    """Pixels that are not good have the mean of the good ones around, or less where these are few."""
+    weights = np.exp(-np.square(np.arange(-FILL_PX, FILL_PX + 1) / 1.5) / 2).astype(np.float32)
+    filled = np.where(good, stack, 0).astype(np.float32)
+    padded, share = np.pad(filled, FILL_PX), np.pad(good.astype(np.float32), FILL_PX)
+    _fill(padded, share, good, filled, weights / weights.sum())
+    return filled
+
+
+@nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _fill(values, weight, good, filled, weights):  # type: ignore[no-untyped-def]
+    n = len(weights)
+    for y in range(good.shape[0]):
+        for x in range(good.shape[1]):
+            if not good[y, x]:
+                total, share = np.float32(0), np.float32(0)
+                for j in range(n):
+                    row, row_weight = values[y + j, x : x + n], weight[y + j, x : x + n]
+                    row_total, row_share = np.float32(0), np.float32(0)
+                    for i in range(n):
+                        row_total += weights[i] * row[i]
+                        row_share += weights[i] * row_weight[i]
+                    total += weights[j] * row_total
+                    share += weights[j] * row_share
+                filled[y, x] = total / max(share, np.float32(0.02))
 
 
 def _near_blobs(shape: tuple[int, ...], blobs: pd.DataFrame) -> Image:
@@ -365,11 +388,42 @@ def move_pattern(pattern: Image, shift: Shift) -> Image:
 
 def _moved(pattern: Image, x_px: Any, y_px: Any) -> Image:
     """The same of several patterns, shape (n, ny, nx), where the shifts are of shape (n, 1, 1), float32."""
-    from scipy.fft import irfft2, rfft2
+    from scipy.fft import rfft2
 
-    fx, fy = _frequencies(pattern.shape[-2:])
-    ramp = np.exp(-2j * np.pi * fy * y_px) * np.exp(-2j * np.pi * fx * x_px)
-    return np.asarray(irfft2(rfft2(pattern) * ramp.astype(np.complex64), s=pattern.shape[-2:]))
+    return _inverse(rfft2(pattern), pattern.shape[-2:], x_px, y_px)
+
+
+def _inverse(spectrum: npt.NDArray[Any], shape: tuple[int, ...], x_px: Any, y_px: Any) -> Image:
+    """What has this `rfft2`, moved."""
+    from scipy.fft import irfft2
+
+    fx, fy = _frequencies(shape)
+    x, y = (np.exp(-2j * np.pi * f * shift).astype(np.complex64) for f, shift in ((fx, x_px), (fy, y_px)))
+    moved = spectrum * y
+    moved *= x
+    return np.asarray(irfft2(moved, s=shape))
+
+
+class _Known(NamedTuple):
+    """A `blob_pattern`, with what measuring shifts against it takes of it again and again."""
+
+    pattern: Image
+    near: Image  # 1 close to it, softly falling to 0
+    spectrum: npt.NDArray[Any]
+    correlated: npt.NDArray[Any]  # spectrum of its sums of 2 x 2 pixels
+    steepness: float  # root of the sum of its squared slopes, along the flatter axis
+
+    @classmethod
+    def of(cls, pattern: Image) -> _Known:
+        from scipy.fft import fft2, rfft2
+
+        near = _soft(pattern != 0, SEARCH_PX)
+        _, *slopes = _slopes(pattern, near)
+        steepness = np.sqrt(min(np.sum(np.square(slope)) for slope in slopes))
+        return cls(pattern, near, rfft2(pattern), fft2(_binned(pattern)), float(steepness))
+
+    def moved(self, shift: Shift) -> Image:
+        return _inverse(self.spectrum, self.pattern.shape, *shift)
 
 
 def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
@@ -392,27 +446,29 @@ def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
     Source: ours. All that does not move is taken off before: the image minus the rest of the stack is compared with the
     pattern, close to it only and with outliers limited, by upsampled correlation and then by least squares.
     """
-    return _measure(image - stack, pattern, _soft(pattern != 0, SEARCH_PX))
+    return _measure(image - stack, _Known.of(pattern))
 
 
-def _measure(rest: Image, pattern: Image, near: Image) -> Shift:
+def _measure(rest: Image, known: _Known) -> Shift:
     noise = clean_noise(rest)
-    if _expected_error(pattern, near, noise) > LARGEST_ERROR_PX:
+    if noise > LARGEST_ERROR_PX * known.steepness:  # the standard error in white noise is their ratio
         return NOWHERE
-    limit = 4 * noise + pattern.max()
-    shift = _correlate(np.clip(np.nan_to_num(rest + pattern), -limit, limit) * near, pattern)
+    limit = 4 * noise + known.pattern.max()
+    shift = _correlate(np.clip(np.nan_to_num(rest + known.pattern), -limit, limit) * known.near, known)
     if max(map(abs, shift)) > LARGEST_SHIFT_PX:
         log.warning("a shift of %.1f, %.1f px is taken for a mistake and ignored", *shift)
         return NOWHERE
-    return _nearer(shift, rest, pattern, near, noise)
+    return _nearer(shift, rest, known, noise)
 
 
-def _correlate(image: Image, pattern: Image) -> Shift:
+def _correlate(image: Image, known: _Known) -> Shift:
     """Shift at the peak of the cross-correlation, to a tenth of a pixel; half the resolution is enough for that."""
+    from scipy.fft import fft2
     from skimage.registration import phase_cross_correlation
 
     correlate: Any = phase_cross_correlation
-    (y, x), _, _ = correlate(_binned(image), _binned(pattern), upsample_factor=2 * STEPS_PER_PX, normalization=None)
+    spectrum, steps = fft2(_binned(image)), 2 * STEPS_PER_PX
+    (y, x), _, _ = correlate(spectrum, known.correlated, space="fourier", upsample_factor=steps, normalization=None)
     return Shift(2 * float(x), 2 * float(y))
 
 
@@ -422,23 +478,18 @@ def _binned(image: Image) -> Image:
     return np.asarray(sum(image[j:ny:2, i:nx:2] for j in (0, 1) for i in (0, 1)))
 
 
-def _nearer(shift: Shift, rest: Image, pattern: Image, near: Image, noise: float) -> Shift:
+def _nearer(shift: Shift, rest: Image, known: _Known, noise: float) -> Shift:
     """One least-squares step, from the blobs' flanks alone: on faint parts the pattern is the detector's too."""
-    moved = move_pattern(pattern, shift)
-    pixels, x, y = _slopes(moved, near)
+    moved = known.moved(shift)
+    pixels, x, y = _slopes(moved, known.near)
     steep = np.hypot(x, y)
     flanks = steep > STEEP * np.median(steep)
     pixels, x, y = pixels[flanks], x[flanks], y[flanks]
-    left = np.nan_to_num(rest.flat[pixels] + pattern.flat[pixels] - moved.flat[pixels]).clip(-3 * noise, 3 * noise)
+    left = np.nan_to_num(rest.flat[pixels] + known.pattern.flat[pixels] - moved.flat[pixels])
+    left = left.clip(-3 * noise, 3 * noise)
     xx, xy, yy, xl, yl = (float(np.sum(product)) for product in (x * x, x * y, y * y, x * left, y * left))
     determinant = max(xx * yy - xy**2, 1e-30)
     return Shift(shift.x_px - (yy * xl - xy * yl) / determinant, shift.y_px - (xx * yl - xy * xl) / determinant)
-
-
-def _expected_error(pattern: Image, near: Image, noise: float) -> float:
-    """Standard error (px) of a shift measured on a pattern in white noise, for the worse axis."""
-    _, *slopes = _slopes(pattern, near)
-    return float(noise / np.sqrt(max(min(np.sum(np.square(slope)) for slope in slopes), 1e-30)))
 
 
 def _slopes(image: Image, near: Image) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -637,11 +688,11 @@ def register(images: Image, stack: Image, pattern: Image, *, n_first: int | None
     list of Shift
         Of each image, from the usual place.
     """
-    near = _soft(pattern != 0, SEARCH_PX)
-    shifts = [_measure(image - stack, pattern, near) for image in images]
+    known = _Known.of(pattern)
+    shifts = [_measure(image - stack, known) for image in images]
     shifts = usual_place_is_zero(shifts, n_first or len(images))
     for image, shift in zip(images, shifts, strict=True):
-        image -= move_pattern(pattern, shift) - pattern
+        image -= known.moved(shift) - pattern
     return images, shifts
 
 
