@@ -177,7 +177,7 @@ class Train(Section):
 
     seed: Seed = Field(1, description="Seed of the weights, of the order of subframes and of dropout.")
     batch_size: int = Field(100, ge=1, le=100_000, description="Subframes per update (count). ISR 5.")
-    epochs: int = Field(6, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
+    epochs: int = Field(4, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
     adam_epochs: int = Field(
         5, ge=0, le=100_000, description="First epochs with Adam, the rest with SGD (count). ISR 5: 5."
     )
