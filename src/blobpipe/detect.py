@@ -24,6 +24,7 @@ from blobpipe import (
     networks,
     profiles,
     render,
+    stamps,
     statistics,
     tiles,
     verdict,
@@ -38,6 +39,7 @@ LIKELY, BRIGHT_SNR = 0.2, 5.0  # and one below this is a candidate only if it is
 NEAR_PX = 6.0  # a detection this near to a blob's centre, or within its radius, has found it
 TAIL = 25  # of the highest false peaks; their tail is exponential, as that of logits is
 PRACTICE_SNR, PRACTICE_RADII_PX = (4.0, 40.0), (2.4, 10.0)  # of superimposed blobs, each evenly in its logarithm
+PRACTICE_RAGGED = 0.5  # of them, as real ones are: a misfit says less against a blob then
 HALF_PX = 20  # half the side of a blob's stamp
 DETECTORS = ("dense", "report", "matched_filter")
 CLEAR, FAINT = (7.0, math.inf), (5.0, 7.0)  # S/N of blobs that must be found, and of those that should be
@@ -306,10 +308,13 @@ def superimpose(
     y_px: float,
     radius_px: float,
     depth_frac: float,
+    ragged: np.random.Generator | None = None,
 ) -> None:
-    """Add a blob to an image (fraction of the light), in place, cut where the image ends."""
+    """Add a blob to an image (fraction of the light), in place, cut where the image ends; uneven at random if ``ragged``."""
     x, y = round(x_px), round(y_px)
     stamp = profiles.blob_profile(shape, radius_px, x_px - x, y_px - y, 2 * HALF_PX + 1)
+    if ragged is not None:
+        stamp = stamps.ragged_stamps(ragged, stamp[None])[0]
     top, left = max(0, y - HALF_PX), max(0, x - HALF_PX)
     part = image[top : y + HALF_PX + 1, left : x + HALF_PX + 1]
     visible = stamp[top - y + HALF_PX :, left - x + HALF_PX :][: part.shape[0], : part.shape[1]]
@@ -319,7 +324,7 @@ def superimpose(
 def superimposed(
     seed: int, frame: str, shape: tuple[int, int], noise_frac: float
 ) -> tuple[npt.NDArray[np.float32], pd.DataFrame]:
-    """A blob at a random place in every 256 x 256 pixels, of any shape, size and S/N.
+    """A blob at a random place in every 256 x 256 pixels, of any shape, size and S/N, half of them ragged.
 
     Returns
     -------
@@ -335,7 +340,8 @@ def superimposed(
         radius, snr = (float(np.exp(rng.uniform(*np.log(ends)))) for ends in (PRACTICE_RADII_PX, PRACTICE_SNR))
         shape_of = profiles.SHAPES[rng.integers(len(profiles.SHAPES))]
         depth = snr / profiles.matched_snr(profiles.blob_profile(shape_of, radius), noise_frac)
-        superimpose(signal, shape=shape_of, x_px=x, y_px=y, radius_px=radius, depth_frac=depth)
+        ragged = rng if rng.random() < PRACTICE_RAGGED else None
+        superimpose(signal, shape=shape_of, x_px=x, y_px=y, radius_px=radius, depth_frac=depth, ragged=ragged)
         put.append((x, y, radius))
     return signal, pd.DataFrame(put, columns=["x_px", "y_px", "radius_px"], dtype=float)
 

@@ -245,18 +245,29 @@ def blob_pattern(stack: Image, blobs: pd.DataFrame | None = None) -> Image:
     Returns
     -------
     ndarray, shape (ny, nx), float32
+        Blobs that the detector's border cuts go on beyond it.
 
     Notes
     -----
     Source: ours. Smoothing twice, the second time what the first one lost, keeps a blob's edge.
     """
     noise = clean_noise(stack)
-    filled, good = _without_bad_pixels(np.nan_to_num(stack), noise)
+    filled, good = _without_bad_pixels(np.nan_to_num(_continued(stack)), noise)
     pattern = _smooth(filled, SMOOTHING_PX, twice=True)
     near = _standing_out(pattern, filled - pattern, good, noise)
     if blobs is not None:
         np.maximum(near, _near_blobs(stack.shape, blobs), out=near)
     return pattern * near
+
+
+def _continued(stack: Image) -> Image:
+    """Rows and columns without values mirror those inside: a shift moves some of what the border hides into view."""
+    lines = [np.flatnonzero(np.isfinite(stack).any(axis=axis)) for axis in (1, 0)]
+    if not lines[0].size:
+        return stack
+    inner = stack[tuple(slice(line[0], line[-1] + 1) for line in lines)]
+    beyond = [(line[0], length - 1 - line[-1]) for line, length in zip(lines, stack.shape, strict=True)]
+    return np.pad(inner, beyond, mode="symmetric")
 
 
 def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, npt.NDArray[np.bool_]]:
@@ -282,21 +293,21 @@ def _filled(stack: Image, good: npt.NDArray[np.bool_]) -> Image:
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _fill(values, weight, good, filled, weights):  # type: ignore[no-untyped-def]
+def _fill(values, share, good, filled, weights):  # type: ignore[no-untyped-def]
     n = len(weights)
     for y in range(good.shape[0]):
         for x in range(good.shape[1]):
             if not good[y, x]:
-                total, share = np.float32(0), np.float32(0)
+                total, counted = np.float32(0), np.float32(0)
                 for j in range(n):
-                    row, row_weight = values[y + j, x : x + n], weight[y + j, x : x + n]
-                    row_total, row_share = np.float32(0), np.float32(0)
+                    row, row_good = values[y + j, x : x + n], share[y + j, x : x + n]
+                    row_total, row_counted = np.float32(0), np.float32(0)
                     for i in range(n):
                         row_total += weights[i] * row[i]
-                        row_share += weights[i] * row_weight[i]
+                        row_counted += weights[i] * row_good[i]
                     total += weights[j] * row_total
-                    share += weights[j] * row_share
-                filled[y, x] = total / max(share, np.float32(0.02))
+                    counted += weights[j] * row_counted
+                filled[y, x] = total / max(counted, np.float32(0.02))
 
 
 def _near_blobs(shape: tuple[int, ...], blobs: pd.DataFrame) -> Image:
@@ -379,7 +390,7 @@ def move_pattern(pattern: Image, shift: Shift) -> Image:
     Parameters
     ----------
     pattern : ndarray, shape (ny, nx), float32
-        0 near the edges; smooth, so that it can be moved exactly.
+        Smooth, so that it can be moved exactly; what leaves it on one side comes back on the other.
     shift : Shift
         Positive: to larger x and y.
     """
@@ -483,9 +494,9 @@ def _nearer(shift: Shift, rest: Image, known: _Known, noise: float) -> Shift:
     moved = known.moved(shift)
     pixels, x, y = _slopes(moved, known.near)
     steep = np.hypot(x, y)
-    flanks = steep > STEEP * np.median(steep)
+    flanks = (steep > STEEP * np.median(steep)) & np.isfinite(rest.flat[pixels])
     pixels, x, y = pixels[flanks], x[flanks], y[flanks]
-    left = np.nan_to_num(rest.flat[pixels] + known.pattern.flat[pixels] - moved.flat[pixels])
+    left = rest.flat[pixels] + known.pattern.flat[pixels] - moved.flat[pixels]
     left = left.clip(-3 * noise, 3 * noise)
     xx, xy, yy, xl, yl = (float(np.sum(product)) for product in (x * x, x * y, y * y, x * left, y * left))
     determinant = max(xx * yy - xy**2, 1e-30)

@@ -170,33 +170,15 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float) -
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float, seed: int) -> tuple[Tensor, Tensor]:
     """The pooled images, and the winner of each window: its row times pool plus its column, or NO_WINNER."""
-    images, packed, biases = _array(x), _array(_pack(weight, pool)), _array(_pad_filters(bias, pool))
-    bits = images.reshape(-1).view(f"i{images.itemsize}")
-    columns, doubts = (_array(tensor) for tensor in _pack_columns(weight, pool))
+    images, packing = _array(x), (_pack(weight, pool), *_pack_columns(weight, pool), _pad_filters(bias, pool))
+    bits, weights = images.reshape(-1).view(f"i{images.itemsize}"), tuple(map(_array, packing))
     pooled, winner = _new_results(x, weight, pool)
     results, winners = pooled.numpy(), winner.numpy()
-    threshold, key = _dropout_key(dropout, seed)
-    gain = results.dtype.type(1 / (1 - dropout))
+    drop = (*_dropout_key(dropout, seed), results.dtype.type(1 / (1 - dropout)))
     sizes, tame_px = _sizes(weight, pool), results.dtype.type(_tame_px(weight, bias))
 
     def work(_: int, first: int, last: int) -> None:
-        _convolve_chunk(
-            images,
-            bits,
-            packed,
-            columns,
-            biases,
-            doubts,
-            results,
-            winners,
-            *sizes,
-            tame_px,
-            threshold,
-            key,
-            gain,
-            first,
-            last,
-        )
+        _convolve_chunk(*weights, images, bits, results, winners, *sizes, tame_px, drop, first, last)
 
     _run_chunks(len(x), work)
     return pooled, winner
@@ -419,23 +401,9 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
 
 @_jit
 def _convolve_chunk(
-    images,
-    bits,
-    packed,
-    columns,
-    biases,
-    doubts,
-    pooled,
-    winners,
-    taps,
-    window,
-    tame_px,
-    threshold,
-    key,
-    gain,
-    first,
-    last,
+    packed, columns, doubts, biases, images, bits, pooled, winners, taps, window, tame_px, drop, first, last
 ):
+    threshold, key, gain = drop
     channels, pool, margin = images.shape[1], len(window), len(taps) // 2
     lanes = VECTOR_BYTES // images.itemsize
     block, block_weights = packed.shape[4], packed[0].size

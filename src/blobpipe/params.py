@@ -177,11 +177,11 @@ class Train(Section):
 
     seed: Seed = Field(1, description="Seed of the weights, of the order of subframes and of dropout.")
     batch_size: int = Field(100, ge=1, le=100_000, description="Subframes per update (count). ISR 5.")
-    epochs: int = Field(4, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
+    epochs: int = Field(3, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
     adam_epochs: int = Field(
         5, ge=0, le=100_000, description="First epochs with Adam, the rest with SGD (count). ISR 5: 5."
     )
-    adam_rate: float = Field(1e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
+    adam_rate: float = Field(2e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
     sgd_rate: float = Field(
         1e-2, gt=0, le=10, description="First learning rate of SGD; falls to zero along a cosine. Ours."
     )

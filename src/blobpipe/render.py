@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 SIDE = 256  # subframe, pixels; ISR 3.3
 BLOCK = 16  # pixels in a row that are turned together: what a line of the cache holds
 STEP = 4096  # backgrounds are kept as int16 in steps of 1/4096 sigma, half the memory of float32
-N_QUANTILES = (
-    4096  # of the normal distribution, from which noise is drawn: the nearest cache holds them beside the image
-)
+N_QUANTILES = 4096  # of the normal distribution: noise is one of them, the nearest cache holds all beside the image
 
 Subframes = npt.NDArray[np.float32]
 

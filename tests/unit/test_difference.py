@@ -321,7 +321,7 @@ def test_dips_go_and_noise_stays(
     shifted: dict[Shift, np.ndarray], reference: tuple[np.ndarray, np.ndarray], known: pd.DataFrame
 ) -> None:
     stack, pattern = reference
-    near = pattern > 0.01
+    near = (pattern > 0.01) & np.isfinite(stack)
     for shift, image in shifted.items():
         left, found = difference.difference_image(image, stack, Difference(), known)
         plain, nowhere = difference.difference_image(image, stack, Difference(register_shift=False), known)
@@ -330,6 +330,26 @@ def test_dips_go_and_noise_stays(
         assert difference.clean_noise(left) == pytest.approx(difference.clean_noise(plain), rel=0.01)
         before, after = (np.sqrt(max(np.var(each[near]) - NOISE**2, 0)) for each in (plain, left))
         assert after < (0.4 * before if np.hypot(*shift) > 0.9 else before + 0.003)
+
+
+@pytest.mark.parametrize("shift", [Shift(1.9, -1.9), Shift(-2.2, 0.7)])
+def test_blob_that_the_border_cuts_leaves_no_dip_either(shift: Shift) -> None:
+    rng = np.random.default_rng(4)
+    places = [(6.2, 100.8), (150.3, 250.4), (60.7, 6.1), (130.1, 60.9), (200.4, 150.2), (60.3, 200.7), (250.1, 90.4)]
+
+    def image(shift: Shift, noise: float) -> np.ndarray:
+        padded = np.zeros((256 + 40, 256 + 40), np.float32)
+        for x, y in places:
+            x, y = x + shift.x_px + 20, y + shift.y_px + 20
+            stamp = blob_profile("diamond", 5.9, x - round(x), y - round(y))
+            padded[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21] += 0.066 * stamp
+        inner = padded[25:-25, 25:-25] + noise * rng.standard_normal((246, 246), np.float32)
+        return np.pad(inner, 5, constant_values=np.nan)
+
+    left, found = difference.difference_image(image(shift, 0.0085), image(Shift(0, 0), 0.0055), Difference())
+    assert tuple(found) == pytest.approx(tuple(shift), abs=0.1)
+    at_the_border = left[95:107, 5:9], left[5:9, 55:67]
+    assert max(abs(part.mean()) for part in at_the_border) < 0.01  # a sixth of the depth
 
 
 def test_stack_of_another_size_is_refused(images: np.ndarray) -> None:

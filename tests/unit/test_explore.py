@@ -18,6 +18,8 @@ from blobpipe import cli, explore, explore_figures, figures, networks
 from blobpipe.errors import ExtraError, TableError
 from blobpipe.params import Explore
 
+from .conftest import opinionated_network
+
 SMALL = Explore(n_train=10, epochs=1, neighbours=5, bin_px=16)
 MADE = {"metrics.json", "scores.csv", "embedding.csv", "anomaly.png", "embedding.png"}
 LABELS = np.arange(120) % 2
@@ -129,7 +131,7 @@ def test_binned_pixels_are_means() -> None:
 
 
 def test_layer_outputs_lead_to_the_networks_answer() -> None:
-    network = networks.new_network(1, "plain").eval()
+    network = opinionated_network(1).eval()
     subframes = np.random.default_rng(1).normal(size=(60, 256, 256)).astype(np.float32)
     units = explore.layer_outputs(network, network.dense1, torch.relu, subframes)
     assert units.shape == (60, 128)

@@ -7,6 +7,8 @@ import pytest
 
 from blobpipe import fused, networks, saliency
 
+from .conftest import opinionated_network
+
 
 def _subframes(places: list[tuple[int, int]]) -> np.ndarray:
     pixels = np.random.default_rng(1).normal(size=(len(places), 256, 256)).astype(np.float32)
@@ -28,12 +30,12 @@ def test_peak_lies_on_the_blob(blob_finder: networks.ReportNetwork) -> None:
 @pytest.mark.skipif(not fused.available(), reason="fused kernels do not run here")
 def test_fused_and_plain_kernels_agree() -> None:
     pixels = _subframes([(100, 60), (30, 30), (200, 220)])
-    plain, fused_ = (saliency.saliency_maps(networks.new_network(3, kernels), pixels) for kernels in ("plain", "fused"))
+    plain, fused_ = (saliency.saliency_maps(opinionated_network(3, kernels), pixels) for kernels in ("plain", "fused"))
     np.testing.assert_allclose(fused_, plain, atol=1e-5 * plain.max())
 
 
 def test_maps_do_not_depend_on_the_company_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, pixels = networks.new_network(3, "plain"), _subframes([(100, 60), (30, 30), (200, 220)])
+    network, pixels = opinionated_network(3), _subframes([(100, 60), (30, 30), (200, 220)])
     together = saliency.saliency_maps(network, pixels)
     monkeypatch.setattr(saliency, "BATCH", 2)
     np.testing.assert_allclose(saliency.saliency_maps(network, pixels), together, rtol=1e-4, atol=1e-9)
