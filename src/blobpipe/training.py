@@ -31,6 +31,7 @@ from blobpipe.params import Train
 log = logging.getLogger(__name__)
 
 HISTORY = ("epoch", "train_loss", "val_loss", "val_accuracy", "rate")
+RISING_FROM = 0.01  # of the rate of Adam: where it begins
 
 
 def train(
@@ -210,11 +211,13 @@ class Run:
         return torch.optim.SGD(weights, lr=sgd_rate, momentum=params.momentum, fused=True)
 
     def _set_rate(self, epoch: float) -> None:
+        """Adam's rises through the first epoch, or its first steps, which are full ones, may switch off whole layers."""
         params = self.params
         if self.epoch < params.adam_epochs:
-            return
-        done = (epoch - params.adam_epochs) / (params.epochs - params.adam_epochs)
-        rate = params.sgd_rate * (0.5 + 0.5 * math.cos(math.pi * done))
+            rate = params.adam_rate * min(1.0, epoch + RISING_FROM)
+        else:
+            done = (epoch - params.adam_epochs) / (params.epochs - params.adam_epochs)
+            rate = params.sgd_rate * (0.5 + 0.5 * math.cos(math.pi * done))
         for group in self.optimiser.param_groups:
             if torch.is_tensor(group["lr"]):
                 group["lr"].fill_(rate)  # where the recorded updates look for it

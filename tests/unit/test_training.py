@@ -75,10 +75,11 @@ def test_the_history_is_that_of_the_model(trained: Path, made_project: Path) -> 
     assert pd.read_csv(trained / "history.csv")["val_loss"].iloc[-1] == pytest.approx(loss, rel=1e-5)
 
 
-def test_adam_comes_first_then_sgd_along_a_cosine(trained: Path) -> None:
+def test_adam_comes_first_rising_then_sgd_along_a_cosine(trained: Path) -> None:
     rate = pd.read_csv(trained / "history.csv")["rate"]
-    assert rate[0] == rate[1] == Train().adam_rate
-    steps = 3  # of the last epoch: a third and two thirds of the way down
+    steps = 3  # of an epoch; the last one begins two thirds of the way up or down
+    assert rate[0] == pytest.approx(Train().adam_rate * ((steps - 1) / steps + training.RISING_FROM))
+    assert rate[1] == Train().adam_rate
     assert rate[2] == pytest.approx(Train().sgd_rate * (0.5 + 0.5 * np.cos(np.pi * (steps - 1) / steps)))
 
 
