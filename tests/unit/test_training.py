@@ -110,6 +110,8 @@ def test_kept_subframes_train_alike(trained: Path, made_project: Path, tmp_path:
     """Three epochs of two copies: one is shown again. Float16 keeps eleven bits."""
     kept = pd.read_csv(train(made_project, tmp_path, keep_rendered=True) / "history.csv")
     again = pd.read_csv(trained / "history.csv")
+    one_of_them = {"atol": 1.01 / 24}  # near chance, a subframe of the monitored ones may fall on the other side
+    np.testing.assert_allclose(kept.pop("val_accuracy"), again.pop("val_accuracy"), **one_of_them)
     np.testing.assert_allclose(kept, again, rtol=0.005)
     assert not kept.equals(again)
 
