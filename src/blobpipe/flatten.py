@@ -7,6 +7,7 @@ are measured, so a blob keeps its depth.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +190,7 @@ def _without_border(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return plane[border, border] if plane.shape == (SIZE, SIZE) else plane
 
 
-def _insist_on_light(path: Path, header: Header, good: Image) -> None:
+def _insist_on_light(path: Path, header: Mapping[str, Any], good: Image) -> None:
     if header.get("FLATCORR", "COMPLETE") != "COMPLETE":
         raise FrameError(
             f"{path}: FLATCORR is {header['FLATCORR']}, expected COMPLETE: not divided by the flat; calibrate it first"
@@ -207,10 +208,10 @@ def _insist_on_light(path: Path, header: Header, good: Image) -> None:
         log.warning("%s: divided by a delta flat (%s): known blobs may be corrected already", path, header["DFLTFILE"])
 
 
-def _header(path: Path, exposure: Header) -> Header:
+def _header(path: Path, exposure: Mapping[str, Any]) -> Header:
     from astropy.io.fits import Header
 
-    header = Header([exposure.cards[card] for card in CARDS if card in exposure])
+    header = Header([(card, exposure[card]) for card in CARDS if card in exposure])
     header["BUNIT"] = ("", "fraction of the light that is missing")
     header["HISTORY"] = f"blobpipe {__version__} flatten: {path.name}"
     header["HISTORY"] = "1 - SCI / background, light lost positive"

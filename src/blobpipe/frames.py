@@ -9,25 +9,35 @@ import errno
 import hashlib
 import json
 import os
-import warnings
+import re
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from blobpipe import hdus
 from blobpipe.errors import FrameError, TableError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from astropy.io.fits import HDUList, Header
+    from astropy.io.fits import Header
 
 BATCH = 64  # frames to a job: how work is shared out, never what comes out
 BORDER_PX = 5  # reference pixels that FLT files leave out on each side
+IMAGE = "a FITS image; fetch or write the file again"  # what a file should be
+MJD_CARDS = ("EXPSTART", "MJD-OBS", "MJD-BEG", "MJD-AVG")  # in order: the first that is a date counts
+DATE_CARDS = ("DATE-OBS", "DATE-BEG", "DATE-AVG")  # ISO 8601 in UTC, with or without the time
+ISO_DATE = re.compile(r"(\d{4}-\d\d-\d\d)(?:(?:T| +)([\d:.]+))? *Z?")
+ISO_TIME = re.compile(r"(\d\d):(\d\d)(?::(\d\d(?:\.\d*)?))? *Z?")
+FIRST_MJD = 54960.0  # 2009-05-09, two days before the launch that brought the instrument
+UNIX_MJD = 40587.0  # 1970-01-01
 SUFFIXES = (".fits.fz", ".fits", ".fits.gz")
 MIN_PX = 256  # one subframe
 MAX_NOISE_FRAC = 0.5  # beyond it, an image cannot be a fraction of the light
@@ -49,15 +59,16 @@ class Frame:
         File name without its suffix.
     data : ndarray, shape (ny, nx), float32
         The science plane, NaN where the file has no value.
-    header : astropy.io.fits.Header
-        The primary header, updated by that of the image's HDU.
+    header : mapping
+        Cards of the primary header and of the image's, which come first where both have one: text, numbers and truth
+        values; what cannot be used is left out.
     layout : str
         Where in the file the image was found, in words.
     """
 
     name: str
     data: npt.NDArray[np.float32]
-    header: Header
+    header: Mapping[str, hdus.Value]
     layout: str
 
 
@@ -133,91 +144,59 @@ def read_frame(path: str | Path) -> Frame:
     Source: ours, after the layouts met in real files.
     """
     path = Path(path)
-    with _opened(path, "a FITS image; fetch or write the file again") as hdus:
-        index, image = _science_image(path, hdus)
-        header = hdus[0].header.copy()
-        if index:
-            header.update(image.header)
+    with hdus.opened(path, IMAGE) as file:
+        index, image = _science_image(path, file)
+        header = {
+            name: value for hdu in (file.hdus[0], image) for name, value in hdu.cards.items() if value is not None
+        }
         layout = f"HDU {index} ({image.name or 'unnamed'}), {'x'.join(map(str, image.shape[::-1]))}"
-        data = np.asarray(image.data)
-        plane = np.ascontiguousarray(data if data.ndim == 2 else data[0], dtype=np.float32)
+        plane = _plane(file, image)
     return Frame(frame_name(path), _with_reference_pixels(plane), header, layout)
 
 
 def read_plane(path: str | Path, name: str) -> npt.NDArray[np.float32]:
     """Read the image of a given EXTNAME, float32, shape (ny, nx), from a file that `write_images` wrote."""
-    with _opened(Path(path), f"an image {name}; run the stage that makes it") as hdus:
-        return np.ascontiguousarray(_image(hdus[name]).data, dtype=np.float32)
+    with hdus.opened(path, f"an image {name}; run the stage that makes it") as file:
+        hdu = file.named(name)
+        if hdu is None:
+            raise ValueError(f"no image {name} in its {len(file.hdus)} HDU")
+        return _plane(file, hdu)
 
 
 def find_plane(path: str | Path, name: str) -> npt.NDArray[np.float32] | None:
     """The same from a file that need not have one: others write stacks and differences too."""
-    with _opened(Path(path), "a FITS image; fetch or write the file again") as hdus:
-        return np.ascontiguousarray(_image(hdus[name]).data, dtype=np.float32) if name in hdus else None
+    with hdus.opened(path, IMAGE) as file:
+        hdu = file.named(name)
+        return None if hdu is None else _plane(file, hdu)
 
 
-@contextmanager
-def _opened(path: Path, expected: str) -> Iterator[HDUList]:
-    """Open a FITS file; whatever is wrong with it, now or while it is read, becomes a `FrameError`.
+def _plane(file: hdus.File, hdu: hdus.HDU) -> npt.NDArray[np.float32]:
+    """An image or plane 0 of a cube, of a size that fits into memory, by its header."""
+    if len(hdu.shape) not in (2, 3) or min(hdu.shape) < 1:
+        raise ValueError(f"an array of shape {hdu.shape} instead of (ny, nx) or (planes, ny, nx)")
+    ny, nx = hdu.shape[-2:]
+    if nx * ny > hdus.MAX_PX:
+        raise ValueError(f"an image of {nx}x{ny} pixels, at most {hdus.MAX_PX} are read")
+    if not hdu.compressed:
+        return hdus.physical(hdu.cards, file.plane(hdu))
+    from blobpipe import unpack  # numba is loaded only where there is something to unpack
 
-    Compressed images are tables there, until `_image` makes images of those that are wanted: half of the time goes into that.
-    """
-    from astropy.io import fits
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with fits.open(path, memmap=False, disable_image_compression=True) as hdus:
-                _refuse_truncated(path, hdus)
-                yield hdus
-    except FrameError:
-        raise
-    except FileNotFoundError as error:
-        raise FrameError(f"{path}: not found, expected {expected}") from error
-    except Exception as error:  # a damaged file makes astropy raise nearly anything
-        size = path.stat().st_size if path.exists() else 0
-        reason = " ".join(str(error).split())[:120]
-        raise FrameError(
-            f"{path}: {size} bytes that are not a whole FITS file ({reason}); expected {expected}"
-        ) from error
+    return hdus.physical(hdu.cards, unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu)))
 
 
-def _refuse_truncated(path: Path, hdus: HDUList) -> None:
-    end = 0
-    for hdu in hdus:  # one by one: damaged sizes can lead back to where one has been, for ever
-        place = hdu.fileinfo()
-        if place["hdrLoc"] < end:
-            raise ValueError(f"HDU {hdu.name} starts before the one before it ends")
-        end = place["datLoc"] + place["datSpan"]
-    if path.name.endswith((".gz", ".bz2")):
-        return  # decompression has failed already; the length is that of the compressed bytes
-    size = path.stat().st_size
-    if size < end:
-        raise FrameError(f"{path}: truncated, {size} bytes found, {end} expected; fetch or write the file again")
-
-
-def _science_image(path: Path, hdus: HDUList) -> tuple[int, Any]:
+def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
     """The first HDU that holds an image, those named SCI before others, and its number."""
-    order = sorted(range(len(hdus)), key=lambda i: hdus[i].name != "SCI")
-    found = (
-        (i, image) for i in order if (image := _image(hdus[i])) is not None and image.shape and 0 not in image.shape
-    )
-    index, image = next(found, (0, None))
-    if image is None:
-        kinds = ", ".join(f"{type(hdu).__name__} {hdu.name}".strip() for hdu in hdus)
-        raise FrameError(f"{path}: no image found in its {len(hdus)} HDU ({kinds}); expected one in HDU 0, 1 or SCI")
+    order = sorted(range(len(file.hdus)), key=lambda i: file.hdus[i].name != "SCI")
+    index = next((i for i in order if file.hdus[i].shape and 0 not in file.hdus[i].shape), None)
+    if index is None:
+        kinds = ", ".join(f"{hdu.kind} {hdu.name}".strip() for hdu in file.hdus[:9])
+        raise FrameError(
+            f"{path}: no image found in its {len(file.hdus)} HDU ({kinds}); expected one in HDU 0, 1 or SCI"
+        )
+    image = file.hdus[index]
     if len(image.shape) not in (2, 3) or min(image.shape[-2:]) < 2:
         raise FrameError(f"{path}: found an array of shape {image.shape}, expected (ny, nx) or (planes, ny, nx)")
     return index, image
-
-
-def _image(hdu: Any) -> Any:
-    """An HDU as an image, unpacked if it is a compressed one; None if it is none."""
-    from astropy.io import fits
-
-    if "ZIMAGE" in hdu.header:
-        return fits.CompImageHDU(bintable=hdu)
-    return hdu if getattr(hdu, "is_image", False) else None
 
 
 def _with_reference_pixels(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -240,24 +219,63 @@ def usable_image(path: str | Path) -> Frame:
 
 
 def exposure_mjd(frame: Frame, path: str | Path) -> float:
-    """Start of an exposure (MJD), from the card EXPSTART, else from DATE-OBS and TIME-OBS.
+    """Date of an exposure (MJD), its start where the header tells it.
+
+    The first of `MJD_CARDS` and `DATE_CARDS` that is a date within the instrument's life is taken; an empty card is none.
 
     Raises
     ------
     FrameError
-        If the header has neither.
+        If the header has no such card.
     """
-    from astropy.time import Time
+    found = []
+    for card in (*MJD_CARDS, *DATE_CARDS):
+        text = str(frame.header.get(card, "")).strip()
+        if not text:
+            continue
+        clock = str(frame.header.get("TIME-OBS", "")).strip() if card == "DATE-OBS" else ""
+        mjd = _number(text) if card in MJD_CARDS else _mjd_of(text, clock)
+        if mjd is not None and is_date(mjd):
+            return mjd
+        found.append(f"{card} {text[:30]!r}")
+    names = ", ".join(MJD_CARDS[:2])
+    if not found:
+        raise FrameError(f"{path}: no date of the exposure, expected {names} (MJD) or DATE-OBS in its header; add one")
+    raise FrameError(
+        f"{path}: no date of the exposure, found {', '.join(found)}, expected {names} (MJD) or DATE-OBS, from MJD "
+        f"{FIRST_MJD:.0f} (2009-05-09) to tomorrow; correct its header"
+    )
 
-    header = frame.header
+
+def is_date(mjd: float | None) -> bool:
+    """Whether an image can be of this date: the instrument was in orbit, and it is not after tomorrow."""
+    return mjd is not None and FIRST_MJD <= mjd <= UNIX_MJD + time.time() / 86400 + 1
+
+
+def _number(text: str) -> float | None:
     try:
-        if "EXPSTART" in header:
-            return float(header["EXPSTART"])
-        return float(Time(f"{header['DATE-OBS']}T{header.get('TIME-OBS', '00:00:00')}", scale="utc").mjd)
-    except (KeyError, ValueError, TypeError) as error:
-        raise FrameError(
-            f"{path}: no date of the exposure, expected EXPSTART (MJD) or DATE-OBS in its header; add one"
-        ) from error
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _mjd_of(text: str, clock: str) -> float | None:
+    """MJD of a date as the standard writes it, with its time or beside it; None if it is none."""
+    match = ISO_DATE.fullmatch(text)
+    if match is None:
+        return None
+    day, with_time = match.groups()
+    at = ISO_TIME.fullmatch(with_time or clock or "00:00:00")
+    if at is None:
+        return None
+    hours, minutes, seconds = (float(part or 0) for part in at.groups())
+    try:
+        days = date.fromisoformat(day).toordinal() - date(1858, 11, 17).toordinal()
+    except ValueError:
+        return None
+    if hours >= 24 or minutes >= 60 or seconds >= 61:  # a leap second is the 61st
+        return None
+    return days + (3600 * hours + 60 * minutes + seconds) / 86400
 
 
 def insist_on_usable(frame: Frame, path: str | Path) -> float:
@@ -336,7 +354,7 @@ def write_image(
     data: npt.NDArray[Any],
     *,
     name: str,
-    header: dict[str, Any] | Header | None = None,
+    header: Mapping[str, Any] | None = None,
     sigma: float | None = None,
 ) -> None:
     """Write a tile-compressed FITS image; the same input gives the same bytes.
@@ -361,17 +379,17 @@ def write_images(
     path: str | Path,
     images: dict[str, npt.NDArray[Any]],
     *,
-    header: dict[str, Any] | Header | None = None,
+    header: Mapping[str, Any] | None = None,
     sigma: float | None = None,
 ) -> None:
     """Write several images to one file, as `write_image` writes one."""
     from astropy.io import fits
 
-    hdus = fits.HDUList([fits.PrimaryHDU()])
+    written = fits.HDUList([fits.PrimaryHDU()])
     for name, data in images.items():
-        hdus.append(_compressed(data, name, fits.Header(header or {}), sigma))
+        written.append(_compressed(data, name, fits.Header(header or {}), sigma))
     with atomic(path) as temporary:
-        hdus.writeto(temporary, overwrite=True)
+        written.writeto(temporary, overwrite=True)
 
 
 def write_cube(path: str | Path, cube: npt.NDArray[np.float32]) -> None:
@@ -384,10 +402,11 @@ def write_cube(path: str | Path, cube: npt.NDArray[np.float32]) -> None:
 
 def read_cube(path: str | Path) -> npt.NDArray[np.float32]:
     """Read back what `write_cube` wrote."""
-    with _opened(Path(path), "a cube of images; run the stage that makes it") as hdus:
-        if len(hdus[0].shape) != 3:
-            raise ValueError(f"its first HDU has the shape {hdus[0].shape}")
-        return np.ascontiguousarray(hdus[0].data, dtype=np.float32)
+    with hdus.opened(path, "a cube of images; run the stage that makes it") as file:
+        cube = file.hdus[0]
+        if len(cube.shape) != 3:
+            raise ValueError(f"an array of shape {cube.shape} instead of (planes, ny, nx)")
+        return hdus.physical(cube.cards, file.cube(cube))
 
 
 def _compressed(data: npt.NDArray[Any], name: str, header: Header, sigma: float | None) -> Any:

@@ -336,5 +336,5 @@ def test_the_date_of_an_exposure(cards: dict[str, object], mjd: float) -> None:
 
 def test_an_exposure_without_a_date_is_named() -> None:
     frame = frames.Frame("f", np.zeros((2, 2), np.float32), fits.Header({"EXPSTART": "soon"}), "")
-    with pytest.raises(FrameError, match=r"f.fits: no date of the exposure, expected EXPSTART"):
+    with pytest.raises(FrameError, match=r"f.fits: no date of the exposure, found EXPSTART 'soon', expected EXPSTART"):
         frames.exposure_mjd(frame, "f.fits")

@@ -17,6 +17,8 @@ ORDER = (
     "errors",
     "threads",
     "params",
+    "hdus",
+    "unpack",
     "frames",
     "figures",
     "check",

@@ -19,6 +19,7 @@ rule explore:
             "frames.py",
             "fused.py",
             "fused_gpu.py",
+            "hdus.py",
             "networks.py",
             "normalize.py",
             "profiles.py",
@@ -27,6 +28,7 @@ rule explore:
             "stamps.py",
             "statistics.py",
             "threads.py",
+            "unpack.py",
         ),
     output:
         metrics=report("results/explore/metrics.json", caption="../report/explore.rst", category="Alternatives"),
