@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from blobpipe import frames
-from blobpipe.errors import FrameError
+from blobpipe.errors import FrameError, printable
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Description:
 
     def __str__(self) -> str:
         verdict = f"not usable: {self.fault}" if self.fault else "usable"
-        return f"{self.path}: {self.found}; {verdict}" if self.found else f"{self.path}: {verdict}"
+        return printable(f"{self.path}: {self.found}; {verdict}" if self.found else f"{self.path}: {verdict}")
 
 
 def describe(path: str | Path) -> Description:
@@ -49,4 +49,4 @@ def describe(path: str | Path) -> Description:
 
 
 def _without_path(error: FrameError, path: Path) -> str:
-    return str(error).removeprefix(f"{path}: ")
+    return str(error).removeprefix(printable(f"{path}: "))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import io
 import logging
 import os
 import sys
@@ -226,11 +227,12 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _flatten(args: argparse.Namespace) -> int:
-    from blobpipe.flatten import flatten
+    from blobpipe.flatten import flatten, refuse_overwriting
 
     failed = 0
-    for path in args.files:
+    for index, path in enumerate(args.files):
         try:
+            refuse_overwriting(args.files, index, args.out)
             print(flatten(path, args.out))
         except FrameError as error:
             print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
@@ -534,6 +536,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; errors of the user's making end as one line on stderr and exit status 1."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names in another encoding
     keep_memory()
     rest_idle_threads()
     try:

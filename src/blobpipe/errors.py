@@ -7,6 +7,15 @@ Each message is one line: the file, what was found, what was expected, what to d
 class BlobpipeError(Exception):
     """Anything wrong that the user can mend; the command line prints it as one line."""
 
+    def __str__(self) -> str:
+        """The message, whatever names it holds, as text that can be printed and stored."""
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Escape line ends, control characters, and the bytes of names in another encoding."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
 
 class FrameError(BlobpipeError):
     """An image that cannot be used. In a folder of many, it is rejected and the rest go on."""

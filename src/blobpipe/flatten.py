@@ -7,7 +7,7 @@ are measured, so a blob keeps its depth.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,11 +81,35 @@ def flatten(path: str | Path, out_dir: str | Path) -> Path:
         loss = np.pad(light_loss(science, flags), frames.BORDER_PX, constant_values=np.nan)
     except FrameError as error:
         raise FrameError(f"{path}: {error}") from error
-    name = frame.name.removesuffix("_flt").removesuffix("_ima")
-    out = Path(out_dir) / f"{name}_blob.fits.fz"
+    out = output(path, out_dir)
     noise = frames.median_and_noise(loss)[1]
     frames.write_image(out, loss, name="SCI", header=_header(path, frame.header), sigma=noise)
     return out
+
+
+def output(path: str | Path, out_dir: str | Path) -> Path:
+    """Where the blob image of an exposure is written to."""
+    name = frames.frame_name(path).removesuffix("_flt").removesuffix("_ima")
+    return Path(out_dir) / f"{name}_blob.fits.fz"
+
+
+def refuse_overwriting(paths: Sequence[Path], index: int, out_dir: Path) -> None:
+    """Refuse an exposure of a list whose blob image would be written over that of one before it, or over an exposure.
+
+    Raises
+    ------
+    FrameError
+        If so.
+    """
+    out = output(paths[index], out_dir)
+    if any(out == output(path, out_dir) for path in paths[:index]):
+        raise FrameError(
+            f"{paths[index]}: {out} is the blob image of another exposure of this list; leave one of them out"
+        )
+    if any(out.resolve() == path.resolve() for path in paths):
+        raise FrameError(
+            f"{paths[index]}: {out} is an exposure of this list; choose another folder for the blob images"
+        )
 
 
 def light_loss(science: Image, flags: npt.NDArray[np.int32]) -> Image:
@@ -213,7 +237,7 @@ def _header(path: Path, exposure: Mapping[str, Any]) -> Header:
 
     header = Header([(card, exposure[card]) for card in CARDS if card in exposure])
     header["BUNIT"] = ("", "fraction of the light that is missing")
-    header["HISTORY"] = f"blobpipe {__version__} flatten: {path.name}"
+    header["HISTORY"] = f"blobpipe {__version__} flatten: {ascii(path.name)[1:-1]}"
     header["HISTORY"] = "1 - SCI / background, light lost positive"
     header["HISTORY"] = f"background: medians of {BOX_PX} px boxes, cubic spline, blobs and stars left out"
     header["HISTORY"] = f"NaN: DQ other than {KEPT_FLAGS} (64, 512 and 2048), reference border"

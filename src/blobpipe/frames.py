@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe import hdus
-from blobpipe.errors import FrameError, TableError
+from blobpipe.errors import FrameError, TableError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,8 +105,8 @@ def sha256(path: str | Path) -> str:
 
 
 def frame_name(path: str | Path) -> str:
-    """The file name without ``.fits``, ``.fits.fz`` or ``.fits.gz``."""
-    name = Path(path).name
+    """The file name without ``.fits``, ``.fits.fz`` or ``.fits.gz``; what cannot be printed is escaped."""
+    name = printable(Path(path).name)
     return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), Path(name).stem)
 
 
@@ -248,8 +248,14 @@ def exposure_mjd(frame: Frame, path: str | Path) -> float:
 
 
 def is_date(mjd: float | None) -> bool:
-    """Whether an image can be of this date: the instrument was in orbit, and it is not after tomorrow."""
-    return mjd is not None and FIRST_MJD <= mjd <= UNIX_MJD + time.time() / 86400 + 1
+    """Whether an image can be of this date."""
+    first, last = dates()
+    return mjd is not None and first <= mjd <= last
+
+
+def dates() -> tuple[float, float]:
+    """First and last date that an image can be of (MJD): from before the instrument was brought to orbit to tomorrow."""
+    return FIRST_MJD, UNIX_MJD + time.time() / 86400 + 1
 
 
 def _number(text: str) -> float | None:

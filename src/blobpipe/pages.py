@@ -211,7 +211,9 @@ class Mark(NamedTuple):
 
 def today(connection: sqlite3.Connection, reader: Reader) -> str:
     """The newest image by date of exposure, its candidates marked, and what was logged lately."""
-    newest = connection.execute("SELECT id FROM images ORDER BY mjd DESC, id DESC LIMIT 1").fetchone()
+    newest = connection.execute(
+        "SELECT id FROM images ORDER BY mjd BETWEEN ? AND ? DESC, mjd DESC, id DESC LIMIT 1", frames.dates()
+    ).fetchone()
     shown = _image(connection, newest["id"]) if newest else None
     latest = _rows(connection, "SELECT * FROM images ORDER BY id DESC LIMIT ?", LATEST)
     return _render("today.html", reader, image=shown, latest=latest, counts=_decision_counts(connection))
@@ -330,7 +332,7 @@ def newest_day(connection: sqlite3.Connection) -> str:
     LogError
         If no image of the log has a date.
     """
-    mjd = connection.execute("SELECT max(mjd) FROM images").fetchone()[0]
+    mjd = connection.execute("SELECT max(mjd) FROM images WHERE mjd BETWEEN ? AND ?", frames.dates()).fetchone()[0]
     if mjd is None:
         raise LogError("no image in the log has a date; expected at least one, name a day with --date or say --all")
     return _day(mjd)
@@ -369,14 +371,21 @@ def asset(name: Literal["style.css", "review.js"]) -> str:
 
 
 def _rows(connection: sqlite3.Connection, query: str, *values: object) -> list[Row]:
-    return [dict(row) for row in connection.execute(query, values)]
+    return [_dated(row) for row in connection.execute(query, values)]
 
 
 def _one(connection: sqlite3.Connection, what: str, query: str, *values: int) -> Row:
     row = connection.execute(query, values).fetchone()
     if row is None:
         raise LogError(f"no {what} {values[0]} in the log")
-    return dict(row)
+    return _dated(row)
+
+
+def _dated(row: sqlite3.Row) -> Row:
+    """A row without a date that is none: earlier versions logged what the header said, Unix seconds too."""
+    return {
+        name: None if name.endswith("mjd") and not frames.is_date(value) else value for name, value in dict(row).items()
+    }
 
 
 def _decision_counts(connection: sqlite3.Connection) -> dict[str, int]:
@@ -565,7 +574,8 @@ SERIES = (
 
 def _timeline(connection: sqlite3.Connection) -> dict[str, Any]:
     table = _dated_images(connection)
-    found = _rows(connection, "SELECT first_mjd, decision FROM candidate_list WHERE first_mjd IS NOT NULL")
+    query = "SELECT first_mjd, decision FROM candidate_list WHERE first_mjd BETWEEN ? AND ?"
+    found = _rows(connection, query, *frames.dates())
     mjd = table["mjd"]
     ends = (float(mjd[0]), float(mjd[-1])) if len(mjd) else (0.0, 0.0)
     confirmed, rejected = ([c["first_mjd"] for c in found if c["decision"] == name] for name in DECISIONS[:2])
@@ -581,7 +591,8 @@ def _dated_images(connection: sqlite3.Connection) -> dict[str, Values]:
     """Columns of the images that have a date, by date; NaN where there is no value."""
     rows = connection.execute(
         """SELECT mjd, outcome = 'rejected', noise_frac, signal_e, shift_x_px, shift_y_px FROM images
-        WHERE mjd IS NOT NULL ORDER BY mjd"""
+        WHERE mjd BETWEEN ? AND ? ORDER BY mjd""",
+        frames.dates(),
     )
     mjd, bad, noise, signal, x, y = np.array([tuple(row) for row in rows], np.float64).reshape(-1, 6).T
     return {"mjd": mjd, "bad": bad, "noise_frac": noise, "signal_e": signal, "shift_px": np.hypot(x, y)}

@@ -325,7 +325,8 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
         row["header"] = json.dumps({card: frame.header[card] for card in KEPT_CARDS if card in frame.header})
         row["mjd"] = mjd = frames.exposure_mjd(frame, arrival.path)
         row["late"] = _is_late(tools.connection, mjd)
-        row["signal_e"] = frame.header.get(LEVEL_CARD)
+        level = frame.header.get(LEVEL_CARD)
+        row["signal_e"] = float(level) if type(level) in (int, float) else None
         if routine.difference:
             scatter = frames.find_plane(arrival.path, "SCATTER")
             return _search(row, frame.data, (None, scatter), subtraction.NOWHERE, tools, routine.params)
