@@ -430,28 +430,29 @@ def _compressed(data: npt.NDArray[Any], name: str, header: Header, sigma: float 
     return fits.CompImageHDU(data, header, name=name, compression_type="RICE_1", tile_shape=tile)
 
 
-def require_name(name: str, where: str) -> None:
-    """Refuse what cannot be the name of a file in any folder: it could lead out of its folder, or to another file.
+def is_name(name: str) -> bool:
+    """Whether a frame can be called so: its files lie in the folder that they are meant for, and no name is two.
 
-    Parameters
-    ----------
-    name : str
-        Of a frame, without its suffix.
-    where : str
-        Where it was found; the message begins with it.
+    That is what can be printed, without slash or backslash, without a dot or dash at its start, and no longer than
+    `MAX_NAME_BYTES`.
+    """
+    tidy = name.isprintable() and not name.startswith((".", "-")) and "/" not in name and "\\" not in name
+    return tidy and 0 < len(name.encode()) <= MAX_NAME_BYTES
+
+
+def require_name(name: str, where: str) -> None:
+    """Refuse what `is_name` says no to; the message begins with ``where`` it was found.
 
     Raises
     ------
     TableError
-        If it is empty or longer than `MAX_NAME_BYTES`, begins with a dot or a dash, begins or ends with a blank, or holds
-        a slash, a backslash or a character that cannot be printed.
+        If it is none.
     """
-    tidy = name and name.isprintable() and name.strip() == name and not name.startswith((".", "-"))
-    if not tidy or "/" in name or "\\" in name or len(name.encode()) > MAX_NAME_BYTES:
+    if not is_name(name):
         found = f"{name[:40]}..." if len(name) > 40 else name
         raise TableError(
             f"{where} is {found!r}, expected the name of a file: at most {MAX_NAME_BYTES} bytes that can be printed, no "
-            "slash or backslash, no dot or dash at its start, no blank at either end; correct it"
+            "slash or backslash, no dot or dash at its start; correct it"
         )
 
 
@@ -470,10 +471,14 @@ def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
         If the file is missing, is no CSV table, lacks a column or has one twice, if one of its rows has more or fewer
         fields than its header, or if a value is not what its column holds.
     """
+    path = Path(path)
+    return parse_table(path, read_table_bytes(path, columns), columns)
+
+
+def parse_table(path: Path, content: bytes, columns: Sequence[str]) -> pd.DataFrame:
+    """The same from the bytes of a table; errors name ``path``."""
     import pandas as pd
 
-    path = Path(path)
-    content = read_table_bytes(path, columns)
     header, n_rows = _header_and_rows(path, content, columns)
     gaps = {name: [""] for name in header if name not in TEXT_COLUMNS}
     try:
@@ -529,34 +534,37 @@ def table_rows(path: Path, content: bytes) -> Iterator[tuple[list[str], str]]:
         If the table is not UTF-8, has bytes 0, a quote that does not end, a column twice, or a row with more or fewer
         fields than its header.
     """
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise _no_table(path, f"line {line}: a byte 0: is it UTF-16? save it as UTF-8")
+    written: list[str] = []
     lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
+    rows = csv.reader(_noting(lines, written), strict=True)
     try:
-        yield from _checked_rows(lines)
+        yield from _checked_rows(rows, written)
     except UnicodeDecodeError as error:
         raise _no_table(path, f"byte {error.object[error.start]:#x} is not UTF-8; save it as UTF-8") from error
     except (ValueError, csv.Error) as error:
-        raise _no_table(path, str(error)) from error
+        raise _no_table(path, f"line {max(rows.line_num, 1)}: {error}") from error
 
 
-def _checked_rows(lines: Iterable[str]) -> Iterator[tuple[list[str], str]]:
-    written: list[str] = []
-    rows = csv.reader(_noting(lines, written), strict=True)
+def _checked_rows(rows: Iterable[list[str]], written: list[str]) -> Iterator[tuple[list[str], str]]:
+    """Each row with the lines that were written down while it was read, and the blank ones after it."""
     header: list[str] = []
-    row: tuple[list[str], str] = ([], "")
+    row: list[str] = []
+    n_lines = 0
     for fields in rows:
-        if fields and row[0]:
-            yield row
-            row = ([], "")
-        row = (fields or row[0], row[1] + "".join(written))
-        written.clear()
+        if fields and row:
+            yield row, "".join(written[:n_lines])
+            del written[:n_lines]
+        row = fields or row
+        n_lines = len(written)
         header = header or _checked_header(fields)
-        if "\0" in row[1]:
-            raise ValueError(f"line {rows.line_num} holds a byte 0: is it UTF-16? UTF-8 expected")
-        if fields and len(fields) != len(header):
-            raise ValueError(f"line {rows.line_num} has {len(fields)} fields, its header {len(header)}")
+        if len(row) != len(header):
+            raise ValueError(f"{len(row)} fields, {len(header)} in the header")
     if not header:
         raise ValueError("no header: the file is empty")
-    yield row
+    yield row, "".join(written)
 
 
 def _noting(lines: Iterable[str], written: list[str]) -> Iterator[str]:

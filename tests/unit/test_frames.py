@@ -278,20 +278,20 @@ def test_tables_as_other_programs_write_them(tmp_path: Path, content: bytes) -> 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        (b"118", b"118,", "line 2 has 5 fields, its header 4"),
-        (b",8\n", b"\n", "line 2 has 3 fields, its header 4"),
-        (b",312", b",,312", "line 2 has 5 fields"),
-        (b"8\nb2", b"8\n \nb2", "line 3 has 1 fields"),
+        (b"118", b"118,", "line 2: 5 fields, 4 in the header"),
+        (b",8\n", b"\n", "line 2: 3 fields, 4 in the header"),
+        (b",312", b",,312", "line 2: 5 fields"),
+        (b"8\nb2", b"8\n \nb2", "line 3: 1 fields"),
         (b"y_px", b"x_px", "two columns are called 'x_px'"),
-        (b"118", b'"118', "unexpected end of data"),
+        (b"118", b'"118', "line 3: unexpected end of data"),
         (b"118", b'"118"x', "expected after '\"'"),
         (b"118", b"\xe9", "byte 0xe9 is not UTF-8; save it as UTF-8"),
-        (b"118", b"1\x0018", "holds a byte 0"),
+        (b"118", b"1\x0018", "a byte 0: is it UTF-16?"),
         (b"118", b"x" * 200_000, "field larger than field limit"),
         (b",", b";", "semicolons between its fields, commas expected"),
         (b",", b"\t", "tabs between its fields, commas expected"),
-        (GOOD, GOOD.decode().encode("utf-16"), "byte 0xff is not UTF-8"),
-        (GOOD, GOOD.decode().encode("utf-16-le"), "holds a byte 0"),
+        (GOOD, GOOD.decode().encode("utf-16"), "line 1: a byte 0: is it UTF-16?"),
+        (GOOD, GOOD.decode().encode("utf-16-le"), "a byte 0: is it UTF-16?"),
         (GOOD, b"", "no header: the file is empty"),
         (GOOD, b"\n\n", "no header: the file is empty"),
         (b"118", b"north", "row 2: y_px is 'north', expected a number"),
@@ -361,8 +361,6 @@ NAMES = [
     "a\nb",
     "a\x1b[2J",
     "a\u202eb",
-    " a",
-    "a ",
     "é" * 101,
 ]
 
@@ -384,7 +382,9 @@ def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
         assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["ibxy01z8q_blob", "a.b-c_d+e (2)", "Fleck-ä", "日", "x" * 200, "nan", "007", "a."])
+@pytest.mark.parametrize(
+    "name", ["ibxy01z8q_blob", "a.b-c_d+e (2)", "Fleck-ä", "日", "x" * 200, "nan", "007", "a.", " a "]
+)
 def test_names_that_files_have_are_names(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.fits").touch()
     assert frames.find_image(tmp_path, name) == tmp_path / f"{name}.fits"
