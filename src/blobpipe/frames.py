@@ -669,7 +669,7 @@ def read_image_list(path: str | Path) -> pd.DataFrame:
     table = read_table(path, FRAME_COLUMNS)
     for frame in table["frame"]:
         require_name(frame, f"{path}: frame")
-    _refuse_repeated(path, table, "frame")
+    require_once(path, table, "frame")
     _refuse_one_file(path, table["frame"])
     low, high = MJD_RANGE
     _insist_on(path, table, "mjd", np.isfinite(table["mjd"]), "a number")
@@ -703,7 +703,7 @@ def read_known(path: str | Path, columns: Sequence[str] = BLOB_COLUMNS) -> pd.Da
     table = require_blobs(path, read_table(path, columns), columns)
     if "blob" in table:
         _insist_on(path, table, "blob", table["blob"] != "", "a name")
-        _refuse_repeated(path, table, "blob")
+        require_once(path, table, "blob")
     return table
 
 
@@ -765,7 +765,7 @@ def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
     return table
 
 
-def _refuse_repeated(path: Path, table: pd.DataFrame, column: str) -> None:
+def require_once(path: Path, table: pd.DataFrame, column: str) -> None:
     repeated = table[column][table[column].duplicated()]
     if len(repeated):
         found = " ".join(repeated.iloc[0].split())[:MAX_NAME_BYTES]
@@ -792,7 +792,7 @@ def read_stage(folder: str | Path) -> pd.DataFrame:
 
     paths = stage_tables(folder)
     table = pd.concat([read_table(path, ("frame", "status")) for path in paths], ignore_index=True)
-    _refuse_repeated(Path(folder) / "frames-*.csv", table, "frame")
+    require_once(Path(folder) / "frames-*.csv", table, "frame")
     return table
 
 
