@@ -170,7 +170,7 @@ def change_columns(rng: random.Random, rows: list[list[str]]) -> None:
 
 @by_rows
 def change_order(rng: random.Random, rows: list[list[str]]) -> None:
-    rows[1:] = rng.choice((rng.sample(rows[1:], len(rows[1:])), rows[1:] * 2, [], rows[1:] * 300))
+    rows[1:] = rng.choice((rng.sample(rows[1:], len(rows[1:])), rows[1:] * 2, [], (rows[1:] * 300)[:3000]))
 
 
 MUTATIONS = (

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 
-from blobpipe import cli, frames, networks
+from blobpipe import cli, frames, networks, store
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Difference, Params, to_yaml
 
@@ -348,6 +348,38 @@ def test_a_bad_catalogue_is_explained(project: Path, capsys: pytest.CaptureFixtu
     assert line.startswith("blobpipe: data/raw/blobs.csv: ")
     assert message in line
     assert not (project / "results/cutout").exists()
+
+
+@pytest.mark.parametrize("command", ["scan", "quicklook", "catalogue", "export", "cutout"])
+def test_a_shifted_catalogue_is_refused_by_every_command(
+    project: Path, dense_model: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """One comma more in each row: x would be what stands under y."""
+    path = project / "data/raw/blobs.csv"
+    path.write_text(BLOBS.replace(",60", ",,60").replace(",200", ",,200"))
+    before = path.read_bytes()
+    store.connect(project / "log.sqlite", make=True).close()
+    given = ["--catalogue", str(path)]
+    words = {
+        "scan": [
+            "scan",
+            "data/raw/frame5.fits.fz",
+            "--out",
+            "out",
+            "--model",
+            str(dense_model),
+            "--difference",
+            *given,
+        ],
+        "quicklook": ["quicklook", "data/raw", "--log", "log.sqlite", "--model", str(dense_model), *given],
+        "catalogue": ["catalogue", "update", "--log", "log.sqlite", *given],
+        "export": ["export", str(path), "--out", "out"],
+        "cutout": ["cutout"],
+    }
+    line = one_line(capsys, *words[command])
+    assert "data/raw/blobs.csv: cannot be read as CSV (line 2: 7 fields, 6 in the header)" in line
+    assert path.read_bytes() == before
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("stage", ["clip", "scale", "cutout", "augment", "train", "evaluate", "regression"])
