@@ -148,6 +148,8 @@ def _read_manifest(out_dir: Path) -> dict[str, list[Any]]:
     if not path.exists():
         return {}
     rows = frames.read_table(path, COLUMNS)[list(COLUMNS)].values.tolist()
+    for row in rows:
+        frames.require_name(str(row[0]), f"{path}: file")
     return {str(row[0]): row for row in rows}
 
 

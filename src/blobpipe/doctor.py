@@ -128,7 +128,7 @@ def _catalogue(path: Path | None) -> Iterator[Check]:
     if path is None:
         yield Check("ok", "catalogue", "none named: known blobs are told by the stack alone")
         return
-    table = frames.read_table(path, ("x_px", "y_px", "radius_px"))
+    table = frames.read_known(path, ("x_px", "y_px", "radius_px"))
     yield Check("ok", "catalogue", f"{path}, {len(table)} blobs")
 
 

@@ -7,6 +7,7 @@ that counts from 0. Here all arrays have that frame; only files have the others.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -28,11 +29,11 @@ from blobpipe.errors import BlobpipeError, TableError
 log = logging.getLogger(__name__)
 
 BoolImage = npt.NDArray[np.bool_]
-DqImage = npt.NDArray[np.int32]
+DqImage = npt.NDArray[np.int64]
 
-SIZE_PX, BORDER_PX = 1024, frames.BORDER_PX
+SIZE_PX, BORDER_PX = frames.SIZE_PX, frames.BORDER_PX
 BLOB = 512  # the DQ bit of a blob
-STATUSES = ("known", "confirmed")  # what is handed on unless more is asked for
+STATUSES = ("known", "confirmed")  # what is handed on unless more is asked for; only people confirm
 SAME_PX = 3.0  # two blobs do not lie so near each other: they are sightings of one
 MARGIN_PX = 1.5  # beyond a blob's radius and so much, 5 % of its depth is left (mean of all shapes, radii of 3 to 8 px)
 RADII_PX = (7.0, 8.2)  # of the discs in real DQ images
@@ -41,7 +42,13 @@ COLUMNS = ("x_px", "y_px", "radius_px", "depth_frac")
 RUN_COLUMNS = ("PIX1", "PIX2", "LENGTH", "AXIS", "VALUE")
 DETECTOR = {"CCDAMP": "ABCD", "CCDCHIP": 1, "CCDGAIN": 2.5}  # as the headers of exposures have them
 ORIGIN = ("model", "params_hash", "model_sha256", "params_sha256", "stack_sha256")  # go into the meta data
-COLORS = {"known": "cyan", "confirmed": "red", "new": "yellow"}
+MEASURED = ("SCI", "ERR", "SAMP", "TIME")  # images of exposures that are no DQ, integers or not
+MAX_BAD_FRAC = 0.5  # more flagged pixels are no DQ image but counts; 20,438 pixels of a real one are 0.02
+MAX_RUN_PX = 2**25  # pixels of all rows together: each bit of each pixel said once
+USEAFTER_FORMS = ("%b %d %Y %H:%M:%S", "%b %d %Y", "%B %d %Y %H:%M:%S", "%B %d %Y", "%d/%m/%Y")
+BLOCK = 2880  # bytes; FITS files are made of such blocks
+MAX_LABEL = 24  # characters of a name where it is only to be read
+COLORS = {"known": "cyan", "confirmed": "red", "new": "yellow", "seen_again": "orange"}
 OTHER_COLOR = "magenta"
 DESCRIP = "Bad pixels, with the blobs that the CSM monitor has shown"
 DESCRIP_LENGTH = 67  # reference files fill theirs up with dashes to so many characters
@@ -57,10 +64,11 @@ DESCRIPTIONS = {
     "first_frame": "first image that shows it; empty if all do",
     "first_mjd": "date of that image; NaN if not known or before all images",
     "first_date": "the same as a calendar date",
-    "status": "known, confirmed, ...",
+    "status": "known, confirmed (by a person), seen_again, ...",
     "disc_px": "radius of its disc in the bad-pixel table",
 }
 MJD_0 = datetime(1858, 11, 17)
+OUTPUTS = ("blobs.reg", "blobs.ecsv", "blobs_bpx.fits", "blobs_bpx.csv", "blobs_dq.fits")
 
 
 def export(
@@ -87,7 +95,7 @@ def export(
     until : str, optional
         Leave out blobs first seen after this date (the whole day counts) or MJD.
     statuses : collection of str
-        Of the blobs that are handed on.
+        Of the blobs that are handed on: of a log those that people have confirmed, unless others are asked for.
     dates : path, optional
         Table of images with ``frame`` and ``mjd``; ``frames.csv`` beside the catalogue if there is one.
     bpixtab : path, optional
@@ -104,25 +112,33 @@ def export(
     Raises
     ------
     BlobpipeError
-        If a date cannot be read, a table lacks something, or no blob is left.
+        If a date cannot be read, a table lacks something, no blob is left, or a file would overwrite what it is made of.
 
     Notes
     -----
     Source: ours, after the Data Handbook and the files of calibrated exposures.
     """
+    out_dir = Path(out_dir)
+    _refuse_overwriting(out_dir, catalogue, dates, bpixtab)
     limit = None if until is None else to_mjd(until, "--until", whole_day=True)
     after = None if useafter is None else to_mjd(useafter, "--useafter")
     blobs = select(catalogue, read_catalogue(catalogue, dates), statuses, limit)
     blobs["disc_px"] = disc_radius(blobs["radius_px"], radii_px)
     table, rows = add_discs(new_table() if bpixtab is None else read_bad_pixels(bpixtab), blobs, after)
     flags = dq_image(find_table(table).data) & (-1 if all_flags else BLOB)
-    out_dir = Path(out_dir)
     write_regions(out_dir / "blobs.reg", blobs, flt=flt)
     write_catalogue(out_dir / "blobs.ecsv", blobs)
     _write_fits(out_dir / "blobs_bpx.fits", table)
     frames.write_table(out_dir / "blobs_bpx.csv", rows)
     write_dq(out_dir / "blobs_dq.fits", flags, flt=flt)
     log.info("blobs handed on: %d, rows added to the bad-pixel table: %d, in %s", len(blobs), len(rows), out_dir)
+
+
+def _refuse_overwriting(out_dir: Path, *inputs: str | Path | None) -> None:
+    for name in OUTPUTS:
+        for path in map(Path, filter(None, inputs)):
+            if (out_dir / name).exists() and path.exists() and path.samefile(out_dir / name):
+                raise TableError(f"{path}: would be overwritten by the {name} made of it; name another --out")
 
 
 # ------------------------------------------------------------------------------------------------------ catalogue
@@ -143,8 +159,8 @@ def read_catalogue(path: str | Path, dates: str | Path | None = None) -> pd.Data
     -------
     DataFrame
         The columns of the file; a ``decision`` of a review stands before the ``status``, which is ``known`` where there is
-        none. ``first_mjd`` (d) and ``first_date`` if
-        there are dates: NaN and empty for a blob older than the first image.
+        none, and ``seen_again`` where a search, not a person, has called it ``confirmed`` (tables of older versions).
+        ``first_mjd`` (d) and ``first_date`` if there are dates: NaN and empty for a blob older than the first image.
 
     Raises
     ------
@@ -161,9 +177,12 @@ def read_catalogue(path: str | Path, dates: str | Path | None = None) -> pd.Data
 
 
 def _read_ecsv(path: str | Path) -> pd.DataFrame:
+    content = frames.read_table_bytes(Path(path), COLUMNS)
     try:
-        table: pd.DataFrame = Table.read(path, format="ascii.ecsv").to_pandas()
-    except (ValueError, TypeError) as error:  # what astropy raises for anything that is no ECSV
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table: pd.DataFrame = Table.read(content.decode("utf-8-sig"), format="ascii.ecsv").to_pandas()
+    except Exception as error:  # what is no ECSV makes astropy raise nearly anything
         reason = " ".join(str(error).split())[:120]
         raise TableError(
             f"{path}: cannot be read as ECSV ({reason}); name a CSV table, or one that astropy wrote"
@@ -179,11 +198,13 @@ def _read_ecsv(path: str | Path) -> pd.DataFrame:
 
 def _status(table: pd.DataFrame) -> pd.Series[str]:
     """What people have decided; else what the search has found; else it is a catalogue of known blobs."""
-    status = pd.Series("", table.index)
-    for column in ("decision", "status"):
-        if column in table:
-            status = status.where(status != "", table[column].fillna(""))
-    return status.where(status != "", "known")
+    found, decision = (
+        table[column].fillna("").astype(str) if column in table else pd.Series("", table.index)
+        for column in ("status", "decision")
+    )
+    if "decision" in table or "probability" in table:  # of a search
+        found = found.replace("confirmed", "seen_again")
+    return decision.where(decision != "", found).replace("", "known")
 
 
 def _first_mjd(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.Series[float] | None:
@@ -192,12 +213,21 @@ def _first_mjd(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.
     if "first_mjd" in table:
         said.append(table["first_mjd"].astype(float))
     if "first_date" in table:
-        days = [to_mjd(text, f"{path}: first_date") if text else np.nan for text in table["first_date"].fillna("")]
+        texts = enumerate(table["first_date"].fillna("").astype(str), start=2)
+        days = [to_mjd(text, f"{path}: row {row}: first_date") if text else np.nan for row, text in texts]
         said.append(pd.Series(days, table.index))
     looked_up = _looked_up(path, table, dates)
     if looked_up is not None:
         said.append(looked_up)
-    return reduce(pd.Series.combine_first, said) if said else None
+    if not said:
+        return None
+    mjd = reduce(pd.Series.combine_first, said)
+    low, high = frames.MJD_RANGE
+    for row in mjd.index[~(mjd.isna() | mjd.between(low, high))]:
+        raise TableError(
+            f"{path}: row {row + 2}: first seen on MJD {mjd[row]:g}, expected {low:g} to {high:g}; correct its date"
+        )
+    return mjd
 
 
 def _looked_up(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.Series[float] | None:
@@ -209,6 +239,7 @@ def _looked_up(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.
     images = frames.read_table(images_csv, ("frame",))
     if "mjd" not in images:
         return None
+    frames.require_once(images_csv, images, "frame")
     named, undated = table[frame], table.get("first_mjd", pd.Series(np.nan, table.index)).isna()
     unknown = sorted(set(named[undated]) - {""} - set(images["frame"]))
     if unknown:
@@ -246,23 +277,15 @@ def select(
         chosen = chosen[~(chosen["first_mjd"] > until_mjd)]
     if chosen.empty:
         found = ", ".join(sorted(set(table["status"]))) or "no row"
-        raise TableError(f"{path}: no blob left of status {' or '.join(statuses)} (found {found}); ask for more")
-    _insist_on_blobs(path, chosen)
-    return _first_sightings(chosen) if "blob" not in table else chosen.reset_index(drop=True)
-
-
-def _insist_on_blobs(path: str | Path, blobs: pd.DataFrame) -> None:
-    ranges = {
-        "x_px": (-0.5, SIZE_PX - 0.5),
-        "y_px": (-0.5, SIZE_PX - 0.5),
-        "radius_px": (0.1, 100),
-        "depth_frac": (0, 1),
-    }
-    for column, (low, high) in ranges.items():
-        values = pd.to_numeric(blobs[column], errors="coerce")
-        for row in blobs.index[~values.between(low, high)]:
-            found = blobs.loc[row, column]
-            raise TableError(f"{path}: row {row + 2}: {column} is {found}, expected {low} to {high}; correct it")
+        raise TableError(
+            f"{path}: no blob left of status {' or '.join(statuses)} (found {found}); review them, or ask for others with --also"
+        )
+    chosen = frames.require_blobs(path, chosen, COLUMNS)
+    if "blob" not in table:
+        return _first_sightings(chosen)
+    chosen["blob"] = chosen["blob"].astype(str)
+    frames.require_once(path, chosen, "blob")
+    return chosen.reset_index(drop=True)
 
 
 def _first_sightings(detections: pd.DataFrame) -> pd.DataFrame:
@@ -323,14 +346,15 @@ def to_mjd(text: str, where: str, *, whole_day: bool = False) -> float:
         If it is neither, with ``where`` it stood.
     """
     with contextlib.suppress(ValueError):
-        if abs(float(text)) < 100_000:  # beyond, it is a date without its dashes
+        low, high = frames.MJD_RANGE
+        if low <= float(text) < high:  # beyond, it is a date without its dashes
             return float(text)
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BlobpipeError(f"{where}: found {text!r}, expected a date such as 2012-09-27, or an MJD") from error
-    if moment.tzinfo:
-        moment = moment.astimezone(UTC).replace(tzinfo=None)
+        if moment.tzinfo:
+            moment = moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:
+        raise BlobpipeError(f"{where}: found {text[:40]!r}, expected a date such as 2012-09-27, or an MJD") from error
     mjd = (moment - MJD_0) / timedelta(days=1)
     return float(np.nextafter(mjd + 1, mjd)) if whole_day and len(text) <= len("2012-09-27") else mjd
 
@@ -361,7 +385,8 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
 
 
 def _circle(blob: dict[Any, Any], shift: int) -> str:
-    name, status = (re.sub(r"[^\w.+-]", "_", str(blob[key])) for key in ("blob", "status"))  # braces would end the text
+    # braces would end the text
+    name, status = (re.sub(r"[^\w.+-]", "_", str(blob[key]))[:MAX_LABEL] for key in ("blob", "status"))
     label = [name, f"r={blob['radius_px']:.1f}px", blob.get("first_date", ""), f"{100 * blob['depth_frac']:.1f}%"]
     place = f"{blob['x_px'] + shift:.4f},{blob['y_px'] + shift:.4f},{blob['radius_px']:.4f}"
     text = " ".join(part for part in label if part)
@@ -452,21 +477,24 @@ def dq_image(rows: Any) -> DqImage:
 
     Returns
     -------
-    ndarray, shape (1024, 1024), int32
+    ndarray, shape (1024, 1024), int64
     """
-    first_x, first_y, length, axis, value = (np.asarray(rows[name], np.int64) for name in RUN_COLUMNS)
-    row = np.repeat(np.arange(len(length)), length)
-    along = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
-    x = first_x[row] + along * (axis[row] == 1) + BORDER_PX - 1
-    y = first_y[row] + along * (axis[row] == 2) + BORDER_PX - 1
-    on = (x >= 0) & (x < SIZE_PX) & (y >= 0) & (y < SIZE_PX)
-    image = np.zeros((SIZE_PX, SIZE_PX), np.int32)
-    np.bitwise_or.at(image, (y[on], x[on]), value[row[on]].astype(np.int32))
+    image = np.zeros((SIZE_PX, SIZE_PX), np.int64)
+    columns = np.array([np.asarray(rows[name], np.int64) for name in RUN_COLUMNS])
+    # a million pixels at a time: what overlaps often would not fit into memory
+    for part in np.array_split(columns, 1 + columns[2].sum() // 2**20, axis=1):
+        first_x, first_y, length, axis, value = part
+        row = np.repeat(np.arange(len(length)), length)
+        along = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+        x = first_x[row] + along * (axis[row] == 1) + BORDER_PX - 1
+        y = first_y[row] + along * (axis[row] == 2) + BORDER_PX - 1
+        on = (x >= 0) & (x < SIZE_PX) & (y >= 0) & (y < SIZE_PX)
+        np.bitwise_or.at(image, (y[on], x[on]), value[row[on]])
     return image
 
 
 def read_dq(path: str | Path) -> DqImage:
-    """The DQ image, shape (1024, 1024), int32, of a bad-pixel table or of a DQ image with or without reference pixels.
+    """The DQ image, shape (1024, 1024), int64, of a bad-pixel table or of a DQ image with or without reference pixels.
 
     Raises
     ------
@@ -479,31 +507,44 @@ def read_dq(path: str | Path) -> DqImage:
 def read_bad_pixels(path: str | Path) -> fits.HDUList:
     """Read a bad-pixel table as it is; an image of DQ values becomes one.
 
+    Of an exposure, the first image called ``DQ`` is taken, never its counts.
+
     Raises
     ------
     TableError
-        If the file is not FITS, or holds neither, or a row has an impossible AXIS or LENGTH.
+        If the file is not FITS, or holds neither, or its rows are not runs of pixels.
     """
     hdus = _read_fits(path)
     if _tables(hdus):
-        _insist_on_runs(path, find_table(hdus).data)
+        _require_runs(path, find_table(hdus))
         return hdus
-    shapes = [(SIZE_PX, SIZE_PX), (SIZE_PX - 2 * BORDER_PX, SIZE_PX - 2 * BORDER_PX)]
-    for image in (hdu.data for hdu in hdus if hdu.is_image and hdu.shape in shapes):
-        if image.dtype.kind in "iu":
-            return with_rows(new_table(), runs(np.pad(image, (SIZE_PX - len(image)) // 2)))
-    raise TableError(
-        f"{path}: found no bad pixels; expected a table with the columns {', '.join(RUN_COLUMNS)}, "
-        f"or an image of integers, 1014x1014 or 1024x1024"
-    )
+    image = _dq_plane(path, hdus)
+    if image is None:
+        raise TableError(
+            f"{path}: found no bad pixels; expected a table with the columns {', '.join(RUN_COLUMNS)}, "
+            f"or an image DQ of integers, 1014x1014 or 1024x1024"
+        )
+    rows = runs(np.pad(image, (SIZE_PX - len(image)) // 2))
+    if np.count_nonzero(image) > MAX_BAD_FRAC * image.size:
+        share = np.count_nonzero(image) / image.size
+        raise TableError(
+            f"{path}: {share:.0%} of its pixels are flagged, expected at most {MAX_BAD_FRAC:.0%}: counts, not DQ"
+        )
+    return with_rows(new_table(rows["VALUE"]), rows)
 
 
 def _read_fits(path: str | Path) -> fits.HDUList:
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise ValueError("a folder, a pipe or a device")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with fits.open(path, memmap=False) as hdus:
-                return fits.HDUList([hdu for hdu in hdus if hdu.data is None or hdu.data is not None])  # reads them
+            # compressed images are tables here, and stay as they are
+            with fits.open(path, memmap=False, disable_image_compression=True) as hdus:
+                content = _content(hdus)
+            for hdu in _opened(content):
+                _ = hdu.data, [hdu.header.get(card) for card in ("USEAFTER", "PEDIGREE", "FILENAME")]  # can be read
+            return _opened(content)
     except FileNotFoundError as error:
         raise TableError(f"{path}: not found, expected a bad-pixel table or a DQ image") from error
     except Exception as error:  # a damaged file makes astropy raise nearly anything
@@ -513,11 +554,74 @@ def _read_fits(path: str | Path) -> fits.HDUList:
         ) from error
 
 
-def _insist_on_runs(path: str | Path, rows: Any) -> None:
-    for name, good in (("AXIS", np.isin(rows["AXIS"], (1, 2))), ("LENGTH", np.asarray(rows["LENGTH"]) > 0)):
-        for row in np.flatnonzero(~good):
-            expected = "1 or 2" if name == "AXIS" else "1 or more"
-            raise TableError(f"{path}: row {row + 1}: {name} is {rows[name][row]}, expected {expected}; correct it")
+def _content(hdus: fits.HDUList) -> bytes:
+    buffer = io.BytesIO()
+    hdus.writeto(buffer, output_verify="ignore")
+    return buffer.getvalue()
+
+
+def _opened(content: bytes) -> fits.HDUList:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return fits.open(io.BytesIO(content), memmap=False, disable_image_compression=True, lazy_load_hdus=False)
+
+
+def _dq_plane(path: str | Path, hdus: fits.HDUList) -> npt.NDArray[np.int64] | None:
+    """The image of DQ values of a file: one called DQ before others."""
+    named = [hdu for hdu in hdus if hdu.name == "DQ"]
+    sides = (SIZE_PX, SIZE_PX - 2 * BORDER_PX)
+    for hdu in named or [hdu for hdu in hdus if hdu.name not in MEASURED]:
+        header = hdu.header
+        if header.get("NAXIS") == 0 and "PIXVALUE" in header:  # all pixels have one value
+            side, value = header.get("NPIX1"), header["PIXVALUE"]
+            if side in sides and header.get("NPIX2") == side and value == int(value):
+                return np.full((side, side), int(value), np.int64)
+        image = _pixels(path, hdu)
+        if image is not None and image.shape in [(side, side) for side in sides] and image.dtype.kind in "iu":
+            if int(image.max()) >= 2**63:
+                raise TableError(f"{path}: DQ value {image.max()}, expected less than 2**63; correct it")
+            return image.astype(np.int64)
+    return None
+
+
+def _pixels(path: str | Path, hdu: Any) -> npt.NDArray[Any] | None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if "ZIMAGE" in hdu.header:
+                hdu = fits.CompImageHDU(bintable=hdu)
+            return np.asarray(hdu.data) if hdu.is_image and hdu.data is not None else None
+    except Exception as error:  # a damaged file makes astropy raise nearly anything
+        reason = " ".join(str(error).split())[:120]
+        raise TableError(f"{path}: cannot unpack HDU {hdu.name} ({reason}), expected a DQ image") from error
+
+
+def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
+    """Refuse rows that are not runs of pixels, and columns that do not hold one number each."""
+    for name in RUN_COLUMNS:
+        column = table.columns[name]
+        stored = np.asarray(table.data)[name]
+        if stored.dtype.kind not in "iuf" or stored.ndim != 1 or _is_scaled(column, stored.dtype):
+            raise TableError(f"{path}: column {name} has the format {column.format}, expected one number in each row")
+        values = np.asarray(table.data[name])
+        if isinstance(column.null, int):
+            _require(path, name, stored != column.null, values, "a number (it is TNULL)")
+        if values.dtype.kind == "f":
+            _require(path, name, np.abs(values) < 2.0**63, values, "a number below 2**63")
+            _require(path, name, values == np.trunc(values), values, "a whole number")
+        elif values.dtype.kind == "u":
+            _require(path, name, values < np.uint64(2**63), values, "a number below 2**63")
+    rows = table.data
+    _require(path, "AXIS", np.isin(rows["AXIS"], (1, 2)), rows["AXIS"], "1 or 2")
+    length = np.asarray(rows["LENGTH"])
+    _require(path, "LENGTH", (length > 0) & (length <= SIZE_PX), length, f"1 to {SIZE_PX}")
+    if length.astype(np.int64).sum() > MAX_RUN_PX:
+        raise TableError(f"{path}: its rows flag {length.sum():g} pixels, expected at most {MAX_RUN_PX}; take out some")
+
+
+def _require(path: str | Path, name: str, good: Any, values: Any, expected: str) -> None:
+    for row in np.flatnonzero(~np.broadcast_to(good, len(values))):
+        raise TableError(f"{path}: row {row + 1}: {name} is {values[row]}, expected {expected}; correct it")
 
 
 def find_table(hdus: fits.HDUList) -> fits.BinTableHDU:
@@ -532,18 +636,32 @@ def _tables(hdus: fits.HDUList) -> list[int]:
     return sorted(fit, key=lambda i: hdus[i].name != "BPIX")
 
 
-def new_table() -> fits.HDUList:
-    """A bad-pixel table without a row, in the manner of calibration reference files."""
+def new_table(values: npt.ArrayLike = ()) -> fits.HDUList:
+    """A bad-pixel table without a row, in the manner of calibration reference files.
+
+    Parameters
+    ----------
+    values : array_like, int
+        DQ values that it is to hold: those with bits above 14 need a wider column than int16.
+    """
     primary = fits.PrimaryHDU()
     cards = {"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "IR", "FILETYPE": "BAD PIXELS"}
     primary.header.update(cards | {"DESCRIP": DESCRIP.ljust(DESCRIP_LENGTH, "-")})
-    formats = dict(zip((*DETECTOR, *RUN_COLUMNS), ("4A", "I", "E", "I", "I", "I", "I", "I"), strict=True))
+    wide = {np.dtype(np.int16): "I", np.dtype(np.int32): "J", np.dtype(np.int64): "K"}[_int_type(values)]
+    formats = dict(zip((*DETECTOR, *RUN_COLUMNS), ("4A", "I", "E", "I", "I", "I", "I", wide), strict=True))
     table = fits.BinTableHDU.from_columns([fits.Column(name, form) for name, form in formats.items()], name="BPIX")
     return fits.HDUList([primary, table])
 
 
+def _int_type(values: npt.ArrayLike) -> np.dtype[Any]:
+    """The smallest of int16, int32 and int64 that holds some integers as they are."""
+    values = np.asarray(values, np.int64)
+    low, high = (int(end) for end in (values.min(initial=0), values.max(initial=0)))
+    return np.dtype(next(f"i{n}" for n in (2, 4, 8) if -(2 ** (8 * n - 1)) <= low and high < 2 ** (8 * n - 1)))
+
+
 def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
-    """A bad-pixel table with rows added at its end; columns, rows, headers and other HDUs stay as they are.
+    """A bad-pixel table with rows added at its end; columns, rows, headers and other HDUs stay as they are, byte for byte.
 
     Parameters
     ----------
@@ -551,27 +669,81 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
         From `read_bad_pixels` or `new_table`.
     rows : DataFrame
         From `runs`. Amplifier, chip and gain are those of most rows there, other columns stay empty.
+
+    Raises
+    ------
+    TableError
+        If a column of the table cannot hold a value.
     """
-    old, index = find_table(hdus), _tables(hdus)[0]
-    table = fits.BinTableHDU.from_columns(old.columns, header=old.header.copy(), nrows=len(old.data) + len(rows))
-    values = _usual(old.data) | {name: rows[name].to_numpy() for name in rows}
-    for name in set(values) & set(table.columns.names):
-        table.data[name][len(old.data) :] = values[name]
+    index, content = _tables(hdus)[0], _content(hdus)
+    hdus = _opened(content)
+    table, place = hdus[index], hdus.fileinfo(index)
+    added = _stored_rows(table, rows)
+    header = table.header.copy()
+    header["NAXIS2"] = len(table.data) + len(added)
+    if "THEAP" in header:
+        header["THEAP"] += added.nbytes
     for axis in ("SIZAXIS1", "SIZAXIS2"):  # calwf3 asks for them
-        table.header.setdefault(axis, SIZE_PX)
-    primary = hdus[0].copy()
-    for header in (primary.header, table.header):
+        header.setdefault(axis, SIZE_PX)
+    primary = hdus[0].header.copy()
+    for each in (primary, header):
         for sum_card in ("CHECKSUM", "DATASUM"):  # no longer true
-            header.remove(sum_card, ignore_missing=True)
-    return fits.HDUList([primary, *hdus[1:index], table, *hdus[index + 1 :]])
+            each.remove(sum_card, ignore_missing=True)
+    # old rows, new rows, then the arrays of variable length that rows point to
+    start, n_bytes = place["datLoc"], table.header["NAXIS1"] * table.header["NAXIS2"]
+    heap = content[start + n_bytes : start + n_bytes + header.get("PCOUNT", 0)]
+    data = content[start : start + n_bytes] + added.tobytes() + heap
+    before = content[hdus.fileinfo(0)["datLoc"] : place["hdrLoc"]]
+    after = content[start + place["datSpan"] :]
+    heads = [each.tostring().encode("ascii") for each in (primary, header)]
+    return _opened(heads[0] + before + heads[1] + data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0") + after)
 
 
-def _usual(data: Any) -> dict[str, Any]:
-    """Amplifier, chip and gain of most rows."""
-    names = [name for name in DETECTOR if name in data.names]
-    if not len(data) or not names:
-        return dict(DETECTOR)
-    found = pd.DataFrame({name: np.asarray(data[name]).tolist() for name in names}).value_counts(sort=False)
+def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any]:
+    """Rows as the table's file stores them: big-endian, unsigned numbers less their TZERO."""
+    old = np.asarray(table.data)
+    added = np.zeros(len(rows), old.dtype)
+    for column in table.columns:
+        if old.dtype[column.name].kind == "f":
+            added[column.name] = np.nan
+        elif isinstance(column.null, int) and old.dtype[column.name].kind in "iu":
+            added[column.name] = np.array(column.null).astype(old.dtype[column.name])
+    usual = _usual(table)
+    for name in set(DETECTOR) & set(table.columns.names):
+        added[name] = usual.get(name, np.zeros((), old.dtype[name]))
+    for name in rows:
+        added[name] = _stored(table, str(name), rows[name].tolist())
+    return added
+
+
+def _stored(table: fits.BinTableHDU, name: str, values: list[Any]) -> npt.NDArray[Any]:
+    """Values as a column stores them."""
+    column, kind = table.columns[name], np.asarray(table.data).dtype[name]
+    zero = int(column.bzero or 0)
+    less = [value - zero if zero else value for value in values]
+    with contextlib.suppress(OverflowError, ValueError, TypeError):
+        stored = np.array(less, dtype=object).astype(kind)
+        if (stored.tolist() == less or kind.kind == "S") and not _is_scaled(column, kind):
+            return stored
+    found = " or ".join(map(str, sorted(set(values))[:3]))
+    raise TableError(
+        f"bad-pixel table: its column {name} of format {column.format} cannot hold {found}; give it a wider one"
+    )
+
+
+def _is_scaled(column: fits.Column, kind: np.dtype[Any]) -> bool:
+    """Whether values are stored in other steps than 1; TZERO alone makes integers unsigned."""
+    whole = kind.kind in "iu" and float(column.bzero or 0).is_integer()
+    return column.bscale not in (None, "", 1) or not (whole or not column.bzero)
+
+
+def _usual(table: fits.BinTableHDU) -> dict[str, Any]:
+    """Amplifier, chip and gain of most rows, as they are stored."""
+    old = np.asarray(table.data)
+    names = [name for name in DETECTOR if name in table.columns.names and not old.dtype[name].shape]
+    if not len(old) or not names:
+        return {name: _stored(table, name, [DETECTOR[name]])[0] for name in names}
+    found = pd.DataFrame({name: old[name].tolist() for name in names}).value_counts(sort=False, dropna=False)
     return dict(zip(names, found.index[int(np.argmax(found.to_numpy()))], strict=True))
 
 
@@ -608,30 +780,48 @@ def add_discs(
     _describe(merged[0].header, blobs, useafter_mjd)
     _add_history(merged[0].header, blobs[[bool(mask.any()) for mask in masks]])
     added = find_table(merged).data[len(find_table(hdus).data) :]
-    return merged, pd.DataFrame({name: np.asarray(added[name]).tolist() for name in added.names})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a logical value that is not known reads as false
+        return merged, pd.DataFrame({name: np.asarray(added[name]).tolist() for name in added.names})
 
 
 def _describe(header: fits.Header, blobs: pd.DataFrame, useafter_mjd: float | None) -> None:
     first, last = _span(blobs)
-    if useafter_mjd is None:
-        useafter_mjd = float(np.fmax(last, _useafter(header)))
-    if not np.isfinite(useafter_mjd):
+    own = float("nan") if useafter_mjd is not None else _useafter(header)
+    after = useafter_mjd if useafter_mjd is not None else float(np.fmax(last, own))
+    if not np.isfinite(after):
         raise TableError(
             "bad-pixel table: its blobs have no dates, so that of its use is not known; give --useafter DATE"
         )
-    header["USEAFTER"] = _date(useafter_mjd, "%b %d %Y %H:%M:%S")
-    days = [_date(mjd, "%d/%m/%Y") for mjd in ((first, last) if np.isfinite(first) else (useafter_mjd, useafter_mjd))]
+    if after != own:  # its own stays as it is written
+        header["USEAFTER"] = _date(after, "%b %d %Y %H:%M:%S")
+    days = [_date(mjd, "%d/%m/%Y") for mjd in ((first, last) if np.isfinite(first) else (after, after))]
     header.setdefault("PEDIGREE", f"INFLIGHT {' '.join(days)}")
 
 
 def _useafter(header: fits.Header) -> float:
-    """The date of a table's USEAFTER (MJD), NaN where it has none that can be read."""
-    for form in ("%b %d %Y %H:%M:%S", "%b %d %Y"):
-        try:
-            return (datetime.strptime(header.get("USEAFTER", ""), form) - MJD_0) / timedelta(days=1)
-        except ValueError:
-            continue
-    return float("nan")
+    """The date of a table's USEAFTER (MJD), as reference files or ISO 8601 write it; NaN where it has none.
+
+    Raises
+    ------
+    TableError
+        If it has one that cannot be read: it could be the later one.
+    """
+    text = " ".join(str(header.get("USEAFTER") or "").split())
+    if not text or isinstance(header.get("USEAFTER"), fits.card.Undefined):
+        return float("nan")
+    for form in USEAFTER_FORMS:
+        with contextlib.suppress(ValueError):
+            return (datetime.strptime(text, form) - MJD_0) / timedelta(days=1)
+    try:
+        if re.match(r"\d{4}-\d\d-\d\d", text) is None:
+            raise ValueError(text)
+        return to_mjd(text, "USEAFTER")
+    except (ValueError, BlobpipeError) as error:
+        raise TableError(
+            f"bad-pixel table: USEAFTER is {text[:40]!r}, expected a date such as Mar 01 2009 00:00:00 or 2009-03-01; "
+            "correct it, or give --useafter DATE"
+        ) from error
 
 
 def _add_history(header: fits.Header, blobs: pd.DataFrame) -> None:
@@ -641,29 +831,30 @@ def _add_history(header: fits.Header, blobs: pd.DataFrame) -> None:
     for blob in blobs.to_dict("records"):
         x, y = (blob[name] + 1 - BORDER_PX for name in ("x_px", "y_px"))
         since = blob.get("first_date") or "the first image"
-        header.add_history(f"  {blob['blob']}: {x:.1f}, {y:.1f}, {blob['disc_px']:.1f}; since {since}")
+        name = re.sub(r"[^\x20-\x7e]", "_", str(blob["blob"]))[:MAX_LABEL]  # what a card can hold
+        header.add_history(f"  {name}: {x:.1f}, {y:.1f}, {blob['disc_px']:.1f}; since {since}")
 
 
 def write_dq(path: str | Path, dq: DqImage, *, flt: bool = False) -> None:
-    """Write a DQ image as an extension ``DQ``: int16, or int32 where the bits ask for it.
+    """Write a DQ image as an extension ``DQ``: int16, or int32 or int64 where the bits ask for it.
 
     Parameters
     ----------
     path : path
         A plain FITS file.
-    dq : ndarray, shape (1024, 1024), int32
+    dq : ndarray, shape (1024, 1024), int
         From `dq_image`.
     flt : bool
         Without the reference pixels, 1014 x 1014.
     """
     if flt:
         dq = dq[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
-    kind = np.int16 if np.abs(dq).max() < 2**15 else np.int32
-    _write_fits(path, fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(dq.astype(kind), name="DQ")]))
+    image = fits.ImageHDU(dq.astype(_int_type(dq)), name="DQ")
+    _write_fits(path, fits.HDUList([fits.PrimaryHDU(), image]))
 
 
 def _write_fits(path: str | Path, hdus: fits.HDUList) -> None:
     if "FILENAME" in hdus[0].header:
         hdus[0].header["FILENAME"] = Path(path).name
     with frames.atomic(path) as temporary:
-        hdus.writeto(temporary)
+        hdus.writeto(temporary, output_verify="ignore")  # cards of others, good or not, stay as they are

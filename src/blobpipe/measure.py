@@ -851,8 +851,8 @@ def _beyond(place: tuple[float, float], centre: tuple[float, float], side: int) 
     return np.asarray((x * along[0] + y * along[1] >= 0.5 * length * np.hypot(x, y)) | (length < 1))
 
 
-def confirm(previous: pd.DataFrame, current: pd.DataFrame, tolerance_px: float = 3.0) -> pd.DataFrame:
-    """Confirm new blobs that a later image shows again: a blob never moves and never vanishes.
+def seen_again(previous: pd.DataFrame, current: pd.DataFrame, tolerance_px: float = 3.0) -> pd.DataFrame:
+    """Mark new blobs that a later image shows again: a blob never moves and never vanishes.
 
     Parameters
     ----------
@@ -864,7 +864,7 @@ def confirm(previous: pd.DataFrame, current: pd.DataFrame, tolerance_px: float =
     Returns
     -------
     DataFrame
-        ``previous``, with the status ``confirmed`` of each new blob that is among those of ``current`` other than
+        ``previous``, with the status ``seen_again`` of each new blob that is among those of ``current`` other than
         ``bad_pixels``.
 
     Notes
@@ -876,7 +876,7 @@ def confirm(previous: pd.DataFrame, current: pd.DataFrame, tolerance_px: float =
     later = current.loc[current["status"] != "bad_pixels", columns].to_numpy(float)
     pairs = match(previous[columns].to_numpy(float)[new], later, tolerance_px)
     status = previous["status"].copy()
-    status.iloc[new[pairs[:, 0]]] = "confirmed"
+    status.iloc[new[pairs[:, 0]]] = "seen_again"
     return previous.assign(status=status)
 
 

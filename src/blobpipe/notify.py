@@ -36,8 +36,8 @@ def channels(params: Notices) -> list[str]:
 def queue(connection: sqlite3.Connection, image_id: int, params: Notices) -> None:
     """Write the notices that an image makes due into the outbox, each for every channel, and never twice.
 
-    They are: each candidate that it is the first to show, each that it confirms (unless the latest review rejected
-    it), each reading of `health` that crossed its limit with it, and the digest of the day or week that ended before
+    They are: each candidate that it is the first to show, each that it is the second to show (unless the latest review
+    rejected it), each reading of `health` that crossed its limit with it, and the digest of the day or week that ended before
     it. To be called within the transaction that logs the image, after `health.crossed`.
 
     Parameters
@@ -77,11 +77,11 @@ def _put(connection: sqlite3.Connection, params: Notices, **notice: Any) -> None
 
 
 def _candidates_to_tell(connection: sqlite3.Connection, image: int) -> list[sqlite3.Row]:
-    """Candidates seen on an image for the first time, or for the second, which confirms; older ones have been told."""
+    """Candidates seen on an image for the first time, or for the second; older ones have been told."""
     return connection.execute(
         "SELECT l.* FROM candidate_list l JOIN detections d ON d.candidate = l.id AND d.image = ? "
         "WHERE l.decision != 'rejected' "
-        "AND (l.status = 'new' AND l.sightings = 1 OR l.status = 'confirmed' AND l.sightings = 2) ORDER BY l.id",
+        "AND (l.status = 'new' AND l.sightings = 1 OR l.status = 'seen_again' AND l.sightings = 2) ORDER BY l.id",
         (image,),
     ).fetchall()
 
@@ -90,7 +90,7 @@ def _about_candidate(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, An
     place = f"x {candidate['x_px']:.0f}, y {candidate['y_px']:.0f}"
     depth = _number(candidate["depth_frac"], None, "%", 100)
     lines = [
-        f"Candidate {candidate['id']}, {candidate['status']} with the image {_one_line(image['name'])}",
+        f"Candidate {candidate['id']}, {candidate['status'].replace('_', ' ')} with the image {_one_line(image['name'])}",
         "",
         f"place: x = {candidate['x_px']:.1f}, y = {candidate['y_px']:.1f} px (0-based)",
         f"radius: {_number(candidate['radius_px'], candidate['radius_err_px'], 'px')}",
@@ -101,7 +101,7 @@ def _about_candidate(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, An
         f"images that show it: {candidate['sightings']}",
         f"model: {candidate['model_sha256'][:12]}",
     ]
-    title = {"new": "new blob", "confirmed": "confirmed blob"}[candidate["status"]]
+    title = {"new": "new blob", "seen_again": "blob seen again"}[candidate["status"]]
     return {
         "key": f"candidate-{candidate['id']}-{candidate['status']}",
         "image": image["id"],

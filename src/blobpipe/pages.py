@@ -38,7 +38,7 @@ KINDS = {
     "map": "Network's map",
     "surface": "Surface",
 }
-PERSISTENCE = {"new": "not yet seen again", "confirmed": "seen again", "faded": "not seen again"}
+PERSISTENCE = {"new": "not yet seen again", "seen_again": "seen again", "faded": "not seen again"}
 
 SIDE_PX = 1024  # of the detector
 NEAR_PX = 8.0  # what else was seen so near a candidate is part of its history

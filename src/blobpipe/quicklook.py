@@ -168,7 +168,7 @@ def _tools(routine: Routine) -> Iterator[Tools]:
     network, point = detect.load_operating_point(routine.model)
     known = None
     if routine.catalogue is not None:
-        known = frames.read_table(routine.catalogue, PLACE_COLUMNS)
+        known = frames.read_known(routine.catalogue, PLACE_COLUMNS)
     networks.set_threads(routine.params.detect.threads)
     connection = store.connect(routine.log_path, make=True)
     try:
@@ -410,7 +410,7 @@ def _known(tools: Tools) -> pd.DataFrame:
     """The blobs of the catalogue, and those that the log has found since: what a shift leaves of them is a dip."""
     found = tools.connection.execute(
         "SELECT x_px, y_px, radius_px FROM candidate_list "
-        "WHERE status = 'confirmed' AND decision != 'rejected' AND radius_px IS NOT NULL"
+        "WHERE status = 'seen_again' AND decision != 'rejected' AND radius_px IS NOT NULL"
     ).fetchall()
     rows = pd.DataFrame([tuple(row) for row in found], columns=list(PLACE_COLUMNS), dtype=float)
     return rows if tools.known is None else pd.concat([tools.known[list(PLACE_COLUMNS)], rows], ignore_index=True)
@@ -489,7 +489,7 @@ def _with_candidates(
 
 
 def _update_candidates(connection: sqlite3.Connection, image: int, seen: set[int], fade_after: int) -> None:
-    """Confirm what is seen again; let fade what later images do not show: a blob never vanishes."""
+    """Mark what is seen again; let fade what later images do not show: a blob never vanishes."""
     mjd = connection.execute("SELECT mjd FROM images WHERE id = ?", (image,)).fetchone()["mjd"]
     rows = connection.execute(
         "SELECT c.id, c.status, c.missed, c.image, i.mjd FROM candidates c JOIN images i ON i.id = c.image"
@@ -498,7 +498,7 @@ def _update_candidates(connection: sqlite3.Connection, image: int, seen: set[int
         if row["id"] in seen and row["image"] != image:
             earliest = image if mjd < row["mjd"] else row["image"]
             connection.execute(
-                "UPDATE candidates SET status = 'confirmed', image = ? WHERE id = ?", (earliest, row["id"])
+                "UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?", (earliest, row["id"])
             )
         elif row["id"] not in seen and row["status"] == "new" and mjd > row["mjd"]:
             status = "faded" if row["missed"] + 1 >= fade_after else "new"

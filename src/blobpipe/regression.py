@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -642,13 +641,13 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     new = frames.read_table(path, CASE_COLUMNS)
     command = ["git", "show", f"{revision}:./{path.name}"]
     try:
-        shown = subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=True).stdout
+        shown = subprocess.run(command, cwd=path.parent, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = " ".join(str(getattr(error, "stderr", None) or error).split())
+        reason = " ".join((getattr(error, "stderr", b"").decode(errors="replace") or str(error)).split())
         raise BlobpipeError(
             f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
         ) from error
-    old = pd.read_csv(StringIO(shown), dtype={"frame": str, "blob": str, "status": str})
+    old = frames.parse_table(Path(f"{revision}:{path}"), shown, CASE_COLUMNS)
     won, lost = compare_cases(old, new)
     return [f"{len(won)} won, {len(lost)} lost since {revision}", *_lines("won", won), *_lines("lost", lost)]
 

@@ -67,7 +67,7 @@ def scan(
 ) -> int:
     """Scan images and write ``frames.csv``, ``subframes.csv``, ``detections.csv`` and a picture per detection.
 
-    With the dense network, detections are measured and judged, and one that the next image shows again is confirmed. With
+    With the dense network, detections are measured and judged, and one that the next image shows too is ``seen_again``. With
     the report's, each positive subframe is one detection, at the highest point of its saliency map. An image that cannot be used is rejected, with its reason in ``frames.csv``; the rest go on.
 
     Parameters
@@ -100,7 +100,7 @@ def scan(
         if names.count(name) > 1:
             raise FrameError(f"{name}: two images of this name; the tables could not tell them apart; rename one")
     networks.set_threads(1)  # whole frames share the cores: no thread waits for another
-    known = None if catalogue is None else frames.read_table(catalogue, ("x_px", "y_px", "radius_px"))
+    known = None if catalogue is None else frames.read_known(catalogue, ("x_px", "y_px", "radius_px"))
     stack = None if difference else _read_stack(reference)
     search = _choose_search(model, stack, known, params)
     found = Found()
@@ -111,7 +111,7 @@ def scan(
             found.frames.append(dict(zip(FRAME_COLUMNS, row, strict=True)))
         else:
             search.tell(seen, out_dir, found)
-    found.detections = _confirmed(found)
+    found.detections = _seen_again(found)
     for name, rows, columns in (
         ("frames", found.frames, FRAME_COLUMNS),
         ("subframes", found.subframes, SUBFRAME_COLUMNS),
@@ -256,14 +256,14 @@ def _draw(frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], 
     figures.detection(path, image, part, (x0, y0), (row["x_px"] - x0, row["y_px"] - y0), title, map_name="probability")
 
 
-def _confirmed(found: Found) -> list[dict[str, Any]]:
+def _seen_again(found: Found) -> list[dict[str, Any]]:
     """Detections, those marked that the next image shows again."""
     if not found.detections or "score" not in found.detections[0]:
         return found.detections
     table = pd.DataFrame(found.detections)
     by_frame = {row["frame"]: table[table["frame"] == row["frame"]] for row in found.frames if row["status"] == "ok"}
     parts = list(by_frame.values())
-    parts[:-1] = [measure.confirm(part, after) for part, after in pairwise(parts)]
+    parts[:-1] = [measure.seen_again(part, after) for part, after in pairwise(parts)]
     return [dict(row) for _, row in pd.concat(parts).iterrows()]
 
 

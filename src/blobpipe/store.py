@@ -62,8 +62,9 @@ def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
             )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
-        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA foreign_keys = OFF")  # else a table that is made anew would take its rows' with it
         _migrate(connection, path)
+        connection.execute("PRAGMA foreign_keys = ON")
     except sqlite3.Error as error:
         raise LogError(f"{path}: {error}; expected the log of 'blobpipe quicklook'; name another --log") from error
     return connection

@@ -159,3 +159,40 @@ JOIN images f ON f.id = c.image
 JOIN runs r ON r.id = f.run
 JOIN detections b ON b.id =
     (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);
+
+-- version 2
+
+-- Only people confirm: a candidate that a later image shows is seen again. A CHECK changes with its table alone; what
+-- refers to the table keeps its name, for `store` migrates without foreign keys.
+DROP VIEW candidate_list;
+CREATE TABLE new_candidates (  -- one per place at which something new was seen
+    id INTEGER PRIMARY KEY,
+    image INTEGER NOT NULL REFERENCES images,  -- the earliest that shows it
+    status TEXT NOT NULL CHECK (status IN ('new', 'seen_again', 'faded')),  -- of persistence; reviews stand apart
+    x_px REAL NOT NULL,  -- the blob's usual place: the mirror's shift is taken off
+    y_px REAL NOT NULL,
+    missed INTEGER NOT NULL DEFAULT 0  -- later images that do not show it, while it is new
+) STRICT;
+INSERT INTO new_candidates (id, image, status, x_px, y_px, missed)
+SELECT id, image, replace(status, 'confirmed', 'seen_again'), x_px, y_px, missed FROM candidates;
+DROP TABLE candidates;
+ALTER TABLE new_candidates RENAME TO candidates;
+CREATE INDEX candidates_by_image ON candidates (image);
+UPDATE notices SET key = replace(key, '-confirmed', '-seen_again') WHERE candidate IS NOT NULL;
+UPDATE notices
+SET subject = replace(subject, 'confirmed blob at', 'blob seen again at'),
+    text = replace(text, ', confirmed with the image', ', seen again with the image')
+WHERE candidate IS NOT NULL AND state = 'waiting';
+
+CREATE VIEW candidate_list AS  -- a candidate with its deepest look at it: the sighting of the highest S/N
+SELECT c.id, c.status, c.x_px, c.y_px, c.missed, c.image AS first_image, f.name AS first_frame, f.mjd AS first_mjd,
+    b.id AS detection, b.image AS best_image, b.radius_px, b.radius_err_px, b.depth_frac, b.depth_err_frac,
+    b.loss_frac_px2, b.snr, b.score, b.probability,
+    (SELECT count(*) FROM detections d WHERE d.candidate = c.id) AS sightings,
+    coalesce((SELECT r.decision FROM reviews r WHERE r.candidate = c.id ORDER BY r.id DESC LIMIT 1), '') AS decision,
+    r.model_sha256, r.params_sha256, f.stack_sha256
+FROM candidates c
+JOIN images f ON f.id = c.image
+JOIN runs r ON r.id = f.run
+JOIN detections b ON b.id =
+    (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);

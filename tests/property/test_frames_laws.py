@@ -137,10 +137,10 @@ def test_streams_are_uncorrelated() -> None:
     st.text("abcNA .,\"'07é", max_size=5),
 )
 def test_tables_come_back(folder: Path, numbers: list[float | None], text: str) -> None:
-    table = pd.DataFrame({"frame": text, "x_px": pd.array([np.nan if n is None else n for n in numbers], dtype=float)})
+    table = pd.DataFrame({"reason": text, "x_px": pd.array([np.nan if n is None else n for n in numbers], dtype=float)})
     frames.write_table(folder / "t.csv", table)
-    found = frames.read_table(folder / "t.csv", ("frame", "x_px"))
-    assert list(found["frame"]) == list(table["frame"])
+    found = frames.read_table(folder / "t.csv", ("reason", "x_px"))
+    assert list(found["reason"]) == list(table["reason"])
     np.testing.assert_allclose(found["x_px"].astype(float), table["x_px"], rtol=1e-8, atol=1e-300)
 
 

@@ -124,7 +124,7 @@ def _log_candidates(connection: sqlite3.Connection, searched: list[int], rng: np
 def _log_candidate(connection: sqlite3.Connection, images: list[int], blob: bool, rng: np.random.Generator) -> None:
     x, y = (float(value) for value in rng.uniform(30, 990, 2))
     depth = float(np.clip(rng.lognormal(-3.5, 0.6), 0.008, 0.25))
-    row = {"image": images[0], "status": "confirmed" if blob else "new", "x_px": x, "y_px": y}
+    row = {"image": images[0], "status": "seen_again" if blob else "new", "x_px": x, "y_px": y}
     candidate = store.insert(connection, "candidates", row)
     for image in images:
         dx, dy = 0.3 * rng.standard_normal(2)

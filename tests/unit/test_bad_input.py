@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 
-from blobpipe import cli, frames, networks
+from blobpipe import cli, frames, networks, store
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Difference, Params, to_yaml
 
@@ -274,13 +274,25 @@ FRAME_FAULTS = {
     "no column frame": ("frame,mjd", "image,mjd", "column frame is missing"),
     "no column mjd": ("frame,mjd", "frame,date", "column mjd is missing"),
     "unknown frame": ("frame1,2", "frame9,2", "frame frame9 has no image"),
-    "frame without a name": ("frame1,2", ",2", "has no image"),
+    "frame without a name": ("frame1,2", ",2", "frame is '', expected the name of a file"),
+    "a path for a frame": ("frame1,2", "../scale/frame1,2", "frame is '../scale/frame1', expected the name of a file"),
+    "the name of the stack": ("frame1,2", "Reference,2", "frame reference would overwrite the median stack"),
+    "names that differ by case alone": ("frame1,2", "FRAME0,2", "frame FRAME0 is there in other letters"),
+    "a Julian date": ("frame5,6", "frame5,2456197.8", "row 7: mjd is 2456197.8, expected a modified Julian date"),
     "duplicate row": ("frame1,2", "frame0,2", "frame frame0 stands twice"),
     "date in words": ("frame1,2", "frame1,2010-03-01", "row 3: mjd is '2010-03-01', expected a number"),
     "date missing": ("frame1,2", "frame1,", "row 3: mjd is"),
     "date infinite": ("frame1,2", "frame1,inf", "row 3: mjd is"),
     "unsorted": ("frame1,2", "frame1,9", "does not increase"),
-    "too many fields": ("frame1,2", "frame1,2,3,4", "cannot be read as CSV"),
+    "too many fields": ("frame1,2", "frame1,2,3,4", "cannot be read as CSV (line 3: 4 fields, 2 in the header)"),
+    "one comma more in each row": (
+        FRAMES,
+        FRAMES.replace("\nf", "\n,f").strip(","),
+        "line 2: 3 fields, 2 in the header",
+    ),
+    "too few fields": ("frame1,2", "frame1", "cannot be read as CSV (line 3: 1 fields, 2 in the header)"),
+    "a column twice": ("frame,mjd", "frame,frame", "two columns are called 'frame'"),
+    "semicolons": (",", ";", "semicolons between its fields, commas expected"),
     "open quote": ("frame1,2", 'frame1,"2', "frames.csv: "),
     "binary": ("frame1,2", "\0\xff\ufffe", "frames.csv: "),
     "empty": (FRAMES, "", "cannot be read as CSV"),
@@ -311,12 +323,15 @@ BLOB_FAULTS = {
     "no number": ("200,300", "200,", "row 3: y_px is"),
     "duplicate row": ("b1", "b0", "blob b0 stands twice"),
     "unknown frame": ("frame5", "frame9", "first_frame frame9 is not a frame of frames.csv"),
+    "off the detector": ("200,300", "200,1024", "row 3: y_px is 1024, expected -0.5 to 1023.5"),
+    "infinity": ("200,300", "inf,300", "row 3: x_px is inf, expected a number"),
+    "a huge number": ("5,0.1", "1e308,0.1", "row 3: radius_px is 1e+308, expected 0.1 to 100"),
     "no radius": ("300,5,", "300,0,", "row 3: radius_px is 0"),
     "a negative depth": ("5,0.1", "5,-0.1", "row 3: depth_frac is -0.1"),
     "more than all light": ("5,0.1", "5,1.5", "row 3: depth_frac is 1.5"),
     "an unknown shape": (
-        "first_frame\nb0,60,70,7,0.05,",
-        "first_frame,shape\nb0,60,70,7,0.05,,star",
+        BLOBS,
+        BLOBS.replace("\nb0", ",shape\nb0").replace("0.05,", "0.05,,star").replace("frame5", "frame5,"),
         "shape is 'star'",
     ),
     "empty": (BLOBS, "", "cannot be read as CSV"),
@@ -333,6 +348,38 @@ def test_a_bad_catalogue_is_explained(project: Path, capsys: pytest.CaptureFixtu
     assert line.startswith("blobpipe: data/raw/blobs.csv: ")
     assert message in line
     assert not (project / "results/cutout").exists()
+
+
+@pytest.mark.parametrize("command", ["scan", "quicklook", "catalogue", "export", "cutout"])
+def test_a_shifted_catalogue_is_refused_by_every_command(
+    project: Path, dense_model: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """One comma more in each row: x would be what stands under y."""
+    path = project / "data/raw/blobs.csv"
+    path.write_text(BLOBS.replace(",60", ",,60").replace(",200", ",,200"))
+    before = path.read_bytes()
+    store.connect(project / "log.sqlite", make=True).close()
+    given = ["--catalogue", str(path)]
+    words = {
+        "scan": [
+            "scan",
+            "data/raw/frame5.fits.fz",
+            "--out",
+            "out",
+            "--model",
+            str(dense_model),
+            "--difference",
+            *given,
+        ],
+        "quicklook": ["quicklook", "data/raw", "--log", "log.sqlite", "--model", str(dense_model), *given],
+        "catalogue": ["catalogue", "update", "--log", "log.sqlite", *given],
+        "export": ["export", str(path), "--out", "out"],
+        "cutout": ["cutout"],
+    }
+    line = one_line(capsys, *words[command])
+    assert "data/raw/blobs.csv: cannot be read as CSV (line 2: 7 fields, 6 in the header)" in line
+    assert path.read_bytes() == before
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("stage", ["clip", "scale", "cutout", "augment", "train", "evaluate", "regression"])

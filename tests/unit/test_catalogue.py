@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sqlite3
 from pathlib import Path
 
@@ -123,7 +124,9 @@ def test_one_that_was_not_measured_is_named_and_left_out(
     review(log, faint, "confirmed")
     with caplog.at_level(logging.WARNING):
         assert catalogue.update(log, tmp_path / "blobs.csv") == []
-    assert caplog.messages == ["candidate 5: confirmed, but without a radius and a depth; add its row by hand"]
+    assert caplog.messages == [
+        "candidate 5: confirmed, but not with the radius_px and depth_frac of a blob; add its row by hand"
+    ]
 
 
 # --- the text that is there ------------------------------------------------------------------------------------------
@@ -147,6 +150,107 @@ def test_known_rows_are_kept_byte_for_byte(log: sqlite3.Connection, tmp_path: Pa
     assert catalogue.update(log, path) == ["b0009"]
     assert path.read_text().startswith(before)  # from now on, lines are added and nothing else
     assert path.read_text().count("\n") == before.count("\n") + 1
+
+
+ROWS = ('b001,312.40,118.0,8.1,3.5e-2,"5"" scope",', 'b0007,801.9,644.2,4.30,0.021,5" x "y",', "b8,7,6,5,0.1,,")
+HEADER = "blob,x_px,y_px,radius_px,depth_frac,remark,first_frame"
+AS_WRITTEN = {
+    "stray quotes": "\n".join([HEADER, *ROWS]) + "\n",
+    "CRLF": "\r\n".join([HEADER, *ROWS]) + "\r\n",
+    "CR": "\r".join([HEADER, *ROWS]) + "\r",
+    "both": f"{HEADER}\n{ROWS[0]}\r\n{ROWS[1]}\n",
+    "BOM": "\ufeff" + "\n".join([HEADER, *ROWS]) + "\n",
+    "no last line end": "\n".join([HEADER, *ROWS]),
+    "CRLF, no last line end": "\r\n".join([HEADER, *ROWS]),
+    "blank lines": "\n\n" + "\n\n".join([HEADER, *ROWS]) + "\n\n\n",
+    "another order": "depth_frac,remark,radius_px,y_px,x_px,blob\n0.1,é,5,6,7,b3\n",
+    "only a header": HEADER,
+}
+
+
+@pytest.mark.parametrize("written", AS_WRITTEN)
+@pytest.mark.parametrize("has_all", [False, True])
+def test_a_catalogue_keeps_its_bytes_however_it_is_written(
+    log: sqlite3.Connection, tmp_path: Path, written: str, has_all: bool
+) -> None:
+    path = tmp_path / "blobs.csv"
+    path.write_bytes(AS_WRITTEN[written].encode())
+    review(log, 4, "confirmed")
+    if has_all:  # its columns have been added by an earlier update
+        catalogue.update(log, path)
+        review(log, 1, "confirmed")
+    before, known = path.read_bytes(), frames.read_known(path)
+    [name] = catalogue.update(log, path)
+    after, table = path.read_bytes(), frames.read_known(path, catalogue.COLUMNS)
+    pd.testing.assert_frame_equal(table.iloc[:-1][list(known)], known, check_dtype=False)
+    assert table["blob"].iloc[-1] == name
+    assert table[["x_px", "y_px"]].iloc[-1].tolist() == ([100, 100] if has_all else [500, 500])
+    if has_all:
+        assert after.startswith(before)
+    else:
+        added = len(table.columns) - len(known.columns)
+        commas = re.sub(rb",{%d}(?=[\r\n])" % added, b"", after)
+        commas = commas.replace(b"," + ",".join(list(table)[-added:]).encode(), b"")
+        assert commas.startswith(before)
+    ends = set(re.findall(rb"\r\n|\r|\n", after))
+    assert ends == (set(re.findall(rb"\r\n|\r|\n", before)) or {b"\n"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (",8.1", ',"8.1', "cannot be read as CSV (line 2: ',' expected after '\"')"),
+        ("\nb0007", "\n,b0007", "line 3: 8 fields, 7 in the header"),
+        ("x_px", "y_px", "two columns are called 'y_px'"),
+        ("312.40", "north", "row 2: x_px is 'north', expected a number"),
+        ("b0007", "b001", "blob b001 stands twice"),
+    ],
+)
+def test_a_catalogue_that_cannot_be_read_is_left_alone(
+    log: sqlite3.Connection, tmp_path: Path, old: str, new: str, says: str
+) -> None:
+    path = tmp_path / "blobs.csv"
+    path.write_text(AS_WRITTEN["stray quotes"].replace(old, new))
+    before = path.read_bytes()
+    review(log, 4, "confirmed")
+    with pytest.raises(TableError) as refusal:
+        catalogue.update(log, path)
+    assert says in str(refusal.value)
+    assert path.read_bytes() == before
+
+
+def test_a_link_into_nothing_is_no_empty_catalogue(log: sqlite3.Connection, tmp_path: Path) -> None:
+    path = tmp_path / "blobs.csv"
+    path.symlink_to(tmp_path / "cache" / "gone")
+    review(log, 4, "confirmed")
+    with pytest.raises(TableError, match=r"blobs\.csv: not found"):
+        catalogue.update(log, path)
+    assert path.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["b\u00b2", "b" + "9" * 5000, "B12", "no number"])
+def test_odd_names_do_not_stop_the_count(log: sqlite3.Connection, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "blobs.csv"
+    path.write_text(f"blob,x_px,y_px,radius_px,depth_frac\n{name},1,2,5,0.1\n")
+    review(log, 4, "confirmed")
+    assert catalogue.update(log, path) == ["b0013" if name == "B12" else "b0001"]
+
+
+def test_what_the_catalogue_would_refuse_is_left_out(
+    log: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store.writing(log):
+        add_image(log, 9, name="-odd")
+        off = add_candidate(log, 3, -1.5, 700.0)
+        odd = add_candidate(log, 9, 600.0, 700.0)
+    for candidate in (off, odd, 4):
+        review(log, candidate, "confirmed")
+    assert catalogue.update(log, tmp_path / "blobs.csv") == ["b0001"]
+    assert len(frames.read_known(tmp_path / "blobs.csv")) == 1
+    assert caplog.messages == [
+        "candidate 5: confirmed, but not with the x_px of a blob; add its row by hand",
+        "candidate 6: confirmed, but not with the first_frame of a blob; add its row by hand",
+    ]
 
 
 def test_a_table_without_a_column_is_refused(log: sqlite3.Connection, tmp_path: Path) -> None:
@@ -184,6 +288,46 @@ def test_images_are_listed_by_date_between_those_that_are(log: sqlite3.Connectio
     assert listed.read_text() == wanted
     assert catalogue.list_images(log, listed) == []
     assert listed.read_text() == wanted
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_list_of_images_keeps_its_bytes(
+    log: sqlite3.Connection, tmp_path: Path, newline: str, mark: str, last: bool
+) -> None:
+    listed = tmp_path / "frames.csv"
+    lines = ['frame,note,"mjd"', 'old,"5"" a\n,b",59999.50', "", 'mid,5" tall,60002.5', "end,,60009"]
+    text = mark + newline.join(lines) + (newline if last else "")
+    listed.write_bytes(text.encode())
+    with store.writing(log):
+        add_image(log, 7, mjd=60010.0)
+    for number in (4, 1, 7):
+        logged_file(log, tmp_path, number)
+    assert catalogue.list_images(log, listed) == ["day1", "day4", "day7"]
+    lines = [*lines[:3], "day1,,60001", lines[3], "day4,,60004", lines[4], "day7,,60010"]
+    assert listed.read_bytes().decode() == mark + newline.join(lines) + newline
+    assert frames.read_image_list(listed)["note"].iloc[0] == '5" a\n,b'
+
+
+@pytest.mark.parametrize(
+    "content", ["frame,mjd\nb,2\na,1\n", "frame,mjd\na,x\n", "frame,mjd\n../a,1\n", 'frame,mjd\n"a,1\n']
+)
+def test_a_list_that_cannot_be_read_is_left_alone(log: sqlite3.Connection, tmp_path: Path, content: str) -> None:
+    (tmp_path / "frames.csv").write_text(content)
+    logged_file(log, tmp_path, 1)
+    with pytest.raises(TableError, match=r"frames\.csv: "):
+        catalogue.list_images(log, tmp_path / "frames.csv")
+    assert (tmp_path / "frames.csv").read_text() == content
+
+
+def test_an_image_whose_name_no_list_takes_is_named(
+    log: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logged_file(log, tmp_path, 1, "-rf")
+    logged_file(log, tmp_path, 2)
+    assert catalogue.list_images(log, tmp_path / "frames.csv") == ["day2"]
+    assert "no frame can be called '-rf'; rename it" in caplog.text
 
 
 def test_a_list_of_images_is_made(log: sqlite3.Connection, tmp_path: Path) -> None:
@@ -232,3 +376,25 @@ def test_reviews_are_written_in_the_order_in_which_they_were_made(log: sqlite3.C
     review(log, 4, "confirmed")
     catalogue.reviews(log, tmp_path / "reviews.csv")
     assert (tmp_path / "reviews.csv").read_text().startswith(first)
+
+
+def test_reviews_of_another_log_are_kept(log: sqlite3.Connection, tmp_path: Path) -> None:
+    path = tmp_path / "reviews.csv"
+    for candidate in (3, 1):
+        review(log, candidate, "confirmed")
+    catalogue.reviews(log, path)
+    kept = path.read_bytes().replace(b"\n", b"\r\n")
+    path.write_bytes(kept)  # as git puts it on some machines
+    assert catalogue.reviews(log, path) == 2
+    assert path.read_bytes() == kept
+    review(log, 4, "rejected")
+    assert catalogue.reviews(log, path) == 3
+    assert path.read_bytes().startswith(kept)
+    assert path.read_bytes().count(b"\r\n") == 4
+    for other in (kept.replace(b"Ada", b"Bob"), path.read_bytes() + b"9,1,unsure,Bob,,today\r\n", KNOWN.encode()):
+        path.write_bytes(other)
+        with pytest.raises(
+            TableError, match=r"reviews\.csv: (row \d is not of this log's reviews|column id is missing)"
+        ):
+            catalogue.reviews(log, path)
+        assert path.read_bytes() == other

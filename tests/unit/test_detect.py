@@ -155,13 +155,13 @@ def two_days(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_a_scan_measures_and_confirms(two_days: list[Path], dense_model: Path, tmp_path: Path) -> None:
+def test_a_scan_measures_and_says_what_is_seen_again(two_days: list[Path], dense_model: Path, tmp_path: Path) -> None:
     argv = ["scan", *map(str, two_days), "--difference", "--model", str(dense_model), "--out", str(tmp_path / "out")]
     assert cli.main(argv) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")
     assert set(measure.DETECTION_COLUMNS) <= set(table)
     stays, goes = (table[np.hypot(table["x_px"] - x, table["y_px"] - y) < 2] for x, y in ((500.3, 299.8), (200, 700)))
-    assert list(stays["status"]) == ["confirmed", "new"]
+    assert list(stays["status"]) == ["seen_again", "new"]
     assert list(goes["status"]) == ["new"]
     np.testing.assert_allclose(stays["depth_frac"], 0.04, rtol=0.15)
     assert stays["probability"].between(0, 1).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,151 @@ def test_text_stays_text_and_gaps_are_nan(tmp_path: Path) -> None:
     assert found["sigma_frac"].dtype == float
     assert np.isnan(found["sigma_frac"][1])
     assert found["n"].dtype == int
+
+
+GOOD = b"blob,x_px,y_px,radius_px\nb1,312.5,118,8\nb2,801,644,4.5\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + GOOD,
+        GOOD.replace(b"\n", b"\r\n"),
+        GOOD.replace(b"\n", b"\r"),
+        GOOD.removesuffix(b"\n"),
+        GOOD.replace(b"\n", b"\n\n") + b"\n",
+        GOOD.replace(b"312.5", b'" 312.5"').replace(b"b2", b'"b2"'),
+        GOOD.replace(b"\n", b",\n"),  # an empty column, as spreadsheets leave it
+    ],
+    ids=["BOM", "CRLF", "CR", "no last line end", "blank lines", "quotes and blanks", "an empty column"],
+)
+def test_tables_as_other_programs_write_them(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    table = frames.read_known(tmp_path / "a.csv", ("x_px", "y_px", "radius_px"))
+    assert list(table["blob"]) == ["b1", "b2"]
+    assert table[["x_px", "y_px", "radius_px"]].to_numpy().tolist() == [[312.5, 118, 8], [801, 644, 4.5]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (b"118", b"118,", "line 2: 5 fields, 4 in the header"),
+        (b",8\n", b"\n", "line 2: 3 fields, 4 in the header"),
+        (b",312", b",,312", "line 2: 5 fields"),
+        (b"8\nb2", b"8\n \nb2", "line 3: 1 fields"),
+        (b"y_px", b"x_px", "two columns are called 'x_px'"),
+        (b"118", b'"118', "line 3: unexpected end of data"),
+        (b"118", b'"118"x', "expected after '\"'"),
+        (b"118", b"\xe9", "byte 0xe9 is not UTF-8; save it as UTF-8"),
+        (b"118", b"1\x0018", "a byte 0: is it UTF-16?"),
+        (b"118", b"x" * 200_000, "field larger than field limit"),
+        (b",", b";", "semicolons between its fields, commas expected"),
+        (b",", b"\t", "tabs between its fields, commas expected"),
+        (GOOD, GOOD.decode().encode("utf-16"), "line 1: a byte 0: is it UTF-16?"),
+        (GOOD, GOOD.decode().encode("utf-16-le"), "a byte 0: is it UTF-16?"),
+        (GOOD, b"", "no header: the file is empty"),
+        (GOOD, b"\n\n", "no header: the file is empty"),
+        (b"118", b"north", "row 2: y_px is 'north', expected a number"),
+        (b"118", b"True", "row 2: y_px is 'True', expected a number"),
+        (b"118", b"1_18", "row 2: y_px is '1_18', expected a number"),
+        (b"118", b"nan", "row 2: y_px is 'nan', expected a number"),
+        (b"118", b"1.1.8", "row 2: y_px is '1.1.8', expected a number"),
+        (b"118", b"", "row 2: y_px is nan, expected a number"),
+        (b"118", b"-inf", "row 2: y_px is -inf, expected a number"),
+        (b"118", b"1e308", "row 2: y_px is 1e+308, expected -0.5 to 1023.5"),
+        (b"118", b"-1", "row 2: y_px is -1, expected -0.5 to 1023.5"),
+        (b"644", b"1024", "row 3: y_px is 1024, expected -0.5 to 1023.5"),
+        (b"4.5", b"-4.5", "row 3: radius_px is -4.5, expected 0.1 to 100"),
+        (b"b2", b"b1", "blob b1 stands twice"),
+        (b"b2", b"", "row 3: blob is '', expected a name"),
+    ],
+)
+def test_a_table_is_read_as_it_stands_or_refused_in_one_line(tmp_path: Path, old: bytes, new: bytes, says: str) -> None:
+    assert old in GOOD
+    (tmp_path / "a.csv").write_bytes(GOOD.replace(old, new))
+    with pytest.raises(TableError) as refusal:
+        frames.read_known(tmp_path / "a.csv", ("x_px", "y_px", "radius_px"))
+    line = str(refusal.value)
+    assert line.startswith(f"{tmp_path}/a.csv: ")
+    assert says in line
+    assert "\n" not in line
+    assert len(line) < len(str(tmp_path)) + 250
+
+
+def test_all_true_is_no_number(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x_px\nTrue\nTrue\n")
+    with pytest.raises(TableError, match="row 2: x_px is True, expected a number"):
+        frames.read_table(tmp_path / "a.csv", ())
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "too large", "NUL", "nothing"])
+def test_only_files_are_tables(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.csv"
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path = Path("/dev/zero")
+        case "loop":
+            path.symlink_to(path)
+        case "too large":
+            path.touch()
+            os.truncate(path, frames.MAX_TABLE_BYTES + 1)
+        case "NUL":
+            path = tmp_path / "a\0.csv"
+    with pytest.raises(TableError, match=r"cannot be read as CSV|not found, expected a table with the columns x_px"):
+        frames.read_table(path, ("x_px",))
+
+
+NAMES = [
+    "../raw/x",
+    "..",
+    ".",
+    ".hidden",
+    "-rf",
+    "a/b",
+    "/a",
+    "a\\b",
+    "a\0",
+    "a\nb",
+    "a\x1b[2J",
+    "a\u202eb",
+    "é" * 101,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "good.fits").touch()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "x.fits").touch()
+    with pytest.raises(TableError, match="expected the name of a file"):
+        frames.find_image(tmp_path / "raw", name)
+    if "\0" in name:
+        return  # no table may hold it
+    for folder, table in (("frames", {"mjd": 1.0}), ("stage", {"status": "ok"}), ("cases", {"first_frame": name})):
+        path = tmp_path / folder / "frames-000.csv"
+        frames.write_table(path, pd.DataFrame({"frame": ["good", name], **table}))
+        with pytest.raises(TableError, match="expected the name of a file") as refusal:
+            frames.read_table(path, ("frame",))
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["ibxy01z8q_blob", "a.b-c_d+e (2)", "Fleck-ä", "日", "x" * 200, "nan", "007", "a.", " a "]
+)
+def test_names_that_files_have_are_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.fits").touch()
+    assert frames.find_image(tmp_path, name) == tmp_path / f"{name}.fits"
+    frames.write_table(tmp_path / "frames.csv", pd.DataFrame({"frame": [name], "mjd": 1.0}))
+    assert list(frames.read_frame_list(tmp_path)["frame"]) == [name]
+
+
+def test_a_lone_carriage_return_does_not_end_a_row(tmp_path: Path) -> None:
+    frames.write_table(tmp_path / "a.csv", pd.DataFrame({"reason": ["a\rb", "a\r\nb"], "n": [1, 2]}))
+    assert list(frames.read_table(tmp_path / "a.csv", ())["reason"]) == ["a\nb", "a\nb"]
 
 
 def test_a_table_has_unix_line_ends_and_nine_digits(tmp_path: Path) -> None:

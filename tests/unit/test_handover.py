@@ -12,8 +12,9 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from regions import CirclePixelRegion, Regions
+from tests.unit import synthetic_log
 
-from blobpipe import cli, frames, handover
+from blobpipe import cli, frames, handover, store
 from blobpipe.errors import BlobpipeError, TableError
 
 ROOT = Path(__file__).parents[2]
@@ -183,18 +184,57 @@ def test_reviews_stand_before_the_status(tmp_path: Path) -> None:
     )
     handover.export(path, out)
     table = Table.read(out / "blobs.ecsv")
-    assert table["blob"].tolist() == ["x150y60", "x250y60"]
+    assert table["blob"].tolist() == ["x150y60"]  # the only one that a person has confirmed
     assert table.meta["model_sha256"] == ["00"]
+    handover.export(path, out, statuses=("confirmed", "seen_again"))
+    table = Table.read(out / "blobs.ecsv")
+    assert table["blob"].tolist() == ["x150y60", "x250y60"]
+    assert table["status"].tolist() == ["confirmed", "seen_again"]
+
+
+@pytest.mark.parametrize("word", ["seen_again", "confirmed"])  # today's, and that of older versions
+@pytest.mark.parametrize("form", ["csv", "ecsv"])
+def test_what_nobody_reviewed_is_not_handed_on(tmp_path: Path, word: str, form: str) -> None:
+    log = store.connect(tmp_path / "log.sqlite", make=True)
+    with store.writing(log):
+        store.insert(log, "runs", synthetic_log.RUN)
+        image = {"run": 1, "sha256": "a", "name": "f1", "kind": "image", "mjd": 60000.0, "outcome": "searched"}
+        store.insert(log, "images", image | {"logged": store.now()})
+        for x in (100.0, 300.0):
+            place = {"image": 1, "x_px": x, "y_px": 200.0}
+            number = store.insert(log, "candidates", place | {"status": "seen_again"})
+            size = {"radius_px": 5.0, "depth_frac": 0.1, "snr": 9.0, "score": 1.0, "probability": 1.0}
+            store.insert(log, "detections", place | size | {"candidate": number, "status": "new"})
+    path = tmp_path / f"candidates.{form}"
+
+    def export_log() -> list[str]:
+        store.export(log, "candidate_list", path)
+        path.write_text(path.read_text().replace("seen_again", word))
+        typed = ["export", str(path), "--out", str(tmp_path / "out")]
+        assert cli.main([*typed, "--also", "seen_again"]) == 0
+        everything = Table.read(tmp_path / "out" / "blobs.ecsv")["blob"].tolist()
+        assert everything == ["x100y200", "x300y200"]
+        return typed
+
+    typed = export_log()
+    assert cli.main(typed) == 1
+    with store.writing(log):
+        review = {"candidate": 2, "decision": "confirmed", "reviewer": "Ada", "at": store.now()}
+        store.insert(log, "reviews", review)
+    assert cli.main(export_log()) == 0
+    assert Table.read(tmp_path / "out" / "blobs.ecsv")["blob"].tolist() == ["x300y200"]
 
 
 def test_sightings_of_one_blob_are_one(tmp_path: Path) -> None:
     path, out = tmp_path / "detections.csv", tmp_path / "out"
     path.write_text(
-        "frame,x_px,y_px,probability,status,radius_px,depth_frac\nb,100.5,50.2,0.9,confirmed,5,0.02\n"
+        "frame,x_px,y_px,probability,status,radius_px,depth_frac\nb,100.5,50.2,0.9,seen_again,5,0.02\n"
         "a,101.0,50.0,0.9,confirmed,6,0.02\nb,300,50,0.9,dip,5,0.02\nb,200,50,0.9,new,5,0.02\n"
     )
     (tmp_path / "images.csv").write_text("frame,mjd\na,56000.5\nb,56001.5\n")
-    handover.export(path, out, dates=tmp_path / "images.csv")
+    with pytest.raises(TableError, match=r"no blob left of status known or confirmed \(found dip, new, seen_again\)"):
+        handover.export(path, out, dates=tmp_path / "images.csv")
+    handover.export(path, out, dates=tmp_path / "images.csv", statuses=("seen_again",))
     table = Table.read(out / "blobs.ecsv")
     assert table["blob"].tolist() == ["x101y50"]
     assert table["first_date"].tolist() == ["2012-03-14"]
@@ -284,6 +324,260 @@ def test_the_later_useafter_stays(catalogue: Path, existing: Path) -> None:
     assert fits.getval(export(catalogue, bpixtab=existing) / "blobs_bpx.fits", "USEAFTER") == "Mar 01 2019 00:00:00"
     out = export(catalogue, bpixtab=existing, useafter="2013-05-01")
     assert fits.getval(out / "blobs_bpx.fits", "USEAFTER") == "May 01 2013 00:00:00"
+
+
+@pytest.mark.parametrize(
+    ("text", "later"),
+    [
+        ("Mar 01 2019 00:00:00", True),
+        ("Mar  1 2019", True),
+        ("MARCH 1 2019", True),
+        ("2019-03-01T00:00:00", True),
+        ("2019-03-01 00:00:00.000", True),
+        ("2019-03-01", True),
+        ("01/03/2019", True),
+        ("2009-03-01T00:00:00", False),
+        ("Mar 01 2009 00:00:00", False),
+        ("", False),
+    ],
+)
+def test_a_later_useafter_is_never_set_back(catalogue: Path, existing: Path, text: str, later: bool) -> None:
+    fits.setval(existing, "USEAFTER", value=text)
+    found = fits.getval(export(catalogue, bpixtab=existing) / "blobs_bpx.fits", "USEAFTER")
+    assert found == (text if later else "Oct 18 2012 16:48:00")
+
+
+@pytest.mark.parametrize("value", ["next spring", "2019", 58543.0, "13/13/2019"])
+def test_a_useafter_that_cannot_be_read_is_named(catalogue: Path, existing: Path, value: str | float) -> None:
+    fits.setval(existing, "USEAFTER", value=value)
+    with pytest.raises(TableError, match=r"USEAFTER is .* or give --useafter"):
+        export(catalogue, bpixtab=existing)
+    out = export(catalogue, bpixtab=existing, useafter="2013-05-01")
+    assert fits.getval(out / "blobs_bpx.fits", "USEAFTER") == "May 01 2013 00:00:00"
+
+
+def unusual(path: Path, values: list[int], kind: str, zero: int, **others: Any) -> Path:
+    """A bad-pixel table whose numbers are stored in a given way, with all sorts of columns beside them."""
+    n = len(values)
+    rows = {
+        "PIX1": [1 + 3 * i for i in range(n)],
+        "PIX2": [9 + i for i in range(n)],
+        "LENGTH": [1] * n,
+        "AXIS": [1] * n,
+    }
+    made = {"VALUE": np.array(values, object), **{name: np.array(row, object) for name, row in rows.items()}}
+    kinds = {"VALUE": (kind, zero), "PIX1": others.get("place", ("I", 0)), "PIX2": ("E", 0)}
+    columns = [
+        fits.Column("NOTE", "6A", array=["mine"] * n),
+        fits.Column("FLAG", "L", array=np.arange(n) % 2 == 0),
+        fits.Column("BITS", "11X", array=np.ones((n, 11), bool)),
+        fits.Column("LIST", "PJ()", array=np.array([np.arange(i % 3) for i in range(n)], dtype=object)),
+        fits.Column("GAP", "J", null=-7, array=np.arange(n)),
+        fits.Column("MORE", "2E", array=np.ones((n, 2))),
+    ]
+    for name, column in made.items():
+        form, offset = kinds.get(name, ("J", 0))
+        dtype = {"B": "u1", "I": "i2", "J": "i4", "K": "i8", "E": "f4", "D": "f8"}[form]
+        unsigned = np.array(column).astype(dtype.replace("i", "u") if offset else dtype)
+        columns.append(fits.Column(name, form, bzero=offset or None, array=unsigned))
+    hdus = fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns, name="BPIX")])
+    hdus.append(fits.CompImageHDU(np.arange(40000, dtype=np.int32).reshape(200, 200), name="OTHER"))
+    hdus[0].header["USEAFTER"] = "Mar 01 2009 00:00:00"
+    hdus.writeto(path)
+    return path
+
+
+KINDS = {
+    "unsigned 16": ([4, 16, 32768, 33000, 512, 65535], "I", 2**15),
+    "unsigned 32": ([4, 2**31 + 1, 2**32 - 1, 65537], "J", 2**31),
+    "unsigned 64": ([4, 2**40, 2**62], "K", 2**63),
+    "signed 16": ([4, -32768, 16384], "I", 0),
+    "signed 32": ([4, 2**30, -1], "J", 0),
+    "signed 64": ([4, 2**40 + 512], "K", 0),
+    "doubles": ([4, 2**40, 512], "D", 0),
+}
+
+
+PLACES = [("I", 2**15), ("I", 0), ("J", 2**31), ("D", 0), ("E", 0), ("K", 0), ("J", 0)]
+
+
+@pytest.mark.parametrize(("kind", "place"), [*zip(KINDS, PLACES, strict=True)])
+def test_old_rows_keep_their_bytes_however_they_are_stored(
+    catalogue: Path, tmp_path: Path, kind: str, place: tuple[str, int]
+) -> None:
+    path = unusual(tmp_path / "their_bpx.fits", *KINDS[kind], place=place)
+    out = export(catalogue, bpixtab=path, all_flags=True)
+    with (
+        fits.open(path, disable_image_compression=True) as before,
+        fits.open(out / "blobs_bpx.fits", disable_image_compression=True) as after,
+    ):
+        old, new = (np.asarray(hdus["BPIX"].data) for hdus in (before, after))
+        assert new.dtype == old.dtype
+        assert new[: len(old)].tobytes() == old.tobytes()
+        assert before["BPIX"].data["VALUE"].tolist() == KINDS[kind][0]
+        rows = after["BPIX"].data
+        assert rows["VALUE"].tolist() == KINDS[kind][0] + [512] * (len(new) - len(old))
+        assert [each.tolist() for each in rows["LIST"][: len(old)]] == [list(range(i % 3)) for i in range(len(old))]
+        assert all(len(each) == 0 for each in rows["LIST"][len(old) :])
+        assert set(rows["GAP"][len(old) :]) == {-7}
+        assert before["OTHER"].data.tobytes() == after["OTHER"].data.tobytes()
+        added = after["BPIX"].data[len(old) :]
+        assert [int(added[name].min()) for name in ("PIX1", "PIX2")] == [1, 107]
+    dq = dq_of(out / "blobs_dq.fits").astype(object)
+    for i, value in enumerate(KINDS[kind][0]):
+        assert dq[9 + i + 4, 1 + 3 * i + 4] & ~512 == value & ~512
+    assert (handover.read_dq(out / "blobs_bpx.fits") == dq).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "says"),
+    [
+        (fits.Column("VALUE", "B", array=[4, 16]), "column VALUE of format B cannot hold 512; give it a wider one"),
+        (fits.Column("PIX1", "B", array=[4, 16]), "column PIX1 of format B cannot hold"),
+        (fits.Column("VALUE", "2I", array=[[4, 4], [5, 5]]), "column VALUE has the format 2I, expected one number"),
+        (fits.Column("VALUE", "3A", array=["4", "5"]), "column VALUE has the format 3A, expected one number"),
+        (fits.Column("VALUE", "PI()", array=np.array([[4], [5]], object)), "column VALUE has the format PI"),
+        (fits.Column("VALUE", "I", null=16, array=[4, 16]), "row 2: VALUE is 16, expected a number"),
+        (fits.Column("PIX1", "E", array=[4, 1.5]), "row 2: PIX1 is 1.5, expected a whole number"),
+        (fits.Column("PIX2", "D", array=[np.nan, 1]), "row 1: PIX2 is nan, expected a number below"),
+        (fits.Column("PIX2", "D", array=[1e300, 1]), "row 1: PIX2 is 1e\\+300, expected a number below"),
+        (
+            fits.Column("VALUE", "K", bzero=2**63, array=np.array([2**63, 1], np.uint64)),
+            "row 1: VALUE is 9223372036854775808",
+        ),
+        (fits.Column("AXIS", "I", array=[1, 3]), "row 2: AXIS is 3, expected 1 or 2"),
+        (fits.Column("LENGTH", "J", array=[0, 3]), "row 1: LENGTH is 0, expected 1 to 1024"),
+        (fits.Column("LENGTH", "J", array=[1, 2_000_000_000]), "row 2: LENGTH is 2000000000, expected 1 to 1024"),
+    ],
+)
+def test_a_table_that_is_odd_is_refused(catalogue: Path, tmp_path: Path, column: Any, says: str) -> None:
+    usual = [fits.Column(name, "I", array=[1, 2]) for name in handover.RUN_COLUMNS if name != column.name]
+    table = fits.BinTableHDU.from_columns([*usual, column], name="BPIX")
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "odd.fits")
+    with pytest.raises(TableError, match=says):
+        export(catalogue, bpixtab=tmp_path / "odd.fits")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_in_other_steps_are_refused(catalogue: Path, existing: Path) -> None:
+    fits.setval(existing, "TSCAL3", value=2.0, extname="BPIX")
+    with pytest.raises(TableError, match="column VALUE has the format I, expected one number"):
+        export(catalogue, bpixtab=existing)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "packed"),
+    [
+        *((dtype, True) for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32)),
+        *((dtype, False) for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)),
+    ],
+)
+def test_an_image_of_any_bits_keeps_them(catalogue: Path, tmp_path: Path, dtype: Any, packed: bool) -> None:
+    given = np.zeros((1024, 1024), dtype)
+    top = min(int(np.iinfo(dtype).max), 2**63 - 1)
+    given[100, 200:203], given[300, 7], given[400, 400] = 4, np.iinfo(dtype).min, top
+    hdu = fits.CompImageHDU(given, name="DQ") if packed else fits.ImageHDU(given, name="DQ")
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(tmp_path / "dq.fits")
+    out = export(catalogue, bpixtab=tmp_path / "dq.fits", all_flags=True)
+    found = dq_of(out / "blobs_dq.fits").astype(object)
+    discs = handover.disc_mask([312.4, 801.9, 6.0], [118.25, 644.2, 1019.0], [8.2, 7.0, 7.0])
+    assert (found == (given.astype(object) | 512 * discs.astype(object))).all()
+    assert (handover.read_dq(out / "blobs_bpx.fits").astype(object) == found).all()
+
+
+def exposure(path: Path, dq: Any, **primary: Any) -> Path:
+    """Counts as raw files have them, as integers, before their DQ."""
+    counts = np.random.default_rng(1).integers(9000, 14000, (1024, 1024)).astype(np.uint16)
+    hdus = fits.HDUList(
+        [fits.PrimaryHDU(**primary), fits.ImageHDU(counts, name="SCI"), fits.ImageHDU(counts, name="ERR")]
+    )
+    if dq is not None:
+        hdus.append(fits.ImageHDU(dq, name="DQ") if isinstance(dq, np.ndarray) else dq)
+    hdus.writeto(path)
+    return path
+
+
+def constant(value: int) -> fits.ImageHDU:
+    hdu = fits.ImageHDU(name="DQ")
+    hdu.header.update({"NPIX1": 1024, "NPIX2": 1024, "PIXVALUE": value})
+    return hdu
+
+
+def test_of_an_exposure_dq_is_taken_never_its_counts(tmp_path: Path) -> None:
+    dq = np.zeros((1024, 1024), np.int16)
+    dq[100, 200:203] = 4
+    assert (handover.read_dq(exposure(tmp_path / "raw.fits", dq)) == dq).all()
+    assert not handover.read_dq(exposure(tmp_path / "constant.fits", constant(0))).any()
+    for name, hdu in (("none", None), ("small", dq[:100, :100]), ("floats", dq.astype(np.float32))):
+        with pytest.raises(TableError, match=f"{name}.fits: found no bad pixels"):
+            handover.read_dq(exposure(tmp_path / f"{name}.fits", hdu))
+    with pytest.raises(TableError, match=r"flagged\.fits: 100% of its pixels are flagged, expected at most 50%"):
+        handover.read_dq(exposure(tmp_path / "flagged.fits", constant(4)))
+    with pytest.raises(TableError, match=r"counts\.fits: 100% of its pixels are flagged.*: counts, not DQ"):
+        handover.read_dq(exposure(tmp_path / "counts.fits", None, data=np.full((1024, 1024), 9000, np.int16)))
+
+
+def test_nothing_is_written_over_what_it_is_made_of(catalogue: Path) -> None:
+    out = export(catalogue)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for given, options in (
+        (out / "blobs.ecsv", {"until": "2012-09-30"}),
+        (catalogue, {"bpixtab": out / "blobs_bpx.fits"}),
+        (catalogue, {"bpixtab": out / "blobs_dq.fits"}),
+    ):
+        with pytest.raises(TableError, match="would be overwritten by the blobs"):
+            handover.export(given, out, **options)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+ODD = ['a,b "c"\t}{#', "two\nlines", "=cmd|' /C calc'!A0", "../raw/x", "Fleck-ä 日本", "x" * 5000, "\x1b[2J"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_reach_every_file(catalogue: Path, existing: Path, name: str) -> None:
+    table = frames.read_table(catalogue, frames.BLOB_COLUMNS)
+    table.loc[1, "blob"] = name
+    table["remark"] = name
+    frames.write_table(catalogue, table)
+    out = export(catalogue, bpixtab=existing)
+    assert Table.read(out / "blobs.ecsv")["blob"].tolist() == ["b001", name, "b003"]
+    assert handover.read_catalogue(out / "blobs.ecsv")["remark"].tolist() == [name] * 3
+    assert len(Regions.read(out / "blobs.reg", format="ds9")) == 3
+    lines = (out / "blobs.reg").read_text().splitlines()
+    assert len(lines) == 6
+    assert max(map(len, lines)) < 250
+    header = fits.getheader(out / "blobs_bpx.fits")
+    assert len(header["HISTORY"]) == 1 + 1 + 2
+    assert "since 2012-10-18" in str(header["HISTORY"])
+    assert len(list(out.iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (",first_frame", ",first_date", "row 3: first_date: found 'second', expected a date"),
+        (",first_frame", ",first_mjd", "row 3: first_mjd is 'second', expected a number"),
+        ("frame,mjd\nfirst,56197.31", "frame,mjd\nfirst,1e308", "first seen on MJD 1e\\+308, expected 0 to 100000"),
+        ("first,56197.31", "first,2456197.31", "row 4: first seen on MJD 2.4562e\\+06, expected 0 to 100000"),
+        ("first,56197.31", "second,56197.31", "frame second stands twice"),
+        ("first,56197.31", "first,-1", "row 4: first seen on MJD -1, expected"),
+        ("first,56197.31", "first,inf", "row 4: first seen on MJD inf, expected"),
+    ],
+)
+def test_odd_dates_are_named(catalogue: Path, tmp_path: Path, old: str, new: str, says: str) -> None:
+    catalogue.write_text(BLOBS.replace(old, new))
+    (tmp_path / "frames.csv").write_text(IMAGES.replace(old, new))
+    with pytest.raises(BlobpipeError, match=says):
+        export(catalogue)
+
+
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "1e999", "-1", "99999999", "0001-01-01T00:00+14:00", "2012-02-30", "x" * 999]
+)
+def test_what_is_no_date_is_named(text: str) -> None:
+    with pytest.raises(BlobpipeError, match=r"--until: found .* expected a date") as refusal:
+        handover.to_mjd(text, "--until")
+    assert len(str(refusal.value)) < 150
 
 
 def test_other_flags_only_on_request(catalogue: Path, existing: Path) -> None:

@@ -116,11 +116,11 @@ def test_rejected_images_cross_and_come_back(log: sqlite3.Connection) -> None:
 def test_false_alarms_are_what_faded_or_was_rejected(log: sqlite3.Connection) -> None:
     for _ in range(PARAMS.baseline):
         take(log, image := add(log))
-    for status, decision in (("new", ""), ("confirmed", ""), ("faded", "confirmed"), ("new", "unsure"), ("faded", "")):
+    for status, decision in (("new", ""), ("seen_again", ""), ("faded", "confirmed"), ("new", "unsure"), ("faded", "")):
         add_candidate(log, image, status, decision)
     take(log, image := add(log))
     assert reading(log, image, "false_alarms_per_100") == 10.0  # the one that faded, on the last ten images
-    add_candidate(log, image, "confirmed", "rejected")  # a person's word stands above the search's
+    add_candidate(log, image, "seen_again", "rejected")  # a person's word stands above the search's
     [line] = take(log, image := add(log))
     assert "20, limit 15" in line
     for _ in range(PARAMS.baseline - 3):

@@ -199,7 +199,7 @@ def test_no_peaks_give_a_table_without_rows() -> None:
     done = measure.judge(table, noise(), catalogue=KNOWN, shift_px=(1, 0), pattern=None, noise_frac=NOISE)
     assert len(done) == 0
     assert done.dtypes.equals(table.dtypes)
-    assert len(measure.confirm(table, table)) == 0
+    assert len(measure.seen_again(table, table)) == 0
 
 
 # --- judge -----------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_judging_leaves_the_measurements_alone() -> None:
     pd.testing.assert_frame_equal(after.drop(columns="status"), kept.drop(columns="status"))
 
 
-# --- confirm, match --------------------------------------------------------------------------------------------------
+# --- seen_again, match -----------------------------------------------------------------------------------------------
 
 
 def table(*rows: tuple[float, float, str]) -> pd.DataFrame:
@@ -361,19 +361,19 @@ def table(*rows: tuple[float, float, str]) -> pd.DataFrame:
     return pd.DataFrame({"x_px": x, "y_px": y, "status": np.array(status, object)}, index=range(7, 7 + len(rows)))
 
 
-def test_a_new_blob_seen_again_is_confirmed() -> None:
+def test_a_new_blob_on_a_later_image_is_seen_again() -> None:
     previous = table((10, 10, "new"), (50, 50, "new"), (90, 90, "dip"), (70, 70, "new"), (30, 30, "known"))
     current = table((52, 50, "known"), (90, 90, "new"), (70, 70, "bad_pixels"), (30, 30, "new"), (13.1, 10, "new"))
-    done = measure.confirm(previous, current)
-    assert list(done["status"]) == ["new", "confirmed", "dip", "new", "known"]
+    done = measure.seen_again(previous, current)
+    assert list(done["status"]) == ["new", "seen_again", "dip", "new", "known"]
     assert list(previous["status"]) == ["new", "new", "dip", "new", "known"]
-    assert measure.confirm(previous, current, 3.2)["status"].iloc[0] == "confirmed"
+    assert measure.seen_again(previous, current, 3.2)["status"].iloc[0] == "seen_again"
 
 
-def test_confirming_twice_changes_nothing() -> None:
+def test_marking_twice_changes_nothing() -> None:
     previous, current = table((10, 10, "new"), (50, 50, "new")), table((11, 10, "new"), (80, 50, "new"))
-    once = measure.confirm(previous, current)
-    pd.testing.assert_frame_equal(measure.confirm(once, current), once)
+    once = measure.seen_again(previous, current)
+    pd.testing.assert_frame_equal(measure.seen_again(once, current), once)
 
 
 def test_pairs_are_one_to_one_and_within_the_tolerance() -> None:

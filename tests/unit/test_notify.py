@@ -94,7 +94,7 @@ def test_a_new_candidate_is_told_once_on_each_channel(log: sqlite3.Connection) -
         assert line in row["text"].splitlines()
 
 
-def test_a_second_look_confirms_and_is_told_once(log: sqlite3.Connection) -> None:
+def test_a_second_look_is_told_once(log: sqlite3.Connection) -> None:
     with store.writing(log):
         first = add_image(log)
         add_sighting(log, first, candidate := add_candidate(log, first))
@@ -102,16 +102,20 @@ def test_a_second_look_confirms_and_is_told_once(log: sqlite3.Connection) -> Non
         for _ in range(3):
             image = add_image(log)
             add_sighting(log, image, candidate)
-            log.execute("UPDATE candidates SET status = 'confirmed'")
+            log.execute("UPDATE candidates SET status = 'seen_again'")
             notify.queue(log, image, MAIL)
-    assert keys(log) == ["candidate-1-new", "candidate-1-confirmed"]
-    assert "images that show it: 2" in log.execute("SELECT text FROM notices WHERE id = 2").fetchone()["text"]
+    assert keys(log) == ["candidate-1-new", "candidate-1-seen_again"]
+    second = log.execute("SELECT subject, text FROM notices WHERE id = 2").fetchone()
+    assert "images that show it: 2" in second["text"]
+    assert "seen again with the image" in second["text"]
+    assert second["subject"].startswith("blobpipe: blob seen again at")
+    assert "confirm" not in second["subject"] + second["text"]  # only people do
 
 
 def test_what_was_rejected_or_is_known_is_not_told(log: sqlite3.Connection) -> None:
     with store.writing(log):
         first, second = add_image(log), add_image(log)
-        add_sighting(log, first, candidate := add_candidate(log, first, "confirmed"))
+        add_sighting(log, first, candidate := add_candidate(log, first, "seen_again"))
         add_sighting(log, second, candidate)
         add_sighting(log, second, None, status="dip")
         review = {"candidate": candidate, "reviewer": "me", "at": store.now()}
@@ -121,7 +125,7 @@ def test_what_was_rejected_or_is_known_is_not_told(log: sqlite3.Connection) -> N
         assert keys(log) == []
         store.insert(log, "reviews", review | {"decision": "unsure"})
         notify.queue(log, second, MAIL)
-    assert keys(log) == ["candidate-1-confirmed"]
+    assert keys(log) == ["candidate-1-seen_again"]
 
 
 def test_by_default_nothing_is_told(log: sqlite3.Connection) -> None:

@@ -97,13 +97,13 @@ def again(month: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_new_blob_is_found_on_its_day_and_confirmed_on_the_next(month: Path) -> None:
+def test_a_new_blob_is_found_on_its_day_and_seen_again_on_the_next(month: Path) -> None:
     log = store.connect(month / "out" / "log.sqlite")
     assert list(outcomes(log).values()) == ["stack"] * STACK + ["searched"] * 5
     found = candidates(log)
     assert len(found) == 1
     only = found.iloc[0]
-    assert (only["first_frame"], only["status"]) == (f"day{STACK + 1:03d}", "confirmed")
+    assert (only["first_frame"], only["status"]) == (f"day{STACK + 1:03d}", "seen_again")
     assert np.hypot(only["x_px"] - NEW[0], only["y_px"] - NEW[1]) < 0.5
     assert abs(only["depth_frac"] - NEW[3]) < 4 * only["depth_err_frac"]
     first = log.execute("SELECT status, probability FROM detections ORDER BY id").fetchone()
@@ -286,7 +286,7 @@ def test_what_one_image_alone_shows_fades(again: Path) -> None:
     for day in range(STACK + 6, STACK + 9):
         write(again / "in", day, NEW)
     found = candidates(run(again))
-    assert found["status"].tolist() == ["confirmed", "faded"]
+    assert found["status"].tolist() == ["seen_again", "faded"]
     assert found["missed"].tolist() == [0, 3]
 
 

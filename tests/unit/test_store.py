@@ -63,6 +63,45 @@ def test_an_older_log_is_brought_to_this_version(tmp_path: Path, monkeypatch: py
         store.connect(path)
 
 
+def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.sqlite"
+    first, latest = store.versions()[:1], store.versions()
+    monkeypatch.setattr(store, "versions", lambda: first)
+    old = store.connect(path, make=True)
+    with store.writing(old):
+        store.insert(old, "runs", RUN)
+        store.insert(old, "images", image(mjd=60000.0))
+        for number, status in ((3, "new"), (5, "confirmed"), (8, "faded")):
+            place = {"x_px": 10.25 * number, "y_px": 7.0}
+            store.insert(old, "candidates", {"id": number, "image": 1, "status": status, "missed": number} | place)
+            seen = {"image": 1, "candidate": number, "status": "new", "snr": 9.0, "score": 0.9, "probability": 0.8}
+            store.insert(old, "detections", seen | place)
+            told = {"key": f"candidate-{number}-{status}", "channel": "mail", "image": 1, "candidate": number}
+            told |= {"subject": f"blobpipe: {status} blob at x 1", "text": f"Candidate, {status} with the image f1"}
+            store.insert(old, "notices", told | {"created": RUN["started"]})
+        store.insert(old, "reviews", {"candidate": 5, "decision": "unsure", "reviewer": "Ada", "at": RUN["started"]})
+    before = {name: [tuple(row) for row in old.execute(f"SELECT * FROM {name}")] for name in store.TABLES}
+    old.close()
+    monkeypatch.setattr(store, "versions", lambda: latest)
+    log = store.connect(path)
+    assert log.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert log.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+    for name in ("runs", "images", "detections", "reviews"):
+        assert [tuple(row) for row in log.execute(f"SELECT * FROM {name}")] == before[name], name
+    for name in ("candidates", "candidate_list"):
+        rows = [tuple("seen_again" if value == "confirmed" else value for value in row) for row in before[name]]
+        assert sorted(tuple(row) for row in log.execute(f"SELECT * FROM {name}")) == sorted(rows), name
+    told = log.execute("SELECT key, subject, text FROM notices WHERE candidate = 5").fetchone()
+    assert tuple(told) == (
+        *("candidate-5-seen_again", "blobpipe: blob seen again at x 1"),
+        "Candidate, seen again with the image f1",
+    )
+    with pytest.raises(sqlite3.IntegrityError, match="CHECK"), store.writing(log):
+        log.execute("UPDATE candidates SET status = 'confirmed'")
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), store.writing(log):
+        log.execute("DELETE FROM candidates")
+
+
 def test_the_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "theirs.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as theirs:
