@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from snakemake.exceptions import WorkflowError
 
+sys.dont_write_bytecode = True  # a dry run leaves nothing behind, not even this
 sys.path[:0] = [f"{workflow.basedir}/src", f"{workflow.basedir}/workflow/scripts"]
 
 from blobpipe import campaign, frames

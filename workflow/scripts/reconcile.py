@@ -5,7 +5,8 @@ memory of it. A stage whose entry in dvc.lock is not the one that Snakemake know
 checkout, pull, exp apply, git):
 
 - `dvc status` is clean: adopted, by `snakemake --touch`, which records settings, code and inputs and runs nothing;
-- it is not: its files are aged and Snakemake's memory of them dropped, so that they are made anew.
+- it is not: files that Snakemake has made here are left to its own records; the others are aged and Snakemake's memory of
+  them dropped, so that they are made anew.
 
 A stage whose files were replaced since its last commit is looked at again, by content.
 """
@@ -20,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from records import NOTES, dvc, entries, existing, known, listed_images, look, note, snakemake, stamp, versions
+from records import NOTES, dvc, entries, existing, known, listed_images, look, made_here, note, snakemake, stamp, versions
 from stages import stages
 
 Files = dict[str, list[str]]
@@ -33,7 +34,7 @@ def refresh(sources: Iterable[str]) -> None:
     for path in existing(sources):
         state = Path(path).stat()
         if state.st_ctime > since and state.st_mtime < state.st_ctime:
-            os.utime(path)
+            os.utime(path, follow_symlinks=False)
     seen.parent.mkdir(parents=True, exist_ok=True)
     seen.touch()
 
@@ -91,19 +92,26 @@ def _drop_incomplete(name: str) -> None:
 
 
 def _remake(names: list[str], files: Files) -> None:
-    if names:
-        print(f"not as in dvc.lock, will be made anew: {', '.join(names)} (or first 'dvc checkout')", file=sys.stderr)
+    """Let Snakemake make anew what it did not make here; its finished batches stay, whatever dvc.lock says of their stage."""
+    strange = {name: [path for path in existing(files[name]) if not made_here(path)] for name in names}
     for name in names:
         Path(stamp(name)).unlink(missing_ok=True)
-    _drop_memory([path for name in names for path in existing(files[name])])
+        _drop_incomplete(name)
+    aged = [name for name in names if strange[name]]
+    if aged:
+        print(f"not as in dvc.lock, will be made anew: {', '.join(aged)} (or first 'dvc checkout')", file=sys.stderr)
+        _drop_memory([path for name in aged for path in existing(strange[name])])
 
 
 def _drop_memory(paths: list[str]) -> None:
     """Let Snakemake make files anew, whatever it remembers of them."""
     if paths:
         snakemake("--cleanup-metadata", *paths)
-    for path in paths:
-        os.utime(path, (1, 1))
+    for path in map(Path, paths):
+        if path.is_symlink():
+            path.unlink()  # its date is that of what it leads to, which stays
+        else:
+            os.utime(path, (1, 1))
 
 
 def _adopt(names: list[str], recorded: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stages import parsed
 
 NOTES = Path(".snakemake/blobpipe")
 LOCK = Path("dvc.lock")
+HOME = Path.cwd()  # the project; a plan is made elsewhere (see stand_in.py)
 INNER = {"BLOBPIPE_BRIDGE": "inner"}  # marks the Snakemake runs that the bridge starts itself
 
 
@@ -43,7 +45,9 @@ def dvc(*words: str) -> str:
     BridgeError
         What it complained about.
     """
-    done = subprocess.run(["dvc", "--wait-for-lock", *words], check=False, capture_output=True, text=True)
+    reader = [sys.executable, str(Path(__file__).with_name("dvc_reader.py"))]
+    command = ["dvc", "--wait-for-lock"] if Path.cwd() == HOME else reader
+    done = subprocess.run([*command, *words], cwd=HOME, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BridgeError(f"dvc {' '.join(words)}: {' '.join(done.stderr.split())}")
     return done.stdout
@@ -100,6 +104,16 @@ def look(made: Iterable[str]) -> str:
     """Digest of the names, sizes and dates of all files of a stage."""
     states = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in all_files(made))
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+def made_here(path: str) -> bool:
+    """Whether a file is the one that Snakemake's own record in this folder is about: it was made by a job that ended here."""
+    record = Path(".snakemake/metadata", urlsafe_b64encode(path.encode()).decode())
+    try:
+        ended = json.loads(record.read_text(encoding="utf-8"))["endtime"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no record, or none that can be read: made anew, which is safe
+    return bool(ended == Path(path).stat().st_mtime)
 
 
 # ---------------------------------------------------------------- files
