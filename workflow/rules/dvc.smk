@@ -26,7 +26,7 @@ try:
             refresh(SOURCES)
             if enabled():
                 reconcile(STAGE_FILES)
-except (BusyError, BridgeError, OSError) as error:
+except (BusyError, BridgeError, BlobpipeError, OSError) as error:
     raise WorkflowError(str(error))
 
 

@@ -19,6 +19,8 @@ from records import LOCK, BridgeError, all_files, dvc, entries, listed_images, n
 from run_lock import only_one
 from stages import Stage, settings, stages
 
+from blobpipe.errors import BlobpipeError
+
 COMMITTING = Path(".dvc/tmp/blobpipe.lock")
 
 
@@ -153,5 +155,5 @@ def main(action: str, target: str, made_from: str = "") -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except BridgeError as error:
+    except (BridgeError, BlobpipeError) as error:
         sys.exit(str(error))

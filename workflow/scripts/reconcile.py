@@ -21,7 +21,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from records import NOTES, dvc, entries, existing, known, listed_images, look, made_here, note, snakemake, stamp, versions
+from records import (
+    NOTES,
+    dvc,
+    entries,
+    existing,
+    known,
+    listed_images,
+    look,
+    made_here,
+    note,
+    snakemake,
+    stamp,
+    versions,
+)
 from stages import stages
 
 Files = dict[str, list[str]]

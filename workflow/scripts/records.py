@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from stages import parsed
+from stages import entries_of
+
+from blobpipe.params import text_of
 
 NOTES = Path(".snakemake/blobpipe")
 LOCK = Path("dvc.lock")
@@ -66,9 +68,8 @@ def snakemake(*words: str) -> subprocess.CompletedProcess[str]:
 def entries(lock: str | None = None) -> dict[str, dict[str, Any]]:
     """What dvc.lock, or its text of another time, says of each stage."""
     if lock is None:
-        lock = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
-    found: dict[str, dict[str, Any]] = (parsed(lock) or {}).get("stages") or {}
-    return found
+        lock = text_of(LOCK) if LOCK.exists() else ""
+    return entries_of(lock, str(LOCK)) if lock.strip() else {}
 
 
 def versions() -> dict[str, str]:

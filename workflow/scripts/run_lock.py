@@ -23,6 +23,8 @@ import psutil
 from records import NOTES, snakemake
 from stages import stages
 
+from blobpipe.errors import BlobpipeError
+
 OWNER = NOTES / "owner.json"
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 
@@ -176,5 +178,5 @@ def _command(process: psutil.Process) -> str:
 if __name__ == "__main__":
     try:
         unlock()
-    except BusyError as busy:
+    except (BusyError, BlobpipeError) as busy:
         sys.exit(str(busy))

@@ -94,8 +94,8 @@ def go_to_stand_in(changing: Iterable[str]) -> None:
 
 def _link(source: str | Path, target: str | Path) -> None:
     """A link of the same date, which may be changed without changing the file's."""
-    os.symlink(Path(source).absolute(), target)
-    state = os.stat(source, follow_symlinks=False)
+    Path(target).symlink_to(Path(source).absolute())
+    state = Path(source).lstat()
     os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns), follow_symlinks=False)
 
 
