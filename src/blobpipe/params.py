@@ -588,7 +588,7 @@ def _check_form(text: str) -> None:
 def _check_values(node: yaml.Node) -> None:
     """Refuse keys that are listed twice, and values that are no plain ones."""
     if node.tag not in PLAIN:
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")  # timestamp, merge or value
+        kind = node.tag.removeprefix("tag:yaml.org,2002:").replace("timestamp", "date")  # or merge, or value
         _refuse(node, f"found a {kind}, expected a number, a text, a list or a section")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -605,18 +605,24 @@ def _check_values(node: yaml.Node) -> None:
             _check_values(value)
 
 
+class _Refusal(yaml.MarkedYAMLError):
+    """YAML, but not what we take."""
+
+
 def _refuse(place: yaml.Event | yaml.Node, problem: str) -> None:
-    raise yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+    raise _Refusal(problem=problem, problem_mark=place.start_mark)
 
 
 def _yaml_fault(error: yaml.YAMLError, text: str) -> str:
     mark = getattr(error, "problem_mark", None)
-    if mark is None or not getattr(error, "problem", None):
+    if mark is None:
         return f"cannot be read as YAML: {' '.join(str(error).split())}"
     problem = " ".join(f"{error.context or ''} {error.problem}".split())
+    if isinstance(error, _Refusal):
+        return f"line {mark.line + 1}: {problem}"
     if "cannot start any token" in problem:
         problem += f": {text[mark.index : mark.index + 1]!r}"  # most often a tab
-    return f"line {mark.line + 1}: {problem}"
+    return f"cannot be read as YAML: line {mark.line + 1}: {problem}"
 
 
 def to_yaml(params: Params) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from records import (
+    HOME,
     NOTES,
     dvc,
     entries,
@@ -31,6 +32,7 @@ from records import (
     look,
     made_here,
     note,
+    refuse_damaged,
     snakemake,
     stamp,
     versions,
@@ -59,6 +61,12 @@ def reconcile(files: Files) -> None:
     ----------
     files : dict
         The files that the rules of each stage declare.
+
+    Raises
+    ------
+    BridgeError
+        If what is to be adopted was damaged in DVC's cache, which DVC does not notice. A plan does not look: that takes
+        minutes for ten thousand images.
     """
     recorded = versions()
     there = [name for name in files if name in recorded and existing(set(files[name]) - set(stages()[name].metrics))]
@@ -67,10 +75,13 @@ def reconcile(files: Files) -> None:
     if not foreign and not touched:
         return
     faults = json.loads(dvc("status", "--json"))
+    adopted = [name for name in foreign if name not in faults]
+    if Path.cwd() == HOME:
+        refuse_damaged(adopted)
     for name in touched:
         _look_again(name, files[name], recorded[name], faults.get(name))
-    _remake([name for name in foreign if name in faults], files)
-    _adopt([name for name in foreign if name not in faults], recorded)
+    _remake({name: faults[name] for name in foreign if name in faults}, files)
+    _adopt(adopted, recorded)
 
 
 def _look_again(name: str, paths: list[str], version: str, fault: list[Any] | None) -> None:
@@ -104,16 +115,31 @@ def _drop_incomplete(name: str) -> None:
                 table.unlink()
 
 
-def _remake(names: list[str], files: Files) -> None:
+def _remake(faults: dict[str, list[Any]], files: Files) -> None:
     """Let Snakemake make anew what it did not make here; its finished batches stay, whatever dvc.lock says of their stage."""
-    strange = {name: [path for path in existing(files[name]) if not made_here(path)] for name in names}
-    for name in names:
+    strange = {name: [path for path in existing(files[name]) if not made_here(path)] for name in faults}
+    for name in faults:
         Path(stamp(name)).unlink(missing_ok=True)
         _drop_incomplete(name)
-    aged = [name for name in names if strange[name]]
+    aged = [name for name in faults if strange[name]]
     if aged:
-        print(f"not as in dvc.lock, will be made anew: {', '.join(aged)} (or first 'dvc checkout')", file=sys.stderr)
+        print(
+            f"not as in dvc.lock, will be made anew: {', '.join(name + _lost(faults[name]) for name in aged)} "
+            "(or first 'dvc checkout')",
+            file=sys.stderr,
+        )
         _drop_memory([path for name in aged for path in existing(strange[name])])
+
+
+def _lost(fault: list[Any]) -> str:
+    """The outs that DVC's cache has lost, or has found damaged and thrown away."""
+    outs = [change["changed outs"] for change in fault if isinstance(change, dict) and "changed outs" in change]
+    lost = [path for states in outs for path, state in states.items() if state == "not in cache"]
+    return (
+        f" ({', '.join(lost)} missing or damaged in DVC's cache: 'dvc pull' first, if there is a remote)"
+        if lost
+        else ""
+    )
 
 
 def _drop_memory(paths: list[str]) -> None:
@@ -121,13 +147,15 @@ def _drop_memory(paths: list[str]) -> None:
     if paths:
         snakemake("--cleanup-metadata", *paths)
     for path in map(Path, paths):
-        if path.is_symlink():
-            path.unlink()  # its date is that of what it leads to, which stays
-        else:
-            os.utime(path, (1, 1))
+        if path.is_symlink():  # whose date is that of what it leads to
+            content = path.read_bytes()
+            path.unlink()
+            path.write_bytes(content)
+        os.utime(path, (1, 1))
 
 
 def _adopt(names: list[str], recorded: dict[str, str]) -> None:
+    """Let Snakemake take over what DVC has fetched."""
     if not names:
         return
     print(f"made by DVC, nothing to run: {', '.join(names)}", file=sys.stderr)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from blobpipe.params import text_of
 
 NOTES = Path(".snakemake/blobpipe")
 LOCK = Path("dvc.lock")
+CHECKED = NOTES / "checked.json"  # versions of stages whose objects in DVC's cache are whole
 HOME = Path.cwd()  # the project; a plan is made elsewhere (see stand_in.py)
 INNER = {"BLOBPIPE_BRIDGE": "inner"}  # marks the Snakemake runs that the bridge starts itself
 
@@ -37,6 +39,12 @@ def enabled() -> bool:
 def is_inner() -> bool:
     """Whether the bridge started this Snakemake run itself."""
     return os.environ.get("BLOBPIPE_BRIDGE") == INNER["BLOBPIPE_BRIDGE"]
+
+
+@cache
+def cache_folder() -> Path:
+    """Where DVC keeps its objects."""
+    return Path(HOME, dvc("cache", "dir").strip(), "files", "md5")
 
 
 def dvc(*words: str) -> str:
@@ -78,6 +86,47 @@ def versions() -> dict[str, str]:
         name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
         for name, entry in entries().items()
     }
+
+
+def refuse_damaged(names: Iterable[str]) -> None:
+    """Compare what stages made, in DVC's cache, with its checksums: once for each version.
+
+    DVC trusts what it has once stored. A fault of the disk would reach the stage that reads the file, which may fail, or take
+    half a table for a whole one.
+
+    Raises
+    ------
+    BridgeError
+        One line that names the file, its object in the cache, and the ways out.
+    """
+    seen: dict[str, str] = json.loads(CHECKED.read_text(encoding="utf-8")) if CHECKED.exists() else {}
+    now = {name: version for name, version in versions().items() if name in names and seen.get(name) != version}
+    found = [fault for name in now for out in entries()[name].get("outs", ()) for fault in _damaged(out)]
+    if found:
+        path, copy = found[0]
+        raise BridgeError(
+            f"{path}: DVC's cache holds a damaged copy of it, {copy} ({len(found)} such); 'rm -f {copy} {path}', then "
+            "'dvc pull' to fetch it again, or the same command as now to make it anew"
+        )
+    if now:
+        replace(CHECKED, json.dumps(seen | now))
+
+
+def cached(digest: str) -> Path:
+    """Where DVC's cache has an object, or would have it."""
+    return cache_folder() / digest[:2] / digest[2:]
+
+
+def _damaged(out: dict[str, Any]) -> Iterator[tuple[str, Path]]:
+    copy = cached(out["md5"])
+    if not copy.exists():
+        return  # DVC says so itself
+    content = copy.read_bytes()
+    if hashlib.md5(content).hexdigest() != out["md5"].removesuffix(".dir"):
+        yield out["path"], copy
+    elif out["md5"].endswith(".dir"):
+        for item in json.loads(content):
+            yield from _damaged({"path": f"{out['path']}/{item['relpath']}", "md5": item["md5"]})
 
 
 # ---------------------------------------------------------------- notes for Snakemake
