@@ -314,11 +314,10 @@ def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str],
 @pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml", "params.yaml"])
 def test_marks_of_a_merge_are_one_line(name: str, project: Project) -> None:
     path = project.root / name
-    ours, theirs = path.read_text().splitlines(keepends=True)[1:3]
-    path.write_text(path.read_text().replace(ours, f"<<<<<<< HEAD\n{ours}=======\n{theirs}>>>>>>> other\n", 1))
+    path.write_text(f"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n{path.read_text()}")
     printed = project.fails("snakemake", "-n")
     assert "Traceback" not in printed
-    assert sum(f"{name}: line 2: found <<<<<<<, the mark of a merge" in line for line in printed.splitlines()) == 1
+    assert sum(f"{name}: line 1: found <<<<<<<, the mark of a merge" in line for line in printed.splitlines()) == 1
 
 
 def _damage(project: Project, digest: str) -> Path:

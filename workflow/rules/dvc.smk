@@ -23,7 +23,7 @@ try:
             refuse_if_busy(owners())
             leave_no_log(workflow.logger_manager.get_logfile())
         if MODE == "plan":
-            go_to_stand_in([*SOURCES, *(path for stage in stages().values() for path in stage.made)])
+            go_to_stand_in()
         if MODE != "errand":
             refresh(SOURCES)
             if enabled():

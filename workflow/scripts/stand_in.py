@@ -68,24 +68,20 @@ def mode(*, dry: bool) -> str:
     return "errand" if any(getattr(options, name, None) not in (None, False) for name in ERRANDS) else "run"
 
 
-def go_to_stand_in(changing: Iterable[str]) -> None:
+def go_to_stand_in() -> None:
     """Work from now on in a stand-in for this folder, which is removed in the end.
 
-    Parameters
-    ----------
-    changing : iterable of str
-        Files that may get another time, or be removed; of the folders in which they are each file has a link of its own.
+    Every file has a link of its own, because it may get another date, or be removed, except in hidden folders.
     """
     home = Path.cwd()
     there = Path(tempfile.mkdtemp(prefix="blobpipe-plan-"))
     atexit.register(shutil.rmtree, there, ignore_errors=True)
-    tops = {Path(path).parts[0] for path in changing}
     for entry in home.iterdir():
         if entry.name == ".snakemake":
             for name in RECORDS:
                 if (entry / name).is_dir():
                     shutil.copytree(entry / name, there / entry.name / name)
-        elif entry.name in tops and entry.is_dir():
+        elif entry.is_dir() and not entry.name.startswith("."):
             shutil.copytree(entry, there / entry.name, copy_function=_link, ignore_dangling_symlinks=True)
         else:
             _link(entry, there / entry.name)
