@@ -5,9 +5,6 @@ from snakemake.utils import min_version
 min_version("9.17")
 
 
-configfile: "params.yaml"
-
-
 include: "workflow/rules/common.smk"
 
 
@@ -15,7 +12,9 @@ wildcard_constraints:
     batch=r"\d+",
 
 
-STAGE_FILES = {}  # what each stage makes; its rules file fills this in
+# What each stage makes; its rules file fills this in. Inputs are plain paths, here and there: where one is written as
+# rules.X.output, Snakemake runs rule X too, whatever --allowed-rules says.
+STAGE_FILES = {}
 
 
 if "campaign" in stages():  # not where `dvc remove campaign` made room for images of the user's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import typing
 from pathlib import Path
@@ -11,6 +12,7 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.fuzz import runner
 
 from blobpipe.errors import ParamsError
 from blobpipe.params import Clip, Cutout, Params, Train, json_schema, load_params, to_yaml
@@ -147,3 +149,79 @@ def test_what_is_no_parameter_file_is_said_in_one_line(tmp_path: Path, content: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"none\.yaml"):
         load_params(tmp_path / "none.yaml")
+
+
+WHOLE = to_yaml(Params())
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [{f'*{a}, ' * 9}]\n" for a, b in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "found nothing, expected sections campaign"),
+        ("# nothing\n", "found nothing, expected sections"),
+        ("- 1\n", "found list, expected sections"),
+        ("3\n", "found int, expected sections"),
+        (WHOLE.encode("utf-16"), "expected a text file in UTF-8"),
+        ((WHOLE + "# \u00e9\n").encode("latin-1"), "expected a text file in UTF-8"),
+        (WHOLE.replace("  factor", "\tfactor"), r"line 25: .*cannot start any token: '\\t'"),
+        (WHOLE.replace("  factor", "  factor: 0.6\n  factor"), "line 26: factor is listed twice; remove one"),
+        (WHOLE + "clip:\n  factor: 0.5\n", "line 173: clip is listed twice; remove one"),
+        (WHOLE.replace("clip:\n", "<<<<<<< HEAD\nclip:\n"), "line 24: found <<<<<<<, the mark of a merge"),
+        (LAUGHS, r"line 2: found the alias \*a, expected the value itself"),
+        ("a: " + "[" * 100_000, "line 1: found more than 20 levels of nesting"),
+        ("[" * 100_000 + "]" * 100_000, "line 1: found more than 20 levels of nesting"),
+        ("".join(f"{' ' * n}a:\n" for n in range(1000)), "found more than 20 levels of nesting"),
+        (WHOLE.replace("factor: 0.5", "factor: .nan"), "clip.factor: found NaN, expected: input should be a finite"),
+        (WHOLE.replace("factor: 0.5", "factor: -.inf"), "clip.factor: found -Infinity, expected"),
+        (WHOLE.replace("factor: 0.5", f"factor: 1{'0' * 400}"), r"clip.factor: found 1000+\.\.\., expected"),
+        (WHOLE.replace("border_px: 5", f"border_px: 1{'0' * 400}"), "clip.border_px: found 1000"),
+        (WHOLE.replace("border_px: 5", f"border_px: 1{'0' * 5000}"), "cannot be read as YAML: Exceeds the limit"),
+        (WHOLE.replace("border_px: 5", "border_px: 0x_"), "cannot be read as YAML: invalid literal"),
+        (WHOLE.replace("factor: 0.5", "factor: 2020-01-01"), "line 25: found a date, expected a number"),
+        (WHOLE.replace("factor: 0.5", "factor: 2020-13-01"), "line 25: found a date, expected a number"),
+        (WHOLE.replace("factor: 0.5", "factor: !!binary aGVsbG8="), "line 25: found the tag tag:yaml.org,2002:binary"),
+        (WHOLE.replace("factor: 0.5", "factor: !!python/name:os.system"), "line 25: found the tag .*os.system"),
+        (WHOLE.replace("factor: 0.5", "factor: !!float half"), "line 25: found the tag"),
+        (WHOLE.replace("factor: 0.5", "<<: {factor: 0.5}"), "line 25: found a merge"),
+        (WHOLE.replace("factor: 0.5", f"factor: {'x' * 100_000}"), r'clip.factor: found "x{76}\.\.\., expected'),
+        (WHOLE + "? [a, b]\n: 1\n", "line 173: found a list or a section in place of a key"),
+        (WHOLE + '"a\\nb": 1\n', r'unknown key "a\\nb"'),
+        (WHOLE + "\0", "control characters are not allowed"),
+        (WHOLE + "---\n" + WHOLE, "line 173: expected a single document"),
+        (WHOLE.replace("clip:\n", "clip: [1]\nclips:\n"), r"clip: found \[1\], expected"),
+        ("#" * 1_000_001, "found 1000001 bytes, expected a YAML file of at most 1000000"),
+    ],
+)
+def test_what_is_no_file_of_settings_is_one_line(content: str | bytes, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ParamsError, match=expected) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_a_folder_or_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # which would be waited for
+    with pytest.raises(ParamsError, match=r"pipe: found a pipe or a device, expected a YAML file"):
+        load_params(tmp_path / "pipe")
+    with pytest.raises(ParamsError, match=r": found a folder, expected a YAML file"):
+        load_params(tmp_path)
+    with pytest.raises(ParamsError, match="No such file or directory"):
+        load_params(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + WHOLE.encode(), WHOLE.replace("\n", "\r\n").encode()])
+def test_a_byte_order_mark_or_other_ends_of_lines_are_read(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    assert load_params(path) == Params()
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 500), pytest.param(1000, 3000, marks=pytest.mark.long)])
+def test_mutated_settings_are_read_right_or_refused_in_one_line(seed: int, count: int) -> None:
+    assert ": 0 faults;" in runner.check("tests.fuzz.params", seed=seed, count=count)

@@ -56,8 +56,10 @@ class Project:
         return printed
 
     def planned(self) -> set[str]:
-        """The rules that `snakemake` would run now."""
+        """The rules that `snakemake` would run now; to ask changes nothing."""
+        before = self.listing()
         printed = self.run("snakemake", "-n")
+        assert self.listing() == before
         lines = printed.partition("Job stats:")[2].partition("total")[0].splitlines()
         return {line.split()[0] for line in lines if len(line.split()) == 2 and line.split()[1].isdigit()} - {"all"}
 
@@ -68,6 +70,12 @@ class Project:
     def is_at_rest(self) -> bool:
         """Whether neither tool has anything to do."""
         return self.planned() == set() and "up to date" in self.run("dvc", "status")
+
+    def listing(self) -> dict[str, tuple[int, int, int]]:
+        """Every file, those of both tools too, with what changes when it is written or touched."""
+        files = [path for path in self.root.rglob("*") if path.is_file() and ".git" not in path.parts]
+        states = {str(path.relative_to(self.root)): path.stat() for path in files}
+        return {path: (state.st_ino, state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
     def set(self, section: str, key: str, value: object) -> None:
         """Change a setting."""

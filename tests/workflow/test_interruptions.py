@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import random
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -44,6 +47,42 @@ def test_killed_in_every_stage_snakemake_ends_as_if_undisturbed(
     project.run("snakemake", "--cores", "1")
     assert project.made() == finished.made()
     assert project.is_at_rest()
+
+
+@pytest.mark.long
+def test_interrupted_in_a_fresh_clone_loses_at_most_a_batch(project: Project, tmp_path: Path) -> None:
+    """dvc.lock lists the files of other settings, and nothing has been committed here when the run is cut off."""
+    project.run("git", "clone", "--quiet", ".", str(tmp_path / "clone"))
+    clone = Project(tmp_path / "clone")
+    code = clone.root / "src/blobpipe/frames.py"
+    code.write_text(code.read_text().replace("BATCH = 64", "BATCH = 2"))
+    clone.set("campaign", "n_known", 20)
+    draw = random.Random(18)
+    finished: dict[Path, int] = {}
+    for end in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
+        before = finished
+        process = clone.start("snakemake", "--cores", "1", "stage_scale")
+        wanted = len(before) + draw.randrange(2, 6)
+        while len(finished) < wanted:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(draw.uniform(0.02, 0.4))
+            finished = _batches(clone)
+        os.killpg(process.pid, end)
+        process.communicate()
+        finished = _batches(clone)
+        assert sum(finished.get(path) != time_ns for path, time_ns in before.items()) <= 1
+        left = clone.planned_stages() - {"stage_scale"}
+        assert "campaign" not in left
+        assert _batches(clone) == finished
+    clone.run("snakemake", "--cores", "1", "stage_scale")
+    whole = _batches(clone)
+    assert len(whole) == 3 * 8
+    assert sum(whole[path] != time_ns for path, time_ns in finished.items()) <= 1
+
+
+def _batches(project: Project) -> dict[Path, int]:
+    """When each batch of the image stages was finished."""
+    return {path: path.stat().st_mtime_ns for path in (project.root / "data").glob("*/frames-*.csv")}
 
 
 @pytest.mark.long

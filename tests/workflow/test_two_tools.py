@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +225,129 @@ def test_edited_rules_recommit_without_running(project: Project) -> None:
     assert project.planned_stages() == set()
     project.run("snakemake", "--cores", "2")
     assert project.is_at_rest()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--summary"],
+        *(
+            pytest.param(words, marks=pytest.mark.long)
+            for words in (
+                ["--detailed-summary"],
+                ["--dag"],
+                ["--rulegraph"],
+                ["--filegraph"],
+                ["--d3dag"],
+                ["--list-changes", "code"],
+                ["--list-rules"],
+                ["--list-target-rules"],
+                ["--list-untracked"],
+                ["--lint"],
+                ["--unlock"],
+                ["--dry-run", "--forceall"],
+                ["--dry-run", "--delete-all-output", "--cores", "1"],
+                ["--dry-run", "explore", "quicklook"],
+                ["--report", "results/report.html"],
+            )
+        ),
+    ],
+    ids=" ".join,
+)
+def test_what_runs_nothing_changes_nothing(words: list[str], project: Project) -> None:
+    """Also where much would have to be set right first: here all that Snakemake and the bridge knew is gone."""
+    shutil.rmtree(project.root / ".snakemake")
+    project.set("scale", "clip_sigma", 2.5)
+    before = project.listing()
+    project.run("snakemake", *words)
+    after = project.listing()
+    after.pop("results/report.html", None)
+    assert after == before
+
+
+def test_finished_batches_are_kept_whatever_the_lock_says(project: Project) -> None:
+    """A fresh clone with settings of its own: dvc.lock lists files of another machine, and of these none was committed."""
+    entry = yaml.safe_load((project.root / "dvc.lock").read_text())
+    for name in ("campaign", "difference", "clip", "scale"):
+        for out in entry["stages"][name]["outs"]:
+            out["md5"] = f"{'0' * 32}.dir"
+    (project.root / "dvc.lock").write_text(yaml.safe_dump(entry))
+    shutil.rmtree(project.root / ".snakemake/blobpipe")
+    assert project.planned_stages() == set()
+    stranger = project.root / "data/clip/frames-000.csv"
+    os.utime(stranger, (stranger.stat().st_mtime + 1,) * 2)  # no longer what a job has made here
+    assert {"clip", "scale"} <= project.planned_stages()
+    assert not {"campaign", "difference"} & project.planned_stages()
+
+
+def test_a_stage_of_dvc_runs_its_own_rules_alone(project: Project) -> None:
+    """Also after a pull, or in a queued experiment, when all is of one date or of none."""
+    shutil.rmtree(project.root / ".snakemake")
+    for path in sorted((project.root / "results").rglob("*.csv"), reverse=True):
+        path.touch()
+    for stage in ("regression", "detect"):
+        command = yaml.safe_load((project.root / "dvc.yaml").read_text())["stages"][stage]["cmd"].split()
+        printed = project.run(*command[:1], "--dry-run", *command[5:], BLOBPIPE_DVC="0")
+        lines = printed.partition("Job stats:")[2].partition("total")[0].splitlines()
+        ran = {line.split()[0] for line in lines if len(line.split()) == 2 and line.split()[1].isdigit()}
+        assert ran <= {stage, f"stage_{stage}"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", [["--queue"], ["--temp"]], ids=["queue", "temp"])
+def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str], project: Project) -> None:
+    changed = ["--set-param", "regression.threshold=0.4", "--set-param", "detect.new_blobs_per_100_frames=6.0"]
+    printed = project.run("dvc", "exp", "run", *way, "--name", "other", *changed)
+    if way == ["--queue"]:
+        project.run("dvc", "queue", "start")
+        printed = project.run("dvc", "queue", "logs", "other", "--follow")
+    ran = {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
+    assert ran == {"detect", "regression"}
+    assert not re.search(r"rule (augment|dense|train|cutout):", printed)
+    project.run("dvc", "exp", "apply", "other")
+    assert project.is_at_rest()
+    entry = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["regression"]
+    recorded = {out["path"]: out["md5"] for out in entry["outs"]}["results/regression/metrics.json"]
+    assert recorded == hashlib.md5((project.root / "results/regression/metrics.json").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml", "params.yaml"])
+def test_marks_of_a_merge_are_one_line(name: str, project: Project) -> None:
+    path = project.root / name
+    path.write_text(f"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n{path.read_text()}")
+    printed = project.fails("snakemake", "-n")
+    assert "Traceback" not in printed
+    assert sum(f"{name}: line 1: found <<<<<<<, the mark of a merge" in line for line in printed.splitlines()) == 1
+
+
+def _damage(project: Project, digest: str) -> Path:
+    """Cut an object of DVC's cache in half, as a disk might; DVC trusts what is read-only."""
+    path = project.root / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+    content = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(content[: len(content) // 2])
+    path.chmod(0o444)
+    return path
+
+
+@pytest.mark.parametrize("tool", ["snakemake", pytest.param("dvc", marks=pytest.mark.long)])
+def test_a_damaged_object_of_the_cache_is_named(tool: str, project: Project) -> None:
+    entry = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
+    victim = project.root / "results/cutout/train_subframes.csv"
+    digest = {out["path"]: out["md5"] for out in entry["cutout"]["outs"]}["results/cutout/train_subframes.csv"]
+    damaged = _damage(project, digest)
+    victim.unlink()
+    project.run("dvc", "checkout", "--quiet")
+    shutil.rmtree(project.root / ".snakemake")
+    before = project.listing()
+    project.set("augment", "copies", 3)
+    command = ["snakemake", "--cores", "2"] if tool == "snakemake" else ["dvc", "repro", "augment"]
+    printed = project.fails(*command)
+    assert f"train_subframes.csv: DVC's cache holds a damaged copy of it, {damaged}" in printed
+    if tool == "snakemake":
+        assert {path: state for path, state in project.listing().items() if path.startswith(("data", "results"))} == {
+            path: state for path, state in before.items() if path.startswith(("data", "results"))
+        }
 
 
 def test_merged_locks_conflict(project: Project) -> None:

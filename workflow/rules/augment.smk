@@ -3,9 +3,9 @@ rule augment:
     input:
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        stamps=rules.cutout.output.stamps,
-        subframes=rules.cutout.output.train_subframes,
-        blobs=rules.cutout.output.train_blobs,
+        stamps="results/cutout/stamps.fits",
+        subframes="results/cutout/train_subframes.csv",
+        blobs="results/cutout/train_blobs.csv",
         code=stages()["augment"].code,
     output:
         recipes="results/augment/train.csv",
@@ -26,4 +26,4 @@ rule augment:
         "blobpipe augment 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["augment"] = list(rules.augment.output)
+STAGE_FILES["augment"] = list(map(str, rules.augment.output))

@@ -22,4 +22,4 @@ rule campaign:
         "blobpipe campaign --threads {threads} 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["campaign"] = list(rules.campaign.output)
+STAGE_FILES["campaign"] = list(map(str, rules.campaign.output))

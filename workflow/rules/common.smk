@@ -1,16 +1,15 @@
 # What all rules share: the checked settings, the images and their batches, and what dvc.yaml says of a stage.
 import os
 import sys
-from pathlib import Path
 
-import yaml
 from snakemake.exceptions import WorkflowError
 
+sys.dont_write_bytecode = True  # a dry run leaves nothing behind, not even this
 sys.path[:0] = [f"{workflow.basedir}/src", f"{workflow.basedir}/workflow/scripts"]
 
 from blobpipe import campaign, frames
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import load_params
+from blobpipe.params import load_params, read_yaml
 from environment import use_project
 from stages import settings, stages
 
@@ -21,12 +20,13 @@ SHARED_THREADS = 1 if workflow.cores == 2 else 2
 
 
 def checked_params():
-    """params.yaml, which the stages read themselves: what Snakemake was told must not differ from it."""
-    params = load_params("params.yaml")
-    if config != yaml.safe_load(Path("params.yaml").read_text()):
+    """params.yaml, which the stages read themselves: Snakemake must not be told anything else."""
+    if config:
         raise WorkflowError(
             "settings come from params.yaml alone, as DVC reads them: change the file instead of --config or --configfile"
         )
+    params = load_params("params.yaml")
+    config.update(read_yaml("params.yaml"))  # for the captions of the report
     return params
 
 
@@ -56,6 +56,7 @@ def each_batch(pattern):
 
 
 try:
+    stages()
     PARAMS = checked_params()
     ROWS = image_list()
     RAW_IMAGES = images(ROWS)

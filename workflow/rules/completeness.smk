@@ -5,9 +5,9 @@ rule completeness:
         blobs=CATALOGUE,
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        subframes=rules.cutout.output.train_subframes,
-        superimposed=rules.cutout.output.train_blobs,
-        models=[rules.detect.output.model, rules.train.output.model],
+        subframes="results/cutout/train_subframes.csv",
+        superimposed="results/cutout/train_blobs.csv",
+        models=["results/detect/model.safetensors", "results/train/model.safetensors"],
         code=stages()["completeness"].code,
     output:
         metrics=report(
@@ -33,4 +33,4 @@ rule completeness:
         "blobpipe completeness 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["completeness"] = list(rules.completeness.output)
+STAGE_FILES["completeness"] = list(map(str, rules.completeness.output))

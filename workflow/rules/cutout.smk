@@ -31,4 +31,4 @@ rule cutout:
         "blobpipe cutout 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["cutout"] = list(rules.cutout.output)
+STAGE_FILES["cutout"] = list(map(str, rules.cutout.output))

@@ -3,10 +3,10 @@ rule dense:
     input:
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        stamps=rules.cutout.output.stamps,
-        subframes=[rules.cutout.output.train_subframes, rules.cutout.output.validation_subframes],
-        blobs=[rules.cutout.output.train_blobs, rules.cutout.output.validation_blobs],
-        augmentation=rules.augment.output.recipes,
+        stamps="results/cutout/stamps.fits",
+        subframes=["results/cutout/train_subframes.csv", "results/cutout/validation_subframes.csv"],
+        blobs=["results/cutout/train_blobs.csv", "results/cutout/validation_blobs.csv"],
+        augmentation="results/augment/train.csv",
         code=stages()["dense"].code,
     output:
         model="results/dense/model.safetensors",
@@ -29,4 +29,4 @@ rule dense:
         "blobpipe dense 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["dense"] = list(rules.dense.output)
+STAGE_FILES["dense"] = list(map(str, rules.dense.output))

@@ -5,9 +5,9 @@ rule detect:
         blobs=CATALOGUE,
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        subframes=rules.cutout.output.train_subframes,
-        superimposed=rules.cutout.output.train_blobs,
-        model=rules.dense.output.model,
+        subframes="results/cutout/train_subframes.csv",
+        superimposed="results/cutout/train_blobs.csv",
+        model="results/dense/model.safetensors",
         code=stages()["detect"].code,
     output:
         model="results/detect/model.safetensors",
@@ -33,4 +33,4 @@ rule detect:
         "blobpipe detect 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["detect"] = list(rules.detect.output)
+STAGE_FILES["detect"] = list(map(str, rules.detect.output))

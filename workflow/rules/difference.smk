@@ -48,4 +48,4 @@ rule difference:
         "blobpipe difference --batch {wildcards.batch} 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["difference"] = [*rules.reference.output, *each_batch("data/difference/frames-{batch}.csv")]
+STAGE_FILES["difference"] = [*map(str, rules.reference.output), *each_batch("data/difference/frames-{batch}.csv")]

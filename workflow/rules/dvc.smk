@@ -1,10 +1,11 @@
-# Both tools over one pipeline (see workflow/scripts/reconcile.py and dvc_bridge.py). For each stage of dvc.yaml:
+# Both tools over one pipeline (see workflow/scripts/reconcile.py, dvc_bridge.py and stand_in.py). For each stage of dvc.yaml:
 #   stage_NAME  its files: the target that dvc.yaml's command asks for;
 #   dvc_NAME    commits them to DVC as soon as they are there, in a Snakemake run.
 from dvc_bridge import fingerprint, pointers
 from reconcile import drop_surplus_batches, reconcile, refresh
-from records import BridgeError, enabled, is_inner, stamp
-from run_lock import BusyError, claim, hold
+from records import BridgeError, enabled, is_inner, refuse_damaged, stamp
+from run_lock import BusyError, claim, hold, owners, refuse_if_busy
+from stand_in import go_to_stand_in, leave_no_log, mode
 
 STAMPS = [stamp(target) for target in [*STAGE_FILES, *pointers()]] if enabled() else []
 SOURCES = {path for stage in stages().values() for path in stage.sources}
@@ -13,11 +14,21 @@ if "campaign" not in stages():
 
 try:
     if workflow.is_main_process and not is_inner():
-        claim()
-        refresh(SOURCES)
-        if enabled():
-            reconcile(STAGE_FILES)
-except (BusyError, BridgeError, OSError) as error:
+        MODE = mode(dry=workflow.output_settings.dryrun)
+        if MODE == "run":
+            claim()
+            if os.environ.get("DVC_STAGE") in stages():
+                refuse_damaged(stages()[os.environ["DVC_STAGE"]].upstream)
+        else:
+            refuse_if_busy(owners())
+            leave_no_log(workflow.logger_manager.get_logfile())
+        if MODE == "plan":
+            go_to_stand_in()
+        if MODE != "errand":
+            refresh(SOURCES)
+            if enabled():
+                reconcile(STAGE_FILES)
+except (BusyError, BridgeError, BlobpipeError, OSError) as error:
     raise WorkflowError(str(error))
 
 

@@ -3,10 +3,10 @@ rule evaluate:
     input:
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        stamps=rules.cutout.output.stamps,
-        subframes=rules.cutout.output.validation_subframes,
-        blobs=rules.cutout.output.validation_blobs,
-        models=[rules.train.output.model, rules.detect.output.model],
+        stamps="results/cutout/stamps.fits",
+        subframes="results/cutout/validation_subframes.csv",
+        blobs="results/cutout/validation_blobs.csv",
+        models=["results/train/model.safetensors", "results/detect/model.safetensors"],
         code=stages()["evaluate"].code,
     output:
         metrics=report("results/evaluate/metrics.json", caption="../report/evaluate.rst", category="Evaluation"),
@@ -46,4 +46,4 @@ rule evaluate:
         "blobpipe evaluate 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["evaluate"] = list(rules.evaluate.output)
+STAGE_FILES["evaluate"] = list(map(str, rules.evaluate.output))

@@ -4,10 +4,10 @@ rule explore:
     input:
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        stamps=rules.cutout.output.stamps,
-        subframes=[rules.cutout.output.train_subframes, rules.cutout.output.validation_subframes],
-        blobs=[rules.cutout.output.train_blobs, rules.cutout.output.validation_blobs],
-        models=[rules.train.output.model, rules.dense.output.model],
+        stamps="results/cutout/stamps.fits",
+        subframes=["results/cutout/train_subframes.csv", "results/cutout/validation_subframes.csv"],
+        blobs=["results/cutout/train_blobs.csv", "results/cutout/validation_blobs.csv"],
+        models=["results/train/model.safetensors", "results/dense/model.safetensors"],
         code=multiext(
             "src/blobpipe/",
             "autoencoder.py",

@@ -5,7 +5,7 @@
 rule quicklook:
     input:
         images=RAW_IMAGES,
-        model=rules.detect.output.model,
+        model="results/detect/model.safetensors",
     output:
         images="quicklook/images.csv",
         candidates="quicklook/candidate_list.csv",

@@ -5,9 +5,9 @@ rule regression:
         blobs=CATALOGUE,
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        recipes=[rules.cutout.output.train_subframes, rules.cutout.output.train_blobs],
-        models=[rules.train.output.model, rules.detect.output.model],
-        candidates=rules.detect.output.candidates,
+        recipes=["results/cutout/train_subframes.csv", "results/cutout/train_blobs.csv"],
+        models=["results/train/model.safetensors", "results/detect/model.safetensors"],
+        candidates="results/detect/candidates.csv",
         code=stages()["regression"].code,
     output:
         metrics=report(
@@ -43,4 +43,4 @@ rule regression:
         "blobpipe regression 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["regression"] = list(rules.regression.output)
+STAGE_FILES["regression"] = list(map(str, rules.regression.output))

@@ -3,10 +3,10 @@ rule train:
     input:
         difference=STAGE_FILES["difference"],
         scale=STAGE_FILES["scale"],
-        stamps=rules.cutout.output.stamps,
-        subframes=[rules.cutout.output.train_subframes, rules.cutout.output.validation_subframes],
-        blobs=[rules.cutout.output.train_blobs, rules.cutout.output.validation_blobs],
-        augmentation=rules.augment.output.recipes,
+        stamps="results/cutout/stamps.fits",
+        subframes=["results/cutout/train_subframes.csv", "results/cutout/validation_subframes.csv"],
+        blobs=["results/cutout/train_blobs.csv", "results/cutout/validation_blobs.csv"],
+        augmentation="results/augment/train.csv",
         code=stages()["train"].code,
     output:
         model="results/train/model.safetensors",
@@ -29,4 +29,4 @@ rule train:
         "nice blobpipe train 2>&1 | tee {log} >&2"  # the dense network comes first: more stages wait for it
 
 
-STAGE_FILES["train"] = list(rules.train.output)
+STAGE_FILES["train"] = list(map(str, rules.train.output))

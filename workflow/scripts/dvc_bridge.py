@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from records import LOCK, BridgeError, all_files, dvc, entries, listed_images, note, replace, stamp, versions
+from records import LOCK, BridgeError, all_files, cached, dvc, entries, listed_images, note, replace, stamp, versions
 from run_lock import only_one
 from stages import Stage, settings, stages
+
+from blobpipe.errors import BlobpipeError
 
 COMMITTING = Path(".dvc/tmp/blobpipe.lock")
 
@@ -117,12 +119,10 @@ def _changed_alone(stage: Stage, before: dict[str, Any], after: dict[str, Any]) 
         return []
     compared = stage.outs if stage.timed else stage.made
     changed = [out["path"] for out in before["outs"] if out["path"] in compared and out not in after["outs"]]
-    at_hand = all(_in_cache(out["md5"]) for out in before["outs"] if out["path"] in stage.outs) if changed else False
+    at_hand = (
+        all(cached(out["md5"]).exists() for out in before["outs"] if out["path"] in stage.outs) if changed else False
+    )
     return changed if at_hand else []
-
-
-def _in_cache(digest: str) -> bool:
-    return Path(dvc("cache", "dir").strip(), "files", "md5", digest[:2], digest[2:]).exists()
 
 
 def _refusal(stage: Stage, changed: list[str]) -> str:
@@ -153,5 +153,5 @@ def main(action: str, target: str, made_from: str = "") -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
-    except BridgeError as error:
+    except (BridgeError, BlobpipeError) as error:
         sys.exit(str(error))

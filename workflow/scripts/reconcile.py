@@ -5,7 +5,8 @@ memory of it. A stage whose entry in dvc.lock is not the one that Snakemake know
 checkout, pull, exp apply, git):
 
 - `dvc status` is clean: adopted, by `snakemake --touch`, which records settings, code and inputs and runs nothing;
-- it is not: its files are aged and Snakemake's memory of them dropped, so that they are made anew.
+- it is not: files that Snakemake has made here are left to its own records; the others are aged and Snakemake's memory of
+  them dropped, so that they are made anew.
 
 A stage whose files were replaced since its last commit is looked at again, by content.
 """
@@ -20,7 +21,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from records import NOTES, dvc, entries, existing, known, listed_images, look, note, snakemake, stamp, versions
+from records import (
+    HOME,
+    NOTES,
+    dvc,
+    entries,
+    existing,
+    known,
+    listed_images,
+    look,
+    made_here,
+    note,
+    refuse_damaged,
+    snakemake,
+    stamp,
+    versions,
+)
 from stages import stages
 
 Files = dict[str, list[str]]
@@ -33,7 +49,7 @@ def refresh(sources: Iterable[str]) -> None:
     for path in existing(sources):
         state = Path(path).stat()
         if state.st_ctime > since and state.st_mtime < state.st_ctime:
-            os.utime(path)
+            os.utime(path, follow_symlinks=False)
     seen.parent.mkdir(parents=True, exist_ok=True)
     seen.touch()
 
@@ -45,6 +61,12 @@ def reconcile(files: Files) -> None:
     ----------
     files : dict
         The files that the rules of each stage declare.
+
+    Raises
+    ------
+    BridgeError
+        If what is to be adopted was damaged in DVC's cache, which DVC does not notice. A plan does not look: that takes
+        minutes for ten thousand images.
     """
     recorded = versions()
     there = [name for name in files if name in recorded and existing(set(files[name]) - set(stages()[name].metrics))]
@@ -53,10 +75,13 @@ def reconcile(files: Files) -> None:
     if not foreign and not touched:
         return
     faults = json.loads(dvc("status", "--json"))
+    adopted = [name for name in foreign if name not in faults]
+    if Path.cwd() == HOME:
+        refuse_damaged(adopted)
     for name in touched:
         _look_again(name, files[name], recorded[name], faults.get(name))
-    _remake([name for name in foreign if name in faults], files)
-    _adopt([name for name in foreign if name not in faults], recorded)
+    _remake({name: faults[name] for name in foreign if name in faults}, files)
+    _adopt(adopted, recorded)
 
 
 def _look_again(name: str, paths: list[str], version: str, fault: list[Any] | None) -> None:
@@ -90,23 +115,47 @@ def _drop_incomplete(name: str) -> None:
                 table.unlink()
 
 
-def _remake(names: list[str], files: Files) -> None:
-    if names:
-        print(f"not as in dvc.lock, will be made anew: {', '.join(names)} (or first 'dvc checkout')", file=sys.stderr)
-    for name in names:
+def _remake(faults: dict[str, list[Any]], files: Files) -> None:
+    """Let Snakemake make anew what it did not make here; its finished batches stay, whatever dvc.lock says of their stage."""
+    strange = {name: [path for path in existing(files[name]) if not made_here(path)] for name in faults}
+    for name in faults:
         Path(stamp(name)).unlink(missing_ok=True)
-    _drop_memory([path for name in names for path in existing(files[name])])
+        _drop_incomplete(name)
+    aged = [name for name in faults if strange[name]]
+    if aged:
+        print(
+            f"not as in dvc.lock, will be made anew: {', '.join(name + _lost(faults[name]) for name in aged)} "
+            "(or first 'dvc checkout')",
+            file=sys.stderr,
+        )
+        _drop_memory([path for name in aged for path in existing(strange[name])])
+
+
+def _lost(fault: list[Any]) -> str:
+    """The outs that DVC's cache has lost, or has found damaged and thrown away."""
+    outs = [change["changed outs"] for change in fault if isinstance(change, dict) and "changed outs" in change]
+    lost = [path for states in outs for path, state in states.items() if state == "not in cache"]
+    return (
+        f" ({', '.join(lost)} missing or damaged in DVC's cache: 'dvc pull' first, if there is a remote)"
+        if lost
+        else ""
+    )
 
 
 def _drop_memory(paths: list[str]) -> None:
     """Let Snakemake make files anew, whatever it remembers of them."""
     if paths:
         snakemake("--cleanup-metadata", *paths)
-    for path in paths:
+    for path in map(Path, paths):
+        if path.is_symlink():  # whose date is that of what it leads to
+            content = path.read_bytes()
+            path.unlink()
+            path.write_bytes(content)
         os.utime(path, (1, 1))
 
 
 def _adopt(names: list[str], recorded: dict[str, str]) -> None:
+    """Let Snakemake take over what DVC has fetched."""
     if not names:
         return
     print(f"made by DVC, nothing to run: {', '.join(names)}", file=sys.stderr)

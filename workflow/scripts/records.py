@@ -9,14 +9,20 @@ import os
 import shutil
 import subprocess
 import sys
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from stages import parsed
+from stages import entries_of
+
+from blobpipe.params import text_of
 
 NOTES = Path(".snakemake/blobpipe")
 LOCK = Path("dvc.lock")
+CHECKED = NOTES / "checked.json"  # versions of stages whose objects in DVC's cache are whole
+HOME = Path.cwd()  # the project; a plan is made elsewhere (see stand_in.py)
 INNER = {"BLOBPIPE_BRIDGE": "inner"}  # marks the Snakemake runs that the bridge starts itself
 
 
@@ -35,6 +41,12 @@ def is_inner() -> bool:
     return os.environ.get("BLOBPIPE_BRIDGE") == INNER["BLOBPIPE_BRIDGE"]
 
 
+@cache
+def cache_folder() -> Path:
+    """Where DVC keeps its objects."""
+    return Path(HOME, dvc("cache", "dir").strip(), "files", "md5")
+
+
 def dvc(*words: str) -> str:
     """Run DVC; what it printed.
 
@@ -43,7 +55,9 @@ def dvc(*words: str) -> str:
     BridgeError
         What it complained about.
     """
-    done = subprocess.run(["dvc", "--wait-for-lock", *words], check=False, capture_output=True, text=True)
+    reader = [sys.executable, str(Path(__file__).with_name("dvc_reader.py"))]
+    command = ["dvc", "--wait-for-lock"] if Path.cwd() == HOME else reader
+    done = subprocess.run([*command, *words], cwd=HOME, check=False, capture_output=True, text=True)
     if done.returncode:
         raise BridgeError(f"dvc {' '.join(words)}: {' '.join(done.stderr.split())}")
     return done.stdout
@@ -62,9 +76,8 @@ def snakemake(*words: str) -> subprocess.CompletedProcess[str]:
 def entries(lock: str | None = None) -> dict[str, dict[str, Any]]:
     """What dvc.lock, or its text of another time, says of each stage."""
     if lock is None:
-        lock = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
-    found: dict[str, dict[str, Any]] = (parsed(lock) or {}).get("stages") or {}
-    return found
+        lock = text_of(LOCK) if LOCK.exists() else ""
+    return entries_of(lock, str(LOCK)) if lock.strip() else {}
 
 
 def versions() -> dict[str, str]:
@@ -73,6 +86,47 @@ def versions() -> dict[str, str]:
         name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
         for name, entry in entries().items()
     }
+
+
+def refuse_damaged(names: Iterable[str]) -> None:
+    """Compare what stages made, in DVC's cache, with its checksums: once for each version.
+
+    DVC trusts what it has once stored. A fault of the disk would reach the stage that reads the file, which may fail, or take
+    half a table for a whole one.
+
+    Raises
+    ------
+    BridgeError
+        One line that names the file, its object in the cache, and the ways out.
+    """
+    seen: dict[str, str] = json.loads(CHECKED.read_text(encoding="utf-8")) if CHECKED.exists() else {}
+    now = {name: version for name, version in versions().items() if name in names and seen.get(name) != version}
+    found = [fault for name in now for out in entries()[name].get("outs", ()) for fault in _damaged(out)]
+    if found:
+        path, copy = found[0]
+        raise BridgeError(
+            f"{path}: DVC's cache holds a damaged copy of it, {copy} ({len(found)} such); 'rm -f {copy} {path}', then "
+            "'dvc pull' to fetch it again, or the same command as now to make it anew"
+        )
+    if now:
+        replace(CHECKED, json.dumps(seen | now))
+
+
+def cached(digest: str) -> Path:
+    """Where DVC's cache has an object, or would have it."""
+    return cache_folder() / digest[:2] / digest[2:]
+
+
+def _damaged(out: dict[str, Any]) -> Iterator[tuple[str, Path]]:
+    copy = cached(out["md5"])
+    if not copy.exists():
+        return  # DVC says so itself
+    content = copy.read_bytes()
+    if hashlib.md5(content).hexdigest() != out["md5"].removesuffix(".dir"):
+        yield out["path"], copy
+    elif out["md5"].endswith(".dir"):
+        for item in json.loads(content):
+            yield from _damaged({"path": f"{out['path']}/{item['relpath']}", "md5": item["md5"]})
 
 
 # ---------------------------------------------------------------- notes for Snakemake
@@ -100,6 +154,16 @@ def look(made: Iterable[str]) -> str:
     """Digest of the names, sizes and dates of all files of a stage."""
     states = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in all_files(made))
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()
+
+
+def made_here(path: str) -> bool:
+    """Whether a file is the one that Snakemake's own record in this folder is about: it was made by a job that ended here."""
+    record = Path(".snakemake/metadata", urlsafe_b64encode(path.encode()).decode())
+    try:
+        ended = json.loads(record.read_text(encoding="utf-8"))["endtime"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # no record, or none that can be read: made anew, which is safe
+    return bool(ended == Path(path).stat().st_mtime)
 
 
 # ---------------------------------------------------------------- files

@@ -23,6 +23,8 @@ import psutil
 from records import NOTES, snakemake
 from stages import stages
 
+from blobpipe.errors import BlobpipeError
+
 OWNER = NOTES / "owner.json"
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 
@@ -40,7 +42,7 @@ def claim() -> None:
         One line that names the process at work.
     """
     with only_one(OWNER.with_suffix(".lock")):
-        _refuse_if_busy(_owners())
+        refuse_if_busy(owners())
         if _is_locked() and OWNER.exists():
             _unlock()
         OWNER.write_text(json.dumps([_identity(process) for process in _processes()]), encoding="utf-8")
@@ -73,7 +75,7 @@ def unlock() -> None:
     BusyError
         If one is still working.
     """
-    _refuse_if_busy([owner for owner in _owners() if owner["host"] == platform.node()])
+    refuse_if_busy([owner for owner in owners() if owner["host"] == platform.node()])
     OWNER.unlink(missing_ok=True)
     _unlock()
 
@@ -87,17 +89,25 @@ def only_one(path: Path) -> Iterator[None]:
         yield
 
 
-def _owners() -> list[dict[str, Any]]:
+def owners() -> list[dict[str, Any]]:
+    """The processes of the last run here, whether they still live or not."""
     try:
-        owners: list[dict[str, Any]] = json.loads(OWNER.read_text(encoding="utf-8"))
+        found: list[dict[str, Any]] = json.loads(OWNER.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return []
-    return owners
+    return found
 
 
-def _refuse_if_busy(owners: list[dict[str, Any]]) -> None:
+def refuse_if_busy(candidates: list[dict[str, Any]]) -> None:
+    """Let none of those that wrote themselves down be at work.
+
+    Raises
+    ------
+    BusyError
+        One line that names the process at work.
+    """
     family = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
-    for owner in owners:
+    for owner in candidates:
         if owner["host"] != platform.node() and _is_locked():
             raise BusyError(
                 f"'{owner['command']}' was started here on {owner['host']} (process {owner['pid']}): wait until it ends; "
@@ -168,5 +178,5 @@ def _command(process: psutil.Process) -> str:
 if __name__ == "__main__":
     try:
         unlock()
-    except BusyError as busy:
+    except (BusyError, BlobpipeError) as busy:
         sys.exit(str(busy))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
+from blobpipe.errors import ParamsError
+from blobpipe.params import parse_yaml, text_of
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,31 @@ class Stage:
         return [*self.outs, *self.metrics]
 
 
+def entries_of(text: str, path: str) -> dict[str, dict[str, Any]]:
+    """The stages that the text of dvc.yaml, or of dvc.lock, lists.
+
+    Raises
+    ------
+    ParamsError
+        One line, if it is no such text.
+    """
+    content = parsed(text, path)
+    found = content.get("stages") if isinstance(content, dict) else content
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise ParamsError(f"{path}: found no stages, expected a section 'stages'; take the file back from git")
+    return found
+
+
 @cache
-def parsed(text: str) -> Any:
-    """What a text in YAML says, not to be changed: every rule asks for the same few, and YAML is slow to parse."""
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def parsed(text: str, path: str) -> Any:
+    """What a file's text in YAML says, not to be changed: every rule asks for the same few, and YAML is slow to parse."""
+    return parse_yaml(text, path)
 
 
 @cache
 def stages(path: str = "dvc.yaml") -> dict[str, Stage]:
     """All stages, in the order of dvc.yaml."""
-    entries = parsed(Path(path).read_text(encoding="utf-8"))["stages"]
+    entries = entries_of(text_of(path), path)
     return {name: _stage(name, entry) for name, entry in entries.items()}
 
 
@@ -97,7 +112,7 @@ def _paths(entry: dict[str, Any], kind: str, *, cached: bool | None = None) -> t
 
 def settings(name: str, params: str = "params.yaml") -> str:
     """The values, as JSON, of the settings that a stage uses."""
-    values = parsed(Path(params).read_text(encoding="utf-8"))
+    values = parsed(text_of(params), params)
     return json.dumps({key: _pick(values, key) for key in stages()[name].settings}, sort_keys=True)
 
 
