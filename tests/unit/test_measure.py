@@ -80,7 +80,9 @@ def test_depth_place_and_radius_with_honest_errors(shape: Shape, snr: float, bia
     assert abs(np.mean(table["depth_frac"] / depth) - 1) < bias
     assert 0.8 < np.std((table["depth_frac"] - depth) / table["depth_err_frac"]) < 1.3
     assert np.median(np.hypot(table["x_px"] - x, table["y_px"] - y)) < place_px
-    assert 0.7 < np.mean(np.abs(table["x_px"] - x) < table["x_err_px"]) / 0.683 < 1.3
+    for name, true in (("x", x), ("y", y), ("radius", radius)):
+        within = np.mean(np.abs(table[f"{name}_px"] - true) < table[f"{name}_err_px"])
+        assert 0.7 < within / 0.683 < 1.3, name
     assert np.median(table["radius_px"] / radius) == pytest.approx(1, abs=0.1)
     assert np.median(table["snr"]) == pytest.approx(snr, rel=0.07)
 
@@ -498,6 +500,30 @@ def test_too_few_pixels_are_not_fitted() -> None:
         assert np.isfinite(measured(few, (80, 80)).loc[0, ["snr", "depth_frac"]].astype(float)).all() == fitted
 
 
+def test_errors_of_depth_and_place_follow_the_signal() -> None:
+    """That of the depth does not depend on it; those of the place go with the inverse S/N, and more where that is low."""
+    image = noise()
+    strong, faint = (measured(image + blob(80, 80, 5, depth), (80, 80)).iloc[0] for depth in (0.2, 0.03))
+    assert faint["depth_err_frac"] == pytest.approx(strong["depth_err_frac"], rel=0.5)
+    for name in ("x_err_px", "y_err_px"):
+        fisher = faint[name] / np.sqrt(1 + 40 / faint["snr"] ** 2)
+        assert fisher / strong[name] == pytest.approx(strong["snr"] / faint["snr"], rel=0.25), name
+
+
+def test_the_misfit_is_the_mean_square_in_the_footprint_less_what_another_shape_may_leave() -> None:
+    """15 % of the depth is allowed, squared; a pixel farther than 1.5 px outside does not count."""
+    good = np.ones(measure.SIDE**2, bool)
+    distance = measure._distance(16, 16, measure.SIDE).ravel()
+    cut = measure.Cut(0, 0, np.zeros(good.shape, np.float32), good)
+    parameters = np.array([[16, 16, 4.0, 20.0, 0], [3, 3, 2.0, 1.0, 0]])
+    for level, expected in ((1.0, 1.0), (3.0, 1.0), (4.0, 16 - 9.0)):
+        residual = np.stack([np.where(distance <= 5.4, level, 50.0), np.zeros_like(distance)]).astype(np.float32)
+        model = measure.Model(parameters, residual, np.zeros((2, 5, len(good))), np.array([1.0, 2.0]))
+        assert measure._misfit(cut, model) == pytest.approx(expected)
+    nowhere = measure.Cut(0, 0, cut.values, np.zeros_like(good))
+    assert np.isnan(measure._misfit(nowhere, model))
+
+
 # --- what a judgement is made of -------------------------------------------------------------------------------------
 
 
@@ -534,6 +560,15 @@ def test_a_known_blob_explains_what_is_less_deep_than_its_middle() -> None:
     assert measure._height(pattern, 81, 112) == pytest.approx(0.05 * 4 * 3 / 25)
     assert verdict_of(image, told(80, 110, 5, 0.049, 40), KNOWN[:0], pattern=pattern) == "known"
     assert verdict_of(image, told(80, 110, 5, 0.051, 40), KNOWN[:0], pattern=pattern) == "new"
+
+
+def test_a_shift_leaves_the_known_blobs_where_they_went_less_where_they_were() -> None:
+    pattern = pattern_of()
+    for shift in ((2.0, 0.0), (0.0, -3.0), (1.0, 2.0)):
+        left = measure._shift_residual(pattern, shift)
+        np.testing.assert_allclose(left, np.roll(pattern, [int(s) for s in shift[::-1]], (0, 1)) - pattern, atol=1e-4)
+    assert measure._shift_residual(pattern, (0.04, 0.02)) is None
+    assert measure._shift_residual(None, (2.0, 0.0)) is None
 
 
 def sides(positive: float, negative: float) -> np.ndarray:
@@ -723,5 +758,8 @@ def test_pairs_of_nothing_and_of_no_place() -> None:
 def test_two_peaks_on_one_blob_are_one_detection() -> None:
     image = noise() + blob(60.0, 80.0, 9.0, 0.08) + blob(110.0, 80.0, 5.0, 0.08)
     table = measured(image, (57.0, 80.0), (110.0, 81.0), (64.0, 79.0))
-    assert measure.without_repeats(table)["score"].tolist() == [1.0, 0.75]
+    once = measure.without_repeats(table)
+    assert once["score"].tolist() == [1.0, 0.75]
+    assert once.index.tolist() == [0, 1]
+    assert once.columns.equals(table.columns)
     assert len(measure.without_repeats(table[:0])) == 0
