@@ -480,22 +480,10 @@ def test_the_reference_knows_what_landed_on_its_images_and_nothing_later(small: 
 @pytest.mark.usefixtures("small_shape")
 def test_the_blobs_that_are_moved_back_are_those_known_by_the_end_of_the_first_stack(small: Path) -> None:
     table, blobs = frames.read_frame_list(small), difference._catalogue(small)
-    members, images = difference._before(small, table, 7, 7)
-    pattern = difference._register(images, members, Difference(stack_size=3), blobs).pattern
+    members, images = zip(*(difference._read(small, table, row) for row in range(7)), strict=True)
+    pattern = difference._register(list(images), list(members), Difference(stack_size=3), blobs).pattern
     assert light_at(pattern, LATER[2]) == pytest.approx(0.1, abs=0.015)
     assert light_at(pattern, LATER[3]) == pytest.approx(0, abs=0.01)
-
-
-@pytest.mark.usefixtures("small_shape")
-def test_the_stack_of_a_batch_is_of_the_usable_images_before_it(small: Path) -> None:
-    table = frames.read_frame_list(small)
-    members, images = difference._before(small, table, 9, 3)
-    assert [(member.name, bool(member.reason)) for member in members] == [
-        *(("f5", False), ("f6", False)),
-        *(("f7", True), ("f8", False)),
-    ]
-    assert len(images) == 3
-    assert [member.name for member in difference._before(small, table, 2, 3)[0]] == ["f0", "f1"]
 
 
 # --- what is a blob of the stack, and what is not ---
