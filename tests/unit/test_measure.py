@@ -676,6 +676,7 @@ def test_a_signal_is_of_the_stack_if_that_is_brighter_by_half_of_it(level: float
     stack = 0.3 + level * disc
     stack[110, 81] = -9.0  # counts as one pixel of the depth
     image = 0.1 * disc + 0.02
+    stack[111, 80], image[109, 80] = np.nan, np.nan
     assert measure.is_of_the_stack(80, 110, 4.5, 0.1, image, stack) == of_stack
     assert not measure.is_of_the_stack(80, 110, 4.5, 0.1, 0.04 - image, stack)
 

@@ -290,6 +290,23 @@ def test_what_one_image_alone_shows_fades(again: Path) -> None:
     assert found["missed"].tolist() == [0, 3]
 
 
+def test_a_candidate_is_followed_wherever_the_mirror_puts_it(tmp_path: Path) -> None:
+    """It is logged where it would be without a shift, each sighting where the image shows it."""
+    shifts = [(0, 0)] * STACK + [(4, -3), (0, 0), (-3, 2)]
+    for day, (dx, dy) in enumerate(shifts):
+        moved = [(x + dx, y + dy, radius, depth) for x, y, radius, depth in (*KNOWN, NEW)[: 4 if day >= STACK else 3]]
+        path = write(tmp_path / "in", day)
+        fits.PrimaryHDU(pixels(day, moved), fits.getheader(path)).writeto(path, overwrite=True)
+    log = run(tmp_path)
+    [only] = candidates(log).to_dict("records")
+    assert np.hypot(only["x_px"] - NEW[0], only["y_px"] - NEW[1]) < 0.7
+    seen = log.execute("SELECT x_px, y_px FROM detections WHERE candidate = ? ORDER BY image", (only["id"],)).fetchall()
+    expected = [(NEW[0] + dx, NEW[1] + dy) for dx, dy in shifts[STACK:]]
+    assert np.abs(np.array([tuple(row) for row in seen]) - expected).max() < 1
+    logged = log.execute("SELECT shift_x_px, shift_y_px FROM images WHERE outcome = 'searched' ORDER BY mjd").fetchall()
+    assert np.abs(np.array([tuple(row) for row in logged]) - shifts[STACK:]).max() < 0.3
+
+
 def test_a_blob_of_the_catalogue_is_known(tmp_path: Path) -> None:
     for day in range(STACK):
         write(tmp_path / "in", day)
