@@ -408,6 +408,23 @@ def test_an_absurd_pixel_does_no_harm(again: Path) -> None:
     assert len(candidates(log)) == 1
 
 
+def test_a_stack_is_of_the_last_images_before_a_date(again: Path) -> None:
+    log = store.connect(again / "out" / "log.sqlite")
+    by_day = {row["mjd"]: row["sha256"] for row in log.execute("SELECT mjd, sha256 FROM images")}
+    with store.writing(log):
+        log.execute("UPDATE images SET outcome = 'rejected' WHERE mjd = 60003")
+    found = [member.sha256 for member in stacks.members_before(log, 60005.0, 3)]
+    assert found == [by_day[60000.0 + day] for day in (1, 2, 4)]  # not the day itself, nor what was rejected
+    assert stacks.stack_before(log, again / "cache", 60002.0, Difference(stack_size=3)) is None
+
+
+def test_the_median_of_a_stack_is_that_of_each_pixel() -> None:
+    """Of every block of rows, missing values left out."""
+    images = np.random.default_rng(1).normal(0, 1, (5, 2 * 64 + 7, 9)).astype(np.float32)
+    images[0, :, 3], images[:4, 70, 5] = np.nan, np.nan
+    np.testing.assert_array_equal(stacks._median(images), np.nanmedian(images, axis=0))
+
+
 def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
     cache = again / "out" / "stack"
     before = {path.name for path in cache.iterdir()}
