@@ -19,6 +19,11 @@ from blobpipe.profiles import blob_profile
 from .conftest import NEW
 
 
+def near_new(found: pd.DataFrame) -> pd.Series:
+    """Distances from the place of the new blob (px)."""
+    return np.hypot(found["x_px"] - NEW[0], found["y_px"] - NEW[1])
+
+
 def test_the_stage_finds_the_new_blob(detect_dir: Path) -> None:
     candidates = pd.read_csv(detect_dir / "candidates.csv")
     (best,) = candidates.query("is_blob == 1").nlargest(1, "score").to_dict("records")
@@ -31,6 +36,10 @@ def test_the_stage_finds_the_new_blob(detect_dir: Path) -> None:
     assert tuple(table) == detect.FRAME_COLUMNS
     assert table["kind"].tolist() == ["quiet"] * 5 + ["historical"]
     assert metrics["n_quiet"] == 5
+    reliability = pd.read_csv(detect_dir / "reliability.csv")  # of the image with a new blob
+    assert reliability["n"].sum() == len(candidates.query("frame == 'frame5' and status == 'new'"))
+    assert (candidates["is_blob"] == candidates["frame"].eq("frame5") & (near_new(candidates) <= 6)).all()
+    assert set(candidates["frame"]) <= {f"frame{i}" for i in range(6)}
 
 
 def test_images_without_a_catalogue_are_searched(made_project: Path, dense_model: Path, tmp_path: Path) -> None:

@@ -596,3 +596,51 @@ def test_the_usual_place_is_where_most_of_the_first_images_have_the_blobs() -> N
 
 def test_sums_of_two_by_two_pixels_leave_an_odd_row_and_column_out() -> None:
     assert difference._binned(np.arange(15.0).reshape(3, 5)).tolist() == [[12, 20]]
+
+
+def test_what_landed_within_a_stack_is_known_by_the_rows_of_its_images() -> None:
+    """After the first of them, for that is how all of them show it, and up to the last."""
+    blobs = pd.DataFrame({"x_px": 30.0, "y_px": 40.0, "radius_px": 4.0, "first": [-1, 8, 9, 10, 13, 14, 15]})
+    recent = difference.landed_within(blobs, [8, 9, 11, 13, 14], (64, 48))
+    assert [blob.start for blob in recent] == [1, 2, 3, 4]
+    for blob in recent:
+        rows, columns = np.mgrid[blob.window]
+        np.testing.assert_allclose(blob.distance, np.hypot(columns - 30, rows - 40))
+        assert (blob.inside == (blob.distance < 1.55 * 4 + 2.5)).all()
+        assert (blob.window[0].start, blob.window[1].stop) == (27, 44)  # what a shift of 6 px may touch
+
+
+@pytest.mark.parametrize(("x", "y"), [(1.2, 2.0), (46.9, 60.7), (-3.0, 30.0), (60.0, -9.0)])
+def test_the_square_around_a_place_ends_where_the_image_does(x: float, y: float) -> None:
+    image = np.zeros((64, 48))
+    window, distance = difference._around(image.shape, x, y, 5.0)
+    assert image[window].shape == distance.shape
+    image[window][distance <= 5] = 1
+    rows, columns = np.mgrid[:64, :48]
+    assert (image == (np.hypot(columns - x, rows - y) <= 5)).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "compact"),
+    [((4, 4), True), ((3, 5), False), ((4, 9), True), ((4, 10), False), ((44, 44), True), ((45, 40), False)],
+)
+def test_compact_is_neither_a_few_pixels_nor_long_nor_large(shape: tuple[int, int], compact: bool) -> None:
+    assert difference._compact(np.ones(shape, bool)) == compact
+    assert difference._compact(np.ones(shape[::-1], bool)) == compact
+
+
+def test_a_soft_region_is_whole_and_ends_within_three_widths() -> None:
+    rows, columns = np.mgrid[:80, :80]
+    distance = np.hypot(columns - 40, rows - 40)
+    soft = difference._soft(distance <= 10, 3.0)
+    assert (soft[distance <= 10] == 1).all()
+    assert (soft[distance > 19.5] == 0).all()
+    assert ((soft > 0) & (soft < 1)).any()
+
+
+def test_a_blob_is_not_deeper_than_any_and_leaves_noise() -> None:
+    rest = np.random.default_rng(1).normal(0, 1, 400)
+    rest *= 0.01 / rest.std()
+    for depth, scale, likely in ((0.34, 1.0, True), (0.36, 1.0, False), (0.1, 1.55, True), (0.1, 1.65, False)):
+        values = np.linspace(0, depth, 400)
+        assert difference._blob_like(values, scale * rest, 0.01) == likely, (depth, scale)
