@@ -350,7 +350,7 @@ def test_new_rows_have_the_amplifier_chip_and_gain_of_most(tmp_path: Path, catal
         ("x_px", (-0.5, 1023.5), (-0.51, 1023.6)),
         ("y_px", (-0.5, 1023.5), (-0.6, 1023.51)),
         ("radius_px", (0.1, 100.0), (0.09, 100.1)),
-        ("depth_frac", (0.0, 1.0), (-0.01, 1.01)),
+        ("depth_frac", (1e-6, 1.0), (-0.01, 1.01)),
     ],
 )
 def test_blobs_lie_on_the_detector_and_have_a_size(
@@ -358,10 +358,10 @@ def test_blobs_lie_on_the_detector_and_have_a_size(
 ) -> None:
     usual = {"blob": "b1", "x_px": 9.0, "y_px": 9.0, "radius_px": 5.0, "depth_frac": 0.1, "status": "known"}
     for value in good:
-        handover.select("t.csv", pd.DataFrame([usual, usual | {column: value}]))
+        handover.select("t.csv", pd.DataFrame([usual, usual | {"blob": "b2", column: value}]))
     for value in bad:
         with pytest.raises(TableError, match=f"t.csv: row 3: {column} is {value}"):
-            handover.select("t.csv", pd.DataFrame([usual, usual | {column: value}]))
+            handover.select("t.csv", pd.DataFrame([usual, usual | {"blob": "b2", column: value}]))
 
 
 @pytest.mark.parametrize(("apart", "names"), [(3.0, ["x50y60"]), (3.1, ["x50y60", "x53y60"])])
@@ -373,7 +373,6 @@ def test_sightings_within_three_pixels_are_one(apart: float, names: list[str]) -
 
 def test_dates_are_numbers_below_a_hundred_thousand_or_iso() -> None:
     assert handover.to_mjd("99999.5", "") == 99999.5
-    assert handover.to_mjd("-5", "") == -5
     assert handover.to_mjd("20120927", "") == handover.to_mjd("2012-09-27", "") == 56197
     assert handover.to_mjd("2012-09-27T12:00", "", whole_day=True) == 56197.5
     assert handover.to_mjd("56197", "", whole_day=True) == 56197

@@ -355,6 +355,60 @@ def test_judging_leaves_the_measurements_alone() -> None:
     pd.testing.assert_frame_equal(after.drop(columns="status"), kept.drop(columns="status"))
 
 
+# --- confirm, match --------------------------------------------------------------------------------------------------
+
+
+def table(*rows: tuple[float, float, str]) -> pd.DataFrame:
+    x, y, status = zip(*rows, strict=True)
+    return pd.DataFrame({"x_px": x, "y_px": y, "status": np.array(status, object)}, index=range(7, 7 + len(rows)))
+
+
+def test_a_new_blob_seen_again_is_confirmed() -> None:
+    previous = table((10, 10, "new"), (50, 50, "new"), (90, 90, "dip"), (70, 70, "new"), (30, 30, "known"))
+    current = table((52, 50, "known"), (90, 90, "new"), (70, 70, "bad_pixels"), (30, 30, "new"), (13.1, 10, "new"))
+    done = measure.confirm(previous, current)
+    assert list(done["status"]) == ["new", "confirmed", "dip", "new", "known"]
+    assert list(previous["status"]) == ["new", "new", "dip", "new", "known"]
+    assert measure.confirm(previous, current, 3.2)["status"].iloc[0] == "confirmed"
+
+
+def test_confirming_twice_changes_nothing() -> None:
+    previous, current = table((10, 10, "new"), (50, 50, "new")), table((11, 10, "new"), (80, 50, "new"))
+    once = measure.confirm(previous, current)
+    pd.testing.assert_frame_equal(measure.confirm(once, current), once)
+
+
+def test_pairs_are_one_to_one_and_within_the_tolerance() -> None:
+    rng = np.random.default_rng(3)
+    detections, blobs = rng.uniform(0, 40, (30, 2)), rng.uniform(0, 40, (25, 2))
+    pairs = measure.match(detections, blobs, 5.0)
+    assert len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == len(pairs)
+    assert np.hypot(*(detections[pairs[:, 0]] - blobs[pairs[:, 1]]).T).max() <= 5
+    back = measure.match(blobs, detections, 5.0)
+    assert {(i, j) for i, j in pairs} == {(j, i) for i, j in back}
+
+
+def test_as_many_pairs_as_there_can_be() -> None:
+    """The nearest pair alone would leave the other two without partners."""
+    assert measure.match([(0, 0), (4, 0)], [(3, 0), (7, 0)], 3.5).tolist() == [[0, 0], [1, 1]]
+
+
+def test_pairs_of_nothing_and_of_no_place() -> None:
+    assert measure.match(np.zeros((0, 2)), [(1, 1)], 3).shape == (0, 2)
+    assert measure.match([(1, 1)], np.zeros((0, 2)), 3).shape == (0, 2)
+    assert measure.match([(np.nan, 1), (1, 1)], [(1, 1)], 3).tolist() == [[1, 0]]
+
+
+def test_two_peaks_on_one_blob_are_one_detection() -> None:
+    image = noise() + blob(60.0, 80.0, 9.0, 0.08) + blob(110.0, 80.0, 5.0, 0.08)
+    table = measured(image, (57.0, 80.0), (110.0, 81.0), (64.0, 79.0))
+    once = measure.without_repeats(table)
+    assert once["score"].tolist() == [1.0, 0.75]
+    assert once.index.tolist() == [0, 1]
+    assert once.columns.equals(table.columns)
+    assert len(measure.without_repeats(table[:0])) == 0
+
+
 # --- what a fit is made of -------------------------------------------------------------------------------------------
 
 PLACE = (14.3, 18.8, 5.1, 7.0, 0.4)  # x, y, radius, depth, background on a cut-out
@@ -710,57 +764,3 @@ def test_detections_within_three_pixels_are_one(apart: float, kept: int) -> None
     table = pd.DataFrame({"x_px": [50.0, 50.0 + apart], "y_px": [20.0, 20.0], "score": [0.9, 0.8]})
     assert measure.without_repeats(table)["score"].tolist() == [0.9, 0.8][:kept]
     assert len(measure.without_repeats(table, 4.0)) == 1
-
-
-# --- confirm, match --------------------------------------------------------------------------------------------------
-
-
-def table(*rows: tuple[float, float, str]) -> pd.DataFrame:
-    x, y, status = zip(*rows, strict=True)
-    return pd.DataFrame({"x_px": x, "y_px": y, "status": np.array(status, object)}, index=range(7, 7 + len(rows)))
-
-
-def test_a_new_blob_seen_again_is_confirmed() -> None:
-    previous = table((10, 10, "new"), (50, 50, "new"), (90, 90, "dip"), (70, 70, "new"), (30, 30, "known"))
-    current = table((52, 50, "known"), (90, 90, "new"), (70, 70, "bad_pixels"), (30, 30, "new"), (13.1, 10, "new"))
-    done = measure.confirm(previous, current)
-    assert list(done["status"]) == ["new", "confirmed", "dip", "new", "known"]
-    assert list(previous["status"]) == ["new", "new", "dip", "new", "known"]
-    assert measure.confirm(previous, current, 3.2)["status"].iloc[0] == "confirmed"
-
-
-def test_confirming_twice_changes_nothing() -> None:
-    previous, current = table((10, 10, "new"), (50, 50, "new")), table((11, 10, "new"), (80, 50, "new"))
-    once = measure.confirm(previous, current)
-    pd.testing.assert_frame_equal(measure.confirm(once, current), once)
-
-
-def test_pairs_are_one_to_one_and_within_the_tolerance() -> None:
-    rng = np.random.default_rng(3)
-    detections, blobs = rng.uniform(0, 40, (30, 2)), rng.uniform(0, 40, (25, 2))
-    pairs = measure.match(detections, blobs, 5.0)
-    assert len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == len(pairs)
-    assert np.hypot(*(detections[pairs[:, 0]] - blobs[pairs[:, 1]]).T).max() <= 5
-    back = measure.match(blobs, detections, 5.0)
-    assert {(i, j) for i, j in pairs} == {(j, i) for i, j in back}
-
-
-def test_as_many_pairs_as_there_can_be() -> None:
-    """The nearest pair alone would leave the other two without partners."""
-    assert measure.match([(0, 0), (4, 0)], [(3, 0), (7, 0)], 3.5).tolist() == [[0, 0], [1, 1]]
-
-
-def test_pairs_of_nothing_and_of_no_place() -> None:
-    assert measure.match(np.zeros((0, 2)), [(1, 1)], 3).shape == (0, 2)
-    assert measure.match([(1, 1)], np.zeros((0, 2)), 3).shape == (0, 2)
-    assert measure.match([(np.nan, 1), (1, 1)], [(1, 1)], 3).tolist() == [[1, 0]]
-
-
-def test_two_peaks_on_one_blob_are_one_detection() -> None:
-    image = noise() + blob(60.0, 80.0, 9.0, 0.08) + blob(110.0, 80.0, 5.0, 0.08)
-    table = measured(image, (57.0, 80.0), (110.0, 81.0), (64.0, 79.0))
-    once = measure.without_repeats(table)
-    assert once["score"].tolist() == [1.0, 0.75]
-    assert once.index.tolist() == [0, 1]
-    assert once.columns.equals(table.columns)
-    assert len(measure.without_repeats(table[:0])) == 0
