@@ -5,10 +5,12 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 CORES ?= $(shell nproc)
+MUTANTS ?= 200
+SEED ?= 1
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install run report repro test test-all lint types format docs bench unlock clean
+.PHONY: help install run report repro test test-all mutants lint types format docs bench unlock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -37,6 +39,10 @@ test: install ## the tests, whole runs of both tools among them (a quarter of an
 
 test-all: install ## these and the longest: a kill in every stage, experiments, all benchmarks (three quarters of an hour)
 	pytest -n 2 --dist loadgroup
+
+mutants: install ## change the code at random places and say which changes no test notices (MUTANTS=200 SEED=1; an hour)
+	@python -m pip install -q -c constraints.txt -e '.[mutants]'
+	python -m tests.mutants --count $(MUTANTS) --seed $(SEED)
 
 lint: install ## style of the code and of the rules
 	ruff check .

@@ -769,8 +769,9 @@ def on_bad_pixels(x: float, y: float, radius: float, bad: Mask) -> bool:
         As in `judge`.
     """
     left, top = round(x) - HALF, round(y) - HALF
-    footprint = _distance(x - left, y - top, SIDE) <= radius
-    return bool(_window(bad, left, top, SIDE)[footprint].mean() >= MOST_MISSING)
+    window = _window(bad, left, top, SIDE)
+    footprint = (_distance(x - left, y - top, SIDE) <= radius) & np.isfinite(window)  # as far as it is on the image
+    return bool(footprint.any() and window[footprint].mean() >= MOST_MISSING)
 
 
 def is_of_the_stack(x: float, y: float, radius: float, depth: float, difference: Image, stack: Image) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numba
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blobpipe import render
+from blobpipe import clutter, render
 from blobpipe.cutout import BLOB_COLUMNS, SUBFRAME_COLUMNS
 
 SIDE = render.SIDE
@@ -50,6 +52,12 @@ def make_recipes(
 
 def as_the_recipe_says(scene: render.Scene, recipes: render.Recipes, row: int) -> np.ndarray:
     """The same in plain NumPy, up to the noise: slow, and short enough to be seen right."""
+    image = np.clip(unlimited(scene, recipes, row), *scene.limits[recipes.frame[row]])
+    return (image - image.mean()) / image.std()
+
+
+def unlimited(scene: render.Scene, recipes: render.Recipes, row: int) -> np.ndarray:
+    """Before clipping, in sigma of the frame."""
     frame, (x0, y0) = recipes.frame[row], recipes.window[row]
     image = scene.backgrounds[frame, y0 : y0 + SIDE, x0 : x0 + SIDE].astype(float) / render.STEP
     dx, dy = recipes.dip[row].astype(float)
@@ -67,8 +75,7 @@ def as_the_recipe_says(scene: render.Scene, recipes: render.Recipes, row: int) -
     for b in range(recipes.first_blob[row], recipes.first_blob[row + 1]):
         stamp, x, y = recipes.blob[b]
         margin[y + 20 : y + 61, x + 20 : x + 61] += recipes.factor[b] * scene.stamps[stamp]
-    image = np.clip(image + margin[40:-40, 40:-40], *scene.limits[frame])
-    return (image - image.mean()) / image.std()
+    return image + margin[40:-40, 40:-40]
 
 
 blobs = st.lists(
@@ -169,6 +176,69 @@ def test_labels_never_touch_the_pixels(rows: list) -> None:
         for label in (0, 1)
     ]
     assert images[0].tobytes() == images[1].tobytes()
+
+
+# --- weaker and stronger blobs, clutter, parts ------------------------------------------------------------------------
+
+TURNS = [(quarters, flip) for quarters in range(4) for flip in range(2)]
+
+
+def everything(sigma: float) -> tuple[render.Scene, render.Recipes, dict]:
+    """A row for each turn and flip, with dips, blobs near the edges, clutter on half of them, and noise of this sigma."""
+    rng = np.random.default_rng(7)
+    windows = [("abc"[k % 3], 7 * k, 4 * k + 1, 1, 0.4 * k - 1.0, 0.3 * (k - 2)) for k in range(8)]
+    blobs = [[(k % 3, 20 * k, 250 - 30 * k, 1.2), (2, 128, 100, 0.7)] for k in range(8)]
+    recipes = make_recipes(windows, blobs, [(100 + k, *turn) for k, turn in enumerate(TURNS)])
+    pieces = rng.integers(-3 * clutter.STEP, 3 * clutter.STEP, (2, SIDE, SIDE)).astype(np.int16)
+    pieces[1, 30:35, 40:60] = clutter.NO_VALUE
+    varied = {
+        "copy": 0,
+        "strength": rng.uniform(0.3, 2, len(recipes.blob)).astype(np.float32),
+        "noise_sigma": np.full(8, sigma, np.float32),
+        "piece": np.array([-1, 0, 1, -1, 1, 0, 1, -1]),
+        "pieces": pieces,
+    }
+    return make_scene(), recipes, varied
+
+
+def test_varied_pixels_are_what_the_recipe_says_and_clutter_and_are_not_standardised() -> None:
+    scene, recipes, varied = everything(sigma=0.0)
+    stronger = dataclasses.replace(recipes, factor=recipes.factor * varied["strength"])
+    found = render.vary(scene, recipes, np.arange(8), **varied)
+    for i, (quarters, flip) in enumerate(TURNS):
+        expected, piece = unlimited(scene, stronger, i), varied["piece"][i]
+        if piece >= 0:
+            expected = expected + varied["pieces"][piece] / clutter.STEP
+        expected = np.clip(expected, *scene.limits[recipes.frame[i]])
+        if piece >= 0:
+            expected[varied["pieces"][piece] == clutter.NO_VALUE] = 0
+        np.testing.assert_allclose(found[i], turned(expected, quarters, flip), atol=2e-4)
+
+
+def test_the_noise_of_varied_pixels_is_that_of_rendering() -> None:
+    scene, recipes, varied = everything(sigma=0.5)
+    scene = dataclasses.replace(scene, limits=np.array([[-99, 99]] * N_FRAMES, np.float32))
+    varied |= {"strength": np.ones(len(recipes.blob), np.float32), "piece": np.full(8, -1)}
+    found = render.standardise(render.vary(scene, recipes, np.arange(8), **varied))
+    np.testing.assert_allclose(found, render.render(scene, recipes, np.arange(8), noise_sigma=0.5), atol=1e-4)
+
+
+def test_a_part_is_cut_from_the_whole_after_its_turns() -> None:
+    scene, recipes, varied = everything(sigma=0.5)
+    whole = render.vary(scene, recipes, np.arange(8), **varied)
+    corner = np.array([(4 * k, 140 - 12 * k) for k in range(8)])
+    part = render.vary(scene, recipes, np.arange(8), **varied, corner=corner, side=96)
+    for image, cut, (x, y) in zip(whole, part, corner, strict=True):
+        np.testing.assert_array_equal(cut, image[y : y + 96, x : x + 96])
+
+
+@pytest.mark.parametrize(("quarters", "flip"), TURNS)
+def test_a_pixel_lies_where_the_turn_takes_it(quarters: int, flip: int) -> None:
+    image = np.zeros((SIDE, SIDE), bool)
+    image[40, 7] = True
+    [y], [x] = np.nonzero(turned(image, quarters, flip))
+    found = render.turned(np.array([7.0]), np.array([40.0]), np.array([[quarters, flip]], np.int32))
+    assert np.ravel(found).tolist() == [x, y]
 
 
 # --- the noise generator ---------------------------------------------------------------------------------------------

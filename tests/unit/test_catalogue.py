@@ -129,6 +129,30 @@ def test_one_that_was_not_measured_is_named_and_left_out(
     ]
 
 
+@pytest.mark.parametrize(
+    ("radius", "depth", "good"), [(0.0, 0.1, False), (0.5, 1.0, True), (5.0, 1.01, False), (5.0, 0.0, False)]
+)
+def test_a_radius_and_a_depth_are_above_zero(
+    log: sqlite3.Connection, tmp_path: Path, radius: float, depth: float, good: bool
+) -> None:
+    with store.writing(log):
+        number = add_candidate(log, 3, 700.0, 700.0, radius_px=radius, depth_frac=depth)
+    review(log, number, "confirmed")
+    assert catalogue.update(log, tmp_path / "blobs.csv") == (["b0001"] if good else [])
+
+
+@pytest.mark.parametrize(
+    ("taken", "names"),
+    [
+        (["b001", "b0112", "b7"], ["b0113", "b0114"]),
+        (["x12y400", "Death Star", "", "17"], ["b0001", "b0002"]),
+        (["a0005"], ["b0006", "b0007"]),
+    ],
+)
+def test_names_go_on_from_the_highest_number(taken: list[str], names: list[str]) -> None:
+    assert catalogue._names(taken, 2) == names
+
+
 # --- the text that is there ------------------------------------------------------------------------------------------
 
 

@@ -11,11 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe import cli, detect, frames, measure, networks
+from blobpipe import cli, cutout, dense, detect, frames, measure, networks
+from blobpipe.errors import TableError
 from blobpipe.params import Detect
 from blobpipe.profiles import blob_profile
 
 from .conftest import NEW
+
+
+def near_new(found: pd.DataFrame) -> pd.Series:
+    """Distances from the place of the new blob (px)."""
+    return np.hypot(found["x_px"] - NEW[0], found["y_px"] - NEW[1])
 
 
 def test_the_stage_finds_the_new_blob(detect_dir: Path) -> None:
@@ -30,6 +36,10 @@ def test_the_stage_finds_the_new_blob(detect_dir: Path) -> None:
     assert tuple(table) == detect.FRAME_COLUMNS
     assert table["kind"].tolist() == ["quiet"] * 5 + ["historical"]
     assert metrics["n_quiet"] == 5
+    reliability = pd.read_csv(detect_dir / "reliability.csv")  # of the image with a new blob
+    assert reliability["n"].sum() == len(candidates.query("frame == 'frame5' and status == 'new'"))
+    assert (candidates["is_blob"] == candidates["frame"].eq("frame5") & (near_new(candidates) <= 6)).all()
+    assert set(candidates["frame"]) <= {f"frame{i}" for i in range(6)}
 
 
 def test_images_without_a_catalogue_are_searched(made_project: Path, dense_model: Path, tmp_path: Path) -> None:
@@ -126,6 +136,135 @@ def test_the_baselines_meet_the_budget_on_held_out_subframes(made_project: Path,
     answers = detect.ask(others, *detect.subframes_of(frames.read_frame(data / f"scale/{aside}.fits.fz").data))
     assert levels["matched_filter"] == pytest.approx(np.sort(answers.match.snr)[-2])
     assert levels["report"] == pytest.approx(np.sort(detect.logit(answers.probability))[-2])
+
+
+def test_the_matched_filter_says_where_on_the_image_its_peaks_are(blob_finder: networks.ReportNetwork) -> None:
+    """A blob on each of four subframes, each elsewhere on it."""
+    places = np.array([(60, 80), (400, 130), (90, 300), (331, 470)])
+    image = np.random.default_rng(1).normal(0, 1, (512, 512)).astype(np.float32)
+    for x, y in places:
+        image[y - 20 : y + 21, x - 20 : x + 21] += 5 * blob_profile("disc", 5.0)
+    match = detect.ask(detect.Baselines(blob_finder, (5.0,)), *detect.subframes_of(image)).match
+    assert np.abs(np.stack([match.x, match.y], axis=1) - places).max() <= 1
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Folders of difference, scale and cutout: training has seen the left half of a and b, 1024 px wide, and not c and d."""
+    subframes = pd.DataFrame(
+        [(0, "a", 0, 0, 0, 0, 0), (1, "b", 256, 0, 0, 0, 0)], columns=list(cutout.SUBFRAME_COLUMNS)
+    )
+    frames.write_table(tmp_path / "cutout/train_subframes.csv", subframes)
+    frames.write_table(tmp_path / "cutout/train_blobs.csv", pd.DataFrame(columns=list(cutout.BLOB_COLUMNS)))
+    pattern = np.random.default_rng(1).normal(0, 1, (32, 1024)).astype(np.float32)
+    frames.write_images(tmp_path / "difference/reference.fits.fz", {"STACK": pattern, "PATTERN": pattern}, sigma=1.0)
+    return tmp_path / "difference", tmp_path / "scale", tmp_path / "cutout"
+
+
+QUIET = pd.DataFrame({"frame": list("abcd")})
+LANDED = pd.DataFrame({"x_px": [9.0, 9.0], "y_px": 9.0, "radius_px": 2.0, "first_frame": ["", "d"]})
+
+
+def test_held_out_is_what_training_has_not_seen_of_images_without_a_new_blob(stages: tuple[Path, Path, Path]) -> None:
+    candidates = pd.DataFrame({"frame": list("aabccd"), "x_px": [511.9, 512.0, 1000.0, 3.0, 900.0, 900.0]})
+    aside = detect.held_out(candidates, QUIET, LANDED, stages[2], 1024)
+    assert aside.rows.tolist() == [False, True, True, True, True, False]
+    assert aside.frames == 2.0  # all of c, half of a and b
+    assert detect.held_out(candidates, QUIET, LANDED, stages[2], 500).frames == 1.0
+
+
+def test_the_operating_point_rests_on_held_out_candidates_that_may_be_blobs(stages: tuple[Path, Path, Path]) -> None:
+    scores = np.array([0.3, 0.6, 0.2, 0.35])
+    kept = pd.DataFrame({"frame": list("abcc"), "x_px": 700.0, "score": scores, "status": "new"})
+    others = pd.DataFrame({"frame": list("acd"), "x_px": [9.0, 9, 700], "score": 0.9, "status": ["new", "dip", "new"]})
+    true = np.array([0.8, 0.9, 0.95])
+    params = Detect(false_alarms_per_100_frames=25.0, new_blobs_per_100_frames=10.0)
+    point = detect.operating_point(pd.concat([others, kept]), true, QUIET, LANDED, stages, params)
+    assert point.frames == 2.0
+    assert point.threshold == pytest.approx(detect.tail_threshold(scores, 0.5), abs=1e-5)
+    assert point[1:3] == pytest.approx(detect.calibrate(true, scores, 2.0, 0.1), abs=1e-4)
+    with pytest.raises(TableError, match="no image is held out"):
+        detect.operating_point(kept, true, QUIET.query("frame == 'd'"), LANDED, stages, params)
+
+
+def test_the_tail_is_exponential_in_the_logits() -> None:
+    """Three false peaks of logits 1, 2 and 3: the highest two lie 1.5 above the third on average."""
+    scores = 1 / (1 + np.exp(-np.array([1.0, 3.0, 2.0])))
+    for allowed in (0.5, 1.0):
+        level = detect.logit(detect.tail_threshold(scores, allowed))
+        assert level == pytest.approx(1 + 1.5 * math.log(3 / allowed))
+        assert detect.tail_level(np.array([1.0, 3.0, 2.0]), allowed / 2) == pytest.approx(
+            1 + 1.5 * math.log(6 / allowed)
+        )
+    assert detect.tail_threshold(scores, 3.0) == detect.CANDIDATE
+    assert detect.tail_threshold(scores[:1], 0.5) == detect.CANDIDATE
+    assert detect.tail_threshold(np.linspace(1e-5, 1e-4, 40), 2.0) == detect.CANDIDATE  # nothing below is looked at
+    lower = np.concatenate([np.linspace(0.5, 0.9, detect.TAIL), np.linspace(0.001, 0.4, 50)])
+    assert detect.tail_threshold(lower, 2.0) == detect.tail_threshold(lower[: detect.TAIL], 2.0)
+
+
+def test_a_probability_is_a_logistic_function_of_the_logit() -> None:
+    point = detect.OperatingPoint(0.5, 2.0, -1.0, 1.0)
+    expected = [1 / (1 + math.e), 81 / (81 + math.e)]  # odds of 1 and 9, squared, over e
+    np.testing.assert_allclose(point.probability(np.array([0.5, 0.9])), expected)
+    np.testing.assert_allclose(detect.logit(np.array([0.0, 0.5, 1.0])), [-16.118, 0, 16.118], atol=1e-3)
+
+
+def test_a_model_without_an_operating_point_gives_its_own_probability(tmp_path: Path) -> None:
+    networks.save_model(tmp_path / "model.safetensors", networks.DenseNetwork(), {})
+    _, point = detect.load_operating_point(tmp_path / "model.safetensors")
+    assert point.threshold == 0.5
+    np.testing.assert_allclose(point.probability(np.array([0.2, 0.7])), [0.2, 0.7])
+
+
+def test_false_alarms_are_detections_that_no_new_blob_explains() -> None:
+    images = pd.DataFrame(
+        {"frame": ["a", "b", "c"], "mjd": [1.0, 2, 3], "shift_x_px": [0.3, 0, 0.3], "noise_frac": 0.01}
+    )
+    images["shift_y_px"] = [-0.4, 0.1, 0.3]
+    columns = ["frame", "score", "status", "is_blob"]
+    rows = [("a", 0.6, "new", 0), ("a", 0.7, "new", 0), ("b", 0.59, "new", 0), ("b", 0.9, "dip", 0)]
+    rows += [("c", 0.8, "new", 0), ("c", 0.9, "new", 1)]
+    blobs = pd.DataFrame({"first_frame": ["", "c"]})
+    table = detect.count_alarms(images, blobs, pd.DataFrame(rows, columns=columns), 0.6)
+    assert table["false_alarms"].tolist() == [2, 0, 1]
+    assert table["kind"].tolist() == ["quiet", "quiet", "historical"]
+    assert table["shift_px"].to_numpy() == pytest.approx([0.5, 0.1, math.hypot(0.3, 0.3)])
+    assert detect.summarise(table, detect.OperatingPoint(0.6, 1.0, 0.0, 1.234)) == {
+        **{"threshold": 0.6, "held_out_frames": 1.23, "n_quiet": 2, "n_shifted": 1},
+        **{"false_alarms_per_100_quiet": 100.0, "false_alarms_per_100_shifted": 200.0},
+    }
+    assert (
+        detect.summarise(table[1:2], detect.OperatingPoint(0.6, 1.0, 0.0, 1.0))["false_alarms_per_100_shifted"] is None
+    )
+
+
+def test_a_detection_names_a_blob_within_six_pixels_or_its_radius() -> None:
+    blobs = pd.DataFrame({"x_px": [50.0, 50.0], "y_px": [80.0, 80.0], "radius_px": [2.0, 10.0]})
+    found = pd.DataFrame({"x_px": [53.6, 53.7, 42.0, 41.9], "y_px": [84.8, 84.9, 86.0, 86.0]})
+    assert detect.near(found, blobs).tolist() == [[True, True], [False, True], [False, True], [False, False]]
+
+
+def test_a_blob_has_landed_on_the_image_that_shows_it_first() -> None:
+    blobs = pd.DataFrame({"first_frame": ["", "b", "of another campaign", "a"]})
+    assert detect.landed(QUIET, blobs).tolist() == [-1, 1, -1, 0]
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.3, 1.6), (88.7, 0.2), (1.1, 68.8), (89.4, 69.0), (19.6, 20.4), (50.0, 30.0)])
+def test_a_blob_is_superimposed_as_far_as_the_image_reaches(x: float, y: float) -> None:
+    image, larger = np.ones((70, 90), np.float32), np.ones((150, 170), np.float32)
+    for each, margin in ((image, 0), (larger, 40)):
+        detect.superimpose(each, shape="ring", x_px=x + margin, y_px=y + margin, radius_px=6.0, depth_frac=0.2)
+    np.testing.assert_allclose(image, larger[40:-40, 40:-40], atol=1e-7)
+    assert image.max() > 1.15
+
+
+def test_peaks_low_on_the_map_are_measured_only_where_the_image_is_bright() -> None:
+    image = np.random.default_rng(1).normal(0, 0.01, (128, 128)).astype(np.float32)
+    image[20:61, 20:61] += 0.1 * blob_profile("disc", 5.0)
+    x, y = np.array([40, 80, 90, 100]), np.array([40, 40, 80, 110])
+    found = detect.measured_at(dense.Peaks(x, y, np.array([0.06, 0.19, 0.2, 0.9])), image, 0.01)
+    assert found["score"].tolist() == [0.06, 0.2, 0.9]
 
 
 def test_probabilities_are_those_of_the_real_rate() -> None:

@@ -392,3 +392,255 @@ def test_recent_blob_of_a_shifted_image_is_moved_back() -> None:
     recent = difference.landed_within(blob, [0, 1, 2, 3], images[0].shape)
     stack = difference.with_recent_blobs(np.median(images, axis=0), images, recent, shifts)
     np.testing.assert_allclose(stack[12:53, 12:53], 0.1 * blob_profile("disc", 5.0), atol=0.01)
+
+
+# --- a small campaign, 256 x 256 px ---
+
+SMALL_NOISE = 0.004
+OLD = [(40.2, 60.7, 6.0), (150.4, 40.3, 5.0), (100.0, 100.0, 7.0), (30.8, 150.1, 4.5), (160.6, 150.9, 6.5)]
+LATER = {2: (90.3, 30.2, 5.0), 3: (60.1, 110.4, 5.0), 5: (120.3, 165.6, 5.5)}  # row of the image on which it landed
+MIRROR = {4: Shift(1.5, -1.0), 6: Shift(-2.0, 0.6)}
+REJECTED = 7
+
+
+def small_image(row: int, rng: np.random.Generator) -> np.ndarray:
+    """What has landed by this row, where the mirror puts it, and noise."""
+    image = rng.normal(0, SMALL_NOISE, (256, 256)).astype(np.float32)
+    shift = MIRROR.get(row, difference.NOWHERE)
+    for x, y, radius in [*OLD, *(blob for first, blob in LATER.items() if first <= row)]:
+        x, y = x + shift.x_px, y + shift.y_px
+        window = image[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21]
+        window += 0.1 * blob_profile("disc", radius, x - round(x), y - round(y), 41)
+    return image
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, of which one cannot be read, and their catalogue; only for reading."""
+    raw, rng = tmp_path_factory.mktemp("small") / "raw", np.random.default_rng(6)
+    names = [f"f{row}" for row in range(10)]
+    for row, name in enumerate(names):
+        frames.write_image(raw / f"{name}.fits.fz", small_image(row, rng), name="SCI", sigma=SMALL_NOISE)
+    frames.write_image(raw / f"f{REJECTED}.fits.fz", np.zeros((50, 256), np.float32), name="SCI", sigma=1.0)
+    frames.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": np.arange(10.0)}))
+    blobs = pd.DataFrame([*OLD, *LATER.values()], columns=["x_px", "y_px", "radius_px"])
+    blobs = blobs.assign(first_frame=[""] * len(OLD) + [f"f{row}" for row in LATER])
+    blobs = blobs.assign(blob=[f"b{i}" for i in range(len(blobs))], depth_frac=0.1)
+    frames.write_table(raw / "blobs.csv", blobs)
+    return raw
+
+
+@pytest.fixture
+def small_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(difference, "SHAPE", (256, 256))
+
+
+def light_at(image: np.ndarray, blob: tuple[float, float, float]) -> float:
+    """Mean around the middle of a blob."""
+    x, y = round(blob[0]), round(blob[1])
+    return float(np.nanmean(image[y - 1 : y + 2, x - 1 : x + 2]))
+
+
+@pytest.mark.usefixtures("small_shape")
+@pytest.mark.parametrize("batch", [4, 10])
+def test_a_blob_is_new_on_the_image_on_which_it_lands(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """However the images are shared out, whatever the mirror does: as deep as it is then, gone from then on."""
+    monkeypatch.setattr(frames, "BATCH", batch)
+    difference.subtract(small, tmp_path, Difference(stack_size=3))
+    done = frames.read_stage(tmp_path)
+    assert done["status"].tolist() == ["stack"] * 3 + ["ok"] * 4 + ["rejected"] + ["ok"] * 2
+    assert done["reason"].tolist()[:3] == [f"{k} usable images before it" for k in range(3)]
+    assert done["n_stack"].tolist() == [0, 1, 2, 3, 3, 3, 3, 0, 3, 3]
+    assert (done["shift_x_px"].abs() + done["shift_y_px"].abs()).gt(0.2).tolist() == [
+        row in MIRROR for row in range(10)
+    ]
+    for row in np.flatnonzero(done["status"] == "ok"):
+        image = frames.read_frame(tmp_path / f"f{row}.fits.fz").data
+        assert tuple(done.loc[row, ["shift_x_px", "shift_y_px"]]) == pytest.approx(MIRROR.get(row, (0, 0)), abs=0.1)
+        assert difference.clean_noise(image) == pytest.approx(SMALL_NOISE * np.sqrt(1 + np.pi / 6), rel=0.1)
+        for first, blob in LATER.items():
+            assert light_at(image, blob) == pytest.approx(0.1 if first == row else 0, abs=0.015), (row, first)
+        assert max(abs(light_at(image, blob)) for blob in OLD) < 0.015
+
+
+@pytest.mark.usefixtures("small_shape")
+def test_the_reference_knows_what_landed_on_its_images_and_nothing_later(small: Path, tmp_path: Path) -> None:
+    difference.reference(small, tmp_path, Difference(stack_size=3))
+    stack, pattern = (frames.read_plane(tmp_path / "reference.fits.fz", name) for name in ("STACK", "PATTERN"))
+    for image in (stack, pattern):
+        assert light_at(image, LATER[2]) == pytest.approx(0.1, abs=0.015)
+        assert light_at(image, LATER[3]) == pytest.approx(0, abs=0.01)
+        assert [light_at(image, blob) for blob in OLD] == pytest.approx([0.1] * len(OLD), abs=0.015)
+    difference.reference(small, tmp_path / "plain", Difference(stack_size=3, known_blobs=False))
+    assert light_at(frames.read_plane(tmp_path / "plain/reference.fits.fz", "STACK"), LATER[2]) < 0.02
+
+
+@pytest.mark.usefixtures("small_shape")
+def test_the_blobs_that_are_moved_back_are_those_known_by_the_end_of_the_first_stack(small: Path) -> None:
+    table, blobs = frames.read_frame_list(small), difference._catalogue(small)
+    members, images = zip(*(difference._read(small, table, row) for row in range(7)), strict=True)
+    pattern = difference._register(list(images), list(members), Difference(stack_size=3), blobs).pattern
+    assert light_at(pattern, LATER[2]) == pytest.approx(0.1, abs=0.015)
+    assert light_at(pattern, LATER[3]) == 0  # not even the noise at the place of what lands later
+
+
+# --- what is a blob of the stack, and what is not ---
+
+
+def stack_with(*structures: tuple[slice, slice, float], shape: tuple[int, int] = (256, 512)) -> np.ndarray:
+    """Noise, a blob at 60, 60 that is one in any case, and structures with the soft edges of blobs."""
+    image = np.zeros(shape, np.float32)
+    for rows, columns, level in structures:
+        image[rows, columns] = level
+    image = difference._smooth(image, 1.2)
+    image[40:81, 40:81] += 0.1 * blob_profile("disc", 6.0)
+    return image + np.random.default_rng(8).normal(0, 0.003, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("structure", "is_blob"),
+    [
+        ((slice(150, 160), slice(200, 212), 0.1), True),
+        ((slice(150, 154), slice(200, 260), 0.1), False),  # a streak
+        ((slice(150, 210), slice(200, 260), 0.1), False),  # larger than any blob
+        ((slice(150, 160), slice(200, 212), 0.5), False),  # deeper than any blob
+        ((slice(150, 160), slice(200, 212), -0.1), False),  # bright
+        ((slice(54, 64), slice(357, 367), 0.1), False),  # the Death Star
+    ],
+)
+def test_of_the_stack_compact_dark_patches_are_blobs(structure: tuple[slice, slice, float], is_blob: bool) -> None:
+    pattern = difference.blob_pattern(stack_with(structure))
+    inside = pattern[structure[:2]]
+    assert inside.mean() > 0.08 if is_blob else np.abs(inside).max() < 0.01
+    assert pattern[60, 60] > 0.08
+
+
+@pytest.mark.parametrize("side", [2, 4, 6])
+def test_clusters_of_bad_pixels_with_hard_edges_are_no_blobs(side: int) -> None:
+    stack = stack_with()
+    stack[150 : 150 + side, 200 : 200 + side] += np.random.default_rng(3).uniform(0.05, 0.2, (side, side))
+    assert np.abs(difference.blob_pattern(stack)[140:170, 190:220]).max() < 0.01
+
+
+def test_a_blob_of_the_catalogue_is_in_the_pattern_however_faint_up_to_its_outer_edge() -> None:
+    stack = stack_with()
+    faint = pd.DataFrame({"x_px": [300.0], "y_px": [150.0], "radius_px": [6.0]})
+    found = difference.blob_pattern(stack, faint) - difference.blob_pattern(stack)
+    rows, columns = np.mgrid[:256, :512]
+    distance = np.hypot(columns - 300, rows - 150)
+    assert (found[distance >= 1.55 * 6 + 2.5] == 0).all()
+    assert (found[distance < 1.55 * 6 + 2.4] != 0).mean() > 0.99
+    smooth = difference._smooth(stack, difference.SMOOTHING_PX, twice=True)
+    np.testing.assert_allclose(found[distance < 1.55 * 6], smooth[distance < 1.55 * 6], atol=0.003)
+
+
+def test_the_pattern_goes_on_beyond_the_border_as_a_mirror_image() -> None:
+    stack = np.full((12, 10), np.nan, np.float32)
+    stack[2:-1, 3:] = np.random.default_rng(1).normal(0, 1, (9, 7))
+    continued = difference._continued(stack)
+    np.testing.assert_array_equal(continued[2:-1, 3:], stack[2:-1, 3:])
+    np.testing.assert_array_equal(continued[:2], continued[2:4][::-1])
+    np.testing.assert_array_equal(continued[-1], continued[-2])
+    np.testing.assert_array_equal(continued[:, :3], continued[:, 3:6][:, ::-1])
+
+
+def test_bad_pixels_are_filled_from_around_and_the_rest_is_left_alone() -> None:
+    image = np.full((40, 40), 0.07, np.float32)
+    image[:, 20:] = 0.01
+    good = np.ones(image.shape, bool)
+    good[10, 5] = good[0, 0] = good[39, 30] = False
+    damaged = np.where(good, image, 9.0).astype(np.float32)
+    np.testing.assert_allclose(difference._filled(damaged, good), image, atol=1e-6)
+    nothing = difference._filled(damaged, np.zeros_like(good))
+    assert not nothing.any()
+
+
+def test_smoothing_is_a_gaussian_and_twice_what_the_first_time_lost() -> None:
+    image, pixels = np.zeros((64, 80), np.float32), np.arange(-20, 21)
+    image[30, 41] = 1
+    once = difference._smooth(image, 1.7)
+    along = np.exp(-((pixels / 1.7) ** 2) / 2) / (1.7 * np.sqrt(2 * np.pi))
+    np.testing.assert_allclose(once[10:51, 21:62], np.outer(along, along), atol=1e-5)
+    twice = difference._smooth(image, 1.7, twice=True)
+    np.testing.assert_allclose(twice, once + difference._smooth(image - once, 1.7), atol=1e-6)
+
+
+def test_a_shift_is_exact_without_noise() -> None:
+    rng = np.random.default_rng(2)
+    pattern = np.zeros((192, 192), np.float32)
+    for x, y, radius in OLD:
+        window = pattern[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21]
+        window += 0.1 * blob_profile("disc", radius, x - round(x), y - round(y), 41)
+    stack = pattern + rng.normal(0, 0.01, pattern.shape).astype(np.float32)  # of the detector: does not move
+    for shift in (Shift(0.04, 0.0), Shift(0.73, -0.31), Shift(-2.46, 1.87), Shift(0.0, 3.5), Shift(5.2, -4.9)):
+        noise = rng.normal(0, 1e-4, pattern.shape).astype(np.float32)
+        image = stack - pattern + difference.move_pattern(pattern, shift) + noise
+        assert tuple(difference.measure_shift(image, stack, pattern)) == pytest.approx(tuple(shift), abs=0.03)
+
+
+def test_a_shift_beyond_any_of_the_mirror_is_a_mistake(caplog: pytest.LogCaptureFixture) -> None:
+    pattern = np.zeros((192, 192), np.float32)
+    pattern[76:117, 76:117] = 0.1 * blob_profile("disc", 6.0)
+    noise = np.random.default_rng(2).normal(0, 1e-3, pattern.shape).astype(np.float32)
+    image = np.roll(pattern, 7, axis=1) + noise
+    assert difference.measure_shift(image, pattern, pattern) == (0.0, 0.0)
+    assert "a shift of 7.0" in caplog.text or "a shift of 6.9" in caplog.text or "a shift of 7.1" in caplog.text
+
+
+def test_the_usual_place_is_where_most_of_the_first_images_have_the_blobs() -> None:
+    shifts = [Shift(0.5, -1.0), Shift(0.5, -1.0), Shift(3.0, 1.0), Shift(2.5, 4.0)]
+    assert difference.usual_place_is_zero(shifts, 3) == [(0.0, 0.0), (0.0, 0.0), (2.5, 2.0), (2.0, 5.0)]
+
+
+def test_sums_of_two_by_two_pixels_leave_an_odd_row_and_column_out() -> None:
+    assert difference._binned(np.arange(15.0).reshape(3, 5)).tolist() == [[12, 20]]
+
+
+def test_what_landed_within_a_stack_is_known_by_the_rows_of_its_images() -> None:
+    """After the first of them, for that is how all of them show it, and up to the last."""
+    blobs = pd.DataFrame({"x_px": 30.0, "y_px": 40.0, "radius_px": 4.0, "first": [-1, 8, 9, 10, 13, 14, 15]})
+    recent = difference.landed_within(blobs, [8, 9, 11, 13, 14], (64, 48))
+    assert [blob.start for blob in recent] == [1, 2, 3, 4]
+    for blob in recent:
+        rows, columns = np.mgrid[blob.window]
+        np.testing.assert_allclose(blob.distance, np.hypot(columns - 30, rows - 40))
+        assert (blob.inside == (blob.distance < 1.55 * 4 + 2.5)).all()
+        assert (blob.window[0].start, blob.window[1].stop) == (27, 44)  # what a shift of 6 px may touch
+
+
+@pytest.mark.parametrize(("x", "y"), [(1.2, 2.0), (46.9, 60.7), (-3.0, 30.0), (60.0, -9.0)])
+def test_the_square_around_a_place_ends_where_the_image_does(x: float, y: float) -> None:
+    image = np.zeros((64, 48))
+    window, distance = difference._around(image.shape, x, y, 5.0)
+    assert image[window].shape == distance.shape
+    image[window][distance <= 5] = 1
+    rows, columns = np.mgrid[:64, :48]
+    assert (image == (np.hypot(columns - x, rows - y) <= 5)).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "compact"),
+    [((4, 4), True), ((3, 5), False), ((4, 9), True), ((4, 10), False), ((44, 44), True), ((45, 40), False)],
+)
+def test_compact_is_neither_a_few_pixels_nor_long_nor_large(shape: tuple[int, int], compact: bool) -> None:
+    assert difference._compact(np.ones(shape, bool)) == compact
+    assert difference._compact(np.ones(shape[::-1], bool)) == compact
+
+
+def test_a_soft_region_is_whole_and_ends_within_three_widths() -> None:
+    rows, columns = np.mgrid[:80, :80]
+    distance = np.hypot(columns - 40, rows - 40)
+    soft = difference._soft(distance <= 10, 3.0)
+    assert (soft[distance <= 10] == 1).all()
+    assert (soft[distance > 19.5] == 0).all()
+    assert ((soft > 0) & (soft < 1)).any()
+
+
+def test_a_blob_is_not_deeper_than_any_and_leaves_noise() -> None:
+    rest = np.random.default_rng(1).normal(0, 1, 400)
+    rest *= 0.01 / rest.std()
+    for depth, scale, likely in ((0.34, 1.0, True), (0.36, 1.0, False), (0.1, 1.55, True), (0.1, 1.65, False)):
+        values = np.linspace(0, depth, 400)
+        assert difference._blob_like(values, scale * rest, 0.01) == likely, (depth, scale)

@@ -604,6 +604,84 @@ def test_wide_bits_need_wide_pixels(tmp_path: Path) -> None:
     assert (dq_of(tmp_path / "dq.fits") == dq).all()
 
 
+@pytest.mark.parametrize(("bits", "kind"), [(2**15 - 1, ">i2"), (2**15, ">i4")])
+def test_pixels_are_as_wide_as_their_bits(tmp_path: Path, bits: int, kind: str) -> None:
+    handover.write_dq(tmp_path / "dq.fits", np.full((1024, 1024), bits, np.int32))
+    assert dq_of(tmp_path / "dq.fits").dtype == kind
+
+
+def test_an_image_of_either_size_is_read_as_one_with_reference_pixels(tmp_path: Path) -> None:
+    dq = np.zeros((1024, 1024), np.int16)
+    dq[5, 9], dq[1018, 1018], dq[500, 5:8] = 4, 16, 32
+    fits.PrimaryHDU(dq).writeto(tmp_path / "whole.fits")
+    fits.PrimaryHDU(dq[5:-5, 5:-5]).writeto(tmp_path / "flt.fits")
+    for name in ("whole", "flt"):
+        assert (handover.read_dq(tmp_path / f"{name}.fits") == dq).all(), name
+
+
+def test_the_history_names_the_discs_in_the_table_s_own_pixels(catalogue: Path) -> None:
+    history = list(fits.getheader(export(catalogue) / "blobs_bpx.fits")["HISTORY"])
+    assert "flagged 3 blobs with DQ 512" in history[0]
+    assert [line.strip() for line in history[1:]] == [
+        "b001: 308.4, 114.2, 8.2; since the first image",
+        "b002: 797.9, 640.2, 7.0; since 2012-10-18",
+        "b003: 2.0, 1015.0, 7.0; since 2012-09-27",
+    ]
+
+
+def test_new_rows_have_the_amplifier_chip_and_gain_of_most(tmp_path: Path, catalogue: Path) -> None:
+    table = handover.with_rows(handover.new_table(), handover.runs(4 * np.eye(1024, dtype=np.int32)[:, ::-1]))
+    rows = handover.find_table(table).data
+    rows["CCDAMP"][:1000], rows["CCDGAIN"][:600], rows["CCDCHIP"][:3] = "A", 4.0, 7
+    table.writeto(tmp_path / "bpx.fits")
+    added = rows_of(export(catalogue, bpixtab=tmp_path / "bpx.fits") / "blobs_bpx.fits")[len(rows) :]
+    assert {(row["CCDAMP"], row["CCDGAIN"], row["CCDCHIP"]) for row in added} == {("A", 4.0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("column", "good", "bad"),
+    [
+        ("x_px", (-0.5, 1023.5), (-0.51, 1023.6)),
+        ("y_px", (-0.5, 1023.5), (-0.6, 1023.51)),
+        ("radius_px", (0.1, 100.0), (0.09, 100.1)),
+        ("depth_frac", (1e-6, 1.0), (-0.01, 1.01)),
+    ],
+)
+def test_blobs_lie_on_the_detector_and_have_a_size(
+    column: str, good: tuple[float, float], bad: tuple[float, float]
+) -> None:
+    usual = {"blob": "b1", "x_px": 9.0, "y_px": 9.0, "radius_px": 5.0, "depth_frac": 0.1, "status": "known"}
+    for value in good:
+        handover.select("t.csv", pd.DataFrame([usual, usual | {"blob": "b2", column: value}]))
+    for value in bad:
+        with pytest.raises(TableError, match=f"t.csv: row 3: {column} is {value}"):
+            handover.select("t.csv", pd.DataFrame([usual, usual | {"blob": "b2", column: value}]))
+
+
+@pytest.mark.parametrize(("apart", "names"), [(3.0, ["x50y60"]), (3.1, ["x50y60", "x53y60"])])
+def test_sightings_within_three_pixels_are_one(apart: float, names: list[str]) -> None:
+    seen = pd.DataFrame({"x_px": [50.0 + apart, 50.0], "y_px": 60.0, "radius_px": 5.0, "depth_frac": 0.1})
+    seen = seen.assign(status="known", first_mjd=[56001.0, 56000.0])
+    assert handover.select("t.csv", seen)["blob"].tolist() == names
+
+
+def test_dates_are_numbers_below_a_hundred_thousand_or_iso() -> None:
+    assert handover.to_mjd("99999.5", "") == 99999.5
+    assert handover.to_mjd("20120927", "") == handover.to_mjd("2012-09-27", "") == 56197
+    assert handover.to_mjd("2012-09-27T12:00", "", whole_day=True) == 56197.5
+    assert handover.to_mjd("56197", "", whole_day=True) == 56197
+    with pytest.raises(BlobpipeError, match="--until: found '100000'"):
+        handover.to_mjd("100000", "--until")
+
+
+def test_units_follow_the_names_of_columns(tmp_path: Path) -> None:
+    blobs = pd.DataFrame({"blob": ["b1"], "loss_frac_px2": 0.5, "depth_frac": 0.1, "x_px": 9.0, "seen_mjd": 56000.0})
+    handover.write_catalogue(tmp_path / "t.ecsv", blobs)
+    table = Table.read(tmp_path / "t.ecsv")
+    assert [str(table[name].unit or "") for name in blobs] == ["", "pix2", "", "pix", "d"]
+    assert (table.meta["first_date"], table.meta["last_date"]) == ("", "")
+
+
 # ------------------------------------------------------------------------------------------------------- mistakes
 
 

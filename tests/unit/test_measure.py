@@ -80,7 +80,9 @@ def test_depth_place_and_radius_with_honest_errors(shape: Shape, snr: float, bia
     assert abs(np.mean(table["depth_frac"] / depth) - 1) < bias
     assert 0.8 < np.std((table["depth_frac"] - depth) / table["depth_err_frac"]) < 1.3
     assert np.median(np.hypot(table["x_px"] - x, table["y_px"] - y)) < place_px
-    assert 0.7 < np.mean(np.abs(table["x_px"] - x) < table["x_err_px"]) / 0.683 < 1.3
+    for name, true in (("x", x), ("y", y), ("radius", radius)):
+        within = np.mean(np.abs(table[f"{name}_px"] - true) < table[f"{name}_err_px"])
+        assert 0.7 < within / 0.683 < 1.3, name
     assert np.median(table["radius_px"] / radius) == pytest.approx(1, abs=0.1)
     assert np.median(table["snr"]) == pytest.approx(snr, rel=0.07)
 
@@ -400,5 +402,365 @@ def test_pairs_of_nothing_and_of_no_place() -> None:
 def test_two_peaks_on_one_blob_are_one_detection() -> None:
     image = noise() + blob(60.0, 80.0, 9.0, 0.08) + blob(110.0, 80.0, 5.0, 0.08)
     table = measured(image, (57.0, 80.0), (110.0, 81.0), (64.0, 79.0))
-    assert measure.without_repeats(table)["score"].tolist() == [1.0, 0.75]
+    once = measure.without_repeats(table)
+    assert once["score"].tolist() == [1.0, 0.75]
+    assert once.index.tolist() == [0, 1]
+    assert once.columns.equals(table.columns)
     assert len(measure.without_repeats(table[:0])) == 0
+
+
+# --- what a fit is made of -------------------------------------------------------------------------------------------
+
+PLACE = (14.3, 18.8, 5.1, 7.0, 0.4)  # x, y, radius, depth, background on a cut-out
+
+
+def modelled(shape: int, parameters: tuple[float, ...], values: np.ndarray, good: np.ndarray) -> tuple[float, ...]:
+    """Chi square, residual and slopes of `measure._model`."""
+    residual, slopes = np.empty_like(values), np.empty((5, len(values)), np.float32)
+    chi2 = measure._model(values, good, measure._table(), shape, np.array(parameters), residual, slopes)
+    return chi2, residual, slopes
+
+
+def a_cut(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Values of a cut-out, 0 where it is not good, and where it is."""
+    rng = np.random.default_rng(seed)
+    good = (rng.random(measure.SIDE**2) < 0.95).astype(np.float32)
+    return good * rng.normal(0, 1, good.shape).astype(np.float32), good
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_the_model_is_the_profile_at_its_depth_above_the_background(shape: int) -> None:
+    values, good = a_cut()
+    chi2, residual, _ = modelled(shape, PLACE, values, good)
+    x, y, radius, depth, background = PLACE
+    profile = blob_profile(SHAPES[shape], radius, x - measure.HALF, y - measure.HALF, measure.SIDE)
+    expected = values - good * (depth * profile.ravel() + background)
+    np.testing.assert_allclose(residual, expected, atol=0.006 * depth)
+    prior = ((radius - 5.7) / 2.5) ** 2 - 2 * np.log((0.35, 0.45, 0.2)[shape])
+    assert chi2 == pytest.approx(np.square(residual, dtype=float).sum() + prior, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_the_slopes_are_the_derivatives_of_the_model(shape: int) -> None:
+    values, good = a_cut()
+    slopes = modelled(shape, PLACE, values, good)[2]
+    for i, step in enumerate((0.05, 0.05, 0.05, 0.5, 0.5)):
+        below, above = (
+            modelled(shape, tuple(p + sign * step * (k == i) for k, p in enumerate(PLACE)), values, good)[1]
+            for sign in (-1, 1)
+        )
+        np.testing.assert_allclose(slopes[i], (below - above) / (2 * step), atol=0.02)
+
+
+def test_normal_equations_are_those_of_least_squares_with_the_prior_of_the_radius() -> None:
+    values, good = a_cut()
+    _, residual, slopes = modelled(1, PLACE, values, good)
+    normal, right = measure._normal(np.array(PLACE), residual, slopes)
+    prior = np.diag([0, 0, 1 / 2.5**2, 0, 0])
+    np.testing.assert_allclose(normal, slopes.astype(float) @ slopes.T + prior, rtol=1e-4, atol=1e-2)
+    expected = slopes.astype(float) @ residual - [0, 0, (PLACE[2] - 5.7) / 2.5**2, 0, 0]
+    np.testing.assert_allclose(right, expected, rtol=1e-4, atol=1e-2)
+    assert (normal == normal.T).all()
+    solution = right.copy()
+    measure._solve(normal.copy(), solution)
+    np.testing.assert_allclose(normal @ solution, right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("radius", [2.7, 5.2, 7.7])
+def test_the_fit_starts_from_the_disc_that_is_there(radius: float) -> None:
+    good = a_cut()[1]
+    profile = blob_profile("disc", radius, -1.0, 2.0, measure.SIDE).ravel()
+    values = (good * (6.0 * profile + 0.5)).astype(np.float32)
+    found = measure._best_disc(values, good, measure._table(), 15.0, 18.0)
+    assert found == pytest.approx((radius, 6.0, 0.5), abs=0.02)
+
+
+def test_the_fit_starts_at_the_highest_place_near_the_peak() -> None:
+    image = blob(80, 80, 4, 0.05) + blob(80, 88, 4, 0.1)
+    peaks = np.array([[79.0, 79.0, 1.0]])
+    cut = measure._cut(image, peaks, 0, NOISE)
+    assert measure._highest(cut, 79 - cut.x, 79 - cut.y)[1] + cut.y < 88
+    assert measure._highest(cut, 80 - cut.x, 86 - cut.y) == pytest.approx((80 - cut.x, 88 - cut.y), abs=1)
+
+
+def test_a_cut_out_holds_the_good_pixels_nearest_to_its_peak_in_units_of_the_noise() -> None:
+    image = noise()
+    image[70, 75], image[71, 80] = np.nan, 9.0
+    peaks = np.array([[78.4, 69.6, 1.0], [90.0, 70.0, 0.9], [78.0, 90.0, 0.8]])
+    cut = measure._cut(image, peaks, 0, NOISE)
+    assert (cut.x, cut.y) == (78 - 16, 70 - 16)
+    values, good = (part.reshape(33, 33) for part in (cut.values, cut.good))
+    rows, columns = np.mgrid[cut.y : cut.y + 33, cut.x : cut.x + 33]
+    own, other = np.hypot(columns - 78.4, rows - 69.6), np.hypot(columns - 78, rows - 90)
+    expected = own <= other  # the one 12 px away is on the same blob
+    expected[70 - cut.y, 75 - cut.x] = expected[71 - cut.y, 80 - cut.x] = False
+    assert (good != expected).sum() <= 1  # an outlier of the noise at most
+    np.testing.assert_allclose(values[good], image[cut.y : cut.y + 33, cut.x : cut.x + 33][good] / NOISE, rtol=1e-5)
+    assert not values[~good].any()
+
+
+def test_beyond_the_edge_a_cut_out_is_not_good() -> None:
+    cut = measure._cut(noise(), np.array([[3.0, SIDE - 2.0, 1.0]]), 0, NOISE)
+    good = cut.good.reshape(33, 33)
+    assert not good[:, :13].any()
+    assert not good[18:].any()
+    assert good[:18, 13:].mean() > 0.99
+
+
+def test_outliers_are_single_pixels_and_small_clusters_and_not_the_tops_of_blobs() -> None:
+    values = (noise(3, 33) + blob(16, 16, 2.4, 0.15, side=33)) / np.float32(NOISE)
+    good = measure._without_outliers(values)
+    assert good.mean() > 0.99
+    values[5, 5] = values[5, 6] = values[32, 0] = 9.0
+    values[20, 28], values[8, 28] = -9.0, np.nan
+    again = measure._without_outliers(values)
+    changed = {(int(y), int(x)) for y, x in np.argwhere(good & ~again)}
+    assert changed == {(5, 5), (5, 6), (32, 0), (20, 28), (8, 28)}
+
+
+def test_the_brightest_square_is_the_brightest_of_all() -> None:
+    signal = np.random.default_rng(2).normal(0, 1, (27, 27))
+    sums = [
+        signal[y : y + side, x : x + side].sum() / side
+        for side, trim in ((5, 3), (11, 0))
+        for y in range(trim, 27 - side - trim + 1)
+        for x in range(trim, 27 - side - trim + 1)
+    ]
+    assert measure._brightest_square(signal) == pytest.approx(max(sums))
+    for corner in (0, 8, 16):
+        flat = np.zeros((27, 27))
+        flat[corner : corner + 11, 16 - corner : 27 - corner] = 2.0
+        assert measure._brightest_square(flat) == pytest.approx(22.0)
+
+
+@pytest.mark.parametrize(("x", "y"), [(80, 80), (87.6, 72.4), (72, 87)])
+def test_a_rough_snr_is_that_of_the_square_within_reach(x: float, y: float) -> None:
+    image = np.zeros((SIDE, SIDE), np.float32)
+    image[78:83, 78:83] = 0.02
+    found = measure.rough_snr(image, np.array([x]), np.array([y]), NOISE)
+    assert found[0] == pytest.approx(5 * 0.02 / NOISE)
+    image[0, 0] = np.nan
+    assert measure.rough_snr(image + 1, np.array([x]), np.array([y]), NOISE)[0] == pytest.approx(found[0], rel=1e-4)
+    assert measure.rough_snr(image, np.array([93.0]), np.array([80.0]), NOISE)[0] < found[0] / 2
+
+
+def test_too_few_pixels_are_not_fitted() -> None:
+    image = noise() + blob(80, 80, 5, 0.1)
+    for n, fitted in ((59, False), (60, True)):
+        few = np.full_like(image, np.nan)
+        places = [(y, x) for y in range(76, 84) for x in range(76, 84)][:n]
+        for place in places:
+            few[place] = image[place]
+        assert np.isfinite(measured(few, (80, 80)).loc[0, ["snr", "depth_frac"]].astype(float)).all() == fitted
+
+
+def test_errors_of_depth_and_place_follow_the_signal() -> None:
+    """That of the depth does not depend on it; those of the place go with the inverse S/N, and more where that is low."""
+    image = noise()
+    strong, faint = (measured(image + blob(80, 80, 5, depth), (80, 80)).iloc[0] for depth in (0.2, 0.03))
+    assert faint["depth_err_frac"] == pytest.approx(strong["depth_err_frac"], rel=0.5)
+    for name in ("x_err_px", "y_err_px"):
+        fisher = faint[name] / np.sqrt(1 + 40 / faint["snr"] ** 2)
+        assert fisher / strong[name] == pytest.approx(strong["snr"] / faint["snr"], rel=0.25), name
+
+
+def test_the_misfit_is_the_mean_square_in_the_footprint_less_what_another_shape_may_leave() -> None:
+    """15 % of the depth is allowed, squared; a pixel farther than 1.5 px outside does not count."""
+    good = np.ones(measure.SIDE**2, bool)
+    distance = measure._distance(16, 16, measure.SIDE).ravel()
+    cut = measure.Cut(0, 0, np.zeros(good.shape, np.float32), good)
+    parameters = np.array([[16, 16, 4.0, 20.0, 0], [3, 3, 2.0, 1.0, 0]])
+    for level, expected in ((1.0, 1.0), (3.0, 1.0), (4.0, 16 - 9.0)):
+        residual = np.stack([np.where(distance <= 5.4, level, 50.0), np.zeros_like(distance)]).astype(np.float32)
+        model = measure.Model(parameters, residual, np.zeros((2, 5, len(good))), np.array([1.0, 2.0]))
+        assert measure._misfit(cut, model) == pytest.approx(expected)
+    nowhere = measure.Cut(0, 0, cut.values, np.zeros_like(good))
+    assert np.isnan(measure._misfit(nowhere, model))
+
+
+# --- what a judgement is made of -------------------------------------------------------------------------------------
+
+
+def told(x: float, y: float, radius: float, depth: float, snr: float) -> pd.DataFrame:
+    """A detection as if it had been measured so."""
+    return pd.DataFrame({"x_px": [x], "y_px": [y], "radius_px": radius, "depth_frac": depth, "snr": snr})
+
+
+def verdict_of(image: np.ndarray, detection: pd.DataFrame, catalogue: pd.DataFrame = KNOWN, **more: object) -> str:
+    about = {"catalogue": catalogue, "shift_px": (0.0, 0.0), "pattern": None, "noise_frac": NOISE}
+    return str(measure.judge(detection, image, **(about | more))["status"][0])
+
+
+def test_what_is_sharper_than_any_blob_or_faint_is_bad_pixels() -> None:
+    image = noise() + blob(80, 110, 5, 0.1)
+    found = [verdict_of(image, told(80, 110, *each)) for each in ((5, 0.1, 2.9), (5, 0.1, 3.1), (1.4, 0.1, 30))]
+    assert found == ["bad_pixels", "new", "bad_pixels"]
+
+
+@pytest.mark.parametrize(("radius", "apart", "status"), [(4.0, 2.9, "known"), (4.0, 3.1, "new"), (10.0, 4.9, "known")])
+def test_a_blob_within_three_pixels_or_half_a_radius_of_a_known_one_is_known(
+    radius: float, apart: float, status: str
+) -> None:
+    image = noise() + blob(80 + apart, 110, 5, 0.1)
+    catalogue = pd.DataFrame({"x_px": [80.0], "y_px": [110.0], "radius_px": [radius]})
+    assert verdict_of(image, told(80 + apart, 110, 5, 0.1, 40), catalogue) == status
+
+
+def test_a_known_blob_explains_what_is_less_deep_than_its_middle() -> None:
+    pattern = np.zeros((SIDE, SIDE), np.float32)
+    pattern[108:113, 78:83] = 0.05
+    image = noise() + blob(80, 110, 5, 0.1)
+    assert measure._height(pattern, 80.4, 109.6) == pytest.approx(0.05)
+    assert measure._height(pattern, 81, 112) == pytest.approx(0.05 * 4 * 3 / 25)
+    assert verdict_of(image, told(80, 110, 5, 0.049, 40), KNOWN[:0], pattern=pattern) == "known"
+    assert verdict_of(image, told(80, 110, 5, 0.051, 40), KNOWN[:0], pattern=pattern) == "new"
+
+
+def test_a_shift_leaves_the_known_blobs_where_they_went_less_where_they_were() -> None:
+    pattern = pattern_of()
+    for shift in ((2.0, 0.0), (0.0, -3.0), (1.0, 2.0)):
+        left = measure._shift_residual(pattern, shift)
+        np.testing.assert_allclose(left, np.roll(pattern, [int(s) for s in shift[::-1]], (0, 1)) - pattern, atol=1e-4)
+    assert measure._shift_residual(pattern, (0.04, 0.02)) is None
+    assert measure._shift_residual(None, (2.0, 0.0)) is None
+
+
+def sides(positive: float, negative: float) -> np.ndarray:
+    """A light loss and, 12 px to the left, its counterpart: flat discs of 4 px."""
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    right, left = (np.hypot(columns - x, rows - 80) <= 4 for x in (86, 74))
+    return (positive * right - negative * left).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("positive", "negative", "explained"),
+    [
+        (0.1, 0.1, True),
+        (0.19, 0.1, True),
+        (0.21, 0.1, False),
+        (0.1, 0.045, True),
+        (0.1, 0.035, False),
+        (0.1, -0.1, False),
+    ],
+)
+def test_a_shift_explains_what_it_predicts_half_of_if_the_negative_side_is_there(
+    positive: float, negative: float, explained: bool
+) -> None:
+    """Two fifths of it at least, and no outlier makes up for the rest."""
+    image = sides(positive, negative)
+    assert measure._predicted(86, 80, 4, image, sides(0.1, 0.1), 0.001) == explained
+    image[80, 74] = -50.0
+    assert measure._predicted(86, 80, 4, image, sides(0.1, 0.1), 0.001) == explained
+
+
+@pytest.mark.parametrize(
+    ("negative", "noise_frac", "found"),
+    [(0.055, 0.001, True), (0.045, 0.001, False), (0.055, 0.085, True), (0.055, 0.095, False), (-0.1, 0.001, False)],
+)
+def test_a_counterpart_is_half_as_strong_and_above_the_noise(negative: float, noise_frac: float, found: bool) -> None:
+    """Of the mean of 5 x 5 px for a known blob of 4 px, whose noise is a fifth of a pixel's."""
+    known = np.array([80.0, 80.0, 4.0])
+    assert measure._has_counterpart((86, 80), 3, known, sides(0.1, negative), noise_frac) == found
+    behind = sides(0.1, 0) + np.roll(sides(0, negative), 24, axis=1)
+    assert not measure._has_counterpart((86, 80), 3, known, behind, noise_frac)
+
+
+def test_beyond_is_within_sixty_degrees_of_the_centre_s_direction() -> None:
+    beyond = measure._beyond((10, 10), (14, 10), 21)
+    rows, columns = np.mgrid[:21, :21]
+    angle = np.degrees(np.arctan2(rows - 10, columns - 10))
+    clear = np.abs(np.abs(angle) - 60) > 1
+    np.testing.assert_array_equal(beyond[clear], (np.abs(angle) < 60)[clear])
+    assert measure._beyond((10, 10), (10.5, 10.5), 21).all()
+    assert not measure._beyond((10, 10), (11.5, 10), 21)[:, 0].any()
+
+
+def test_a_trimmed_signal_is_without_its_highest_and_lowest_sixth_or_eight() -> None:
+    values = np.array([900.0, *np.full(14, 2.0), 5.0, 5.0, -900.0])  # three are left out at each end
+    assert measure._trimmed_snr(values) == pytest.approx(2.0 * np.sqrt(18))
+    many = np.array([*np.full(8, 100.0), 50.0, *np.zeros(91)])
+    assert measure._trimmed_snr(many) == pytest.approx(50 / 84 * 10)
+    assert measure._trimmed_snr(np.array([4.0, 5.0])) == pytest.approx(4.5 * np.sqrt(2))
+
+
+@pytest.mark.parametrize(("missing", "too_much"), [(26, False), (27, True)])
+def test_a_third_of_a_footprint_without_values_is_too_much(missing: int, too_much: bool) -> None:
+    """Of the 81 within 5 px."""
+    image, footprint = noise(), np.argwhere(measure._distance(80, 80, SIDE) <= 5)
+    image[tuple(footprint.T)] += 0.2
+    assert len(footprint) == 81
+    image[tuple(footprint[:missing].T)] = np.nan
+    assert measure._on_few_pixels(80, 80, 5, image, np.ones(image.shape, bool), NOISE) == too_much
+
+
+def test_rows_and_columns_without_any_value_are_the_border() -> None:
+    image = noise()
+    image[:3] = image[:, -2:] = image[50, 60] = np.nan
+    lit = measure._lit(image)
+    assert not lit[:3].any()
+    assert not lit[:, -2:].any()
+    assert lit[3:, :-2].all()
+
+
+@pytest.mark.parametrize(("share", "on_bad"), [(0.30, False), (0.36, True)])
+def test_a_third_of_a_footprint_on_bad_pixels_is_too_much(share: float, on_bad: bool) -> None:
+    bad = np.zeros((SIDE, SIDE), bool)
+    footprint = np.argwhere(measure._distance(80, 3, SIDE) <= 4)
+    bad[tuple(footprint[: int(share * len(footprint))].T)] = True
+    assert measure.on_bad_pixels(80, 3, 4, bad) == on_bad
+
+
+def test_bad_pixels_lie_five_sigma_and_three_tenths_of_a_known_blob_off() -> None:
+    stack, pattern = noise(), np.zeros((SIDE, SIDE), np.float32)
+    pattern[40:80, 40:80] = 0.5
+    stack += pattern
+    sigma = difference.clean_noise(stack)
+    for k, off in enumerate((4.8, 5.2, -4.8, -5.2)):
+        stack[20, 100 + k] = off * sigma
+        stack[50, 50 + k] = 0.5 + np.sign(off) * (0.15 + (abs(off) - 0.1) * sigma)
+    bad = measure.bad_pixels(stack, pattern)
+    assert bad[20, 100:104].tolist() == [False, True, False, True]
+    assert bad[50, 50:54].tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("level", "of_stack"), [(-0.06, True), (-0.04, False), (0.06, False)])
+def test_a_signal_is_of_the_stack_if_that_is_brighter_by_half_of_it(level: float, of_stack: bool) -> None:
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    disc = (np.hypot(columns - 80, rows - 110) <= 5).astype(np.float32)
+    stack = 0.3 + level * disc
+    stack[110, 81] = -9.0  # counts as one pixel of the depth
+    image = 0.1 * disc + 0.02
+    stack[111, 80], image[109, 80] = np.nan, np.nan
+    assert measure.is_of_the_stack(80, 110, 4.5, 0.1, image, stack) == of_stack
+    assert not measure.is_of_the_stack(80, 110, 4.5, 0.1, 0.04 - image, stack)
+
+
+def flicker(middle: float, around: float) -> np.ndarray:
+    """Scatter of so much within 4 px of 80, 110, and around."""
+    rows, columns = np.mgrid[: SIDE // 2, : SIDE // 2]
+    inside = np.hypot(2 * columns + 0.5 - 80, 2 * rows + 0.5 - 110) <= 4
+    return np.where(inside, middle, around).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("middle", "depth", "flickering"),
+    [(0.0125, 0.07, True), (0.0115, 0.01, False), (0.0125, 0.08, False), (0.05, 0.48, True), (0.05, 0.5, False)],
+)
+def test_flicker_is_a_fifth_above_its_surroundings_and_explains_a_tenth_of_the_depth(
+    middle: float, depth: float, flickering: bool
+) -> None:
+    assert measure.flickers(80, 110, 4.0, depth, flicker(middle, 0.01)) == flickering
+
+
+def test_flicker_is_compared_with_the_ring_around_alone() -> None:
+    scatter, distance = flicker(0.02, 0.01), np.hypot(*(2 * np.mgrid[:80, :80] + 0.5 - [[[110]], [[80]]]))
+    scatter[(distance > 4 + 8.5) | ((distance > 4.5) & (distance < 4 + 3.5))] = 0.5
+    assert measure.flickers(80, 110, 4.0, 0.05, scatter)
+    assert not measure.flickers(80, 110, 4.0, 0.05, np.where(distance > 5, 0, scatter))
+
+
+@pytest.mark.parametrize(("apart", "kept"), [(3.0, 1), (3.1, 2)])
+def test_detections_within_three_pixels_are_one(apart: float, kept: int) -> None:
+    table = pd.DataFrame({"x_px": [50.0, 50.0 + apart], "y_px": [20.0, 20.0], "score": [0.9, 0.8]})
+    assert measure.without_repeats(table)["score"].tolist() == [0.9, 0.8][:kept]
+    assert len(measure.without_repeats(table, 4.0)) == 1

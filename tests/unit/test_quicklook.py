@@ -290,6 +290,23 @@ def test_what_one_image_alone_shows_fades(again: Path) -> None:
     assert found["missed"].tolist() == [0, 3]
 
 
+def test_a_candidate_is_followed_wherever_the_mirror_puts_it(tmp_path: Path) -> None:
+    """It is logged where it would be without a shift, each sighting where the image shows it."""
+    shifts = [(0, 0)] * STACK + [(4, -3), (0, 0), (-3, 2)]
+    for day, (dx, dy) in enumerate(shifts):
+        moved = [(x + dx, y + dy, radius, depth) for x, y, radius, depth in (*KNOWN, NEW)[: 4 if day >= STACK else 3]]
+        path = write(tmp_path / "in", day)
+        fits.PrimaryHDU(pixels(day, moved), fits.getheader(path)).writeto(path, overwrite=True)
+    log = run(tmp_path)
+    [only] = candidates(log).to_dict("records")
+    assert np.hypot(only["x_px"] - NEW[0], only["y_px"] - NEW[1]) < 0.7
+    seen = log.execute("SELECT x_px, y_px FROM detections WHERE candidate = ? ORDER BY image", (only["id"],)).fetchall()
+    expected = [(NEW[0] + dx, NEW[1] + dy) for dx, dy in shifts[STACK:]]
+    assert np.abs(np.array([tuple(row) for row in seen]) - expected).max() < 1
+    logged = log.execute("SELECT shift_x_px, shift_y_px FROM images WHERE outcome = 'searched' ORDER BY mjd").fetchall()
+    assert np.abs(np.array([tuple(row) for row in logged]) - shifts[STACK:]).max() < 0.3
+
+
 def test_a_blob_of_the_catalogue_is_known(tmp_path: Path) -> None:
     for day in range(STACK):
         write(tmp_path / "in", day)
@@ -389,6 +406,23 @@ def test_an_absurd_pixel_does_no_harm(again: Path) -> None:
     log = run(again)
     assert log.execute("SELECT count(*) FROM images WHERE outcome = 'searched'").fetchone()[0] == 9
     assert len(candidates(log)) == 1
+
+
+def test_a_stack_is_of_the_last_images_before_a_date(again: Path) -> None:
+    log = store.connect(again / "out" / "log.sqlite")
+    by_day = {row["mjd"]: row["sha256"] for row in log.execute("SELECT mjd, sha256 FROM images")}
+    with store.writing(log):
+        log.execute("UPDATE images SET outcome = 'rejected' WHERE mjd = 60003")
+    found = [member.sha256 for member in stacks.members_before(log, 60005.0, 3)]
+    assert found == [by_day[60000.0 + day] for day in (1, 2, 4)]  # not the day itself, nor what was rejected
+    assert stacks.stack_before(log, again / "cache", 60002.0, Difference(stack_size=3)) is None
+
+
+def test_the_median_of_a_stack_is_that_of_each_pixel() -> None:
+    """Of every block of rows, missing values left out."""
+    images = np.random.default_rng(1).normal(0, 1, (5, 2 * 64 + 7, 9)).astype(np.float32)
+    images[0, :, 3], images[:4, 70, 5] = np.nan, np.nan
+    np.testing.assert_array_equal(stacks._median(images), np.nanmedian(images, axis=0))
 
 
 def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:

@@ -66,3 +66,32 @@ def test_the_weights_do_not_depend_on_the_order_of_columns_and_survive_a_file() 
     assert weights == verdict.fit(found[["misfit", "snr", "x_px", "score"]], is_blob)
     assert len(weights) == 10
     assert all(weight == round(weight, 5) for weight in weights)
+
+
+def test_features_are_logarithms_of_order_one_and_their_products() -> None:
+    found = pd.DataFrame({"score": [0.9, 0.1], "snr": [np.e**3, np.e**2], "misfit": [1.0, np.e]})
+    a, b = np.log(9) / 4, -np.log(9) / 4
+    expected = [[a, 1, 0, a * a, a, 0, 1, 0, 0], [b, 0, 3, b * b, 0, 3 * b, 0, 0, 9]]
+    np.testing.assert_allclose(verdict.features(found), expected, atol=1e-12)
+
+
+def test_beyond_the_bounds_nothing_more_is_learnt_and_what_is_unknown_is_least_like_a_blob() -> None:
+    rows = [(1e-6, 3.0, 0.5), (1e-9, 2.0, 0.1), (1 - 1e-6, 40.0, 5.0), (1.0, 99.0, 9.0), (0.5, np.nan, np.nan)]
+    found = pd.DataFrame([*rows, (0.5, 3.0, 5.0)], columns=["score", "snr", "misfit"])
+    seen = verdict.features(found)
+    np.testing.assert_allclose(seen[[0, 2, 4]], seen[[1, 3, 5]])
+    inside = pd.DataFrame({"score": [2e-6, 1 - 2e-6], "snr": [3.1, 39.0], "misfit": [0.51, 4.9]})
+    assert (verdict.features(inside)[:, :3] != seen[[0, 2], :3]).all()
+
+
+@pytest.mark.parametrize(("blobs", "others", "enough"), [(20, 20, True), (19, 40, False), (40, 19, False)])
+def test_twenty_of_each_kind_make_a_fit(blobs: int, others: int, enough: bool) -> None:
+    found, _ = drawn(blobs + others)
+    weights = verdict.fit(found, np.arange(blobs + others) < blobs)
+    assert len(weights) == (10 if enough else 0)
+
+
+def test_the_score_is_the_logistic_function_of_the_weighted_features() -> None:
+    found = pd.DataFrame({"x_px": 1.0, "score": [0.9], "snr": [np.e**2], "misfit": [1.0]})
+    joint = [verdict.score(found, weights)["score"][0] for weights in ((0, 4.0, *np.zeros(8)), (1.0, *np.zeros(9)))]
+    assert joint == pytest.approx([0.9, np.e / (1 + np.e)])
