@@ -577,8 +577,9 @@ def _check_form(text: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             _refuse(event, f"found the alias *{event.anchor}, expected the value itself")
-        if getattr(event, "tag", None):
-            _refuse(event, f"found the tag {_short(event.tag)}, expected a value without one")
+        tag = getattr(event, "tag", None)
+        if tag:
+            _refuse(event, f"found the tag {_short(tag)}, expected a value without one")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
@@ -609,14 +610,14 @@ class _Refusal(yaml.MarkedYAMLError):
     """YAML, but not what we take."""
 
 
-def _refuse(place: yaml.Event | yaml.Node, problem: str) -> None:
+def _refuse(place: Any, problem: str) -> None:
     raise _Refusal(problem=problem, problem_mark=place.start_mark)
 
 
 def _yaml_fault(error: yaml.YAMLError, text: str) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return f"cannot be read as YAML: {' '.join(str(error).split())}"
+    mark = error.problem_mark
     problem = " ".join(f"{error.context or ''} {error.problem}".split())
     if isinstance(error, _Refusal):
         return f"line {mark.line + 1}: {problem}"

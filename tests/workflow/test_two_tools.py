@@ -296,7 +296,7 @@ def test_a_stage_of_dvc_runs_its_own_rules_alone(project: Project) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("way", [["--queue"], ["--temp"]], ids=["queue", "temp"])
 def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str], project: Project) -> None:
-    changed = ["--set-param", "regression.threshold=0.4", "--set-param", "detect.new_blobs_per_100_frames=6.0"]
+    changed = ["--set-param", "regression.threshold=0.4", "--set-param", "detect.new_blobs_per_100_frames=7.0"]
     printed = project.run("dvc", "exp", "run", *way, "--name", "other", *changed)
     if way == ["--queue"]:
         project.run("dvc", "queue", "start")
