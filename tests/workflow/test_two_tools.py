@@ -311,7 +311,9 @@ def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str],
     assert recorded == hashlib.md5((project.root / "results/regression/metrics.json").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml", "params.yaml"])
+@pytest.mark.parametrize(
+    "name", ["dvc.lock", *(pytest.param(name, marks=pytest.mark.long) for name in ("dvc.yaml", "params.yaml"))]
+)
 def test_marks_of_a_merge_are_one_line(name: str, project: Project) -> None:
     path = project.root / name
     path.write_text(f"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n{path.read_text()}")
