@@ -113,6 +113,13 @@ def test_colour_tells_the_status(daily_log: Path) -> None:
     assert [region.meta["tag"] for region in read] == [["confirmed"], ["new"], ["rejected"]]
 
 
+def test_a_region_says_in_words_what_it_is(tmp_path: Path) -> None:
+    blob = {"blob": "b1", "x_px": 9.25, "y_px": 8.5, "radius_px": 5.26, "depth_frac": 0.214, "status": "new"}
+    handover.write_regions(tmp_path / "blobs.reg", pd.DataFrame([blob | {"first_date": "2012-01-02"}]))
+    last = (tmp_path / "blobs.reg").read_text().splitlines()[-1]
+    assert last == "circle(10.2500,9.5000,5.2600) # color=yellow text={b1 r=5.3px 2012-01-02 21.4%} tag={new}"
+
+
 def test_names_cannot_break_the_file(catalogue: Path) -> None:
     text = BLOBS.replace("b001", "a}{;#b").replace("b002", "two words")
     catalogue.write_text(text)
