@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.fuzz import runner
 
 from blobpipe import frames, fused, networks
 from blobpipe.errors import ModelError
@@ -226,12 +225,3 @@ def test_weights_that_cannot_be_are_refused(tmp_path: Path, name: str, value: fl
     networks.save_model(tmp_path / "m.safetensors", network, {})
     with pytest.raises(ModelError, match=r"NaN or infinite|may be infinite"):
         (networks.load_model if report else networks.load_dense)(tmp_path / "m.safetensors")
-
-
-def test_a_mutated_model_is_a_network_or_one_line() -> None:
-    print(runner.check("tests.fuzz.models", seed=0, count=40))
-
-
-@pytest.mark.long
-def test_so_are_three_hundred() -> None:
-    print(runner.check("tests.fuzz.models", seed=1000, count=300))
