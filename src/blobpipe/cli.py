@@ -23,6 +23,7 @@ EVALUATE, REGRESSION = "results/evaluate", "results/regression"
 DENSE, DETECT, COMPLETENESS = "results/dense", "results/detect", "results/completeness"
 EXPLORE = "results/explore"
 MODEL, DENSE_MODEL = f"{TRAIN}/model.safetensors", f"{DENSE}/model.safetensors"
+OWN_MODEL, JUDGED = f"{DETECT}/model.safetensors", f"{REGRESSION}/metrics.json"
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
 
@@ -135,7 +136,7 @@ def _explore(args: argparse.Namespace) -> None:
 def _gate(args: argparse.Namespace) -> int:
     from blobpipe import regression
 
-    failed = regression.gate(f"{REGRESSION}/metrics.json", _params(args).regression)
+    failed = regression.gate(JUDGED, _params(args).regression)
     for line in regression.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
         print(line)
     print("\n".join(failed) or "passed")
@@ -159,7 +160,7 @@ def _scan(args: argparse.Namespace) -> int:
     return scan(
         args.frames,
         args.out,
-        args.model or _default_model(),
+        args.model or _default_model(_params_if_any(args)),
         _params_if_any(args),
         difference=args.difference,
         reference=args.reference,
@@ -173,7 +174,7 @@ def _quicklook(args: argparse.Namespace) -> None:
     params = _params_if_any(args)
     routine = quicklook.Routine(
         args.log,
-        args.model or _default_model(),
+        args.model or _default_model(params),
         params.model_copy(update={"notices": Notices()}) if args.silent else params,
         catalogue=args.catalogue,
         reference=args.reference,
@@ -264,7 +265,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
     settings = Path(args.params or PARAMS)
     named = settings if args.params or settings.exists() else None
-    setup = Setup(named, args.model or _default_model(), args.catalogue, args.log)
+    model = args.model or _own_or_packaged()
+    judged = Path(JUDGED) if not args.model and model == Path(OWN_MODEL) else None
+    setup = Setup(named, model, args.catalogue, args.log, judged)
     failed = False
     for check in examine(setup, os.environ, send_test=args.send_test):
         print(f"{check.state:4}  {check.what}: {check.found}")
@@ -315,10 +318,20 @@ def _extra(name: str) -> Iterator[None]:
         raise BlobpipeError(f"{error.name} is not installed; pip install 'blobpipe[{name}]'") from error
 
 
-def _default_model() -> Path:
+def _own_or_packaged() -> Path:
     """The pipeline's own dense network where there is one, else that of the package."""
-    own = Path(DETECT) / "model.safetensors"
+    own = Path(OWN_MODEL)
     return own if own.exists() else Path(__file__).with_name("model.safetensors")
+
+
+def _default_model(params: Params) -> Path:
+    """The same, for work: the pipeline's own must have passed the regression test."""
+    model = _own_or_packaged()
+    if model == Path(OWN_MODEL):
+        from blobpipe import regression
+
+        regression.require_passed(model, Path(JUDGED), params.regression)
+    return model
 
 
 def _print_params(args: argparse.Namespace) -> None:
@@ -411,7 +424,7 @@ def _add_daily(
     scan.add_argument(
         "--model",
         type=Path,
-        help=f"trained model, of either network (default: {DETECT}/model.safetensors, else the one that comes along)",
+        help=f"trained model, of either network (default: {OWN_MODEL}, if it passed the gate; without one, the packaged one)",
     )
     scan.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
     scan.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures")
@@ -487,7 +500,11 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     export.add_argument("--until", metavar="DATE", help="only blobs first seen by the end of this day, or by this MJD")
     export.add_argument(
-        "--also", action="append", default=[], metavar="STATUS", help="not only known blobs and those that a person confirmed, but this too: seen_again, new, ..."
+        "--also",
+        action="append",
+        default=[],
+        metavar="STATUS",
+        help="not only known blobs and those that a person confirmed, but this too: seen_again, new, ...",
     )
     export.add_argument(
         "--frames", type=Path, metavar="TABLE", help="dates of the images: frame, mjd (default: frames.csv beside it)"

@@ -172,6 +172,7 @@ def _tools(routine: Routine) -> Iterator[Tools]:
     networks.set_threads(routine.params.detect.threads)
     connection = store.connect(routine.log_path, make=True)
     try:
+        log.info("model: %s", networks.described(routine.model))
         with store.writing(connection):
             run = store.insert(connection, "runs", _run_row(routine, point))
         yield Tools(connection, run, network, point, known)
@@ -185,7 +186,7 @@ def _run_row(routine: Routine, point: detect.OperatingPoint) -> dict[str, Any]:
     return {
         "started": store.now(),
         "version": __version__,
-        "model": routine.model.name,
+        "model": str(routine.model),
         "model_sha256": frames.sha256(routine.model),
         "params_sha256": hashlib.sha256(to_yaml(routine.params).encode()).hexdigest(),
         "catalogue_sha256": frames.sha256(routine.catalogue) if routine.catalogue else "",

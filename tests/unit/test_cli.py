@@ -15,7 +15,7 @@ import pytest
 from astropy.io import fits
 from tests.unit import synthetic_log
 
-from blobpipe import __version__, cli, frames
+from blobpipe import __version__, cli, frames, store
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Notices, Params, Regression, to_yaml
 
@@ -229,12 +229,97 @@ def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.Mo
     calls: Calls = []
     scan = importlib.import_module("blobpipe.scan")
     monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
-    own = folder / cli.DETECT / "model.safetensors"
-    own.parent.mkdir(parents=True)
-    own.touch()
+    own = _own_model(folder)
     assert cli.main(["scan", "a.fits", "--out", "o"]) == 0
     assert cli.main(["scan", "a.fits", "--out", "o", "--model", "m"]) == 0
-    assert [args[2] for _, args, _ in calls] == [own.relative_to(folder), Path("m")]
+    assert [args[2] for _, args, _ in calls] == [own, Path("m")]
+
+
+PASSES = {
+    **{"n_cases": 7, "recall": 0.9, "recall_snr_gt_7": 0.9, "false_alarms_per_frame": 1.0},
+    **{"dense_recall_snr_gt_7": 0.9, "dense_false_alarms_per_100_frames": 0.0},
+}
+
+
+def _own_model(folder: Path, **metrics: object) -> Path:
+    """What the stages detect and regression leave: a model, and that it passed."""
+    own = Path(cli.OWN_MODEL)
+    own.parent.mkdir(parents=True)
+    shutil.copy(Path(cli.__file__).with_name("model.safetensors"), own)
+    frames.write_json(folder / cli.JUDGED, {**PASSES, "dense_sha256": frames.sha256(own), **metrics})
+    return own
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ({"recall": 0.0, "passed": False}, "recall: found 0.0, expected at least 0.6"),
+        ({"n_cases": 6, "passed": True}, "n_cases: found 6, expected at least 7"),  # by the settings of today
+        ({"recall": "high"}, "recall: found high, expected at least 0.6"),
+        ({"dense_sha256": "0" * 64}, "results/regression/metrics.json is of the model 000000000000, not of this one"),
+        ({"dense_sha256": None}, "results/regression/metrics.json is of the model None, not of this one"),
+        (None, "results/regression/metrics.json: not found; run the stage regression"),
+        ("[", "results/regression/metrics.json: cannot be read as JSON"),
+        ("[" * 100_000, "results/regression/metrics.json: cannot be read as JSON"),
+        ("[]", "results/regression/metrics.json: found list"),
+    ],
+)
+def test_a_model_that_the_regression_test_has_not_passed_is_refused(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    metrics: dict[str, object] | str | None,
+    found: str,
+) -> None:
+    """By scan, quicklook and doctor alike, unless it is named."""
+    caplog.set_level("INFO")
+    _own_model(folder, **(metrics if isinstance(metrics, dict) else {}))
+    if isinstance(metrics, str):
+        (folder / cli.JUDGED).write_text(metrics)
+    elif metrics is None:
+        (folder / cli.JUDGED).unlink()
+    (folder / "in").mkdir()
+    noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
+    frames.write_image(folder / "a.fits", noise, name="DIFFERENCE")
+    scan, quicklook = ["scan", "a.fits", "--difference", "--out", "o"], ["quicklook", "in", "--difference"]
+    for words in (scan, quicklook):
+        assert cli.main(words) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"blobpipe: {cli.OWN_MODEL}: the regression test has not passed it ({found}")
+        assert f"--model {cli.OWN_MODEL}, or the packaged one, --model " in line
+    assert not Path("o").exists()
+    assert not Path(cli.LOG).exists()
+    assert cli.main(["doctor"]) == 1
+    [said] = [line for line in capsys.readouterr().out.splitlines() if "model: " in line]
+    assert said == f"fail  model: {line.removeprefix('blobpipe: ')}"
+    for words in (scan, quicklook):
+        caplog.clear()
+        assert cli.main([*words, "--model", cli.OWN_MODEL]) == 0
+        assert f"model: {cli.OWN_MODEL} (local, SHA-256 " in caplog.text
+    cli.main(["doctor", "--model", cli.OWN_MODEL])
+    assert f"ok    model: {cli.OWN_MODEL} (local, SHA-256 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_every_run_names_its_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, own: bool
+) -> None:
+    caplog.set_level("INFO")
+    model = _own_model(folder) if own else Path(cli.__file__).with_name("model.safetensors")
+    sha256 = frames.sha256(model)
+    named = f"model: {model} ({'local' if own else 'packaged'}, SHA-256 {sha256[:12]})"
+    (folder / "in").mkdir()
+    noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
+    frames.write_image(folder / "a.fits", noise, name="DIFFERENCE")
+    for words in (["scan", "a.fits", "--difference", "--out", "o"], ["quicklook", "in"]):
+        caplog.clear()
+        assert cli.main(words) == 0
+        assert named in caplog.messages
+    cli.main(["doctor"])
+    assert f"ok    {named}, threshold " in capsys.readouterr().out
+    assert list(frames.read_table("o/frames.csv", ("model_sha256",))["model_sha256"]) == [sha256]
+    [run] = store.connect(cli.LOG).execute("SELECT model, model_sha256 FROM runs").fetchall()
+    assert tuple(run) == (str(model), sha256)
 
 
 @pytest.mark.parametrize("words", [[], ["--watch"], ["--silent"]], ids=" ".join)
