@@ -470,7 +470,7 @@ def posting(port: int) -> Iterator[list[Any]]:
 def test_reading_stays_fast_while_many_reviews_wait_for_the_log(
     own_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PATIENCE_S", 10.0)
+    monkeypatch.setattr(store, "PATIENCE_S", 20.0)
     with running(own_path) as port, contextlib.ExitStack() as held:
         held.enter_context(store.writing(store.connect(own_path)))
         with posting(port) as answers:
@@ -478,7 +478,7 @@ def test_reading_stays_fast_while_many_reviews_wait_for_the_log(
             for page in ("/", "/queue", "/picture/1", "/style.css"):
                 start = time.monotonic()
                 urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=30).read()
-                assert time.monotonic() - start < 2.0
+                assert time.monotonic() - start < 5.0
             assert [answer.result() for answer in answers if answer.done()] == []
             held.close()
         assert {answer.result().status_code for answer in answers} == {303}
