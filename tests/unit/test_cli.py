@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -355,9 +357,20 @@ def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(
 ERRORS = {
     "a.fits: 3 pixels": BlobpipeError("a.fits: 3\npixels"),
     "data/clip/a.fits.fz: No space left on device; free some": OSError(errno.ENOSPC, "No space left on device", "data/clip/a.fits.fz"),
-    "out: Read-only file system; free some space or choose a folder": OSError(errno.EROFS, "Read-only file system", "out"),
+    "out: Read-only file system; choose a folder": OSError(errno.EROFS, "Read-only file system", "out"),
     "a.csv: not found": FileNotFoundError(errno.ENOENT, "No such file or directory", "a.csv"),
+    "writing: No such file or directory": FileNotFoundError(errno.ENOENT, "No such file or directory"),
     "without a number": OSError("without a number"),
+    "OSError": OSError(),
+    "writing: Disk quota exceeded; free some space": OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "a: Permission denied; change its permissions or choose another": OSError(errno.EACCES, "Permission denied", "a"),
+    "a b: Is a directory; name a file": OSError(errno.EISDIR, "Is a directory", "a\nb"),
+    "a: Input/output error; look at the disk": OSError(errno.EIO, "Input/output error", "a"),
+    "a: Connection refused": OSError(errno.ECONNREFUSED, "Connection refused", "a"),
+    "the log: disk I/O error; expected": sqlite3.OperationalError("disk I/O error"),
+    "not enough memory; end other programs": MemoryError(),
+    "found an input that is nested too deeply": RecursionError("maximum recursion depth exceeded"),
+    "found text in another encoding, expected UTF-8; --debug": UnicodeEncodeError("ascii", "\xdc", 0, 1, "not in range"),
 }  # fmt: skip
 
 
@@ -378,6 +391,8 @@ def test_an_error_is_one_line_and_status_1(
     assert not out
     assert err.startswith(f"blobpipe: {message}")
     assert err.count("\n") == 1
+    assert ("space" in err) == (getattr(ERRORS[message], "errno", None) in (errno.ENOSPC, errno.EDQUOT))
+    assert "xdc" not in err
 
 
 @pytest.mark.parametrize("message", ERRORS)
@@ -399,6 +414,53 @@ def test_a_fault_of_ours_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyP
     fail_with(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ZeroDivisionError):
         cli.main(["clip"])
+
+
+@pytest.mark.parametrize(
+    "words", [["params"], ["log", "images"], ["log", "notices"], ["check", "none.fits", "none.fits"]]
+)
+def test_a_closed_pipe_ends_it_without_a_word(folder: Path, words: list[str]) -> None:
+    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "blobpipe", *words], stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (cli.PIPE_CLOSED, b"")
+
+
+def test_output_without_space_is_one_line(folder: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "blobpipe", "params"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "blobpipe: writing: No space left on device; free some space or choose another folder\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["log", "images", "--log", "x" * 300], "File name too long; choose a shorter one"),
+        (["quicklook", "x" * 300], "File name too long; choose a shorter one"),
+        (["page", "--log", "there/x", "--out", "out"], "there/x: not found"),
+        (["log", "images", "--log", "there"], "it cannot be opened"),
+        (["log", "images", "--log", cli.LOG, "--out", "there/file/x.csv"], "this is a file, expected a folder"),
+        (["log", "images", "--log", cli.LOG, "--out", f"{'y' * 300}.csv"], "File name too long"),
+    ],
+)
+def test_a_name_that_cannot_be_used_has_its_reason(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    Path("there").mkdir()
+    Path("there/file").touch()
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err
+    assert reason in err
+    assert err.count("\n") == 1
+    assert "free some space" not in err
 
 
 # --- the real thing --------------------------------------------------------------------------------------------------
