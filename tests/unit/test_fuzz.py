@@ -19,7 +19,7 @@ def case(seed, folder):
         case 3: time.sleep(60)
         case 5: raise ValueError("two\\nlines")
         case 7:
-            taken = b"1" * (40 << 20)
+            taken = b"1" * (30 << 20)
             return str(len(taken))
     assert not list(folder.iterdir())
     return "well"
