@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -531,3 +532,46 @@ def test_a_watch_and_a_manual_run_share_the_work(again: Path) -> None:
     assert set(outcomes(log).values()) == {"stack", "searched"}
     assert log.execute("SELECT count(*) - count(DISTINCT sha256) FROM images").fetchone()[0] == 0
     assert len(candidates(log)) == 1
+
+
+@pytest.mark.parametrize(
+    ("card", "kept"),
+    [
+        (b"LEVEL_E = 'bright'", None),
+        (b"LEVEL_E = (1.0, 2.0)", None),
+        (b"LEVEL_E = " + b"9" * 60, None),
+        (b"LEVEL_E =", None),
+        (b"LEVEL_E = T", None),
+        (b"LEVEL_E = 20000", 20000.0),
+        (b"EXPTIME =             1402,937", None),
+        (b"PROPOSID= (1.0, 2.0)", None),
+        (b"TARGNAME= 'TERRE \xe9clair\xe9e'", None),
+    ],
+    ids=str,
+)
+def test_an_image_with_an_odd_card_is_logged_without_it(tmp_path: Path, card: bytes, kept: float | None) -> None:
+    path = write(tmp_path / "in", 1)
+    content = path.read_bytes()
+    place = content.index(b"FILTER  =")
+    path.write_bytes(content[:place] + card.ljust(80) + content[place + 80 :])
+    log = run(tmp_path)
+    row = log.execute("SELECT outcome, signal_e, header FROM images").fetchone()
+    assert (row["outcome"], row["signal_e"]) == ("stack", kept)
+    assert json.loads(row["header"], parse_constant=pytest.fail)["EXPSTART"] == 60001.0
+
+
+def test_infinite_pixels_hide_no_blob(tmp_path: Path) -> None:
+    """What is found is what would be found if they were NaN; so with numbers beyond all sense."""
+    found = []
+    for name, values in (("nan", [np.nan]), ("bad", [np.inf, -np.inf, 1e38])):
+        for day in range(STACK + 1):
+            (tmp_path / name).mkdir(exist_ok=True)
+            path = write(tmp_path / name / "in", day, *([NEW] if day == STACK else []))
+            with fits.open(path, mode="update") as hdus:
+                rng = np.random.default_rng(day)
+                bad = rng.random((SIDE, SIDE)) < 0.005
+                hdus[0].data[bad] = rng.choice(values, int(bad.sum()))
+        log = run(tmp_path / name)
+        found.append([tuple(row) for row in log.execute("SELECT status, x_px, y_px, snr, score FROM detections")])
+    assert found[0] == found[1]
+    assert [row[0] for row in found[0]].count("new") == 1
