@@ -532,9 +532,9 @@ def patched(content: bytes, old: bytes, new: bytes) -> bytes:
         ),
         (
             lambda c: patched(c, b"NAXIS   =                    2 /", b"NAXIS   = 2000000000"),
-            "its card NAXIS is 2000000000",
+            "its card NAXIS is",
         ),
-        (lambda c: c[:-4000], "truncated"),
+        (lambda c: c[:-4000], "not a whole FITS file|truncated"),
         (lambda c: gzip.compress(c)[:-9], "ended before the end-of-stream"),
         (lambda c: gzip.compress(c)[:-6] + b"xxxxxx", "CRC check failed"),
         (lambda c: c.replace(b"mine", b"ours", 1), "DATASUM of HDU BPIX does not agree"),
