@@ -138,7 +138,7 @@ def export(
 
 def _refuse_overwriting(out_dir: Path, *inputs: str | Path | None) -> None:
     for name in OUTPUTS:
-        for path in map(Path, filter(None, inputs)):
+        for path in [Path(given) for given in inputs if given]:
             if (out_dir / name).exists() and path.exists() and path.samefile(out_dir / name):
                 raise TableError(f"{path}: would be overwritten by the {name} made of it; name another --out")
 
@@ -286,7 +286,7 @@ def select(
     if "blob" not in table:
         return _first_sightings(chosen)
     chosen["blob"] = chosen["blob"].astype(str)
-    frames.require_once(path, chosen, "blob")
+    frames.require_once(Path(path), chosen, "blob")
     return chosen.reset_index(drop=True)
 
 
@@ -722,8 +722,8 @@ def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any
     usual = _usual(table)
     for name in set(DETECTOR) & set(table.columns.names):
         added[name] = usual.get(name, np.zeros((), old.dtype[name]))
-    for name in rows:
-        added[name] = _stored(table, str(name), rows[name].tolist())
+    for filled in map(str, rows):
+        added[filled] = _stored(table, filled, rows[filled].tolist())
     return added
 
 

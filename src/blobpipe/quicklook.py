@@ -327,7 +327,7 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
         row["mjd"] = mjd = frames.exposure_mjd(frame, arrival.path)
         row["late"] = _is_late(tools.connection, mjd)
         level = frame.header.get(LEVEL_CARD)
-        row["signal_e"] = float(level) if type(level) in (int, float) else None
+        row["signal_e"] = float(level) if isinstance(level, (int, float)) and not isinstance(level, bool) else None
         if routine.difference:
             scatter = frames.find_plane(arrival.path, "SCATTER")
             return _search(row, frame.data, (None, scatter), subtraction.NOWHERE, tools, routine.params)
