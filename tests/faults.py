@@ -270,7 +270,7 @@ def every_point(month_: Month, every: int, offset: int) -> tuple[Counter[str], l
             end = {0: "survived", 1: "one line"}.get(ended.status, "killed")
             outcomes[f"{name}: {end}"] += 1
             if found:
-                wrong.append(f"day {day} ({kind}), {name} at call {k}: {found}")
+                _note(wrong, f"day {day} ({kind}), {name} at call {k}: {found}")
     outcomes["points of the month"] = number
     return outcomes, wrong
 
@@ -291,14 +291,19 @@ def random_kills(month_: Month, kills: int, seed: int) -> tuple[Counter[str], li
                 ended = month_.run(fault, int(rng.integers(1, counted.writes + 1)), moment)
                 if ended.status != -signal.SIGKILL:
                     if found := fault_of(ended):
-                        wrong.append(f"day {day} ({kind}): {found}")
+                        _note(wrong, f"day {day} ({kind}): {found}")
                     break
                 outcomes["killed at a moment" if by_time else "killed at a call"] += 1
                 left -= 1
             if found := _again(month_, day):
-                wrong.append(f"day {day} ({kind}), seed {seed}: {found}")
+                _note(wrong, f"day {day} ({kind}), seed {seed}: {found}")
             outcomes["states compared"] += 1
     return outcomes, wrong
+
+
+def _note(wrong: list[str], line: str) -> None:
+    wrong.append(line)
+    print(f"FAULT: {line}", flush=True)
 
 
 def _again(month_: Month, day: int) -> str:
@@ -331,8 +336,6 @@ def main() -> None:
             outcomes, wrong = random_kills(month_, args.kills, args.seed)
         else:
             outcomes, wrong = every_point(month_, args.every, args.offset)
-        for line in wrong:
-            print(f"FAULT: {line}")
         tried = sum(count for name, count in outcomes.items() if ":" in name or name.startswith("killed"))
         print(f"{tried} tried, {len(wrong)} failed; {dict(sorted(outcomes.items()))}")
         sys.exit(bool(wrong))
