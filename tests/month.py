@@ -46,7 +46,18 @@ SPECIAL = ("cut", "duplicate", "renamed", "late", "growing")
 SPECIAL_OF_A_LONG_MONTH = (*SPECIAL, "text", "undated", "mended", "growing", "late", "growing", "cut")
 SETTLE_S, PIECE_S, PIECES = 0.5, 0.08, 12  # a growing file is written in so many pieces
 ANSWER_S = 0.1  # how long the servers take
-TABLES = ("images", "files", "subframes", "candidates", "detections", "pictures", "reviews", "notices", "health")
+TABLES = (
+    "images",
+    "files",
+    "subframes",
+    "candidates",
+    "detections",
+    "pictures",
+    "reviews",
+    "notices",
+    "health",
+    "corrections",
+)
 DIFFERENT = {  # times, and what counts runs and attempts
     "images": {"run", "logged"},
     "files": {"seen", "modified_ns"},

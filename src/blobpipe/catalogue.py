@@ -119,7 +119,7 @@ def _insist_on_images(path: Path, blobs: pd.DataFrame) -> None:
 def list_images(connection: sqlite3.Connection, path: Path) -> list[str]:
     """Add the images of the log that lie beside a list of images (``frames.csv``) to it, in order of date.
 
-    Differences and rejected images are left out, and what is listed already stays as it is, byte for byte. The list is
+    Differences, rejected and superseded images are left out, and what is listed already stays as it is, byte for byte. The list is
     made if it is not there.
 
     Returns
@@ -153,7 +153,7 @@ def list_images(connection: sqlite3.Connection, path: Path) -> list[str]:
 def _images_beside(connection: sqlite3.Connection, path: Path, listed: set[str]) -> pd.DataFrame:
     found = connection.execute(
         "SELECT f.path, i.mjd FROM files f JOIN images i ON i.id = f.image "
-        "WHERE i.kind = 'image' AND i.outcome != 'rejected' AND f.outcome != 'duplicate' ORDER BY f.id"
+        "WHERE i.kind = 'image' AND i.outcome != 'rejected' AND i.superseded_by IS NULL AND f.outcome != 'duplicate' ORDER BY f.id"
     ).fetchall()
     here = path.resolve().parent
     files = [(Path(row["path"]), row["mjd"]) for row in found if Path(row["path"]).parent == here]

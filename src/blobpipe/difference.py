@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,6 +44,12 @@ MOSTLY = 0.85  # of a blob's pixels are good
 NO_BLOBS = ((362.0, 59.0, 28.0), (968.0, 50.0, 28.0))  # x, y, reach (px): the Death Star and the wagon wheel's hub
 DEEPEST_FRAC = 0.35  # a blob takes up to 30 % of the light
 CELL_PX = 2  # side of the cells of `scatter`
+NOISE_FACTOR = (
+    4.0  # an image's noise is within this factor of the usual one: half or twice the light changes it by 1.4; ours
+)
+STACK_NOISE = (
+    6.0  # an image's noise is at most so many times that of its stack: 4.4 times for 30 without a common pattern
+)
 NEWEST = 3  # images of a stack may show a blob that nobody has confirmed yet: they have no part in its scatter
 KEPT_CARDS = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "EXPSTART")
 
@@ -60,12 +66,13 @@ NOWHERE = Shift(0.0, 0.0)
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image of the list, read or rejected for a reason; ``row`` is its place in ``frames.csv``."""
+    """An image of the list, read or rejected for a reason; ``row`` is its place in ``frames.csv``, ``noise`` its own."""
 
     row: int
     name: str
     cards: dict[str, Any]
     reason: str
+    noise: float = np.nan
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,7 @@ class Recent(NamedTuple):
         return self.distance < 1.55 * self.radius_px + 2.5
 
 
-def scatter(images: Image, stack: Image, recent: Sequence[Recent] = ()) -> Image:
+def scatter(images: Image, stack: Image, recent: Sequence[Recent] = (), shifts: Sequence[Shift] | None = None) -> Image:
     """How much each place varied from image to image: bad pixels that flicker stand out, blobs do not.
 
     Parameters
@@ -198,6 +205,9 @@ def scatter(images: Image, stack: Image, recent: Sequence[Recent] = ()) -> Image
         Their median.
     recent : sequence of Recent
         What landed on them: there only the images since count.
+    shifts : sequence of Shift, optional
+        Where the mirror had put the blobs of each image. To be given if ``stack`` does not show the recent blobs: there,
+        the images since, moved back, are compared with their own median.
 
     Returns
     -------
@@ -209,14 +219,18 @@ def scatter(images: Image, stack: Image, recent: Sequence[Recent] = ()) -> Image
     -----
     Source: ours.
     """
-    images, square = images[:-NEWEST], np.empty_like(stack)
+    counted, square = max(len(images) - NEWEST, 0), np.empty_like(stack)
     for row in range(0, len(stack), ROWS):
-        rest = images[:, row : row + ROWS] - stack[row : row + ROWS]
+        rest = images[:counted, row : row + ROWS] - stack[row : row + ROWS]
         np.einsum("nij,nij->ij", rest, rest, out=square[row : row + ROWS])
-    square /= max(len(images), 1)
+    square /= max(counted, 1)
     for blob in recent:
-        since = images[blob.start :, *blob.window] - stack[blob.window]
-        square[blob.window][blob.inside] = np.square(since).sum(0)[blob.inside] / max(len(since), 1)
+        since, level = images[blob.start :, *blob.window], stack[blob.window]
+        if shifts is not None:
+            since = _since_landing(images, blob, shifts, level)
+            level = _median_of(since)
+        rest = since[: max(counted - blob.start, 0)] - level
+        square[blob.window][blob.inside] = np.square(rest).sum(0)[blob.inside] / max(len(rest), 1)
     ny, nx = (side // CELL_PX for side in stack.shape)
     cells = square[: ny * CELL_PX, : nx * CELL_PX].reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
     found: Image = np.nan_to_num(np.sqrt(cells))
@@ -230,6 +244,75 @@ def clean_noise(image: Image) -> float:
     ny, nx = image.shape
     core = image[ny // 16 : -(ny // 16) : 2, nx // 16 : -(nx // 16) : 2]
     return float(1.4826 * bottleneck.nanmedian(np.abs(core - bottleneck.nanmedian(core))))
+
+
+class Range(NamedTuple):
+    """Lowest and highest noise that an image may have (fraction of the light)."""
+
+    low: float
+    high: float
+
+
+def noise_near(usual: float) -> Range:
+    """The range around a usual noise."""
+    return Range(usual / NOISE_FACTOR, usual * NOISE_FACTOR)
+
+
+def noise_for_stack(stack: Image, scatter: Image | None) -> Range:
+    """The noise that an image may have from which a stack is subtracted.
+
+    Parameters
+    ----------
+    stack : ndarray, shape (ny, nx), float32
+        A median stack (fraction of the light).
+    scatter : ndarray, shape (ny // 2, nx // 2), float32, or None
+        Of its images, from `scatter`; with it the range is narrower.
+
+    Notes
+    -----
+    Source: ours. The images share the stack's pattern, and each has what varies from image to image.
+    """
+    shared = frames.median_and_noise(stack)[1]
+    varying = 0.0 if scatter is None else noise_of_scatter(scatter)
+    if not varying:
+        return Range(shared / NOISE_FACTOR, shared * NOISE_FACTOR * STACK_NOISE)
+    return noise_near(float(np.hypot(shared, varying)))
+
+
+def noise_of_scatter(scatter: Image) -> float:
+    """Noise of a stack's images without what they share (fraction of the light); 0 where nothing is known of it."""
+    cells = scatter[::2, ::2]
+    cells = cells[cells > 0]
+    return float(frames.median(cells)) if cells.size else 0.0
+
+
+def insist_on_noise_of_scatter(difference: Image, scatter: Image | None, path: str | Path) -> None:
+    """Refuse a difference image whose noise is not that of the images of its stack, if the stack's scatter is known."""
+    if scatter is not None and (usual := noise_of_scatter(scatter)):
+        insist_on_noise(frames.median_and_noise(difference)[1], noise_near(usual), path)
+
+
+def insist_on_noise(noise: float, expected: Range, path: str | Path) -> None:
+    """Refuse an image that is in other units than those it is compared with, or scaled.
+
+    Parameters
+    ----------
+    noise : float
+        Of the image, from `frames.median_and_noise`.
+    expected : Range
+    path : path
+        Of the image, for the message.
+
+    Raises
+    ------
+    FrameError
+        If its noise is out of range.
+    """
+    if not expected.low <= noise <= expected.high:
+        raise FrameError(
+            f"{path}: noise {noise:.3g}, expected {expected.low:.3g} to {expected.high:.3g} as the images of the stack "
+            "have: in other units, or scaled; make it again as a fraction of the light"
+        )
 
 
 def blob_pattern(stack: Image, blobs: pd.DataFrame | None = None) -> Image:
@@ -596,13 +679,9 @@ def _catalogue(raw_dir: str | Path) -> pd.DataFrame:
 def _subtract_rows(
     raw_dir: Path, out_dir: Path, params: Difference, table: pd.DataFrame, blobs: pd.DataFrame, rows: slice
 ) -> list[dict[str, Any]]:
-    before, images = _before(raw_dir, table, rows.start, params.stack_size)
-    candidates = []
-    for row in range(rows.start, rows.stop):
-        candidate, image = _read(raw_dir, table, row)
-        candidates.append(candidate)
-        images += [image] if image is not None else []
-    usable = [candidate for candidate in before + candidates if not candidate.reason]
+    read, images = _read_rows(raw_dir, table, rows, params.stack_size)
+    candidates = [candidate for candidate in read if candidate.row >= rows.start]
+    usable = [candidate for candidate in read if not candidate.reason]
     made: dict[str, dict[str, Any]] = {}
     if len(usable) > params.stack_size:
         registered = _register(images, usable, params, blobs)
@@ -630,31 +709,51 @@ def _result(status: str, *, reason: str = "", shift: Shift = NOWHERE, **found: A
     return {"status": status, "reason": reason} | shifts | {"noise_frac": np.nan, "n_stack": 0, "sha256": ""} | found
 
 
-def _before(raw_dir: Path, table: pd.DataFrame, start: int, wanted: int) -> tuple[list[Candidate], list[Image]]:
-    """The images before a row, as many usable ones as ``wanted`` or there are."""
-    found: list[Candidate] = []
-    images: list[Image] = []
-    for row in range(start - 1, -1, -1):
-        if len(images) == wanted:
-            break
-        candidate, image = _read(raw_dir, table, row)
-        found.insert(0, candidate)
-        images[:0] = [image] if image is not None else []
+def _read_rows(raw_dir: Path, table: pd.DataFrame, rows: slice, wanted: int) -> tuple[list[Candidate], list[Image]]:
+    """The images of some rows and before them, as many usable ones as ``wanted`` or there are; those that are usable."""
+    read = [_read(raw_dir, table, row) for row in range(rows.start, rows.stop)]
+    found = _compared([candidate for candidate, _ in read])
+    start = rows.start
+    while start and sum(not candidate.reason for candidate in found if candidate.row < rows.start) < wanted:
+        start -= 1
+        read.insert(0, _read(raw_dir, table, start))
+        found = _compared([candidate for candidate, _ in read])
+    images = [
+        image for candidate, (_, image) in zip(found, read, strict=True) if image is not None and not candidate.reason
+    ]
     return found, images
+
+
+def _compared(candidates: list[Candidate]) -> list[Candidate]:
+    """The same, those rejected whose noise is not that of most."""
+    noise = [candidate.noise for candidate in candidates if not candidate.reason]
+    if not noise:
+        return candidates
+    expected = noise_near(float(np.median(noise)))
+    return [candidate if candidate.reason else _with_noise(candidate, expected) for candidate in candidates]
+
+
+def _with_noise(candidate: Candidate, expected: Range) -> Candidate:
+    try:
+        insist_on_noise(candidate.noise, expected, candidate.name)
+    except FrameError as error:
+        return replace(candidate, reason=str(error))
+    return candidate
 
 
 def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Image | None]:
     name = str(table["frame"].iloc[row])
     try:
         path = frames.find_image(raw_dir, name)
-        frame = frames.usable_image(path)
+        frame = frames.read_frame(path)
+        noise = frames.insist_on_usable(frame, path)
         if frame.data.shape != SHAPE:
             ny, nx = frame.data.shape
             raise FrameError(f"{path}: found {nx}x{ny} pixels, expected {SHAPE[1]}x{SHAPE[0]}")
     except FrameError as error:
         return Candidate(row, name, {}, str(error)), None
     cards = {card: frame.header[card] for card in KEPT_CARDS if card in frame.header}
-    return Candidate(row, name, cards, ""), np.where(np.isfinite(frame.data), frame.data, np.float32(np.nan))
+    return Candidate(row, name, cards, "", noise), np.where(np.isfinite(frame.data), frame.data, np.float32(np.nan))
 
 
 def _register(images: list[Image], usable: list[Candidate], params: Difference, blobs: pd.DataFrame) -> Registered:
@@ -733,7 +832,7 @@ def _subtract_one(
     return _result("ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=frames.sha256(path))
 
 
-def landed_within(blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...]) -> list[Recent]:
+def landed_within(blobs: pd.DataFrame, rows: Sequence[float], shape: tuple[int, ...]) -> list[Recent]:
     """The blobs that landed within a stack.
 
     Parameters
@@ -770,16 +869,25 @@ def with_recent_blobs(
     shifts : sequence of Shift, optional
         Where the mirror had put the blobs of each image: the recent one is moved back.
     """
-    import bottleneck
-
     stack = stack.copy()
     for blob in recent:
         since = images[blob.start :, *blob.window]
         if shifts is not None:
-            near = np.clip(1.55 * blob.radius_px + LARGEST_SHIFT_PX - blob.distance, 0, 1).astype(np.float32)
-            since = _moved_back(since, shifts[blob.start :], stack[blob.window], near)
-        stack[blob.window][blob.inside] = bottleneck.nanmedian(since, axis=0)[blob.inside]
+            since = _since_landing(images, blob, shifts, stack[blob.window])
+        stack[blob.window][blob.inside] = _median_of(since)[blob.inside]
     return stack
+
+
+def _since_landing(images: Image, blob: Recent, shifts: Sequence[Shift], stack: Image) -> Image:
+    """The window of a recent blob on the images since it landed, the blob moved to its usual place."""
+    near = np.clip(1.55 * blob.radius_px + LARGEST_SHIFT_PX - blob.distance, 0, 1).astype(np.float32)
+    return _moved_back(images[blob.start :, *blob.window], shifts[blob.start :], stack, near)
+
+
+def _median_of(images: Image) -> Image:
+    import bottleneck
+
+    return np.asarray(bottleneck.nanmedian(images, axis=0))
 
 
 def _recent(blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...], params: Difference) -> list[Recent]:
@@ -808,13 +916,12 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     table, blobs = frames.read_frame_list(raw_dir), _catalogue(raw_dir)
     members: list[Candidate] = []
     images: list[Image] = []
-    for row in range(len(table)):
-        candidate, image = _read(Path(raw_dir), table, row)
-        if image is not None:
-            members, images = [*members, candidate], [*images, image]
-        if len(images) == params.stack_size:
-            break
-    else:
+    stop = 0
+    while len(members) < params.stack_size and stop < len(table):
+        stop = min(stop + params.stack_size - len(members), len(table))
+        read, images = _read_rows(Path(raw_dir), table, slice(0, stop), 0)
+        members = [candidate for candidate in read if not candidate.reason]
+    if len(members) < params.stack_size:
         raise FrameError(
             f"{raw_dir}: found {len(members)} usable images, expected at least difference.stack_size="
             f"{params.stack_size}; add images or lower it"

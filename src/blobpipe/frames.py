@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +42,13 @@ FIRST_MJD = 54960.0  # 2009-05-09, two days before the launch that brought the i
 UNIX_MJD = 40587.0  # 1970-01-01
 SUFFIXES = (".fits.fz", ".fits", ".fits.gz")
 MIN_PX = 256  # one subframe
+MIN_NOISE_FRAC = 1e-5  # photon noise of 10^10 electrons; 200 images of a full well (80,000) have 1.6 x 10^7
 MAX_NOISE_FRAC = 0.5  # beyond it, an image cannot be a fraction of the light
 NOISE_STEPS = 32  # quantisation of stored images: this many steps to one sigma of their noise
 TILE_ROWS = 16  # rows compressed together: half the time of one by one, and smaller files
+
+SAME_EXPOSURE_D, SAME_START_D = 1.0, 1.0 / 86_400  # between the dates of two versions: of one ROOTNAME, of one date
+EXPOSURE_CARDS = (*MJD_CARDS, *DATE_CARDS, "TIME-OBS", "ROOTNAME", "FILTER", "TARGNAME", "DATE", "CAL_VER")
 
 FRAME_COLUMNS = ("frame", "mjd")
 BLOB_COLUMNS = ("blob", "x_px", "y_px", "radius_px", "depth_frac")
@@ -65,6 +69,14 @@ NUMBER_COLUMN = re.compile(r"(.*_)?(px|px2|frac|sigma|mjd|snr|score|probability)
 MAX_TABLE_BYTES = 2**28  # four times the largest table of 10,000 images
 MAX_NAME_BYTES = 200  # what file systems take (255), less suffixes and the rest of temporary names
 STACK = "reference"  # name of the median stack among the differences
+
+
+class Exposure(NamedTuple):
+    """What tells exposures and their versions apart: file name without its suffix, date, `EXPOSURE_CARDS` as far as there."""
+
+    name: str
+    mjd: float
+    cards: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -307,6 +319,67 @@ def _mjd_of(text: str, clock: str) -> float | None:
     return days + (3600 * hours + 60 * minutes + seconds) / 86400
 
 
+def exposure_of(frame: Frame, path: str | Path) -> Exposure:
+    """What tells an image's exposure from others; the date is NaN, and like no other, if the header has none."""
+    try:
+        mjd = exposure_mjd(frame, path)
+    except FrameError:
+        mjd = float("nan")
+    return Exposure(frame.name, mjd, {card: frame.header[card] for card in EXPOSURE_CARDS if card in frame.header})
+
+
+def is_same_exposure(one: Exposure, other: Exposure) -> bool:
+    """Whether two images are versions of one exposure, such as before and after a new calibration.
+
+    They are if they have the same ROOTNAME and the same date to a day; where one has no ROOTNAME, if they began in the same
+    second (and neither filter nor target differ). Of a date without a time, the names of the files must be the same, too.
+
+    Notes
+    -----
+    Source: ours. A ROOTNAME names one exposure of HST; the date guards against images that share a header.
+    """
+    apart_d = abs(one.mjd - other.mjd)
+    names = [_text(each, "ROOTNAME").lower() for each in (one, other)]
+    if all(names):
+        return names[0] == names[1] and apart_d < SAME_EXPOSURE_D
+    for card in ("FILTER", "TARGNAME"):
+        if len({_text(one, card), _text(other, card)} - {""}) > 1:
+            return False
+    return apart_d <= SAME_START_D and ((_has_time(one) and _has_time(other)) or one.name == other.name)
+
+
+def is_older_version(one: Exposure, other: Exposure) -> bool:
+    """Whether one version of an exposure was made before another: by DATE (of the file), else by CAL_VER (of its calibration).
+
+    False if the headers do not say: then the later arrival is the newer version.
+    """
+    made = [_iso_date(_text(each, "DATE")) for each in (one, other)]
+    if all(made) and made[0] != made[1]:
+        return made[0] < made[1]
+    calibrated = [_release(_text(each, "CAL_VER")) for each in (one, other)]
+    return all(calibrated) and calibrated[0] < calibrated[1]
+
+
+def _text(exposure: Exposure, card: str) -> str:
+    return str(exposure.cards.get(card, "")).strip()
+
+
+def _has_time(exposure: Exposure) -> bool:
+    """Whether the date tells more than the day."""
+    return any(_text(exposure, card) for card in (*MJD_CARDS, "TIME-OBS")) or any(
+        ":" in _text(exposure, card) for card in DATE_CARDS
+    )
+
+
+def _iso_date(text: str) -> str:
+    return text if re.match(r"\d{4}-\d\d-\d\d", text) else ""
+
+
+def _release(text: str) -> list[int]:
+    """Numbers of a version such as 3.5.2(28-Oct-2020)."""
+    return [int(number) for number in re.findall(r"\d+", text.partition("(")[0])]
+
+
 def insist_on_usable(frame: Frame, path: str | Path) -> float:
     """Refuse what is no blob image or difference image of a full frame.
 
@@ -319,7 +392,7 @@ def insist_on_usable(frame: Frame, path: str | Path) -> float:
     ------
     FrameError
         If it is smaller than one subframe, mostly without values, constant, in other units than a
-        fraction of the light, or far from zero.
+        fraction of the light (its noise is less than any photon noise, or too high), or far from zero.
     """
     ny, nx = frame.data.shape
     if min(ny, nx) < MIN_PX:
@@ -332,6 +405,11 @@ def insist_on_usable(frame: Frame, path: str | Path) -> float:
     median, noise = median_and_noise(frame.data)
     if not noise > 0:
         raise FrameError(f"{path}: most pixels are {median:.6g}: a constant image or a mask, expected noise; reject it")
+    if noise < MIN_NOISE_FRAC:
+        raise FrameError(
+            f"{path}: noise {noise:.3g}, expected light lost as a fraction (noise about 0.01): in other units, or scaled; "
+            "make it again"
+        )
     if noise > MAX_NOISE_FRAC:
         raise FrameError(
             f"{path}: noise {noise:.4g} {frame.header.get('BUNIT', '')}, expected light lost as a fraction (noise about "

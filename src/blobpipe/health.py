@@ -1,6 +1,6 @@
 """Drift monitors over the log: is the search still fed with what it was made for, and does it still behave?
 
-A reading is over the latest images in the order of the log, late ones left out, so that one odd image moves nothing. It
+A reading is over the latest images in the order of the log, late and superseded ones left out, so that one odd image moves nothing. It
 *crosses* its limit once, and can do so again only after it has come back within the limit by a margin (hysteresis).
 """
 
@@ -50,7 +50,9 @@ MONITORS = {
     ),
     "rejected_frac": Monitor("share of rejected images", "read their reasons: something in their making broke"),
 }
-LATEST = "FROM images WHERE id <= ? AND late = 0 AND outcome = 'searched' ORDER BY id DESC LIMIT ?"
+LATEST = (
+    "FROM images WHERE id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL ORDER BY id DESC LIMIT ?"
+)
 
 
 def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
@@ -160,7 +162,8 @@ def _probability_distance(connection: sqlite3.Connection, image: int, params: He
     from scipy.stats import ks_2samp
 
     images = connection.execute(
-        "SELECT i.id FROM images i JOIN runs r ON r.id = i.run WHERE i.id <= ? AND late = 0 AND outcome = 'searched' "
+        "SELECT i.id FROM images i JOIN runs r ON r.id = i.run "
+        "WHERE i.id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL "
         "AND r.model_sha256 = (SELECT r.model_sha256 FROM images i JOIN runs r ON r.id = i.run WHERE i.id = ?) "
         "ORDER BY i.id DESC LIMIT ?",
         (image, image, params.window + params.baseline),
@@ -182,7 +185,7 @@ def _probabilities(connection: sqlite3.Connection, images: list[int]) -> npt.NDA
 
 def _rejected_frac(connection: sqlite3.Connection, image: int, window: int) -> float | None:
     rows = connection.execute(
-        "SELECT outcome FROM images WHERE id <= ? ORDER BY id DESC LIMIT ?", (image, window)
+        "SELECT outcome FROM images WHERE id <= ? AND superseded_by IS NULL ORDER BY id DESC LIMIT ?", (image, window)
     ).fetchall()
     return sum(row["outcome"] == "rejected" for row in rows) / window if len(rows) == window else None
 

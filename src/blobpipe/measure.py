@@ -580,6 +580,7 @@ def judge(
     scatter: Image | None = None,
     bad: Mask | None = None,
     stack: Image | None = None,
+    seen: FloatArray | None = None,
 ) -> pd.DataFrame:
     """Say of each detection whether it is a new blob, and if not, what else.
 
@@ -603,13 +604,16 @@ def judge(
         Pixels that are known to be bad, from `bad_pixels`.
     stack : ndarray, shape (ny, nx), float32, optional
         What was subtracted (fraction of the light).
+    seen : ndarray, shape (n, 2), optional
+        Usual places (px) at which an earlier image has shown something new. The stack is still learning it, so that what
+        ``bad`` and ``stack`` say there does not count; ``scatter`` does, if it is of the images since.
 
     Returns
     -------
     DataFrame
         ``detections`` with ``status``: ``bad_pixels`` (a few pixels or hard edges carry the signal, too few are left, many
         are known to be bad, the stack's images flicker at this place as strongly, or the stack is bright there instead of the
-        image dark), ``dip`` (what a
+        image dark; never near a blob of the catalogue), ``dip`` (what a
         shift has left of a known blob), ``known`` (near one of the catalogue, or on one of the pattern that is deeper than
         the detection: blobs vary by less than themselves), or else ``new``.
 
@@ -623,43 +627,66 @@ def judge(
     lit = _lit(difference)
     known = np.zeros((0, 3)) if catalogue is None else catalogue[["x_px", "y_px", "radius_px"]].to_numpy(float)
     places = detections[["x_px", "y_px", "radius_px", "depth_frac", "snr"]].to_numpy(float)
-    status = [
-        _status(place, difference, lit, known, pattern, residual, noise_frac, scatter, bad, stack) for place in places
-    ]
+    status = []
+    for x, y, radius, depth, snr in places.tolist():
+        catalogued = _is_near((x, y), known[:, :2], shift_px, np.maximum(KNOWN_PX, KNOWN_RADII * known[:, 2]))
+        learning = seen is not None and _is_near((x, y), seen, shift_px, KNOWN_PX)
+        of_stack = (scatter, None, None) if learning else (scatter, bad, stack)
+        if not catalogued and _is_bad((x, y, radius, depth, snr), difference, lit, noise_frac, *of_stack):
+            status.append("bad_pixels")
+        elif _is_dip((x, y), radius, known, difference, residual, noise_frac):
+            status.append("dip")
+        elif catalogued or (pattern is not None and _height(pattern, x, y) >= depth):
+            status.append("known")
+        else:
+            status.append("new")
     return detections.assign(status=pd.Series(status, detections.index, dtype=str))
 
 
-def _status(
-    place: FloatArray,
+def _is_near(
+    place: tuple[float, float], others: FloatArray, shift_px: tuple[float, float], within_px: FloatArray | float
+) -> bool:
+    """Whether a place of an image is that of a blob, where the mirror has put it or where it usually is."""
+    return any(bool((np.hypot(*(others + moved - place).T) <= within_px).any()) for moved in (shift_px, (0.0, 0.0)))
+
+
+def _is_bad(
+    fit: tuple[float, float, float, float, float],
     difference: Image,
     lit: Mask,
-    known: FloatArray,
-    pattern: Image | None,
-    residual: Image | None,
     noise: float,
     scatter: Image | None,
     bad: Mask | None,
     stack: Image | None,
-) -> str:
-    x, y, radius, depth, snr = map(float, place)
-    if not (radius >= SMALLEST_RADIUS_PX and snr >= REST_SNR):
-        return "bad_pixels"
-    if _on_few_pixels(x, y, radius, difference, lit, noise) or _hard(x, y, radius, depth, difference, noise):
-        return "bad_pixels"
-    if scatter is not None and flickers(x, y, radius, depth, scatter):
-        return "bad_pixels"
-    if bad is not None and on_bad_pixels(x, y, radius, bad):
-        return "bad_pixels"
-    if stack is not None and is_of_the_stack(x, y, radius, depth, difference, stack):
-        return "bad_pixels"
-    if residual is not None and _predicted(x, y, radius, difference, residual, noise):
-        return "dip"
-    apart = np.asarray(np.hypot(known[:, 0] - x, known[:, 1] - y))
+) -> bool:
+    """Whether bad pixels, of the image or of the stack, explain a fit: its x, y, radius, depth and S/N."""
+    x, y, radius, depth, snr = fit
+    return (
+        not (radius >= SMALLEST_RADIUS_PX and snr >= REST_SNR)
+        or _on_few_pixels(x, y, radius, difference, lit, noise)
+        or _hard(x, y, radius, depth, difference, noise)
+        or (scatter is not None and flickers(x, y, radius, depth, scatter))
+        or (bad is not None and on_bad_pixels(x, y, radius, bad))
+        or (stack is not None and is_of_the_stack(x, y, radius, depth, difference, stack))
+    )
+
+
+def _is_dip(
+    place: tuple[float, float],
+    radius: float,
+    known: FloatArray,
+    difference: Image,
+    residual: Image | None,
+    noise: float,
+) -> bool:
+    """Whether a shift has left it of a known blob."""
+    if not np.isfinite(radius):
+        return False
+    if residual is not None and _predicted(*place, radius, difference, residual, noise):
+        return True
+    apart = np.hypot(*(known[:, :2] - place).T)
     near = known[apart <= DIP_REACH * known[:, 2] + DIP_MARGIN_PX]
-    if any(_has_counterpart((x, y), radius, blob, difference, noise) for blob in near):
-        return "dip"
-    catalogued = bool((apart <= np.maximum(KNOWN_PX, KNOWN_RADII * known[:, 2])).any())
-    return "known" if catalogued or (pattern is not None and _height(pattern, x, y) >= depth) else "new"
+    return any(_has_counterpart(place, radius, blob, difference, noise) for blob in near)
 
 
 def _height(pattern: Image, x: float, y: float) -> float:

@@ -141,7 +141,7 @@ def _digest(connection: sqlite3.Connection, first: date, digest: str) -> dict[st
         "WHERE i.logged >= ? AND i.logged < ? GROUP BY d.status ORDER BY d.status",
         span,
     ).fetchall()
-    rejected = [image for image in images if image["outcome"] == "rejected"]
+    rejected = [image for image in images if image["outcome"] == "rejected" and image["superseded_by"] is None]
     period = first.isoformat() if digest == "daily" else f"{first} to {end - timedelta(days=1)}"
     lines = [
         f"images: {len(images)}, searched {sum(image['outcome'] == 'searched' for image in images)}",

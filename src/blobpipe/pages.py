@@ -212,7 +212,8 @@ class Mark(NamedTuple):
 def today(connection: sqlite3.Connection, reader: Reader) -> str:
     """The newest image by date of exposure, its candidates marked, and what was logged lately."""
     newest = connection.execute(
-        "SELECT id FROM images ORDER BY mjd BETWEEN ? AND ? DESC, mjd DESC, id DESC LIMIT 1", frames.dates()
+        "SELECT id FROM images WHERE superseded_by IS NULL ORDER BY mjd BETWEEN ? AND ? DESC, mjd DESC, id DESC LIMIT 1",
+        frames.dates(),
     ).fetchone()
     shown = _image(connection, newest["id"]) if newest else None
     latest = _rows(connection, "SELECT * FROM images ORDER BY id DESC LIMIT ?", LATEST)
@@ -409,7 +410,7 @@ def _card(connection: sqlite3.Connection, row: Row) -> Card:
     others = _rows(
         connection,
         """SELECT d.*, i.name, i.mjd FROM detections d JOIN images i ON i.id = d.image
-        WHERE d.x_px BETWEEN ? AND ? AND d.y_px BETWEEN ? AND ? AND d.candidate IS NOT ? ORDER BY i.mjd, d.id""",
+        WHERE d.x_px BETWEEN ? AND ? AND d.y_px BETWEEN ? AND ? AND d.candidate IS NOT ? AND i.superseded_by IS NULL ORDER BY i.mjd, d.id""",
         *(row["x_px"] - NEAR_PX, row["x_px"] + NEAR_PX, row["y_px"] - NEAR_PX, row["y_px"] + NEAR_PX, row["id"]),
     )
     reviews = _rows(connection, "SELECT * FROM reviews WHERE candidate = ? ORDER BY id DESC", row["id"])
@@ -477,8 +478,8 @@ def _downwards(row: Row) -> tuple[float, float]:
 def _neighbours(connection: sqlite3.Connection, number: int) -> dict[str, int | None]:
     row = _one(connection, "image", "SELECT mjd FROM images WHERE id = ?", number)
     queries = {
-        "before": "SELECT id FROM images WHERE mjd < ? ORDER BY mjd DESC LIMIT 1",
-        "after": "SELECT id FROM images WHERE mjd > ? ORDER BY mjd LIMIT 1",
+        "before": "SELECT id FROM images WHERE mjd < ? AND superseded_by IS NULL ORDER BY mjd DESC LIMIT 1",
+        "after": "SELECT id FROM images WHERE mjd > ? AND superseded_by IS NULL ORDER BY mjd LIMIT 1",
     }
     found = {name: connection.execute(query, (row["mjd"],)).fetchone() for name, query in queries.items()}
     return {name: row["id"] if row else None for name, row in found.items()}
@@ -591,7 +592,7 @@ def _dated_images(connection: sqlite3.Connection) -> dict[str, Values]:
     """Columns of the images that have a date, by date; NaN where there is no value."""
     rows = connection.execute(
         """SELECT mjd, outcome = 'rejected', noise_frac, signal_e, shift_x_px, shift_y_px FROM images
-        WHERE mjd BETWEEN ? AND ? ORDER BY mjd""",
+        WHERE mjd BETWEEN ? AND ? AND superseded_by IS NULL ORDER BY mjd""",
         frames.dates(),
     )
     mjd, bad, noise, signal, x, y = np.array([tuple(row) for row in rows], np.float64).reshape(-1, 6).T
@@ -614,7 +615,8 @@ def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
     names, starts = np.unique(_calendar(mjd, unit), return_index=True)
     decisions: dict[str, list[str]] = {str(name): [] for name in names}
     for name, row in zip(_calendar(np.array([c["first_mjd"] for c in found], np.float64), unit), found, strict=True):
-        decisions[str(name)].append(row["decision"])
+        if str(name) in decisions:  # else its only image has been superseded by one of another day
+            decisions[str(name)].append(row["decision"])
     ends = np.append(starts, len(mjd))[1:]
     periods = [
         _period(name, {column: values[start:end] for column, values in table.items()}, decided)
@@ -647,8 +649,8 @@ def _of_day(connection: sqlite3.Connection, day: str) -> tuple[str, str]:
     start = mjd_of(day)
     shown = _rows(
         connection,
-        """SELECT id FROM images WHERE mjd >= ? AND mjd < ? OR (mjd IS NULL AND substr(logged, 1, 10) = ?)
-        ORDER BY mjd DESC, id DESC""",
+        """SELECT id FROM images WHERE superseded_by IS NULL
+        AND (mjd >= ? AND mjd < ? OR (mjd IS NULL AND substr(logged, 1, 10) = ?)) ORDER BY mjd DESC, id DESC""",
         *(start, start + 1, day),
     )
     if not shown:
@@ -667,7 +669,9 @@ def _of_day(connection: sqlite3.Connection, day: str) -> tuple[str, str]:
 def _of_everything(connection: sqlite3.Connection) -> tuple[str, str]:
     rows = _rows(connection, "SELECT * FROM candidate_list ORDER BY first_mjd DESC, id DESC")
     cards = [_card(connection, row) for row in rows if row["decision"] != "rejected"]
-    bad = _rows(connection, "SELECT * FROM images WHERE outcome = 'rejected' ORDER BY id DESC")
+    bad = _rows(
+        connection, "SELECT * FROM images WHERE outcome = 'rejected' AND superseded_by IS NULL ORDER BY id DESC"
+    )
     n = connection.execute("SELECT count(*) FROM images").fetchone()[0]
     if not n:
         raise LogError("no image in the log; run 'blobpipe quicklook' first")

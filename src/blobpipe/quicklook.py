@@ -12,9 +12,9 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 Image = npt.NDArray[np.float32]
 
-KEPT_CARDS = (*subtraction.KEPT_CARDS, "EXPTIME", "DATE-OBS", "PROPOSID", "BUNIT")
+KEPT_CARDS = (*dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *frames.EXPOSURE_CARDS)),)
 LEVEL_CARD = "LEVEL_E"  # photon level of the airglow (electrons per pixel), where the image's maker wrote it
 PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
 PAUSE_S = 1.0  # between two looks at a watched folder at most
@@ -80,6 +80,21 @@ class Tools(NamedTuple):
     known: pd.DataFrame | None
 
 
+class Blobs(NamedTuple):
+    """What is known of blobs before an image is searched.
+
+    Attributes
+    ----------
+    known : DataFrame
+        x_px, y_px, radius_px of the catalogue's, and of those that the log has found since.
+    landed : DataFrame
+        The same of what the log has found, ``first``: date (MJD) of the image that showed it first; in order of date.
+    """
+
+    known: pd.DataFrame
+    landed: pd.DataFrame
+
+
 class Arrival(NamedTuple):
     """A file that the log does not know as it is now."""
 
@@ -105,6 +120,10 @@ class Searched:
         Picture of the whole image; empty if it was not searched.
     draw : callable
         Pictures of one row of ``table``, by kind.
+    corrections : dict of bytes
+        By SHA-256, of images that a stack has taken for the first time, this one among them (`stacks.correction`).
+    rejected : dict of str
+        By SHA-256, why images of the log cannot be in a stack after all.
     """
 
     row: dict[str, Any]
@@ -112,6 +131,8 @@ class Searched:
     subframes: list[dict[str, Any]]
     overview: bytes
     draw: Callable[[dict[str, Any]], dict[str, bytes]]
+    corrections: dict[str, bytes] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
 
 
 def quicklook(folder: Path, routine: Routine) -> int:
@@ -278,6 +299,7 @@ def _log_arrival(arrival: Arrival, tools: Tools, routine: Routine) -> bool:
     with store.writing(connection):
         number = store.insert(connection, "images", searched.row)
         _log_file(connection, arrival, number, "changed" if changed else "logged")
+        _supersede(connection, number)
         _log_findings(connection, number, searched, tools, routine.params)
         health.crossed(connection, number, routine.params.health)
         notify.queue(connection, number, routine.params.notices)
@@ -326,18 +348,67 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
         row["header"] = json.dumps({card: frame.header[card] for card in KEPT_CARDS if card in frame.header})
         row["mjd"] = mjd = frames.exposure_mjd(frame, arrival.path)
         row["late"] = _is_late(tools.connection, mjd)
+        if (newer := _newer_version(tools.connection, row)) is not None:
+            return _not_searched(row | newer)
         level = frame.header.get(LEVEL_CARD)
         row["signal_e"] = float(level) if isinstance(level, (int, float)) and not isinstance(level, bool) else None
         if routine.difference:
             scatter = frames.find_plane(arrival.path, "SCATTER")
-            return _search(row, frame.data, (None, scatter), subtraction.NOWHERE, tools, routine.params)
+            subtraction.insist_on_noise_of_scatter(frame.data, scatter, arrival.path)
+            blobs = _blobs(tools, mjd)
+            return _search(row, frame.data, (None, scatter), subtraction.NOWHERE, blobs, tools, routine.params)
         return _subtract_and_search(row, frame.data, tools, routine)
     except BlobpipeError as error:
         return _not_searched(row | {"reason": " ".join(str(error).split())})
 
 
+def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sqlite3.Row]:
+    """The images of the log that are of the same exposure and count, in the order in which they were logged."""
+    near = connection.execute(
+        "SELECT id, name, mjd, header, kind, outcome FROM images "
+        "WHERE outcome != 'rejected' AND superseded_by IS NULL AND sha256 != ? AND mjd BETWEEN ? AND ? ORDER BY id",
+        (row["sha256"], row["mjd"] - frames.SAME_EXPOSURE_D, row["mjd"] + frames.SAME_EXPOSURE_D),
+    ).fetchall()
+    return [other for other in near if frames.is_same_exposure(_exposure(row), _exposure(other))]
+
+
+def _exposure(row: Mapping[str, Any] | sqlite3.Row) -> frames.Exposure:
+    return frames.Exposure(row["name"], row["mjd"], json.loads(row["header"]))
+
+
+def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Columns of an image of whose exposure the log has a newer version; None if it has none.
+
+    An image is newer than a difference: stacks take it.
+    """
+    for other in _versions(connection, row):
+        is_image = [each["kind"] == "image" for each in (other, row)]
+        if is_image[0] > is_image[1] or (
+            is_image[0] == is_image[1] and frames.is_older_version(_exposure(row), _exposure(other))
+        ):
+            reason = f"an older version of the exposure that the log has as image {other['id']}, {other['name']}"
+            return {"reason": reason, "superseded_by": other["id"]}
+    return None
+
+
+def _supersede(connection: sqlite3.Connection, image: int) -> None:
+    """Have an image replace the older versions of its exposure, to be called before its findings are logged.
+
+    One that could not be searched, for want of a stack, does not replace one that was: it is superseded itself.
+    """
+    row = connection.execute("SELECT * FROM images WHERE id = ?", (image,)).fetchone()
+    if row["outcome"] == "rejected":
+        return
+    for other in _versions(connection, row):
+        replaces = row["outcome"] == "searched" or other["outcome"] == "stack"
+        pair = (image, other["id"]) if replaces else (other["id"], image)
+        connection.execute("UPDATE images SET superseded_by = ? WHERE id = ?", pair)
+
+
 def _is_late(connection: sqlite3.Connection, mjd: float) -> int:
-    found = connection.execute("SELECT 1 FROM images WHERE outcome != 'rejected' AND mjd > ? LIMIT 1", (mjd,))
+    found = connection.execute(
+        "SELECT 1 FROM images WHERE outcome != 'rejected' AND superseded_by IS NULL AND mjd > ? LIMIT 1", (mjd,)
+    )
     return int(found.fetchone() is not None)
 
 
@@ -346,19 +417,26 @@ def _not_searched(row: dict[str, Any]) -> Searched:
 
 
 def _subtract_and_search(row: dict[str, Any], image: Image, tools: Tools, routine: Routine) -> Searched:
-    params = routine.params.difference
+    params, blobs = routine.params.difference, _blobs(tools, row["mjd"])
     reason = f"fewer than {params.stack_size} usable images before it: it waits for the first stack"
     try:
-        stack = stacks.stack_before(tools.connection, routine.cache, row["mjd"], params, routine.reference)
+        stack = stacks.stack_before(
+            tools.connection, routine.cache, row["mjd"], params, routine.reference, blobs.landed
+        )
     except FrameError as error:  # no fault of this image
         stack, reason = None, " ".join(str(error).split())
     if stack is None:
         return _not_searched(row | {"outcome": "stack", "reason": reason})
-    data, shift = subtraction.difference_image(image, stack.data, params, _known(tools))
+    expected = subtraction.noise_for_stack(stack.data, stack.scatter)
+    subtraction.insist_on_noise(frames.median_and_noise(image)[1], expected, row["name"])
+    data, shift = subtraction.difference_image(image, stack.data, params, blobs.known)
+    corrections = dict(stack.corrections)
     if stack.n_images:
-        stacks.keep(routine.cache, row["sha256"], data + stack.data)
+        packed = corrections[row["sha256"]] = stacks.correction(image, data, stack.data, shift)
+        stacks.keep(routine.cache, row["sha256"], image, packed)
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
-    return _search(row, data, (stack.data, stack.scatter), shift, tools, routine.params)
+    searched = _search(row, data, (stack.data, stack.scatter), shift, blobs, tools, routine.params)
+    return replace(searched, corrections=corrections, rejected=stack.rejected)
 
 
 def _search(
@@ -366,6 +444,7 @@ def _search(
     data: Image,
     subtracted: tuple[Image | None, Image | None],
     shift: subtraction.Shift,
+    blobs: Blobs,
     tools: Tools,
     params: Params,
 ) -> Searched:
@@ -375,19 +454,19 @@ def _search(
     scaled, _ = normalize.scale_image(clipped, params.scale)
     noise = frames.median_and_noise(data)[1]
     cells = dense.probability_map(tools.network, scaled)
-    known = _known(tools)
-    pattern = None if stack is None else subtraction.blob_pattern(stack, known)
+    pattern = None if stack is None else subtraction.blob_pattern(stack, blobs.known)
     bad = None if stack is None or pattern is None else measure.bad_pixels(stack, pattern)
     found = detect.judged(
         cells,
         data,
-        catalogue=known,
+        catalogue=blobs.known,
         shift_px=shift,
         pattern=pattern,
         noise_frac=noise,
         scatter=scatter,
         bad=bad,
         stack=stack,
+        seen=blobs.landed[["x_px", "y_px"]].to_numpy(float),
     )
     table = verdict.score(found, tools.point.weights)
     table["probability"] = tools.point.probability(table["score"].to_numpy())
@@ -407,14 +486,18 @@ def _search(
     return Searched(row, table, _subframes(cells, table, tools.point), pictures.overview(scaled), draw)
 
 
-def _known(tools: Tools) -> pd.DataFrame:
-    """The blobs of the catalogue, and those that the log has found since: what a shift leaves of them is a dip."""
+def _blobs(tools: Tools, mjd: float) -> Blobs:
+    """What is known before an image of this date: people and later images confirm; what faded may be a flickering pixel."""
     found = tools.connection.execute(
-        "SELECT x_px, y_px, radius_px FROM candidate_list "
-        "WHERE status = 'seen_again' AND decision != 'rejected' AND radius_px IS NOT NULL"
+        "SELECT x_px, y_px, radius_px, first_mjd, decision = 'confirmed' OR status = 'seen_again' FROM candidate_list "
+        "WHERE radius_px IS NOT NULL AND (decision = 'confirmed' OR decision != 'rejected' AND status != 'faded') "
+        "ORDER BY first_mjd, id"
     ).fetchall()
-    rows = pd.DataFrame([tuple(row) for row in found], columns=list(PLACE_COLUMNS), dtype=float)
-    return rows if tools.known is None else pd.concat([tools.known[list(PLACE_COLUMNS)], rows], ignore_index=True)
+    rows = pd.DataFrame([tuple(row) for row in found], columns=[*PLACE_COLUMNS, "first", "known"], dtype=float)
+    known = [rows.loc[rows["known"] == 1, list(PLACE_COLUMNS)]]
+    if tools.known is not None:
+        known.insert(0, tools.known[list(PLACE_COLUMNS)])
+    return Blobs(pd.concat(known, ignore_index=True), rows[rows["first"] < mjd])
 
 
 def _subframes(cells: Image, table: pd.DataFrame, point: detect.OperatingPoint) -> list[dict[str, Any]]:
@@ -439,6 +522,12 @@ def _subframes(cells: Image, table: pd.DataFrame, point: detect.OperatingPoint) 
 def _log_findings(connection: sqlite3.Connection, image: int, searched: Searched, tools: Tools, params: Params) -> None:
     for row in searched.subframes:
         store.insert(connection, "subframes", {"image": image, **row})
+    for sha256, packed in searched.corrections.items():
+        connection.execute(
+            "INSERT INTO corrections (image, bytes) SELECT id, ? FROM images WHERE sha256 = ?", (packed, sha256)
+        )
+    for sha256, reason in searched.rejected.items():
+        connection.execute("UPDATE images SET outcome = 'rejected', reason = ? WHERE sha256 = ?", (reason, sha256))
     if searched.overview:
         whole = {"image": image, "kind": "difference", "type": "image/jpeg", "bytes": searched.overview}
         store.insert(connection, "pictures", whole)
@@ -478,25 +567,44 @@ def _log_detections(
 def _with_candidates(
     connection: sqlite3.Connection, table: pd.DataFrame, shift: npt.NDArray[np.float64], match_px: float
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """Each row of a search, with the candidate of the log that lies there; bad pixels show none."""
-    places = connection.execute("SELECT id, x_px, y_px FROM candidates ORDER BY id").fetchall()
+    """Each row of a search, with the candidate of the log that lies there; bad pixels show none.
+
+    What the stack has not learnt yet of a known blob may be measured off its centre: it is matched in a second round.
+    """
+    places = connection.execute("SELECT id, status, x_px, y_px FROM candidates ORDER BY id").fetchall()
     rows = [dict(row) for _, row in table.iterrows()]
-    of_blobs = [k for k, row in enumerate(rows) if row["status"] != "bad_pixels"]
-    found = np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in of_blobs]).reshape(-1, 2) - shift
-    pairs = measure.match(found, np.array([[p["x_px"], p["y_px"]] for p in places]).reshape(-1, 2), match_px)
-    candidate = {of_blobs[i]: int(places[j]["id"]) for i, j in pairs}
+    candidate: dict[int, int] = {}
+    for of, status, within_px in ((("new", "known", "dip"), "", match_px), (("known",), "seen_again", detect.NEAR_PX)):
+        open_rows = [k for k, row in enumerate(rows) if row["status"] in of and k not in candidate]
+        taken = set(candidate.values())
+        free = [place for place in places if place["id"] not in taken and status in ("", place["status"])]
+        found = np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in open_rows]).reshape(-1, 2) - shift
+        there = np.array([[place["x_px"], place["y_px"]] for place in free]).reshape(-1, 2)
+        candidate |= {open_rows[i]: int(free[j]["id"]) for i, j in measure.match(found, there, within_px)}
     for k, row in enumerate(rows):
         yield row, candidate.get(k)
 
 
 def _update_candidates(connection: sqlite3.Connection, image: int, seen: set[int], fade_after: int) -> None:
-    """Mark what is seen again; let fade what later images do not show: a blob never vanishes."""
+    """Mark what is seen again; let fade what later images do not show: a blob never vanishes.
+
+    Where the image replaces older versions of its exposure, what these have shown or missed is counted anew.
+    """
     mjd = connection.execute("SELECT mjd FROM images WHERE id = ?", (image,)).fetchone()["mjd"]
+    replaced = [row["id"] for row in connection.execute("SELECT id FROM images WHERE superseded_by = ?", (image,))]
     rows = connection.execute(
-        "SELECT c.id, c.status, c.missed, c.image, i.mjd FROM candidates c JOIN images i ON i.id = c.image"
+        "SELECT c.id, c.status, c.missed, c.image, i.mjd, i.superseded_by FROM candidates c JOIN images i ON i.id = c.image"
     ).fetchall()
+    shown = {
+        row["candidate"]
+        for older in replaced
+        for row in connection.execute("SELECT candidate FROM detections WHERE image = ?", (older,))
+    }
     for row in rows:
-        if row["id"] in seen and row["image"] != image:
+        of_old = row["superseded_by"] is not None and row["id"] in seen
+        if of_old or row["id"] in shown or (replaced and row["status"] == "new" and row["image"] != image):
+            _count_anew(connection, row["id"], fade_after)
+        elif row["id"] in seen and row["image"] != image:
             earliest = image if mjd < row["mjd"] else row["image"]
             connection.execute(
                 "UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?", (earliest, row["id"])
@@ -506,3 +614,41 @@ def _update_candidates(connection: sqlite3.Connection, image: int, seen: set[int
             connection.execute(
                 "UPDATE candidates SET missed = missed + 1, status = ? WHERE id = ?", (status, row["id"])
             )
+
+
+def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int) -> None:
+    """Status of a candidate from the versions that count; without a sighting on one of them it has faded."""
+    sightings = connection.execute(
+        "SELECT DISTINCT i.id, i.mjd FROM detections d JOIN images i ON i.id = d.image "
+        "WHERE d.candidate = ? AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
+        (candidate,),
+    ).fetchall()
+    if not sightings:  # it keeps the one of a superseded version, for those who look back
+        connection.execute("UPDATE candidates SET status = 'faded' WHERE id = ?", (candidate,))
+        return
+    connection.execute(
+        "UPDATE detections SET candidate = NULL WHERE candidate = ? "
+        "AND image IN (SELECT id FROM images WHERE superseded_by IS NOT NULL)",
+        (candidate,),
+    )
+    image, mjd = sightings[0]
+    if len(sightings) > 1:
+        connection.execute("UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?", (image, candidate))
+        return
+    [missed] = connection.execute(
+        "SELECT count(*) FROM images WHERE outcome = 'searched' AND superseded_by IS NULL AND mjd > ? AND id > ?",
+        (mjd, _first_version(connection, image)),
+    ).fetchone()
+    status = "faded" if missed >= fade_after else "new"
+    connection.execute(
+        "UPDATE candidates SET status = ?, image = ?, missed = ? WHERE id = ?",
+        (status, image, min(missed, fade_after), candidate),
+    )
+
+
+def _first_version(connection: sqlite3.Connection, image: int) -> int:
+    """The image by which the log came to know an exposure."""
+    query = "SELECT min(id) AS id FROM images WHERE superseded_by = ? AND id < ?"
+    while (older := connection.execute(query, (image, image)).fetchone()["id"]) is not None:
+        image = older
+    return image

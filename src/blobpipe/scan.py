@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -36,9 +35,10 @@ SIDE_PX = 128  # of the picture of a detection
 
 @dataclass
 class Found:
-    """The rows of the three tables, and the model that they are of."""
+    """The rows of the three tables, the model that they are of, and the exposure of each image that was searched, in order."""
 
     model_sha256: str
+    exposures: list[frames.Exposure] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
     subframes: list[dict[str, Any]] = field(default_factory=list)
     detections: list[dict[str, Any]] = field(default_factory=list)
@@ -46,14 +46,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame ready for the network: its file, as it was subtracted, the same clipped and scaled, shift, noise."""
+    """A frame ready for the network: its exposure, as it was subtracted, its stack's scatter, clipped and scaled, shift, noise."""
 
-    path: Path
-    name: str
+    exposure: frames.Exposure
     difference: npt.NDArray[np.float32]
+    scatter: npt.NDArray[np.float32] | None
     scaled: npt.NDArray[np.float32]
     shift: tuple[float, float]
     noise_frac: float
+
+    @property
+    def name(self) -> str:
+        """Of its file, without the suffix."""
+        return self.exposure.name
 
 
 def scan(
@@ -68,7 +73,7 @@ def scan(
 ) -> int:
     """Scan images and write ``frames.csv``, ``subframes.csv``, ``detections.csv`` and a picture per detection.
 
-    With the dense network, detections are measured and judged, and one that the next image shows too is ``seen_again``. With
+    With the dense network, detections are measured and judged, and one that the next exposure shows too is ``seen_again``. With
     the report's, each positive subframe is one detection, at the highest point of its saliency map. An image that cannot be used is rejected, with its reason in ``frames.csv``; the rest go on.
 
     Parameters
@@ -125,17 +130,19 @@ def scan(
 
 
 class MedianStack(NamedTuple):
-    """What is subtracted, and how its images scatter, if the file says so."""
+    """What is subtracted, how its images scatter, if the file says so, and what noise they may have."""
 
     data: npt.NDArray[np.float32]
     scatter: npt.NDArray[np.float32] | None
+    noise: subtraction.Range
 
 
 def _read_stack(reference: Path | None) -> MedianStack:
     path = reference or Path("data/difference/reference.fits.fz")
     if not path.exists():
         raise FrameError(f"{path}: not found; name a median stack (--reference STACK) or say --difference")
-    return MedianStack(frames.usable_image(path).data, frames.find_plane(path, "SCATTER"))
+    data, scatter = frames.usable_image(path).data, frames.find_plane(path, "SCATTER")
+    return MedianStack(data, scatter, subtraction.noise_for_stack(data, scatter))
 
 
 class Search(NamedTuple):
@@ -169,12 +176,17 @@ def _look_ahead(
 def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared:
     frame = frames.read_frame(path)
     data, shift, noise = frame.data, (0.0, 0.0), frames.insist_on_usable(frame, path)
-    if stack is not None:
+    if stack is None:
+        scatter = frames.find_plane(path, "SCATTER")
+        subtraction.insist_on_noise_of_scatter(data, scatter, path)
+    else:
+        scatter = stack.scatter
+        subtraction.insist_on_noise(noise, stack.noise, path)
         data, shift = subtraction.difference_image(frame.data, stack.data, params.difference)
         noise = frames.median_and_noise(data)[1]
     clipped, _ = normalize.clip_image(data, params.clip)
     scaled, _ = normalize.scale_image(clipped, params.scale)
-    return Prepared(path, frame.name, data, scaled, shift, noise)
+    return Prepared(frames.exposure_of(frame, path), data, scatter, scaled, shift, noise)
 
 
 def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params) -> Search:
@@ -185,7 +197,7 @@ def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFra
         if stack is not None:
             pattern = subtraction.blob_pattern(stack.data)
             reference = detect.Reference(stack.data, pattern, measure.bad_pixels(stack.data, pattern))
-        look = partial(_look_dense, dense_network, point, catalogue, stack, reference)
+        look = partial(_look_dense, dense_network, point, catalogue, reference)
         return Search(look, partial(_tell_dense, point))
     network, _ = networks.load_model(model)
     return Search(partial(_look_report, network), partial(_tell_report, network, params.evaluate.threshold))
@@ -204,7 +216,6 @@ def _look_dense(
     network: networks.DenseNetwork,
     point: detect.OperatingPoint,
     catalogue: pd.DataFrame | None,
-    stack: MedianStack | None,
     reference: detect.Reference | None,
     frame: Prepared,
 ) -> Looked:
@@ -220,7 +231,7 @@ def _look_dense(
         bad=None if reference is None else reference.bad,
         stack=None if reference is None else reference.stack,
         noise_frac=frame.noise_frac,
-        scatter=frames.find_plane(frame.path, "SCATTER") if stack is None else stack.scatter,
+        scatter=frame.scatter,
     )
     candidates["status"] = detections["status"].reindex(candidates.index, fill_value="")
     detections.insert(0, "frame", frame.name)
@@ -259,14 +270,17 @@ def _draw(frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], 
 
 
 def _seen_again(found: Found) -> list[dict[str, Any]]:
-    """Detections, those marked that the next image shows again."""
+    """Detections, those marked that the next image of another exposure shows again."""
     if not found.detections or "score" not in found.detections[0]:
         return found.detections
     table = pd.DataFrame(found.detections)
-    by_frame = {row["frame"]: table[table["frame"] == row["frame"]] for row in found.frames if row["status"] == "ok"}
-    parts = list(by_frame.values())
-    parts[:-1] = [measure.seen_again(part, after) for part, after in pairwise(parts)]
-    return [dict(row) for _, row in pd.concat(parts).iterrows()]
+    parts = [table[table["frame"] == exposure.name] for exposure in found.exposures]
+    marked = []
+    for i, exposure in enumerate(found.exposures):
+        rest = range(i + 1, len(parts))
+        after = next((k for k in rest if not frames.is_same_exposure(exposure, found.exposures[k])), None)
+        marked.append(parts[i] if after is None else measure.seen_again(parts[i], parts[after]))
+    return [dict(row) for _, row in pd.concat(marked).iterrows()]
 
 
 def _note(
@@ -276,6 +290,7 @@ def _note(
     positive: npt.NDArray[np.bool_],
     found: Found,
 ) -> None:
+    found.exposures.append(frame.exposure)
     for (row, col, x0, y0), p, is_blob in zip(origins, probability, positive, strict=True):
         found.subframes.append(
             dict(zip(SUBFRAME_COLUMNS, (frame.name, row, col, x0, y0, p, int(is_blob)), strict=True))

@@ -198,3 +198,12 @@ JOIN detections b ON b.id =
     (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);
 UPDATE notices SET key = 'digest-week-' || substr(key, 8)  -- a day's digest and that of the week had the same key
 WHERE key LIKE 'digest-%' AND subject LIKE 'blobpipe: digest of % to %';
+
+CREATE TABLE corrections (  -- of each image that a stack has taken: what moves its blobs to their usual place
+    image INTEGER PRIMARY KEY REFERENCES images,
+    bytes BLOB NOT NULL  -- from `stacks.correction`; empty: they are there
+) STRICT;
+
+-- Of one exposure, one version counts. Sightings of the others no longer have their candidate, unless it is their only one.
+ALTER TABLE images ADD COLUMN superseded_by INTEGER REFERENCES images;  -- a newer version of the same exposure
+CREATE INDEX images_superseded ON images (superseded_by) WHERE superseded_by IS NOT NULL;

@@ -348,6 +348,39 @@ def test_a_scan_measures_and_says_what_is_seen_again(two_days: list[Path], dense
     assert len(list((tmp_path / "out").glob("day0_x*y*.png"))) >= 2
 
 
+def test_two_versions_of_one_exposure_do_not_confirm_each_other(
+    two_days: list[Path], dense_model: Path, tmp_path: Path
+) -> None:
+    for path, mjd in zip(two_days, (60000.25, 60000.25001), strict=True):
+        plane = frames.read_frame(path).data
+        frames.write_image(path, plane, name="DIFFERENCE", header={"EXPSTART": mjd, "ROOTNAME": "iabc01q"})
+    argv = ["scan", *map(str, two_days), "--difference", "--model", str(dense_model), "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 0
+    table = pd.read_csv(tmp_path / "out/detections.csv")
+    there = table[np.hypot(table["x_px"] - 500.3, table["y_px"] - 299.8) < 2]
+    assert list(there["status"]) == ["new", "new"]
+
+
+@pytest.mark.parametrize("factor", [40.0, 1 / 40, 1e-10])
+def test_an_image_of_another_noise_than_its_stack_is_rejected(
+    two_days: list[Path], dense_model: Path, tmp_path: Path, factor: float
+) -> None:
+    rng = np.random.default_rng(5)
+    stack = rng.normal(0, 0.01, (1024, 1024)).astype(np.float32)
+    frames.write_images(tmp_path / "stack.fits", {"STACK": stack})
+    scatter = np.full((512, 512), 0.01, np.float32) + rng.normal(0, 1e-4, (512, 512)).astype(np.float32)
+    for number, path in enumerate(two_days):
+        plane = frames.read_frame(path).data * np.float32(factor if number == 0 else 1)
+        noise = 0.01 * (factor if number == 0 else 1)
+        frames.write_images(path, {"DIFFERENCE": plane, "SCATTER": scatter}, sigma=noise)
+    for way in (["--difference"], ["--reference", str(tmp_path / "stack.fits")]):
+        argv = ["scan", *map(str, two_days), *way, "--model", str(dense_model), "--out", str(tmp_path / "out")]
+        assert cli.main(argv) == 1
+        table = pd.read_csv(tmp_path / "out/frames.csv")
+        assert list(table["status"]) == ["rejected", "ok"]
+        assert "day0.fits: noise " in table["reason"][0]
+
+
 def test_a_known_blob_is_known(two_days: list[Path], dense_model: Path, tmp_path: Path) -> None:
     catalogue = tmp_path / "blobs.csv"
     pd.DataFrame({"x_px": [500.0], "y_px": [300.0], "radius_px": [5.0]}).to_csv(catalogue, index=False)

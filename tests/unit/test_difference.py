@@ -198,6 +198,31 @@ def test_bad_images_are_rejected_and_the_rest_goes_on(campaign_dir: Path, tmp_pa
     )
 
 
+@pytest.mark.parametrize("factor", [30.0, 1 / 40, 1e-9])
+def test_images_of_another_noise_are_rejected_and_left_out_of_stacks(
+    campaign_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Among the first images, too, and where batches end."""
+    names = some(campaign_dir, tmp_path / "raw", 9)["frame"]
+    for i in (1, 4, 7):
+        path = frames.find_image(tmp_path / "raw", names[i])
+        plane = frames.read_frame(path).data * np.float32(factor)
+        path.unlink()  # a link to the one that other tests use
+        frames.write_image(path, plane, name="SCI", sigma=0.01 * factor)
+    monkeypatch.setattr(frames, "BATCH", 5)
+    difference.subtract(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
+    done = frames.read_stage(tmp_path / "out")
+    s, o, r = "stack", "ok", "rejected"
+    assert done["status"].tolist() == [s, r, s, s, r, o, o, r, o]
+    assert all(f"{names[i]}" in done["reason"][i] and "noise" in done["reason"][i] for i in (1, 4, 7))
+    assert done.query("status == 'ok'")["noise_frac"].between(0.005, 0.02).all()
+    difference.reference(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
+    scatter = frames.read_plane(tmp_path / "out" / "reference.fits.fz", "SCATTER")
+    assert not scatter.any()  # of three images; a fourth has not been taken
+    stack = frames.read_plane(tmp_path / "out" / "reference.fits.fz", "STACK")
+    assert difference.clean_noise(stack) < 0.02
+
+
 def test_unregistered_difference_is_image_minus_median(campaign_dir: Path, tmp_path: Path) -> None:
     names = some(campaign_dir, tmp_path / "raw", 5)["frame"]
     params = Difference(stack_size=3, register_shift=False, known_blobs=False)

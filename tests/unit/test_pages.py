@@ -145,6 +145,19 @@ def test_a_rejected_image_is_shown_with_its_reason(log: sqlite3.Connection) -> N
     assert "<svg" not in html
 
 
+def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    with store.writing(log):
+        log.execute("UPDATE images SET superseded_by = 59 WHERE id = 60")
+    assert "<h1>i0000059q_blob" in checked(pages.today(log, READER))
+    html = checked(pages.image(log, READER, 60))
+    assert '<strong>Superseded.</strong> <a href="/image/59">Another version of this exposure</a>' in html
+    listed = checked(pages.images(log, READER, pages.Choice(name="0000060")))
+    assert "searched, superseded" in listed
+    assert 'rel="next"' not in pages.image(log, READER, 59)
+    assert "60 images" not in checked(pages.timeline(log, READER))
+
+
 def test_the_undecided_come_first(log: sqlite3.Connection) -> None:
     decisions = [
         row["decision"]

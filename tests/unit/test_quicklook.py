@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,9 @@ from astropy.io import fits
 from tests.servers import Mailbox, MailServer
 
 import blobpipe
-from blobpipe import frames, notify, quicklook, stacks, store
+from blobpipe import campaign, difference, frames, notify, quicklook, stacks, store
 from blobpipe.errors import FrameError, ModelError, TableError
-from blobpipe.params import Difference, Notices, Params, Quicklook
+from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook
 from blobpipe.profiles import blob_profile
 
 SIDE, STACK = 512, 4
@@ -34,6 +36,8 @@ SETTINGS = Params().model_copy(
 )
 NEW = (300.0, 200.0, 6.0, 0.08)
 KNOWN = ((100.0, 120.0, 6.5, 0.08), (400.0, 380.0, 5.5, 0.1), (220.0, 400.0, 7.0, 0.06))
+
+PATIENT = Quicklook(settle_s=0.0, fade_after=10)
 
 Blob = tuple[float, float, float, float]
 
@@ -400,6 +404,30 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(agai
     assert once.sha256 == twice.sha256
 
 
+@pytest.mark.parametrize("harm", ["deleted", "half deleted", "mixed up"])
+def test_every_image_has_the_same_stack_with_the_cache_and_without(tmp_path: Path, harm: str) -> None:
+    found = []
+    for root, harmed in ((tmp_path / "one", False), (tmp_path / "other", True)):
+        for day in range(STACK + 6):
+            write_small(root / "in", day) if day else (root / "in").mkdir(parents=True)
+            cached = sorted((root / "out" / "stack").glob("*.npy"))
+            if harmed and day in (STACK + 2, STACK + 3, STACK + 5):
+                match harm:
+                    case "deleted":
+                        shutil.rmtree(root / "out" / "stack")
+                    case "half deleted":
+                        for path in cached[::2]:
+                            path.unlink()
+                    case _:
+                        for path, other in pairwise(cached):
+                            shutil.copy(other, path)
+            run(root).close()
+        log = store.connect(root / "out" / "log.sqlite")
+        found.append([row["stack_sha256"] for row in log.execute("SELECT stack_sha256 FROM images ORDER BY id")])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 6
+
+
 def test_an_absurd_pixel_does_no_harm(again: Path) -> None:
     for day, value in ((STACK + 5, 1e38), (STACK + 6, -1e38), (STACK + 7, np.inf), (STACK + 8, 0.0)):
         with fits.open(write(again / "in", day, NEW), mode="update") as hdus:
@@ -442,6 +470,339 @@ def test_the_cache_keeps_two_stacks(again: Path) -> None:
     assert len(list((again / "out" / "stack").glob("*.npy"))) == stacks.KEPT * STACK
 
 
+LONG_STACK = 10  # images: what lands on one of them is in the scatter before the median has it
+LANDED = (  # day, x, y, radius (px), depth: strong, faint, strong beside another, and on the image after it
+    *((LONG_STACK + 1, 90.0, 80.0, 6.0, 0.2), (LONG_STACK + 1, 180.0, 90.0, 6.0, 0.02)),
+    *((LONG_STACK + 3, 106.0, 84.0, 5.0, 0.1), (LONG_STACK + 4, 200.0, 190.0, 3.5, 0.08)),
+)
+OLD = ((60, 200, 6.5, 0.08), (130, 150, 5.5, 0.1), (40, 40, 7.0, 0.06), (215, 30, 6.0, 0.08))
+
+
+def write_small(folder: Path, day: int) -> Path:
+    """An image of 256 x 256 pixels with what has landed so far; on every fourth the mirror has stopped elsewhere."""
+    folder.mkdir(exist_ok=True)
+    image = np.random.default_rng([17, day]).normal(0, 0.0076, (256, 256)).astype(np.float32)
+    shift_x, shift_y = (1.4, -0.9) if day % 4 == 2 else (0.0, 0.0)
+    for x, y, radius, depth in (*OLD, *(blob[1:] for blob in LANDED if blob[0] <= day)):
+        row, col = round(y), round(x)
+        stamp = blob_profile("disc", radius, x - col + shift_x, y - row + shift_y)
+        image[row - 20 : row + 21, col - 20 : col + 21] += depth * stamp
+    path = folder / f"day{day:03d}.fits"
+    fits.PrimaryHDU(image, fits.Header({"EXPSTART": 60000.0 + day})).writeto(path)
+    return path
+
+
+@pytest.mark.parametrize("known", ["by the log", "by a person", "by a catalogue", "by a dated catalogue"])
+def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, known: str) -> None:
+    params = SETTINGS.model_copy(update={"difference": Difference(stack_size=LONG_STACK)})
+    more = {}
+    if "catalogue" in known:
+        table = pd.DataFrame(LANDED, columns=["first", "x_px", "y_px", "radius_px", "depth_frac"])
+        table["first_frame"] = [f"day{day:03d}" for day in table.pop("first")]
+        table = table.drop(columns="first_frame") if known == "by a catalogue" else table
+        table.to_csv(tmp_path / "known.csv", index=False)
+        more["catalogue"] = tmp_path / "known.csv"
+    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params, **more)
+    for day in range(LONG_STACK):
+        write_small(tmp_path / "in", day)
+    quicklook.quicklook(tmp_path / "in", made)
+    log = store.connect(made.log_path)
+    for day in range(LONG_STACK, LONG_STACK + 10):
+        write_small(tmp_path / "in", day)
+        quicklook.quicklook(tmp_path / "in", made)
+        if known == "by a person":
+            with store.writing(log):
+                log.execute(
+                    "INSERT INTO reviews (candidate, decision, reviewer, at) SELECT id, 'confirmed', 'A', '' FROM candidates"
+                )
+        _insist_on_sightings(log, day, catalogued="catalogue" in known)
+    assert len(candidates(log)) == (0 if "catalogue" in known else len(LANDED))
+
+
+def _insist_on_sightings(log: sqlite3.Connection, day: int, *, catalogued: bool) -> None:
+    """What has landed is on the image of a day, until half of the stack shows it, as what it is."""
+    image = log.execute("SELECT * FROM images ORDER BY id DESC LIMIT 1").fetchone()
+    found = pd.read_sql_query("SELECT * FROM detections WHERE image = ?", log, params=(image["id"],))
+    for first, x, y, _, depth in LANDED:
+        apart = np.hypot(found["x_px"] - image["shift_x_px"] - x, found["y_px"] - image["shift_y_px"] - y)
+        there = found[apart < 3.0]
+        assert "bad_pixels" not in set(there["status"]), (day, x, y)
+        if first <= day < first + LONG_STACK // 2 and depth > 0.05:
+            assert len(there) == 1, (day, x, y)
+            assert there["status"].isin(["known", "dip"] if catalogued else ["new", "known", "dip"]).all(), (day, x, y)
+            assert there["candidate"].notna().all() != catalogued, (day, x, y)
+
+
+def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(tmp_path: Path) -> None:
+    """A cluster reads high on one day and is a candidate; it does so again while it waits to be confirmed."""
+    params = SETTINGS.model_copy(update={"difference": Difference(stack_size=12), "quicklook": PATIENT})
+    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params)
+    for day in range(22):
+        path = write_small(tmp_path / "in", day)
+        if day in (13, 19):
+            with fits.open(path, mode="update") as hdus:
+                hdus[0].data[200 - 20 : 200 + 21, 140 - 20 : 140 + 21] += 0.1 * blob_profile("disc", 5.0, 0, 0)
+    quicklook.quicklook(tmp_path / "in", made)
+    log = store.connect(made.log_path)
+    found = candidates(log)
+    flickering = found[np.hypot(found["x_px"] - 140, found["y_px"] - 200) < 3]
+    assert flickering["sightings"].tolist() == [1]
+    statuses = log.execute(
+        "SELECT i.name, d.status FROM detections d JOIN images i ON i.id = d.image "
+        "WHERE abs(d.x_px - 140) < 3 AND abs(d.y_px - 200) < 3 ORDER BY i.id"
+    ).fetchall()
+    assert [tuple(row) for row in statuses] == [("day013", "new"), ("day019", "bad_pixels")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("begun", ["by its own stack", "by a named stack"])
+def test_every_blob_of_a_simulated_month_keeps_its_candidate(tmp_path: Path, begun: str) -> None:
+    size, raw, inbox = 20, tmp_path / "raw", tmp_path / "in"
+    settings = Campaign(seed=5, n_frames=54, first_frames=size, n_cases=20)
+    campaign.simulate(raw, settings)
+    params = SETTINGS.model_copy(update={"difference": Difference(stack_size=size)})
+    listed, named = frames.read_frame_list(raw), None
+    if begun == "by a named stack":
+        difference.reference(raw, tmp_path, params.difference)
+        listed, named = listed[size - 5 :].reset_index(drop=True), tmp_path / "reference.fits.fz"
+    inbox.mkdir()
+    for name in listed["frame"]:
+        shutil.move(frames.find_image(raw, name), inbox)
+    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params, reference=named)
+    quicklook.quicklook(inbox, made)
+    log = store.connect(made.log_path)
+    found = pd.read_sql_query(
+        "SELECT d.*, i.name, i.mjd, d.x_px - i.shift_x_px AS x, d.y_px - i.shift_y_px AS y "
+        "FROM detections d JOIN images i ON i.id = d.image",
+        log,
+    )
+    blobs = [blob for blob in campaign.population(settings) if blob.first >= size]
+    names = campaign.frame_names(settings)
+    followed, on_blobs = 0, set()
+    for blob in blobs:
+        there = found[np.hypot(found["x"] - blob.x_px, found["y"] - blob.y_px) <= max(3.0, blob.radius_px / 2)]
+        on_blobs |= set(there["candidate"].dropna())
+        if not (there["snr"] >= 12).any():
+            continue
+        followed += 1
+        for name in names[blob.first : blob.first + size // 2 - 1]:
+            today = there[there["name"] == name]
+            assert today["candidate"].notna().any(), (blob.blob, name, list(today["status"]))
+    assert followed >= 12
+    false = candidates(log).query("id not in @on_blobs")
+    assert len(false) <= 0.15 * len(listed)
+    assert not (false["status"] == "seen_again").any()
+
+
+def reprocess(path: Path, name: str = "", seed: int = 1, **cards: object) -> Path:
+    """Write another version of an image beside it: pixels that differ a little, and other cards."""
+    with fits.open(path) as hdus:
+        data, header = np.array(hdus[0].data, np.float32), hdus[0].header.copy()
+    data += np.random.default_rng([9, seed]).normal(0, 1e-4, data.shape).astype(np.float32)
+    for card, value in cards.items():
+        header["DATE-OBS" if card == "DATE_OBS" else card] = value
+    new = path.with_name(name or path.name)
+    fits.PrimaryHDU(data, header).writeto(new, overwrite=True)
+    return new
+
+
+FALSE = (150.0, 300.0, 6.0, 0.08)
+NOTIFIED = SETTINGS.model_copy(
+    update={"notices": Notices(mail_to=("a@b.org",), mail_from="c@d.org", smtp_host="127.0.0.1", smtp_port=1)}
+)
+
+
+def run_notified(tmp_path: Path) -> sqlite3.Connection:
+    """A run whose notices stay in the outbox: nobody listens at that port."""
+    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, NOTIFIED)
+    quicklook.quicklook(tmp_path / "in", made)
+    return store.connect(made.log_path)
+
+
+def superseded(log: sqlite3.Connection) -> dict[str, str]:
+    """Which image counts in the place of which."""
+    rows = log.execute("SELECT i.id, i.name, n.id, n.name FROM images i JOIN images n ON n.id = i.superseded_by")
+    return {f"{row[0]} {row[1]}": f"{row[2]} {row[3]}" for row in rows}
+
+
+@pytest.mark.parametrize("way", ["same name", "other name", "gzipped", "ROOTNAME"])
+def test_a_second_version_of_an_exposure_confirms_nothing(again: Path, way: str) -> None:
+    path = write(again / "in", STACK + 5, NEW, FALSE)
+    if way == "ROOTNAME":
+        reprocess(path, ROOTNAME="IABC05Q")
+    log = run_notified(again)
+    last = outcomes(log) | {"": len(outcomes(log))}
+    told = [tuple(row) for row in log.execute("SELECT key, channel FROM notices")]
+    assert ("candidate-2-new", "mail") in told
+    match way:
+        case "same name":
+            reprocess(path, CAL_VER="3.7.2")
+        case "other name":
+            reprocess(path, "anew.fits", CAL_VER="3.7.2")
+        case "gzipped":
+            reprocess(path, path.name + ".gz")
+        case _:
+            reprocess(path, "anew.fits", ROOTNAME="iabc05q", EXPSTART=60000.003 + STACK + 5)
+    log = run_notified(again)
+    assert len(log.execute("SELECT 1 FROM images").fetchall()) == last[""] + 1
+    newest = log.execute("SELECT id, name FROM images ORDER BY id DESC LIMIT 1").fetchone()
+    assert superseded(log) == {f"{newest['id'] - 1} {path.stem}": f"{newest['id']} {newest['name']}"}
+    found = candidates(log)
+    assert found["status"].tolist() == ["seen_again", "new"]
+    assert found["sightings"].tolist()[1] == 1
+    assert found["first_image"].tolist()[1] == newest["id"]
+    assert [tuple(row) for row in log.execute("SELECT key, channel FROM notices WHERE candidate IS NOT NULL")] == told
+    members = stacks.members_before(log, 70000.0, STACK)
+    assert len({member.mjd for member in members}) == STACK
+    assert log.execute("SELECT sha256 FROM images WHERE id = ?", (newest["id"],)).fetchone()[0] == members[-1].sha256
+
+
+def test_the_next_exposure_still_confirms(again: Path) -> None:
+    path = write(again / "in", STACK + 5, NEW, FALSE)
+    run(again).close()
+    reprocess(path)
+    run(again).close()
+    write(again / "in", STACK + 6, NEW, FALSE)
+    found = candidates(run(again))
+    assert found["status"].tolist() == ["seen_again", "seen_again"]
+    assert found["sightings"].tolist()[1] == 2
+    assert found["first_frame"].tolist()[1] == path.stem
+
+
+def test_what_the_newer_version_does_not_show_has_faded_and_counts_for_nothing(again: Path) -> None:
+    write(again / "in", STACK + 5, NEW, FALSE)
+    run(again).close()
+    write(again / "in", STACK + 5, NEW)
+    log = run(again)
+    found = candidates(log)
+    assert found["status"].tolist() == ["seen_again", "faded"]
+    assert found["sightings"].tolist()[1] == 1  # those who look back find it
+    write(again / "in", STACK + 6, NEW, FALSE)
+    found = candidates(run(again))
+    assert found["status"].tolist() == ["seen_again", "new"]
+    assert found["sightings"].tolist()[1] == 1
+    assert found["first_frame"].tolist()[1] == f"day{STACK + 6:03d}"
+
+
+def test_what_only_an_older_version_confirmed_is_new_again(again: Path) -> None:
+    write(again / "in", STACK + 5, NEW, FALSE)
+    write(again / "in", STACK + 6, NEW, FALSE)
+    assert candidates(run(again))["status"].tolist() == ["seen_again", "seen_again"]
+    write(again / "in", STACK + 6, NEW)
+    found = candidates(run(again))
+    assert found["status"].tolist() == ["seen_again", "new"]
+    assert found["missed"].tolist() == [0, 1]
+
+
+def test_two_versions_of_a_later_image_let_a_candidate_fade_by_one(again: Path) -> None:
+    write(again / "in", STACK + 5, NEW, FALSE)
+    later = write(again / "in", STACK + 6, NEW)
+    run(again).close()
+    for seed in range(3):
+        reprocess(later, seed=seed)
+        found = candidates(run(again))
+        assert (found["status"].tolist()[1], found["missed"].tolist()[1]) == ("new", 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "older"),
+    [
+        ({"DATE": "2024-05-02"}, {"DATE": "2023-01-01T10:00:00"}, True),
+        ({"DATE": "2023-01-01"}, {"DATE": "2024-05-02"}, False),
+        ({"CAL_VER": "3.10.1(28-Oct-2020)"}, {"CAL_VER": "3.9.2(01-Jan-2021)"}, True),
+        ({"DATE": "2024-05-02", "CAL_VER": "3.5"}, {"DATE": "2024-05-03", "CAL_VER": "3.4"}, False),
+        ({"CAL_VER": "3.5"}, {}, False),
+    ],
+)
+def test_an_older_version_that_comes_late_replaces_nothing(
+    again: Path, first: dict[str, object], second: dict[str, object], older: bool
+) -> None:
+    path = reprocess(write(again / "in", STACK + 5, FALSE), **first)
+    run(again).close()
+    with fits.open(path) as hdus:
+        hdus[0].header.remove("CAL_VER", ignore_missing=True)
+        hdus.writeto(again / "in" / "other.fits")
+    reprocess(again / "in" / "other.fits", **second)
+    log = run(again)
+    (old, new) = ("other", path.stem) if older else (path.stem, "other")
+    assert [(key.split()[1], value.split()[1]) for key, value in superseded(log).items()] == [(old, new)]
+    row = log.execute("SELECT outcome, reason FROM images WHERE name = 'other'").fetchone()
+    assert row["outcome"] == ("rejected" if older else "searched")
+    assert ("an older version of the exposure" in row["reason"]) == older
+    assert candidates(log)[["sightings", "first_frame"]].to_numpy().tolist()[1] == [1, new]
+
+
+def test_different_exposures_are_not_taken_for_versions(again: Path) -> None:
+    inbox = again / "in"
+    one = write(inbox, STACK + 5, NEW)
+    reprocess(one, "second.fits", EXPSTART=60000.0 + STACK + 5 + 2 / 86400)  # two seconds later
+    reprocess(one, "filter.fits", FILTER="F105W")
+    for number, name in enumerate(("iabc01q", "iabc02q")):  # one date, two names
+        reprocess(one, f"{name}.fits", seed=number, ROOTNAME=name, EXPSTART=60000.0 + STACK + 6)
+    for day in (7, 9):  # a header that was copied from image to image
+        reprocess(one, f"copied{day}.fits", seed=day, ROOTNAME="template", EXPSTART=60000.0 + STACK + day)
+    for number in range(2):  # nobody knows when on that day
+        bare = reprocess(one, f"bare{number}.fits", seed=20 + number, DATE_OBS="2023-03-20")
+        with fits.open(bare, mode="update") as hdus:
+            del hdus[0].header["EXPSTART"]
+    log = run(again)
+    assert superseded(log) == {}
+    assert set(outcomes(log).values()) == {"stack", "searched"}
+
+
+def test_a_version_that_cannot_be_used_replaces_nothing(again: Path) -> None:
+    before = candidates(store.connect(again / "out" / "log.sqlite"))["sightings"].tolist()
+    path = again / "in" / f"day{STACK + 4:03d}.fits"
+    path.write_bytes(path.read_bytes()[:200_000])
+    log = run(again)
+    assert outcomes(log)[path.stem] == "rejected"
+    assert superseded(log) == {}
+    assert candidates(log)["sightings"].tolist() == before
+
+
+def test_images_that_wait_for_the_first_stack_count_once(tmp_path: Path) -> None:
+    for day in range(STACK - 1):
+        write(tmp_path / "in", day)
+    reprocess(tmp_path / "in" / "day001.fits", "anew.fits")
+    log = run(tmp_path)
+    write(tmp_path / "in", STACK)
+    log = run(tmp_path)
+    assert set(outcomes(log).values()) == {"stack"}  # four files, three exposures before it
+    write(tmp_path / "in", STACK + 1)
+    assert outcomes(run(tmp_path))[f"day{STACK + 1:03d}"] == "searched"
+
+
+@pytest.mark.parametrize("factor", [40, 1 / 40, 1e-10, 5, 0.2])
+@pytest.mark.parametrize("day", [2, STACK + 5])
+def test_an_image_of_another_noise_is_rejected_and_kept_out_of_stacks(
+    again: Path, tmp_path_factory: pytest.TempPathFactory, factor: float, day: int
+) -> None:
+    root = again if day > STACK else tmp_path_factory.mktemp("first")
+    for other in range(0 if day < STACK else STACK + 6, STACK + 2 if day < STACK else STACK + 7):
+        if other != day:
+            write(root / "in", other)
+    path = write(root / "in", day)
+    with fits.open(path, mode="update") as hdus:
+        hdus[0].data = (hdus[0].data * factor).astype(np.float32)
+    log = run(root)
+    row = log.execute("SELECT outcome, reason FROM images WHERE name = ?", (path.stem,)).fetchone()
+    assert row["outcome"] == "rejected"
+    assert re.search(r"noise \S+, expected", row["reason"])
+    assert path.stem in row["reason"]
+    last = STACK + 1 if day < STACK else STACK + 6
+    assert outcomes(log)[f"day{last:03d}"] == "searched"
+    assert candidates(log).empty == (day < STACK)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.5])
+def test_half_and_twice_the_light_are_usual(again: Path, factor: float) -> None:
+    path = write(again / "in", STACK + 5)
+    with fits.open(path, mode="update") as hdus:
+        noise = np.random.default_rng([7, STACK + 5]).normal(0, 0.0076, (SIDE, SIDE))
+        hdus[0].data = (hdus[0].data + (factor - 1) * noise).astype(np.float32)
+    assert outcomes(run(again))[path.stem] == "searched"
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="in: not found, expected a folder of images"):
         run(tmp_path)
@@ -482,8 +843,9 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
                 image, row = write_large(folder / f"day{day:03}.fits", day), {"run": 1, "kind": "image"}
                 row |= {"sha256": frames.sha256(folder / f"day{day:03}.fits"), "name": f"day{day:03}"}
                 row |= {"mjd": 60000.0 + day, "logged": store.now(), "outcome": "searched"}
-                store.insert(tools.connection, "images", row)
-                stacks.keep(cache, row["sha256"], image)
+                number = store.insert(tools.connection, "images", row)
+                store.insert(tools.connection, "corrections", {"image": number, "bytes": b""})
+                stacks.keep(cache, row["sha256"], image, b"")
             took = []
             for day in range(40, 43):
                 sent_s: list[float] = []

@@ -50,6 +50,37 @@ def test_a_log_is_made_once_and_opened_again(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
 
 
+def test_a_log_of_version_1_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, first = tmp_path / "log.sqlite", store.versions()[:1]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "versions", lambda: first)
+        old = store.connect(path, make=True)
+        with store.writing(old):
+            store.insert(old, "runs", RUN)
+            for number in range(2):
+                store.insert(old, "images", image(sha256=f"{number:064x}", outcome="searched"))
+            store.insert(old, "candidates", {"image": 1, "status": "new", "x_px": 1.0, "y_px": 2.0})
+            row = {
+                "candidate": 1,
+                "status": "new",
+                "x_px": 1.0,
+                "y_px": 2.0,
+                "snr": 9.0,
+                "score": 0.9,
+                "probability": 0.8,
+            }
+            store.insert(old, "detections", {"image": 1, **row})
+        old.close()
+    log = store.connect(path)
+    assert [tuple(row) for row in log.execute("SELECT id, outcome, superseded_by FROM images")] == [
+        (1, "searched", None),
+        (2, "searched", None),
+    ]
+    assert log.execute("SELECT count(*) FROM corrections").fetchone()[0] == 0  # stacks register these images again
+    assert log.execute("SELECT sightings, snr FROM candidate_list").fetchone()[:] == (1, 9.0)
+    assert log.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
 def test_an_older_log_is_brought_to_this_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.sqlite"
     with store.writing(store.connect(path, make=True)) as connection:
@@ -84,13 +115,14 @@ def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(tmp_path: Path, m
             store.insert(old, "notices", told | {"created": RUN["started"]})
         store.insert(old, "reviews", {"candidate": 5, "decision": "unsure", "reviewer": "Ada", "at": RUN["started"]})
     before = {name: [tuple(row) for row in old.execute(f"SELECT * FROM {name}")] for name in store.TABLES}
+    columns = {name: ", ".join(row[1] for row in old.execute(f"PRAGMA table_info({name})")) for name in store.TABLES}
     old.close()
     monkeypatch.setattr(store, "versions", lambda: latest)
     log = store.connect(path)
     assert log.execute("PRAGMA foreign_key_check").fetchall() == []
     assert log.execute("PRAGMA foreign_keys").fetchone()[0] == 1
     for name in ("runs", "images", "detections", "reviews"):
-        assert [tuple(row) for row in log.execute(f"SELECT * FROM {name}")] == before[name], name
+        assert [tuple(row) for row in log.execute(f"SELECT {columns[name]} FROM {name}")] == before[name], name
     for name in ("candidates", "candidate_list"):
         rows = [tuple("seen_again" if value == "confirmed" else value for value in row) for row in before[name]]
         assert sorted(tuple(row) for row in log.execute(f"SELECT * FROM {name}")) == sorted(rows), name
