@@ -832,15 +832,15 @@ def _subtract_one(
     return _result("ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=frames.sha256(path))
 
 
-def landed_within(blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...]) -> list[Recent]:
+def landed_within(blobs: pd.DataFrame, rows: Sequence[float], shape: tuple[int, ...]) -> list[Recent]:
     """The blobs that landed within a stack.
 
     Parameters
     ----------
     blobs : DataFrame
         Catalogue with x_px, y_px, radius_px, and ``first``, the row of the first image that shows the blob.
-    rows : list of int
-        Row of each of the stack's images in ``frames.csv``.
+    rows : sequence of float
+        Row of each of the stack's images in ``frames.csv``; or ``first`` and these are dates.
     shape : (ny, nx)
         Of the images.
     """
