@@ -839,8 +839,8 @@ def landed_within(blobs: pd.DataFrame, rows: Sequence[float], shape: tuple[int, 
     ----------
     blobs : DataFrame
         Catalogue with x_px, y_px, radius_px, and ``first``, the row of the first image that shows the blob.
-    rows : list of int
-        Row of each of the stack's images in ``frames.csv``.
+    rows : sequence of float
+        Row of each of the stack's images in ``frames.csv``; or ``first`` and these are dates.
     shape : (ny, nx)
         Of the images.
     """

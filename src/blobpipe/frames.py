@@ -353,11 +353,11 @@ def is_older_version(one: Exposure, other: Exposure) -> bool:
 
     False if the headers do not say: then the later arrival is the newer version.
     """
-    made = [_iso_date(_text(each, "DATE")) for each in (one, other)]
+    made = [text if ISO_DATE.match(text) else "" for text in (_text(one, "DATE"), _text(other, "DATE"))]
     if all(made) and made[0] != made[1]:
         return made[0] < made[1]
-    calibrated = [_release(_text(each, "CAL_VER")) for each in (one, other)]
-    return all(calibrated) and calibrated[0] < calibrated[1]
+    calibrated = [_version(_text(each, "CAL_VER")) for each in (one, other)]
+    return all(map(bool, calibrated)) and calibrated[0] < calibrated[1]
 
 
 def _text(exposure: Exposure, card: str) -> str:
@@ -371,11 +371,7 @@ def _has_time(exposure: Exposure) -> bool:
     )
 
 
-def _iso_date(text: str) -> str:
-    return text if re.match(r"\d{4}-\d\d-\d\d", text) else ""
-
-
-def _release(text: str) -> list[int]:
+def _version(text: str) -> list[int]:
     """Numbers of a version such as 3.5.2(28-Oct-2020)."""
     return [int(number) for number in re.findall(r"\d+", text.partition("(")[0])]
 

@@ -188,7 +188,6 @@ def _corrected(image: npt.NDArray[Any], packed: bytes) -> npt.NDArray[np.float16
     if packed:
         steps = np.frombuffer(zlib.decompress(packed), "<i2").reshape(image.shape)
         image = image - steps * np.float32(STEP_FRAC)
-    finite = np.where(np.isfinite(image), image, np.float32(np.nan))
     limit = np.finfo(np.float16).max  # beyond it is no light loss
     return np.clip(finite, -limit, limit).astype(np.float16)
 
