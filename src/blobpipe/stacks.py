@@ -189,7 +189,7 @@ def _corrected(image: npt.NDArray[Any], packed: bytes) -> npt.NDArray[np.float16
         steps = np.frombuffer(zlib.decompress(packed), "<i2").reshape(image.shape)
         image = image - steps * np.float32(STEP_FRAC)
     limit = np.finfo(np.float16).max  # beyond it is no light loss
-    return np.clip(finite, -limit, limit).astype(np.float16)
+    return np.clip(image, -limit, limit).astype(np.float16)
 
 
 def keep(cache: Path, sha256: str, image: Image, packed: bytes) -> None:
