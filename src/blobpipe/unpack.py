@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numba as nb
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -70,7 +70,8 @@ def first_plane(cards: Cards, shape: tuple[int, ...], content: npt.NDArray[np.ui
     for y in range(0, ny, tile_y):
         for x in range(0, nx, tile_x):
             target = image[y : y + tile_y, x : x + tile_x]
-            target[:] = tiles.pixels(row, target.size).reshape(target.shape)
+            with np.errstate(all="ignore"):  # beyond float32 is infinite
+                target[:] = tiles.pixels(row, target.size).reshape(target.shape)
             row += 1
     return image
 
@@ -194,7 +195,8 @@ class _Tiles:
         values: Pixels = stored.astype(np.float64)
         if self.dither:
             values += 0.5 - _dither(row + self.seed, len(values))
-        values = values * self.scale[row] + self.zero[row]
+        with np.errstate(all="ignore"):  # a damaged scale can be anything
+            values = values * float(self.scale[row]) + float(self.zero[row])
         if self.dither == 2:
             values[stored == DITHERED_ZERO] = 0
         if self.blank is not None:

@@ -24,7 +24,7 @@ def packed(path: Path, data: np.ndarray, **how: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("tile", [None, (16, 70), (90, 70), (32, 17), (1, 1)])
+@pytest.mark.parametrize("tile", [None, (16, 70), (90, 70), (32, 17), (5, 7)])
 @pytest.mark.parametrize("method", [-1, 1, 2])
 @pytest.mark.parametrize("algorithm", ["RICE_1", "GZIP_1", "GZIP_2"])
 def test_quantized_floats_are_those_of_astropy(tmp_path: Path, algorithm: str, method: int, tile: Any) -> None:
@@ -147,6 +147,20 @@ def test_a_descriptor_outside_of_the_heap_is_refused(tmp_path: Path, field: int,
     path.write_bytes(content)
     with pytest.raises(FrameError, match="tile 2 lies outside of the heap"):
         frames.read_frame(path)
+
+
+@pytest.mark.parametrize("value", [1e300, -1e300, np.inf, np.nan])
+@pytest.mark.parametrize("column", [16, 24])
+def test_a_scale_beyond_all_sense_gives_no_values(tmp_path: Path, column: int, value: float) -> None:
+    path = packed(tmp_path / "a.fits.fz", NOISE, compression_type="RICE_1", tile_shape=(16, 70))
+    with hdus.opened(path, "") as file:
+        start = file.hdus[1].start + 2 * 32 + column
+    content = bytearray(path.read_bytes())
+    content[start : start + 8] = np.array(value, ">f8").tobytes()
+    path.write_bytes(content)
+    data = frames.read_frame(path).data
+    assert np.isnan(data[32:48]).sum() > 0.99 * data[32:48].size
+    assert np.isfinite(data[:32]).all()
 
 
 @pytest.mark.parametrize("pixel_bytes", unpack.RICE_BITS)
