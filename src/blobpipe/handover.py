@@ -554,7 +554,12 @@ def _with_runs(path: str | Path, content: bytes) -> fits.HDUList:
     try:
         hdus = _opened(content)
         _require_runs(path, find_table(hdus))
-        _ = [hdus[0].header.get(card) for card in ("USEAFTER", "PEDIGREE", "FILENAME")]  # can be read
+        # what cannot be put together again is refused here: cards that cannot be read, lists that are not there
+        again = _opened(_content(with_rows(hdus, pd.DataFrame(columns=RUN_COLUMNS))))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _ = [find_table(again).data[name] for name in find_table(again).columns.names]
+        _ = [again[0].header.get(card) for card in ("USEAFTER", "PEDIGREE", "FILENAME")]
     except TableError:
         raise
     except Exception as error:  # a damaged table makes astropy raise nearly anything
@@ -564,8 +569,11 @@ def _with_runs(path: str | Path, content: bytes) -> fits.HDUList:
 
 
 def _content(hdus: fits.HDUList) -> bytes:
+    """The bytes of a file; cards of others, good or not, stay as they are."""
     buffer = io.BytesIO()
-    hdus.writeto(buffer, output_verify="ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hdus.writeto(buffer, output_verify="ignore")
     return buffer.getvalue()
 
 
@@ -609,6 +617,9 @@ def _integers(file: File, hdu: HDU) -> DqImage | None:
 
 def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
     """Refuse rows that are not runs of pixels, and columns that do not hold one number each."""
+    width, found = table.header["NAXIS1"], np.asarray(table.data).dtype.itemsize
+    if width != found:
+        raise TableError(f"{path}: rows of {width} bytes, expected {found} by its columns; fetch or write it again")
     for name in RUN_COLUMNS:
         column = table.columns[name]
         stored = np.asarray(table.data)[name]
@@ -790,7 +801,8 @@ def add_discs(
     merged = with_rows(hdus, runs(np.any(masks, axis=0) * BLOB))
     _describe(merged[0].header, blobs, useafter_mjd)
     _add_history(merged[0].header, blobs[[bool(mask.any()) for mask in masks]])
-    added = find_table(merged).data[len(find_table(hdus).data) :]
+    # looked at in a copy: astropy writes lists anew once it has read them
+    added = find_table(_opened(_content(merged))).data[len(find_table(hdus).data) :]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a logical value that is not known reads as false
         return merged, pd.DataFrame({name: np.asarray(added[name]).tolist() for name in added.names})
@@ -868,4 +880,4 @@ def _write_fits(path: str | Path, hdus: fits.HDUList) -> None:
     if "FILENAME" in hdus[0].header:
         hdus[0].header["FILENAME"] = Path(path).name
     with frames.atomic(path) as temporary:
-        hdus.writeto(temporary, output_verify="ignore")  # cards of others, good or not, stay as they are
+        temporary.write_bytes(_content(hdus))
