@@ -141,6 +141,20 @@ def test_a_dip_is_the_known_blobs_here_less_there(shift: tuple[int, int]) -> Non
     np.testing.assert_allclose(image, (expected - expected.mean()) / expected.std(), atol=1e-4)
 
 
+def test_a_dip_ends_where_the_frame_does() -> None:
+    """Known blobs all over the frame: beyond its edges there are none to be moved into it."""
+    scene = make_scene(noise=0)
+    pattern = np.random.default_rng(5).uniform(0, 0.03, FRAME).astype(np.float32)
+    scene = dataclasses.replace(scene, pattern=pattern, limits=np.array([[-99, 99]] * N_FRAMES, np.float32))
+    corners = [(x, y) for x in (0, FRAME[1] - SIDE) for y in (0, FRAME[0] - SIDE)]
+    dips = [(2.7, -1.3), (-2.7, 1.0), (0.0, 3.0), (-1.0, 0.0), (1.0, 0.4), (300.0, 0.0), (0.5, -280.0)]
+    windows = [("a", *corner, 0, *dip) for corner in corners for dip in dips]
+    recipes = make_recipes(windows, [[]] * len(windows))
+    found = render.render(scene, recipes, np.arange(len(windows)))
+    for i, image in enumerate(found):
+        np.testing.assert_allclose(image, as_the_recipe_says(scene, recipes, i), atol=5e-4, err_msg=str(windows[i]))
+
+
 @settings(max_examples=30)
 @given(rows, st.integers(0, 3), st.integers(0, 1), st.integers(0, 2**62))
 def test_rotations_and_flips_are_those_of_numpy_and_change_no_label(

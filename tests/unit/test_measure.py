@@ -440,6 +440,32 @@ def test_the_model_is_the_profile_at_its_depth_above_the_background(shape: int) 
     assert chi2 == pytest.approx(np.square(residual, dtype=float).sum() + prior, rel=1e-5)
 
 
+@pytest.mark.parametrize("radius", [0.7, 0.95, 1.2, 6.7, 12.45, 12.7])
+def test_the_model_is_the_profile_for_every_radius_of_the_table(radius: float) -> None:
+    """At its ends, between and on its nodes: without noise, what is left is nothing."""
+    profile = blob_profile("disc", radius, 0.4, -0.3, 49)[8:-8, 8:-8].ravel()
+    chi2, residual, _ = modelled(0, (16.4, 15.7, radius, 1.0, 0.0), profile, np.ones_like(profile))
+    assert np.abs(residual).max() < 0.01
+    assert chi2 - ((radius - 5.7) / 2.5) ** 2 + 2 * np.log(0.35) < 0.01
+
+
+def test_a_fit_stays_within_eight_pixels_of_its_start_and_the_table_of_radii() -> None:
+    low, high = measure._limits(np.array([10.0, 12.0, 5.0, 3.0, 0.5]))
+    assert low.tolist() == [2, 4, 0.7, -np.inf, -np.inf]
+    assert high.tolist() == [18, 20, 12.7, np.inf, np.inf]
+
+
+def test_a_fit_that_failed_leaves_the_disc_that_it_started_from() -> None:
+    good = a_cut()[1]
+    cut = measure.Cut(0, 0, good, good > 0)
+    x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = measure._unfitted(cut, np.array(PLACE))
+    assert (x, y, radius, depth) == PLACE[:4]
+    assert np.isnan([x_err, y_err, radius_err, depth_err]).all()
+    profile = blob_profile("disc", PLACE[2], PLACE[0] - 16, PLACE[1] - 16, 33)
+    assert loss == pytest.approx(PLACE[3] * profile.sum(), rel=0.01)
+    assert snr == pytest.approx(PLACE[3] * np.linalg.norm(profile.ravel() * good), rel=0.01)
+
+
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 def test_the_slopes_are_the_derivatives_of_the_model(shape: int) -> None:
     values, good = a_cut()
