@@ -26,7 +26,7 @@ MODEL, DENSE_MODEL = f"{TRAIN}/model.safetensors", f"{DENSE}/model.safetensors"
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of the GNU C library's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of the GNU C library's mallopt
 
 # Everything heavy is imported by the command that needs it: `blobpipe --help` answers at once.
 
@@ -556,6 +556,7 @@ def keep_memory() -> None:
     """Let freed memory stay with the process: fetching it anew for each image takes nearly as long as the work on it."""
     with suppress(OSError, AttributeError):  # another C library has its own ways
         library = ctypes.CDLL(None)
+        library.mallopt(M_ARENA_MAX, 1)  # else each thread that ever was keeps a heap of its own, for nobody
         library.mallopt(M_MMAP_THRESHOLD, 2**25)
         library.mallopt(M_TRIM_THRESHOLD, 2**30)
 
