@@ -196,3 +196,8 @@ JOIN images f ON f.id = c.image
 JOIN runs r ON r.id = f.run
 JOIN detections b ON b.id =
     (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);
+
+ALTER TABLE images ADD COLUMN nx_px INTEGER;  -- size of the image; NULL if it could not be read, or was logged by version 1
+ALTER TABLE images ADD COLUMN ny_px INTEGER;
+ALTER TABLE files ADD COLUMN changed_ns INTEGER;  -- with the inode: a file of the same size and time is another one
+ALTER TABLE files ADD COLUMN inode INTEGER;
