@@ -178,6 +178,7 @@ def _quicklook(args: argparse.Namespace) -> None:
         catalogue=args.catalogue,
         reference=args.reference,
         difference=args.difference,
+        again=args.again,
     )
     if args.watch:
         quicklook.watch(args.folder, routine)
@@ -460,6 +461,7 @@ def _add_log(
     quick.add_argument("--model", type=Path, help="trained dense network (default: as for scan)")
     quick.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
     quick.add_argument("--silent", action="store_true", help="tell nobody, now or later: for images of old")
+    quick.add_argument("--again", action="store_true", help="search rejected images once more")
     quick.add_argument("--watch", action="store_true", help="stay, and take images as they appear")
     quick.set_defaults(work=_quicklook)
     show = commands.add_parser("log", parents=[log, common], help="print or export a table of the log")
@@ -538,6 +540,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in another encoding
+    logging.getLogger("blobpipe").setLevel(logging.DEBUG if args.debug else logging.INFO)
     keep_memory()
     rest_idle_threads()
     try:

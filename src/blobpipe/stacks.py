@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from blobpipe import difference, frames
 from blobpipe.errors import FrameError
+from blobpipe.inbox import path_of
 from blobpipe.params import Difference
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,13 @@ class Member:
 
 
 def stack_before(
-    connection: sqlite3.Connection, cache: Path, mjd: float, params: Difference, reference: Path | None = None
+    connection: sqlite3.Connection,
+    cache: Path,
+    mjd: float,
+    params: Difference,
+    reference: Path | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
 ) -> Stack | None:
     """The stack for an image of this date.
 
@@ -72,35 +79,93 @@ def stack_before(
         The images before it count.
     reference : path, optional
         A median stack to take while there are too few.
+    shape : tuple of int, optional
+        Of the image: only images of this size count, and a stack of this size.
 
     Returns
     -------
     Stack or None
-        None if fewer than ``params.stack_size`` images are before it, and no stack was named.
+        None if fewer than ``params.stack_size`` images are before it, and no stack of its size was named.
 
     Raises
     ------
     FrameError
         If an image that the log knows is neither cached nor a file any more, or is of another size.
     """
-    found = members_before(connection, mjd, params.stack_size)
+    found = members_before(connection, mjd, params.stack_size, shape)
     if len(found) == params.stack_size:
         images = _at_usual_place(found, cache, params)
         median = _median(images)
         return _stack(median, difference.scatter(images, median), len(found))
     if reference is None:
         return None
-    return _stack(frames.usable_image(reference).data, frames.find_plane(reference, "SCATTER"), 0)
+    stack = named(reference)
+    return stack if shape in (None, stack.data.shape) else None
 
 
-def members_before(connection: sqlite3.Connection, mjd: float, size: int) -> list[Member]:
-    """The last images before a date that could be used, in order of date."""
+def named(path: Path) -> Stack:
+    """Read a median stack that came as a file.
+
+    Raises
+    ------
+    FrameError
+        If it is no usable image, or its scatter is of another size.
+    """
+    data, scatter = frames.usable_image(path).data, frames.find_plane(path, "SCATTER")
+    expected = tuple(side // 2 for side in data.shape)
+    if scatter is not None and scatter.shape != expected:
+        raise FrameError(f"{path}: found a SCATTER of shape {scatter.shape}, expected {expected}; make the stack again")
+    return _stack(data, scatter, 0)
+
+
+def size_of(connection: sqlite3.Connection) -> tuple[int, int] | None:
+    """Shape (ny, nx) of the images that a log searches; None before the first."""
+    row = connection.execute(
+        "SELECT ny_px, nx_px FROM images WHERE kind = 'image' AND outcome = 'searched' AND ny_px IS NOT NULL LIMIT 1"
+    ).fetchone()
+    return None if row is None else (row["ny_px"], row["nx_px"])
+
+
+def insist_on_size(connection: sqlite3.Connection, shape: tuple[int, ...]) -> None:
+    """Refuse an image of another size than those that the log searches.
+
+    Raises
+    ------
+    FrameError
+        If it is.
+    """
+    if (expected := size_of(connection)) not in (None, shape):
+        raise FrameError(_other_size(shape, expected))
+
+
+def reject_other_sizes(connection: sqlite3.Connection, shape: tuple[int, int]) -> None:
+    """Once the first image is searched, reject those that waited for a stack of another size; in its transaction."""
+    rows = connection.execute(
+        "SELECT id, ny_px, nx_px FROM images WHERE kind = 'image' AND outcome = 'stack' AND (ny_px, nx_px) != (?, ?)",
+        shape,
+    ).fetchall()
+    for row in rows:
+        reason = _other_size((row["ny_px"], row["nx_px"]), shape)
+        connection.execute("UPDATE images SET outcome = 'rejected', reason = ? WHERE id = ?", (reason, row["id"]))
+
+
+def _other_size(found: tuple[int, ...], expected: tuple[int, ...] | None) -> str:
+    (ny, nx), (expected_ny, expected_nx) = found, expected or (0, 0)
+    return f"found {nx}x{ny} pixels, expected {expected_nx}x{expected_ny} as the images that this log searches; give it another log"
+
+
+def members_before(
+    connection: sqlite3.Connection, mjd: float, size: int, shape: tuple[int, ...] | None = None
+) -> list[Member]:
+    """The last images before a date that could be used, of a size if one is given, in order of date."""
+    ny, nx = shape or (None, None)
     rows = connection.execute(
         "SELECT sha256, (SELECT json_group_array(path) FROM (SELECT path FROM files WHERE image = images.id "
-        "ORDER BY files.id DESC)) AS paths FROM images WHERE kind = 'image' AND outcome != 'rejected' AND mjd < ? ORDER BY mjd DESC, sha256 LIMIT ?",
-        (mjd, size),
+        "ORDER BY files.id DESC)) AS paths FROM images WHERE kind = 'image' AND outcome != 'rejected' AND mjd < ? "
+        "AND coalesce(ny_px = ? AND nx_px = ?, 1) ORDER BY mjd DESC, sha256 LIMIT ?",  # version 1 noted no size
+        (mjd, ny, nx, size),
     ).fetchall()
-    return [Member(row["sha256"], tuple(map(Path, json.loads(row["paths"])))) for row in reversed(rows)]
+    return [Member(row["sha256"], tuple(map(path_of, json.loads(row["paths"])))) for row in reversed(rows)]
 
 
 def keep(cache: Path, sha256: str, image: Image) -> None:
@@ -174,7 +239,7 @@ def _registered(members: list[Member], params: Difference) -> Image:
 
 
 def _read(member: Member) -> Image:
-    path = next((path for path in member.paths if path.exists() and frames.sha256(path) == member.sha256), None)
+    path = next((path for path in member.paths if _holds(path, member.sha256)), None)
     if path is None:
         raise FrameError(
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
@@ -182,6 +247,14 @@ def _read(member: Member) -> Image:
         )
     data = frames.usable_image(path).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    """Whether a file that can be read has these bytes."""
+    try:
+        return path.is_file() and frames.sha256(path) == sha256
+    except OSError:
+        return False
 
 
 def _median(images: Image) -> Image:
