@@ -46,7 +46,7 @@ from blobpipe import (
     verdict,
 )
 from blobpipe import difference as subtraction
-from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, printable
+from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, internal_fault, printable
 from blobpipe.inbox import File, Inbox, Stamp, path_of, path_text
 from blobpipe.params import Params, to_yaml
 
@@ -418,9 +418,8 @@ def _is_internal(error: Exception) -> bool:
 
 
 def _internal_fault(error: Exception) -> str:
-    """A reason for what is nobody's fault but ours."""
     log.debug("internal fault", exc_info=error)
-    return f"internal fault ({type(error).__name__}: {printable(' '.join(str(error).split()))[:120]}): please report it"
+    return internal_fault(error)
 
 
 def _as_it_was(arrival: Arrival) -> bool:

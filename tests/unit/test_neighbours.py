@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
-from blobpipe import frames, store
+import blobpipe
+from blobpipe import frames, scan, store
 from blobpipe.errors import printable
 from blobpipe.params import Difference, Params, Quicklook, to_yaml
 from blobpipe.profiles import blob_profile
@@ -156,3 +158,22 @@ def test_sixty_images_beside_forty_hostile_neighbours_are_all_searched(root: Pat
     assert {logged.get(f"day{day:03d}.fits") for day in range(IMAGES)} == {"searched"}
     unaccounted = [name for name in names if name not in logged and printable(name) not in said]
     assert unaccounted == []
+
+
+def test_a_bug_that_one_frame_brings_to_light_does_not_end_a_scan(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [root / "in" / f"day{day:03d}.fits" for day in range(3)]
+    for day, path in enumerate(paths):
+        path.write_bytes(content(day))
+    prepare = scan._prepare
+
+    def fail_on_the_second(path: Path, *rest: Any) -> scan.Prepared:
+        if path == paths[1]:
+            raise KeyError("no such column")
+        return prepare(path, *rest)
+
+    monkeypatch.setattr(scan, "_prepare", fail_on_the_second)
+    model = Path(blobpipe.__file__).with_name("model.safetensors")
+    assert scan.scan(paths, root / "out", model, Params(), reference=root / "stack.fits") == 1
+    table = frames.read_table(root / "out" / "frames.csv", ("frame", "status", "reason")).set_index("frame")
+    assert table["status"].tolist() == ["ok", "rejected", "ok"]
+    assert table.loc["day001", "reason"].endswith("internal fault (KeyError: 'no such column'): please report it")

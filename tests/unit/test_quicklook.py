@@ -476,9 +476,7 @@ def part(day: int, path: Path) -> None:
         hdus[0].data = hdus[0].data[:300, 50:350].copy()
 
 
-@pytest.mark.parametrize(
-    ("odd", "at_once"), [({0}, True), ({2}, True), ({1, 3, 5}, True), ({0, 1}, False), ({STACK + 1}, False)]
-)
+@pytest.mark.parametrize(("odd", "at_once"), [({0}, True), ({1, 3, 5}, True), ({0, 2}, False), ({STACK + 1}, False)])
 def test_images_of_another_size_are_rejected_and_the_rest_is_searched(
     tmp_path: Path, odd: set[int], at_once: bool
 ) -> None:
@@ -564,7 +562,7 @@ def test_a_stack_that_fits_nothing_that_comes_later_does_not_reject_it(tmp_path:
         assert list(outcomes(tools.connection).values()) == ["stack"] * STACK + ["searched"]
 
 
-@pytest.mark.parametrize("fate", ["moved", "deleted", "replaced", "folder moved"])
+@pytest.mark.parametrize("fate", ["moved", "folder moved"])
 def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None:
     made, log_path = routine(again), again / "out" / "log.sqlite"
     inbox = Inbox(again / "in", 0.0)
@@ -573,16 +571,10 @@ def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None
         with quicklook._tools(made, inbox) as tools:
             write(again / "in", STACK + 5, NEW)
             quicklook._process(inbox, tools, made)
-            match fate:
-                case "moved":
-                    log_path.rename(again / "moved.sqlite")
-                case "deleted":
-                    log_path.unlink()
-                case "replaced":
-                    shutil.copy(log_path, again / "copy")
-                    (again / "copy").replace(log_path)
-                case _:
-                    log_path.parent.rename(again / "elsewhere")
+            if fate == "moved":
+                log_path.rename(again / "moved.sqlite")
+            else:
+                log_path.parent.rename(again / "elsewhere")
             quicklook._process(inbox, tools, made)
 
     with pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"):
@@ -635,9 +627,12 @@ def test_a_name_in_another_encoding_is_an_image_as_any(again: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError(errno.EACCES, "Permission denied"), OSError(errno.EIO, "Input/output error")]
+    ("error", "where"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "hash"),
+        (OSError(errno.EIO, "Input/output error"), "read"),
+    ],
 )
-@pytest.mark.parametrize("where", ["hash", "read"])
 def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
     again: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: OSError, where: str
 ) -> None:
@@ -727,7 +722,7 @@ sys.addaudithook(kill)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
 def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(again: Path, name: str) -> None:
     """A start costs a crash in the decompressor, or a kill for want of memory; the next one does not."""
