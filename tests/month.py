@@ -49,7 +49,7 @@ ANSWER_S = 0.1  # how long the servers take
 TABLES = ("images", "files", "subframes", "candidates", "detections", "pictures", "reviews", "notices", "health")
 DIFFERENT = {  # times, and what counts runs and attempts
     "images": {"run", "logged"},
-    "files": {"seen", "modified_ns"},
+    "files": {"seen", "modified_ns", "changed_ns", "inode"},
     "notices": {"created", "sent", "next_attempt", "attempts", "error"},
 }
 PHASES = ("starting", "watching", "searching", "writing", "sending")

@@ -489,7 +489,11 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
     export.add_argument("--until", metavar="DATE", help="only blobs first seen by the end of this day, or by this MJD")
     export.add_argument(
-        "--also", action="append", default=[], metavar="STATUS", help="not only known blobs and those that a person confirmed, but this too: seen_again, new, ..."
+        "--also",
+        action="append",
+        default=[],
+        metavar="STATUS",
+        help="not only known blobs and those that a person confirmed, but this too: seen_again, new, ...",
     )
     export.add_argument(
         "--frames", type=Path, metavar="TABLE", help="dates of the images: frame, mjd (default: frames.csv beside it)"

@@ -105,6 +105,8 @@ def test_nothing_is_written_into_a_log_that_has_lost_its_name(tmp_path: Path, fa
     ):
         store.insert(log, "runs", RUN)
     assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1
+
+
 def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.sqlite"
     first, latest = store.versions()[:1], store.versions()
