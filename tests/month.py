@@ -60,7 +60,7 @@ TABLES = (
 )
 DIFFERENT = {  # times, and what counts runs and attempts
     "images": {"run", "logged"},
-    "files": {"seen", "modified_ns"},
+    "files": {"seen", "modified_ns", "changed_ns", "inode"},
     "notices": {"created", "sent", "next_attempt", "attempts", "error"},
 }
 PHASES = ("starting", "watching", "searching", "writing", "sending")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from blobpipe import frames, store
 from blobpipe.errors import TableError
+from blobpipe.inbox import path_of
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,8 @@ def _images_beside(connection: sqlite3.Connection, path: Path, listed: set[str])
         "WHERE i.kind = 'image' AND i.outcome != 'rejected' AND i.superseded_by IS NULL AND f.outcome != 'duplicate' ORDER BY f.id"
     ).fetchall()
     here = path.resolve().parent
-    files = [(Path(row["path"]), row["mjd"]) for row in found if Path(row["path"]).parent == here]
+    paths = [(path_of(row["path"]), row["mjd"]) for row in found]
+    files = [(file, mjd) for file, mjd in paths if file.parent == here]
     rows = [(frames.frame_name(file), mjd) for file, mjd in files if file.exists()]
     for name, _ in rows:
         if not frames.is_name(name):

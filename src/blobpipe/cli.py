@@ -42,7 +42,7 @@ ADVICE = {
     errno.EIO: "look at the disk; it could not be read or written",
 }
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of the GNU C library's mallopt
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of the GNU C library's mallopt
 
 # Everything heavy is imported by the command that needs it: `blobpipe --help` answers at once.
 
@@ -194,6 +194,7 @@ def _quicklook(args: argparse.Namespace) -> None:
         catalogue=args.catalogue,
         reference=args.reference,
         difference=args.difference,
+        again=args.again,
     )
     if args.watch:
         quicklook.watch(args.folder, routine)
@@ -488,6 +489,7 @@ def _add_log(
     quick.add_argument("--model", type=Path, help="trained dense network (default: as for scan)")
     quick.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
     quick.add_argument("--silent", action="store_true", help="tell nobody, now or later: for images of old")
+    quick.add_argument("--again", action="store_true", help="search rejected images once more")
     quick.add_argument("--watch", action="store_true", help="stay, and take images as they appear")
     quick.set_defaults(work=_quicklook)
     show = commands.add_parser("log", parents=[log, common], help="print or export a table of the log")
@@ -589,6 +591,7 @@ def _run(argv: list[str] | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names in another encoding
+    logging.getLogger("blobpipe").setLevel(logging.DEBUG if args.debug else logging.INFO)
     keep_memory()
     rest_idle_threads()
     try:
@@ -618,6 +621,7 @@ def keep_memory() -> None:
     """Let freed memory stay with the process: fetching it anew for each image takes nearly as long as the work on it."""
     with suppress(OSError, AttributeError):  # another C library has its own ways
         library = ctypes.CDLL(None)
+        library.mallopt(M_ARENA_MAX, 1)  # else each thread that ever was keeps a heap of its own, for nobody
         library.mallopt(M_MMAP_THRESHOLD, 2**25)
         library.mallopt(M_TRIM_THRESHOLD, 2**30)
 

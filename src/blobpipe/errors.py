@@ -17,6 +17,11 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def internal_fault(error: Exception) -> str:
+    """Say in one line that something is nobody's fault but blobpipe's."""
+    return f"internal fault ({type(error).__name__}: {printable(str(error))[:120]}): please report it"
+
+
 class FrameError(BlobpipeError):
     """An image that cannot be used. In a folder of many, it is rejected and the rest go on."""
 

@@ -6,14 +6,20 @@ run ends at, the next one goes on as if nothing had happened. Several runs may s
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
+import math
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +46,8 @@ from blobpipe import (
     verdict,
 )
 from blobpipe import difference as subtraction
-from blobpipe.errors import BlobpipeError, FrameError, ModelError
+from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, internal_fault, printable
+from blobpipe.inbox import File, Inbox, Stamp, path_of, path_text
 from blobpipe.params import Params, to_yaml
 
 log = logging.getLogger(__name__)
@@ -51,6 +58,9 @@ KEPT_CARDS = (*dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "B
 LEVEL_CARD = "LEVEL_E"  # photon level of the airglow (electrons per pixel), where the image's maker wrote it
 PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
 PAUSE_S = 1.0  # between two looks at a watched folder at most
+REHEARSAL_S = 120.0  # in which a process of its own must have read a file
+NO_FAULT_OF_THE_MEDIUM = (None, errno.EINVAL, errno.EOVERFLOW)  # astropy's own, and seeking where damaged sizes lead
+NO_FAULT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # somebody's wish, not what a file does to its reader
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Routine:
     catalogue: Path | None = None
     reference: Path | None = None
     difference: bool = False
+    again: bool = False  # search rejected images once more
 
     @property
     def cache(self) -> Path:
@@ -73,7 +84,7 @@ class Routine:
 class Tools(NamedTuple):
     """The same, read and ready."""
 
-    connection: sqlite3.Connection
+    connection: store.Log
     run: int
     network: networks.DenseNetwork
     point: detect.OperatingPoint
@@ -100,8 +111,15 @@ class Arrival(NamedTuple):
 
     path: Path
     sha256: str
-    size_bytes: int
-    modified_ns: int
+    stamp: Stamp
+    mjd: float = np.inf  # of the exposure, for the order of the search; what cannot be read comes last
+    shape: tuple[int, ...] = ()  # none: it could not be read
+    fatal: str = ""  # what became of a process of its own that read it, if it did not live
+
+    @property
+    def file(self) -> File:
+        """As it lies in the folder."""
+        return File(self.path, self.stamp)
 
 
 @dataclass(frozen=True)
@@ -154,10 +172,16 @@ def quicklook(folder: Path, routine: Routine) -> int:
     FrameError, ModelError, TableError, LogError
         If the folder, the model, the catalogue or the log cannot be used. A bad image is logged as rejected instead.
     """
-    if not folder.is_dir():
-        raise FrameError(f"{folder}: not found, expected a folder of images; make it or correct the name")
-    with _tools(routine) as tools:
-        logged = _process(_images_in(folder), tools, routine)
+    _insist_on_folder(folder)
+    inbox = Inbox(folder, routine.params.quicklook.settle_s)
+    inbox.look()  # what has not changed when the tools are ready needs to wait the less
+    with _tools(routine, inbox) as tools:
+        new = _unknown(inbox, tools.connection, routine.again)
+        time.sleep(max((inbox.unsettled_s(file) for file in new), default=0.0))
+        logged = _process(inbox, tools, routine)
+        for file in _unknown(inbox, tools.connection):
+            if inbox.unsettled_s(file):
+                log.info("%s: still being written; left for the next look", printable(str(file.path)))
         notify.send(tools.connection, routine.params.notices)
         return logged
 
@@ -167,21 +191,45 @@ def watch(folder: Path, routine: Routine) -> None:
 
     The folder is also looked through every second, so that an event that never came (as on network drives) costs a
     moment and not an image.
-    """
-    from watchfiles import watch as changes
 
-    if not folder.is_dir():
-        raise FrameError(f"{folder}: not found, expected a folder of images; make it or correct the name")
-    pause = int(1000 * min(PAUSE_S, max(routine.params.quicklook.settle_s, 0.05)))
-    with _tools(routine) as tools:
+    Raises
+    ------
+    LogError
+        If the log is moved, deleted or replaced meanwhile.
+    """
+    _insist_on_folder(folder)
+    pause_s = min(PAUSE_S, max(routine.params.quicklook.settle_s, 0.05))
+    inbox = Inbox(folder, routine.params.quicklook.settle_s)
+    with _tools(routine, inbox) as tools:
         log.info("watching %s; Ctrl-C ends it", folder)
-        for _ in changes(folder, rust_timeout=pause, yield_on_timeout=True, debounce=50, recursive=False):
-            _process(_settled(_images_in(folder), routine.params), tools, routine)
+        for _ in _ticks(folder, pause_s):
+            _process(inbox, tools, routine)
             notify.send(tools.connection, routine.params.notices)
 
 
+def _ticks(folder: Path, pause_s: float) -> Iterator[None]:
+    """Wait until something happens in a folder, but not for long, again and again."""
+    from watchfiles import watch as changes
+
+    while True:
+        try:
+            for _ in changes(
+                folder, rust_timeout=int(1000 * pause_s), yield_on_timeout=True, debounce=50, recursive=False
+            ):
+                yield
+        except (RuntimeError, OSError, UnicodeError):  # a name that is no UTF-8, or too many watches: we look anyway
+            time.sleep(pause_s)
+            yield
+
+
+def _insist_on_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FrameError(f"{folder}: not found, expected a folder of images; make it or correct the name")
+
+
 @contextmanager
-def _tools(routine: Routine) -> Iterator[Tools]:
+def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
+    """Open what the options name, then the log: a slip must not leave a trace there."""
     if networks.kind_of_model(routine.model) != "dense":
         raise ModelError(
             f"{routine.model}: the report's network, expected the dense one, which measures; name its file"
@@ -190,17 +238,36 @@ def _tools(routine: Routine) -> Iterator[Tools]:
     known = None
     if routine.catalogue is not None:
         known = frames.read_known(routine.catalogue, PLACE_COLUMNS)
+    reference = None if routine.reference is None else stacks.named(routine.reference)
     networks.set_threads(routine.params.detect.threads)
     connection = store.connect(routine.log_path, make=True)
     try:
+        if reference is not None:
+            _insist_on_size(reference, connection, inbox, routine.reference)
         log.info("model: %s", networks.described(routine.model))
         with store.writing(connection):
             run = store.insert(connection, "runs", _run_row(routine, point))
         yield Tools(connection, run, network, point, known)
         with store.writing(connection):
             connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (store.now(), run))
+    except LogError:
+        with suppress(sqlite3.Error):  # a log that was moved without its -wal file is whole at its new place
+            connection.execute("PRAGMA wal_checkpoint")
+        raise
     finally:
         connection.close()
+
+
+def _insist_on_size(reference: stacks.Stack, connection: store.Log, inbox: Inbox, path: Path | None) -> None:
+    """Refuse a stack that fits neither the images of the log nor, before the first of them, one that lies there."""
+    size = stacks.size_of(connection)
+    lying = [] if size else [_read(file, inbox, connection) for file in _unknown(inbox, connection)]
+    found = [size] if size else [arrival.shape for arrival in lying if arrival is not None and arrival.shape]
+    if found and reference.data.shape not in found:
+        (stack_ny, stack_nx), (ny, nx) = reference.data.shape, found[0]
+        raise FrameError(
+            f"{path}: found {stack_nx}x{stack_ny} pixels, expected {nx}x{ny} as the images; name their stack"
+        )
 
 
 def _run_row(routine: Routine, point: detect.OperatingPoint) -> dict[str, Any]:
@@ -215,120 +282,191 @@ def _run_row(routine: Routine, point: detect.OperatingPoint) -> dict[str, Any]:
     }
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.name.endswith(frames.SUFFIXES) and not path.name.startswith(".")
-    )
-
-
-def _settled(paths: list[Path], params: Params) -> list[Path]:
-    """Those that nobody has written to for a while; the others are for the next look."""
-    return [path for path in paths if _age_s(path) >= params.quicklook.settle_s]
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0  # gone again: moved while we looked
-
-
-def _process(paths: list[Path], tools: Tools, routine: Routine) -> int:
-    """Log what is new among files; how many images that were."""
-    arrivals = [arrival for path in paths if (arrival := _arrival(tools.connection, path, routine.params)) is not None]
-    dated = sorted(arrivals, key=lambda arrival: (_date(arrival.path), arrival.path.name))
+def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
+    """Log what is new in the folder; how many images that were."""
+    tools.connection.insist_on_file()
+    whole = [file for file in _unknown(inbox, tools.connection, routine.again) if not inbox.unsettled_s(file)]
+    arrivals = [arrival for file in whole if (arrival := _read(file, inbox, tools.connection)) is not None]
+    dated = sorted(arrivals, key=lambda arrival: (arrival.mjd, arrival.path.name))
     logged = 0
     for arrival in tqdm(dated, "quicklook", unit="image", disable=None if dated else True):
-        with _one_at_a_time(routine.log_path):
-            logged += _log_arrival(arrival, tools, routine)
+        with _one_at_a_time(arrival, tools.connection, last=True):
+            if _log_arrival(arrival, inbox, tools, routine):
+                inbox.know(arrival.file)
+                logged += 1
         notify.send(tools.connection, routine.params.notices)
     return logged
 
 
-def _arrival(connection: sqlite3.Connection, path: Path, params: Params) -> Arrival | None:
-    """What a file is, if the log does not know it so; None if it does, or it is still being written."""
-    time.sleep(max(0.0, min(params.quicklook.settle_s - _age_s(path), params.quicklook.settle_s)))
-    try:
-        before = path.stat()
-        known = connection.execute(
-            "SELECT 1 FROM files WHERE path = ? AND size_bytes = ? AND modified_ns = ?",
-            (str(path.resolve()), before.st_size, before.st_mtime_ns),
+def _unknown(inbox: Inbox, connection: store.Log, again: bool = False) -> list[File]:
+    """The files of the folder that the log does not know as they are now, or rejected if they are to be tried again."""
+    unknown = []
+    for file in inbox.look():
+        row = connection.execute(
+            "SELECT outcome FROM images WHERE id = (SELECT image FROM files WHERE path = ? AND size_bytes = ? "
+            "AND modified_ns = ? AND changed_ns = ? AND inode = ?)",
+            (path_text(file.path), *file.stamp),
         ).fetchone()
-        sha256 = "" if known else frames.sha256(path)
-        after = path.stat()
+        if row and not (again and row["outcome"] == "rejected"):
+            inbox.know(file)
+        else:
+            unknown.append(file)
+    return unknown
+
+
+def _read(file: File, inbox: Inbox, connection: store.Log) -> Arrival | None:
+    """A file with its hash, date and size; None if it is still being written, or cannot be read."""
+    try:
+        sha256 = frames.sha256(file.path)
+        after = Stamp.of(file.path.stat())
     except FileNotFoundError:
         return None
-    if known:
+    except OSError as error:
+        inbox.leave(file, f"{error.strerror}; make it readable or move it elsewhere")
         return None
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        log.info("%s: still being written; left for the next look", path)
+    if after != file.stamp:
+        log.info("%s: still being written; left for the next look", printable(str(file.path)))
         return None
-    return Arrival(path.resolve(), sha256, after.st_size, after.st_mtime_ns)
+    arrival = Arrival(file.path, sha256, file.stamp)
+    with _one_at_a_time(arrival, connection, last=False) as suspect:
+        return _dated(arrival, suspect)
 
 
-def _date(path: Path) -> float:
-    """Date of the exposure (MJD); what cannot be read comes last."""
+def _dated(arrival: Arrival, suspect: bool) -> Arrival:
+    """The same with date and size; a file at which a process ended is first read by one that may end."""
+    fatal = _rehearsed(arrival.path) if suspect else ""
+    if fatal:
+        return arrival._replace(fatal=fatal)
+    with suppress(Exception):  # whatever is wrong will be said when it is searched
+        frame = frames.read_frame(arrival.path)
+        arrival = arrival._replace(shape=frame.data.shape)
+        arrival = arrival._replace(mjd=frames.exposure_mjd(frame, arrival.path))
+    return arrival
+
+
+def _rehearsed(path: Path) -> str:
+    """Have a process of its own read a file that may end whoever reads it; what became of it, empty if it lives."""
+    read = "import sys; from blobpipe import check; check.describe(sys.argv[1])"
     try:
-        return frames.exposure_mjd(frames.read_frame(path), path)
-    except FrameError:
-        return np.inf
+        ended = subprocess.run((sys.executable, "-c", read, path), capture_output=True, timeout=REHEARSAL_S)
+    except subprocess.TimeoutExpired:
+        return f"takes longer than {REHEARSAL_S:.0f} s"
+    if ended.returncode >= 0 or -ended.returncode in NO_FAULT:
+        return ""
+    return f"ends the process that reads it ({signal.Signals(-ended.returncode).name})"
 
 
 @contextmanager
-def _one_at_a_time(log_path: Path) -> Iterator[None]:
-    """Wait until no other process works on an image of this log; the system frees the lock of one that is killed."""
-    with open(log_path.with_suffix(".lock"), "w") as lock:
+def _one_at_a_time(arrival: Arrival, connection: store.Log, *, last: bool) -> Iterator[bool]:
+    """Wait until no other process works on an image of this log; whether a process has ended while it was at this one.
+
+    The file that is locked holds the hashes of the images that were begun and did not come to the last step. The system
+    frees the lock of a process that is killed, and keeps what it has written.
+    """
+    connection.insist_on_file()  # its folder may be gone
+    with open(connection.path.with_suffix(".lock"), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        lock.seek(0)
+        unfinished = set(lock.read().split())
+        lock.write(f"{arrival.sha256}\n")
+        lock.flush()
+        yield arrival.sha256 in unfinished
+        lock.truncate(0)
+        left = unfinished - {arrival.sha256} if last else unfinished
+        lock.writelines(f"{sha256}\n" for sha256 in sorted(left))
 
 
-def _log_arrival(arrival: Arrival, tools: Tools, routine: Routine) -> bool:
+def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine) -> bool:
     """Bring a file into the log; whether it was a new image."""
     connection = tools.connection
-    image = connection.execute("SELECT id FROM images WHERE sha256 = ?", (arrival.sha256,)).fetchone()
-    if image is not None:  # another process, another name, or the time of the file has changed
+    image = connection.execute("SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)).fetchone()
+    again = routine.again and image is not None and image["outcome"] == "rejected"
+    if image is not None and not again:  # another process, another name, or the time of the file has changed
         with store.writing(connection):
             _log_file(connection, arrival, image["id"], _known_as(connection, arrival, image["id"]))
         return False
-    changed = connection.execute("SELECT 1 FROM files WHERE path = ?", (str(arrival.path),)).fetchone()
     stacks.prune(connection, routine.cache, routine.params.difference.stack_size)  # a run that was killed has not
-    searched = search(arrival, tools, routine)
+    try:
+        searched = search(arrival, tools, routine)
+    except (FrameError, MemoryError) as error:  # no fault of the image, but of where it lies, or of the moment
+        searched, passing = None, str(error) or "not enough memory"
     if not _as_it_was(arrival):
-        log.info("%s: moved or changed meanwhile; left for the next look", arrival.path)
+        log.info("%s: moved or changed meanwhile; left for the next look", printable(str(arrival.path)))
         return False
-    with store.writing(connection):
-        number = store.insert(connection, "images", searched.row)
-        _log_file(connection, arrival, number, "changed" if changed else "logged")
-        _supersede(connection, number)
-        _log_findings(connection, number, searched, tools, routine.params)
-        health.crossed(connection, number, routine.params.health)
-        notify.queue(connection, number, routine.params.notices)
+    if searched is None:
+        inbox.leave(arrival.file, passing)
+        return False
+    try:
+        _log_searched(arrival, searched, tools, routine)
+    except Exception as error:
+        if not _is_internal(error):
+            raise
+        searched = _not_searched(searched.row | {"outcome": "rejected", "reason": _internal_fault(error)})
+        _log_searched(arrival, searched, tools, routine)
     stacks.prune(connection, routine.cache, routine.params.difference.stack_size)
     row = searched.row
     log.info("%s: %s%s", row["name"], row["outcome"], f" ({row['reason']})" if row["reason"] else "")
     return True
 
 
+def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: Routine) -> None:
+    """Write all that an image leads to, in one transaction."""
+    connection = tools.connection
+    changed = connection.execute("SELECT 1 FROM files WHERE path = ?", (path_text(arrival.path),)).fetchone()
+    with store.writing(connection):
+        if searched.row["outcome"] == "searched" and stacks.size_of(connection) is None:
+            stacks.reject_other_sizes(connection, (searched.row["ny_px"], searched.row["nx_px"]))
+        number = _log_image(connection, searched.row)
+        _log_file(connection, arrival, number, "changed" if changed else "logged")
+        _supersede(connection, number)
+        _log_findings(connection, number, searched, tools, routine.params)
+        health.crossed(connection, number, routine.params.health)
+        notify.queue(connection, number, routine.params.notices)
+
+
+def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
+    """Add an image, or put what came of it now in the place of a rejection; its id."""
+    rejected = connection.execute("SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)).fetchone()
+    if rejected is None:
+        return store.insert(connection, "images", row)
+    connection.execute("DELETE FROM health WHERE image = ?", (rejected["id"],))  # read anew
+    store.update(connection, "images", rejected["id"], row)
+    return int(rejected["id"])
+
+
+def _is_internal(error: Exception) -> bool:
+    """Whether an error is a bug that one image has brought to light: no fault of the disk, the log or the machine."""
+    outer = (BlobpipeError, OSError, MemoryError, sqlite3.OperationalError)
+    return not isinstance(error, outer) and type(error) is not sqlite3.DatabaseError  # the latter: a damaged log
+
+
+def _internal_fault(error: Exception) -> str:
+    log.debug("internal fault", exc_info=error)
+    return internal_fault(error)
+
+
 def _as_it_was(arrival: Arrival) -> bool:
     """Whether a file is still what was hashed: else what was searched could be another image, or none."""
     try:
-        found = arrival.path.stat()
-    except FileNotFoundError:
+        return Stamp.of(arrival.path.stat()) == arrival.stamp
+    except OSError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (arrival.size_bytes, arrival.modified_ns)
 
 
 def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:
     """Whether the bytes are there under another name too, or have only been moved."""
-    earlier = connection.execute("SELECT path FROM files WHERE image = ? AND path != ?", (image, str(arrival.path)))
-    return "duplicate" if any(Path(row["path"]).exists() for row in earlier) else "renamed"
+    path = path_text(arrival.path)
+    earlier = connection.execute("SELECT path FROM files WHERE image = ? AND path != ?", (image, path))
+    return "duplicate" if any(os.access(path_of(row["path"]), os.F_OK) for row in earlier) else "renamed"
 
 
 def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outcome: str) -> None:
+    row = {"path": path_text(arrival.path), "sha256": arrival.sha256, **arrival.stamp._asdict()}
+    row |= {"seen": store.now(), "outcome": outcome, "image": image}
     connection.execute(
-        "INSERT INTO files (path, sha256, size_bytes, modified_ns, seen, outcome, image) VALUES (?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (path, sha256) DO UPDATE SET size_bytes = excluded.size_bytes, modified_ns = excluded.modified_ns",
-        (str(arrival.path), arrival.sha256, arrival.size_bytes, arrival.modified_ns, store.now(), outcome, image),
+        f"INSERT INTO files ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (path, sha256) DO UPDATE "
+        f"SET {', '.join(f'{name} = excluded.{name}' for name in Stamp._fields)}",
+        list(row.values()),
     )
 
 
@@ -343,15 +481,17 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
         "outcome": "rejected",
         "reason": "",
     }
+    if arrival.fatal:
+        return _not_searched(row | {"reason": f"{arrival.fatal}; fetch or write the file again"})
     try:
         frame = frames.usable_image(arrival.path)
-        row["header"] = json.dumps({card: frame.header[card] for card in KEPT_CARDS if card in frame.header})
+        row["ny_px"], row["nx_px"] = frame.data.shape
+        row["header"] = json.dumps(_cards(frame))
         row["mjd"] = mjd = frames.exposure_mjd(frame, arrival.path)
         row["late"] = _is_late(tools.connection, mjd)
         if (newer := _newer_version(tools.connection, row)) is not None:
             return _not_searched(row | newer)
-        level = frame.header.get(LEVEL_CARD)
-        row["signal_e"] = float(level) if isinstance(level, (int, float)) and not isinstance(level, bool) else None
+        row["signal_e"] = _level_e(frame)
         if routine.difference:
             scatter = frames.find_plane(arrival.path, "SCATTER")
             subtraction.insist_on_noise_of_scatter(frame.data, scatter, arrival.path)
@@ -359,7 +499,40 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
             return _search(row, frame.data, (None, scatter), subtraction.NOWHERE, blobs, tools, routine.params)
         return _subtract_and_search(row, frame.data, tools, routine)
     except BlobpipeError as error:
-        return _not_searched(row | {"reason": " ".join(str(error).split())})
+        if _is_passing(error):
+            raise
+        return _not_searched(row | {"reason": str(error)})
+    except Exception as error:
+        if not _is_internal(error):
+            raise
+        return _not_searched(row | {"reason": _internal_fault(error)})
+
+
+def _cards(frame: frames.Frame) -> dict[str, Any]:
+    """The cards that are kept and hold what JSON can."""
+    found = {card: _value(frame, card) for card in KEPT_CARDS}
+    return {card: value for card, value in found.items() if value is not None}
+
+
+def _level_e(frame: frames.Frame) -> float | None:
+    level = _value(frame, LEVEL_CARD)
+    return float(level) if isinstance(level, int | float) else None
+
+
+def _value(frame: frames.Frame, card: str) -> Any:
+    """What a card says, as text, truth or a finite number; None for anything else, such as a card that cannot be read."""
+    try:
+        value = frame.header.get(card)
+        finite = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+    except Exception:  # damaged cards make astropy raise nearly anything
+        return None
+    return value if finite else None
+
+
+def _is_passing(error: BlobpipeError) -> bool:
+    """Whether a file could not be read for a reason that is not in its bytes."""
+    cause = error.__cause__
+    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in NO_FAULT_OF_THE_MEDIUM)
 
 
 def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sqlite3.Row]:
@@ -417,14 +590,16 @@ def _not_searched(row: dict[str, Any]) -> Searched:
 
 
 def _subtract_and_search(row: dict[str, Any], image: Image, tools: Tools, routine: Routine) -> Searched:
-    params, blobs = routine.params.difference, _blobs(tools, row["mjd"])
-    reason = f"fewer than {params.stack_size} usable images before it: it waits for the first stack"
+    params = routine.params.difference
+    blobs = _blobs(tools, row["mjd"])
+    reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
+    stacks.insist_on_size(tools.connection, image.shape)
     try:
         stack = stacks.stack_before(
-            tools.connection, routine.cache, row["mjd"], params, routine.reference, blobs.landed
+            tools.connection, routine.cache, row["mjd"], params, routine.reference, blobs.landed, shape=image.shape
         )
     except FrameError as error:  # no fault of this image
-        stack, reason = None, " ".join(str(error).split())
+        stack, reason = None, str(error)
     if stack is None:
         return _not_searched(row | {"outcome": "stack", "reason": reason})
     expected = subtraction.noise_for_stack(stack.data, stack.scatter)

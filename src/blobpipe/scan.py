@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from blobpipe import dense, detect, figures, frames, measure, networks, normalize, render, saliency, tiles, verdict
 from blobpipe import difference as subtraction
-from blobpipe.errors import BlobpipeError, FrameError
+from blobpipe.errors import BlobpipeError, FrameError, internal_fault
 from blobpipe.params import Params
 
 log = logging.getLogger(__name__)
@@ -162,6 +162,11 @@ def _look_ahead(
             return look(_prepare(path, stack, params))
         except BlobpipeError as error:
             return error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a bug that this frame has brought to light
+            log.debug("internal fault", exc_info=error)
+            return FrameError(f"{path}: {internal_fault(error)}")
 
     with ThreadPoolExecutor(params.train.threads, "scan", networks.set_threads, (1,)) as pool:
         waiting = [(path, pool.submit(one, path)) for path in paths[:READ_AHEAD]]

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from blobpipe import difference, frames
 from blobpipe.errors import FrameError
+from blobpipe.inbox import path_of
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ def stack_before(
     params: Difference,
     reference: Path | None = None,
     landed: pd.DataFrame | None = None,
+    *,
+    shape: tuple[int, ...] | None = None,
 ) -> Stack | None:
     """The stack for an image of this date.
 
@@ -112,11 +115,13 @@ def stack_before(
     landed : DataFrame, optional
         x_px, y_px, radius_px of new blobs, and the date of the image that showed each first (``first``, MJD): what the
         images before it show there is no scatter.
+    shape : tuple of int, optional
+        Of the image: only images of this size count, and a stack of this size.
 
     Returns
     -------
     Stack or None
-        None if fewer than ``params.stack_size`` images are before it, and no stack was named.
+        None if fewer than ``params.stack_size`` images are before it, and no stack of its size was named.
 
     Raises
     ------
@@ -124,7 +129,7 @@ def stack_before(
         If an image that the log knows is neither cached nor a file any more, or is of another size.
     """
     rejected: dict[str, str] = {}
-    while len(found := members_before(connection, mjd, params.stack_size, rejected)) == params.stack_size:
+    while len(found := members_before(connection, mjd, params.stack_size, shape, rejected)) == params.stack_size:
         images, corrections, unlike = _at_usual_place(found, cache, params)
         if unlike:
             rejected |= unlike
@@ -135,25 +140,83 @@ def stack_before(
         return _stack(median, scatter, len(found), corrections, rejected)
     if reference is None:
         return None
-    return _stack(frames.usable_image(reference).data, frames.find_plane(reference, "SCATTER"), 0)
+    stack = named(reference)
+    return stack if shape in (None, stack.data.shape) else None
+
+
+def named(path: Path) -> Stack:
+    """Read a median stack that came as a file.
+
+    Raises
+    ------
+    FrameError
+        If it is no usable image, or its scatter is of another size.
+    """
+    data, scatter = frames.usable_image(path).data, frames.find_plane(path, "SCATTER")
+    expected = tuple(side // 2 for side in data.shape)
+    if scatter is not None and scatter.shape != expected:
+        raise FrameError(f"{path}: found a SCATTER of shape {scatter.shape}, expected {expected}; make the stack again")
+    return _stack(data, scatter, 0)
+
+
+def size_of(connection: sqlite3.Connection) -> tuple[int, int] | None:
+    """Shape (ny, nx) of the images that a log searches; None before the first."""
+    row = connection.execute(
+        "SELECT ny_px, nx_px FROM images WHERE kind = 'image' AND outcome = 'searched' AND ny_px IS NOT NULL LIMIT 1"
+    ).fetchone()
+    return None if row is None else (row["ny_px"], row["nx_px"])
+
+
+def insist_on_size(connection: sqlite3.Connection, shape: tuple[int, ...]) -> None:
+    """Refuse an image of another size than those that the log searches.
+
+    Raises
+    ------
+    FrameError
+        If it is.
+    """
+    if (expected := size_of(connection)) not in (None, shape):
+        raise FrameError(_other_size(shape, expected))
+
+
+def reject_other_sizes(connection: sqlite3.Connection, shape: tuple[int, int]) -> None:
+    """Once the first image is searched, reject those that waited for a stack of another size; in its transaction."""
+    rows = connection.execute(
+        "SELECT id, ny_px, nx_px FROM images WHERE kind = 'image' AND outcome = 'stack' AND (ny_px, nx_px) != (?, ?)",
+        shape,
+    ).fetchall()
+    for row in rows:
+        reason = _other_size((row["ny_px"], row["nx_px"]), shape)
+        connection.execute("UPDATE images SET outcome = 'rejected', reason = ? WHERE id = ?", (reason, row["id"]))
+
+
+def _other_size(found: tuple[int, ...], expected: tuple[int, ...] | None) -> str:
+    (ny, nx), (expected_ny, expected_nx) = found, expected or (0, 0)
+    return f"found {nx}x{ny} pixels, expected {expected_nx}x{expected_ny} as the images that this log searches; give it another log"
 
 
 def members_before(
-    connection: sqlite3.Connection, mjd: float, size: int, left_out: Collection[str] = ()
+    connection: sqlite3.Connection,
+    mjd: float,
+    size: int,
+    shape: tuple[int, ...] | None = None,
+    left_out: Collection[str] = (),
 ) -> list[Member]:
-    """The last images before a date that could be used, in order of date, those of some SHA-256 left out."""
+    """The last images before a date that could be used, in order of date, those of some SHA-256 left out; of a size if one is given."""
+    ny, nx = shape or (None, None)
     rows = connection.execute(
         "SELECT sha256, mjd, shift_x_px, shift_y_px, "
         "(SELECT bytes FROM corrections WHERE image = images.id) AS correction, "
         "(SELECT json_group_array(path) FROM (SELECT path FROM files WHERE image = images.id ORDER BY files.id DESC)) AS paths "
         "FROM images WHERE kind = 'image' AND outcome != 'rejected' AND superseded_by IS NULL AND mjd < ? "
-        "AND sha256 NOT IN (SELECT value FROM json_each(?)) ORDER BY mjd DESC, sha256 LIMIT ?",
-        (mjd, json.dumps(list(left_out)), size),
+        "AND sha256 NOT IN (SELECT value FROM json_each(?)) "
+        "AND coalesce(ny_px = ? AND nx_px = ?, 1) ORDER BY mjd DESC, sha256 LIMIT ?",  # version 1 noted no size
+        (mjd, json.dumps(list(left_out)), ny, nx, size),
     ).fetchall()
     return [
         Member(
             row["sha256"],
-            tuple(map(Path, json.loads(row["paths"]))),
+            tuple(map(path_of, json.loads(row["paths"]))),
             row["mjd"],
             difference.Shift(row["shift_x_px"] or 0.0, row["shift_y_px"] or 0.0),
             row["correction"],
@@ -189,7 +252,8 @@ def _corrected(image: npt.NDArray[Any], packed: bytes) -> npt.NDArray[np.float16
         steps = np.frombuffer(zlib.decompress(packed), "<i2").reshape(image.shape)
         image = image - steps * np.float32(STEP_FRAC)
     limit = np.finfo(np.float16).max  # beyond it is no light loss
-    return np.clip(image, -limit, limit).astype(np.float16)
+    rounded: npt.NDArray[np.float16] = np.clip(image, -limit, limit).astype(np.float16)
+    return rounded
 
 
 def keep(cache: Path, sha256: str, image: Image, packed: bytes) -> None:
@@ -322,7 +386,7 @@ def _changes(images: Image, new: list[int], params: Difference) -> Image:
 
 
 def _read(member: Member) -> Image:
-    path = next((path for path in member.paths if path.exists() and frames.sha256(path) == member.sha256), None)
+    path = next((path for path in member.paths if _holds(path, member.sha256)), None)
     if path is None:
         raise FrameError(
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
@@ -330,6 +394,14 @@ def _read(member: Member) -> Image:
         )
     data = frames.usable_image(path).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    """Whether a file that can be read has these bytes."""
+    try:
+        return path.is_file() and frames.sha256(path) == sha256
+    except OSError:
+        return False
 
 
 def _median(images: Image) -> Image:

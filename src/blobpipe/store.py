@@ -6,6 +6,7 @@ is killed leaves all of an image, or nothing.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,34 @@ REASONS = {  # of SQLite's refusals, by its primary result code: what is wrong, 
 }
 
 
-def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
+class Log(sqlite3.Connection):
+    """A connection that knows which file it has opened: SQLite would go on writing into one that has lost its name."""
+
+    path: Path
+    file: os.stat_result | None  # None: it is in memory
+
+    def insist_on_file(self) -> None:
+        """Refuse to go on if the log's name leads to another file by now, or to none.
+
+        Raises
+        ------
+        LogError
+            If it was moved, deleted or replaced, its folder too, or its disk taken away.
+        """
+        if self.file is None:
+            return
+        try:
+            same = os.path.samestat(self.path.stat(), self.file)
+        except OSError:
+            same = False
+        if not same:
+            raise LogError(
+                f"{self.path}: moved, deleted or replaced while it was in use, expected the log that was opened; put it "
+                "back with its -wal file, or start again"
+            )
+
+
+def connect(path: str | Path, *, make: bool = False) -> Log:
     """Open a log, and bring its schema to this version's.
 
     Parameters
@@ -49,7 +77,7 @@ def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
 
     Returns
     -------
-    sqlite3.Connection
+    Log
         Rows are read by name. Nothing is written outside of `writing`.
 
     Raises
@@ -62,7 +90,9 @@ def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
         raise LogError(f"{path}: not found, expected the log of 'blobpipe quicklook'; run it first or name its --log")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        connection = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(
+            path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False, factory=Log
+        )
         connection.row_factory = sqlite3.Row
         # tables first: another process may make the log between the two questions
         if connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() and _version(connection) == 0:
@@ -71,6 +101,8 @@ def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
             )
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
+        connection.path = path.absolute()
+        connection.file = path.stat() if path.exists() else None
         connection.execute("PRAGMA foreign_keys = OFF")  # else a table that is made anew would take its rows' with it
         _migrate(connection, path)
         connection.execute("PRAGMA foreign_keys = ON")
@@ -93,7 +125,7 @@ def versions() -> list[str]:
     return re.split(r"^-- version \d+$", text, flags=re.MULTILINE)[1:]
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+def _migrate(connection: Log, path: Path) -> None:
     steps = versions()
     if _version(connection) == len(steps):
         return
@@ -130,12 +162,14 @@ def writing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     Raises
     ------
     LogError
-        If the log is locked for too long, or cannot be written.
+        If the log is locked for too long, or cannot be written, or its file has lost its name (`Log.insist_on_file`).
     """
     try:
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
+            if isinstance(connection, Log):
+                connection.insist_on_file()
             connection.execute("COMMIT")
         except BaseException:
             # after a full disk or an I/O error SQLite may have done it itself, or be unable to
@@ -157,10 +191,19 @@ def _path(connection: sqlite3.Connection) -> str:
 
 def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> int:
     """Add a row; its id. NaN is kept as NULL."""
-    values = [None if isinstance(value, float) and value != value else value for value in row.values()]
     marks = ", ".join("?" * len(row))
-    cursor = connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", values)
+    cursor = connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", _values(row))
     return int(cursor.lastrowid or 0)
+
+
+def update(connection: sqlite3.Connection, table: str, number: int, row: Mapping[str, Any]) -> None:
+    """Change columns of the row of an id. NaN is kept as NULL."""
+    changes = ", ".join(f"{name} = ?" for name in row)
+    connection.execute(f"UPDATE {table} SET {changes} WHERE id = ?", [*_values(row), number])
+
+
+def _values(row: Mapping[str, Any]) -> list[Any]:
+    return [None if isinstance(value, float) and value != value else value for value in row.values()]
 
 
 def now(later_s: float = 0.0) -> str:

@@ -207,3 +207,8 @@ CREATE TABLE corrections (  -- of each image that a stack has taken: what moves 
 -- Of one exposure, one version counts. Sightings of the others no longer have their candidate, unless it is their only one.
 ALTER TABLE images ADD COLUMN superseded_by INTEGER REFERENCES images;  -- a newer version of the same exposure
 CREATE INDEX images_superseded ON images (superseded_by) WHERE superseded_by IS NOT NULL;
+
+ALTER TABLE images ADD COLUMN nx_px INTEGER;  -- size of the image; NULL if it could not be read, or was logged by version 1
+ALTER TABLE images ADD COLUMN ny_px INTEGER;
+ALTER TABLE files ADD COLUMN changed_ns INTEGER;  -- with the inode: a file of the same size and time is another one
+ALTER TABLE files ADD COLUMN inode INTEGER;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib
 import os
@@ -493,3 +494,37 @@ def test_the_installed_command_and_the_module_are_the_same() -> None:
     if script:
         version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
         assert version.split()[-1] == __version__
+
+
+HEAPS = """
+import ctypes, sys, threading
+from blobpipe import cli
+
+cli.keep_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = library.fopen.restype = ctypes.c_void_p
+library.free.argtypes = library.fclose.argtypes = (ctypes.c_void_p,)
+library.malloc_info.argtypes = (ctypes.c_int, ctypes.c_void_p)
+together = threading.Barrier(4)
+
+def work():
+    held = library.malloc(2**20)
+    together.wait()
+    library.free(held)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+file = library.fopen(sys.argv[1].encode(), b"w")
+library.malloc_info(0, file)
+library.fclose(file)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_info"), reason="not the GNU C library")
+def test_threads_leave_no_heaps_of_their_own(tmp_path: Path) -> None:
+    """Else a watch grows with each image: a heap that a thread has left is kept, and used by nobody."""
+    subprocess.run((sys.executable, "-c", HEAPS, tmp_path / "heaps.xml"), check=True)
+    assert (tmp_path / "heaps.xml").read_text().count("<heap nr=") == 1

@@ -58,6 +58,7 @@ ORDER = (
     "health",
     "deliver",
     "notify",
+    "inbox",
     "stacks",
     "pictures",
     "quicklook",

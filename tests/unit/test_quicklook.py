@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
+import hashlib
 import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -21,9 +25,10 @@ from astropy.io import fits
 from tests.servers import Mailbox, MailServer
 
 import blobpipe
-from blobpipe import campaign, difference, frames, notify, quicklook, stacks, store
-from blobpipe.errors import FrameError, ModelError, TableError
-from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook
+from blobpipe import campaign, catalogue, difference, frames, notify, quicklook, stacks, store, verdict
+from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
+from blobpipe.inbox import Inbox, Stamp
+from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook, to_yaml
 from blobpipe.profiles import blob_profile
 
 SIDE, STACK = 512, 4
@@ -98,7 +103,11 @@ def again(month: Path, tmp_path: Path) -> Path:
     with store.writing(log):
         log.execute("UPDATE files SET path = replace(path, ?, ?)", (str(month), str(tmp_path)))
         for path in (tmp_path / "in").iterdir():
-            log.execute("UPDATE files SET modified_ns = ? WHERE path = ?", (path.stat().st_mtime_ns, str(path)))
+            stamp = Stamp.of(path.stat())
+            log.execute(
+                "UPDATE files SET size_bytes = ?, modified_ns = ?, changed_ns = ?, inode = ? WHERE path = ?",
+                (*stamp, str(path)),
+            )
     return tmp_path
 
 
@@ -216,8 +225,8 @@ def test_a_growing_file_is_left_until_it_is_whole(again: Path) -> None:
     whole = write(again, STACK + 5)
     growing = again / "in" / "growing.fits"
     growing.write_bytes(whole.read_bytes()[:200_000])
-    settled = quicklook._settled([growing, *again.glob("in/day00?.fits")], patient.params)
-    assert growing not in settled
+    inbox = Inbox(again / "in", patient.params.quicklook.settle_s)
+    assert all(inbox.unsettled_s(file) > 590 for file in inbox.look())
     growing.write_bytes(whole.read_bytes())
     assert outcomes(run(again))["growing"] == "searched"
 
@@ -344,10 +353,10 @@ def test_what_happens_to_an_image_is_one_transaction(again: Path, monkeypatch: p
     write(again / "in", STACK + 5, NEW)
 
     def fail(*_: object) -> None:
-        raise RuntimeError("killed at the last moment")
+        raise SystemExit("killed at the last moment")
 
     monkeypatch.setattr(notify, "queue", fail)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(SystemExit):
         run(again)
     monkeypatch.undo()
     assert len(outcomes(store.connect(routine(again).log_path))) == STACK + 5
@@ -803,6 +812,323 @@ def test_half_and_twice_the_light_are_usual(again: Path, factor: float) -> None:
     assert outcomes(run(again))[path.stem] == "searched"
 
 
+def test_links_into_a_cache_go_by_their_own_names(tmp_path: Path) -> None:
+    """As an inbox of DVC or git-annex: the targets have the names of their hashes, and no suffix."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "in").mkdir()
+    for day in range(STACK + 2):
+        plain = write(tmp_path / "made", day, *[NEW] * (day > STACK - 1))
+        packed = gzip.compress(plain.read_bytes()) if day % 2 else plain.read_bytes()
+        target = tmp_path / "cache" / hashlib.md5(packed).hexdigest()
+        target.write_bytes(packed)
+        (tmp_path / "in" / f"{plain.name}{'.gz' * (day % 2)}").symlink_to(target)
+    log = run(tmp_path)
+    names = [f"day{day:03d}" for day in range(STACK + 2)]
+    assert outcomes(log) == dict.fromkeys(names[:STACK], "stack") | dict.fromkeys(names[STACK:], "searched")
+    assert candidates(log)["first_frame"].tolist() == [names[STACK]]
+    assert catalogue.list_images(log, tmp_path / "in" / "frames.csv") == names
+    shutil.rmtree(tmp_path / "out" / "stack")
+    write(tmp_path / "in", STACK + 2, NEW)
+    assert outcomes(run(tmp_path))[f"day{STACK + 2:03d}"] == "searched"
+
+
+def part(day: int, path: Path) -> None:
+    """Make an image of a day smaller."""
+    with fits.open(path, mode="update") as hdus:
+        hdus[0].data = hdus[0].data[:300, 50:350].copy()
+
+
+@pytest.mark.parametrize(("odd", "at_once"), [({0}, True), ({1, 3, 5}, True), ({0, 2}, False), ({STACK + 1}, False)])
+def test_images_of_another_size_are_rejected_and_the_rest_is_searched(
+    tmp_path: Path, odd: set[int], at_once: bool
+) -> None:
+    days = range(STACK + len(odd) + 2)
+    for day in days:
+        path = write(tmp_path / "in", day, NEW)
+        if day in odd:
+            part(day, path)
+        if not at_once:
+            run(tmp_path).close()
+    log = run(tmp_path)
+    usual = [f"day{day:03d}" for day in days if day not in odd]
+    expected = dict.fromkeys(usual[:STACK], "stack") | dict.fromkeys(usual[STACK:], "searched")
+    assert outcomes(log) == expected | {f"day{day:03d}": "rejected" for day in odd}
+    reasons = {row["reason"] for row in log.execute("SELECT reason FROM images WHERE outcome = 'rejected'")}
+    assert all(
+        "found 300x300 pixels, expected 512x512 as the images that this log searches" in text for text in reasons
+    )
+
+
+def slip(root: Path, kind: str) -> dict[str, Path]:
+    """An option with a slip in it."""
+    write(root, 99, name="whole")
+    path = root / "whole.fits"
+    match kind:
+        case "no such stack":
+            path = root / "none.fits"
+        case "a stack of another size":
+            part(99, path)
+        case "a stack that is text":
+            path.write_text("no image")
+        case "a stack without noise":
+            fits.PrimaryHDU(np.zeros((SIDE, SIDE), np.float32)).writeto(path, overwrite=True)
+        case "scatter of another size":
+            planes = {"STACK": pixels(9, KNOWN), "SCATTER": np.ones((99, 99), np.float32)}
+            frames.write_images(path, planes)
+        case "no such catalogue":
+            return {"catalogue": root / "none.csv"}
+        case "a catalogue that is an image":
+            return {"catalogue": path}
+        case "a catalogue without places":
+            (root / "bad.csv").write_text("blob,x\nb1,5\n")
+            return {"catalogue": root / "bad.csv"}
+    return {"reference": path}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("no such stack", "a stack of another size", "a stack that is text", "a stack without noise"),
+        *("scatter of another size", "no such catalogue", "a catalogue that is an image", "a catalogue without places"),
+    ],
+)
+def test_a_slip_in_an_option_leaves_no_trace(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "in", 1, NEW)
+    with pytest.raises(BlobpipeError) as caught:
+        run(tmp_path, **slip(tmp_path, kind))
+    assert str(tmp_path) in str(caught.value)
+    if (tmp_path / "out" / "log.sqlite").exists():
+        log = store.connect(tmp_path / "out" / "log.sqlite")
+        assert [log.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("runs", "images")] == [0, 0]
+    write(tmp_path, 2, name="stack")
+    assert outcomes(run(tmp_path, reference=tmp_path / "stack.fits")) == {"day001": "searched"}
+
+
+def test_a_stack_of_another_size_than_the_images_of_the_log_is_refused(again: Path) -> None:
+    before = routine(again, **slip(again, "a stack of another size"))
+    with pytest.raises(FrameError, match=r"whole.fits: found 300x300 pixels, expected 512x512 as the images"):
+        quicklook.quicklook(again / "in", before)
+    log = store.connect(before.log_path)
+    assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1
+
+
+def test_a_stack_that_fits_nothing_that_comes_later_does_not_reject_it(tmp_path: Path) -> None:
+    """Where the folder is empty, the slip shows only when the first image comes."""
+    made = routine(tmp_path, **slip(tmp_path, "a stack of another size"))
+    (tmp_path / "in").mkdir()
+    inbox = Inbox(tmp_path / "in", 0.0)
+    with quicklook._tools(made, inbox) as tools:
+        for day in range(STACK + 1):
+            write(tmp_path / "in", day)
+            quicklook._process(inbox, tools, made)
+        assert list(outcomes(tools.connection).values()) == ["stack"] * STACK + ["searched"]
+
+
+@pytest.mark.parametrize("fate", ["moved", "folder moved"])
+def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None:
+    made, log_path = routine(again), again / "out" / "log.sqlite"
+    inbox = Inbox(again / "in", 0.0)
+
+    def watch_a_day_too_long() -> None:
+        with quicklook._tools(made, inbox) as tools:
+            write(again / "in", STACK + 5, NEW)
+            quicklook._process(inbox, tools, made)
+            if fate == "moved":
+                log_path.rename(again / "moved.sqlite")
+            else:
+                log_path.parent.rename(again / "elsewhere")
+            quicklook._process(inbox, tools, made)
+
+    with pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"):
+        watch_a_day_too_long()
+    if fate == "moved":  # without its -wal file
+        assert f"day{STACK + 5:03d}" in outcomes(store.connect(again / "moved.sqlite"))
+    if fate == "folder moved":
+        assert f"day{STACK + 5:03d}" in outcomes(store.connect(again / "elsewhere" / "log.sqlite"))
+        assert not log_path.parent.exists()
+
+
+def test_a_log_that_is_taken_away_while_an_image_is_searched_is_noticed(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = quicklook.search
+
+    def search_long(*rest: object) -> quicklook.Searched:
+        (again / "out" / "log.sqlite").rename(again / "moved.sqlite")
+        return search(*rest)  # type: ignore[arg-type]
+
+    write(again / "in", STACK + 5, NEW)
+    monkeypatch.setattr(quicklook, "search", search_long)
+    with pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced"):
+        run(again)
+    (again / "moved.sqlite").rename(again / "out" / "log.sqlite")
+    monkeypatch.undo()
+    assert outcomes(run(again))[f"day{STACK + 5:03d}"] == "searched"
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_another_image(again: Path) -> None:
+    path = again / "in" / f"day{STACK + 4:03d}.fits"
+    before = path.stat()
+    write(again / "in", STACK + 5, NEW, name=path.stem)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    log = run(again)
+    assert log.execute("SELECT count(*) FROM images WHERE name = ?", (path.stem,)).fetchone()[0] == 2
+
+
+def test_a_name_in_another_encoding_is_an_image_as_any(again: Path) -> None:
+    odd = os.fsdecode(b"day\xe9\n9")
+    write(again / "in", STACK + 5, NEW, name=odd)
+    log = run(again)
+    assert outcomes(log)[r"day\udce9\n9"] == "searched"
+    run(again).close()  # it is known now
+    assert log.execute("SELECT count(*) FROM files").fetchone()[0] == STACK + 6
+    shutil.rmtree(again / "out" / "stack")
+    write(again / "in", STACK + 6, NEW)
+    assert outcomes(run(again))[f"day{STACK + 6:03d}"] == "searched"  # its stack takes that file
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "hash"),
+        (OSError(errno.EIO, "Input/output error"), "read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
+    again: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: OSError, where: str
+) -> None:
+    path = write(again / "in", STACK + 5, NEW)
+    write(again / "in", STACK + 6, NEW)
+    hashed, read = frames.sha256, frames.usable_image
+
+    def no_hash(of: Path) -> str:
+        if of == path and where == "hash":
+            raise error
+        return hashed(of)
+
+    def no_image(of: Path) -> frames.Frame:
+        if of == path and where == "read":
+            raise FrameError(f"{of}: {error.strerror}") from error
+        return read(of)
+
+    monkeypatch.setattr(frames, "sha256", no_hash)
+    monkeypatch.setattr(frames, "usable_image", no_image)
+    log = run(again)
+    assert path.stem not in outcomes(log)
+    assert outcomes(log)[f"day{STACK + 6:03d}"] == "searched"
+    [line] = [text for text in caplog.messages if path.name in text]
+    assert error.strerror in line
+    monkeypatch.undo()
+    assert outcomes(run(again))[path.stem] == "searched"
+
+
+def test_a_bug_that_one_image_brings_to_light_is_its_alone(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in range(STACK + 5, STACK + 8):
+        write(again / "in", day, NEW)
+    score, calls = verdict.score, []
+
+    def fail_on_the_second(*rest: object) -> pd.DataFrame:
+        calls.append(rest)
+        return score(*rest) if len(calls) != 2 else pd.DataFrame()["no such column"]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verdict, "score", fail_on_the_second)
+    log = run(again)
+    assert list(outcomes(log).values())[-3:] == ["searched", "rejected", "searched"]
+    [row] = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected'").fetchall()
+    assert row["reason"] == "internal fault (KeyError: 'no such column'): please report it"
+    assert outcomes(run(again))[row["name"]] == "rejected"
+    monkeypatch.undo()
+    log = run(again, again=True)
+    assert outcomes(log)[row["name"]] == "searched"
+    assert log.execute("SELECT count(*) FROM images").fetchone()[0] == STACK + 8
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ((stacks, "keep"), OSError(errno.ENOSPC, "No space left on device")),
+        ((stacks, "keep"), KeyboardInterrupt()),
+        ((notify, "queue"), sqlite3.OperationalError("database or disk is full")),
+        ((notify, "queue"), sqlite3.DatabaseError("database disk image is malformed")),
+    ],
+)
+def test_what_is_no_fault_of_the_image_is_not_laid_to_it(
+    again: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: tuple[object, str]
+) -> None:
+    write(again / "in", STACK + 5, NEW)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(type(error)):
+        run(again)
+    monkeypatch.undo()
+    assert f"day{STACK + 5:03d}" not in outcomes(store.connect(routine(again).log_path))
+    assert outcomes(run(again))[f"day{STACK + 5:03d}"] == "searched"
+
+
+KILLER = """
+import os, signal, sys
+
+def kill(event, args):
+    if event == "open" and "killer" in str(args[0]):
+        frame = sys._getframe()
+        while frame and "hashlib" not in frame.f_code.co_names:
+            frame = frame.f_back
+        if frame is None:
+            os.kill(os.getpid(), signal.{signal})
+
+sys.addaudithook(kill)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
+def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(again: Path, name: str) -> None:
+    """A start costs a crash in the decompressor, or a kill for want of memory; the next one does not."""
+    (again / "site").mkdir()
+    (again / "site" / "sitecustomize.py").write_text(KILLER.format(signal=name))
+    (again / "params.yaml").write_text(to_yaml(SETTINGS))
+    write(again / "in", STACK + 5, NEW, name="killer")
+    write(again / "in", STACK + 6, NEW)
+    path = os.pathsep.join((str(again / "site"), *sys.path))
+    deadly, sound = os.environ | {"PYTHONPATH": path}, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for status in (-signal.Signals[name], 0):
+        process = start(again, env=deadly)
+        printed, _ = process.communicate(timeout=300)
+        assert process.returncode == status, printed
+    log = store.connect(again / "out" / "log.sqlite")
+    assert outcomes(log)[f"day{STACK + 6:03d}"] == "searched"
+    row = log.execute("SELECT outcome, reason FROM images WHERE name = 'killer'").fetchone()
+    assert tuple(row) == ("rejected", f"ends the process that reads it ({name}); fetch or write the file again")
+    process = start(again, "--again", env=sound)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert outcomes(log)["killer"] == "searched"
+
+
+def test_an_image_at_which_somebody_killed_the_run_is_not_blamed(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rehearsed = write(again / "in", STACK + 5, NEW), []
+    rehearse = quicklook._rehearsed
+    monkeypatch.setattr(quicklook, "_rehearsed", lambda path: rehearsed.append(path) or rehearse(path))
+    lock = again / "out" / "log.lock"
+    lock.write_text(f"{'0' * 64}\n{frames.sha256(path)}\n")  # as a kill leaves it; the other file is gone
+    assert outcomes(run(again))[path.stem] == "searched"
+    assert rehearsed == [path]
+    assert lock.read_text() == f"{'0' * 64}\n"
+
+
+def test_a_file_whose_reading_does_not_end_is_passed_over(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(again / "in", STACK + 5, NEW)
+    (again / "out" / "log.lock").write_text(f"{frames.sha256(path)}\n")
+    monkeypatch.setattr(quicklook, "REHEARSAL_S", 0.001)
+    log = run(again)
+    assert outcomes(log)[path.stem] == "rejected"
+    assert "takes longer than" in log.execute("SELECT reason FROM images WHERE name = ?", (path.stem,)).fetchone()[0]
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="in: not found, expected a folder of images"):
         run(tmp_path)
@@ -838,7 +1164,8 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
         notices = Notices(**address, smtp_port=server.port, security="none")  # type: ignore[arg-type]
         params = Params().model_copy(update={"notices": notices})
         made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params)
-        with quicklook._tools(made) as tools:
+        inbox = Inbox(folder, params.quicklook.settle_s)
+        with quicklook._tools(made, inbox) as tools:
             for day in range(params.difference.stack_size):  # as if they had been searched
                 image, row = write_large(folder / f"day{day:03}.fits", day), {"run": 1, "kind": "image"}
                 row |= {"sha256": frames.sha256(folder / f"day{day:03}.fits"), "name": f"day{day:03}"}
@@ -853,7 +1180,9 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
                 path = folder / f"new{day}.fits"
                 write_large(path, day, (512.0, 230.0 + 5 * STACK * (day - 38), 6.0, 0.08))
                 begun, worked_s = time.monotonic(), time.process_time()
-                quicklook._process([path], tools, made)
+                quicklook._process(inbox, tools, made)
+                time.sleep(params.quicklook.settle_s)
+                quicklook._process(inbox, tools, made)
                 took.append((sent_s[0] - begun, params.quicklook.settle_s + time.process_time() - worked_s))
     assert [str(letter["Subject"]).split(" at ")[0] for letter in box.taken].count("blobpipe: new blob") == 3
     wall_s, busy_s = (min(times) for times in zip(*took, strict=True))
@@ -861,9 +1190,9 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
     assert min(wall_s, busy_s) < 5.0  # where others keep the processor busy, its time counts
 
 
-def start(root: Path, *words: str) -> subprocess.Popen[str]:
+def start(root: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     command = (sys.executable, "-m", "blobpipe", "quicklook", "in", "--log", "out/log.sqlite", *words)
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
 def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -875,8 +1204,6 @@ def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
 
 @pytest.mark.slow
 def test_a_watch_and_a_manual_run_share_the_work(again: Path) -> None:
-    from blobpipe.params import to_yaml
-
     (again / "params.yaml").write_text(to_yaml(SETTINGS))
     watching = start(again, "--watch")
     log = store.connect(again / "out" / "log.sqlite")
@@ -937,3 +1264,29 @@ def test_infinite_pixels_hide_no_blob(tmp_path: Path) -> None:
         found.append([tuple(row) for row in log.execute("SELECT status, x_px, y_px, snr, score FROM detections")])
     assert found[0] == found[1]
     assert [row[0] for row in found[0]].count("new") == 1
+
+
+@pytest.mark.slow
+def test_a_watch_lives_with_odd_names_and_dates_and_ends_with_its_log(again: Path) -> None:
+    settings = SETTINGS.model_copy(update={"quicklook": Quicklook(settle_s=0.3)})
+    (again / "params.yaml").write_text(to_yaml(settings))
+    watching = start(again, "--watch")
+    log = store.connect(again / "out" / "log.sqlite")
+    try:
+        until(lambda: log.execute("SELECT count(*) FROM runs").fetchone()[0] == 2)
+        (again / "in" / os.fsdecode(b"folder\xe9.fits")).mkdir()  # which the watch for events cannot tell
+        for day, ahead_s in enumerate((3600.0, 1e9, 2e10), STACK + 5):
+            path = write(again / "in", day, NEW)
+            os.utime(path, (time.time() + ahead_s, time.time() + ahead_s))
+        until(lambda: len(outcomes(log)) == STACK + 8)
+        (again / "out" / "log.sqlite").rename(again / "out" / "moved.sqlite")
+        printed, _ = watching.communicate(timeout=60)
+    finally:
+        watching.kill()
+        watching.communicate()
+    assert watching.returncode == 1
+    assert set(outcomes(log).values()) == {"stack", "searched"}
+    lines = printed.splitlines()
+    assert sum("a folder, expected a FITS file" in line for line in lines) == 1
+    assert lines[-1].startswith("blobpipe: ")
+    assert "out/log.sqlite: moved, deleted or replaced while it was in use" in lines[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import shutil
 import signal
 import sqlite3
 from collections.abc import Iterator
@@ -95,6 +96,49 @@ def test_an_older_log_is_brought_to_this_version(tmp_path: Path, monkeypatch: py
     monkeypatch.undo()
     with pytest.raises(LogError, match=rf"log.sqlite: found version {len(steps)} of the log, expected at most"):
         store.connect(path)
+
+
+def test_a_log_of_version_1_gets_the_new_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, first, steps = tmp_path / "log.sqlite", store.versions()[:1], store.versions()
+    monkeypatch.setattr(store, "versions", lambda: first)
+    with contextlib.closing(store.connect(path, make=True)) as old, store.writing(old):
+        store.insert(old, "runs", RUN)
+        store.insert(old, "images", image())
+        row = {"path": "/in/f1.fits", "sha256": "c" * 64, "size_bytes": 5, "modified_ns": 7, "seen": RUN["started"]}
+        store.insert(old, "files", row | {"outcome": "logged", "image": 1})
+    monkeypatch.setattr(store, "versions", lambda: steps)
+    log = store.connect(path)
+    assert log.execute("PRAGMA user_version").fetchone()[0] == len(steps) > 1
+    found = dict(log.execute("SELECT * FROM files").fetchone())
+    assert {name: found[name] for name in row} == row
+    assert (found["changed_ns"], found["inode"]) == (None, None)
+    found = dict(log.execute("SELECT * FROM images").fetchone())
+    assert {name: found[name] for name in image()} == image()
+    assert (found["nx_px"], found["ny_px"]) == (None, None)
+
+
+@pytest.mark.parametrize("fate", ["moved", "deleted", "replaced", "folder moved"])
+def test_nothing_is_written_into_a_log_that_has_lost_its_name(tmp_path: Path, fate: str) -> None:
+    path = tmp_path / "out" / "log.sqlite"
+    log = store.connect(path, make=True)
+    with store.writing(log):
+        store.insert(log, "runs", RUN)
+    match fate:
+        case "moved":
+            path.rename(tmp_path / "elsewhere.sqlite")
+        case "deleted":
+            path.unlink()
+        case "replaced":
+            shutil.copy(path, tmp_path / "copy")
+            (tmp_path / "copy").replace(path)
+        case _:
+            path.parent.rename(tmp_path / "elsewhere")
+    with (
+        pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"),
+        store.writing(log),
+    ):
+        store.insert(log, "runs", RUN)
+    assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1
 
 
 def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
