@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numba as nb
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
