@@ -127,7 +127,7 @@ def export(
     blobs = select(catalogue, read_catalogue(catalogue, dates), statuses, limit)
     blobs["disc_px"] = disc_radius(blobs["radius_px"], radii_px)
     table, rows = add_discs(new_table() if bpixtab is None else read_bad_pixels(bpixtab), blobs, after)
-    flags = dq_image(find_table(table).data) & (-1 if all_flags else BLOB)
+    flags = dq_image(_rows(table)) & (-1 if all_flags else BLOB)
     write_regions(out_dir / "blobs.reg", blobs, flt=flt)
     write_catalogue(out_dir / "blobs.ecsv", blobs)
     _write_fits(out_dir / "blobs_bpx.fits", table)
@@ -560,12 +560,12 @@ def _with_runs(path: str | Path, content: bytes) -> fits.HDUList:
             warnings.simplefilter("ignore")
             _ = [find_table(again).data[name] for name in find_table(again).columns.names]
         _ = [again[0].header.get(card) for card in ("USEAFTER", "PEDIGREE", "FILENAME")]
+        return _opened(content)
     except TableError:
         raise
     except Exception as error:  # a damaged table makes astropy raise nearly anything
         reason = " ".join(str(error).split())[:120]
         raise TableError(f"{path}: not a whole FITS table ({reason}), expected a bad-pixel table") from error
-    return hdus
 
 
 def _content(hdus: fits.HDUList) -> bytes:
@@ -649,6 +649,11 @@ def _require(path: str | Path, name: str, good: Any, values: Any, expected: str)
 def find_table(hdus: fits.HDUList) -> fits.BinTableHDU:
     """The HDU of a file that holds the rows."""
     return hdus[_tables(hdus)[0]]
+
+
+def _rows(hdus: fits.HDUList) -> Any:
+    """The rows of a bad-pixel table, of a copy: astropy writes lists anew once it has looked at the rows."""
+    return find_table(_opened(_content(hdus))).data
 
 
 def _tables(hdus: fits.HDUList) -> list[int]:
@@ -795,14 +800,14 @@ def add_discs(
     TableError
         If there is no date to be had.
     """
-    flagged = (dq_image(find_table(hdus).data) & BLOB) != 0
+    old = _rows(hdus)
+    flagged = (dq_image(old) & BLOB) != 0
     discs = blobs[["x_px", "y_px", "disc_px"]].to_numpy(float)
     masks = [disc_mask(*disc) & ~flagged for disc in discs]
     merged = with_rows(hdus, runs(np.any(masks, axis=0) * BLOB))
     _describe(merged[0].header, blobs, useafter_mjd)
     _add_history(merged[0].header, blobs[[bool(mask.any()) for mask in masks]])
-    # looked at in a copy: astropy writes lists anew once it has read them
-    added = find_table(_opened(_content(merged))).data[len(find_table(hdus).data) :]
+    added = _rows(merged)[len(old) :]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a logical value that is not known reads as false
         return merged, pd.DataFrame({name: np.asarray(added[name]).tolist() for name in added.names})
