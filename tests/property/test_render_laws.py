@@ -266,6 +266,13 @@ def noise(seed: int, sigma: float = 1.0) -> np.ndarray:
     return image.astype(float)
 
 
+def test_the_noise_is_made_of_the_words_of_splitmix64() -> None:
+    """The first two of seed 0, as published (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4): twelve bits of each 16, the lowest first."""
+    image = np.zeros((SIDE, SIDE), np.float32)
+    render._add_noise(image, 0, 0, np.uint64(0), np.float32(1), np.arange(4096, dtype=np.float32))
+    assert image[0, :8].tolist() == [0xDAF, 0xB1D, 0x839, 0x220, 0x5F4, 0x1B9, 0xE6A, 0xE78]
+
+
 def test_the_quantiles_of_the_noise_are_evenly_likely_and_of_standard_deviation_1() -> None:
     quantiles = render.NORMAL_QUANTILES.astype(float)
     assert quantiles.std() == pytest.approx(1, abs=1e-6)
