@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 
 from blobpipe import clutter, render
 from blobpipe.cutout import BLOB_COLUMNS, SUBFRAME_COLUMNS
@@ -200,7 +201,8 @@ TURNS = [(quarters, flip) for quarters in range(4) for flip in range(2)]
 def everything(sigma: float) -> tuple[render.Scene, render.Recipes, dict]:
     """A row for each turn and flip, with dips, blobs near the edges, clutter on half of them, and noise of this sigma."""
     rng = np.random.default_rng(7)
-    windows = [("abc"[k % 3], 7 * k, 4 * k + 1, 1, 0.4 * k - 1.0, 0.3 * (k - 2)) for k in range(8)]
+    dips = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (0.6, -0.3), (-1.0, 0.9), (2.2, 1.1)]
+    windows = [("abc"[k % 3], 7 * k, 4 * k + 1, 1, *dip) for k, dip in enumerate(dips)]
     blobs = [[(k % 3, 20 * k, 250 - 30 * k, 1.2), (2, 128, 100, 0.7)] for k in range(8)]
     recipes = make_recipes(windows, blobs, [(100 + k, *turn) for k, turn in enumerate(TURNS)])
     pieces = rng.integers(-3 * clutter.STEP, 3 * clutter.STEP, (2, SIDE, SIDE)).astype(np.int16)
@@ -262,6 +264,20 @@ def noise(seed: int, sigma: float = 1.0) -> np.ndarray:
     image = np.zeros((SIDE, SIDE), np.float32)
     render._add_noise(image, 0, 0, np.uint64(seed), np.float32(sigma), render.NORMAL_QUANTILES)
     return image.astype(float)
+
+
+def test_the_noise_is_made_of_the_words_of_splitmix64() -> None:
+    """The first two of seed 0, as published (0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4): twelve bits of each 16, the lowest first."""
+    image = np.zeros((SIDE, SIDE), np.float32)
+    render._add_noise(image, 0, 0, np.uint64(0), np.float32(1), np.arange(4096, dtype=np.float32))
+    assert image[0, :8].tolist() == [0xDAF, 0xB1D, 0x839, 0x220, 0x5F4, 0x1B9, 0xE6A, 0xE78]
+
+
+def test_the_quantiles_of_the_noise_are_evenly_likely_and_of_standard_deviation_1() -> None:
+    quantiles = render.NORMAL_QUANTILES.astype(float)
+    assert quantiles.std() == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(quantiles, -quantiles[::-1], atol=1e-6)
+    np.testing.assert_allclose(ndtr(quantiles), (np.arange(4096) + 0.5) / 4096, atol=1e-4)
 
 
 @settings(max_examples=40)
