@@ -111,7 +111,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         if error.filename not in (None, str(temporary)):
             raise
         reason = (error.strerror or " ".join(str(error).split()))[:120]
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error  # now it names the file
+        # NumPy hides why it wrote less than it was asked to: for lack of space
+        hidden = errno.ENOSPC if "requested and" in reason else errno.EIO
+        raise OSError(error.errno or hidden, reason, str(path)) from error  # now it names the file
     finally:
         temporary.unlink(missing_ok=True)
 

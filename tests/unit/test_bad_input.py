@@ -481,7 +481,7 @@ def test_a_folder_that_cannot_be_written_to_is_said(
     (project / OUTPUTS[stage]).write_text("in the way")
     line = one_line(capsys, stage)
     assert f"blobpipe: {OUTPUTS[stage]}" in line
-    assert "choose a folder you can write to" in line
+    assert "this is a file, expected a folder" in line
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT])
