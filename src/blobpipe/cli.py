@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from blobpipe import __version__
-from blobpipe.errors import BlobpipeError, FrameError
+from blobpipe.errors import BlobpipeError, FrameError, printable
 from blobpipe.params import Notices, Params, load_params, to_yaml
 
 RAW, DIFFERENCE, CLIP, SCALE = "data/raw", "data/difference", "data/clip", "data/scale"
@@ -644,7 +644,7 @@ def _one_line(error: Exception) -> str:
             advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
             line = f"{'writing' if error.filename is None else error.filename}: {error.strerror}{advice}"
         case OSError():
-            line = str(error) or type(error).__name__
+            line = " ".join(str(error).split()) or type(error).__name__
         case sqlite3.Error():
             from blobpipe.store import reason
 
@@ -657,4 +657,4 @@ def _one_line(error: Exception) -> str:
             line = "found text in another encoding, expected UTF-8; --debug says where"
         case _:
             return ""
-    return " ".join(line.split())
+    return printable(line)

@@ -356,7 +356,7 @@ def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 ERRORS = {
-    "a.fits: 3 pixels": BlobpipeError("a.fits: 3\npixels"),
+    "a.fits: 3\\npixels": BlobpipeError("a.fits: 3\npixels"),
     "data/clip/a.fits.fz: No space left on device; free some": OSError(errno.ENOSPC, "No space left on device", "data/clip/a.fits.fz"),
     "out: Read-only file system; choose a folder": OSError(errno.EROFS, "Read-only file system", "out"),
     "a.csv: not found": FileNotFoundError(errno.ENOENT, "No such file or directory", "a.csv"),
@@ -365,7 +365,7 @@ ERRORS = {
     "OSError": OSError(),
     "writing: Disk quota exceeded; free some space": OSError(errno.EDQUOT, "Disk quota exceeded"),
     "a: Permission denied; change its permissions or choose another": OSError(errno.EACCES, "Permission denied", "a"),
-    "a b: Is a directory; name a file": OSError(errno.EISDIR, "Is a directory", "a\nb"),
+    "a\\nb: Is a directory; name a file": OSError(errno.EISDIR, "Is a directory", "a\nb"),
     "a: Input/output error; look at the disk": OSError(errno.EIO, "Input/output error", "a"),
     "a: Connection refused": OSError(errno.ECONNREFUSED, "Connection refused", "a"),
     "the log: disk I/O error; expected": sqlite3.OperationalError("disk I/O error"),
