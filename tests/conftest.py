@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from blobpipe.params import Campaign, Difference
 
@@ -16,7 +16,9 @@ from blobpipe.params import Campaign, Difference
 settings.register_profile(
     "blobpipe", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("blobpipe")
+# The same, but a failure is not made smaller: for those who only ask whether there is one (tests/mutants.py).
+settings.register_profile("mutants", settings.get_profile("blobpipe"), phases=(Phase.explicit, Phase.generate))
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "blobpipe"))
 
 
 Once = Callable[[str, Callable[[Path], None]], Path]

@@ -183,7 +183,7 @@ def _test(module: str, source: str, fresh: bool, took_s: dict[str, float], folde
     os.dup2(output, 2)
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    os.environ |= {"TMPDIR": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis")}
+    os.environ |= {"TMPDIR": str(folder), "HYPOTHESIS_PROFILE": "mutants"}
     tempfile.tempdir = None
     if fresh:
         import numba

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import email
 import ipaddress
 import json
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -204,6 +206,69 @@ class _Asked(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+class RawServer:
+    """A server in a thread that says to each connection what a function says; ``with`` starts and ends it."""
+
+    def __init__(self, talk: Callable[[socket.socket, threading.Event], None], context: ssl.SSLContext | None = None):
+        self.talk, self.context, self.over = talk, context, threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+
+    def _serve(self) -> None:
+        while not self.over.is_set():
+            with contextlib.suppress(OSError), self.listener.accept()[0] as plain:  # the client may go at any moment
+                plain.settimeout(10)
+                if self.context is None:
+                    self.talk(plain, self.over)
+                    continue
+                with self.context.wrap_socket(plain, server_side=True) as encrypted:
+                    self.talk(encrypted, self.over)
+
+    def __enter__(self) -> RawServer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self.port)).close()
+        self.thread.join(10)
+        self.listener.close()
+
+
+def dripping(
+    before: bytes, drop: bytes = b"x", pause_s: float = 0.02
+) -> Callable[[socket.socket, threading.Event], None]:
+    """Say something at once, and then one thing again and again, for ever."""
+
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(before)
+        while not over.wait(pause_s):
+            connection.sendall(drop)
+
+    return talk
+
+
+def reading(answers: dict[bytes, bytes], until: bytes = b"") -> Callable[[socket.socket, threading.Event], None]:
+    """Speak SMTP by a list: the answer to the first word of a line; ``.`` ends a letter; 250 to all others."""
+
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(b"220 here\r\n")
+        in_letter = False
+        for line in connection.makefile("rb"):
+            word = line.split()[0].upper() if line.split() else b""
+            if in_letter and word != b".":
+                continue
+            answer = answers.get(word, b"354 go\r\n" if word == b"DATA" else b"250 ok\r\n")
+            in_letter = answer.startswith(b"354")
+            connection.sendall(answer)
+            if word == until:
+                return
+
+    return talk
 
 
 def certificate(folder: Path, *names: str) -> tuple[Path, Path]:

@@ -68,12 +68,12 @@ def find_exposures(start: date, end: date) -> list[Exposure]:
         raise ArchiveError(f"found --start {start} after --end {end}, expected the earlier day first; swap them")
     first, last = ((day - MJD_ZERO).days for day in (start, end))
     portal = _portal()
-    found = _ask(partial(portal.query_criteria, **CRITERIA, t_min=[first, last + 1]))
-    ids = [str(row["obsid"]) for row in found]
+    ids = _ask(lambda: [str(row["obsid"]) for row in portal.query_criteria(**CRITERIA, t_min=[first, last + 1])])
     exposures: dict[str, Exposure] = {}
     for place in range(0, len(ids), OBSERVATIONS):
-        products = _ask(partial(portal.get_product_list, ids[place : place + OBSERVATIONS]))
-        exposures |= {exposure.file: exposure for exposure in _exposures(products)}
+        some = ids[place : place + OBSERVATIONS]
+        found = _ask(lambda some=some: list(_exposures(portal.get_product_list(some))))  # type: ignore[misc]
+        exposures |= {exposure.file: exposure for exposure in found}
     return [exposures[file] for file in sorted(exposures)]
 
 
@@ -88,14 +88,14 @@ def _portal() -> Any:
 
 
 def _ask(question: Callable[[], Answer]) -> Answer:
-    """Ask MAST's portal; that nothing is found is an answer, too."""
+    """Ask MAST's portal, and read what it answers; that nothing is found is an answer, too."""
     from astroquery.exceptions import InvalidQueryError, NoResultsWarning, RemoteServiceError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoResultsWarning)
             return _patiently(question, "the list of exposures")
-    except (InvalidQueryError, RemoteServiceError, KeyError) as error:
+    except (InvalidQueryError, RemoteServiceError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise ArchiveError(
             f"MAST answered with an error ({_one_line(error)}), expected a list of exposures; try again later"
         ) from error
@@ -105,7 +105,14 @@ def _exposures(products: Any) -> Iterator[Exposure]:
     for row in products:
         file = str(row["productFilename"])
         if str(row["productSubGroupDescription"]) == PRODUCT and FILE_NAME.fullmatch(file):
-            yield Exposure(file, str(row["dataURI"]), int(row["size"]))
+            uri, size = str(row["dataURI"]), str(row["size"])
+            for name, there in (("dataURI", uri.startswith("mast:")), ("size", size.isdecimal())):
+                if not there:
+                    raise ArchiveError(
+                        f"{file}: MAST lists it without its {name}, expected all of its name, address and size; "
+                        "try again later"
+                    )
+            yield Exposure(file, uri, int(size))
 
 
 def fetch(exposures: Sequence[Exposure], out_dir: str | Path) -> list[str]:

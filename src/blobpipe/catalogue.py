@@ -182,14 +182,14 @@ def reviews(connection: sqlite3.Connection, path: Path) -> int:
     if not _is_there(path):
         frames.write_table(path, table)
         return len(table)
-    frames.read_table(path, tuple(table))
+    frames.read_table(path, list(map(str, table)))
     here = _values(frames.read_table_bytes(path, ()))
     ours = _values(frames.csv_text(table).encode())
     if here != ours[: len(here)]:
         row = next((i for i, fields in enumerate(here) if fields not in ours[i : i + 1]), 0)
         raise TableError(f"{path}: row {row + 1} is not of this log's reviews; name another file, or another --log")
     if len(ours) > len(here):
-        _append(path, table.iloc[len(here) - 1 :], tuple(table))
+        _append(path, table.iloc[len(here) - 1 :], tuple(map(str, table)))
     return len(table)
 
 

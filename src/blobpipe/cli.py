@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import io
 import logging
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
+from typing import TextIO
 
 from blobpipe import __version__
 from blobpipe.errors import BlobpipeError, FrameError
@@ -23,8 +25,22 @@ EVALUATE, REGRESSION = "results/evaluate", "results/regression"
 DENSE, DETECT, COMPLETENESS = "results/dense", "results/detect", "results/completeness"
 EXPLORE = "results/explore"
 MODEL, DENSE_MODEL = f"{TRAIN}/model.safetensors", f"{DENSE}/model.safetensors"
+OWN_MODEL, JUDGED = f"{DETECT}/model.safetensors", f"{REGRESSION}/metrics.json"
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
+
+INTERRUPTED, PIPE_CLOSED = 130, 141  # exit statuses, as of a program that SIGINT or SIGPIPE has ended: 128 + signal
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another"),
+    errno.EROFS: "choose a folder you can write to",
+    errno.ENAMETOOLONG: "choose a shorter one; most file systems take 255 bytes",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "correct the name; this is a file, expected a folder"),
+    errno.EISDIR: "name a file",
+    errno.ELOOP: "correct the link; it leads back to itself",
+    errno.EMFILE: "raise the limit with 'ulimit -n'",
+    errno.EIO: "look at the disk; it could not be read or written",
+}
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of the GNU C library's mallopt
 
@@ -135,7 +151,7 @@ def _explore(args: argparse.Namespace) -> None:
 def _gate(args: argparse.Namespace) -> int:
     from blobpipe import regression
 
-    failed = regression.gate(f"{REGRESSION}/metrics.json", _params(args).regression)
+    failed = regression.gate(JUDGED, _params(args).regression)
     for line in regression.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
         print(line)
     print("\n".join(failed) or "passed")
@@ -159,7 +175,7 @@ def _scan(args: argparse.Namespace) -> int:
     return scan(
         args.frames,
         args.out,
-        args.model or _default_model(),
+        args.model or _default_model(_params_if_any(args)),
         _params_if_any(args),
         difference=args.difference,
         reference=args.reference,
@@ -173,7 +189,7 @@ def _quicklook(args: argparse.Namespace) -> None:
     params = _params_if_any(args)
     routine = quicklook.Routine(
         args.log,
-        args.model or _default_model(),
+        args.model or _default_model(params),
         params.model_copy(update={"notices": Notices()}) if args.silent else params,
         catalogue=args.catalogue,
         reference=args.reference,
@@ -264,7 +280,9 @@ def _doctor(args: argparse.Namespace) -> int:
 
     settings = Path(args.params or PARAMS)
     named = settings if args.params or settings.exists() else None
-    setup = Setup(named, args.model or _default_model(), args.catalogue, args.log)
+    model = args.model or _own_or_packaged()
+    judged = Path(JUDGED) if not args.model and model == Path(OWN_MODEL) else None
+    setup = Setup(named, model, args.catalogue, args.log, judged)
     failed = False
     for check in examine(setup, os.environ, send_test=args.send_test):
         print(f"{check.state:4}  {check.what}: {check.found}")
@@ -315,10 +333,20 @@ def _extra(name: str) -> Iterator[None]:
         raise BlobpipeError(f"{error.name} is not installed; pip install 'blobpipe[{name}]'") from error
 
 
-def _default_model() -> Path:
+def _own_or_packaged() -> Path:
     """The pipeline's own dense network where there is one, else that of the package."""
-    own = Path(DETECT) / "model.safetensors"
+    own = Path(OWN_MODEL)
     return own if own.exists() else Path(__file__).with_name("model.safetensors")
+
+
+def _default_model(params: Params) -> Path:
+    """The same, for work: the pipeline's own must have passed the regression test."""
+    model = _own_or_packaged()
+    if model == Path(OWN_MODEL):
+        from blobpipe import regression
+
+        regression.require_passed(model, Path(JUDGED), params.regression)
+    return model
 
 
 def _print_params(args: argparse.Namespace) -> None:
@@ -411,7 +439,7 @@ def _add_daily(
     scan.add_argument(
         "--model",
         type=Path,
-        help=f"trained model, of either network (default: {DETECT}/model.safetensors, else the one that comes along)",
+        help=f"trained model, of either network (default: {OWN_MODEL}, if it passed the gate; without one, the packaged one)",
     )
     scan.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
     scan.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures")
@@ -538,6 +566,25 @@ def _add_review(
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; errors of the user's making end as one line on stderr and exit status 1."""
+    status = None
+    try:
+        status = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where its faults can be told
+    except BrokenPipeError:  # the reader has had enough, such as `head`
+        _let_go(sys.stdout, sys.stderr)
+        return PIPE_CLOSED
+    except OSError as error:
+        if status is None:
+            raise  # as --debug wants it
+        _let_go(sys.stdout)
+        if status == 0:
+            print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
+        return status or 1
+    return status
+
+
+def _run(argv: list[str] | None) -> int:
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -546,14 +593,25 @@ def main(argv: list[str] | None = None) -> int:
     rest_idle_threads()
     try:
         return args.work(args) or 0
-    except (BlobpipeError, OSError) as error:
-        if args.debug:
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        line = _one_line(error)
+        if args.debug or not line:
             raise
-        print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
+        print(f"blobpipe: {line}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("blobpipe: interrupted; the next run goes on where this one stopped", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def _let_go(*streams: TextIO | None) -> None:
+    """Throw away what a stream still holds: Python would try to write it once more at its end, and complain."""
+    with open(os.devnull, "wb") as nowhere, suppress(OSError, ValueError):  # of a replaced one, which has no number
+        for stream in streams:
+            if stream is not None:
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def keep_memory() -> None:
@@ -570,8 +628,29 @@ def rest_idle_threads() -> None:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename}: not found; run the stage that makes it first, or correct the name"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'writing'}: {error.strerror}; free some space or choose a folder you can write to"
-    return " ".join(str(error).split())
+    """What a fault of the input or of the machine is in one line; empty for a fault of ours, which wants its traceback."""
+    import sqlite3
+
+    match error:
+        case BlobpipeError():
+            line = str(error)
+        case FileNotFoundError() if error.filename is not None:
+            line = f"{error.filename}: not found; run the stage that makes it first, or correct the name"
+        case OSError() if error.strerror:
+            advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE else ""
+            line = f"{'writing' if error.filename is None else error.filename}: {error.strerror}{advice}"
+        case OSError():
+            line = str(error) or type(error).__name__
+        case sqlite3.Error():
+            from blobpipe.store import reason
+
+            line = f"the log: {reason(error)}"
+        case MemoryError():
+            line = "not enough memory; end other programs, or use smaller images or fewer threads"
+        case RecursionError():
+            line = "found an input that is nested too deeply to be read; --debug says where"
+        case UnicodeError():  # not its words, which show what was found
+            line = "found text in another encoding, expected UTF-8; --debug says where"
+        case _:
+            return ""
+    return " ".join(line.split())

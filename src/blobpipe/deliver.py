@@ -6,12 +6,16 @@ connection only, and stand in no error.
 
 from __future__ import annotations
 
+import base64
+import hmac
 import html
 import http.client
 import json
 import re
 import smtplib
+import socket
 import ssl
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -20,12 +24,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.message import EmailMessage
 from email.policy import SMTP
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from blobpipe import __version__
 from blobpipe.errors import NoticeError
-from blobpipe.params import Notices
+from blobpipe.params import Notices, is_host_name
 
 USER, PASSWORD, WEBHOOK = "BLOBPIPE_SMTP_USER", "BLOBPIPE_SMTP_PASSWORD", "BLOBPIPE_WEBHOOK_URL"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -33,6 +37,10 @@ NOT_THE_LETTERS_FAULT = (401, 403, 404, 407, 408, 409, 410, 425, 429)  # HTTP: t
 LOGIN_WANTED = (530, 534, 535, 538)  # SMTP: the settings
 PATIENT_ATTEMPTS = 4  # greylisting is over by then; one full mailbox must not keep the others waiting
 TITLE_LENGTH, TEXT_LENGTH = 150, 3000  # characters that Slack's blocks hold
+TIMES_PATIENCE = 3  # timeouts that a whole letter may take, from the name of the server to its last answer; ours
+MOST_ANSWERED = 1 << 20  # bytes of a mail server's answers to one letter; usual are 2000; ours
+LONGEST_FIRST = 360  # bytes that a login may add to its command in base64: a command has 512 characters, RFC 5321
+TELLING = 4  # characters in a row of a password that tell something of it; ours
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,43 @@ class DeliveryError(Exception):
         self.lasting, self.wait_s = lasting, wait_s
 
 
+class _Deadline:
+    """Cut the connection of a letter that takes too long: a server that drips meets every timeout.
+
+    Attributes
+    ----------
+    over : bool
+        Whether it has been cut.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s, self.over = limit_s, False
+        self._held: list[socket.socket] = []
+        self._timer = threading.Timer(limit_s, self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def connect(self, address: Any, timeout: Any = None, source_address: Any = None) -> socket.socket:
+        """Connect as `socket.create_connection` does, so that the time limit holds for what is said."""
+        connection = socket.create_connection(address, timeout, source_address)
+        self._held.append(connection.dup())  # still this connection when TLS has taken the other one
+        if self.over:  # the addresses of the server's name have taken all the time
+            self._cut()
+        return connection
+
+    def _cut(self) -> None:
+        self.over = True
+        for connection in self._held:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Let the connection be."""
+        self._timer.cancel()
+        for connection in self._held:
+            connection.close()
+
+
 # --- mail ------------------------------------------------------------------------------------------------------------
 
 
@@ -104,11 +149,15 @@ def by_mail(letter: Letter, params: Notices, environ: Mapping[str, str], afterwa
         If the login is half there.
     """
     login = smtp_login(environ)
+    deadline = _Deadline(TIMES_PATIENCE * params.timeout_s)
+    afterwards.callback(deadline.end)
     try:
-        server = _connect(params, login, afterwards)
-        return _hand_over(server, letter, params)
-    except (smtplib.SMTPException, OSError) as error:
-        raise _mail_failure(error, params, login) from None  # the chain of errors could hold the login
+        server = _connect(params, login, deadline, afterwards)
+        return _hand_over(server, letter, params, login)
+    except Exception as error:  # whatever a server makes of us: the letter waits, the search goes on
+        reason = f"{params.smtp_host}: {_overdue(deadline)}"
+        failure = DeliveryError(reason) if deadline.over else _mail_failure(error, params, login)
+        raise failure from None  # the chain of errors could hold the login
 
 
 def smtp_login(environ: Mapping[str, str]) -> tuple[str, str] | None:
@@ -117,57 +166,162 @@ def smtp_login(environ: Mapping[str, str]) -> tuple[str, str] | None:
     Raises
     ------
     NoticeError
-        If only one of them is set.
+        If only one of them is set, or one is not UTF-8.
     """
     user, password = environ.get(USER, ""), environ.get(PASSWORD, "")
     if bool(user) != bool(password):
         raise NoticeError(f"only one of {USER} and {PASSWORD} is set; set both, or none, where blobpipe is started")
+    for name, value in ((USER, user), (PASSWORD, password)):
+        if not _is_utf8(value):
+            raise NoticeError(f"{name}: found bytes that are not UTF-8, expected UTF-8; set it anew in that encoding")
     return (user, password) if user else None
 
 
-def _connect(params: Notices, login: tuple[str, str] | None, afterwards: ExitStack) -> smtplib.SMTP:
-    server = _server(params)
+def _is_utf8(text: str) -> bool:
+    """Whether text of the environment was UTF-8: Python keeps other bytes as lone surrogates."""
+    return not re.search("[\ud800-\udfff]", text)
+
+
+class _Answers:
+    """What a mail server says, unless it does not stop."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.left = stream, MOST_ANSWERED
+
+    def readline(self, size: int) -> bytes:
+        """Read a line, or ``size`` bytes of it."""
+        line = self.stream.readline(size)
+        self.left -= len(line)
+        if self.left < 0:
+            raise DeliveryError(f"the mail server answered more than {MOST_ANSWERED} bytes to one letter")
+        return line
+
+    def close(self) -> None:
+        """Close it."""
+        self.stream.close()
+
+
+class _MailServer(smtplib.SMTP):
+    """A connection that a deadline can cut, encrypted from the first byte if the settings say ``tls``."""
+
+    def __init__(self, params: Notices, deadline: _Deadline) -> None:
+        self.encrypted, self.deadline = params.security == "tls", deadline
+        try:
+            super().__init__(params.smtp_host, params.smtp_port, timeout=params.timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
+        connection = self.deadline.connect((host, port), timeout)
+        return (
+            ssl.create_default_context().wrap_socket(connection, server_hostname=host) if self.encrypted else connection
+        )
+
+    def getreply(self) -> tuple[int, bytes]:
+        """Read the answer to a command."""
+        if self.file is None and self.sock is not None:
+            self.file = _Answers(self.sock.makefile("rb"))
+        return super().getreply()
+
+
+def _connect(
+    params: Notices, login: tuple[str, str] | None, deadline: _Deadline, afterwards: ExitStack
+) -> smtplib.SMTP:
+    server = _MailServer(params, deadline)
     afterwards.callback(_part, server)
     if params.security == "starttls":
         server.starttls(context=ssl.create_default_context())  # fails where the server offers no encryption
     if login and params.security != "none":
-        server.login(*login)
+        _log_in(server, *login)
     return server
 
 
-def _server(params: Notices) -> smtplib.SMTP:
-    host, port, timeout = params.smtp_host, params.smtp_port, params.timeout_s
-    if params.security == "tls":
-        return smtplib.SMTP_SSL(host, port, timeout=timeout, context=ssl.create_default_context())
-    return smtplib.SMTP(host, port, timeout=timeout)
+def _log_in(server: smtplib.SMTP, user: str, password: str) -> None:
+    """Log in by the first way that server and we know (RFC 4954), in UTF-8: smtplib's own ways take ASCII only.
+
+    The connection is encrypted, so that the plain way, which hides nothing, comes first (RFC 4616).
+    """
+    server.ehlo_or_helo_if_needed()
+    ways = {
+        "PLAIN": [f"\0{user}\0{password}".encode()],
+        "LOGIN": [b"", user.encode(), password.encode()],
+        "CRAM-MD5": [b""],
+    }
+    offered = server.esmtp_features.get("auth", "").upper().split()
+    way = next((name for name in ways if name in offered), "")
+    if not way:
+        raise smtplib.SMTPNotSupportedError("the server offers no login that blobpipe knows (PLAIN, LOGIN, CRAM-MD5)")
+    first, *others = ways[way]
+    if len(first) > LONGEST_FIRST:
+        first, others = b"", [first]
+    code, challenge = server.docmd("AUTH", f"{way} {_base64(first)}".rstrip())
+    if way == "CRAM-MD5" and code == 334:
+        digest = hmac.new(password.encode(), base64.b64decode(challenge), "md5").hexdigest()
+        others = [f"{user} {digest}".encode()]
+    for part in others:
+        if code == 334:  # the server waits for more
+            code, _ = server.docmd(_base64(part))
+    if code not in (235, 503):  # accepted; logged in already
+        raise smtplib.SMTPAuthenticationError(code, b"")
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
 
 
 def _part(server: smtplib.SMTP) -> None:
-    with suppress(smtplib.SMTPException, OSError):
+    with suppress(Exception):  # the letter has been accepted, or not: a farewell changes nothing
         server.quit()
     server.close()
 
 
-def _hand_over(server: smtplib.SMTP, letter: Letter, params: Notices) -> str:
+def _hand_over(server: smtplib.SMTP, letter: Letter, params: Notices, login: tuple[str, str] | None) -> str:
     server.ehlo_or_helo_if_needed()
     _insist(*server.mail(params.mail_from))
     answers = {to: server.rcpt(to) for to in params.mail_to}
-    refused = {to: answer for to, answer in answers.items() if answer[0] >= 400}
-    later = [answer for answer in refused.values() if answer[0] < 500]
+    refused = {to: answer for to, answer in answers.items() if not _is_yes(answer[0])}
+    later = [answer for answer in refused.values() if not _is_lasting(answer[0])]
     if refused and (len(refused) == len(answers) or (later and letter.attempt < PATIENT_ATTEMPTS)):
         _insist(*(later or list(refused.values()))[0])
     _insist(*server.data(_message(letter, params).as_bytes()))
-    return "; ".join(f"refused for {to}: {_answer(*answer)}" for to, answer in refused.items())
+    return "; ".join(f"refused for {to}: {_answer(*answer, login)}" for to, answer in refused.items())
 
 
 def _insist(code: int, text: bytes) -> None:
-    if code >= 400:
+    if not _is_yes(code):  # nonsense is no yes either
         raise smtplib.SMTPResponseException(code, text)
 
 
-def _answer(code: int, text: bytes | str) -> str:
-    words = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    return f"{code} {' '.join(words.split())[:150]}"
+def _is_yes(code: int) -> bool:
+    return 200 <= code < 300
+
+
+def _is_lasting(code: int) -> bool:
+    return 500 <= code < 600 and code not in LOGIN_WANTED
+
+
+def _answer(code: int, text: bytes | str, login: tuple[str, str] | None) -> str:
+    """What a server answered, nothing of the login in it, however the server repeats it."""
+    content = text.encode() if isinstance(text, str) else text
+    try:
+        words = content.decode()
+    except UnicodeDecodeError:
+        words = content.decode("latin-1")
+    return f"{code} {_without(' '.join(words.split()), login)[:150]}"
+
+
+def _without(words: str, login: tuple[str, str] | None) -> str:
+    """Blank a login in a server's words; leave them out if they repeat it in part or in another form."""
+    if login is None:
+        return words
+    user, password = login
+    for secret in (password, user):
+        words = re.sub(re.escape(" ".join(secret.split())), "***", words, flags=re.IGNORECASE)
+    sent = [password, *(_base64(part.encode()) for part in (password, user, f"\0{user}\0{password}"))]
+    said = "".join(words.split()).casefold()
+    telling = (secret[at : at + TELLING] for secret in sent for at in range(max(1, len(secret) - TELLING + 1)))
+    return "(words that repeat the login)" if any(part.casefold() in said for part in telling) else words
 
 
 def _message(letter: Letter, params: Notices) -> EmailMessage:
@@ -186,29 +340,50 @@ def _message(letter: Letter, params: Notices) -> EmailMessage:
 
 def _mail_failure(error: Exception, params: Notices, login: tuple[str, str] | None) -> DeliveryError:
     match error:
+        case DeliveryError():
+            return error
         case smtplib.SMTPAuthenticationError():
             return DeliveryError(
                 f"{params.smtp_host} refused the login ({error.smtp_code})"
             )  # its words could repeat it
         case smtplib.SMTPResponseException():
-            lasting = error.smtp_code >= 500 and error.smtp_code not in LOGIN_WANTED
-            reason = f"{params.smtp_host} answered {_answer(error.smtp_code, error.smtp_error)}"
-            return DeliveryError(_without(reason, login or ()), lasting=lasting)
+            reason = f"{params.smtp_host} answered {_answer(error.smtp_code, error.smtp_error, login)}"
+            return DeliveryError(reason, lasting=_is_lasting(error.smtp_code))
         case smtplib.SMTPServerDisconnected() if not isinstance(error.__context__, TimeoutError):
             return DeliveryError(f"{params.smtp_host} closed the connection")
         case smtplib.SMTPServerDisconnected():  # so smtplib calls it when an answer does not come in time
             return DeliveryError(f"{params.smtp_host}: {_trouble(TimeoutError(), params)}")
-        case OSError() if not isinstance(error, smtplib.SMTPException):
-            return DeliveryError(f"{params.smtp_host}: {_trouble(error, params)}")
-    return DeliveryError(_without(f"{params.smtp_host}: {error}", login or ()))
+        case smtplib.SMTPException():
+            return DeliveryError(f"{params.smtp_host}: {_without(str(error), login)}")
+    return DeliveryError(f"{params.smtp_host}: {_trouble(error, params)}")
 
 
 # --- webhook ---------------------------------------------------------------------------------------------------------
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """A letter goes where its address says, or nowhere."""
+class _Connections(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+    """Make connections that a deadline can cut."""
+
+    def __init__(self, deadline: _Deadline) -> None:
+        super().__init__()
+        self.deadline = deadline
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Ask a server on this machine."""
+        return self.do_open(self._connection(http.client.HTTPConnection), request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        """Ask a server whose certificate is good."""
+        kind = self._connection(http.client.HTTPSConnection)
+        return self.do_open(kind, request, context=ssl.create_default_context())
+
+    def _connection(self, kind: type[http.client.HTTPConnection]) -> Callable[..., http.client.HTTPConnection]:
+        def make(host: str, **settings: Any) -> http.client.HTTPConnection:
+            connection = kind(host, **settings)
+            connection._create_connection = self.deadline.connect  # type: ignore[attr-defined]  # no other way in
+            return connection
+
+        return make
 
 
 def by_webhook(letter: Letter, params: Notices, environ: Mapping[str, str], afterwards: ExitStack) -> str:
@@ -239,20 +414,25 @@ def by_webhook(letter: Letter, params: Notices, environ: Mapping[str, str], afte
         json.dumps(_payload(letter)).encode(),
         {"Content-Type": "application/json", "Idempotency-Key": letter.id, "User-Agent": f"blobpipe/{__version__}"},
     )
-    handlers: list[urllib.request.BaseHandler] = [
-        _NoRedirect(),
-        urllib.request.HTTPSHandler(context=ssl.create_default_context()),
-    ]
-    if urlsplit(url).scheme == "http":  # to this machine: a proxy would get the secret unencrypted
-        handlers.append(urllib.request.ProxyHandler({}))
-    opener = urllib.request.build_opener(*handlers)
+    deadline = _Deadline(TIMES_PATIENCE * params.timeout_s)
+    afterwards.callback(deadline.end)
+    opener = urllib.request.OpenerDirector()  # that follows no redirect: a letter goes where its address says
+    for handler in (
+        # to this machine without: a proxy would get the secret unencrypted
+        urllib.request.ProxyHandler({} if urlsplit(url).scheme == "http" else None),
+        _Connections(deadline),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+    ):
+        opener.add_handler(handler)
     try:
         afterwards.enter_context(opener.open(request, timeout=params.timeout_s))
     except urllib.error.HTTPError as error:
         afterwards.callback(error.close)
         raise _refusal(error) from None
-    except (OSError, http.client.HTTPException) as error:
-        raise DeliveryError(f"the webhook: {_trouble(error, params)}") from None
+    except Exception as error:  # as with mail
+        reason = _overdue(deadline) if deadline.over else _trouble(error, params)
+        raise DeliveryError(f"the webhook: {reason}") from None
     return ""
 
 
@@ -271,11 +451,15 @@ def webhook_url(environ: Mapping[str, str]) -> str:
     try:
         parts = urlsplit(url)
         safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
-        good = safe and bool(parts.hostname) and (parts.port or 1) > 0 and re.fullmatch("[!-~]+", url)
+        whole = re.fullmatch("[!-~]+", url) and "@" not in parts.netloc and parts.port != 0
+        good = safe and whole and is_host_name(parts.hostname or "")
     except ValueError:
         good = False
     if not good:
-        raise NoticeError(f"{WEBHOOK}: expected an address that begins with https:// and holds no blanks; correct it")
+        raise NoticeError(
+            f"{WEBHOOK}: expected an address that begins with https:// and the name of a server, "
+            "without a login, blanks or letters beyond ASCII; correct it"
+        )
     return url
 
 
@@ -326,7 +510,5 @@ def _trouble(error: BaseException, params: Notices) -> str:
     return type(error).__name__
 
 
-def _without(text: str, secrets: tuple[str, ...]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
+def _overdue(deadline: _Deadline) -> str:
+    return f"the letter was not over within {deadline.limit_s:g} s"

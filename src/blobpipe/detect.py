@@ -29,7 +29,7 @@ from blobpipe import (
     tiles,
     verdict,
 )
-from blobpipe.errors import TableError
+from blobpipe.errors import ModelError, TableError
 from blobpipe.params import Detect
 
 FloatArray = npt.NDArray[Any]
@@ -45,6 +45,8 @@ DETECTORS = ("dense", "report", "matched_filter")
 CLEAR, FAINT = (7.0, math.inf), (5.0, 7.0)  # S/N of blobs that must be found, and of those that should be
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
 NOTHING_KNOWN = {"catalogue": None, "shift_px": (0.0, 0.0), "pattern": None}
+LARGEST_WEIGHT = 1e3  # of the calibration and the joint score; those of a trained model are below 10
+POINT_BOUNDS = {"threshold": (CANDIDATE, 1.0), "slope": (-40.0, 40.0), "offset": (-40.0, 40.0), "frames": (0.0, 1e6)}
 FRAME_COLUMNS = ("frame", "mjd", "shift_px", "noise_frac", "kind", "false_alarms")
 
 
@@ -591,11 +593,30 @@ def load_operating_point(path: str | Path) -> tuple[networks.DenseNetwork, Opera
     Raises
     ------
     ModelError
-        As `networks.load_dense`.
+        As `networks.load_dense`; or if its operating point is none.
     """
     network, about = networks.load_dense(path)
-    point = about.get("operating_point") or {"threshold": 0.5, "slope": 1.0, "offset": 0.0, "frames": 0.0}
-    return networks.folded(network), OperatingPoint(**point)
+    found = about.get("operating_point", {"threshold": 0.5, "slope": 1.0, "offset": 0.0, "frames": 0.0})
+    if fault := _fault(found):
+        raise ModelError(f"{path}: the operating point is none ({fault}); run the stage detect again or restore it")
+    point = OperatingPoint(**{**found, "weights": tuple(found.get("weights", ()))})
+    return networks.folded(network), point
+
+
+def _fault(point: Any) -> str:
+    """What keeps the metadata of a model from being an operating point; empty if nothing does."""
+    needed = [name for name in OperatingPoint._fields if name not in OperatingPoint._field_defaults]
+    if not isinstance(point, dict) or not set(needed) <= set(point) <= set(OperatingPoint._fields):
+        return f"found {str(point)[:60]}, expected {', '.join(OperatingPoint._fields)}"
+    weights = point.get("weights", [])
+    if not isinstance(weights, list) or len(weights) not in (0, verdict.N_WEIGHTS):
+        return f"weights: found {str(weights)[:60]}, expected a list of {verdict.N_WEIGHTS} numbers, or an empty one"
+    numbers = {**{name: point[name] for name in needed}, **{f"weights[{i}]": w for i, w in enumerate(weights)}}
+    for name, value in numbers.items():
+        low, high = POINT_BOUNDS.get(name, (-LARGEST_WEIGHT, LARGEST_WEIGHT))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            return f"{name}: found {str(value)[:40]!r}, expected a number from {low:g} to {high:g}"
+    return ""
 
 
 def logit(score: FloatArray) -> FloatArray:

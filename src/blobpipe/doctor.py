@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from blobpipe import __version__, deliver, detect, frames, health, networks, notify, store
+from blobpipe import __version__, deliver, detect, frames, health, networks, notify, regression, store
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import Notices, Params, load_params
+from blobpipe.params import Notices, Params, Regression, load_params
 
 LEAST_GB, LITTLE_GB = 0.5, 5.0  # the cache of 60 images is 0.13 GB, the log of 100 images 0.04 GB
 EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
@@ -32,12 +32,19 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What the daily routine is run with; None for what is not named."""
+    """What the daily routine is run with; None for what is not named.
+
+    Attributes
+    ----------
+    judged : path, optional
+        Metrics of the regression test that the model must have passed: those of the pipeline's own, which nobody named.
+    """
 
     params: Path | None
     model: Path
     catalogue: Path | None = None
     log: Path | None = None
+    judged: Path | None = None
 
 
 def examine(setup: Setup, environ: Mapping[str, str], *, send_test: bool = False) -> Iterator[Check]:
@@ -64,7 +71,7 @@ def examine(setup: Setup, environ: Mapping[str, str], *, send_test: bool = False
         yield Check("ok", "settings", str(setup.params or "none named: the defaults"))
     except BlobpipeError as error:
         yield Check("fail", "settings", str(error))
-    yield from _guarded("model", lambda: _model(setup.model))
+    yield from _guarded("model", lambda: _model(setup, params.regression))
     yield from _guarded("catalogue", lambda: _catalogue(setup.catalogue))
     yield from _guarded("log", lambda: _log(setup.log, params.notices))
     yield from _guarded("disk", lambda: _disk(setup.log))
@@ -110,14 +117,17 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _model(path: Path) -> Iterator[Check]:
+def _model(setup: Setup, params: Regression) -> Iterator[Check]:
+    path = setup.model
     if networks.kind_of_model(path) != "dense":
         yield Check(
             "fail", "model", f"{path}: the report's network, expected the dense one, which measures; name its file"
         )
         return
+    if setup.judged is not None:
+        regression.require_passed(path, setup.judged, params)
     _, point = detect.load_operating_point(path)
-    found = f"{path}, SHA-256 {frames.sha256(path)[:12]}, threshold {point.threshold:.4f}"
+    found = f"{networks.described(path)}, threshold {point.threshold:.4f}"
     if point.frames:
         yield Check("ok", "model", f"{found}, set on {point.frames:.0f} held-out images")
     else:

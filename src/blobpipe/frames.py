@@ -593,7 +593,7 @@ def parse_table(path: Path, content: bytes, columns: Sequence[str]) -> pd.DataFr
         raise _no_table(path, " ".join(str(error).split())[:120]) from error
     if len(table) != n_rows:  # a line of blanks alone
         raise _no_table(path, f"{n_rows} rows, of which {len(table)} hold something")
-    for name in filter(NUMBER_COLUMN.fullmatch, table):
+    for name in [name for name in map(str, table) if NUMBER_COLUMN.fullmatch(name)]:
         table[name] = _numbers(path, table, name)
     for name in {"frame", "first_frame"} & set(table):
         for frame in set(table[name]) - {""}:

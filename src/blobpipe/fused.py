@@ -34,7 +34,7 @@ import numba as nb
 import numpy as np
 import torch
 import torch.nn.functional as F
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic

@@ -24,7 +24,8 @@ from astropy.io import fits
 from astropy.table import Table
 
 from blobpipe import __version__, frames
-from blobpipe.errors import BlobpipeError, TableError
+from blobpipe.errors import BlobpipeError, FrameError, TableError
+from blobpipe.hdus import HDU, File, count, number, opened
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ RUN_COLUMNS = ("PIX1", "PIX2", "LENGTH", "AXIS", "VALUE")
 DETECTOR = {"CCDAMP": "ABCD", "CCDCHIP": 1, "CCDGAIN": 2.5}  # as the headers of exposures have them
 ORIGIN = ("model", "params_hash", "model_sha256", "params_sha256", "stack_sha256")  # go into the meta data
 MEASURED = ("SCI", "ERR", "SAMP", "TIME")  # images of exposures that are no DQ, integers or not
+MAX_COLUMNS = 999  # of a table, by the standard
 MAX_BAD_FRAC = 0.5  # more flagged pixels are no DQ image but counts; 20,438 pixels of a real one are 0.02
 MAX_RUN_PX = 2**25  # pixels of all rows together: each bit of each pixel said once
 USEAFTER_FORMS = ("%b %d %Y %H:%M:%S", "%b %d %Y", "%B %d %Y %H:%M:%S", "%B %d %Y", "%d/%m/%Y")
@@ -136,7 +138,7 @@ def export(
 
 def _refuse_overwriting(out_dir: Path, *inputs: str | Path | None) -> None:
     for name in OUTPUTS:
-        for path in map(Path, filter(None, inputs)):
+        for path in [Path(given) for given in inputs if given]:
             if (out_dir / name).exists() and path.exists() and path.samefile(out_dir / name):
                 raise TableError(f"{path}: would be overwritten by the {name} made of it; name another --out")
 
@@ -284,7 +286,7 @@ def select(
     if "blob" not in table:
         return _first_sightings(chosen)
     chosen["blob"] = chosen["blob"].astype(str)
-    frames.require_once(path, chosen, "blob")
+    frames.require_once(Path(path), chosen, "blob")
     return chosen.reset_index(drop=True)
 
 
@@ -514,44 +516,51 @@ def read_bad_pixels(path: str | Path) -> fits.HDUList:
     TableError
         If the file is not FITS, or holds neither, or its rows are not runs of pixels.
     """
-    hdus = _read_fits(path)
-    if _tables(hdus):
-        _require_runs(path, find_table(hdus))
-        return hdus
-    image = _dq_plane(path, hdus)
+    try:
+        with opened(path, "a bad-pixel table or a DQ image") as file:
+            table = _runs_in(file)
+            if table is not None:
+                file.content(table)  # compares the checksums
+                return _with_runs(path, file.whole())
+            image = _dq_plane(file)
+    except FrameError as error:
+        raise TableError(str(error)) from error
     if image is None:
         raise TableError(
             f"{path}: found no bad pixels; expected a table with the columns {', '.join(RUN_COLUMNS)}, "
             f"or an image DQ of integers, 1014x1014 or 1024x1024"
         )
-    rows = runs(np.pad(image, (SIZE_PX - len(image)) // 2))
     if np.count_nonzero(image) > MAX_BAD_FRAC * image.size:
         share = np.count_nonzero(image) / image.size
         raise TableError(
             f"{path}: {share:.0%} of its pixels are flagged, expected at most {MAX_BAD_FRAC:.0%}: counts, not DQ"
         )
+    rows = runs(np.pad(image, (SIZE_PX - len(image)) // 2))
     return with_rows(new_table(rows["VALUE"]), rows)
 
 
-def _read_fits(path: str | Path) -> fits.HDUList:
+def _runs_in(file: File) -> HDU | None:
+    """The table of a file that has the columns, one named BPIX first."""
+    fit = []
+    for hdu in file.hdus:
+        n_columns = count(hdu.cards, "TFIELDS", 0, high=MAX_COLUMNS)
+        names = {str(hdu.cards.get(f"TTYPE{i + 1}")).strip() for i in range(n_columns)}
+        if hdu.kind == "BINTABLE" and set(RUN_COLUMNS) <= names:
+            fit.append(hdu)
+    return min(fit, key=lambda hdu: hdu.name != "BPIX", default=None)
+
+
+def _with_runs(path: str | Path, content: bytes) -> fits.HDUList:
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise ValueError("a folder, a pipe or a device")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # compressed images are tables here, and stay as they are
-            with fits.open(path, memmap=False, disable_image_compression=True) as hdus:
-                content = _content(hdus)
-            for hdu in _opened(content):
-                _ = hdu.data, [hdu.header.get(card) for card in ("USEAFTER", "PEDIGREE", "FILENAME")]  # can be read
-            return _opened(content)
-    except FileNotFoundError as error:
-        raise TableError(f"{path}: not found, expected a bad-pixel table or a DQ image") from error
-    except Exception as error:  # a damaged file makes astropy raise nearly anything
+        hdus = _opened(content)
+        _require_runs(path, find_table(hdus))
+        _ = [hdus[0].header.get(card) for card in ("USEAFTER", "PEDIGREE", "FILENAME")]  # can be read
+    except TableError:
+        raise
+    except Exception as error:  # a damaged table makes astropy raise nearly anything
         reason = " ".join(str(error).split())[:120]
-        raise TableError(
-            f"{path}: not a whole FITS file ({reason}), expected a bad-pixel table or a DQ image"
-        ) from error
+        raise TableError(f"{path}: not a whole FITS table ({reason}), expected a bad-pixel table") from error
+    return hdus
 
 
 def _content(hdus: fits.HDUList) -> bytes:
@@ -561,39 +570,41 @@ def _content(hdus: fits.HDUList) -> bytes:
 
 
 def _opened(content: bytes) -> fits.HDUList:
+    """Compressed images are tables here, and stay as they are."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return fits.open(io.BytesIO(content), memmap=False, disable_image_compression=True, lazy_load_hdus=False)
 
 
-def _dq_plane(path: str | Path, hdus: fits.HDUList) -> npt.NDArray[np.int64] | None:
+def _dq_plane(file: File) -> DqImage | None:
     """The image of DQ values of a file: one called DQ before others."""
-    named = [hdu for hdu in hdus if hdu.name == "DQ"]
     sides = (SIZE_PX, SIZE_PX - 2 * BORDER_PX)
-    for hdu in named or [hdu for hdu in hdus if hdu.name not in MEASURED]:
-        header = hdu.header
-        if header.get("NAXIS") == 0 and "PIXVALUE" in header:  # all pixels have one value
-            side, value = header.get("NPIX1"), header["PIXVALUE"]
-            if side in sides and header.get("NPIX2") == side and value == int(value):
-                return np.full((side, side), int(value), np.int64)
-        image = _pixels(path, hdu)
-        if image is not None and image.shape in [(side, side) for side in sides] and image.dtype.kind in "iu":
-            if int(image.max()) >= 2**63:
-                raise TableError(f"{path}: DQ value {image.max()}, expected less than 2**63; correct it")
-            return image.astype(np.int64)
+    named = [hdu for hdu in file.hdus if hdu.name == "DQ"]
+    for hdu in named or [hdu for hdu in file.hdus if hdu.name not in MEASURED]:
+        if hdu.shape in [(side, side) for side in sides]:
+            image = _integers(file, hdu)
+            if image is not None:
+                return image
     return None
 
 
-def _pixels(path: str | Path, hdu: Any) -> npt.NDArray[Any] | None:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if "ZIMAGE" in hdu.header:
-                hdu = fits.CompImageHDU(bintable=hdu)
-            return np.asarray(hdu.data) if hdu.is_image and hdu.data is not None else None
-    except Exception as error:  # a damaged file makes astropy raise nearly anything
-        reason = " ".join(str(error).split())[:120]
-        raise TableError(f"{path}: cannot unpack HDU {hdu.name} ({reason}), expected a DQ image") from error
+def _integers(file: File, hdu: HDU) -> DqImage | None:
+    """An image of integers, unsigned ones as they are meant; None if it holds others."""
+    if hdu.compressed:
+        from blobpipe import unpack  # numba is loaded only where there is something to unpack
+
+        stored = unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu))
+    else:
+        stored = file.plane(hdu)
+    zero, constant = number(hdu.cards, "BZERO", 0), not hdu.size and float(stored.flat[0]).is_integer()
+    if (stored.dtype.kind not in "iu" and not constant) or number(hdu.cards, "BSCALE", 1) != 1:
+        return None
+    values = stored.astype(np.int64)
+    if zero == 2.0**63:
+        if values.max() >= 0:
+            raise ValueError(f"DQ value {int(values.max()) + 2**63}, less than 2**63 expected")
+        return values ^ np.int64(-(2**63))
+    return values + int(zero)
 
 
 def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
@@ -711,8 +722,8 @@ def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any
     usual = _usual(table)
     for name in set(DETECTOR) & set(table.columns.names):
         added[name] = usual.get(name, np.zeros((), old.dtype[name]))
-    for name in rows:
-        added[name] = _stored(table, str(name), rows[name].tolist())
+    for filled in map(str, rows):
+        added[filled] = _stored(table, filled, rows[filled].tolist())
     return added
 
 

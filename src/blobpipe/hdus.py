@@ -91,6 +91,11 @@ class File:
         """The first HDU of a name, if there is one."""
         return next((hdu for hdu in self.hdus if hdu.name == name.upper()), None)
 
+    def whole(self) -> bytes:
+        """All bytes of the file, unpacked by gzip or bzip2."""
+        self._file.seek(0)
+        return self._file.read()
+
     def content(self, hdu: HDU) -> npt.NDArray[np.uint8]:
         """The bytes of the data, after their checksums."""
         self._verify(hdu)
@@ -252,7 +257,7 @@ def _value(text: str) -> Value | None:
     if logical:
         return logical == "T"
     if whole:
-        return int(whole) if len(whole) <= 19 and abs(int(whole)) < 1 << 63 else None
+        return int(whole) if len(whole) <= 20 and abs(int(whole)) <= 1 << 63 else None
     value = float(real.upper().replace("D", "E")) if real else math.inf
     return value if math.isfinite(value) else None
 

@@ -150,7 +150,7 @@ def _digest(connection: sqlite3.Connection, first: date, digest: str) -> dict[st
         *(f"health: {line}" for line in health.standing(connection) or ["all readings within their limits"]),
     ]
     return {
-        "key": f"digest-{first}",
+        "key": f"digest-{first}" if digest == "daily" else f"digest-week-{first}",  # a week begins on a day
         "subject": f"blobpipe: digest of {period}, {len(images)} images, {len(rejected)} rejected",
         "text": "\n".join(lines),
     }
@@ -217,14 +217,17 @@ def again(connection: sqlite3.Connection) -> int:
 @contextmanager
 def _sole_sender(connection: sqlite3.Connection) -> Iterator[bool]:
     """Whether no other process sends from this log; the system frees the lock of one that is killed."""
-    path = Path(connection.execute("PRAGMA database_list").fetchone()["file"])
-    with open(path.with_suffix(".sending"), "w") as lock:
+    path = Path(connection.execute("PRAGMA database_list").fetchone()["file"]).with_suffix(".sending")
+    with ExitStack() as until_sent:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(until_sent.enter_context(path.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
         except BlockingIOError:
-            yield False
-        else:
-            yield True
+            alone = False
+        except OSError as error:
+            log.warning("blobpipe: %s: %s; notices wait", path, error.strerror)
+            alone = False
+        yield alone
 
 
 def _next_due(connection: sqlite3.Connection, channel: str) -> sqlite3.Row | None:
@@ -238,14 +241,17 @@ def _next_due(connection: sqlite3.Connection, channel: str) -> sqlite3.Row | Non
 def _send_channel(connection: sqlite3.Connection, channel: str, params: Notices, environ: Mapping[str, str]) -> int:
     sent = 0
     while notice := _next_due(connection, channel):
+        letter = _letter(connection, notice, params)
         with ExitStack() as afterwards:
             try:
-                remark = deliver.BY[channel](_letter(connection, notice, params), params, environ, afterwards)
+                remark = deliver.BY[channel](letter, params, environ, afterwards)
             except NoticeError as error:
                 log.warning("blobpipe: %s; notices wait", error)
                 break
             except DeliveryError as failure:
                 _keep_failure(connection, notice, failure, params)
+            except Exception as error:  # a fault of ours: it must not end the search, and its words could hold a secret
+                _keep_failure(connection, notice, DeliveryError(type(error).__name__), params)
             else:
                 _keep_success(connection, notice, remark)  # before anything else, a farewell to the server included
                 sent += 1

@@ -7,6 +7,7 @@ are generated from them.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import stat
@@ -26,7 +27,48 @@ CONFLICT = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)  # what a merge that g
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
-Address = Annotated[str, Field(pattern=r"^[!-?A-~]+@[!-?A-~]+$")]  # one @, no blanks: fit for a mail's header
+HOST_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # RFC 1123, and the _ of private names
+LONGEST_HOST = 253  # characters; RFC 1035
+MAILBOX = r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5321, without quotes
+LONGEST_MAILBOX = 64  # characters; RFC 5321
+
+
+def is_host_name(text: str) -> bool:
+    """Whether text can name a server: an IP address, or labels of 1 to 63 characters, beyond ASCII as IDNA has them."""
+    if re.fullmatch(r"[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%\w+)?|[0-9.]+", text):
+        return _is_ip_address(text)
+    try:
+        name = text.encode("idna") if len(text) <= LONGEST_HOST else b""
+    except UnicodeError:
+        return False
+    return re.fullmatch(rf"{HOST_LABEL}(\.{HOST_LABEL})*\.?", name.decode("ascii"), re.IGNORECASE) is not None
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _host(text: str) -> str:
+    if text and not is_host_name(text):
+        raise ValueError(f"found {text!r}, expected the name of a server alone, such as mail.example.org")
+    return text
+
+
+def _mail_address(text: str) -> str:
+    mailbox, _, domain = text.rpartition("@")
+    known = is_host_name(domain) or (domain[:1] + domain[-1:] == "[]" and _is_ip_address(domain[1:-1]))
+    if text and not (known and len(mailbox) <= LONGEST_MAILBOX and re.fullmatch(MAILBOX, mailbox, re.ASCII)):
+        raise ValueError(f"found {text!r}, expected a mail address alone, such as blobs@example.org")
+    return text
+
+
+Address = Annotated[  # one @, no blanks: fit for a mail's header
+    str, Field(pattern=r"^[!-?A-~]+@[!-?A-~]+$"), AfterValidator(_mail_address)
+]
 
 
 def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
@@ -361,8 +403,10 @@ class Notices(Section):
     """Notices of new blobs (ours). Logins and the webhook's address come from the environment, never from here."""
 
     mail_to: tuple[Address, ...] = Field((), description="Mail addresses of the team; none: no mail.")
-    mail_from: Address | Literal[""] = Field("", description="Mail address of the sender.")
-    smtp_host: str = Field("", description="Name of the mail server, as in its certificate.")
+    mail_from: Annotated[str, AfterValidator(_mail_address)] = Field("", description="Mail address of the sender.")
+    smtp_host: Annotated[str, AfterValidator(_host)] = Field(
+        "", description="Name of the mail server, as in its certificate."
+    )
     smtp_port: int = Field(587, ge=1, le=65_535, description="Its port: 587 for starttls, 465 for tls, as a rule.")
     security: Literal["starttls", "tls", "none"] = Field(
         "starttls", description="Encryption of the mail connection; none: for a relay on this machine, without a login."
@@ -380,7 +424,12 @@ class Notices(Section):
     )
     first_wait_s: float = Field(60.0, gt=0, le=86_400, description="Wait after the first failure (s); then doubled.")
     longest_wait_s: float = Field(21_600.0, gt=0, le=604_800, description="Longest wait between two attempts (s).")
-    timeout_s: float = Field(20.0, gt=0, le=600, description="Patience with each answer of a server (s).")
+    timeout_s: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        description="Patience with each answer of a server (s); with a whole letter, three times as long.",
+    )
 
     @model_validator(mode="after")
     def _sendable(self) -> Notices:
@@ -577,8 +626,9 @@ def _check_form(text: str) -> None:
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
             _refuse(event, f"found the alias *{event.anchor}, expected the value itself")
-        if getattr(event, "tag", None):
-            _refuse(event, f"found the tag {_short(event.tag)}, expected a value without one")
+        tag = getattr(event, "tag", None)
+        if tag:
+            _refuse(event, f"found the tag {_short(tag)}, expected a value without one")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
@@ -609,14 +659,14 @@ class _Refusal(yaml.MarkedYAMLError):
     """YAML, but not what we take."""
 
 
-def _refuse(place: yaml.Event | yaml.Node, problem: str) -> None:
+def _refuse(place: Any, problem: str) -> None:
     raise _Refusal(problem=problem, problem_mark=place.start_mark)
 
 
 def _yaml_fault(error: yaml.YAMLError, text: str) -> str:
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return f"cannot be read as YAML: {' '.join(str(error).split())}"
+    mark = error.problem_mark
     problem = " ".join(f"{error.context or ''} {error.problem}".split())
     if isinstance(error, _Refusal):
         return f"line {mark.line + 1}: {problem}"

@@ -193,6 +193,7 @@ def _tools(routine: Routine) -> Iterator[Tools]:
     networks.set_threads(routine.params.detect.threads)
     connection = store.connect(routine.log_path, make=True)
     try:
+        log.info("model: %s", networks.described(routine.model))
         with store.writing(connection):
             run = store.insert(connection, "runs", _run_row(routine, point))
         yield Tools(connection, run, network, point, known)
@@ -206,7 +207,7 @@ def _run_row(routine: Routine, point: detect.OperatingPoint) -> dict[str, Any]:
     return {
         "started": store.now(),
         "version": __version__,
-        "model": routine.model.name,
+        "model": str(routine.model),
         "model_sha256": frames.sha256(routine.model),
         "params_sha256": hashlib.sha256(to_yaml(routine.params).encode()).hexdigest(),
         "catalogue_sha256": frames.sha256(routine.catalogue) if routine.catalogue else "",
@@ -350,7 +351,7 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
         if (newer := _newer_version(tools.connection, row)) is not None:
             return _not_searched(row | newer)
         level = frame.header.get(LEVEL_CARD)
-        row["signal_e"] = float(level) if type(level) in (int, float) else None
+        row["signal_e"] = float(level) if isinstance(level, (int, float)) and not isinstance(level, bool) else None
         if routine.difference:
             scatter = frames.find_plane(arrival.path, "SCATTER")
             subtraction.insist_on_noise_of_scatter(frame.data, scatter, arrival.path)

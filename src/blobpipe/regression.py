@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import expit
 
 from blobpipe import baselines, detect, figures, frames, measure, networks, profiles, render, saliency, statistics
-from blobpipe.errors import BlobpipeError
+from blobpipe.errors import BlobpipeError, ModelError
 from blobpipe.evaluation import DIP_SHIFT_PX, POINTING_MARGIN_PX, THREADS
 from blobpipe.params import Regression
 
@@ -137,7 +137,8 @@ def regress(
     """
     out_dir, (raw_dir, difference_dir, scale_dir, _) = Path(out_dir), folders
     others = detect.Baselines(networks.load_model(model_path)[0], radii_px)
-    _, point = detect.load_operating_point(Path(detect_dir) / "model.safetensors")
+    dense_path = Path(detect_dir) / "model.safetensors"
+    _, point = detect.load_operating_point(dense_path)
     candidates = frames.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
     networks.set_threads(1)  # images share the cores
     images, blobs = frames.image_table(raw_dir, difference_dir, scale_dir), frames.read_blobs(raw_dir)
@@ -156,6 +157,7 @@ def regress(
     detectors, recall = compare_detectors(result, thresholds), recall_by_bin(result.cases)
     metrics = {**summarise(result), **side_by_side(detectors), **accuracy(result.cases)}
     metrics["passed"] = not failed_thresholds(metrics, params)
+    metrics["dense_sha256"] = frames.sha256(dense_path)  # so that nobody takes this for another model's
     names = ("cases", "frames", "alarms", "detectors", "recall")
     for name, table in zip(names, (*result, detectors, recall), strict=True):
         frames.write_table(out_dir / f"{name}.csv", table)
@@ -570,7 +572,7 @@ def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
         ("dense_false_alarms_per_100_frames", "at most", params.max_dense_false_alarms_per_100_frames),
     ):
         value = metrics.get(key)
-        kept = value is not None and (value >= limit if bound == "at least" else value <= limit)
+        kept = isinstance(value, int | float) and (value >= limit if bound == "at least" else value <= limit)
         if not kept:
             failed.append(f"{key}: found {'none' if value is None else value}, expected {bound} {limit}")
     return failed
@@ -588,7 +590,7 @@ def gate(metrics_path: str | Path, params: Regression) -> list[str]:
         metrics = json.loads(Path(metrics_path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise BlobpipeError(f"{metrics_path}: not found; run the stage regression first") from error
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BlobpipeError(
             f"{metrics_path}: cannot be read as JSON ({error}); run the stage regression again"
         ) from error
@@ -597,6 +599,39 @@ def gate(metrics_path: str | Path, params: Regression) -> list[str]:
             f"{metrics_path}: found {type(metrics).__name__}, expected metrics; run the stage regression again"
         )
     return failed_thresholds(metrics, params)
+
+
+def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
+    """Refuse a model of the pipeline for the daily work unless the regression test has judged it, and it passed.
+
+    Parameters
+    ----------
+    model : path
+        Of the stage detect.
+    metrics_path : path
+        What the stage regression has written.
+    params : Regression
+        The thresholds that hold now.
+
+    Raises
+    ------
+    ModelError
+        If the test failed, or is not there, or was of another model; it says how to go on.
+    """
+    networks.kind_of_model(model)  # a damaged file is told of as such
+    found = frames.sha256(model)
+    try:
+        failed = gate(metrics_path, params)
+        judged = json.loads(metrics_path.read_text(encoding="utf-8")).get("dense_sha256")
+        if judged != found:
+            failed = [f"{metrics_path} is of the model {str(judged)[:12]}, not of this one, {found[:12]}"]
+    except BlobpipeError as error:
+        failed = [str(error)]
+    if failed:
+        raise ModelError(
+            f"{model}: the regression test has not passed it ({'; '.join(failed)}); run the stage regression, train it "
+            f"again, or name the model to take: --model {model}, or the packaged one, --model {networks.PACKAGED}"
+        )
 
 
 def compare_cases(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 4  # frames that are looked at, or wait to be told of
 STANDARDISING = Lock()  # not every way that Numba runs threads can be asked by two at once
 
-FRAME_COLUMNS = ("frame", "status", "reason", "shift_x_px", "shift_y_px", "noise_frac", "n_positive")
+FRAME_COLUMNS = ("frame", "status", "reason", "shift_x_px", "shift_y_px", "noise_frac", "n_positive", "model_sha256")
 SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
 DETECTION_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
 MEASURED_COLUMNS = tuple(name for name in measure.DETECTION_COLUMNS if name not in DETECTION_COLUMNS)  # dense network
@@ -35,8 +35,9 @@ SIDE_PX = 128  # of the picture of a detection
 
 @dataclass
 class Found:
-    """The rows of the three tables, and the exposure of each image that was searched, in their order."""
+    """The rows of the three tables, the model that they are of, and the exposures that were searched, in their order."""
 
+    model_sha256: str
     exposures: list[frames.Exposure] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
     subframes: list[dict[str, Any]] = field(default_factory=list)
@@ -108,11 +109,12 @@ def scan(
     known = None if catalogue is None else frames.read_known(catalogue, ("x_px", "y_px", "radius_px"))
     stack = None if difference else _read_stack(reference)
     search = _choose_search(model, stack, known, params)
-    found = Found()
+    log.info("model: %s", networks.described(model))
+    found = Found(frames.sha256(model))
     for path, seen in _look_ahead(paths, stack, search.look, params):
         if isinstance(seen, BlobpipeError):
             log.warning("blobpipe: %s (rejected)", " ".join(str(seen).split()))
-            row = (frames.frame_name(path), "rejected", str(seen), np.nan, np.nan, np.nan, 0)
+            row = (frames.frame_name(path), "rejected", str(seen), np.nan, np.nan, np.nan, 0, found.model_sha256)
             found.frames.append(dict(zip(FRAME_COLUMNS, row, strict=True)))
         else:
             search.tell(seen, out_dir, found)
@@ -293,11 +295,8 @@ def _note(
         found.subframes.append(
             dict(zip(SUBFRAME_COLUMNS, (frame.name, row, col, x0, y0, p, int(is_blob)), strict=True))
         )
-    found.frames.append(
-        dict(
-            zip(FRAME_COLUMNS, (frame.name, "ok", "", *frame.shift, frame.noise_frac, int(positive.sum())), strict=True)
-        )
-    )
+    about = (frame.name, "ok", "", *frame.shift, frame.noise_frac, int(positive.sum()), found.model_sha256)
+    found.frames.append(dict(zip(FRAME_COLUMNS, about, strict=True)))
 
 
 class Answered(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,15 @@ TABLES = (
     *("reviews", "notices", "health", "candidate_list"),
 )
 FORMATS = ("csv", "ecsv", "json")
+REASONS = {  # of SQLite's refusals, by its primary result code: what is wrong, and what to do
+    sqlite3.SQLITE_BUSY: "another program keeps it to itself; end that program, then run again",
+    sqlite3.SQLITE_FULL: "no space left on the disk; free some space, then run again",
+    sqlite3.SQLITE_IOERR: "the disk could not be read or written; look at it, then run again",
+    sqlite3.SQLITE_READONLY: "it may not be written; change its permissions and those of its folder",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; see who may read and write there, and the space that is left",
+    sqlite3.SQLITE_PERM: "it may not be read; change its permissions",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; put the last copy of it back",
+}
 
 
 def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
@@ -66,8 +75,16 @@ def connect(path: str | Path, *, make: bool = False) -> sqlite3.Connection:
         _migrate(connection, path)
         connection.execute("PRAGMA foreign_keys = ON")
     except sqlite3.Error as error:
-        raise LogError(f"{path}: {error}; expected the log of 'blobpipe quicklook'; name another --log") from error
+        raise LogError(f"{path}: {reason(error)}") from error
     return connection
+
+
+def reason(error: BaseException) -> str:
+    """Say what SQLite has refused, and what to do."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary one, without its details
+    if code not in REASONS:
+        return f"{error}; expected the log of 'blobpipe quicklook'; name another --log"
+    return f"{error}: {REASONS[code]}"
 
 
 def versions() -> list[str]:
@@ -108,14 +125,34 @@ def _statements(script: str) -> Iterator[str]:
 
 @contextmanager
 def writing(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """A transaction: all of it is kept, or, on an error, nothing."""
-    connection.execute("BEGIN IMMEDIATE")
+    """A transaction: all of it is kept, or, on an error, nothing.
+
+    Raises
+    ------
+    LogError
+        If the log is locked for too long, or cannot be written.
+    """
     try:
-        yield connection
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException:
+            # after a full disk or an I/O error SQLite may have done it itself, or be unable to
+            if connection.in_transaction:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            raise
+    except sqlite3.DatabaseError as error:
+        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
+            raise  # a row that does not fit
+        raise LogError(f"{_path(connection)}: {reason(error)}") from error
+
+
+def _path(connection: sqlite3.Connection) -> str:
+    with suppress(sqlite3.Error):
+        return str(connection.execute("PRAGMA database_list").fetchone()["file"])
+    return "the log"
 
 
 def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> int:
@@ -143,8 +180,11 @@ def table(connection: sqlite3.Connection, name: str) -> pd.DataFrame:
 
     if name not in TABLES:
         raise LogError(f"no table {name} in the log, expected one of {', '.join(TABLES)}")
-    # a view may be read in any order: every table and view begins with what tells its rows apart
-    found = pd.read_sql_query(f"SELECT * FROM {name} ORDER BY 1, 2, 3", connection)
+    try:
+        # a view may be read in any order: every table and view begins with what tells its rows apart
+        found = pd.read_sql_query(f"SELECT * FROM {name} ORDER BY 1, 2, 3", connection)
+    except pd.errors.DatabaseError as error:
+        raise LogError(f"{_path(connection)}: {reason(error.__cause__ or error)}") from error
     return found.drop(columns="saliency", errors="ignore")
 
 

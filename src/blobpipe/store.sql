@@ -196,6 +196,8 @@ JOIN images f ON f.id = c.image
 JOIN runs r ON r.id = f.run
 JOIN detections b ON b.id =
     (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);
+UPDATE notices SET key = 'digest-week-' || substr(key, 8)  -- a day's digest and that of the week had the same key
+WHERE key LIKE 'digest-%' AND subject LIKE 'blobpipe: digest of % to %';
 
 CREATE TABLE corrections (  -- of each image that a stack has taken: what moves its blobs to their usual place
     image INTEGER PRIMARY KEY REFERENCES images,

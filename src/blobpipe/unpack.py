@@ -191,7 +191,7 @@ class _Tiles:
     def _scaled(self, stored: Pixels, row: int) -> Pixels:
         if self.scale is None or self.zero is None:
             return stored
-        values = stored.astype(np.float64)
+        values: Pixels = stored.astype(np.float64)
         if self.dither:
             values += 0.5 - _dither(row + self.seed, len(values))
         values = values * self.scale[row] + self.zero[row]
@@ -261,14 +261,16 @@ def _rice_pixels(packed: npt.NDArray[np.uint8], n: int, block: int, pixel_bytes:
     return pixels.astype("u1") if pixel_bytes == 1 else pixels.astype(f"u{pixel_bytes}").view(f"i{pixel_bytes}")
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _leading_zeros(typing, word):  # type: ignore[no-untyped-def]
+def _leading_zeros_of(typing: Any, word: Any) -> Any:
     """Number of zeros before the first one of a word of 64 bits; 64 if there is none."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
     return types.uint64(types.uint64), generate
+
+
+_leading_zeros: Any = intrinsic(_leading_zeros_of)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -1,6 +1,7 @@
 """Access to the archive, against a server of our own that speaks the protocols of MAST and fails on purpose.
 
-Its answers are written after the documented Mashup protocol and astroquery's reading of it, not recorded from MAST.
+Its answers are written after the documented Mashup protocol and astroquery's reading of it; beside them stand those
+that astroquery has recorded from MAST for its own tests, where it is installed with them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -82,6 +85,7 @@ class Mast(ThreadingHTTPServer):
         self.faults: list[Callable[[Handler, bytes], None]] = []
         self.answers: list[Callable[[Handler], None]] = []
         self.files = dict(FILES)
+        self.columns: object = COLUMNS_CONFIG
         self.etag = '"first"'
         wanted = [dict(archive.CRITERIA, obsid=str(1000 + i), t_min=MJD + i + 0.3) for i in range(3)]
         others = [{"filters": "F140W"}, {"target_name": "GJ-1214"}, {"instrument_name": "WFC3/UVIS"}]
@@ -115,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         if self.path.endswith("/columnsconfig"):
-            return self.say(json.dumps(COLUMNS_CONFIG))
+            return self.say(json.dumps(self.server.columns))
         asked = json.loads(unquote(body.removeprefix("request=")))
         self.server.requests.append(Request(self.path, dict(self.headers), asked["service"], asked["params"]))
         if self.server.answers:
@@ -290,6 +294,98 @@ def test_days_the_wrong_way_round() -> None:
 def test_without_astroquery_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "astroquery.mast", None)
     with pytest.raises(ArchiveError, match=r"pip install 'blobpipe\[mast\]'"):
+        archive.find_exposures(DAY, DAY)
+
+
+# The list, in MAST's own words
+
+
+@pytest.fixture
+def recorded(mast: Mast) -> Callable[[str], dict[str, Any]]:
+    """Answers of MAST that astroquery has recorded; its columns are those of the server."""
+    import astroquery.mast
+
+    folder = Path(astroquery.mast.__file__).parent / "tests" / "data"
+    if not (folder / "caom.json").exists():
+        pytest.skip("astroquery is installed without the answers of MAST that it has recorded for its tests")
+
+    def answer(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / name).read_text())
+        return found
+
+    mast.columns = answer("columnsconfig.json")
+    return answer
+
+
+def play(mast: Mast, *answers: dict[str, Any]) -> None:
+    mast.answers = [partial(Handler.say, text=json.dumps(answer)) for answer in answers]
+
+
+@pytest.mark.parametrize("observations", ["caom.json", "advSearch.json"])
+def test_recorded_answers_of_mast_are_read(
+    mast: Mast, recorded: Callable[[str], dict[str, Any]], observations: str
+) -> None:
+    found = recorded(observations)
+    play(mast, found, recorded("products.json"))
+    assert archive.find_exposures(DAY, DAY) == []  # WFPC2's: c0m, c1m and the like
+    first, second = mast.requests
+    asked = {each["paramName"]: each["values"] for each in first.params["filters"]}  # type: ignore[attr-defined]
+    assert asked == {name: [value] for name, value in archive.CRITERIA.items()} | {
+        "t_min": [{"min": MJD, "max": MJD + 1}]
+    }
+    assert second.params["obsid"] == ",".join(str(row["obsid"]) for row in found["data"])
+
+
+def test_exposures_are_found_among_recorded_products(
+    mast: Mast, recorded: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    """The recorded table, with two of its rows made those of exposures, and gaps where MAST leaves some."""
+    products = recorded("products.json")
+    rows = products["data"]
+    for row, wanted in zip(rows[3:5], EXPOSURES, strict=False):
+        row |= {"productSubGroupDescription": "FLT", "productFilename": wanted.file}
+        row |= {"dataURI": wanted.uri, "size": wanted.size_bytes}
+    rows[7] |= {"productSubGroupDescription": "FLT", "productFilename": None}
+    rows[8] |= {"productSubGroupDescription": None, "size": None, "dataURI": None}
+    play(mast, recorded("caom.json"), products)
+    found = archive.find_exposures(DAY, DAY)
+    assert found == EXPOSURES[:2]
+    assert archive.fetch(found, tmp_path) == []
+    assert_all_there(tmp_path, {wanted.file: FILES[wanted.file] for wanted in found})
+
+
+@pytest.mark.parametrize("gap", ["size", "dataURI"])
+def test_an_exposure_that_mast_lists_by_halves_is_told(
+    mast: Mast, recorded: Callable[[str], dict[str, Any]], gap: str
+) -> None:
+    products = recorded("products.json")
+    wanted = EXPOSURES[0]
+    products["data"][3] |= {"productSubGroupDescription": "FLT", "productFilename": wanted.file, "dataURI": wanted.uri}
+    products["data"][3][gap] = None
+    play(mast, recorded("caom.json"), products)
+    with pytest.raises(ArchiveError, match=rf"{wanted.file}: MAST lists it without its {gap}, expected all of "):
+        archive.find_exposures(DAY, DAY)
+
+
+def test_an_empty_recorded_answer_is_no_fault(mast: Mast, recorded: Callable[[str], dict[str, Any]]) -> None:
+    play(mast, recorded("caom.json") | {"data": []})
+    assert archive.find_exposures(DAY, DAY) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        [],
+        None,
+        {"status": "COMPLETE", "msg": "", "data": None, "fields": None, "paging": None},
+        {"status": "COMPLETE", "msg": "", "data": [{}], "fields": [], "paging": {}},
+        {"status": "COMPLETE", "msg": "", "data": [{"obsid": 1}], "fields": [{"name": "other", "type": "int"}]},
+    ],
+)
+def test_an_answer_of_another_shape_is_one_line(mast: Mast, answer: Any) -> None:
+    mast.answers = [lambda handler: handler.say(json.dumps(answer))] * 9
+    with pytest.raises(ArchiveError, match=r"MAST answered with an error|expected an answer of MAST"):
         archive.find_exposures(DAY, DAY)
 
 

@@ -19,7 +19,7 @@ import pytest
 from tests.unit import synthetic_log
 from tests.unit.served import TOKEN, served
 
-from blobpipe import cli, serve, store
+from blobpipe import cli, store
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -104,7 +104,7 @@ def tab(browser: Any, width: int = 1280, *, site: Site | None = None, **more: An
     """A fresh browser window, signed in to ``site``; no fault may be heard by its end."""
     context = browser.new_context(viewport={"width": width, "height": SIZES[width]}, **more)
     if site:
-        context.add_cookies([{"name": serve.SIGNED_IN, "value": TOKEN, "url": site.address}])
+        context.request.get(f"{site.address}/?token={TOKEN}")
     context.set_default_timeout(1e3 * SECONDS)
     page, heard = context.new_page(), Heard()
     heard.listen(page)

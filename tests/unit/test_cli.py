@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from astropy.io import fits
 from tests.unit import synthetic_log
 
-from blobpipe import __version__, cli, frames
+from blobpipe import __version__, cli, frames, store
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Notices, Params, Regression, to_yaml
 
@@ -229,12 +231,97 @@ def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.Mo
     calls: Calls = []
     scan = importlib.import_module("blobpipe.scan")
     monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
-    own = folder / cli.DETECT / "model.safetensors"
-    own.parent.mkdir(parents=True)
-    own.touch()
+    own = _own_model(folder)
     assert cli.main(["scan", "a.fits", "--out", "o"]) == 0
     assert cli.main(["scan", "a.fits", "--out", "o", "--model", "m"]) == 0
-    assert [args[2] for _, args, _ in calls] == [own.relative_to(folder), Path("m")]
+    assert [args[2] for _, args, _ in calls] == [own, Path("m")]
+
+
+PASSES = {
+    **{"n_cases": 7, "recall": 0.9, "recall_snr_gt_7": 0.9, "false_alarms_per_frame": 1.0},
+    **{"dense_recall_snr_gt_7": 0.9, "dense_false_alarms_per_100_frames": 0.0},
+}
+
+
+def _own_model(folder: Path, **metrics: object) -> Path:
+    """What the stages detect and regression leave: a model, and that it passed."""
+    own = Path(cli.OWN_MODEL)
+    own.parent.mkdir(parents=True)
+    shutil.copy(Path(cli.__file__).with_name("model.safetensors"), own)
+    frames.write_json(folder / cli.JUDGED, {**PASSES, "dense_sha256": frames.sha256(own), **metrics})
+    return own
+
+
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ({"recall": 0.0, "passed": False}, "recall: found 0.0, expected at least 0.6"),
+        ({"n_cases": 6, "passed": True}, "n_cases: found 6, expected at least 7"),  # by the settings of today
+        ({"recall": "high"}, "recall: found high, expected at least 0.6"),
+        ({"dense_sha256": "0" * 64}, "results/regression/metrics.json is of the model 000000000000, not of this one"),
+        ({"dense_sha256": None}, "results/regression/metrics.json is of the model None, not of this one"),
+        (None, "results/regression/metrics.json: not found; run the stage regression"),
+        ("[", "results/regression/metrics.json: cannot be read as JSON"),
+        ("[" * 100_000, "results/regression/metrics.json: cannot be read as JSON"),
+        ("[]", "results/regression/metrics.json: found list"),
+    ],
+)
+def test_a_model_that_the_regression_test_has_not_passed_is_refused(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    metrics: dict[str, object] | str | None,
+    found: str,
+) -> None:
+    """By scan, quicklook and doctor alike, unless it is named."""
+    caplog.set_level("INFO")
+    _own_model(folder, **(metrics if isinstance(metrics, dict) else {}))
+    if isinstance(metrics, str):
+        (folder / cli.JUDGED).write_text(metrics)
+    elif metrics is None:
+        (folder / cli.JUDGED).unlink()
+    (folder / "in").mkdir()
+    noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
+    frames.write_image(folder / "a.fits", noise, name="DIFFERENCE")
+    scan, quicklook = ["scan", "a.fits", "--difference", "--out", "o"], ["quicklook", "in", "--difference"]
+    for words in (scan, quicklook):
+        assert cli.main(words) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"blobpipe: {cli.OWN_MODEL}: the regression test has not passed it ({found}")
+        assert f"--model {cli.OWN_MODEL}, or the packaged one, --model " in line
+    assert not Path("o").exists()
+    assert not Path(cli.LOG).exists()
+    assert cli.main(["doctor"]) == 1
+    [said] = [line for line in capsys.readouterr().out.splitlines() if "model: " in line]
+    assert said == f"fail  model: {line.removeprefix('blobpipe: ')}"
+    for words in (scan, quicklook):
+        caplog.clear()
+        assert cli.main([*words, "--model", cli.OWN_MODEL]) == 0
+        assert f"model: {cli.OWN_MODEL} (local, SHA-256 " in caplog.text
+    cli.main(["doctor", "--model", cli.OWN_MODEL])
+    assert f"ok    model: {cli.OWN_MODEL} (local, SHA-256 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_every_run_names_its_model(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, own: bool
+) -> None:
+    caplog.set_level("INFO")
+    model = _own_model(folder) if own else Path(cli.__file__).with_name("model.safetensors")
+    sha256 = frames.sha256(model)
+    named = f"model: {model} ({'local' if own else 'packaged'}, SHA-256 {sha256[:12]})"
+    (folder / "in").mkdir()
+    noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
+    frames.write_image(folder / "a.fits", noise, name="DIFFERENCE")
+    for words in (["scan", "a.fits", "--difference", "--out", "o"], ["quicklook", "in"]):
+        caplog.clear()
+        assert cli.main(words) == 0
+        assert named in caplog.messages
+    cli.main(["doctor"])
+    assert f"ok    {named}, threshold " in capsys.readouterr().out
+    assert list(frames.read_table("o/frames.csv", ("model_sha256",))["model_sha256"]) == [sha256]
+    [run] = store.connect(cli.LOG).execute("SELECT model, model_sha256 FROM runs").fetchall()
+    assert tuple(run) == (str(model), sha256)
 
 
 @pytest.mark.parametrize("words", [[], ["--watch"], ["--silent"]], ids=" ".join)
@@ -270,9 +357,20 @@ def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(
 ERRORS = {
     "a.fits: 3 pixels": BlobpipeError("a.fits: 3\npixels"),
     "data/clip/a.fits.fz: No space left on device; free some": OSError(errno.ENOSPC, "No space left on device", "data/clip/a.fits.fz"),
-    "out: Read-only file system; free some space or choose a folder": OSError(errno.EROFS, "Read-only file system", "out"),
+    "out: Read-only file system; choose a folder": OSError(errno.EROFS, "Read-only file system", "out"),
     "a.csv: not found": FileNotFoundError(errno.ENOENT, "No such file or directory", "a.csv"),
+    "writing: No such file or directory": FileNotFoundError(errno.ENOENT, "No such file or directory"),
     "without a number": OSError("without a number"),
+    "OSError": OSError(),
+    "writing: Disk quota exceeded; free some space": OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "a: Permission denied; change its permissions or choose another": OSError(errno.EACCES, "Permission denied", "a"),
+    "a b: Is a directory; name a file": OSError(errno.EISDIR, "Is a directory", "a\nb"),
+    "a: Input/output error; look at the disk": OSError(errno.EIO, "Input/output error", "a"),
+    "a: Connection refused": OSError(errno.ECONNREFUSED, "Connection refused", "a"),
+    "the log: disk I/O error; expected": sqlite3.OperationalError("disk I/O error"),
+    "not enough memory; end other programs": MemoryError(),
+    "found an input that is nested too deeply": RecursionError("maximum recursion depth exceeded"),
+    "found text in another encoding, expected UTF-8; --debug": UnicodeEncodeError("ascii", "\xdc", 0, 1, "not in range"),
 }  # fmt: skip
 
 
@@ -293,6 +391,8 @@ def test_an_error_is_one_line_and_status_1(
     assert not out
     assert err.startswith(f"blobpipe: {message}")
     assert err.count("\n") == 1
+    assert ("space" in err) == (getattr(ERRORS[message], "errno", None) in (errno.ENOSPC, errno.EDQUOT))
+    assert "xdc" not in err
 
 
 @pytest.mark.parametrize("message", ERRORS)
@@ -314,6 +414,53 @@ def test_a_fault_of_ours_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyP
     fail_with(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ZeroDivisionError):
         cli.main(["clip"])
+
+
+@pytest.mark.parametrize(
+    "words", [["params"], ["log", "images"], ["log", "notices"], ["check", "none.fits", "none.fits"]]
+)
+def test_a_closed_pipe_ends_it_without_a_word(folder: Path, words: list[str]) -> None:
+    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "blobpipe", *words], stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (cli.PIPE_CLOSED, b"")
+
+
+def test_output_without_space_is_one_line(folder: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "blobpipe", "params"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "blobpipe: writing: No space left on device; free some space or choose another folder\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["log", "images", "--log", "x" * 300], "File name too long; choose a shorter one"),
+        (["quicklook", "x" * 300], "File name too long; choose a shorter one"),
+        (["page", "--log", "there/x", "--out", "out"], "there/x: not found"),
+        (["log", "images", "--log", "there"], "it cannot be opened"),
+        (["log", "images", "--log", cli.LOG, "--out", "there/file/x.csv"], "this is a file, expected a folder"),
+        (["log", "images", "--log", cli.LOG, "--out", f"{'y' * 300}.csv"], "File name too long"),
+    ],
+)
+def test_a_name_that_cannot_be_used_has_its_reason(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+) -> None:
+    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    Path("there").mkdir()
+    Path("there/file").touch()
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err
+    assert reason in err
+    assert err.count("\n") == 1
+    assert "free some space" not in err
 
 
 # --- the real thing --------------------------------------------------------------------------------------------------

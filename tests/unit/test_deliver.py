@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.servers import HOST, SECRET, Hook, HookServer, Mailbox, MailServer, certificate, server_context
+from tests.servers import (
+    HOST,
+    SECRET,
+    Hook,
+    HookServer,
+    Mailbox,
+    MailServer,
+    RawServer,
+    certificate,
+    dripping,
+    reading,
+    server_context,
+)
 
 from blobpipe import deliver
 from blobpipe.deliver import DeliveryError, Letter
@@ -311,7 +325,263 @@ def _attempt(number: int) -> Letter:
     return Letter(LETTER.id, LETTER.subject, LETTER.text, LETTER.created, attempt=number)
 
 
+# --- logins beyond ASCII, and what a server may say of them ----------------------------------------------------------
+
+BEYOND = ("jürgen@例え.example", "Überschall-2026 ß€")
+
+
+def login(user: str, password: str) -> dict[str, str]:
+    return {deliver.USER: user, deliver.PASSWORD: password}
+
+
+@pytest.mark.parametrize("way", ["PLAIN", "LOGIN"])
+@pytest.mark.parametrize("given", [BEYOND, ("robot", "x" * 400), ("robot", " spaces inside ")])
+def test_a_login_beyond_ascii_goes_out_in_utf_8(trusted: tuple[Path, Path], way: str, given: tuple[str, str]) -> None:
+    box = Mailbox(login=given)
+    other = {"PLAIN": "LOGIN", "LOGIN": "PLAIN"}[way]
+    settled = {"tls_context": server_context(trusted), "auth_required": True, "auth_exclude_mechanism": [other]}
+    with MailServer(box, **settled) as server:
+        mail(settings(server.port, "starttls"), login(*given))
+    assert box.logins == [given]
+    assert len(box.taken) == 1
+
+
+def test_a_login_that_does_not_show_the_password(trusted: tuple[Path, Path]) -> None:
+    user, password = BEYOND
+    challenge = b"<1896.697170952@localhost>"
+    heard = []
+
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(b"220 here\r\n")
+        for line in connection.makefile("rb"):
+            heard.append(line.strip())
+            match line.split()[0].upper():
+                case b"EHLO":
+                    connection.sendall(b"250-here\r\n250 AUTH CRAM-MD5\r\n")
+                case b"AUTH":
+                    connection.sendall(b"334 " + base64.b64encode(challenge) + b"\r\n")
+                case b"QUIT":
+                    return
+                case _:
+                    connection.sendall(b"235 good\r\n" if heard[-2].startswith(b"AUTH") else b"550 no\r\n")
+
+    with RawServer(talk, server_context(trusted)) as server:
+        assert str(mail_fails(settings(server.port, "tls"), login(user, password))) == "localhost answered 550 no"
+    proof = hmac.new(password.encode(), challenge, "md5").hexdigest()
+    assert base64.b64decode(heard[2]) == f"{user} {proof}".encode()
+
+
+def test_a_server_that_knows_no_login_of_ours(trusted: tuple[Path, Path]) -> None:
+    with RawServer(reading({b"EHLO": b"250-here\r\n250 AUTH GSSAPI\r\n"}), server_context(trusted)) as server:
+        failure = mail_fails(settings(server.port, "tls"), LOGIN)
+    assert str(failure) == "localhost: the server offers no login that blobpipe knows (PLAIN, LOGIN, CRAM-MD5)"
+
+
+@pytest.mark.parametrize("name", [deliver.USER, deliver.PASSWORD])
+def test_a_login_that_is_not_utf_8_is_named_and_not_shown(name: str) -> None:
+    environ = LOGIN | {name: b"s\xfcss".decode("utf-8", "surrogateescape")}
+    with pytest.raises(NoticeError) as caught:
+        mail(settings(1), environ)
+    assert str(caught.value) == (
+        f"{name}: found bytes that are not UTF-8, expected UTF-8; set it anew in that encoding"
+    )
+
+
+USER, SECOND = "robot", "Überschall-2026"
+PLAIN = base64.b64encode(f"\0{USER}\0{SECOND}".encode())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"may {SECOND} not".encode(),
+        f"may {SECOND} not".encode("latin-1"),
+        f"may {SECOND.upper()} not".encode(),
+        b"x" * 145 + SECOND.encode(),  # where words are cut
+        b"x " * 100 + SECOND.encode(),
+        SECOND.encode()[:-3],
+        b"may " + PLAIN + b" not",
+        b"may " + base64.b64encode(SECOND.encode()) + b" not",
+        b"may " + base64.b64encode(USER.encode()) + b" not",
+        b"may ROBOT not",
+    ],
+)
+@pytest.mark.parametrize("where", [b"RCPT", b"."])
+def test_no_part_of_a_login_is_shown_whatever_the_server_repeats(
+    trusted: tuple[Path, Path], words: bytes, where: bytes
+) -> None:
+    answers = {b"EHLO": b"250-here\r\n250 AUTH PLAIN\r\n", b"AUTH": b"235 ok\r\n", where: b"550 " + words + b"\r\n"}
+    with RawServer(reading(answers), server_context(trusted)) as server:
+        said = str(mail_fails(settings(server.port, "tls"), login(USER, SECOND)))
+    assert said.startswith("localhost answered 550")
+    for secret in (SECOND, USER, PLAIN.decode(), base64.b64encode(SECOND.encode()).decode()):
+        parts = {secret[at : at + 4].casefold() for at in range(len(secret) - 3)}
+        assert not [part for part in parts if part in said.casefold()]
+
+
+def test_a_refused_recipient_does_not_show_the_login(trusted: tuple[Path, Path]) -> None:
+    box = Mailbox(login=("robot", PASSWORD), refused={TO[1]: [f"550 not for robot with {PASSWORD}"]})
+    with MailServer(box, tls_context=server_context(trusted)) as server:
+        remark = mail(settings(server.port, "starttls"), LOGIN)
+    assert remark == f"refused for {TO[1]}: 550 not for *** with ***"
+
+
+# --- servers that drip, talk nonsense, or do not stop ----------------------------------------------------------------
+
+PATIENCE_S = 0.1  # of these tests with an answer; a letter may take three times that
+LIMIT_S = 5.0  # in which the whole must be over, on a busy machine
+
+
+def timed(fails: Callable[[], DeliveryError]) -> str:
+    start = time.monotonic()
+    failure = fails()
+    assert time.monotonic() - start < LIMIT_S
+    assert not failure.lasting
+    return str(failure)
+
+
+@pytest.mark.parametrize(
+    ("before", "drop"),
+    [(b"220 wel", b"c"), (b"220-wel", b"come\r\n220-"), (b"220 here\r\n250-he", b"r"), (b"", b"220-\r\n")],
+)
+@pytest.mark.parametrize("security", ["none", "tls"])
+def test_a_mail_server_that_drips_is_cut_off(
+    trusted: tuple[Path, Path], security: str, before: bytes, drop: bytes
+) -> None:
+    with RawServer(dripping(before, drop), server_context(trusted) if security == "tls" else None) as server:
+        said = timed(lambda: mail_fails(settings(server.port, security, timeout_s=PATIENCE_S)))
+    assert said == "localhost: the letter was not over within 0.3 s"
+
+
+def test_a_mail_server_that_drips_while_it_encrypts_is_cut_off() -> None:
+    with RawServer(dripping(b"220 here\r\n250-here\r\n250 STARTTLS\r\n220 go\r\n", b"\x16")) as server:
+        assert "localhost" in timed(lambda: mail_fails(settings(server.port, "starttls", timeout_s=PATIENCE_S)))
+
+
+def test_a_farewell_that_drips_costs_the_limit_and_not_the_letter() -> None:
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        reading({b"QUIT": b"221-b"}, until=b"QUIT")(connection, over)
+        dripping(b"", b"y")(connection, over)
+
+    start = time.monotonic()
+    with RawServer(talk) as server:
+        assert mail(settings(server.port, timeout_s=PATIENCE_S)) == ""
+    assert time.monotonic() - start < LIMIT_S
+
+
+def test_a_mail_server_that_does_not_stop_talking_is_cut_off() -> None:
+    with RawServer(dripping(b"", b"220-" + b"x" * 4000 + b"\r\n", 0.0)) as server:
+        said = str(mail_fails(settings(server.port, timeout_s=5.0)))
+    assert said == f"the mail server answered more than {deliver.MOST_ANSWERED} bytes to one letter"
+
+
+NONSENSE = (b"what?\r\n", b"\xff\xfe\x00\r\n", b"-50 no\r\n", b"999 x\r\n", b"\r\n", b"354 go on\r\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "nonsense"),
+    [(word, said) for word in (b"MAIL", b"RCPT", b"DATA", b".") for said in NONSENSE[: 5 if word == b"DATA" else 6]],
+)
+def test_nonsense_is_no_yes(word: bytes, nonsense: bytes) -> None:
+    with RawServer(reading({word: nonsense})) as server:
+        assert not mail_fails(settings(server.port, timeout_s=0.3)).lasting
+
+
+@pytest.mark.parametrize(
+    "host", ["a..b", "x" * 64 + ".example", ".", "a b", "\udcfc.example", "x" * 300, "[::1]", "h:25"]
+)
+def test_a_host_that_is_none_is_refused_with_the_settings(host: str) -> None:
+    with pytest.raises(ValueError, match=r"expected the name of a server alone, such as mail\.example\.org"):
+        settings(smtp_host=host)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "\udcfc.example"])
+def test_a_host_that_cannot_be_looked_up_is_a_failure_and_no_more(host: str) -> None:
+    assert "UnicodeE" in str(mail_fails(settings().model_copy(update={"smtp_host": host})))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "a@b..c",
+        "a..b@c",
+        "<a@b>",
+        "a,b@c",
+        "a;b@c",
+        '"a@b',
+        "ü@b.example",
+        "a@b\nBcc: c@d",
+        "a@b\r",
+        "a b@c",
+        "a@",
+        "@b",
+        "a",
+        "x" * 65 + "@b",
+        "a@" + "x" * 64,
+    ],
+)
+def test_a_mail_address_that_is_none_is_refused_with_the_settings(address: str) -> None:
+    with pytest.raises(ValueError, match="mail_to"):
+        settings(mail_to=(address,))
+    with pytest.raises(ValueError, match="mail_from"):
+        settings(mail_from=address)
+
+
 # --- webhook ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "drop"),
+    [
+        (b"HTT", b"P"),
+        (b"HTTP/1.1 20", b"0"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_webhook_that_drips_is_cut_off(
+    trusted: tuple[Path, Path], before: bytes, drop: bytes, encrypted: bool
+) -> None:
+    scheme = "https" if encrypted else "http"
+    with RawServer(dripping(before, drop), server_context(trusted) if encrypted else None) as server:
+        said = timed(lambda: post_fails(f"{scheme}://localhost:{server.port}/{SECRET}", PATIENCE_S))
+    assert said == "the webhook: the letter was not over within 0.3 s"
+
+
+@pytest.mark.parametrize(("before", "drop"), [(b"X", b"x"), (b"", b"X: y\r\n"), (b"\r\n", b"body")])
+def test_a_webhook_that_has_accepted_may_drip(before: bytes, drop: bytes) -> None:
+    start = time.monotonic()
+    with RawServer(dripping(b"HTTP/1.1 200 OK\r\n" + before, drop)) as server:
+        assert post(f"http://localhost:{server.port}/{SECRET}", PATIENCE_S) == ""
+    assert time.monotonic() - start < LIMIT_S
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\r\n\r\n",
+        b"\x00\xff\xfe" * 50_000,
+        b"HTTP/1.1 " + b"9" * 100_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        "HTTP/1.1 503 später\r\nRetry-After: ½\r\n\r\n".encode(),
+    ],
+)
+def test_a_webhook_that_answers_nonsense_is_a_failure_and_no_more(answer: bytes) -> None:
+    with RawServer(lambda connection, over: connection.sendall(answer)) as server:
+        failure = post_fails(f"http://127.0.0.1:{server.port}/{SECRET}")
+    assert not failure.lasting
+
+
+@pytest.mark.parametrize(
+    "to", ["http://[::1", "http://a..b/", "//[", "javascript:alert(1)", "\x00", "https://ü" + SECRET]
+)
+@pytest.mark.parametrize("code", [302, 308])
+def test_a_redirect_to_nowhere_is_a_refusal(to: str, code: int) -> None:
+    with HookServer(Hook(answers=[(code, {"Location": to})])) as server:
+        assert str(post_fails(server.url)).startswith(f"the webhook answered {code} ")
 
 
 def test_a_webhook_gets_what_slack_takes() -> None:
@@ -425,6 +695,15 @@ def test_a_letter_to_this_machine_goes_past_a_proxy(monkeypatch: pytest.MonkeyPa
         f"https://hooks.example.org/{SECRET} \n",
         f"file:///{SECRET}",
         SECRET,
+        f"https://a..b/{SECRET}",
+        f"https://{'a' * 64}.example/{SECRET}",
+        f"https://{'a.' * 200}example/{SECRET}",
+        f"https://robot:{SECRET}@hooks.example.org/",
+        f"https://hooks.example.org:0/{SECRET}",
+        f"https://hooks.example.org:99999/{SECRET}",
+        f"https://[::1/{SECRET}",
+        f"https://hooks.example.org/{SECRET}ü",
+        f"https://hooks.example.org/{SECRET}\udcfc",
     ],
 )
 def test_an_address_that_is_not_safe_is_refused_and_not_repeated(url: str) -> None:

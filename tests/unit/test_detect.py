@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe import cli, cutout, dense, detect, frames, measure, networks
-from blobpipe.errors import TableError
+from blobpipe import cli, cutout, dense, detect, frames, measure, networks, verdict
+from blobpipe.errors import ModelError, TableError
 from blobpipe.params import Detect
 from blobpipe.profiles import blob_profile
 
@@ -277,6 +277,42 @@ def test_probabilities_are_those_of_the_real_rate() -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-slope * z - offset)), right, atol=0.06)
 
 
+POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weights": [0.5] * 10}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"threshold": math.nan}, "threshold: found 'nan', expected a number from 0.05 to 1"),
+        ({"threshold": 1.5}, "threshold: found '1.5'"),
+        ({"threshold": "0.5"}, "threshold: found '0.5'"),
+        ({"slope": math.inf}, "slope: found 'inf'"),
+        ({"offset": -1e308}, "offset: found '-1e\\+308'"),
+        ({"frames": None}, "frames: found 'None'"),
+        ({"frames": True}, "frames: found 'True'"),
+        ({"weights": [math.nan] * 10}, r"weights\[0\]: found 'nan'"),
+        ({"weights": [1.0] * 3}, r"weights: found \[1.0, 1.0, 1.0\], expected a list of 10 numbers"),
+        ({"weights": "many"}, "weights: found many"),
+        ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),
+        (None, "found None, expected threshold"),
+        ([], r"found \[\], expected threshold"),
+    ],
+)
+def test_an_operating_point_that_is_none_is_refused(tmp_path: Path, change: object, found: str) -> None:
+    path, network = tmp_path / "m.safetensors", networks.new_dense_network(1)
+    networks.save_model(path, network, {"operating_point": POINT})
+    assert detect.load_operating_point(path)[1] == detect.OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 10)
+    point = {**POINT, **change} if isinstance(change, dict) else change
+    networks.save_model(path, network, {"operating_point": point})
+    with pytest.raises(ModelError, match=f"m.safetensors: the operating point is none \\({found}"):
+        detect.load_operating_point(path)
+
+
+def test_joint_score_has_as_many_weights_as_said() -> None:
+    found = pd.DataFrame({"score": [0.5], "snr": [7.0], "misfit": [1.0]})
+    assert verdict.features(found).shape == (1, verdict.N_WEIGHTS - 1)
+
+
 @pytest.fixture
 def two_days(tmp_path: Path) -> list[Path]:
     """The same new blob on two differences, and on the first something that is gone the next day."""
@@ -325,7 +361,7 @@ def test_two_versions_of_one_exposure_do_not_confirm_each_other(
     assert list(there["status"]) == ["new", "new"]
 
 
-@pytest.mark.parametrize("factor", [40.0, 1 / 40, 1e-10])
+@pytest.mark.parametrize("factor", [40.0, *(pytest.param(f, marks=pytest.mark.long) for f in (1 / 40, 1e-10))])
 def test_an_image_of_another_noise_than_its_stack_is_rejected(
     two_days: list[Path], dense_model: Path, tmp_path: Path, factor: float
 ) -> None:

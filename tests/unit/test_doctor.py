@@ -278,6 +278,12 @@ LOGIN = {"BLOBPIPE_SMTP_USER": "blobs", "BLOBPIPE_SMTP_PASSWORD": "s3cret-of-the
         (MAIL, {}, "ok", "to team@example.org by mail.example.org:587, starttls, without a login; --send-test"),
         (MAIL, LOGIN, "ok", "starttls, with a login"),
         (MAIL, {"BLOBPIPE_SMTP_USER": "blobs"}, "fail", "only one of BLOBPIPE_SMTP_USER and BLOBPIPE_SMTP_PASSWORD"),
+        (
+            MAIL,
+            LOGIN | {"BLOBPIPE_SMTP_PASSWORD": "s\udcfcss"},
+            "fail",
+            "BLOBPIPE_SMTP_PASSWORD: found bytes that are not",
+        ),
         (MAIL | {"security": "none"}, {}, "warn", "not encrypted"),
         (MAIL | {"security": "none", "smtp_host": "localhost"}, {}, "ok", "localhost:587, none"),
         (MAIL | {"security": "none", "smtp_host": "localhost"}, LOGIN, "warn", "the login is not used"),
@@ -298,6 +304,7 @@ def test_mail_is_checked(
     [
         (None, "fail", "BLOBPIPE_WEBHOOK_URL is not set"),
         ("http://hooks.example.org/s3cret", "fail", "expected an address that begins with https://"),
+        ("https://hooks..example.org/s3cret", "fail", "and the name of a server"),
         ("https://hooks.example.org/s3cret", "ok", "set up; --send-test tries it"),
     ],
 )

@@ -211,6 +211,43 @@ def test_the_command_goes_on_after_a_bad_file(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["flatten", str(good), "--out", str(tmp_path / "out")]) == 0
 
 
+def test_no_blob_image_is_written_over_another_or_over_an_exposure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flt = write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.zeros((N, N)))
+    ima = write_exposure(tmp_path / "a_ima.fits", np.pad(BRIGHT, 5), np.zeros((1024, 1024)))
+    named = write_exposure(tmp_path / "c_blob.fits.fz", BRIGHT, np.zeros((N, N)))
+    other = write_exposure(tmp_path / "c_flt.fits", BRIGHT, np.zeros((N, N)))
+    content = named.read_bytes()
+    assert cli.main(["flatten", *map(str, (flt, ima, other, named)), "--out", str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(tmp_path / "a_blob.fits.fz"), str(tmp_path / "c_blob_blob.fits.fz")]
+    assert [line.partition(": ")[2] for line in err.splitlines()] == [
+        f"{ima}: {tmp_path / 'a_blob.fits.fz'} is the blob image of another exposure of this list; leave one of them out",
+        f"{other}: {named} is an exposure of this list; choose another folder for the blob images",
+    ]
+    assert named.read_bytes() == content
+
+
+def test_flags_that_are_all_the_same_may_be_one_number(tmp_path: Path) -> None:
+    """A DQ without pixels, as HST's pipelines write a constant one."""
+    path = write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.zeros((N, N)))
+    with fits.open(path) as hdus:
+        constant = fits.ImageHDU(name="DQ", header=fits.Header({"NPIX1": N, "NPIX2": N, "PIXVALUE": 0}))
+        fits.HDUList([hdus[0], hdus["SCI"], constant]).writeto(tmp_path / "b_flt.fits")
+    loss = frames.read_frame(flatten.flatten(tmp_path / "b_flt.fits", tmp_path)).data
+    np.testing.assert_array_equal(loss, frames.read_frame(flatten.flatten(path, tmp_path)).data)
+
+
+def test_pixels_that_are_infinite_have_no_loss(tmp_path: Path) -> None:
+    """A name beyond ASCII does not hinder the history."""
+    science = BRIGHT.copy()
+    science[100, 100:103] = np.inf, -np.inf, 1e30
+    out = flatten.flatten(write_exposure(tmp_path / "tägɬich_flt.fits", science, np.zeros((N, N))), tmp_path)
+    assert np.isnan(frames.read_frame(out).data[105, 105:108]).all()
+    assert out.name == "tägɬich_blob.fits.fz"
+
+
 # On real pixels.
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,13 @@ def test_colour_tells_the_status(daily_log: Path) -> None:
     read = Regions.read(export(daily_log, statuses=("confirmed", "new", "rejected")) / "blobs.reg", format="ds9")
     assert [region.visual["edgecolor"] for region in read] == ["red", "yellow", "magenta"]
     assert [region.meta["tag"] for region in read] == [["confirmed"], ["new"], ["rejected"]]
+
+
+def test_a_region_says_in_words_what_it_is(tmp_path: Path) -> None:
+    blob = {"blob": "b1", "x_px": 9.25, "y_px": 8.5, "radius_px": 5.26, "depth_frac": 0.214, "status": "new"}
+    handover.write_regions(tmp_path / "blobs.reg", pd.DataFrame([blob | {"first_date": "2012-01-02"}]))
+    last = (tmp_path / "blobs.reg").read_text().splitlines()[-1]
+    assert last == "circle(10.2500,9.5000,5.2600) # color=yellow text={b1 r=5.3px 2012-01-02 21.4%} tag={new}"
 
 
 def test_names_cannot_break_the_file(catalogue: Path) -> None:
@@ -517,6 +525,41 @@ def test_of_an_exposure_dq_is_taken_never_its_counts(tmp_path: Path) -> None:
         handover.read_dq(exposure(tmp_path / "counts.fits", None, data=np.full((1024, 1024), 9000, np.int16)))
 
 
+def patched(content: bytes, old: bytes, new: bytes) -> bytes:
+    assert content.count(old) == 1
+    return content.replace(old, new.ljust(len(old)))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda c: patched(c, b"TFIELDS =                    9", b"TFIELDS = 2000000000"),
+            "its card TFIELDS is 2000000000",
+        ),
+        (
+            lambda c: patched(c, b"NAXIS   =                    2 /", b"NAXIS   = 2000000000"),
+            "its card NAXIS is",
+        ),
+        (lambda c: c[:-4000], "not a whole FITS file|truncated"),
+        (lambda c: gzip.compress(c)[:-9], "ended before the end-of-stream"),
+        (lambda c: gzip.compress(c)[:-6] + b"xxxxxx", "CRC check failed"),
+        (lambda c: c.replace(b"mine", b"ours", 1), "DATASUM of HDU BPIX does not agree"),
+        (lambda c: c.replace(b"TFORM5  = 'I ", b"TFORM5  = '9I", 1), "not a whole FITS table|CHECKSUM"),
+    ],
+)
+def test_a_damaged_table_is_refused(catalogue: Path, existing: Path, change: Any, says: str) -> None:
+    existing.write_bytes(change(existing.read_bytes()))
+    with pytest.raises(TableError, match=f"their_bpx.fits: .*({says})"):
+        export(catalogue, bpixtab=existing)
+
+
+def test_a_pipe_is_no_table(catalogue: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.fits")
+    with pytest.raises(TableError, match=r"pipe\.fits: no regular file"):
+        export(catalogue, bpixtab=tmp_path / "pipe.fits")
+
+
 def test_nothing_is_written_over_what_it_is_made_of(catalogue: Path) -> None:
     out = export(catalogue)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -694,7 +737,7 @@ def test_units_follow_the_names_of_columns(tmp_path: Path) -> None:
         ({"until": "1990-01-01"}, "give --useafter"),
         ({"radii_px": (8.0, 7.0)}, "radii of discs: found 8 and 7"),
         ({"bpixtab": "absent.fits"}, "absent.fits: not found"),
-        ({"bpixtab": __file__}, "test_handover.py: not a whole FITS file"),
+        ({"bpixtab": __file__}, "test_handover.py: .* not a whole FITS file"),
         ({"dates": "absent.csv", "until": "2012-01-01"}, "no dates found"),
     ],
 )
@@ -723,7 +766,7 @@ def test_bad_catalogues_are_named(catalogue: Path, old: str, new: str, says: str
 def test_bad_files_of_others_are_named(catalogue: Path, existing: Path, tmp_path: Path) -> None:
     with fits.open(existing) as hdus:
         hdus["BPIX"].data["AXIS"][1] = 3
-        hdus.writeto(tmp_path / "axis.fits")
+        hdus.writeto(tmp_path / "axis.fits", checksum=True)
     fits.PrimaryHDU(np.zeros((1014, 1014), np.float32)).writeto(tmp_path / "float.fits")
     (tmp_path / "bad.ecsv").write_text("x_px\n1\n")
     with pytest.raises(TableError, match=r"axis.fits: row 2: AXIS is 3, expected 1 or 2"):

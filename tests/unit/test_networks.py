@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,37 +151,77 @@ def test_the_same_model_is_the_same_bytes(tmp_path: Path) -> None:
     assert frames.sha256(tmp_path / "a") == frames.sha256(tmp_path / "b")
 
 
-def _damaged(path: Path, fault: str) -> None:
-    network = networks.new_network(1, "plain")
-    networks.save_model(path, network, {})
-    match fault:
-        case "missing":
-            path.unlink()
-        case "empty":
-            path.write_bytes(b"")
-        case "truncated":
-            path.write_bytes(path.read_bytes()[:-100])
-        case "no model":
-            path.write_bytes(b"no model at all, but long enough to hold a header of eight bytes")
-        case "another network":
-            save_file({"conv1.weight": torch.zeros(4, 1, 3, 3)}, path, {"blobpipe": "{}"})
-        case "another shape":
-            save_file({**weights(network), "conv1.bias": torch.zeros(4)}, path, {"blobpipe": "{}"})
-        case "no story":
-            save_file(weights(network), path)
-        case "a folder":
-            path.unlink()
-            path.mkdir()
+def _replaced(path: Path, make: Callable[[Path], object]) -> None:
+    path.unlink()
+    make(path)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    ["missing", "empty", "truncated", "no model", "another network", "another shape", "no story", "a folder"],
-)
+def _lying(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def _saved(path: Path, story: str, **more: torch.Tensor) -> None:
+    save_file({**weights(networks.new_network(1, "plain")), **more}, path, {"blobpipe": story})
+
+
+REPORT = '{"network": "report"}'
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {  # and what is said of it
+    "missing": (Path.unlink, "not found"),
+    "empty": (lambda path: path.write_bytes(b""), ""),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), ""),
+    "no model": (
+        lambda path: path.write_bytes(b"no model at all, but long enough to hold a header of eight bytes"),
+        "",
+    ),
+    "a folder": (lambda path: _replaced(path, Path.mkdir), "no regular file"),
+    "a pipe": (lambda path: _replaced(path, os.mkfifo), "no regular file"),
+    "a loop of links": (lambda path: _replaced(path, lambda path: path.symlink_to(path)), "symbolic links"),
+    "another network": (
+        lambda path: save_file({"a": torch.zeros(4)}, path, {"blobpipe": REPORT}),
+        "'a': found float32",
+    ),
+    "another shape": (lambda path: _saved(path, REPORT, **{"conv1.bias": torch.zeros(4)}), "[4], expected float32 [8]"),
+    "half precision": (lambda path: _saved(path, REPORT, **{"conv1.bias": torch.zeros(8).half()}), "found float16 [8]"),
+    "a tensor too many": (lambda path: _saved(path, REPORT, **{"z": torch.zeros(8)}), "[8], expected none"),
+    "a long header": (lambda path: _lying(path, path.read_bytes()[:8], (2**60).to_bytes(8, "little")), ""),
+    "overlapping tensors": (lambda path: _lying(path, b'"data_offsets":[32,', b'"data_offsets":[16,'), ""),
+    "no story": (lambda path: save_file(weights(networks.new_network(1, "plain")), path), "__metadata__"),
+    "another story": (lambda path: _saved(path, "{}"), "network"),
+    "a story that is a list": (lambda path: _saved(path, '["network"]'), "list"),
+    "a story of an unknown network": (lambda path: _saved(path, '{"network": "other"}'), "found 'other'"),
+    "a nested story": (lambda path: _saved(path, "[" * 100_000), "recursion"),
+    "huge": (lambda path: _saved(path, json.dumps({"x": "x" * 2**25})), "bytes, expected"),
+}
+
+
+@pytest.mark.parametrize("fault", DAMAGES)
 def test_what_is_no_model_is_said_in_one_line(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "m.safetensors"
-    _damaged(path, fault)
+    networks.save_model(path, networks.new_network(1, "plain"), {})
+    damage, said = DAMAGES[fault]
+    damage(path)
     with pytest.raises(ModelError) as caught:
         networks.load_model(path, "plain")
     assert str(caught.value).startswith(f"{path}: ")
+    assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("dense1.weight", value) for value in (math.nan, math.inf, 3e38)),
+        *(("head.weight", value) for value in (math.nan, -math.inf, 3e38)),
+        ("at8.0.1.running_var", -1.0),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(tmp_path: Path, name: str, value: float) -> None:
+    """What is not finite, what leads to answers that are not, and a variance below zero."""
+    report = name.startswith("dense1")
+    network = opinionated_network(1, "plain") if report else networks.new_dense_network(1)
+    network.state_dict()[name].view(-1)[3] = value
+    networks.save_model(tmp_path / "m.safetensors", network, {})
+    with pytest.raises(ModelError, match=r"NaN or infinite|may be infinite"):
+        (networks.load_model if report else networks.load_dense)(tmp_path / "m.safetensors")

@@ -175,8 +175,34 @@ def test_a_digest_of_a_week_comes_when_it_is_over(log: sqlite3.Connection) -> No
         assert keys(log) == []
         for _ in range(2):
             notify.queue_digest(log, params, "2024-05-13T00:00:00.000Z")
-    assert keys(log) == ["digest-2024-05-06"]
+    assert keys(log) == ["digest-week-2024-05-06"]
     assert "2024-05-06 to 2024-05-12" in log.execute("SELECT subject FROM notices").fetchone()["subject"]
+
+
+def test_the_digests_of_a_day_and_of_the_week_that_begins_with_it_are_two(log: sqlite3.Connection) -> None:
+    with store.writing(log):
+        add_image(log, logged="2024-05-06T10:00:00.000Z")  # a Monday
+        for digest in ("daily", "weekly", "daily", "weekly"):
+            notify.queue_digest(log, MAIL.model_copy(update={"digest": digest}), "2024-05-13T00:00:00.000Z")
+    assert keys(log) == ["digest-2024-05-06", "digest-week-2024-05-06"]
+
+
+def test_a_week_that_an_older_version_told_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = store.versions()[:1]
+    with monkeypatch.context() as older:
+        older.setattr(store, "versions", lambda: first)
+        log = store.connect(tmp_path / "old.sqlite", make=True)
+        with store.writing(log):
+            store.insert(log, "runs", RUN)
+            add_image(log, logged="2024-05-06T10:00:00.000Z")
+            for number, subject in enumerate(("digest of 2024-05-06 to 2024-05-12", "digest of 2024-05-07")):
+                notice = {"key": f"digest-2024-05-0{6 + number}", "channel": "mail", "text": "t"}
+                store.insert(log, "notices", notice | {"subject": f"blobpipe: {subject}, 1 images", "created": "2024"})
+        log.close()
+    log = store.connect(tmp_path / "old.sqlite")
+    with store.writing(log):
+        notify.queue_digest(log, MAIL.model_copy(update={"digest": "weekly"}), "2024-05-13T00:00:00.000Z")
+    assert keys(log) == ["digest-week-2024-05-06", "digest-2024-05-07"]
 
 
 # --- the outbox ------------------------------------------------------------------------------------------------------
@@ -461,6 +487,50 @@ def test_secrets_are_neither_in_the_log_nor_in_what_is_said(
     for secret in (SECRET, password, user):
         assert secret not in said
         assert secret.encode() not in on_disk
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, UnicodeError, ValueError, KeyError, MemoryError, OSError])
+def test_whatever_goes_wrong_with_a_notice_is_that_notices_failure(
+    log: sqlite3.Connection,
+    post_office: PostOffice,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: type[Exception],
+) -> None:
+    def broken(*_: object) -> str:
+        raise fault(f"something with {SECRET}")
+
+    params, environ = post_office
+    monkeypatch.setitem(deliver.BY, "mail", broken)
+    queue_candidates(log)
+    assert notify.send(log, params, environ) == 1  # the webhook's
+    row = log.execute("SELECT state, attempts, error FROM notices WHERE channel = 'mail'").fetchone()
+    assert tuple(row) == ("waiting", 1, fault.__name__)
+    assert waits_s(log, "mail") > 50
+    assert SECRET not in caplog.text
+
+
+def test_a_login_that_is_not_utf_8_costs_no_attempt_and_ends_nothing(
+    log: sqlite3.Connection, post_office: PostOffice, caplog: pytest.LogCaptureFixture
+) -> None:
+    params, environ = post_office
+    queue_candidates(log)
+    wrong = {deliver.USER: "robot", deliver.PASSWORD: b"s\xfcss".decode("utf-8", "surrogateescape")}
+    assert notify.send(log, params, environ | wrong) == 1
+    assert states(log, "mail") == ["waiting"]
+    assert "BLOBPIPE_SMTP_PASSWORD: found bytes that are not UTF-8" in caplog.text
+
+
+def test_a_lock_that_cannot_be_had_leaves_notices_waiting(
+    log: sqlite3.Connection, post_office: PostOffice, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    params, environ = post_office
+    (tmp_path / "log.sending").mkdir()
+    queue_candidates(log)
+    assert notify.send(log, params, environ) == 0
+    assert "log.sending: Is a directory; notices wait" in caplog.text
+    (tmp_path / "log.sending").rmdir()
+    assert notify.send(log, params, environ) == 2
 
 
 def test_a_test_notice_goes_past_the_outbox(post_office: PostOffice, box: Mailbox, hook: Hook) -> None:

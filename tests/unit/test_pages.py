@@ -108,6 +108,28 @@ def test_pages_of_an_empty_log_say_so(empty: sqlite3.Connection) -> None:
         pages.newest_day(empty)
 
 
+@pytest.mark.parametrize("mjd", [None, 1e9, 1677373200.0, 2460006.5, float("inf"), -1e12, 0.0, 1e300])
+def test_no_page_fails_for_a_date_in_an_old_log(tmp_path: Path, mjd: float | None) -> None:
+    """Earlier versions logged what the header said: such an image has no date, and is not the newest for ever."""
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
+    newest = pages.newest_day(log)
+    with store.writing(log):
+        first = log.execute("SELECT image FROM candidates ORDER BY id LIMIT 1").fetchone()["image"]
+        log.execute("UPDATE images SET mjd = ? WHERE id IN (?, 7, 50)", (mjd, first))
+    every = every_page(log)
+    every |= {
+        "bad image": lambda: pages.image(log, READER, first),
+        "bad candidate": lambda: pages.candidate(log, READER, 1),
+    }
+    for name, page in every.items():
+        html = checked(page())
+        assert "no date" in html or not name.startswith("bad")
+    assert pages.newest_day(log) == newest
+    assert newest in pages.today(log, READER)
+    assert "images exposed on" in pages.write(log, tmp_path / "day.html", newest)
+    assert "everything: images 120" in pages.write(log, tmp_path / "all.html")
+
+
 def test_today_shows_the_newest_image_with_its_candidates_marked(log: sqlite3.Connection) -> None:
     html = pages.today(log, READER)
     assert "<h1>i0000300q_blob, 2009-12-15</h1>" in html
@@ -278,7 +300,7 @@ def test_the_server_answers_as_fast(long_log: sqlite3.Connection) -> None:
     paths = {"today": "/", "queue": "/queue", "candidate": f"/candidate/{candidate}", "image": f"/image/{image}"}
     paths |= {"decided": "/queue?show=confirmed&page=5", "images": "/images", "map": "/map", "timeline": "/timeline"}
     paths |= {"images of a name": "/images?name=99&first=2009-01-01&page=2"}
-    [path] = [Path(row["file"]) for row in long_log.execute("PRAGMA database_list")]
+    path = Path(long_log.execute("PRAGMA database_list").fetchone()["file"])
     with served(path) as address, httpx.Client(base_url=address) as client:
         for name, url in paths.items():
             times = [1e3 * client.get(url).raise_for_status().elapsed.total_seconds() for _ in range(5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -35,6 +36,12 @@ SETTINGS = Params().model_copy(
 )
 NEW = (300.0, 200.0, 6.0, 0.08)
 KNOWN = ((100.0, 120.0, 6.5, 0.08), (400.0, 380.0, 5.5, 0.1), (220.0, 400.0, 7.0, 0.06))
+
+
+def long(*values: object) -> object:
+    """A case that only the whole of the tests tries."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
 
 PATIENT = Quicklook(settle_s=0.0, fade_after=10)
 
@@ -403,7 +410,7 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(agai
     assert once.sha256 == twice.sha256
 
 
-@pytest.mark.parametrize("harm", ["deleted", "half deleted", "mixed up"])
+@pytest.mark.parametrize("harm", ["deleted", long("half deleted"), long("mixed up")])
 def test_every_image_has_the_same_stack_with_the_cache_and_without(tmp_path: Path, harm: str) -> None:
     found = []
     for root, harmed in ((tmp_path / "one", False), (tmp_path / "other", True)):
@@ -491,7 +498,9 @@ def write_small(folder: Path, day: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("known", ["by the log", "by a person", "by a catalogue", "by a dated catalogue"])
+@pytest.mark.parametrize(
+    "known", ["by the log", *(long(way) for way in ("by a person", "by a catalogue", "by a dated catalogue"))]
+)
 def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, known: str) -> None:
     params = SETTINGS.model_copy(update={"difference": Difference(stack_size=LONG_STACK)})
     more = {}
@@ -771,10 +780,12 @@ def test_images_that_wait_for_the_first_stack_count_once(tmp_path: Path) -> None
     assert outcomes(run(tmp_path))[f"day{STACK + 1:03d}"] == "searched"
 
 
-@pytest.mark.parametrize("factor", [40, 1 / 40, 1e-10, 5, 0.2])
-@pytest.mark.parametrize("day", [2, STACK + 5])
+@pytest.mark.parametrize(
+    ("day", "factor"),
+    [(2, 40), (STACK + 5, 1 / 40), *(long(day, factor) for day in (2, STACK + 5) for factor in (1e-10, 5, 0.2))],
+)
 def test_an_image_of_another_noise_is_rejected_and_kept_out_of_stacks(
-    again: Path, tmp_path_factory: pytest.TempPathFactory, factor: float, day: int
+    again: Path, tmp_path_factory: pytest.TempPathFactory, day: int, factor: float
 ) -> None:
     root = again if day > STACK else tmp_path_factory.mktemp("first")
     for other in range(0 if day < STACK else STACK + 6, STACK + 2 if day < STACK else STACK + 7):
@@ -893,3 +904,46 @@ def test_a_watch_and_a_manual_run_share_the_work(again: Path) -> None:
     assert set(outcomes(log).values()) == {"stack", "searched"}
     assert log.execute("SELECT count(*) - count(DISTINCT sha256) FROM images").fetchone()[0] == 0
     assert len(candidates(log)) == 1
+
+
+@pytest.mark.parametrize(
+    ("card", "kept"),
+    [
+        (b"LEVEL_E = 'bright'", None),
+        (b"LEVEL_E = (1.0, 2.0)", None),
+        (b"LEVEL_E = " + b"9" * 60, None),
+        (b"LEVEL_E =", None),
+        (b"LEVEL_E = T", None),
+        (b"LEVEL_E = 20000", 20000.0),
+        (b"EXPTIME =             1402,937", None),
+        (b"PROPOSID= (1.0, 2.0)", None),
+        (b"TARGNAME= 'TERRE \xe9clair\xe9e'", None),
+    ],
+    ids=str,
+)
+def test_an_image_with_an_odd_card_is_logged_without_it(tmp_path: Path, card: bytes, kept: float | None) -> None:
+    path = write(tmp_path / "in", 1)
+    content = path.read_bytes()
+    place = content.index(b"FILTER  =")
+    path.write_bytes(content[:place] + card.ljust(80) + content[place + 80 :])
+    log = run(tmp_path)
+    row = log.execute("SELECT outcome, signal_e, header FROM images").fetchone()
+    assert (row["outcome"], row["signal_e"]) == ("stack", kept)
+    assert json.loads(row["header"], parse_constant=pytest.fail)["EXPSTART"] == 60001.0
+
+
+def test_infinite_pixels_hide_no_blob(tmp_path: Path) -> None:
+    """What is found is what would be found if they were NaN; so with numbers beyond all sense."""
+    found = []
+    for name, values in (("nan", [np.nan]), ("bad", [np.inf, -np.inf, 1e38])):
+        for day in range(STACK + 1):
+            (tmp_path / name).mkdir(exist_ok=True)
+            path = write(tmp_path / name / "in", day, *([NEW] if day == STACK else []))
+            with fits.open(path, mode="update") as hdus:
+                rng = np.random.default_rng(day)
+                bad = rng.random((SIDE, SIDE)) < 0.005
+                hdus[0].data[bad] = rng.choice(values, int(bad.sum()))
+        log = run(tmp_path / name)
+        found.append([tuple(row) for row in log.execute("SELECT status, x_px, y_px, snr, score FROM detections")])
+    assert found[0] == found[1]
+    assert [row[0] for row in found[0]].count("new") == 1

@@ -220,6 +220,7 @@ def test_stage_finds_the_new_blob(project: Path, made: Made) -> None:
     expected = {"n_cases": 1, "n_blobs": 1, "recall": 1.0, "recall_snr_gt_7": 1.0, "false_alarms_per_frame": 0.0}
     assert {key: metrics[key] for key in expected} == expected
     assert metrics["passed"] is True
+    assert metrics["dense_sha256"] == frames.sha256(made[0] / "model.safetensors")
     cases = pd.read_csv(out / "cases.csv")
     assert cases["status"].tolist() == ["found"]
     assert cases[["row", "col"]].iloc[0].tolist() == [1, 0]

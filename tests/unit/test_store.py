@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
+import signal
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from astropy.table import Table
 
-from blobpipe import store
+from blobpipe import cli, store
 from blobpipe.errors import LogError
 
 RUN = {
@@ -118,7 +121,8 @@ def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(tmp_path: Path, m
     assert log.execute("PRAGMA foreign_key_check").fetchall() == []
     assert log.execute("PRAGMA foreign_keys").fetchone()[0] == 1
     for name in ("runs", "images", "detections", "reviews"):
-        assert [tuple(row) for row in log.execute(f"SELECT * FROM {name}")] == before[name], name
+        columns = len(before[name][0])  # what version 1 had
+        assert [tuple(row)[:columns] for row in log.execute(f"SELECT * FROM {name}")] == before[name], name
     for name in ("candidates", "candidate_list"):
         rows = [tuple("seen_again" if value == "confirmed" else value for value in row) for row in before[name]]
         assert sorted(tuple(row) for row in log.execute(f"SELECT * FROM {name}")) == sorted(rows), name
@@ -163,6 +167,102 @@ def test_what_fails_within_a_transaction_leaves_nothing(log: sqlite3.Connection)
     with pytest.raises(sqlite3.IntegrityError):
         twice()
     assert log.execute("SELECT count(*) FROM images").fetchone()[0] == 0
+
+
+# --- a disk and other programs that do not play along ----------------------------------------------------------------
+
+
+def fill(log: sqlite3.Connection) -> None:
+    with store.writing(log):
+        for number in range(50):
+            store.insert(log, "images", image(sha256=str(number), header="x" * 10_000))
+
+
+@contextlib.contextmanager
+def no_more_pages(log: sqlite3.Connection) -> Iterator[None]:
+    """SQLite takes the disk for full."""
+    log.execute(f"PRAGMA max_page_count = {log.execute('PRAGMA page_count').fetchone()[0]}")
+    yield
+    log.execute("PRAGMA max_page_count = 1000000")
+
+
+@contextlib.contextmanager
+def no_larger_files(_: sqlite3.Connection) -> Iterator[None]:
+    """The kernel fails each write beyond 100,000 bytes of a file, as a disk that gives up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [(no_more_pages, "no space left on the disk; free some space"), (no_larger_files, "the disk could not be")],
+)
+def test_what_cannot_be_written_is_told_by_its_first_reason_and_leaves_nothing(
+    log: sqlite3.Connection, trouble: type, words: str
+) -> None:
+    with trouble(log), pytest.raises(LogError) as caught:
+        fill(log)
+    assert "log.sqlite: " in str(caught.value)
+    assert words in str(caught.value)
+    assert "rollback" not in str(caught.value)
+    assert not log.in_transaction
+    assert log.execute("SELECT count(*) FROM images").fetchone()[0] == 0
+    fill(log)
+    assert log.execute("SELECT count(*) FROM images").fetchone()[0] == 50
+
+
+def test_a_transaction_that_sqlite_has_ended_itself_keeps_its_error(log: sqlite3.Connection) -> None:
+    def fail() -> None:
+        with store.writing(log):
+            log.execute("ROLLBACK")  # as SQLite does after some errors
+            raise sqlite3.OperationalError("disk I/O error")
+
+    with pytest.raises(LogError, match="disk I/O error"):
+        fail()
+    fill(log)
+
+
+def test_a_log_that_stays_locked_is_one_line(
+    log: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.sqlite"
+    monkeypatch.setattr(store, "PATIENCE_S", 0.1)
+    log.execute("PRAGMA busy_timeout = 100")
+    other = store.connect(path)
+    with (
+        store.writing(other),
+        pytest.raises(LogError, match=r"log\.sqlite: database is locked: another program keeps it"),
+    ):
+        fill(log)
+    log.close()
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    fill(other)  # and keeps it
+    with pytest.raises(LogError, match=r"log\.sqlite: database is locked: another program keeps it"):
+        store.connect(path)
+    assert cli.main(["log", "images", "--log", str(path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_damaged_log_is_one_line(log: sqlite3.Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.sqlite"
+    fill(log)
+    log.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    log.close()
+    content = bytearray(path.read_bytes())
+    content[4096 * 6 :] = b"\xff" * len(content[4096 * 6 :])
+    path.write_bytes(content)
+    assert cli.main(["log", "images", "--log", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert f"{path}: database disk image is malformed: it is damaged; put the last copy of it back" in err
+    assert err.count("\n") == 1
+    assert cli.main(["catalogue", "update", "--log", str(path), "--catalogue", str(tmp_path / "blobs.csv")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_rows_refer_to_rows_that_are_there(log: sqlite3.Connection) -> None:

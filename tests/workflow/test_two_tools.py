@@ -296,7 +296,7 @@ def test_a_stage_of_dvc_runs_its_own_rules_alone(project: Project) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("way", [["--queue"], ["--temp"]], ids=["queue", "temp"])
 def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str], project: Project) -> None:
-    changed = ["--set-param", "regression.threshold=0.4", "--set-param", "detect.new_blobs_per_100_frames=6.0"]
+    changed = ["--set-param", "regression.threshold=0.4", "--set-param", "detect.new_blobs_per_100_frames=7.0"]
     printed = project.run("dvc", "exp", "run", *way, "--name", "other", *changed)
     if way == ["--queue"]:
         project.run("dvc", "queue", "start")
@@ -311,7 +311,9 @@ def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str],
     assert recorded == hashlib.md5((project.root / "results/regression/metrics.json").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("name", ["dvc.lock", "dvc.yaml", "params.yaml"])
+@pytest.mark.parametrize(
+    "name", ["dvc.lock", *(pytest.param(name, marks=pytest.mark.long) for name in ("dvc.yaml", "params.yaml"))]
+)
 def test_marks_of_a_merge_are_one_line(name: str, project: Project) -> None:
     path = project.root / name
     path.write_text(f"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n{path.read_text()}")

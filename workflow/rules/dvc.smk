@@ -2,8 +2,8 @@
 #   stage_NAME  its files: the target that dvc.yaml's command asks for;
 #   dvc_NAME    commits them to DVC as soon as they are there, in a Snakemake run.
 from dvc_bridge import fingerprint, pointers
-from reconcile import drop_surplus_batches, reconcile, refresh
-from records import BridgeError, enabled, is_inner, refuse_damaged, stamp
+from reconcile import check_inputs, drop_surplus_batches, reconcile, refresh
+from records import BridgeError, enabled, is_inner, stamp
 from run_lock import BusyError, claim, hold, owners, refuse_if_busy
 from stand_in import go_to_stand_in, leave_no_log, mode
 
@@ -17,8 +17,7 @@ try:
         MODE = mode(dry=workflow.output_settings.dryrun)
         if MODE == "run":
             claim()
-            if os.environ.get("DVC_STAGE") in stages():
-                refuse_damaged(stages()[os.environ["DVC_STAGE"]].upstream)
+            check_inputs()
         else:
             refuse_if_busy(owners())
             leave_no_log(workflow.logger_manager.get_logfile())

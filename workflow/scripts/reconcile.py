@@ -84,6 +84,19 @@ def reconcile(files: Files) -> None:
     _adopt(adopted, recorded)
 
 
+def check_inputs() -> None:
+    """Inside a stage of DVC: refuse what was damaged in its cache.
+
+    Raises
+    ------
+    BridgeError
+        One line that names the file and its object.
+    """
+    stage = stages().get(os.environ.get("DVC_STAGE", ""))
+    if stage:
+        refuse_damaged(stage.upstream)
+
+
 def _look_again(name: str, paths: list[str], version: str, fault: list[Any] | None) -> None:
     """Leave a stage in peace if it is what was committed; else let its commit judge it, and do no more than is needed."""
     if fault is None:
