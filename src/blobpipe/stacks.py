@@ -250,7 +250,7 @@ def _corrected(image: npt.NDArray[Any], packed: bytes) -> npt.NDArray[np.float16
     """An image with its blobs at their usual place, as stacks take it: half precision rounds by a hundredth of the noise."""
     if packed:
         steps = np.frombuffer(zlib.decompress(packed), "<i2").reshape(image.shape)
-        image = image - steps * np.float32(STEP_FRAC)
+        image = (image - steps * np.float32(STEP_FRAC)).astype(np.float32)
     limit = np.finfo(np.float16).max  # beyond it is no light loss
     rounded: npt.NDArray[np.float16] = np.clip(image, -limit, limit).astype(np.float16)
     return rounded

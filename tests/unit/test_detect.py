@@ -361,7 +361,7 @@ def test_two_versions_of_one_exposure_do_not_confirm_each_other(
     assert list(there["status"]) == ["new", "new"]
 
 
-@pytest.mark.parametrize("factor", [40.0, 1 / 40, 1e-10])
+@pytest.mark.parametrize("factor", [40.0, *(pytest.param(f, marks=pytest.mark.long) for f in (1 / 40, 1e-10))])
 def test_an_image_of_another_noise_than_its_stack_is_rejected(
     two_days: list[Path], dense_model: Path, tmp_path: Path, factor: float
 ) -> None:

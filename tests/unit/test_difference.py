@@ -198,7 +198,7 @@ def test_bad_images_are_rejected_and_the_rest_goes_on(campaign_dir: Path, tmp_pa
     )
 
 
-@pytest.mark.parametrize("factor", [30.0, 1 / 40, 1e-9])
+@pytest.mark.parametrize("factor", [1 / 40, *(pytest.param(f, marks=pytest.mark.long) for f in (30.0, 1e-9))])
 def test_images_of_another_noise_are_rejected_and_left_out_of_stacks(
     campaign_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:

@@ -42,6 +42,12 @@ SETTINGS = Params().model_copy(
 NEW = (300.0, 200.0, 6.0, 0.08)
 KNOWN = ((100.0, 120.0, 6.5, 0.08), (400.0, 380.0, 5.5, 0.1), (220.0, 400.0, 7.0, 0.06))
 
+
+def long(*values: object) -> object:
+    """A case that only the whole of the tests tries."""
+    return pytest.param(*values, marks=pytest.mark.long)
+
+
 PATIENT = Quicklook(settle_s=0.0, fade_after=10)
 
 Blob = tuple[float, float, float, float]
@@ -413,7 +419,7 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(agai
     assert once.sha256 == twice.sha256
 
 
-@pytest.mark.parametrize("harm", ["deleted", "half deleted", "mixed up"])
+@pytest.mark.parametrize("harm", ["deleted", long("half deleted"), long("mixed up")])
 def test_every_image_has_the_same_stack_with_the_cache_and_without(tmp_path: Path, harm: str) -> None:
     found = []
     for root, harmed in ((tmp_path / "one", False), (tmp_path / "other", True)):
@@ -501,7 +507,9 @@ def write_small(folder: Path, day: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize("known", ["by the log", "by a person", "by a catalogue", "by a dated catalogue"])
+@pytest.mark.parametrize(
+    "known", ["by the log", *(long(way) for way in ("by a person", "by a catalogue", "by a dated catalogue"))]
+)
 def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, known: str) -> None:
     params = SETTINGS.model_copy(update={"difference": Difference(stack_size=LONG_STACK)})
     more = {}
@@ -781,10 +789,12 @@ def test_images_that_wait_for_the_first_stack_count_once(tmp_path: Path) -> None
     assert outcomes(run(tmp_path))[f"day{STACK + 1:03d}"] == "searched"
 
 
-@pytest.mark.parametrize("factor", [40, 1 / 40, 1e-10, 5, 0.2])
-@pytest.mark.parametrize("day", [2, STACK + 5])
+@pytest.mark.parametrize(
+    ("day", "factor"),
+    [(2, 40), (STACK + 5, 1 / 40), *(long(day, factor) for day in (2, STACK + 5) for factor in (1e-10, 5, 0.2))],
+)
 def test_an_image_of_another_noise_is_rejected_and_kept_out_of_stacks(
-    again: Path, tmp_path_factory: pytest.TempPathFactory, factor: float, day: int
+    again: Path, tmp_path_factory: pytest.TempPathFactory, day: int, factor: float
 ) -> None:
     root = again if day > STACK else tmp_path_factory.mktemp("first")
     for other in range(0 if day < STACK else STACK + 6, STACK + 2 if day < STACK else STACK + 7):
