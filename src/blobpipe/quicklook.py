@@ -516,7 +516,7 @@ def _cards(frame: frames.Frame) -> dict[str, Any]:
 
 def _level_e(frame: frames.Frame) -> float | None:
     level = _value(frame, LEVEL_CARD)
-    return float(level) if isinstance(level, int | float) else None
+    return float(level) if isinstance(level, int | float) and not isinstance(level, bool) else None
 
 
 def _value(frame: frames.Frame, card: str) -> Any:
