@@ -71,7 +71,8 @@ def good_files() -> tuple[Good, ...]:
     ]
     found.append(_file(plain[:1], ".fits", image, checksum=True))
     found += [
-        good._replace(content=gzip.compress(good.content, 1), suffix=".fits.gz", guarded=True) for good in found[:2]
+        good._replace(content=gzip.compress(good.content, 1, mtime=0), suffix=".fits.gz", guarded=True)
+        for good in found[:2]
     ]
     for how in ({"compression_type": name} for name in ("RICE_1", "GZIP_1", "GZIP_2")):
         found.append(_file([fits.CompImageHDU(image, cards, name="SCI", tile_shape=(16, 90), **how)], ".fits.fz", None))
@@ -191,7 +192,7 @@ def case(seed: int, folder: Path) -> str:
         if len(content) < 100:
             break
     path = folder / f"a{good.suffix if rng.random() < 0.9 else '.fits'}"
-    path.write_bytes(gzip.compress(content, 1) if inside else content)
+    path.write_bytes(gzip.compress(content, 1, mtime=0) if inside else content)
     outcomes = [_read(path, read) for read in (frames.read_frame, _science, _dq)]
     description = str(check.describe(path))
     assert "\n" not in description, description
