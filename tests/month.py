@@ -380,7 +380,7 @@ def state(root: Path) -> dict[str, list[tuple[Any, ...]]]:
     log = store.connect(root / "out" / "log.sqlite")
     found = {}
     for table in TABLES:
-        rows = [dict(row) for row in log.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3")]
+        rows = sorted(map(dict, log.execute(f"SELECT * FROM {table}")), key=lambda row: tuple(row.values())[:3])
         for row in rows:
             named = {"images": "reason", "files": "path"}.get(table)
             if named:

@@ -321,7 +321,9 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
         lower.stairs(table["n"], edges, color=color, ls=line)
     upper.set(ylabel=f"{of} with a blob (fraction)", title="Calibration, with 95 % intervals")
     upper.legend(loc="upper left")
-    lower.set(xlabel="probability of a blob (fraction)", ylabel=f"{of} (count)", yscale="log")
+    lower.set(xlabel="probability of a blob (fraction)", ylabel=f"{of} (count)")
+    if any(table["n"].any() for table in tables.values()):  # nothing at all cannot be drawn on such an axis
+        lower.set_yscale("log")
     save(figure, path)
 
 
