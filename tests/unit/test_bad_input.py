@@ -80,14 +80,14 @@ def only_a_table(path: Path, image: np.ndarray) -> None:
 
 BAD: dict[str, tuple[str, Write, str]] = {
     "truncated": (".fits", cut_to(0.5), "truncated"),
-    "truncated in its header": (".fits", cut_to(0.0003), "not a whole FITS file"),
-    "truncated gz": (".fits.gz", truncated_gz, "not a whole FITS file"),
+    "truncated in its header": (".fits", cut_to(0.0003), "truncated, 1259 bytes found"),
+    "truncated gz": (".fits.gz", truncated_gz, "ended before the end-of-stream marker"),
     "truncated fz": (".fits.fz", truncated_fz, "truncated"),
     "empty": (".fits", lambda path, _: path.write_bytes(b"") and None, "0 bytes"),
     "empty fz": (".fits.fz", lambda path, _: path.write_bytes(b"") and None, "0 bytes"),
     "no FITS": (".fits", lambda path, _: path.write_text("a,b\n1,2\n" * 999) and None, "not a whole FITS file"),
     "a web page as gz": (".fits.gz", lambda path, _: path.write_text("<html>") and None, "not a whole FITS file"),
-    "a folder": (".fits", lambda path, _: path.mkdir(), "not a whole FITS file"),
+    "a folder": (".fits", lambda path, _: path.mkdir(), "no regular file (a folder, a pipe or a device)"),
     "too small": (".fits", lambda path, image: plain(path, image[:100, :100]), "expected a full frame"),
     "all NaN": (".fits", lambda path, image: plain(path, image * np.float32(np.nan)), "0% of its pixels are finite"),
     "constant": (".fits", lambda path, image: plain(path, image * 0 + 1), "constant"),
