@@ -57,6 +57,7 @@ def test_interrupted_in_a_fresh_clone_loses_at_most_a_batch(project: Project, tm
     code = clone.root / "src/blobpipe/frames.py"
     code.write_text(code.read_text().replace("BATCH = 64", "BATCH = 2"))
     clone.set("campaign", "n_known", 20)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
     draw = random.Random(18)
     finished: dict[Path, int] = {}
     for end in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
