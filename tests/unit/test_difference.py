@@ -178,6 +178,21 @@ def test_batches_may_be_made_in_any_order(campaign_dir: Path, tmp_path: Path, mo
     assert frames.read_stage(tmp_path / "all")["status"].tolist() == ["stack"] * 3 + ["ok"] * 4
 
 
+def test_as_many_images_before_a_batch_are_read_as_its_stacks_take(
+    campaign_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three usable ones before rows 6 and 7, of which the fifth cannot be used."""
+    names = some(campaign_dir, tmp_path / "raw", 8)["frame"]
+    frames.find_image(tmp_path / "raw", names[4]).write_bytes(b"")
+    monkeypatch.setattr(frames, "BATCH", 6)
+    read: list[int] = []
+    original = difference._read
+    monkeypatch.setattr(difference, "_read", lambda *args: read.append(args[2]) or original(*args))
+    difference.subtract(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3), 1)
+    assert sorted(read) == [2, 3, 4, 5, 6, 7]
+    assert pd.read_csv(tmp_path / "out" / "frames-001.csv")["n_stack"].tolist() == [3, 3]
+
+
 def test_bad_images_are_rejected_and_the_rest_goes_on(campaign_dir: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     names = some(campaign_dir, raw, 9)["frame"]
@@ -333,6 +348,20 @@ def test_streaks_and_flashing_pixels_do_not_pull_the_shift(
         dirty.flat[rng.choice(dirty.size, 20_000)] += 1.0
         found = difference.measure_shift(dirty, stack, pattern)
         assert tuple(found) == pytest.approx(tuple(shift), abs=0.15)
+
+
+def test_a_burst_next_to_a_known_blob_does_not_pull_the_shift() -> None:
+    """Whatever is brighter than the deepest known blob and the noise counts as this bright."""
+    rng = np.random.default_rng(2)
+    pattern = np.zeros((192, 192), np.float32)
+    for x, y, radius in OLD:
+        window = pattern[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21]
+        window += 0.1 * blob_profile("disc", radius, x - round(x), y - round(y), 41)
+    image = difference.move_pattern(pattern, Shift(1.3, -0.6)) + rng.normal(0, 5e-3, pattern.shape).astype(np.float32)
+    x, y, radius = OLD[0]
+    image[round(y) - 2 : round(y) + 3, round(x + radius) : round(x + radius) + 5] += 500
+    found = difference.measure_shift(image, pattern, pattern)
+    assert tuple(found) == pytest.approx((1.3, -0.6), abs=0.1)
 
 
 def test_no_pattern_gives_no_shift(reference: tuple[np.ndarray, np.ndarray]) -> None:

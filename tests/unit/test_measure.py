@@ -544,6 +544,16 @@ def test_outliers_are_single_pixels_and_small_clusters_and_not_the_tops_of_blobs
     assert changed == {(5, 5), (5, 6), (32, 0), (20, 28), (8, 28)}
 
 
+@pytest.mark.parametrize(("level", "limit"), [(0.0, 5.0), (6.0, 8.0), (-6.0, 8.0)])
+def test_an_outlier_is_five_sigma_and_half_of_the_level_around_it_off(level: float, limit: float) -> None:
+    values = np.full((33, 33), level, np.float32)
+    for place, off in (((10, 10), limit - 0.1), ((10, 22), 0.1 - limit), ((22, 10), limit + 0.1)):
+        values[place] += off
+    expected = np.ones((33, 33), bool)
+    expected[22, 10] = False
+    assert (measure._without_outliers(values) == expected).all()
+
+
 def test_the_brightest_square_is_the_brightest_of_all() -> None:
     signal = np.random.default_rng(2).normal(0, 1, (27, 27))
     sums = [
@@ -602,6 +612,19 @@ def test_the_misfit_is_the_mean_square_in_the_footprint_less_what_another_shape_
         assert measure._misfit(cut, model) == pytest.approx(expected)
     nowhere = measure.Cut(0, 0, cut.values, np.zeros_like(good))
     assert np.isnan(measure._misfit(nowhere, model))
+
+
+def test_shapes_are_averaged_by_the_likelihood_that_their_misfit_leaves_them() -> None:
+    """exp(-chi2 / 2), with chi2 in units of the best one per degree of freedom: half a depth of 10, half of 30."""
+    cut = measure._cut(noise(), np.array([[80.0, 80.0, 1.0]]), 0, NOISE)
+    free = cut.good.sum() - 5
+    slopes = np.random.default_rng(1).normal(0, 100, (2, 5, len(cut.values))).astype(np.float32)
+    parameters = np.array([[16, 16, 5.0, 1000.0, 0], [16, 16, 5.0, 3000.0, 0]])
+    residual = np.zeros((2, len(cut.values)), np.float32)
+    for misfit, more, share in ((1.0, 2 * np.log(3), 0.25), (4.0, 8 * np.log(3), 0.25), (0.5, 2 * np.log(3), 0.25)):
+        model = measure.Model(parameters, residual, slopes, misfit * free + np.array([0.0, more]))
+        depth = measure._averaged(cut, model, np.array([True, True]))[6]
+        assert depth == pytest.approx(1000 + 2000 * share, rel=1e-3)
 
 
 # --- what a judgement is made of -------------------------------------------------------------------------------------
@@ -783,6 +806,14 @@ def test_flicker_is_compared_with_the_ring_around_alone() -> None:
     scatter[(distance > 4 + 8.5) | ((distance > 4.5) & (distance < 4 + 3.5))] = 0.5
     assert measure.flickers(80, 110, 4.0, 0.05, scatter)
     assert not measure.flickers(80, 110, 4.0, 0.05, np.where(distance > 5, 0, scatter))
+
+
+@pytest.mark.parametrize(("inner", "outer", "compared"), [(6, 8, 0), (8, 9, 1), (11, 12, 1), (12, 13, 0)])
+def test_flicker_is_compared_from_four_to_eight_pixels_outside_a_footprint(inner: int, outer: int, compared: int) -> None:
+    distance = np.hypot(*(2 * np.mgrid[:80, :80] + 0.5 - [[[110]], [[80]]]))
+    scatter = np.where((distance > inner) & (distance <= outer), 0.01, 0) + flicker(0.02, 0.0)
+    scatter[(distance > 4) & (distance <= inner)] = 0  # no value: not compared
+    assert measure.flickers(80, 110, 4.0, 0.05, scatter.astype(np.float32)) == bool(compared)
 
 
 @pytest.mark.parametrize(("apart", "kept"), [(3.0, 1), (3.1, 2)])

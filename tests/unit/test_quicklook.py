@@ -914,6 +914,18 @@ def test_a_slip_in_an_option_leaves_no_trace(tmp_path: Path, kind: str) -> None:
     assert outcomes(run(tmp_path, reference=tmp_path / "stack.fits")) == {"day001": "searched"}
 
 
+def test_the_first_stack_is_compared_with_the_images_that_can_be_read(tmp_path: Path) -> None:
+    """A file without any image, and a link that leads nowhere, say nothing about their size."""
+    write(tmp_path / "in", 1, NEW)
+    (tmp_path / "in" / "day000.fits").write_bytes(b"SIMPLE")
+    (tmp_path / "in" / "day002.fits").symlink_to(tmp_path / "in" / "day002.fits")
+    with pytest.raises(FrameError, match=r"found 300x300 pixels, expected 512x512 as the images"):
+        run(tmp_path, **slip(tmp_path, "a stack of another size"))
+    write(tmp_path, 3, name="stack")
+    done = outcomes(run(tmp_path, reference=tmp_path / "stack.fits"))
+    assert done["day001"] == "searched"
+
+
 def test_a_stack_of_another_size_than_the_images_of_the_log_is_refused(again: Path) -> None:
     before = routine(again, **slip(again, "a stack of another size"))
     with pytest.raises(FrameError, match=r"whole.fits: found 300x300 pixels, expected 512x512 as the images"):

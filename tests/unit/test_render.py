@@ -26,6 +26,18 @@ def test_a_scene_holds_what_the_stages_wrote(made_project: Path) -> None:
     assert scene.pattern.max() == pytest.approx(0.1, rel=0.05)
 
 
+def test_what_is_beyond_two_bytes_a_pixel_keeps_its_sign(project: Path) -> None:
+    name = "frame0"
+    pattern = frames.read_plane(project / "data/difference/reference.fits.fz", "PATTERN")
+    data = np.zeros(pattern.shape, np.float32)
+    data[0], data[1] = 2e4, -2e4
+    frames.write_image(project / f"data/scale/{name}.fits.fz", data, name="SCALED")
+    stamps = np.zeros((1, 41, 41), np.float32)
+    scene = render.load_scene(project / "data/difference", project / "data/scale", [name], stamps)
+    assert (scene.backgrounds[0, 0] == 32767).all()
+    assert (scene.backgrounds[0, 1] == -32768).all()
+
+
 def test_recipes_hold_the_tables(made_project: Path) -> None:
     folder = made_project / "results/cutout"
     subframes, blobs = cutout.read_recipes(folder, "train")
