@@ -11,8 +11,10 @@ from benchmarks import material
 from benchmarks.material import BATCH, NOISE_SIGMA, Size
 from benchmarks.measure import Part, interleave
 from benchmarks.network import SUBFRAMES_PER_S, THREADS
-from blobpipe import difference, networks, normalize, render
+from blobpipe.images import difference, normalize
+from blobpipe.networks import networks
 from blobpipe.params import Clip, Params
+from blobpipe.simulation import render
 
 LOOP_ROWS = 128  # of an image that the loop over pixels clips; the rest would take as long each
 CLIPPED = 8  # images in one timing of ours

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from blobpipe import augment, campaign, cutout, difference, frames, normalize, render, stamps
+from blobpipe.core import frames
+from blobpipe.images import difference, normalize
 from blobpipe.params import Augment, Campaign, Params
+from blobpipe.simulation import augment, campaign, cutout, render, stamps
 
 BATCH = 100  # subframes; ISR section 5
 NOISE_SIGMA = Params().augment.noise_sigma

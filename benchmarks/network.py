@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from benchmarks import material
 from benchmarks.material import BATCH, NOISE_SIGMA, Size
 from benchmarks.measure import ROOT, Part, in_gib, interleave
-from blobpipe import cli, fused, networks, render, training
+from blobpipe import cli
+from blobpipe.networks import fused, networks, training
 from blobpipe.params import Train
+from blobpipe.simulation import render
 
 THREADS = 2
 N_MEMORY = 400  # subframes that plain PyTorch is fed with, again and again

@@ -22,7 +22,7 @@ THREADS = 2
 
 def scan(size: Size) -> Part:
     """Plain FITS difference images to tables, for growing numbers of them."""
-    from blobpipe import networks
+    from blobpipe.networks import networks
 
     order = [n for _ in range(size.scans) for n in size.n_scanned] + [size.main_scan] * (size.least - size.scans)
     with tempfile.TemporaryDirectory() as folder:
@@ -74,10 +74,10 @@ def _summary(size: Size, done: list[dict[str, float]]) -> Part:
 def _measure(folder: Path, n: int) -> dict[str, float]:
     """In the process of its own."""
     started = time.perf_counter()
-    from blobpipe import frames
     from blobpipe.cli import keep_memory, rest_idle_threads
+    from blobpipe.core import frames
+    from blobpipe.monitor.scan import scan
     from blobpipe.params import Evaluate, Params, Train
-    from blobpipe.scan import scan
 
     keep_memory()
     rest_idle_threads()
@@ -119,7 +119,8 @@ def _peak_bytes() -> int:
 
 
 def _picture_seconds(folder: Path) -> float:
-    from blobpipe import figures, networks, saliency
+    from blobpipe.core import figures
+    from blobpipe.networks import networks, saliency
 
     network, _ = networks.load_model(folder / "model.safetensors")
     subframe = np.random.default_rng(1).normal(size=(1, 256, 256)).astype(np.float32)

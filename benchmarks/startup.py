@@ -10,15 +10,15 @@ from benchmarks.material import Size
 from benchmarks.measure import ROOT, Part, interleave
 
 MODULES = {  # what each command imports, and the stages that it serves
-    "campaign": "campaign",
-    "difference": "difference",
-    "normalize": "clip, scale",
-    "cutout": "cutout",
-    "augment": "augment",
-    "training": "train",
-    "evaluation": "evaluate",
-    "regression": "regression, gate",
-    "scan": "scan",
+    "campaign": ("simulation.campaign", "campaign"),
+    "difference": ("images.difference", "difference"),
+    "normalize": ("images.normalize", "clip, scale"),
+    "cutout": ("simulation.cutout", "cutout"),
+    "augment": ("simulation.augment", "augment"),
+    "training": ("networks.training", "train"),
+    "evaluation": ("validation.evaluation", "evaluate"),
+    "regression": ("validation.regression", "regression, gate"),
+    "scan": ("monitor.scan", "scan"),
 }
 SECONDS = 60.0
 
@@ -29,7 +29,7 @@ def startup(size: Size) -> Part:
         "python": ["-c", "pass"],
         "help": ["-m", "blobpipe", "--help"],
         "torch": ["-c", "import torch"],
-        **{name: ["-c", f"import blobpipe.{name}"] for name in MODULES},
+        **{name: ["-c", f"import blobpipe.{module}"] for name, (module, _) in MODULES.items()},
     }
     if not size.stages:
         works = {name: works[name] for name in ("python", "help", "torch", "scan")}
@@ -45,7 +45,7 @@ def startup(size: Size) -> Part:
     part.add("help", "blobpipe --help", "s", seconds["help"], at_most=0.6)
     part.add("torch", "import torch", "s", seconds["torch"])
     for name in filter(seconds.__contains__, MODULES):
-        part.add(name, f"imports of {MODULES[name]}", "s", seconds[name])
+        part.add(name, f"imports of {MODULES[name][1]}", "s", seconds[name])
     part.add_ratio("help_over_python", "blobpipe --help / Python alone", seconds["help"], seconds["python"])
     part.add_ratio("scan_over_torch", "imports of scan / import torch", seconds["scan"], seconds["torch"])
     return part

@@ -28,20 +28,12 @@ import pandas as pd
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
-from blobpipe import (
-    augment,
-    campaign,
-    cutout,
-    difference,
-    frames,
-    networks,
-    normalize,
-    regression,
-    render,
-    saliency,
-    tiles,
-)
+from blobpipe.core import frames
+from blobpipe.images import difference, normalize
+from blobpipe.networks import networks, saliency
 from blobpipe.params import Params
+from blobpipe.simulation import augment, campaign, cutout, render, tiles
+from blobpipe.validation import regression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -29,8 +29,11 @@ import pandas as pd
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from blobpipe import campaign, frames, quicklook, serve, store
+from blobpipe.core import frames
+from blobpipe.monitor import quicklook, store
 from blobpipe.params import Campaign, Params, Quicklook
+from blobpipe.review import serve
+from blobpipe.simulation import campaign
 
 IMG = Path(__file__).resolve().parent / "img"
 MODEL = Path(quicklook.__file__).with_name("model.safetensors")

@@ -57,7 +57,7 @@ def difference_params() -> Difference:
 @pytest.fixture(scope="session")
 def campaign_dir(once: Once, campaign_params: Campaign) -> Path:
     """Its images and tables, as in ``data/raw``; only for reading."""
-    from blobpipe import campaign
+    from blobpipe.simulation import campaign
 
     return once("campaign", lambda folder: campaign.simulate(folder, campaign_params))
 
@@ -65,7 +65,7 @@ def campaign_dir(once: Once, campaign_params: Campaign) -> Path:
 @pytest.fixture(scope="session")
 def difference_dir(once: Once, campaign_dir: Path, difference_params: Difference) -> Path:
     """Its difference images and reference stack, as in ``data/difference``; only for reading."""
-    from blobpipe import difference
+    from blobpipe.images import difference
 
     def make(folder: Path) -> None:
         difference.reference(campaign_dir, folder, difference_params)

@@ -40,9 +40,12 @@ import numpy as np
 from astropy.io import fits
 from tqdm import tqdm
 
-from blobpipe import cli, deliver, dense, detect, networks, quicklook, store
+from blobpipe import cli
+from blobpipe.core.profiles import blob_profile
+from blobpipe.detection import detect
+from blobpipe.monitor import deliver, quicklook, store
+from blobpipe.networks import dense, networks
 from blobpipe.params import Detect, Difference, Health, Notices, Params, Quicklook, to_yaml
-from blobpipe.profiles import blob_profile
 from tests import month
 from tests.servers import Hook, HookServer
 

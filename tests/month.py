@@ -35,7 +35,7 @@ import numpy as np
 from astropy.io import fits
 from tqdm import tqdm
 
-from blobpipe import deliver, notify, store
+from blobpipe.monitor import deliver, notify, store
 from blobpipe.params import Health, Notices, Params, Quicklook, to_yaml
 from tests.servers import Hook, HookServer, Mailbox, MailServer
 from tests.unit.test_quicklook import KNOWN, SETTINGS, STACK, pixels

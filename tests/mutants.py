@@ -36,10 +36,10 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "blobpipe"
 MODULES = (
-    *("measure", "difference", "detect", "render", "quicklook"),
-    *("stacks", "catalogue", "handover", "deliver", "verdict"),
+    *("detection.measure", "images.difference", "detection.detect", "simulation.render", "monitor.quicklook"),
+    *("monitor.stacks", "monitor.catalogue", "monitor.handover", "monitor.deliver", "detection.verdict"),
 )
-TESTS = {"stacks": ("unit/test_quicklook.py",)}  # beside those that bear the module's name
+TESTS = {"monitor.stacks": ("unit/monitor/test_quicklook.py",)}  # beside those that bear the module's name
 WARM = (
     *("astropy.io.fits", "bottleneck", "matplotlib.pyplot", "numba", "pandas"),
     *("photutils.detection", "pydantic", "scipy.ndimage", "scipy.optimize", "skimage.registration", "torch"),
@@ -77,6 +77,10 @@ class Mutation(NamedTuple):
     occurrence: int
 
 
+def _path(module: str) -> Path:
+    return SOURCE / f"{module.replace('.', '/')}.py"
+
+
 class _Sites(Visitor):
     """Collects all mutations of a module in one walk."""
 
@@ -94,7 +98,7 @@ class _Sites(Visitor):
 
 def sites(module: str) -> list[list[Mutation]]:
     """The mutations of a module, those of one place together."""
-    source = (SOURCE / f"{module}.py").read_text()
+    source = _path(module).read_text()
     walk = _Sites(module)
     walk.walk(get_ast(source))
     spans = list(_dull(ast.parse(source)))
@@ -140,7 +144,7 @@ class _Mutated(importlib.machinery.SourceFileLoader):
     """Loads one module from a changed source, and finds it, before all others do."""
 
     def __init__(self, module: str, source: str) -> None:
-        super().__init__(f"blobpipe.{module}", str(SOURCE / f"{module}.py"))
+        super().__init__(f"blobpipe.{module}", str(_path(module)))
         self.source = source
 
     def get_code(self, fullname: str) -> Any:
@@ -164,7 +168,8 @@ class _Quickest:
 
 
 def _tests(module: str) -> list[str]:
-    named = (f"unit/test_{module}.py", f"property/test_{module}_laws.py", *TESTS.get(module, ()))
+    room, name = module.split(".")
+    named = (f"unit/{room}/test_{name}.py", f"property/test_{name}_laws.py", *TESTS.get(module, ()))
     return [f"tests/{name}" for name in named if (ROOT / "tests" / name).exists()]
 
 
@@ -249,7 +254,7 @@ def main() -> None:
             if options.numbers and number not in options.numbers:
                 continue
             module = mutation.module
-            source = (SOURCE / f"{module}.py").read_text()
+            source = _path(module).read_text()
             if module not in took_s:
                 took_s[module] = _unchanged(module, source, Path(work))
             mutated = mutate_code(source, cosmic_ray.plugins.get_operator(mutation.operator)(), mutation.occurrence)
@@ -262,11 +267,11 @@ def main() -> None:
             drawn[module] += 1
             noticed[module] += status != 0
             said = "SURVIVED" if status == 0 else "too long" if status == -1 else "noticed"
-            print(f"{number:4d} {said} {module}.py:{mutation.line} {mutation.operator.removeprefix('core/')}")
+            print(f"{number:4d} {said} {module}:{mutation.line} {mutation.operator.removeprefix('core/')}")
             print(*_changed(source, mutated), sep="\n", flush=True)
     for module in drawn:
-        print(f"{module:10s} {noticed[module]:3d} of {drawn[module]:3d} noticed")
-    print(f"{'all':10s} {noticed.total():3d} of {drawn.total():3d} noticed, seed {options.seed}")
+        print(f"{module:20s} {noticed[module]:3d} of {drawn[module]:3d} noticed")
+    print(f"{'all':20s} {noticed.total():3d} of {drawn.total():3d} noticed, seed {options.seed}")
 
 
 def _unchanged(module: str, source: str, work: Path) -> dict[str, float]:

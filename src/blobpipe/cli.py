@@ -48,13 +48,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of the GNU C lib
 
 
 def _campaign(args: argparse.Namespace) -> None:
-    from blobpipe.campaign import simulate
+    from blobpipe.simulation.campaign import simulate
 
     simulate(RAW, _params(args).campaign, threads=args.threads)
 
 
 def _difference(args: argparse.Namespace) -> None:
-    from blobpipe import difference
+    from blobpipe.images import difference
 
     if args.batch is None:
         difference.reference(RAW, DIFFERENCE, _params(args).difference)
@@ -63,57 +63,57 @@ def _difference(args: argparse.Namespace) -> None:
 
 
 def _clip(args: argparse.Namespace) -> None:
-    from blobpipe.normalize import clip
+    from blobpipe.images.normalize import clip
 
     clip(DIFFERENCE, CLIP, _params(args).clip, args.batch)
 
 
 def _scale(args: argparse.Namespace) -> None:
-    from blobpipe.normalize import scale
+    from blobpipe.images.normalize import scale
 
     scale(CLIP, SCALE, _params(args).scale, args.batch)
 
 
 def _cutout(args: argparse.Namespace) -> None:
-    from blobpipe.cutout import cut
+    from blobpipe.simulation.cutout import cut
 
     params = _params(args)
     cut(RAW, DIFFERENCE, SCALE, CUTOUT, params.cutout, clip=params.clip, scale=params.scale)
 
 
 def _augment(args: argparse.Namespace) -> None:
-    from blobpipe.augment import augment
+    from blobpipe.simulation.augment import augment
 
     augment(DIFFERENCE, SCALE, CUTOUT, AUGMENT, _params(args).augment)
 
 
 def _train(args: argparse.Namespace) -> None:
-    from blobpipe.training import train
+    from blobpipe.networks.training import train
 
     params = _params(args)
     train(DIFFERENCE, SCALE, CUTOUT, AUGMENT, TRAIN, params.train, noise_sigma=params.augment.noise_sigma)
 
 
 def _dense(args: argparse.Namespace) -> None:
-    from blobpipe.dense import train
+    from blobpipe.networks.dense import train
 
     train(DIFFERENCE, SCALE, CUTOUT, AUGMENT, DENSE, _params(args).dense)
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from blobpipe.detect import detect
+    from blobpipe.detection.detect import detect
 
     detect(RAW, DIFFERENCE, SCALE, CUTOUT, DENSE_MODEL, DETECT, _params(args).detect)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from blobpipe.evaluation import evaluate
+    from blobpipe.validation.evaluation import evaluate
 
     evaluate(DIFFERENCE, SCALE, CUTOUT, (MODEL, f"{DETECT}/model.safetensors"), EVALUATE, _params(args).evaluate)
 
 
 def _regression(args: argparse.Namespace) -> None:
-    from blobpipe import casebook, regression
+    from blobpipe.validation import casebook, regression
 
     params = _params(args)
     folders, rate = (RAW, DIFFERENCE, SCALE, CUTOUT), params.detect.false_alarms_per_100_frames
@@ -130,7 +130,7 @@ def _regression(args: argparse.Namespace) -> None:
 
 
 def _completeness(args: argparse.Namespace) -> None:
-    from blobpipe import completeness
+    from blobpipe.validation import completeness
 
     params = _params(args)
     rate = params.detect.false_alarms_per_100_frames
@@ -142,14 +142,14 @@ def _completeness(args: argparse.Namespace) -> None:
 
 
 def _explore(args: argparse.Namespace) -> None:
-    from blobpipe.explore import explore
+    from blobpipe.validation.explore import explore
 
     models = (MODEL, f"{DENSE}/model.safetensors")
     explore(DIFFERENCE, SCALE, CUTOUT, models, EXPLORE, _params(args).explore)
 
 
 def _gate(args: argparse.Namespace) -> int:
-    from blobpipe import regression
+    from blobpipe.validation import regression
 
     failed = regression.gate(JUDGED, _params(args).regression)
     for line in regression.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
@@ -159,7 +159,7 @@ def _gate(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from blobpipe.check import describe
+    from blobpipe.core.check import describe
 
     usable = True
     for path in args.files:
@@ -170,7 +170,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _scan(args: argparse.Namespace) -> int:
-    from blobpipe.scan import scan
+    from blobpipe.monitor.scan import scan
 
     return scan(
         args.frames,
@@ -184,7 +184,7 @@ def _scan(args: argparse.Namespace) -> int:
 
 
 def _quicklook(args: argparse.Namespace) -> None:
-    from blobpipe import quicklook
+    from blobpipe.monitor import quicklook
 
     params = _params_if_any(args)
     routine = quicklook.Routine(
@@ -203,7 +203,7 @@ def _quicklook(args: argparse.Namespace) -> None:
 
 
 def _log(args: argparse.Namespace) -> None:
-    from blobpipe import store
+    from blobpipe.monitor import store
 
     connection = store.connect(args.log)
     if args.out:
@@ -217,7 +217,7 @@ def _log(args: argparse.Namespace) -> None:
 
 
 def _catalogue(args: argparse.Namespace) -> None:
-    from blobpipe import catalogue, store
+    from blobpipe.monitor import catalogue, store
 
     connection = store.connect(args.log)
     if args.frames:
@@ -229,7 +229,7 @@ def _catalogue(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from blobpipe import archive
+    from blobpipe.monitor import archive
 
     exposures = archive.find_exposures(args.start, args.end)
     if args.dry_run:
@@ -244,7 +244,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _flatten(args: argparse.Namespace) -> int:
-    from blobpipe.flatten import flatten, refuse_overwriting
+    from blobpipe.images.flatten import flatten, refuse_overwriting
 
     failed = 0
     for index, path in enumerate(args.files):
@@ -258,7 +258,7 @@ def _flatten(args: argparse.Namespace) -> int:
 
 
 def _notify(args: argparse.Namespace) -> None:
-    from blobpipe import notify, store
+    from blobpipe.monitor import notify, store
 
     params = _params_if_any(args).notices
     if args.test:
@@ -277,7 +277,7 @@ def _notify(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from blobpipe.doctor import Setup, examine
+    from blobpipe.monitor.doctor import Setup, examine
 
     settings = Path(args.params or PARAMS)
     named = settings if args.params or settings.exists() else None
@@ -292,7 +292,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from blobpipe import handover
+    from blobpipe.monitor import handover
 
     handover.export(
         args.catalogue,
@@ -310,14 +310,14 @@ def _export(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     with _extra("serve"):
-        from blobpipe.serve import serve
+        from blobpipe.review.serve import serve
     serve(args.log, host=args.host, port=args.port, token_file=args.token_file, names=tuple(args.name))
 
 
 def _page(args: argparse.Namespace) -> None:
     with _extra("serve"):
-        from blobpipe import pages
-    from blobpipe import store
+        from blobpipe.monitor import store
+        from blobpipe.review import pages
 
     with closing(store.connect(args.log)) as connection:
         day = None if args.all else args.date or pages.newest_day(connection)
@@ -344,7 +344,7 @@ def _default_model(params: Params) -> Path:
     """The same, for work: the pipeline's own must have passed the regression test."""
     model = _own_or_packaged()
     if model == Path(OWN_MODEL):
-        from blobpipe import regression
+        from blobpipe.validation import regression
 
         regression.require_passed(model, Path(JUDGED), params.regression)
     return model
@@ -646,7 +646,7 @@ def _one_line(error: Exception) -> str:
         case OSError():
             line = " ".join(str(error).split()) or type(error).__name__
         case sqlite3.Error():
-            from blobpipe.store import reason
+            from blobpipe.monitor.store import reason
 
             line = f"the log: {reason(error)}"
         case MemoryError():

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from blobpipe import check, frames
+from blobpipe.core import check, frames
 from blobpipe.errors import FrameError
 from tests.fuzz import runner
 

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from blobpipe import detect, networks, verdict
+from blobpipe.detection import detect, verdict
 from blobpipe.errors import ModelError
+from blobpipe.networks import networks
 from tests.fuzz import runner
 
 READERS: tuple[Callable[[Path], Any], ...] = (

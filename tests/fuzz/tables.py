@@ -19,8 +19,9 @@ from pathlib import Path
 import pandas as pd
 from astropy.table import Table
 
-from blobpipe import catalogue, frames, handover, store
+from blobpipe.core import frames
 from blobpipe.errors import BlobpipeError, TableError
+from blobpipe.monitor import catalogue, handover, store
 from tests.fuzz import runner
 
 NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)

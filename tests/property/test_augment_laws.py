@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blobpipe import augment
 from blobpipe.params import Augment
+from blobpipe.simulation import augment
 
 
 @given(st.integers(1, 300), st.integers(1, 6), st.booleans(), st.booleans(), st.integers(0, 99))

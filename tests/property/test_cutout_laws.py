@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blobpipe import cutout, render, tiles
 from blobpipe.errors import TableError
 from blobpipe.params import Cutout
+from blobpipe.simulation import cutout, render, tiles
 
 SIDE = render.SIDE
 

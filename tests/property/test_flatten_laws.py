@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blobpipe.flatten import KEPT_FLAGS, light_loss
+from blobpipe.images.flatten import KEPT_FLAGS, light_loss
 
 SHAPE = (330, 312)  # five boxes, the last one smaller, and four
 FEW = settings(max_examples=12)

@@ -13,7 +13,7 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blobpipe import frames
+from blobpipe.core import frames
 from blobpipe.errors import BlobpipeError
 
 Words = st.one_of(st.integers(0, 2**31), st.text(min_size=1, max_size=8))

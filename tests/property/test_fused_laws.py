@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blobpipe import fused
+from blobpipe.networks import fused
 
 COLUMNS = [(5, 4), (3, 6)]  # size and pool where the results of a window's column take fewer products
 KERNELS = st.sampled_from([*COLUMNS, (3, 2)])  # each pair is compiled anew

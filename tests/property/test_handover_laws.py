@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from blobpipe import handover
+from blobpipe.monitor import handover
 
 PLACE = st.floats(-0.5, 1023.5) | st.sampled_from([-0.5, 0.0, 4.5, 5.0, 511.5, 1018.0, 1018.5, 1023.5])
 BLOB = st.tuples(PLACE, PLACE, st.floats(0.5, 20))

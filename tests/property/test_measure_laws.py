@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blobpipe import measure
-from blobpipe.profiles import SHAPES, Shape, blob_profile
+from blobpipe.core.profiles import SHAPES, Shape, blob_profile
+from blobpipe.detection import measure
 
 places = st.floats(26.0, 38.0)
 points = st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50)), max_size=8)

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blobpipe import frames, normalize
+from blobpipe.core import frames
+from blobpipe.images import normalize
 from blobpipe.params import Scale
 
 SIZES = st.one_of(st.integers(1, 2100), st.sampled_from([3_999, 9_999, 10_000, 100_001]))

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from blobpipe import normalize
+from blobpipe.images import normalize
 from blobpipe.params import Clip, Scale
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blobpipe.profiles import SHAPES, Shape, blob_profile, matched_snr
+from blobpipe.core.profiles import SHAPES, Shape, blob_profile, matched_snr
 
 shapes = st.sampled_from(SHAPES)
 radii = st.floats(2.5, 10.0)

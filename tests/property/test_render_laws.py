@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from blobpipe import clutter, render
-from blobpipe.cutout import BLOB_COLUMNS, SUBFRAME_COLUMNS
+from blobpipe.simulation import clutter, render
+from blobpipe.simulation.cutout import BLOB_COLUMNS, SUBFRAME_COLUMNS
 
 SIDE = render.SIDE
 N_FRAMES, FRAME = 3, (300, 340)

@@ -10,8 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from blobpipe import augment, cutout, detect, frames, networks, normalize, profiles
+from blobpipe.core import frames, profiles
+from blobpipe.detection import detect
+from blobpipe.images import normalize
+from blobpipe.networks import networks
 from blobpipe.params import Augment, Cutout, Detect, Params, Train, to_yaml
+from blobpipe.simulation import augment, cutout
 
 SIDE = 512
 KNOWN = ((60.0, 70.0, 7.0, 0.05), (200.3, 300.6, 5.0, 0.10), (400.5, 120.2, 6.0, 0.08), (350.0, 420.0, 4.0, 0.04))

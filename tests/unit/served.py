@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from blobpipe import serve
+from blobpipe.review import serve
 
 TOKEN = "a-token-that-nobody-guesses"
 SECONDS = 30.0  # that it may take to start

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from blobpipe import store
+from blobpipe.monitor import store
 
 FIRST_MJD = 55000.0
 CADENCE_DAYS = 0.6

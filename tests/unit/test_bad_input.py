@@ -19,8 +19,11 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 
-from blobpipe import cli, frames, networks, store
+from blobpipe import cli
+from blobpipe.core import frames
 from blobpipe.errors import BlobpipeError
+from blobpipe.monitor import store
+from blobpipe.networks import networks
 from blobpipe.params import Difference, Params, to_yaml
 
 pytestmark = pytest.mark.xdist_group("bad input")  # most look at one folder

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blobpipe import networks, normalize, render
+from blobpipe.images import normalize
+from blobpipe.networks import networks
 from blobpipe.params import Clip
+from blobpipe.simulation import render
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]

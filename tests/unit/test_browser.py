@@ -19,7 +19,8 @@ import pytest
 from tests.unit import synthetic_log
 from tests.unit.served import TOKEN, served
 
-from blobpipe import cli, store
+from blobpipe import cli
+from blobpipe.monitor import store
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

@@ -18,50 +18,56 @@ import pytest
 from astropy.io import fits
 from tests.unit import synthetic_log
 
-from blobpipe import __version__, cli, frames, store
+from blobpipe import __version__, cli
+from blobpipe.core import frames
 from blobpipe.errors import BlobpipeError
+from blobpipe.monitor import store
 from blobpipe.params import Notices, Params, Regression, to_yaml
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 D, C = "data", "results"
 PARAMS = Params(regression=Regression(min_cases=7))
 EXPECTED: dict[str, Calls] = {
-    "campaign --threads 2": [("campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})],
+    "campaign --threads 2": [("simulation.campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})],
     "difference": [
-        ("difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {}),
-        ("difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, None), {}),
+        ("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {}),
+        ("images.difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, None), {}),
     ],
-    "difference --reference": [("difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})],
-    "difference --batch 3": [("difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3), {})],
-    "clip": [("normalize.clip", (f"{D}/difference", f"{D}/clip", PARAMS.clip, None), {})],
-    "scale --batch 0": [("normalize.scale", (f"{D}/clip", f"{D}/scale", PARAMS.scale, 0), {})],
+    "difference --reference": [("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})],
+    "difference --batch 3": [("images.difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3), {})],
+    "clip": [("images.normalize.clip", (f"{D}/difference", f"{D}/clip", PARAMS.clip, None), {})],
+    "scale --batch 0": [("images.normalize.scale", (f"{D}/clip", f"{D}/scale", PARAMS.scale, 0), {})],
     "cutout": [
         (
-            "cutout.cut",
+            "simulation.cutout.cut",
             (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout", PARAMS.cutout),
             {"clip": PARAMS.clip, "scale": PARAMS.scale},
         )
     ],
     "augment": [
-        ("augment.augment", (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", PARAMS.augment), {})
+        (
+            "simulation.augment.augment",
+            (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", PARAMS.augment),
+            {},
+        )
     ],
     "train": [
         (
-            "training.train",
+            "networks.training.train",
             (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/train", PARAMS.train),
             {"noise_sigma": 0.75},
         )
     ],
     "dense": [
         (
-            "dense.train",
+            "networks.dense.train",
             (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/dense", PARAMS.dense),
             {},
         )
     ],
     "detect": [
         (
-            "detect.detect",
+            "detection.detect.detect",
             (
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS.detect),
@@ -71,7 +77,7 @@ EXPECTED: dict[str, Calls] = {
     ],
     "evaluate": [
         (
-            "evaluation.evaluate",
+            "validation.evaluation.evaluate",
             (
                 *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *((cli.MODEL, f"{C}/detect/model.safetensors"), f"{C}/evaluate", PARAMS.evaluate),
@@ -81,7 +87,7 @@ EXPECTED: dict[str, Calls] = {
     ],
     "regression": [
         (
-            "regression.regress",
+            "validation.regression.regress",
             (
                 *((f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"), f"{C}/detect"),
                 *(cli.MODEL, f"{C}/regression", PARAMS.regression),
@@ -89,14 +95,14 @@ EXPECTED: dict[str, Calls] = {
             {"radii_px": PARAMS.evaluate.radii_px, "per_100_frames": PARAMS.detect.false_alarms_per_100_frames},
         ),
         (
-            "casebook.write_cases",
+            "validation.casebook.write_cases",
             (f"{D}/difference", f"{D}/scale", f"{C}/detect", cli.MODEL, f"{C}/regression"),
             {},
         ),
     ],
     "completeness": [
         (
-            "completeness.measure_completeness",
+            "validation.completeness.measure_completeness",
             (
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *((f"{C}/detect/model.safetensors", cli.MODEL), f"{C}/completeness", PARAMS.completeness),
@@ -111,7 +117,7 @@ EXPECTED: dict[str, Calls] = {
     ],
     "explore": [
         (
-            "explore.explore",
+            "validation.explore.explore",
             (
                 *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *((cli.MODEL, f"{C}/dense/model.safetensors"), f"{C}/explore", PARAMS.explore),
@@ -136,7 +142,7 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
     calls: Calls = []
     names = {name for expected in EXPECTED.values() for name, _, _ in expected}
     for name in names:
-        module, function = name.split(".")
+        module, _, function = name.rpartition(".")
 
         def record(*args: Any, name: str = name, **settings: Any) -> None:
             calls.append((name, args, settings))
@@ -215,7 +221,7 @@ def test_gate_passes_or_says_what_failed(folder: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize("own", [True, False])
 def test_scan_needs_no_settings_but_takes_them(folder: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
     calls: Calls = []
-    scan = importlib.import_module("blobpipe.scan")
+    scan = importlib.import_module("blobpipe.monitor.scan")
     monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
     if not own:
         (folder / "params.yaml").unlink()
@@ -230,7 +236,7 @@ def test_scan_needs_no_settings_but_takes_them(folder: Path, monkeypatch: pytest
 
 def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Calls = []
-    scan = importlib.import_module("blobpipe.scan")
+    scan = importlib.import_module("blobpipe.monitor.scan")
     monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
     own = _own_model(folder)
     assert cli.main(["scan", "a.fits", "--out", "o"]) == 0
@@ -330,7 +336,7 @@ def test_quicklook_has_its_folder_log_and_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     calls: Calls = []
-    quicklook = importlib.import_module("blobpipe.quicklook")
+    quicklook = importlib.import_module("blobpipe.monitor.quicklook")
     for name in ("quicklook", "watch"):
         monkeypatch.setattr(quicklook, name, lambda *args, name=name: calls.append((name, args, {})))
     told = PARAMS.model_copy(update={"notices": Notices(digest="daily")})
@@ -379,7 +385,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(importlib.import_module("blobpipe.normalize"), "clip", fail)
+    monkeypatch.setattr(importlib.import_module("blobpipe.images.normalize"), "clip", fail)
 
 
 @pytest.mark.parametrize("message", ERRORS)

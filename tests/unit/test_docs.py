@@ -18,27 +18,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe import (
-    augment,
-    campaign,
-    catalogue,
-    completeness,
-    cutout,
-    detect,
-    evaluation,
-    explore,
-    frames,
-    measure,
-    networks,
-    normalize,
-    regression,
-    scan,
-    statistics,
-    store,
-    training,
-)
 from blobpipe.cli import STAGES, build_parser
+from blobpipe.core import frames, statistics
+from blobpipe.detection import detect, measure
+from blobpipe.images import normalize
+from blobpipe.monitor import catalogue, scan, store
+from blobpipe.networks import networks, training
 from blobpipe.params import Params
+from blobpipe.simulation import augment, campaign, cutout
+from blobpipe.validation import completeness, evaluation, explore, regression
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -247,16 +235,16 @@ KNOWN: dict[str, Sequence[str]] = {
     "known/blobs.csv": catalogue.COLUMNS,
 }
 NAMED_IN = {  # where no list of columns can be had without a run, they stand in the module as words
-    "data/difference/frames-000.csv": ["difference"],
-    "results/train/metrics.json": ["training"],
-    "results/evaluate/metrics.json": ["evaluation", "statistics"],
-    "results/dense/metrics.json": ["training"],
-    "results/explore/metrics.json": ["explore"],
-    "results/evaluate/predictions.csv": ["evaluation", "baselines"],
-    "results/evaluate/failures.csv": ["evaluation"],
-    "results/evaluate/roc.csv": ["evaluation"],
-    "results/evaluate/precision_recall.csv": ["evaluation"],
-    "results/evaluate/snr.csv": ["evaluation", "statistics"],
+    "data/difference/frames-000.csv": ["images/difference"],
+    "results/train/metrics.json": ["networks/training"],
+    "results/evaluate/metrics.json": ["validation/evaluation", "core/statistics"],
+    "results/dense/metrics.json": ["networks/training"],
+    "results/explore/metrics.json": ["validation/explore"],
+    "results/evaluate/predictions.csv": ["validation/evaluation", "detection/baselines"],
+    "results/evaluate/failures.csv": ["validation/evaluation"],
+    "results/evaluate/roc.csv": ["validation/evaluation"],
+    "results/evaluate/precision_recall.csv": ["validation/evaluation"],
+    "results/evaluate/snr.csv": ["validation/evaluation", "core/statistics"],
 }
 
 

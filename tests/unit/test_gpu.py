@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blobpipe import augment, clutter, cutout, fused, render, render_gpu
+from blobpipe.networks import fused
+from blobpipe.simulation import augment, clutter, cutout, render, render_gpu
 
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 
@@ -69,7 +70,7 @@ def test_drops_what_the_cpu_drops(device: str, dropout: float, seed: int) -> Non
     "shape", [(3, 1, 8, 256, 256), (2, 8, 16, 64, 64), (1, 2, 4, 30, 43), (5, 4, 8, 19, 64), (0, 1, 8, 64, 64)]
 )
 def test_the_kernels_give_what_the_plain_modules_give(shape: tuple[int, ...], dropout: float) -> None:
-    from blobpipe import fused_gpu
+    from blobpipe.networks import fused_gpu
 
     n, channels, filters, ny, nx = shape
     draw = torch.Generator("cuda").manual_seed(1)

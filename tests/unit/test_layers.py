@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import resource
 import subprocess
@@ -12,91 +13,34 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "blobpipe"
-ORDER = (
-    "__init__",
-    "errors",
-    "threads",
-    "params",
-    "hdus",
-    "unpack",
-    "frames",
-    "figures",
-    "check",
-    "statistics",
-    "profiles",
-    "campaign",
-    "archive",
-    "flatten",
-    "difference",
-    "measure",
-    "normalize",
-    "clutter",
-    "render",
-    "tiles",
-    "stamps",
-    "cutout",
-    "augment",
-    "render_gpu",
-    "fused",
-    "fused_gpu",
-    "networks",
-    "training",
-    "saliency",
-    "baselines",
-    "verdict",
-    "dense",
-    "detect",
-    "evaluation",
-    "regression",
-    "casebook",
-    "completeness",
-    "autoencoder",
-    "explore_figures",
-    "explore",
-    "scan",
-    "store",
-    "health",
-    "deliver",
-    "notify",
-    "inbox",
-    "stacks",
-    "pictures",
-    "quicklook",
-    "catalogue",
-    "doctor",
-    "handover",
-    "graphs",
-    "pages",
-    "serve",
-    "cli",
-    "__main__",
+ROOT = SOURCE.parents[1]
+ROOMS = {  # and of which an import may come
+    "core": (),
+    "images": ("core",),
+    "simulation": ("core", "images"),
+    "networks": ("core", "images", "simulation"),
+    "detection": ("core", "images", "simulation", "networks"),
+    "validation": ("core", "images", "simulation", "networks", "detection"),
+    "monitor": ("core", "images", "simulation", "networks", "detection", "validation"),
+    "review": ("core", "images", "monitor"),
+}
+HALL = ("errors", "params", "cli", "__init__", "__main__")
+MODULES = sorted(
+    path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py") if path.stem != "__init__"
 )
-NETWORK_MODULES = (
-    "render_gpu",
-    "fused",
-    "fused_gpu",
-    "networks",
-    "training",
-    "saliency",
-    "dense",
-    "detect",
-    "evaluation",
-    "regression",
-    "casebook",
-    "completeness",
-    "autoencoder",
-    "explore",
-    "scan",
-    "quicklook",
-)
-ARRAY_MODULES = [name for name in ORDER[: ORDER.index("render_gpu")] if name not in ("check", "figures")] + [
-    "baselines"
-]
 HEAVY = ("torch", "pandas", "astropy", "matplotlib", "numba", "scipy", "skimage", "photutils", "ginga", "numpy")
 
 
+def room_of(module: str) -> str:
+    return module.partition("/")[0] if "/" in module else ""
+
+
+def in_rooms(*rooms: str) -> list[str]:
+    return [module for module in MODULES if room_of(module) in rooms]
+
+
 def imported(module: str) -> set[str]:
-    """Everything that a module imports, anywhere in it; of blobpipe, ``blobpipe.name``."""
+    """Everything that a module imports, anywhere in it; of blobpipe, ``blobpipe.room.name``."""
     names: set[str] = set()
     for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -108,43 +52,86 @@ def imported(module: str) -> set[str]:
     return names
 
 
-def test_the_list_holds_every_module() -> None:
-    assert {path.stem for path in SOURCE.glob("*.py")} == set(ORDER)
+def own(module: str) -> set[str]:
+    """The modules of blobpipe that a module imports."""
+    return {name.removeprefix("blobpipe.").replace(".", "/") for name in imported(module)} & set(MODULES)
 
 
-def test_contributors_are_told_the_same_order() -> None:
-    text = (SOURCE.parents[1] / "CONTRIBUTING.md").read_text()
-    listed = text.partition("in the order in which an image meets them")[2].partition("Imports")[0]
-    named = re.sub(r"\([^)]*\)", "", listed).split("`")[1::2]
-    assert named == [name for name in ORDER if not name.startswith("__")]
+def test_each_folder_is_a_room_and_each_file_beside_them_of_the_hall() -> None:
+    assert {path.parent.name for path in SOURCE.glob("*/*.py")} == set(ROOMS)
+    assert {path.stem for path in SOURCE.glob("*.py")} == set(HALL)
+    assert not list(SOURCE.glob("*/*/*.py"))
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_no_import_points_back(module: str) -> None:
-    mine = {name.split(".")[1] for name in imported(module) if name.startswith("blobpipe.")} & set(ORDER)
-    later = set(ORDER[ORDER.index(module) :])
-    assert not mine & later
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_holds_at_most_fourteen_modules_and_says_what_it_is_for(room: str) -> None:
+    assert 1 <= len(in_rooms(room)) <= 14
+    docstring = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text())) or ""
+    purpose, blank, imports, stages = docstring.splitlines()
+    assert purpose
+    assert not blank
+    assert imports.startswith("Imports ")
+    assert stages.startswith("Stages: ")
+    assert purpose in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_from_room_to_room(module: str) -> None:
+    room = room_of(module)
+    if room:
+        assert {room_of(other) for other in own(module)} <= {room, *ROOMS[room], ""}
+        assert not own(module) & {"cli", "__main__"}
+    elif module in ("errors", "params"):
+        assert own(module) <= {"errors"}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    imports = {module: own(module) for module in MODULES}
+    assert len([*graphlib.TopologicalSorter(imports).static_order()]) == len(MODULES)
+
+
+def test_the_documents_name_the_rooms_in_one_order() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "docs/api.md"):
+        text = (ROOT / name).read_text()
+        named = re.findall(r"^(?:## blobpipe\.|\| `)(\w+)/?`?(?: \||$)", text, re.MULTILINE)
+        assert [room for room in named if room in ROOMS] == list(ROOMS), name
+
+
+def test_contributors_are_told_every_module() -> None:
+    rows = re.findall(r"^\| `(\w+)/` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = {f"{room}/{name}" for room, names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert told == set(in_rooms(*ROOMS))
+
+
+def test_tests_mirror_the_rooms() -> None:
+    assert {path.parent.name for path in (ROOT / "tests/unit").glob("*/test_*.py")} == set(ROOMS)
+    tested = {
+        f"{path.parent.name}/{path.stem.removeprefix('test_')}" for path in (ROOT / "tests/unit").glob("*/test_*.py")
+    }
+    assert tested <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_the_library_knows_no_workflow_tool(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & {"snakemake", "dvc"}
 
 
-@pytest.mark.parametrize("module", ARRAY_MODULES)
+@pytest.mark.parametrize("module", in_rooms("core", "images"))
 def test_modules_of_plain_arrays_use_no_network(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & {"torch", "safetensors"}
 
 
-@pytest.mark.parametrize("module", NETWORK_MODULES)
+@pytest.mark.parametrize("module", in_rooms("networks", "detection", "validation"))
 def test_network_modules_read_no_fits(module: str) -> None:
     assert not {name.split(".")[0] for name in imported(module)} & {"astropy", "ginga"}
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", MODULES)
 def test_only_the_command_line_prints(module: str) -> None:
     calls = [
-        node.func for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text())) if isinstance(node, ast.Call)
+        node.func
+        for node in ast.walk(ast.parse((SOURCE / f"{module}.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
     ]
     prints = any(isinstance(call, ast.Name) and call.id == "print" for call in calls)
     assert not prints or module == "cli"
@@ -163,13 +150,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_light_modules_import_nothing_heavy() -> None:
     assert not loaded_after("import blobpipe.errors, blobpipe.params, blobpipe.cli")
-    assert loaded_after("import blobpipe.frames, blobpipe.check") <= {"numpy"}
+    assert loaded_after("import blobpipe.core.frames, blobpipe.core.check") <= {"numpy"}
 
 
 def test_arrays_do_without_torch_and_networks_without_astropy() -> None:
-    arrays = ", ".join(f"blobpipe.{name}" for name in ARRAY_MODULES if name != "__init__")
+    arrays = ", ".join(f"blobpipe.{module.replace('/', '.')}" for module in in_rooms("core", "images"))
     assert "torch" not in loaded_after(f"import {arrays}")
-    assert "astropy" not in loaded_after("import blobpipe.training")
+    assert "astropy" not in loaded_after("import blobpipe.networks.training")
 
 
 def test_help_answers_at_once() -> None:

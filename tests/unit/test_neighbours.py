@@ -17,10 +17,11 @@ import pytest
 from astropy.io import fits
 
 import blobpipe
-from blobpipe import frames, scan, store
+from blobpipe.core import frames
+from blobpipe.core.profiles import blob_profile
 from blobpipe.errors import printable
+from blobpipe.monitor import scan, store
 from blobpipe.params import Difference, Params, Quicklook, to_yaml
-from blobpipe.profiles import blob_profile
 
 SIDE, IMAGES, NEIGHBOURS = 256, 60, 40
 KNOWN = ((100, 120, 6.5, 0.08), (190, 60, 5.5, 0.1))

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 import blobpipe
-from blobpipe import dense, detect, frames, networks, normalize, verdict
+from blobpipe.core import frames
+from blobpipe.core.profiles import SHAPES, blob_profile
+from blobpipe.detection import detect, verdict
+from blobpipe.images import normalize
+from blobpipe.networks import dense, networks
 from blobpipe.params import Params
-from blobpipe.profiles import SHAPES, blob_profile
 
 ROOT = Path(__file__).parents[2]
 MODEL = Path(blobpipe.__file__).with_name("model.safetensors")

@@ -13,8 +13,12 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter, maximum_filter
 
-from blobpipe import check, cli, frames, networks, normalize, render, stamps, tiles
+from blobpipe import cli
+from blobpipe.core import check, frames
+from blobpipe.images import normalize
+from blobpipe.networks import networks
 from blobpipe.params import Clip, Scale
+from blobpipe.simulation import render, stamps, tiles
 
 ROOT = Path(__file__).parents[2]
 BLOB, STACK = "example_blob.fits.gz", "example_median_stack.fits.gz"

@@ -47,7 +47,7 @@ def test_code_deps_are_what_a_stage_imports(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_optional_rules_name_the_code_that_they_import(name: str) -> None:
     rule = (HERE / f"workflow/rules/{name}.smk").read_text()
-    assert [f"src/blobpipe/{module}" for module in re.findall(r'"(\w+\.py)"', rule)] == _code_of(name)
+    assert [f"src/blobpipe/{module}" for module in re.findall(r'"(\w+/\w+\.py)"', rule)] == _code_of(name)
 
 
 def _code_of(name: str) -> list[str]:
@@ -69,10 +69,13 @@ def _module(name: str) -> ast.Module:
 def _imports(tree: ast.AST) -> Iterator[str]:
     """The modules of blobpipe that some code imports, at the top or later."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module == "blobpipe":
-            yield from (alias.name for alias in node.names if (HERE / f"src/blobpipe/{alias.name}.py").exists())
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("blobpipe."):
-            yield node.module.split(".")[1]
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("blobpipe"):
+            continue
+        path = "/".join((node.module or "").split(".")[1:])
+        if path and (HERE / f"src/blobpipe/{path}.py").exists():
+            yield path
+        names = (f"{path}/{alias.name}".lstrip("/") for alias in node.names)
+        yield from (name for name in names if (HERE / f"src/blobpipe/{name}.py").exists())
 
 
 def test_library_knows_neither_tool() -> None:

@@ -210,7 +210,7 @@ def test_settings_edited_during_a_run_certify_nothing(project: Project) -> None:
 
 @pytest.mark.parametrize("old", [False, True], ids=["new", "restored"])
 def test_edited_code_is_noticed_whatever_its_date(old: bool, project: Project) -> None:
-    path = project.root / "src/blobpipe/regression.py"
+    path = project.root / "src/blobpipe/validation/regression.py"
     time = path.stat().st_mtime
     path.write_text(path.read_text() + "# a remark\n")
     if old:

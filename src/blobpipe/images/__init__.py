@@ -1,0 +1,5 @@
+"""An exposure becomes a blob image, a difference from a template, and a clipped and scaled image.
+
+Imports core.
+Stages: difference, clip, scale.
+"""

@@ -1,0 +1,241 @@
+"""What would be found, and what not: blobs of every depth and size, superimposed on real backgrounds, three detectors."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from tqdm import tqdm
+
+from blobpipe.core import figures, frames, profiles, statistics
+from blobpipe.detection import detect, measure, verdict
+from blobpipe.images import normalize
+from blobpipe.networks import dense, networks
+from blobpipe.params import Clip, Completeness, Scale
+from blobpipe.simulation import cutout, render
+
+INJECTION_COLUMNS = ("frame", "x_px", "y_px", "radius_px", "depth_frac", "shape", "snr", *detect.DETECTORS)
+GRID_COLUMNS = (
+    *("detector", "radius_px", "depth_frac", "n", "recovered", "completeness"),
+    *("completeness_low", "completeness_high"),
+)
+LIMIT_COLUMNS = ("detector", "radius_px", "depth_50_frac", "depth_90_frac")
+
+Image = npt.NDArray[np.float32]
+
+
+class Setting(NamedTuple):
+    """Settings of other stages that decide what a frame looks like to a detector."""
+
+    clip: Clip
+    scale: Scale
+    radii_px: tuple[float, ...]
+    false_alarms_per_100_frames: float
+
+
+class Detectors(NamedTuple):
+    """The three, and the score from which each reports a blob, at the same rate of false alarms."""
+
+    dense: networks.DenseNetwork
+    others: detect.Baselines
+    thresholds: dict[str, float]
+    weights: tuple[float, ...]
+
+
+class Background(NamedTuple):
+    """An image without a new blob, as it was subtracted, and what `measure.judge` asks about it."""
+
+    name: str
+    difference: Image
+    about: dict[str, Any]
+
+
+def measure_completeness(
+    raw_dir: str | Path,
+    difference_dir: str | Path,
+    scale_dir: str | Path,
+    cutout_dir: str | Path,
+    models: tuple[str | Path, str | Path],
+    out_dir: str | Path,
+    params: Completeness,
+    *,
+    setting: Setting,
+) -> None:
+    """Superimpose blobs on held-out images and count how many come back (stage ``completeness``).
+
+    The images are those without a new blob that training has not seen. One blob to each subframe, of the depth and radius
+    of the grid, of any shape, anywhere, is added to the unclipped difference; then the image goes through clipping,
+    scaling and the detectors, as any other. All detectors have the same rate of false alarms on these images:
+    `detect` has set the dense network's; those of the other two are set here, in the same way.
+
+    Parameters
+    ----------
+    raw_dir, difference_dir, scale_dir, cutout_dir : path
+        What the stages before have made.
+    models : (path, path)
+        The dense network with its operating point, and the report's.
+    out_dir : path
+        ``injections.csv`` (a row per blob), ``completeness.csv`` (a row per detector, radius and depth), ``limits.csv``
+        (depth of 50 % and 90 % completeness), ``completeness.png``, ``metrics.json``.
+    params : Completeness
+    setting : Setting
+
+    Notes
+    -----
+    Source: ours.
+    """
+    out_dir = Path(out_dir)
+    networks.set_threads(1)
+    network, point = detect.load_operating_point(models[0])
+    others = detect.Baselines(networks.load_model(models[1])[0], setting.radii_px)
+    images = frames.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
+    blobs, folders = frames.read_blobs(raw_dir), (difference_dir, scale_dir, cutout_dir)
+    levels = detect.baseline_thresholds(
+        others, images, blobs, folders, per_100_frames=setting.false_alarms_per_100_frames, threads=params.threads
+    )
+    detectors = Detectors(network, others, {"dense": point.threshold, **levels}, point.weights)
+    backgrounds = held_out(images, blobs, difference_dir, cutout_dir)
+    plan = draw(backgrounds, params)
+    with ThreadPoolExecutor(params.threads) as pool:
+        work = pool.map(lambda one: inject(one[0], one[1], detectors, setting), plan)
+        done = list(tqdm(work, "completeness", len(plan), unit="image", disable=None))
+    injections = pd.concat(done, ignore_index=True)
+    grid = recovered(injections)
+    limits = depth_limits(grid)
+    for name, table in (("injections", injections), ("completeness", grid), ("limits", limits)):
+        frames.write_table(out_dir / f"{name}.csv", table)
+    figures.completeness(out_dir / "completeness.png", grid, limits)
+    frames.write_json(out_dir / "metrics.json", summarise(injections, detectors, len(backgrounds)))
+
+
+def held_out(
+    images: pd.DataFrame, blobs: pd.DataFrame, difference_dir: str | Path, cutout_dir: str | Path
+) -> list[Background]:
+    """The images without a new blob from which no training subframe comes."""
+    shown, _ = cutout.read_recipes(cutout_dir, "train")
+    reference = detect.read_reference(difference_dir)
+    landed = detect.landed(images, blobs)
+    free = ~images["frame"].isin({*shown["frame"], *blobs["first_frame"]})
+    found = []
+    for i in np.flatnonzero(free):
+        data, about = detect.read_difference(images.iloc[i], blobs[landed < i], difference_dir, reference)
+        found.append(Background(str(images["frame"].iloc[i]), data, about))
+    return found
+
+
+def draw(backgrounds: list[Background], params: Completeness) -> list[tuple[Background, pd.DataFrame]]:
+    """Blobs for each turn of an image, one to a subframe, the cells of the grid in turn."""
+    cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
+    rng = frames.stream(params.seed, "completeness")
+    side = render.SIDE
+    wanted = [cells[k % len(cells)] for k in range(params.n_per_cell * len(cells))]
+    wanted = [wanted[k] for k in rng.permutation(len(wanted))]
+    plan: list[tuple[Background, pd.DataFrame]] = []
+    start = 0
+    while start < len(wanted):
+        image = backgrounds[len(plan) % len(backgrounds)]
+        ny, nx = image.difference.shape
+        corners = [(x, y) for y in range(0, ny - side + 1, side) for x in range(0, nx - side + 1, side)]
+        rows = []
+        for (x0, y0), (radius, depth) in zip(corners, wanted[start : start + len(corners)], strict=False):
+            x, y = (float(np.clip(c + rng.uniform(0, side), 8, n - 9)) for c, n in ((x0, nx), (y0, ny)))
+            shape = profiles.SHAPES[rng.integers(len(profiles.SHAPES))]
+            signal = depth * profiles.blob_profile(shape, radius)
+            snr = profiles.matched_snr(signal, image.about["noise_frac"])
+            rows.append((image.name, round(x, 2), round(y, 2), radius, depth, shape, round(snr, 3)))
+        start += len(corners)
+        plan.append((image, pd.DataFrame(rows, columns=list(INJECTION_COLUMNS[:7]))))
+    return plan
+
+
+def inject(image: Background, blobs: pd.DataFrame, detectors: Detectors, setting: Setting) -> pd.DataFrame:
+    """Add the blobs to the image and say which detector found which."""
+    data = image.difference.copy()
+    for blob in blobs.to_dict("records"):
+        place = {"x_px": blob["x_px"], "y_px": blob["y_px"]}
+        detect.superimpose(
+            data, shape=blob["shape"], radius_px=blob["radius_px"], depth_frac=blob["depth_frac"], **place
+        )
+    scaled = _scaled(data, setting)
+    threshold = detectors.thresholds
+    found = detect.measured(dense.probability_map(detectors.dense, scaled), data, image.about["noise_frac"])
+    found = verdict.score(found, detectors.weights)
+    found = measure.judge(found[found["score"] >= threshold["dense"]], data, **image.about)
+    found = found[found["status"] == "new"]
+    answers = detect.ask(detectors.others, *detect.subframes_of(scaled))
+    score, match = detect.logit(answers.probability), answers.match
+    result = {name: [] for name in detect.DETECTORS}  # type: dict[str, list[int]]
+    for blob in blobs.to_dict("records"):
+        x, y, near = blob["x_px"], blob["y_px"], max(detect.NEAR_PX, blob["radius_px"])
+        k = int(np.flatnonzero((answers.origins[:, 2] <= x) & (answers.origins[:, 3] <= y))[-1])
+        at = np.hypot(match.x[k] - x, match.y[k] - y)
+        result["dense"].append(int((np.hypot(found["x_px"] - x, found["y_px"] - y) <= near).any()))
+        result["report"].append(int(score[k] >= threshold["report"]))
+        result["matched_filter"].append(int(match.snr[k] >= threshold["matched_filter"] and at <= near))
+    return blobs.assign(**result)
+
+
+def recovered(injections: pd.DataFrame) -> pd.DataFrame:
+    """Share recovered by each detector for each radius and depth, with its Wilson interval."""
+    parts = []
+    for name in detect.DETECTORS:
+        table = injections.groupby(["radius_px", "depth_frac"])[name].agg(["size", "sum"]).reset_index()
+        n, k = table["size"].to_numpy(), table["sum"].to_numpy()
+        low, high = statistics.wilson_interval(k, n)
+        parts.append(
+            pd.DataFrame(
+                dict(
+                    zip(
+                        GRID_COLUMNS,
+                        (name, table["radius_px"], table["depth_frac"], n, k, k / n, low, high),
+                        strict=True,
+                    )
+                )
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
+    """Depth at which each detector finds a half and nine tenths of the blobs of a radius; NaN if none of the grid does.
+
+    Completeness is taken to rise with depth, and to be linear in its logarithm between the grid's depths.
+    """
+    rows = []
+    for (name, radius), part in grid.groupby(["detector", "radius_px"], sort=False):
+        part = part.sort_values("depth_frac")
+        share = np.maximum.accumulate(part["completeness"].to_numpy())
+        depth = np.log(part["depth_frac"].to_numpy())
+        limits = []
+        for level in (0.5, 0.9):
+            above = np.flatnonzero(share >= level)
+            if not len(above):
+                limits.append(np.nan)
+            elif above[0] == 0:
+                limits.append(float(np.exp(depth[0])))
+            else:
+                k = above[0]
+                part_way = (level - share[k - 1]) / (share[k] - share[k - 1])
+                limits.append(round(float(np.exp(depth[k - 1] + part_way * (depth[k] - depth[k - 1]))), 5))
+        rows.append((name, radius, *limits))
+    return pd.DataFrame(rows, columns=list(LIMIT_COLUMNS))
+
+
+def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> dict[str, Any]:
+    """The numbers of ``metrics.json``."""
+    metrics: dict[str, Any] = {"n_injections": len(injections), "n_frames": n_frames}
+    for name in detect.DETECTORS:
+        metrics[f"{name}_threshold"] = round(detectors.thresholds[name], 5)
+        for label, (low, high) in (("snr_5_to_7", detect.FAINT), ("snr_gt_7", detect.CLEAR)):
+            part = injections[(injections["snr"] >= low) & (injections["snr"] < high)]
+            metrics[f"{name}_{label}"] = round(float(part[name].mean()), 6) if len(part) else None
+    return metrics
+
+
+def _scaled(data: Image, setting: Setting) -> Image:
+    clipped, _ = normalize.clip_image(data, setting.clip)
+    return normalize.scale_image(clipped, setting.scale)[0]

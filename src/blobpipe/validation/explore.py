@@ -1,0 +1,318 @@
+"""The report's alternatives (ISR 7), beside the networks: an autoencoder, and embeddings of subframes in two dimensions.
+
+Optional: it needs scikit-learn, and UMAP if it is to be among them, the extra ``explore`` of this package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blobpipe.core import frames, statistics
+from blobpipe.errors import ExtraError, TableError
+from blobpipe.networks import networks
+from blobpipe.params import Explore
+from blobpipe.simulation import cutout, render
+from blobpipe.validation import autoencoder, explore_figures
+
+FloatArray = npt.NDArray[Any]
+Labels = npt.NDArray[np.int64]
+Subframes = npt.NDArray[np.float32]
+
+SCORES = ("mean_error_sigma2", "peak_error_sigma2", "peak_square_sigma2", "report_probability")
+SCORE_COLUMNS = ("subframe", "label", *SCORES)
+EMBEDDING_COLUMNS = ("features", "method", "subframe", "label", "x", "y")
+FOLDS = 5
+MAX_COMPONENTS = 50  # t-SNE's authors reduce to as many by PCA first
+BATCH = 50  # subframes shown to a network at a time: bounds the memory
+
+
+def explore(
+    difference_dir: str | Path,
+    scale_dir: str | Path,
+    cutout_dir: str | Path,
+    models: tuple[str | Path, str | Path],
+    out_dir: str | Path,
+    params: Explore,
+) -> None:
+    """Score and embed validation subframes, and say how well either tells those with blobs (stage ``explore``).
+
+    Parameters
+    ----------
+    difference_dir, scale_dir, cutout_dir : path
+        What the stages before have made.
+    models : (path, path)
+        The report's network and the dense one.
+    out_dir : path
+        ``metrics.json``, ``scores.csv``, ``embedding.csv``, ``anomaly.png``, ``embedding.png``.
+    params : Explore
+
+    Raises
+    ------
+    ExtraError
+        If scikit-learn is not installed.
+    TableError
+        If there are too few subframes of either class.
+    ModelError, FrameError
+        If a model or a file of the stages before is missing or damaged.
+
+    Notes
+    -----
+    Source: ISR section 7 names the methods; all else is ours.
+    """
+    insist_on_extra()
+    out_dir, folders = Path(out_dir), (difference_dir, scale_dir, cutout_dir)
+    networks.set_threads(params.threads)
+    report, dense = networks.load_model(models[0], "plain")[0], networks.load_dense(models[1])[0]
+    background = _background(*cutout.open_split(*folders, "train"), params.n_train)
+    scene, recipes = cutout.open_split(*folders, "validation", n=params.n_validation)
+    subframes, labels = render.render(scene, recipes, np.arange(len(recipes))), recipes.label
+    _insist_on_both_classes(cutout_dir, len(background), labels)
+    network = autoencoder.train(background, params)
+    reconstructed = autoencoder.reconstruct(network, subframes)
+    scores = score(subframes, reconstructed, params.smooth_px)
+    scores["report_probability"] = networks.predict(report, subframes)
+    features = {
+        "pixels": binned(subframes, params.bin_px),
+        "report": layer_outputs(report, report.dense1, F.relu, subframes),
+        "dense": layer_outputs(dense, dense.last, lambda maps: maps.amax((2, 3)), subframes),
+    }
+    embedded = {name: embed(values, params) for name, values in features.items()}
+    explained = 1 - float(np.square(subframes - reconstructed)[labels == 0].mean())
+    metrics = {
+        "n_train": len(background),
+        **_anomaly_metrics(scores, labels, explained),
+        **_embedding_metrics(features, embedded, labels, params),
+    }
+    _write_tables(out_dir, scores, embedded, labels)
+    explore_figures.embeddings(out_dir / "embedding.png", embedded, labels, metrics["knn_auc"])
+    rows = np.array([scores["peak_error_sigma2"].where(labels == label).idxmax() for label in (1, 0)])
+    maps = autoencoder.error_maps(subframes[rows], reconstructed[rows], params.smooth_px)
+    explore_figures.anomaly(out_dir / "anomaly.png", scores, labels, (subframes[rows], reconstructed[rows], maps))
+    frames.write_json(out_dir / "metrics.json", metrics)
+
+
+def insist_on_extra() -> None:
+    """Say at once, in one line, what to install where scikit-learn is missing.
+
+    Raises
+    ------
+    ExtraError
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise ExtraError(
+            "explore: scikit-learn is not installed, expected for this optional stage; run: "
+            "pip install -c constraints.txt -e '.[explore]'"
+        )
+
+
+def _background(scene: render.Scene, recipes: render.Recipes, n: int) -> Subframes:
+    """The first ``n`` subframes without superimposed blobs."""
+    return render.render(scene, recipes, np.flatnonzero(recipes.label == 0)[:n])
+
+
+def _insist_on_both_classes(cutout_dir: str | Path, n_background: int, labels: Labels) -> None:
+    rarer = int(np.bincount(labels, minlength=2).min())
+    if rarer < FOLDS or not n_background:
+        raise TableError(
+            f"{cutout_dir}: {n_background} training subframes without blobs, and {rarer} validation subframes of the rarer "
+            f"class; expected at least 1 and {FOLDS}; raise explore.n_validation or the counts of cutout"
+        )
+
+
+def score(subframes: Subframes, reconstructed: Subframes, smooth_px: float) -> pd.DataFrame:
+    """How odd each subframe is.
+
+    Parameters
+    ----------
+    subframes, reconstructed : ndarray, shape (n, ny, nx), float32
+        In sigma.
+    smooth_px : float
+        See `autoencoder.error_maps`.
+
+    Returns
+    -------
+    DataFrame
+        mean_error_sigma2, the mean squared error of the reconstruction; peak_error_sigma2, the highest value of its smoothed
+        map; and for comparison peak_square_sigma2, the same of the subframe itself, without any autoencoder.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    columns = (
+        np.square(subframes - reconstructed).mean((1, 2)),
+        autoencoder.error_maps(subframes, reconstructed, smooth_px).max((1, 2)),
+        autoencoder.error_maps(subframes, 0.0, smooth_px).max((1, 2)),
+    )
+    return pd.DataFrame(dict(zip(SCORES, columns, strict=False)))
+
+
+def binned(subframes: Subframes, bin_px: int) -> Subframes:
+    """Means of squares of pixels, as rows: shape (n, (ny / bin_px) * (nx / bin_px))."""
+    n, ny, nx = subframes.shape
+    squares = subframes.reshape(n, ny // bin_px, bin_px, nx // bin_px, bin_px)
+    return np.asarray(squares.mean((2, 4)).reshape(n, -1))
+
+
+def layer_outputs(
+    network: nn.Module, layer: nn.Module, reduce: Callable[[Tensor], Tensor], subframes: Subframes
+) -> Subframes:
+    """What a layer of a network says of each subframe, shape (n, k).
+
+    Parameters
+    ----------
+    network : Module
+        In evaluation mode.
+    layer : Module
+        One of its layers.
+    reduce : function
+        Turns the layer's output into k numbers for each subframe.
+    subframes : ndarray, shape (n, ny, nx), float32
+    """
+    kept: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _layer, _given, output: kept.append(reduce(output)))
+    with torch.inference_mode():
+        for start in range(0, len(subframes), BATCH):
+            network(torch.from_numpy(subframes[start : start + BATCH, None]))
+    handle.remove()
+    return np.asarray(torch.cat(kept).numpy())
+
+
+def embed(features: FloatArray, params: Explore) -> dict[str, FloatArray]:
+    """Two dimensions for many: PCA, t-SNE, and UMAP where umap-learn is installed; none is told the labels.
+
+    Parameters
+    ----------
+    features : ndarray, shape (n, k)
+        In any units: each feature is scaled to mean 0 and standard deviation 1.
+    params : Explore
+
+    Returns
+    -------
+    dict of ndarray, shape (n, 2)
+        By method: pca, tsne, umap.
+
+    Notes
+    -----
+    Source: ISR section 7 names the methods. They run on one thread, so that sums come out the same anywhere.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    n, seed = len(features), params.seed
+    with threadpool_limits(1):
+        scaled = _scaled(features)
+        fewer = PCA(min(MAX_COMPONENTS, *scaled.shape), svd_solver="full", random_state=seed).fit_transform(scaled)
+        perplexity = min(params.perplexity, (n - 1) / 3)
+        embedded = {
+            "pca": fewer[:, :2],
+            "tsne": TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(fewer),
+        }
+        if importlib.util.find_spec("umap") is not None:
+            from umap import UMAP
+
+            umap = UMAP(n_neighbors=min(params.neighbours, n // 2), random_state=seed, n_jobs=1)
+            embedded["umap"] = umap.fit_transform(fewer)
+    return embedded
+
+
+def _scaled(features: FloatArray) -> FloatArray:
+    from sklearn.preprocessing import StandardScaler
+
+    return np.asarray(StandardScaler().fit_transform(features.astype(np.float64)))
+
+
+def knn_auc(points: FloatArray, labels: Labels, params: Explore) -> float:
+    """How well the nearest neighbours of a point, of known label, tell its own.
+
+    Parameters
+    ----------
+    points : ndarray, shape (n, k)
+    labels : ndarray, shape (n,)
+        0 or 1.
+    params : Explore
+
+    Returns
+    -------
+    float
+        Area under the ROC curve, the mean over five folds: 0.5 where nothing is told apart, 1 where all is.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.neighbors import KNeighborsClassifier
+    from threadpoolctl import threadpool_limits
+
+    vote = KNeighborsClassifier(min(params.neighbours, len(points) // 2))
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=params.seed)
+    with threadpool_limits(1):
+        return float(cross_val_score(vote, points, labels, cv=folds, scoring="roc_auc").mean())
+
+
+def silhouette(points: FloatArray, labels: Labels) -> float:
+    """How far apart the two classes lie: 1 for two tight heaps, 0 for a mixture, negative where they are swapped."""
+    from sklearn.metrics import silhouette_score
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return float(silhouette_score(points, labels))
+
+
+def _anomaly_metrics(scores: pd.DataFrame, labels: Labels, explained: float) -> dict[str, Any]:
+    n, n_with_blobs = len(labels), int(labels.sum())
+    return {
+        "n_validation": n,
+        "n_with_blobs": n_with_blobs,
+        "explained_variance": round(explained, 6),
+        "anomaly_auc": {name: _auc(labels, scores[name]) for name in SCORES},
+        # of a score that knows nothing (Mann and Whitney), so that nobody takes 0.52 for a find
+        "chance_auc_sd": round(float(np.sqrt((n + 1) / (12 * n_with_blobs * (n - n_with_blobs)))), 6),
+    }
+
+
+def _auc(labels: Labels, values: pd.Series[float]) -> float:
+    return round(float(statistics.roc_auc(labels, values.to_numpy(np.float64))[0]), 6)
+
+
+def _embedding_metrics(
+    features: dict[str, Subframes], embedded: dict[str, dict[str, FloatArray]], labels: Labels, params: Explore
+) -> dict[str, Any]:
+    """``all``: of all features together, before they are embedded."""
+    points = {name: {"all": _scaled(values), **embedded[name]} for name, values in features.items()}
+    return {
+        "umap_installed": all("umap" in methods for methods in embedded.values()),
+        "knn_auc": {
+            name: {method: round(knn_auc(at, labels, params), 6) for method, at in methods.items()}
+            for name, methods in points.items()
+        },
+        "silhouette": {
+            name: {method: round(silhouette(at, labels), 6) for method, at in methods.items()}
+            for name, methods in points.items()
+        },
+    }
+
+
+def _write_tables(
+    out_dir: Path, scores: pd.DataFrame, embedded: dict[str, dict[str, FloatArray]], labels: Labels
+) -> None:
+    subframes = pd.DataFrame({"subframe": np.arange(len(labels)), "label": labels})
+    frames.write_table(out_dir / "scores.csv", pd.concat([subframes, scores], axis=1)[list(SCORE_COLUMNS)])
+    parts = [
+        subframes.assign(features=name, method=method, x=at[:, 0], y=at[:, 1])
+        for name, methods in embedded.items()
+        for method, at in methods.items()
+    ]
+    frames.write_table(out_dir / "embedding.csv", pd.concat(parts)[list(EMBEDDING_COLUMNS)])

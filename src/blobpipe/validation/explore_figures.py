@@ -1,0 +1,97 @@
+"""Figures of the optional stage: beside `figures`, so that the other stages do not depend on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from blobpipe.core import figures, statistics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FloatArray = npt.NDArray[Any]
+
+CLASSES = ((0, figures.BLUE, "o", "no blob"), (1, figures.ORANGE, "x", "blobs"))
+CURVES = {
+    "mean_error_sigma2": ("mean error", figures.PURPLE, ":"),
+    "peak_error_sigma2": ("highest error", figures.ORANGE, "-"),
+    "peak_square_sigma2": ("the same, no autoencoder", figures.GREEN, "--"),
+    "report_probability": ("report's network", figures.BLUE, "-."),
+}
+
+
+def embeddings(
+    path: str | Path,
+    embedded: dict[str, dict[str, FloatArray]],
+    labels: npt.NDArray[np.int64],
+    aucs: dict[str, dict[str, float]],
+) -> None:
+    """Subframes in two dimensions: a row for each kind of features, a column for each method.
+
+    Parameters
+    ----------
+    embedded : dict of dict of ndarray, shape (n, 2)
+        By features and method.
+    labels : ndarray, shape (n,)
+        1 with blobs, 0 without.
+    aucs : dict of dict of float
+        Area under the ROC curve of the neighbours' vote.
+    """
+    import matplotlib.pyplot as plt
+
+    columns = len(next(iter(embedded.values())))
+    size = (3.6 * columns, 3.5 * len(embedded))
+    figure, axes = plt.subplots(len(embedded), columns, figsize=size, squeeze=False, layout="constrained")
+    for (name, methods), line in zip(embedded.items(), axes, strict=True):
+        for (method, points), axis in zip(methods.items(), line, strict=True):
+            for label, color, marker, text in CLASSES:
+                axis.scatter(*points[labels == label].T, s=9, lw=0.7, alpha=0.6, color=color, marker=marker, label=text)
+            axis.set(title=f"{name}, {method}: area {aucs[name][method]:.2f}", xlabel="first axis (any unit)")
+            axis.set(ylabel="second axis (any unit)", xticks=[], yticks=[])
+    axes[0, 0].legend(fontsize=7)
+    figure.suptitle(
+        "Validation subframes; area under the ROC curve of the nearest neighbours (0.5: nothing told apart)"
+    )
+    figures.save(figure, path)
+
+
+def anomaly(
+    path: str | Path,
+    scores: pd.DataFrame,
+    labels: npt.NDArray[np.int64],
+    examples: tuple[FloatArray, FloatArray, FloatArray],
+) -> None:
+    """ROC curves of the scores, and the subframes of either class that the autoencoder finds oddest.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        See `explore.score`, and report_probability.
+    labels : ndarray, shape (n,)
+        1 with blobs, 0 without.
+    examples : (subframes, reconstructions, smoothed errors), each of shape (2, ny, nx)
+        One with blobs, one without.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplot_mosaic("aabcd;aaefg", figsize=(16, 6.4), layout="constrained")
+    for name, (text, color, style) in CURVES.items():
+        values = scores[name].to_numpy(np.float64)
+        area = statistics.roc_auc(labels, values)[0]
+        fpr, tpr, _ = statistics.roc_curve(labels, values)
+        axes["a"].plot(fpr, tpr, style, color=color, label=f"{text}, area {area:.3f}")
+    axes["a"].plot([0, 1], [0, 1], color=figures.GREY, lw=0.8)
+    axes["a"].set(xlabel="false-positive rate (fraction)", ylabel="true-positive rate (fraction)", title="ROC")
+    axes["a"].legend(loc="lower right")
+    names = ("subframe, -3 to 3 sigma", "reconstruction, -1 to 1 sigma", "smoothed error, 0.5 to 3 sigma\u00b2")
+    limits, colours = ((-3, 3), (-1, 1), (0.5, 3)), ("gray", "gray", "magma")
+    for row, (keys, text) in enumerate(zip(("bcd", "efg"), ("with blobs", "without"), strict=True)):
+        for key, images, name, (low, high), colour in zip(keys, examples, names, limits, colours, strict=True):
+            axes[key].imshow(images[row], origin="lower", cmap=colour, vmin=low, vmax=high)
+            axes[key].set(xlabel="x (px)", ylabel="y (px)")
+            axes[key].set_title(f"oddest {text}: {name}", fontsize=8)
+    figures.save(figure, path)

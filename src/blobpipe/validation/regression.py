@@ -1,0 +1,698 @@
+"""The historical cases: which detector finds the blobs that landed, in the images that first showed them (ISR 7)?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.special import expit
+
+from blobpipe.core import figures, frames, profiles, statistics
+from blobpipe.detection import baselines, detect, measure
+from blobpipe.errors import BlobpipeError, ModelError
+from blobpipe.networks import networks, saliency
+from blobpipe.params import Regression
+from blobpipe.simulation import render
+from blobpipe.validation.evaluation import DIP_SHIFT_PX, POINTING_MARGIN_PX, THREADS
+
+FloatArray = npt.NDArray[Any]
+
+CLEAR_SNR = 7.0  # a new blob above this must not be missed
+BINS = {
+    "snr": (0.0, 5.0, 7.0, 10.0, 15.0, 25.0, np.inf),
+    "depth_frac": (0.0, 0.01, 0.015, 0.02, 0.03, 0.05, np.inf),
+    "radius_px": (0.0, 4.0, 5.0, 6.0, 7.0, 8.0, np.inf),
+}
+BANDS = {"": (0.0, np.inf), "_snr_5_to_7": detect.FAINT, "_snr_gt_7": detect.CLEAR}
+ALARMS = ("dip", "recent", "artefact")
+OPERATING_POINTS = (("report", "isr"), *((name, "budget") for name in detect.DETECTORS))
+MEASURED = {  # of the dense network's candidate: column of cases.csv, and of candidates.csv
+    **{"dense_score": "score", "dense_probability": "probability", "dense_status": "status"},
+    **{"x_found_px": "x_px", "y_found_px": "y_px", "radius_found_px": "radius_px"},
+    **{"depth_found_frac": "depth_frac", "depth_err_frac": "depth_err_frac"},
+}
+CASE_COLUMNS = (
+    *("frame", "blob", "x_px", "y_px", "radius_px", "depth_frac", "shape", "snr", "row", "col"),
+    *("probability", "saliency_px", "status", "reason"),
+    *(f"found_{name}" for name in detect.DETECTORS),
+    *(*MEASURED, "matched_filter_snr"),
+)
+FRAME_COLUMNS = (
+    *("frame", "mjd", "status", "reason", "shift_px", "noise_frac", "new_blobs", "found", "positive", "false_alarms"),
+    *(f"{kind}_alarms" for kind in ALARMS),
+    *(f"false_alarms_{name}" for name in detect.DETECTORS),
+)
+ALARM_COLUMNS = (
+    *("detector", "operating_point", "frame", "row", "col", "x0_px", "y0_px", "score", "x_px", "y_px", "kind"),
+)
+CANDIDATE_COLUMNS = ("frame", *measure.DETECTION_COLUMNS, "is_blob", "probability")
+
+
+class Case(NamedTuple):
+    """A historical image: its row of the difference stage, its new blobs, the known and the recent ones."""
+
+    image: Any
+    new: pd.DataFrame
+    known: pd.DataFrame
+    recent: pd.DataFrame
+
+
+class Answers(NamedTuple):
+    """What the report's network and the matched filter say about each subframe of an image (none of an unusable one).
+
+    Attributes
+    ----------
+    said : detect.Answers
+        Arrays of length ``n``.
+    peaks : ndarray, shape (n, 2), float64
+        x, y of the saliency's peak in the image (px); NaN where neither operating point calls the subframe positive.
+    """
+
+    said: detect.Answers
+    peaks: npt.NDArray[np.float64]
+
+
+class Result(NamedTuple):
+    """Rows of ``cases.csv`` and ``frames.csv``, and one row per false alarm."""
+
+    cases: pd.DataFrame
+    frames: pd.DataFrame
+    alarms: pd.DataFrame
+
+
+def regress(
+    folders: tuple[str | Path, str | Path, str | Path, str | Path],
+    detect_dir: str | Path,
+    model_path: str | Path,
+    out_dir: str | Path,
+    params: Regression,
+    *,
+    radii_px: tuple[float, ...],
+    per_100_frames: float,
+) -> None:
+    """Search every historical image with all three detectors and compare with the catalogue (stage ``regression``).
+
+    A historical image is one that ``blobs.csv`` names as some blob's ``first_frame``.
+
+    For the report's network, a new blob is found if the subframe that holds its centre is positive, and a positive
+    subframe that no new blob reaches into is a false alarm. The dense network and the matched filter must say where: a
+    new blob is found if one of their places lies within 6 px of its centre, or within its radius, and any other
+    place is a false alarm. A false alarm is put down to what it lies on (for the report's network, the peak of
+    its saliency map): a ``dip`` (a known blob while the measured shift is above 0.3 px), else a ``recent`` blob (landed
+    within the stack that was subtracted, so not new but perhaps still to be seen), else an ``artefact``.
+
+    Each detector has the threshold that gives the same rate of false alarms on held-out images (operating point
+    ``budget``); the report's network also that of the report (``isr``).
+
+    Parameters
+    ----------
+    folders : (path, path, path, path)
+        Of the images, and of the stages difference, scale and cutout.
+    detect_dir : path
+        What the stage detect has made: candidates and operating point of the dense network.
+    model_path : path
+        The report's network.
+    out_dir : path
+        ``metrics.json``, ``cases.csv`` (a row per new blob), ``frames.csv`` (a row per historical image), ``alarms.csv``
+        (a row per false alarm), ``detectors.csv`` (a row per operating point), ``recall.csv`` (by S/N, depth and radius),
+        ``cases.png`` (the report's network), ``dense_cases.png``, ``detectors.png``, ``gallery.png``.
+    params : Regression
+    radii_px : tuple of float
+        Of the matched filter.
+    per_100_frames : float
+        False alarms accepted on 100 images (count).
+
+    Raises
+    ------
+    ModelError, TableError, FrameError
+        If a model or a file of the stages before is missing or damaged. Images that a stage has rejected
+        are no error: their blobs are listed as ``unusable``.
+
+    Notes
+    -----
+    Source: ISR section 7; all but the report's network and its threshold is ours.
+    """
+    out_dir, (raw_dir, difference_dir, scale_dir, _) = Path(out_dir), folders
+    others = detect.Baselines(networks.load_model(model_path)[0], radii_px)
+    dense_path = Path(detect_dir) / "model.safetensors"
+    _, point = detect.load_operating_point(dense_path)
+    candidates = frames.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
+    networks.set_threads(1)  # images share the cores
+    images, blobs = frames.image_table(raw_dir, difference_dir, scale_dir), frames.read_blobs(raw_dir)
+    usable = images.query("status == 'ok'").reset_index(drop=True)
+    levels = detect.baseline_thresholds(
+        others, usable, blobs, folders[1:], per_100_frames=per_100_frames, threads=THREADS
+    )
+    thresholds = {"isr": detect.logit(np.array(params.threshold)).item(), "dense": point.threshold, **levels}
+    cases = historical_cases(images, blobs)
+    lowest = min(thresholds["isr"], thresholds["report"])
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = list(pool.map(lambda case: classify(others, scale_dir, case, lowest), cases))
+    by_frame = dict(tuple(candidates.groupby("frame")))
+    found = [by_frame.get(case.image.frame, candidates[:0]) for case in cases]
+    result = gather([compare(*each, thresholds) for each in zip(cases, answers, found, strict=True)])
+    detectors, recall = compare_detectors(result, thresholds), recall_by_bin(result.cases)
+    metrics = {**summarise(result), **side_by_side(detectors), **accuracy(result.cases)}
+    metrics["passed"] = not failed_thresholds(metrics, params)
+    metrics["dense_sha256"] = frames.sha256(dense_path)  # so that nobody takes this for another model's
+    names = ("cases", "frames", "alarms", "detectors", "recall")
+    for name, table in zip(names, (*result, detectors, recall), strict=True):
+        frames.write_table(out_dir / f"{name}.csv", table)
+    _draw(out_dir, result, detectors, recall)
+    _draw_gallery(out_dir / "gallery.png", others.report, scale_dir, result, params.n_gallery)
+    frames.write_json(out_dir / "metrics.json", metrics)
+
+
+def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
+    """One `Case` for each image that is some blob's first, in order of date.
+
+    Parameters
+    ----------
+    images : DataFrame
+        From `image_table`.
+    blobs : DataFrame
+        The catalogue, from `frames.read_blobs`.
+    """
+    order = {frame: i for i, frame in enumerate(images["frame"])}
+    landed = blobs["first_frame"].map(order).fillna(-1)
+    cases = []
+    stacked = images["n_stack"].fillna(0).to_numpy(int)
+    for i, image in enumerate(images.itertuples()):
+        if (landed == i).any():
+            recent = (landed < i) & (landed >= max(i - stacked[i], 0))
+            cases.append(Case(image, blobs[landed == i], blobs[landed < i], blobs[recent]))
+    return cases
+
+
+def classify(others: detect.Baselines, scale_dir: str | Path, case: Case, lowest: float) -> Answers:
+    """Ask the baselines about a historical image, and where the network looks where its log-odds reach ``lowest``."""
+    if case.image.status != "ok":
+        nothing = baselines.matched_filter(np.zeros((0, render.SIDE, render.SIDE), np.float32), others.radii_px)
+        return Answers(detect.Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing), np.zeros((0, 2)))
+    subframes, origins = detect.subframes_of(frames.read_frame(frames.find_image(scale_dir, case.image.frame)).data)
+    said = detect.ask(others, subframes, origins)
+    positive = detect.logit(said.probability) >= lowest
+    peaks = np.full((len(subframes), 2), np.nan)
+    maps = saliency.saliency_maps(others.report, subframes[positive])
+    peaks[positive] = origins[positive, 2:] + saliency.peaks(maps)
+    return Answers(said, peaks)
+
+
+def compare(case: Case, answers: Answers, candidates: pd.DataFrame, thresholds: dict[str, float]) -> Result:
+    """One image as the detectors see it, each at its operating points.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        Of this image, by the stage detect.
+    thresholds : dict of float
+        ``isr`` and ``report`` (log-odds), ``dense`` (score), ``matched_filter`` (S/N).
+    """
+    odds, match = detect.logit(answers.said.probability), answers.said.match
+    isr, report = (judge(case, answers, odds >= thresholds[name]) for name in ("isr", "report"))
+    claims = pd.DataFrame({"x_px": match.x, "y_px": match.y, "score": match.snr}).assign(status="new")
+    best, false = judge_places(case, candidates, thresholds["dense"])
+    strongest, false_matches = judge_places(case, claims, thresholds["matched_filter"])
+    cases = isr.cases.assign(
+        found_dense=best["found"],
+        found_report=(report.cases["status"] == "found").astype(int),
+        found_matched_filter=strongest["found"],
+        matched_filter_snr=strongest["score"],
+        **{name: best[column] for name, column in MEASURED.items()},
+    )
+    alarms = {
+        ("report", "isr"): isr.alarms,
+        ("dense", "budget"): _place_alarms(case, false),
+        ("report", "budget"): report.alarms,
+        ("matched_filter", "budget"): _place_alarms(case, false_matches),
+    }
+    counts = {f"false_alarms_{name}": len(alarms[name, "budget"]) for name in detect.DETECTORS}
+    named = [alarms[point].assign(detector=point[0], operating_point=point[1]) for point in OPERATING_POINTS]
+    return Result(
+        cases[list(CASE_COLUMNS)],
+        isr.frames.assign(**counts)[list(FRAME_COLUMNS)],
+        pd.concat(named, ignore_index=True)[list(ALARM_COLUMNS)],
+    )
+
+
+def judge_places(case: Case, claims: pd.DataFrame, threshold: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Which new blobs of an image a detector names that says where, and what else it names.
+
+    Parameters
+    ----------
+    claims : DataFrame
+        x_px, y_px, score, status: places in this image, however low their score; only those with the status ``new`` count.
+    threshold : float
+        Score from which a place is named.
+
+    Returns
+    -------
+    best : DataFrame
+        One row per new blob: the best of the claims near it, and ``found``, 0 or 1; without one, no values.
+    false : DataFrame
+        The rows of ``claims`` that are named, and near no new blob.
+    """
+    named = ((claims["status"] == "new") & (claims["score"] >= threshold)).to_numpy(bool)
+    near = detect.near(claims, case.new)
+    ranked = np.lexsort((claims["score"], named))
+    rows: list[dict[Any, Any]] = []
+    for is_near in near.T:
+        last = [i for i in ranked if is_near[i]][-1:]
+        rows += claims.iloc[last].assign(found=int(named[last].any())).to_dict("records") or [
+            {"found": 0, "status": ""}
+        ]
+    best = pd.DataFrame(rows, columns=[*claims.columns, "found"])
+    return best, claims[named & ~near.any(axis=1)]
+
+
+def _place_alarms(case: Case, false: pd.DataFrame) -> pd.DataFrame:
+    """Places that are false alarms, as rows of ``alarms.csv``."""
+    places = false[["x_px", "y_px"]].to_numpy(float)
+    col, row = np.floor((places + 0.5) / render.SIDE).astype(np.int64).T
+    alarms = false[["score", "x_px", "y_px"]].assign(frame=case.image.frame, row=row, col=col)
+    return alarms.assign(x0_px=col * render.SIDE, y0_px=row * render.SIDE, kind=_alarm_kinds(case, places))
+
+
+def judge(case: Case, answers: Answers, positive: npt.NDArray[np.bool_]) -> Result:
+    """Compare with the catalogue what the report's network says, where these subframes count as positive."""
+    image, origins = case.image, answers.said.origins
+    cases = pd.DataFrame([_judge_blob(image, blob, answers, positive) for blob in case.new.itertuples()])
+    false = positive & ~reaches_into(case.new, origins).any(axis=1)
+    kinds = _alarm_kinds(case, answers.peaks[false])
+    row = {
+        **{key: getattr(image, key) for key in ("frame", "mjd", "status", "reason", "noise_frac")},
+        "shift_px": np.hypot(image.shift_x_px, image.shift_y_px),
+        "new_blobs": len(case.new),
+        "found": int((cases["status"] == "found").sum()),
+        "positive": int(positive.sum()),
+        "false_alarms": int(false.sum()),
+        **{f"{kind}_alarms": int((kinds == kind).sum()) for kind in ALARMS},
+    }
+    alarms = pd.DataFrame(origins[false], columns=["row", "col", "x0_px", "y0_px"])
+    alarms[["x_px", "y_px"]] = answers.peaks[false]
+    alarms = alarms.assign(frame=image.frame, score=answers.said.probability[false], kind=kinds)
+    return Result(cases, pd.DataFrame([row]), alarms)
+
+
+def _judge_blob(image: Any, blob: Any, answers: Answers, positive: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    known = {key: getattr(blob, key) for key in ("blob", "x_px", "y_px", "radius_px", "depth_frac", "shape")}
+    nothing = dict.fromkeys(("snr", "row", "col", "probability", "saliency_px"), np.nan)
+    row = {"frame": image.frame, **known, **nothing, "status": "unusable"}
+    if image.status != "ok":
+        return {**row, "reason": f"{image.status}: {image.reason}"}
+    origins = answers.said.origins
+    offset = np.floor([blob.x_px + 0.5, blob.y_px + 0.5]) - origins[:, 2:]
+    holds = np.flatnonzero(((offset >= 0) & (offset < render.SIDE)).all(axis=1))
+    if not len(holds):
+        return {**row, "reason": "its centre is outside the image"}
+    i = holds[0]
+    found = {
+        "snr": blob_snr(blob, image.noise_frac),
+        "row": origins[i, 0],
+        "col": origins[i, 1],
+        "probability": answers.said.probability[i],
+        "saliency_px": np.hypot(*(answers.peaks[i] - (blob.x_px, blob.y_px))) if positive[i] else np.nan,
+    }
+    return {**row, **found, "status": "found" if positive[i] else "missed", "reason": ""}
+
+
+def blob_snr(blob: Any, noise_frac: float) -> float:
+    """Matched-filter S/N of a catalogued blob in an image of some noise; a shape of no known name counts as a disc.
+
+    Parameters
+    ----------
+    blob : row of the catalogue
+    noise_frac : float
+        Noise per pixel of the difference image (fraction of the light).
+    """
+    shape: profiles.Shape = blob.shape if blob.shape in profiles.SHAPES else "disc"
+    size = max(41, 2 * int(np.ceil(1.8 * blob.radius_px)) + 1)
+    offset = (blob.x_px - round(blob.x_px), blob.y_px - round(blob.y_px))
+    profile = profiles.blob_profile(shape, max(blob.radius_px, 0.5), *offset, size)
+    return profiles.matched_snr(profile * blob.depth_frac, noise_frac)
+
+
+def reaches_into(blobs: pd.DataFrame, origins: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which blobs reach into which subframes: the distance from centre to subframe is at most the radius.
+
+    Parameters
+    ----------
+    blobs : DataFrame
+        x_px, y_px, radius_px.
+    origins : ndarray, shape (n, 4)
+
+    Returns
+    -------
+    ndarray of bool, shape (n, number of blobs)
+    """
+    centre = blobs[["x_px", "y_px"]].to_numpy(float)
+    low = origins[:, None, 2:] - 0.5
+    outside = np.maximum(np.maximum(low - centre, centre - (low + render.SIDE)), 0)
+    return np.asarray(np.hypot(outside[..., 0], outside[..., 1]) <= blobs["radius_px"].to_numpy(float))
+
+
+def _alarm_kinds(case: Case, peaks: FloatArray) -> npt.NDArray[np.str_]:
+    shift = np.hypot(case.image.shift_x_px, case.image.shift_y_px)
+    dip = _lies_on(peaks, case.known, POINTING_MARGIN_PX + shift) & (shift > DIP_SHIFT_PX)
+    return np.select([dip, _lies_on(peaks, case.recent, POINTING_MARGIN_PX)], ALARMS[:2], ALARMS[2])
+
+
+def _lies_on(points: FloatArray, blobs: pd.DataFrame, margin: float) -> npt.NDArray[np.bool_]:
+    offset = points[:, None] - blobs[["x_px", "y_px"]].to_numpy(float)
+    on_blob = np.hypot(offset[..., 0], offset[..., 1]) <= blobs["radius_px"].to_numpy(float) + margin
+    return np.asarray(on_blob.any(axis=1))
+
+
+def gather(results: list[Result]) -> Result:
+    """The rows of all images; tables without rows, but with their columns, if there are no images."""
+    columns = (CASE_COLUMNS, FRAME_COLUMNS, ALARM_COLUMNS)
+    empty = Result(*(pd.DataFrame({column: [] for column in names}) for names in columns))
+    if not results:
+        return empty
+    return Result(*(pd.concat(tables, ignore_index=True) for tables in zip(*results, strict=True)))
+
+
+def summarise(result: Result) -> dict[str, Any]:
+    """The numbers of the report's network at its threshold; ``None`` where there is nothing to count."""
+    usable = _usable(result.cases)
+    images = result.frames[result.frames["status"] == "ok"]
+    clear = usable[usable["snr"] > CLEAR_SNR]
+    n_found = int((usable["status"] == "found").sum())
+    pointed = usable["saliency_px"] <= usable["radius_px"] + POINTING_MARGIN_PX
+    low, high = statistics.wilson_interval(np.array(n_found), np.array(len(usable)))
+    return {
+        "n_cases": len(images),
+        "n_blobs": len(usable),
+        "recall": _share(n_found, len(usable)),
+        "recall_snr_gt_7": _share(int((clear["status"] == "found").sum()), len(clear)),
+        "false_alarms_per_frame": _share(int(images["false_alarms"].sum()), len(images)),
+        "n_blobs_snr_gt_7": len(clear),
+        "pointing_hit_rate": _share(int(pointed.sum()), n_found),
+        "recall_interval": [round(float(low), 6), round(float(high), 6)] if len(usable) else None,
+        "false_alarms": {kind: int(images[f"{kind}_alarms"].sum()) for kind in ALARMS},
+        "n_unusable_frames": len(result.frames) - len(images),
+        "n_unusable_blobs": len(result.cases) - len(usable),
+    }
+
+
+def _usable(cases: pd.DataFrame) -> pd.DataFrame:
+    return cases[cases["status"] != "unusable"]
+
+
+def _found(cases: pd.DataFrame, detector: str, point: str) -> npt.NDArray[np.bool_]:
+    """Which of the new blobs a detector finds at an operating point."""
+    found = cases["status"] == "found" if point == "isr" else cases[f"found_{detector}"] == 1
+    return found.to_numpy(bool)
+
+
+def compare_detectors(result: Result, thresholds: dict[str, float]) -> pd.DataFrame:
+    """Recall and false alarms of each detector at each of its operating points.
+
+    Returns
+    -------
+    DataFrame
+        detector, operating_point, threshold (of the score; a probability for the report's network), n_frames,
+        false_alarms, false_alarms_per_100_frames; then of all new blobs, and of those with S/N 5 to 7 and of 7 and
+        more: n_blobs, found, recall and its Wilson interval.
+    """
+    usable, n_frames = _usable(result.cases), int((result.frames["status"] == "ok").sum())
+    snr, rows = usable["snr"].to_numpy(float), []
+    for detector, point in OPERATING_POINTS:
+        threshold = thresholds["isr" if point == "isr" else detector]
+        mine = (result.alarms["detector"] == detector) & (result.alarms["operating_point"] == point)
+        row = {
+            "detector": detector,
+            "operating_point": point,
+            "threshold": expit(threshold) if detector == "report" else threshold,
+            "n_frames": n_frames,
+            "false_alarms": int(mine.sum()),
+            "false_alarms_per_100_frames": 100 * mine.sum() / n_frames if n_frames else np.nan,
+        }
+        for band, ends in BANDS.items():
+            table = statistics.share_by_bin(snr, _found(usable, detector, point), ends).iloc[0]
+            names = (f"n_blobs{band}", f"found{band}", *(f"recall{band}{end}" for end in ("", "_low", "_high")))
+            row |= {name: table[column] for name, column in zip(names, _OF_BIN, strict=True)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+_OF_BIN = ("n", "successes", "share", "share_low", "share_high")
+
+
+def side_by_side(detectors: pd.DataFrame) -> dict[str, Any]:
+    """Numbers of ``metrics.json``: all detectors at the same budget of false alarms."""
+    metrics: dict[str, Any] = {}
+    for row in detectors[detectors["operating_point"] == "budget"].to_dict("records"):
+        name = row["detector"]
+        for key in ("threshold", "false_alarms_per_100_frames"):
+            metrics[f"{name}_{key}"] = _plain(row[key])
+        for band in BANDS:
+            metrics[f"{name}_recall{band}"] = _plain(row[f"recall{band}"])
+            interval = [_plain(row[f"recall{band}_{end}"]) for end in ("low", "high")]
+            metrics[f"{name}_recall{band}_interval"] = interval if row[f"n_blobs{band}"] else None
+    return metrics
+
+
+def accuracy(cases: pd.DataFrame) -> dict[str, Any]:
+    """How well the dense network measures the blobs that it finds: numbers of ``metrics.json``."""
+    usable = _usable(cases)
+    found = usable[usable["found_dense"] == 1]
+    error = np.hypot(
+        *(found[f"{axis}_found_px"].to_numpy(float) - found[f"{axis}_px"].to_numpy(float) for axis in "xy")
+    )
+    depth, excess = (
+        found["depth_frac"].to_numpy(float),
+        (found["depth_found_frac"] - found["depth_frac"]).to_numpy(float),
+    )
+    pulls = excess / found["depth_err_frac"].to_numpy(float)
+    pulls = pulls[np.isfinite(pulls)]
+    return {
+        "dense_position_error_px": _plain(np.median(error)) if len(found) else None,
+        "dense_depth_bias": _plain(np.nanmedian(excess / depth)) if np.isfinite(excess).any() else None,
+        "dense_depth_pull_sd": _plain(pulls.std(ddof=1)) if len(pulls) > 1 else None,
+    }
+
+
+def _plain(value: float) -> float | None:
+    """Six decimals, and no NaN, which JSON does not know."""
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
+
+
+def recall_by_bin(cases: pd.DataFrame) -> pd.DataFrame:
+    """Recall of each detector at each operating point by S/N, depth and radius, with Wilson intervals.
+
+    Returns
+    -------
+    DataFrame
+        detector, operating_point, quantity, low, high (of the bin; an open end is empty), n, found, recall, recall_low,
+        recall_high.
+    """
+    usable, tables = _usable(cases), []
+    for detector, point in OPERATING_POINTS:
+        found = _found(usable, detector, point)
+        for quantity, edges in BINS.items():
+            table = statistics.share_by_bin(usable[quantity].to_numpy(float), found, edges)
+            for i, (name, value) in enumerate(zip(_OF, (detector, point, quantity), strict=True)):
+                table.insert(i, name, value)
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True).rename(columns=_AS_RECALL)
+
+
+_OF = ("detector", "operating_point", "quantity")
+_AS_RECALL = {"successes": "found", "share": "recall", "share_low": "recall_low", "share_high": "recall_high"}
+
+
+def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.DataFrame) -> None:
+    """Found, missed and imagined by the report's network and by the dense one, and all three side by side."""
+    for path, detector, point in (("cases.png", "report", "isr"), ("dense_cases.png", "dense", "budget")):
+        mine, alarms = (
+            table[(table["detector"] == detector) & (table["operating_point"] == point)]
+            for table in (recall, result.alarms)
+        )
+        usable = _usable(result.cases)
+        status = np.where(_found(usable, detector, point), "found", "missed")
+        figures.cases(out_dir / path, mine, usable.assign(status=status), alarms)
+    rate = detectors[detectors["operating_point"] == "budget"].set_index("detector")["false_alarms_per_100_frames"]
+    notes = {str(name): f": {value:.1f} false alarms on 100 images" for name, value in rate.items()}
+    mine = recall[(recall["operating_point"] == "budget") & (recall["quantity"] == "snr")]
+    shares = mine.rename(columns={new: old for old, new in _AS_RECALL.items()})
+    figures.by_snr(out_dir / "detectors.png", shares, "New blobs, at the same budget of false alarms", notes)
+
+
+def _draw_gallery(path: Path, network: networks.ReportNetwork, scale_dir: str | Path, result: Result, n: int) -> None:
+    """Found blobs from faint to strong, the clearest misses, and the surest false alarms."""
+    n_each = -(-n // 3)
+    found = result.cases[result.cases["status"] == "found"].sort_values("snr", kind="stable")
+    missed = result.cases[result.cases["status"] == "missed"].sort_values("snr", ascending=False, kind="stable")
+    alarms = result.alarms[result.alarms["operating_point"] == "isr"].rename(columns={"score": "probability"})
+    alarms = alarms.sort_values("probability", ascending=False, kind="stable")
+    spread = np.unique(np.linspace(0, max(len(found) - 1, 0), n_each).astype(int))[: len(found)]
+    rows = {"found": found.iloc[spread], "missed": missed[:n_each], "false alarm": alarms[:n_each]}
+    panels = {
+        name: [_panel(network, scale_dir, row, result.cases) for row in table.itertuples()]
+        for name, table in rows.items()
+    }
+    figures.gallery(path, panels, "circles: new blobs; contours: saliency")
+
+
+def _panel(network: networks.ReportNetwork, scale_dir: str | Path, row: Any, cases: pd.DataFrame) -> figures.Panel:
+    subframes, origins = detect.subframes_of(frames.read_frame(frames.find_image(scale_dir, row.frame)).data)
+    [index] = np.flatnonzero((origins[:, :2] == (row.row, row.col)).all(axis=1))
+    subframe = subframes[index : index + 1]
+    new = cases[(cases["frame"] == row.frame) & (cases["status"] != "unusable")]
+    circles = new[["x_px", "y_px", "radius_px"]].to_numpy(float) - [*origins[index, 2:], 0]
+    what = f"S/N {row.snr:.0f}" if hasattr(row, "snr") else row.kind
+    title = f"{row.frame} row {row.row} col {row.col}\n{what}, p = {row.probability:.2f}"
+    return figures.Panel(title, subframe[0], saliency.saliency_maps(network, subframe)[0], circles)
+
+
+def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
+    """The thresholds that ``metrics.json`` does not keep, one line each; a number that is missing fails.
+
+    Parameters
+    ----------
+    metrics : dict
+        From `summarise`.
+    params : Regression
+    """
+    failed = []
+    for key, bound, limit in (
+        ("n_cases", "at least", params.min_cases),
+        ("recall", "at least", params.min_recall),
+        ("recall_snr_gt_7", "at least", params.min_recall_snr_gt_7),
+        ("false_alarms_per_frame", "at most", params.max_false_alarms_per_frame),
+        ("dense_recall_snr_gt_7", "at least", params.min_dense_recall_snr_gt_7),
+        ("dense_false_alarms_per_100_frames", "at most", params.max_dense_false_alarms_per_100_frames),
+    ):
+        value = metrics.get(key)
+        kept = isinstance(value, int | float) and (value >= limit if bound == "at least" else value <= limit)
+        if not kept:
+            failed.append(f"{key}: found {'none' if value is None else value}, expected {bound} {limit}")
+    return failed
+
+
+def gate(metrics_path: str | Path, params: Regression) -> list[str]:
+    """The thresholds that the last regression run does not keep, one line each; empty if it passed.
+
+    Raises
+    ------
+    BlobpipeError
+        If there is no regression run, or its metrics cannot be read.
+    """
+    try:
+        metrics = json.loads(Path(metrics_path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BlobpipeError(f"{metrics_path}: not found; run the stage regression first") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BlobpipeError(
+            f"{metrics_path}: cannot be read as JSON ({error}); run the stage regression again"
+        ) from error
+    if not isinstance(metrics, dict):
+        raise BlobpipeError(
+            f"{metrics_path}: found {type(metrics).__name__}, expected metrics; run the stage regression again"
+        )
+    return failed_thresholds(metrics, params)
+
+
+def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
+    """Refuse a model of the pipeline for the daily work unless the regression test has judged it, and it passed.
+
+    Parameters
+    ----------
+    model : path
+        Of the stage detect.
+    metrics_path : path
+        What the stage regression has written.
+    params : Regression
+        The thresholds that hold now.
+
+    Raises
+    ------
+    ModelError
+        If the test failed, or is not there, or was of another model; it says how to go on.
+    """
+    networks.kind_of_model(model)  # a damaged file is told of as such
+    found = frames.sha256(model)
+    try:
+        failed = gate(metrics_path, params)
+        judged = json.loads(metrics_path.read_text(encoding="utf-8")).get("dense_sha256")
+        if judged != found:
+            failed = [f"{metrics_path} is of the model {str(judged)[:12]}, not of this one, {found[:12]}"]
+    except BlobpipeError as error:
+        failed = [str(error)]
+    if failed:
+        raise ModelError(
+            f"{model}: the regression test has not passed it ({'; '.join(failed)}); run the stage regression, train it "
+            f"again, or name the model to take: --model {model}, or the packaged one, --model {networks.PACKAGED}"
+        )
+
+
+def compare_cases(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """New blobs that one model finds and another does not.
+
+    Parameters
+    ----------
+    old, new : DataFrame
+        ``cases.csv`` of two runs; only blobs that were usable in both are compared.
+
+    Returns
+    -------
+    won, lost : DataFrame
+        Rows of ``new``, and the probability before as ``old_probability``.
+    """
+    before = old[["frame", "blob", "status", "probability"]]
+    both = new.merge(before, on=["frame", "blob"], suffixes=("", "_old"), validate="one_to_one")
+    both = both.rename(columns={"probability_old": "old_probability"})
+    won = both[(both["status"] == "found") & (both["status_old"] == "missed")]
+    lost = both[(both["status"] == "missed") & (both["status_old"] == "found")]
+    return won.drop(columns="status_old"), lost.drop(columns="status_old")
+
+
+def against(cases_path: str | Path, revision: str) -> list[str]:
+    """Cases won and lost since a git revision, as lines to print.
+
+    Parameters
+    ----------
+    cases_path : path
+        ``cases.csv`` of the present run, in a git repository that also holds it at ``revision``.
+    revision : str
+        A commit, branch or tag.
+
+    Raises
+    ------
+    BlobpipeError
+        If git has no such file at that revision.
+    TableError
+        If there is no present run.
+    """
+    path = Path(cases_path)
+    new = frames.read_table(path, CASE_COLUMNS)
+    command = ["git", "show", f"{revision}:./{path.name}"]
+    try:
+        shown = subprocess.run(command, cwd=path.parent, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = " ".join((getattr(error, "stderr", b"").decode(errors="replace") or str(error)).split())
+        raise BlobpipeError(
+            f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
+        ) from error
+    old = frames.parse_table(Path(f"{revision}:{path}"), shown, CASE_COLUMNS)
+    won, lost = compare_cases(old, new)
+    return [f"{len(won)} won, {len(lost)} lost since {revision}", *_lines("won", won), *_lines("lost", lost)]
+
+
+def _lines(name: str, table: pd.DataFrame) -> list[str]:
+    return [
+        f"{name}: {row.frame} {row.blob}, S/N {row.snr:.1f}, radius {row.radius_px:.1f} px: "
+        f"probability {row.old_probability:.2f} -> {row.probability:.2f}"
+        for row in table.itertuples()
+    ]

@@ -1,0 +1,262 @@
+"""The dense network: what it is taught, that it learns, that it starts again where it stopped, and its maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from blobpipe.core import frames
+from blobpipe.errors import ModelError
+from blobpipe.networks import dense, networks, training
+from blobpipe.params import Dense
+from blobpipe.simulation import augment, clutter, cutout, render
+
+SMALL = Dense(batch_size=10, epochs=2, n_clutter=4, n_monitor=20, device="cpu", crop_px=64)
+EXACT = ("model.safetensors", "history.csv")
+
+
+def folders(project: Path) -> tuple[Path, ...]:
+    data, results = project / "data", project / "results"
+    return data / "difference", data / "scale", results / "cutout", results / "augment"
+
+
+def opened(project: Path, n: int = 40) -> tuple[render.Scene, render.Recipes]:
+    *first, last = folders(project)
+    scene, recipes = cutout.open_split(*first, "train", augment.read_augmentation(last), n=n)
+    return dense.with_ragged(scene, sizes(project), 1)[0], recipes
+
+
+def sizes(project: Path) -> np.ndarray:
+    return dense.evenly_sized(pd.read_csv(project / "results/cutout/stamps.csv"))
+
+
+def new_run(project: Path, out: Path, params: Dense = SMALL) -> dense.DenseRun:
+    smooth = sizes(project)
+    n_stamps = len(pd.read_csv(project / "results/cutout/stamps.csv"))
+    choice = np.stack([smooth, n_stamps + np.arange(len(smooth), dtype=np.int32)])
+    return dense.DenseRun(params, {}, out / "c.safetensors", choice)
+
+
+@pytest.fixture(scope="module")
+def trained(made_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dense") / "dense"
+    dense.train(*folders(made_project), out, SMALL)
+    return out
+
+
+def test_a_run_writes_model_history_and_metrics(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {*EXACT, "history.png", "metrics.json"}
+    assert list(pd.read_csv(trained / "history.csv")["epoch"]) == [1, 2]
+    assert json.loads((trained / "metrics.json").read_text())["epochs"] == 2
+    _, about = networks.load_dense(trained / "model.safetensors")
+    assert about["network"] == networks.kind_of_model(trained / "model.safetensors") == "dense"
+    with pytest.raises(ModelError, match="no model of the report network"):
+        networks.load_model(trained / "model.safetensors")
+
+
+def test_a_run_cut_off_ends_with_the_same_bytes(
+    trained: Path, made_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = training.Run.save
+
+    def stop(run: training.Run) -> None:
+        save(run)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Run, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            dense.train(*folders(made_project), tmp_path, SMALL)
+    torch.set_num_threads(3)
+    dense.train(*folders(made_project), tmp_path, SMALL)
+    for name in EXACT:
+        assert frames.sha256(tmp_path / name) == frames.sha256(trained / name), name
+
+
+def test_targets_lie_where_the_blobs_are_drawn(made_project: Path) -> None:
+    """For every turn and flip: what superimposing a blob changes is around its core, and a faint one does not count."""
+    scene, recipes = opened(made_project)
+    rows = np.flatnonzero(recipes.label == 1)
+    still = {"noise_sigma": np.zeros(len(rows), np.float32), "piece": np.full(len(rows), -1)}
+    pieces = np.zeros((1, 256, 256), np.int16)
+    weights = np.ones(len(recipes.blob), np.float32)
+    seen = set()
+    for copy in range(len(recipes.turn)):
+        with_blobs, without = (
+            render.vary(scene, recipes, rows, copy=copy, strength=weights * by, pieces=pieces, **still) for by in (3, 0)
+        )
+        core, weight = dense.targets(recipes, rows, copy, dense.norms(scene, recipes), 0.0)
+        changed = (with_blobs - without).reshape(-1, 64, 4, 64, 4).max((2, 4)) > 0.3
+        assert core.sum() >= len(rows)
+        assert changed[core > 0].mean() > 0.9
+        assert (weight[core > 0] == 1).all()
+        faint, unweighted = dense.targets(recipes, rows, copy, 0 * dense.norms(scene, recipes), 3.0)
+        assert not faint.any()
+        assert (unweighted[core > 0] == 0).all()
+        seen |= {tuple(turn) for turn in recipes.turn[copy, rows]}
+    assert len(seen) == 8
+
+
+def test_no_blobs_no_cores() -> None:
+    empty = np.zeros((1, 0, 2), np.int32)
+    recipes = render.Recipes(*(np.zeros(0, np.int32) for _ in range(3)), *(np.zeros(1, np.int64),) * 2,
+                             np.zeros((0, 3), np.int32), np.zeros(0, np.float32), np.zeros((1, 0), np.uint64), empty)  # fmt: skip
+    core, weight = dense.targets(recipes, np.zeros(0, np.int64), 0, np.zeros(0, np.float32), 3.0)
+    assert core.shape == weight.shape == (0, 64, 64)
+
+
+@pytest.mark.long
+def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
+    """Forty subframes without clutter can be learnt by heart: every clear blob is then a peak."""
+    params = SMALL.model_copy(
+        update={"epochs": 40, "clutter_frac": 0.0, "crop_px": 128, "strength": (0.99, 1.0), "rate": 8e-3}
+    )
+    run = new_run(made_project, tmp_path, params)
+    scene, recipes = opened(made_project)
+    run.watch(scene, recipes)
+    while run.epoch < params.epochs:
+        run.train_epoch(scene, recipes, run.watched.pixels, run.watched.labels)
+    assert run.history[-1]["train_loss"] < 0.3 * run.history[0]["train_loss"]
+    assert run.history[-1]["val_accuracy"] > 0.85
+
+
+def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path, tmp_path: Path) -> None:
+    run, made = new_run(made_project, tmp_path), opened(made_project)
+    (first, stamped, snr), (again, _, same) = run._draw(*made), run._draw(*made)
+    run.epoch = 1
+    second, restamped, _ = run._draw(*made)
+    for one, two, three in zip(first, again, second, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert not np.array_equal(one, three)
+    np.testing.assert_array_equal(snr, same)
+    np.testing.assert_allclose(snr, first.strength * dense.norms(made[0], stamped))
+    assert not np.array_equal(stamped.blob[:, 0], restamped.blob[:, 0])
+    np.testing.assert_array_equal(stamped.blob[:, 1:], made[1].blob[:, 1:])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_so_many_blobs_are_ragged(made_project: Path, tmp_path: Path, share: float) -> None:
+    run, (scene, recipes) = (
+        new_run(made_project, tmp_path, SMALL.model_copy(update={"ragged_frac": share})),
+        opened(made_project),
+    )
+    _, drawn, _ = run._draw(scene, recipes)
+    smooth, ragged = run.choice
+    assert np.isin(drawn.blob[:, 0], run.choice).all()
+    assert np.isin(drawn.blob[:, 0], ragged).mean() == pytest.approx(share, abs=0.15)
+    assert ragged.max() == len(scene.stamps) - 1
+    like = [np.corrcoef(*scene.stamps[[i, k]].reshape(2, -1))[0, 1] for i, k in zip(smooth, ragged, strict=True)]
+    assert np.median(like) > 0.8
+    assert max(like) < 1
+
+
+def test_a_part_of_a_subframe_is_what_the_whole_one_has_there(made_project: Path) -> None:
+    """For every turn and flip; pixels, noise, clutter and targets."""
+    scene, recipes = opened(made_project)
+    rng = np.random.default_rng(1)
+    rows, pieces = np.arange(len(recipes)), rng.integers(-32768, 32767, (2, 256, 256)).astype(np.int16)
+    varied = {
+        "strength": rng.uniform(1, 2, len(recipes.blob)).astype(np.float32),
+        "noise_sigma": rng.uniform(0, 1, len(rows)).astype(np.float32),
+        "piece": rng.integers(-1, 2, len(rows)),
+        "pieces": pieces,
+    }
+    corner = 4 * rng.integers(0, 33, (len(rows), 2))
+    snr = dense.norms(scene, recipes)
+    for copy in range(len(recipes.turn)):
+        whole = render.vary(scene, recipes, rows, copy=copy, **varied)
+        part = render.vary(scene, recipes, rows, copy=copy, **varied, corner=corner, side=128)
+        wanted, wanted_there = (
+            dense.targets(recipes, rows, copy, snr, 3.0, **at) for at in ({}, {"corner": corner, "side": 128})
+        )
+        for i, (x, y) in enumerate(corner):
+            np.testing.assert_array_equal(part[i], whole[i, y : y + 128, x : x + 128])
+            for of_part, of_whole in zip(wanted_there, wanted, strict=True):
+                np.testing.assert_array_equal(of_part[i], of_whole[i, y // 4 : y // 4 + 32, x // 4 : x // 4 + 32])
+
+
+def test_what_is_shown_of_a_subframe_has_one_of_its_blobs_on_it(made_project: Path) -> None:
+    _, recipes = opened(made_project)
+    rows = np.repeat(np.arange(len(recipes)), np.diff(recipes.first_blob))
+    for copy in range(len(recipes.turn)):
+        at = np.stack(render.turned(recipes.blob[:, 1], recipes.blob[:, 2], recipes.turn[copy, rows]), axis=1)
+        shown = [dense.corners(np.random.default_rng(seed), recipes, copy, 64) for seed in range(20)]
+        for corner in shown:
+            assert (corner % 4 == 0).all()
+            assert corner.min() >= 0
+            assert corner.max() <= 256 - 64
+            on_it = ((at >= corner[rows]) & (at < corner[rows] + 64)).all(axis=1)
+            np.testing.assert_array_equal(np.bincount(rows, on_it, len(recipes)) > 0, recipes.label == 1)
+        assert (np.ptp(shown, axis=0) > 0).all()
+
+
+def test_all_sizes_of_training_stamps_come_equally_often() -> None:
+    radius = np.concatenate([np.linspace(2.5, 4, 10), np.linspace(4, 10, 190), np.full(50, 3.0)])
+    split = np.repeat(["train", "validation"], [200, 50])
+    stamps = pd.DataFrame({"stamp": np.arange(250), "split": split, "radius_px": radius}).sample(frac=1, random_state=1)
+    drawn = dense.evenly_sized(stamps)
+    assert drawn.max() < 200
+    share = np.mean(radius[drawn] < 5)
+    assert share == pytest.approx(np.log(5 / 2.5) / np.log(10 / 2.5), abs=0.02)
+    assert share > 2 * np.mean(radius[:200] < 5)
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(made_project: Path, tmp_path: Path) -> None:
+    """But for batch normalisation, which is each part's own: here it uses what it has kept."""
+    scene, recipes = opened(made_project)
+    slopes = []
+    for threads in (1, 2, 3):
+        run = new_run(made_project, tmp_path, SMALL.model_copy(update={"threads": threads}))
+        for network in run.copies:
+            network.eval()
+        way = run._streamed(scene, recipes)
+        way.update(way.prepare(np.arange(10)), 0)
+        slopes.append(torch.cat([weights.grad.flatten() for weights in run.network.parameters()]))
+    assert slopes[0].abs().max() > 0.1
+    for other in slopes[1:]:
+        torch.testing.assert_close(other, slopes[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1024), (1014, 1014), (256, 300), (33, 16)])
+def test_a_map_covers_a_frame_of_any_size(shape: tuple[int, int]) -> None:
+    network = networks.new_dense_network(1).eval()
+    cells = dense.probability_map(network, np.zeros(shape, np.float32))
+    assert cells.shape == (-(-shape[0] // 4), -(-shape[1] // 4))
+    assert ((cells > 0) & (cells < 1)).all()
+
+
+def test_a_map_has_no_seams() -> None:
+    """A part of a frame, away from its edges, looks the same as within the frame."""
+    network = networks.new_dense_network(2).eval()
+    image = np.random.default_rng(1).normal(size=(384, 384)).astype(np.float32)
+    whole, part = dense.probability_map(network, image), dense.probability_map(network, image[64:320, 64:320])
+    np.testing.assert_allclose(whole[40:56, 40:56], part[24:40, 24:40], rtol=1e-3)
+
+
+def test_peaks_are_found_between_cells() -> None:
+    rows, columns = np.mgrid[:40, :50] * 4 + 1.5
+    cells = np.zeros((40, 50))
+    for x, y, height in ((60.0, 80.0, 0.9), (121.0, 33.5, 0.6), (20.0, 12.0, 0.8)):
+        cells = np.maximum(cells, height * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 2 / 4**2))
+    found = dense.peaks(cells.astype(np.float32), 0.3)
+    np.testing.assert_allclose(found.x_px, [60, 20, 121], atol=2)
+    np.testing.assert_allclose(found.y_px, [80, 12, 33.5], atol=2)
+    assert (np.diff(found.score) < 0).all()
+    assert len(dense.peaks(cells.astype(np.float32), 0.95).score) == 0
+
+
+def test_the_loss_counts_what_has_weight() -> None:
+    logits, core, weight = torch.tensor([[3.0, -3.0, 0.0]]), torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(1, 3)
+    plain = dense.cell_loss(logits, core, weight, 0.0)
+    assert dense.cell_loss(logits, core, weight * torch.tensor([[1.0, 1.0, 0.0]]), 0.0) < plain / 3
+    assert dense.cell_loss(logits, core, weight, 2.0) < plain
+
+
+def test_the_network_is_small() -> None:
+    assert sum(weights.numel() for weights in networks.DenseNetwork().parameters()) < 500_000
+    assert clutter.SIDE == render.SIDE

@@ -1,0 +1,310 @@
+"""Pages made from the log: what they must show, what must be escaped, and how long they take."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import statistics
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx
+import pytest
+from tests.unit import synthetic_log
+from tests.unit.served import served
+
+from blobpipe.errors import LogError
+from blobpipe.monitor import store
+from blobpipe.review import pages
+
+READER = pages.Reader()
+ALLOWED_MS = {"today": 100.0}  # of processor time, with 10,000 images; the other pages 300
+MANY = 10_000
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> sqlite3.Connection:
+    """300 images; only for reading."""
+    connection = synthetic_log.make_log(tmp_path_factory.mktemp("log") / "log.sqlite", 300)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> sqlite3.Connection:
+    return store.connect(tmp_path / "log.sqlite", make=True)
+
+
+class Balance(HTMLParser):
+    """Notes elements that are not closed, or closed twice, and ids."""
+
+    VOID = ("meta", "link", "img", "input", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.links += [value or "" for name, value in attrs if name == "href"]
+        assert not [name for name, _ in attrs if name.startswith("on") or name == "style"], f"{tag}: inline"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(html: str) -> str:
+    """A page after a look at its structure."""
+    found = Balance()
+    found.feed(html)
+    assert found.open == []
+    assert len(found.ids) == len(set(found.ids)), "an id twice"
+    assert [link for link in found.links if link.startswith("#") and link[1:] not in found.ids] == []
+    assert html.count("<h1>") == 1
+    return html
+
+
+def every_page(log: sqlite3.Connection) -> dict[str, Callable[[], str]]:
+    image, candidate = (log.execute(f"SELECT max(id) FROM {table}").fetchone()[0] for table in ("images", "candidates"))
+    return {
+        "today": lambda: pages.today(log, READER),
+        "queue": lambda: pages.queue(log, READER),
+        "candidate": lambda: pages.candidate(log, READER, candidate),
+        "image": lambda: pages.image(log, READER, image),
+        "images": lambda: pages.images(log, READER, pages.Choice()),
+        "images of a name": lambda: pages.images(log, READER, pages.Choice(name="99", first="2009-01-01"), 2),
+        "map": lambda: pages.blob_map(log, READER),
+        "timeline": lambda: pages.timeline(log, READER),
+    }
+
+
+PAGES = ("today", "queue", "candidate", "image", "images", "images of a name", "map", "timeline")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_page_is_whole(log: sqlite3.Connection, name: str) -> None:
+    html = checked(every_page(log)[name]())
+    assert "None" not in html
+    assert "nan" not in re.findall(r">([^<]*)<", html)
+
+
+def test_pages_of_an_empty_log_say_so(empty: sqlite3.Connection) -> None:
+    assert "Nothing logged yet" in checked(pages.today(empty, READER))
+    assert "No candidate here" in checked(pages.queue(empty, READER))
+    for html in (pages.images(empty, READER, pages.Choice()), pages.blob_map(empty, READER)):
+        checked(html)
+    assert "No values to draw" in checked(pages.timeline(empty, READER))
+    with pytest.raises(LogError, match="no image in the log has a date"):
+        pages.newest_day(empty)
+
+
+@pytest.mark.parametrize("mjd", [None, 1e9, 1677373200.0, 2460006.5, float("inf"), -1e12, 0.0, 1e300])
+def test_no_page_fails_for_a_date_in_an_old_log(tmp_path: Path, mjd: float | None) -> None:
+    """Earlier versions logged what the header said: such an image has no date, and is not the newest for ever."""
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
+    newest = pages.newest_day(log)
+    with store.writing(log):
+        first = log.execute("SELECT image FROM candidates ORDER BY id LIMIT 1").fetchone()["image"]
+        log.execute("UPDATE images SET mjd = ? WHERE id IN (?, 7, 50)", (mjd, first))
+    every = every_page(log)
+    every |= {
+        "bad image": lambda: pages.image(log, READER, first),
+        "bad candidate": lambda: pages.candidate(log, READER, 1),
+    }
+    for name, page in every.items():
+        html = checked(page())
+        assert "no date" in html or not name.startswith("bad")
+    assert pages.newest_day(log) == newest
+    assert newest in pages.today(log, READER)
+    assert "images exposed on" in pages.write(log, tmp_path / "day.html", newest)
+    assert "everything: images 120" in pages.write(log, tmp_path / "all.html")
+
+
+def test_today_shows_the_newest_image_with_its_candidates_marked(log: sqlite3.Connection) -> None:
+    html = pages.today(log, READER)
+    assert "<h1>i0000300q_blob, 2009-12-15</h1>" in html
+    [mark] = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', html)
+    seen = log.execute("SELECT * FROM detections WHERE image = 300 AND candidate IS NOT NULL").fetchone()
+    assert float(mark[0]) == pytest.approx(seen["x_px"] + 0.5, abs=0.06)
+    assert float(mark[1]) == pytest.approx(1023.5 - seen["y_px"], abs=0.06)
+
+
+def test_a_rejected_image_is_shown_with_its_reason(log: sqlite3.Connection) -> None:
+    html = pages.image(log, READER, 253)
+    assert "<strong>Rejected.</strong> no finite pixels, expected an image; check the file" in html
+    assert "<svg" not in html
+
+
+def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    with store.writing(log):
+        log.execute("UPDATE images SET superseded_by = 59 WHERE id = 60")
+    assert "<h1>i0000059q_blob" in checked(pages.today(log, READER))
+    html = checked(pages.image(log, READER, 60))
+    assert '<strong>Superseded.</strong> <a href="/image/59">Another version of this exposure</a>' in html
+    listed = checked(pages.images(log, READER, pages.Choice(name="0000060")))
+    assert "searched, superseded" in listed
+    assert 'rel="next"' not in pages.image(log, READER, 59)
+    assert "60 images" not in checked(pages.timeline(log, READER))
+
+
+def test_the_undecided_come_first(log: sqlite3.Connection) -> None:
+    decisions = [
+        row["decision"]
+        for number in re.findall(r'<article class="card" id="candidate-(\d+)"', pages.queue(log, READER))
+        for row in log.execute("SELECT decision FROM candidate_list WHERE id = ?", (number,))
+    ]
+    assert decisions == sorted(decisions, key=bool)
+    assert set(decisions) > {""}
+
+
+def test_a_candidate_shows_pictures_numbers_and_history(log: sqlite3.Connection) -> None:
+    html = pages.candidate(log, READER, 1)
+    row = log.execute("SELECT * FROM candidate_list WHERE id = 1").fetchone()
+    assert re.findall(r"<figcaption>(Difference|Median stack|Network.*s map|Surface)</figcaption>", html)
+    assert len(re.findall(r'src="/picture/\d+"', html)) == 4
+    depth = f"{100 * row['depth_frac']:.2f} ± {100 * row['depth_err_frac']:.2f}"
+    assert depth in html
+    assert html.count('class="dot sighting"') == row["sightings"] == html.count('<tr><th scope="row"><a href="/image/')
+
+
+def test_forms_are_only_for_those_who_may_write(log: sqlite3.Connection) -> None:
+    assert '<form class="decide"' not in pages.queue(log, READER)
+    html = pages.queue(log, pages.Reader("secret-form-token", "Ada <Lovelace>"))
+    assert 'name="form_token" value="secret-form-token"' in html
+    assert 'value="Ada &lt;Lovelace&gt;"' in html
+
+
+def test_what_people_wrote_is_escaped(tmp_path: Path) -> None:
+    connection = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    evil = "<script>alert(1)</script>"
+    review = {"candidate": 1, "decision": "rejected", "reviewer": evil, "reason": evil, "at": store.now()}
+    with store.writing(connection):
+        store.insert(connection, "reviews", review)
+        connection.execute("UPDATE images SET name = ?, reason = ?", (evil, evil))
+    shown = [page() for page in every_page(connection).values()]
+    shown += [pages.candidate(connection, READER, 1), pages.images(connection, READER, pages.Choice(name=evil))]
+    assert not any(evil in html for html in shown)
+    assert all("&lt;script&gt;" in html for html in (shown[0], shown[-1], shown[-2]))
+
+
+def test_images_are_found_by_name_date_and_outcome(log: sqlite3.Connection) -> None:
+    def names(choice: pages.Choice) -> list[str]:
+        return re.findall(r">(i\d+q_blob)</a>", pages.images(log, READER, choice))
+
+    assert names(pages.Choice(name="0000017Q")) == ["i0000017q_blob"]
+    assert names(pages.Choice(first="2009-06-20", last="2009-06-20")) == ["i0000004q_blob"]
+    assert len(names(pages.Choice(first="2009-06-19", last="2009-06-20"))) == 3
+    assert names(pages.Choice(outcome="rejected"))[0] == "i0000253q_blob"
+    assert names(pages.Choice(name="%")) == []
+    with pytest.raises(LogError, match="found the date 'yesterday', expected YYYY-MM-DD"):
+        names(pages.Choice(first="yesterday"))
+
+
+def test_lists_have_parts() -> None:
+    assert [pages.part(n, 50, 101).number for n in (-1, 0, 1, 3, 4)] == [1, 1, 1, 3, 3]
+    assert (pages.part(3, 50, 101).pages, pages.part(3, 50, 101).offset) == (3, 100)
+    assert (pages.part(1, 50, 0).pages, pages.part(9, 50, 0).offset) == (1, 0)
+
+
+def test_the_map_and_the_timeline_have_tables_that_say_the_same(log: sqlite3.Connection) -> None:
+    html = pages.blob_map(log, READER)
+    n = log.execute("SELECT count(*) FROM candidates").fetchone()[0]
+    assert html.split('<ul class="legend"')[0].count('<g class="mark ') == n == html.count('<tr><th scope="row">')
+    months = re.findall(r'<tr><th scope="row">([\d-]+)</th><td>(\d+)</td>', pages.timeline(log, READER))
+    assert sum(int(images) for _, images in months) == 300
+    assert months[0][0] == "2009-12"
+
+
+def test_what_is_not_in_the_log_is_named(log: sqlite3.Connection) -> None:
+    for show, what in ((pages.candidate, "candidate"), (pages.image, "image")):
+        with pytest.raises(LogError, match=f"no {what} 99999 in the log"):
+            show(log, READER, 99999)
+    with pytest.raises(LogError, match="no picture 99999 in the log"):
+        pages.picture(log, 99999)
+
+
+# -------------------------------------------------------------------------------------------------------- one file
+
+
+def test_a_day_is_one_file_that_needs_nothing_else(log: sqlite3.Connection, tmp_path: Path) -> None:
+    path = tmp_path / "day.html"
+    told = pages.write(log, path, pages.newest_day(log))
+    html = checked(path.read_text())
+    assert told.startswith("the images exposed on 2009-12-15: ")
+    assert "<script" not in html
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
+    assert html.count('src="data:image/png;base64,') > 16
+    pages.write(log, tmp_path / "again.html", "2009-12-15")
+    assert (tmp_path / "again.html").read_bytes() == path.read_bytes()
+
+
+def test_everything_is_one_file_of_bounded_size(
+    log: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "all.html"
+    assert pages.write(log, path).startswith("everything: images 300, candidates ")
+    html = checked(path.read_text())
+    rejected = {row["id"] for row in log.execute("SELECT id FROM candidate_list WHERE decision = 'rejected'")}
+    shown = {int(number) for number in re.findall(r'<article class="card" id="candidate-(\d+)"', html)}
+    assert rejected
+    assert not rejected & shown
+    monkeypatch.setattr(pages.Offline.__init__, "__defaults__", (100_000, 0))
+    pages.write(log, path)
+    assert "pictures were left out to keep this file small" in path.read_text()
+    pictures = sum(len(found) for found in re.findall(r'"data:[^"]*"', path.read_text()))
+    assert pictures < 1.4 * 100_000
+
+
+def test_a_day_without_images_is_an_error_that_leaves_no_file(log: sqlite3.Connection, tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="no image of 1990-01-01 in the log"):
+        pages.write(log, tmp_path / "day.html", "1990-01-01")
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------ time
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> sqlite3.Connection:
+    return synthetic_log.make_log(tmp_path_factory.mktemp("long") / "log.sqlite", MANY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_ten_thousand_images_stay_fast(long_log: sqlite3.Connection, name: str) -> None:
+    """Processor time, the median of five: other work on the machine is not ours to measure."""
+    page, times = every_page(long_log)[name], []
+    for _ in range(5):
+        start = time.process_time()
+        page()
+        times.append(1e3 * (time.process_time() - start))
+    print(f"{name}: {statistics.median(times):.0f} ms")
+    assert statistics.median(times) < ALLOWED_MS.get(name, 300.0)
+
+
+@pytest.mark.slow
+def test_the_server_answers_as_fast(long_log: sqlite3.Connection) -> None:
+    """From the request to the last byte, the median of five; and no page keeps its first reader waiting."""
+    image, candidate = (long_log.execute(f"SELECT max(id) FROM {of}").fetchone()[0] for of in ("images", "candidates"))
+    paths = {"today": "/", "queue": "/queue", "candidate": f"/candidate/{candidate}", "image": f"/image/{image}"}
+    paths |= {"decided": "/queue?show=confirmed&page=5", "images": "/images", "map": "/map", "timeline": "/timeline"}
+    paths |= {"images of a name": "/images?name=99&first=2009-01-01&page=2"}
+    path = Path(long_log.execute("PRAGMA database_list").fetchone()["file"])
+    with served(path) as address, httpx.Client(base_url=address) as client:
+        for name, url in paths.items():
+            times = [1e3 * client.get(url).raise_for_status().elapsed.total_seconds() for _ in range(5)]
+            print(f"{name}: first {times[0]:.0f} ms, then {statistics.median(times):.0f} ms")
+            assert statistics.median(times) < ALLOWED_MS.get(name, 300.0), name
+            assert times[0] < 1000, name
