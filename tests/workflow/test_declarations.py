@@ -47,7 +47,8 @@ def test_code_deps_are_what_a_stage_imports(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_optional_rules_name_the_code_that_they_import(name: str) -> None:
     rule = (HERE / f"workflow/rules/{name}.smk").read_text()
-    assert [f"src/blobpipe/{module}" for module in re.findall(r'"(\w+/\w+\.py)"', rule)] == _code_of(name)
+    listed = rule.partition("module=[")[2].partition("]")[0]
+    assert [f"src/blobpipe/{module}.py" for module in re.findall(r'"([\w/]+)"', listed)] == _code_of(name)
 
 
 def _code_of(name: str) -> list[str]:
