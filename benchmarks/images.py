@@ -11,20 +11,23 @@ from benchmarks import material
 from benchmarks.material import BATCH, NOISE_SIGMA, Size
 from benchmarks.measure import Part, interleave
 from benchmarks.network import SUBFRAMES_PER_S, THREADS
-from blobpipe.images import difference, normalize
-from blobpipe.networks import networks
+from blobpipe.images import tiles
+from blobpipe.images.clip import clip_image, zscale_limits
+from blobpipe.images.stack import ROWS, running_median
+from blobpipe.networks import report_network
 from blobpipe.params import Clip, Params
 from blobpipe.simulation import render
+from blobpipe.simulation.recipes import STEP
 
 LOOP_ROWS = 128  # of an image that the loop over pixels clips; the rest would take as long each
 CLIPPED = 8  # images in one timing of ours
-MEDIAN_ROWS = difference.ROWS
+MEDIAN_ROWS = ROWS
 STACK_SIZE = Params().difference.stack_size
 
 
 def rendering(size: Size) -> Part:
     """Recipes into pixels."""
-    made = material.recipes(size)
+    made = material.make_recipes(size)
     rates = interleave(
         {"one": _one_by_one(made, size.n_one_by_one), "ours": _batches(made)}, least=size.least, most=size.most
     )
@@ -39,22 +42,22 @@ def rendering(size: Size) -> Part:
     return part
 
 
-def _batches(made: material.Recipes) -> Callable[[], float]:
+def _batches(made: material.Made) -> Callable[[], float]:
     """As training asks for them, into the same memory again and again."""
-    out = np.empty((BATCH, render.SIDE, render.SIDE), np.float32)
+    out = np.empty((BATCH, tiles.SIDE, tiles.SIDE), np.float32)
     n = len(made.recipes) // BATCH * BATCH
 
     def work() -> float:
-        networks.set_threads(THREADS)
+        report_network.set_threads(THREADS)
         for rows in np.split(np.random.default_rng(1).permutation(len(made.recipes))[:n], n // BATCH):
-            render.render(made.scene, made.recipes, rows, noise_sigma=NOISE_SIGMA, out=out)
+            render.render_subframes(made.scene, made.recipes, rows, noise_sigma=NOISE_SIGMA, out=out)
         return n
 
     return work
 
 
-def _one_by_one(made: material.Recipes, n: int) -> Callable[[], float]:
-    backgrounds = [image.astype(np.float32) / render.STEP for image in made.scene.backgrounds[:8]]
+def _one_by_one(made: material.Made, n: int) -> Callable[[], float]:
+    backgrounds = [image.astype(np.float32) / STEP for image in made.scene.backgrounds[:8]]
 
     def work() -> float:
         for row in range(n):
@@ -65,11 +68,11 @@ def _one_by_one(made: material.Recipes, n: int) -> Callable[[], float]:
 
 
 def one_subframe(
-    made: material.Recipes, backgrounds: list[npt.NDArray[np.float32]], row: int, noise_sigma: float = NOISE_SIGMA
+    made: material.Made, backgrounds: list[npt.NDArray[np.float32]], row: int, noise_sigma: float = NOISE_SIGMA
 ) -> npt.NDArray[np.float32]:
     """Render a recipe, less its dip, in plain NumPy, one step after the other, as the original code works."""
     scene, recipes = made.scene, made.recipes
-    frame, (x0, y0), side = recipes.frame[row] % len(backgrounds), recipes.window[row], render.SIDE
+    frame, (x0, y0), side = recipes.frame[row] % len(backgrounds), recipes.window[row], tiles.SIDE
     subframe = backgrounds[frame][y0 : y0 + side, x0 : x0 + side].copy()
     for blob in range(*recipes.first_blob[row : row + 2]):
         _add_stamp(subframe, scene.stamps, recipes.blob[blob], recipes.factor[blob])
@@ -103,7 +106,7 @@ def clipping(size: Size) -> Part:
 
     def ours() -> float:
         for _ in range(CLIPPED):
-            normalize.clip_image(image, params)
+            clip_image(image, params)
         return CLIPPED * image.size
 
     def loop() -> float:
@@ -120,9 +123,9 @@ def clipping(size: Size) -> Part:
 
 
 def clip_by_loop(image: npt.NDArray[np.float32], params: Clip) -> npt.NDArray[np.float32]:
-    """`normalize.clip_image` pixel by pixel, as the original code works; the border is clipped like the rest."""
+    """`clip.clip_image` pixel by pixel, as the original code works; the border is clipped like the rest."""
     clipped = np.where(np.isfinite(image), image, np.nanmedian(image))
-    low, high = (params.factor * limit for limit in normalize.zscale_limits(clipped, params.zscale_points))
+    low, high = (params.factor * limit for limit in zscale_limits(clipped, params.zscale_points))
     for y in range(clipped.shape[0]):
         for x in range(clipped.shape[1]):
             if clipped[y, x] < low:
@@ -138,7 +141,7 @@ def median(size: Size) -> Part:
     n = len(images) - STACK_SIZE + 1
 
     def ours() -> float:
-        difference.running_median(images, STACK_SIZE)
+        running_median(images, STACK_SIZE)
         return n
 
     def recomputed() -> float:

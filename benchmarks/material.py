@@ -10,10 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from blobpipe.core import frames
-from blobpipe.images import difference, normalize
+from blobpipe.core.random_streams import stream
+from blobpipe.images.clip import clip_image
+from blobpipe.images.scale import Scaling, scale_image
+from blobpipe.images.stack import running_median
 from blobpipe.params import Augment, Campaign, Params
 from blobpipe.simulation import augment, campaign, cutout, render, stamps
+from blobpipe.simulation.recipes import STEP, Recipes, Scene, to_recipes
 
 BATCH = 100  # subframes; ISR section 5
 NOISE_SIGMA = Params().augment.noise_sigma
@@ -82,51 +85,51 @@ QUICK = Size(
 
 
 @dataclass(frozen=True)
-class Recipes:
+class Made:
     """Recipes, and the scene they refer to."""
 
-    scene: render.Scene
-    recipes: render.Recipes
+    scene: Scene
+    recipes: Recipes
 
 
 @cache
 def differences(n: int) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
     """Simulated difference images, and the median stack that was subtracted (fraction of the light)."""
     params = Campaign(n_frames=N_STACK + n + 1, first_frames=N_STACK, n_cases=1)
-    images = np.stack([campaign.render(params, index) for index in range(N_STACK + n)])
-    stack = difference.running_median(images[:N_STACK], N_STACK)[0]
+    images = np.stack([campaign.render_image(params, index) for index in range(N_STACK + n)])
+    stack = running_median(images[:N_STACK], N_STACK)[0]
     return [image - stack for image in images[N_STACK:]], stack
 
 
 @cache
-def recipes(size: Size) -> Recipes:
+def make_recipes(size: Size) -> Made:
     """As the stages cutout and augment draw them by default: blobs on half of them, dips on a tenth."""
     params = Params()
     images, stack = differences(size.n_differences)
     scene = _scene(images, stack, params)
-    rng = frames.stream(1, "benchmarks")
+    rng = stream(1, "benchmarks")
     region = cutout.split_regions(list(scene.names), stack.shape[1], params.cutout)["train"]
     subframes = cutout.draw_subframes(rng, size.n_train, region, stack.shape, params.cutout)
     usable, ratio = np.arange(len(scene.stamps)), pd.Series(1.0, index=list(scene.names))
     blobs = cutout.draw_blobs(rng, subframes, usable, scene.stamps, ratio, params.cutout)
     augmented = augment.draw_augmentation(rng, size.n_train, Augment())
-    return Recipes(scene, render.to_recipes(scene.names, subframes, blobs, augmented))
+    return Made(scene, to_recipes(scene.names, subframes, blobs, augmented))
 
 
-def _scene(images: list[npt.NDArray[np.float32]], stack: npt.NDArray[np.float32], params: Params) -> render.Scene:
+def _scene(images: list[npt.NDArray[np.float32]], stack: npt.NDArray[np.float32], params: Params) -> Scene:
     scaled, scalings = zip(*(scale(image, params) for image in images), strict=True)
     _, of_stack = scale(stack, params)
     copies = [i % len(images) for i in range(N_BACKGROUNDS)]
-    steps = [np.rint(image * render.STEP).clip(-32768, 32767).astype(np.int16) for image in scaled]
+    steps = [np.rint(image * STEP).clip(-32768, 32767).astype(np.int16) for image in scaled]
     profiles, _ = stamps.profile_stamps(
-        frames.stream(1, "benchmarks", "stamps"),
+        stream(1, "benchmarks", "stamps"),
         params.cutout.n_profiles,
         stack.shape,
         sigma_frac=of_stack.sigma_frac,
         high_sigma=of_stack.high_sigma,
     )
     known = [blob for blob in campaign.population(Campaign()) if blob.first < 0]
-    return render.Scene(
+    return Scene(
         names=tuple(f"image{i:03d}" for i in range(N_BACKGROUNDS)),
         backgrounds=np.stack([steps[i] for i in copies]),
         limits=np.array([(scalings[i].low_sigma, scalings[i].high_sigma) for i in copies], np.float32),
@@ -136,17 +139,17 @@ def _scene(images: list[npt.NDArray[np.float32]], stack: npt.NDArray[np.float32]
     )
 
 
-def scale(image: npt.NDArray[np.float32], params: Params) -> tuple[npt.NDArray[np.float32], normalize.Scaling]:
+def scale(image: npt.NDArray[np.float32], params: Params) -> tuple[npt.NDArray[np.float32], Scaling]:
     """Clipped and scaled by the default settings."""
-    clipped, _ = normalize.clip_image(image, params.clip)
-    return normalize.scale_image(clipped, params.scale)
+    clipped, _ = clip_image(image, params.clip)
+    return scale_image(clipped, params.scale)
 
 
 def pixels(size: Size, n: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """So many rendered subframes, shape (n, 1, 256, 256), and their labels."""
-    made = recipes(size)
+    made = make_recipes(size)
     rows = np.arange(n) % len(made.recipes)
-    images = render.render(made.scene, made.recipes, rows, noise_sigma=NOISE_SIGMA)
+    images = render.render_subframes(made.scene, made.recipes, rows, noise_sigma=NOISE_SIGMA)
     return images[:, None], made.recipes.label[rows]
 
 

@@ -20,9 +20,9 @@ from benchmarks import material
 from benchmarks.material import BATCH, NOISE_SIGMA, Size
 from benchmarks.measure import ROOT, Part, in_gib, interleave
 from blobpipe import cli
-from blobpipe.networks import fused, networks, training
+from blobpipe.images import tiles
+from blobpipe.networks import fused, report_network, train
 from blobpipe.params import Train
-from blobpipe.simulation import render
 
 THREADS = 2
 N_MEMORY = 400  # subframes that plain PyTorch is fed with, again and again
@@ -39,7 +39,7 @@ def plain_network() -> nn.Sequential:
     )
 
 
-def train(size: Size) -> Part:
+def train_speed(size: Size) -> Part:
     """Steps of training: plain PyTorch from memory, and ours with and without rendering."""
     x, y = map(torch.from_numpy, material.pixels(size, min(N_MEMORY, size.n_train)))
     best = x.contiguous(memory_format=torch.channels_last)
@@ -92,12 +92,12 @@ def _plain_steps(
 
 
 def _fused_steps(x: Tensor, y: Tensor, n_batches: int) -> Callable[[], float]:
-    network = networks.new_network(1, "fused")
+    network = report_network.new_network(1, "fused")
     optimiser = torch.optim.Adam(network.parameters(), fused=True)
     batches = _batches(x, y)
 
     def work() -> float:
-        networks.set_threads(THREADS)
+        report_network.set_threads(THREADS)
         for step, (images, labels) in enumerate(itertools.islice(batches, n_batches)):
             loss = F.cross_entropy(network(images, step), labels)
             optimiser.zero_grad(set_to_none=True)
@@ -114,23 +114,23 @@ def _batches(x: Tensor, y: Tensor) -> Any:
 
 def _ours(size: Size) -> Callable[[], float]:
     """Epochs as the stage ``train`` does them, with next to nothing to monitor."""
-    made = material.recipes(size)
+    made = material.make_recipes(size)
     run = _run(Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=REPORT_EPOCHS, device="cpu"))
     monitor = material.pixels(size, 1)
 
     def work() -> float:
-        networks.set_threads(THREADS)
+        report_network.set_threads(THREADS)
         _epoch(run, made, monitor)
         return len(made.recipes)
 
     return work
 
 
-def _run(params: Train) -> training.Run:
-    return training.Run(params, NOISE_SIGMA, {}, Path("checkpoint"))
+def _run(params: Train) -> train.Run:
+    return train.Run(params, NOISE_SIGMA, {}, Path("checkpoint"))
 
 
-def _epoch(run: training.Run, made: material.Recipes, monitor: Any) -> None:
+def _epoch(run: train.Run, made: material.Made, monitor: Any) -> None:
     images, labels = monitor
     with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
         run.train_epoch(made.scene, made.recipes, images[:, 0], labels)
@@ -169,11 +169,11 @@ def _plain_inference(network: nn.Module, images: Tensor) -> Callable[[], float]:
 
 
 def _fused_inference(images: Any) -> Callable[[], float]:
-    network = networks.new_network(1, "fused")
+    network = report_network.new_network(1, "fused")
 
     def work() -> float:
-        networks.set_threads(THREADS)
-        networks.predict(network, images)
+        report_network.set_threads(THREADS)
+        report_network.predict(network, images)
         return len(images)
 
     return work
@@ -187,7 +187,7 @@ def operations() -> dict[str, dict[str, int]]:
 
     The first convolution needs no gradient of its input. Columns of four results of five taps take 8 products for 20.
     """
-    network, side, counts = networks.ReportNetwork(), render.SIDE, {}
+    network, side, counts = report_network.ReportNetwork(), tiles.SIDE, {}
     for name, conv in (("conv1", network.conv1), ("conv2", network.conv2)):
         forward, backward = conv.weight.numel() * side**2, 1 if name == "conv1" else 2
         counts[name] = {
@@ -263,7 +263,7 @@ def _copy(mib: int) -> Callable[[], float]:
 
 def _layers(size: Size) -> dict[str, Callable[[], float]]:
     """Each layer forward and backward on a batch; subframes done."""
-    network = networks.new_network(1, "fused")
+    network = report_network.new_network(1, "fused")
     x = torch.from_numpy(material.pixels(size, BATCH)[0])
     middle = fused.conv_relu_pool(x, network.conv1.weight, network.conv1.bias).detach()
     last = fused.conv_relu_pool(middle, network.conv2.weight, network.conv2.bias).detach().flatten(1)
@@ -289,7 +289,7 @@ def _layers(size: Size) -> dict[str, Callable[[], float]]:
 
 def _forward(layer: Callable[[Tensor], Tensor], inputs: Tensor, repeats: int) -> Callable[[], float]:
     def work() -> float:
-        networks.set_threads(THREADS)
+        report_network.set_threads(THREADS)
         with torch.inference_mode():
             for _ in range(repeats):
                 layer(inputs)
@@ -305,7 +305,7 @@ def _backward(
     gradient = torch.randn_like(outputs)
 
     def work() -> float:
-        networks.set_threads(THREADS)
+        report_network.set_threads(THREADS)
         for _ in range(repeats):
             torch.autograd.grad(outputs, wanted, gradient, retain_graph=True)
         return repeats * len(inputs)
@@ -315,8 +315,8 @@ def _backward(
 
 def _least_bytes() -> dict[str, float]:
     """Per subframe, each array once: images and results as float32, winners as bytes, dense weights once a batch."""
-    image, middle, last = render.SIDE**2, 8 * 64**2, 16 * 16**2
-    weights = networks.ReportNetwork().dense1.weight.numel() / BATCH
+    image, middle, last = tiles.SIDE**2, 8 * 64**2, 16 * 16**2
+    weights = report_network.ReportNetwork().dense1.weight.numel() / BATCH
     return {
         "conv1_forward": 4 * image + 5 * middle,
         "conv1_backward": 4 * image + 5 * middle,
@@ -332,11 +332,11 @@ def _least_bytes() -> dict[str, float]:
 
 def recipe(size: Size) -> Part:
     """How long the report's 200 epochs would take, from a few at a tenth of its subframes; and what is enough."""
-    made = material.recipes(size)
+    made = material.make_recipes(size)
     cli.keep_memory()  # as the command does
     params = Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=size.epochs // 2, device="cpu")
     monitor = material.pixels(size, params.n_monitor * size.n_train // REPORT_SUBFRAMES)
-    networks.set_threads(THREADS)
+    report_network.set_threads(THREADS)
     part = Part(f"The report's recipe: {REPORT_SUBFRAMES} subframes, {REPORT_EPOCHS} epochs")
     _epoch(_run(params), made, monitor)  # compiles
     rendered = _epochs(_run(params), made, monitor, size.epochs)
@@ -355,7 +355,7 @@ def recipe(size: Size) -> Part:
     return part
 
 
-def _epochs(run: training.Run, made: material.Recipes, monitor: Any, n: int) -> Any:
+def _epochs(run: train.Run, made: material.Made, monitor: Any, n: int) -> Any:
     """Minutes that the recipe would take at the rate of each of the next ``n`` epochs."""
     minutes = []
     for _ in range(n):
@@ -365,8 +365,8 @@ def _epochs(run: training.Run, made: material.Recipes, monitor: Any, n: int) -> 
     return np.array(minutes)
 
 
-def _kept_gib(made: material.Recipes) -> float:
-    return len(made.recipes.turn) * REPORT_SUBFRAMES * render.SIDE**2 * 2 / 2**30
+def _kept_gib(made: material.Made) -> float:
+    return len(made.recipes.turn) * REPORT_SUBFRAMES * tiles.SIDE**2 * 2 / 2**30
 
 
 def _add_quality(part: Part, minutes: Any) -> None:
@@ -391,7 +391,7 @@ def gpu(size: Size) -> Part:
     if not torch.cuda.is_available():
         part.remarks.append("no CUDA device")
         return part
-    made = material.recipes(replace(size, n_train=REPORT_SUBFRAMES))
+    made = material.make_recipes(replace(size, n_train=REPORT_SUBFRAMES))
     images, labels = material.pixels(size, 100)
     run = _run(Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=5, device="cuda"))
     with contextlib.redirect_stderr(io.StringIO()):

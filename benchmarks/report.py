@@ -32,9 +32,9 @@ def _part(part: Part) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write it, rounded as it is."""
-    from blobpipe.core import frames
+    from blobpipe.core import tables
 
-    frames.write_json(path, json.loads(json.dumps(content)))
+    tables.write_json(path, json.loads(json.dumps(content)))
 
 
 def table(name: str, part: Part) -> str:
@@ -68,7 +68,7 @@ def draw(path: Path, parts: dict[str, Part]) -> None:
     """All ratios of ours to another way as bars, with quartiles and targets."""
     import matplotlib.pyplot as plt
 
-    from blobpipe.core.figures import BLUE, GREY, ORANGE, save
+    from blobpipe.core.plotting import BLUE, GREY, ORANGE, save
 
     bars = ratios(parts)
     if not bars:

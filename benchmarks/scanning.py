@@ -22,11 +22,11 @@ THREADS = 2
 
 def scan(size: Size) -> Part:
     """Plain FITS difference images to tables, for growing numbers of them."""
-    from blobpipe.networks import networks
+    from blobpipe.networks import model_file, report_network
 
     order = [n for _ in range(size.scans) for n in size.n_scanned] + [size.main_scan] * (size.least - size.scans)
     with tempfile.TemporaryDirectory() as folder:
-        networks.save_model(Path(folder) / "model.safetensors", networks.new_network(1, "plain"), {})
+        model_file.save_model(Path(folder) / "model.safetensors", report_network.new_network(1, "plain"), {})
         (Path(folder) / "frames").mkdir()
         material.write_frames(Path(folder) / "frames", size, max(size.n_scanned))
         done = []
@@ -75,7 +75,7 @@ def _measure(folder: Path, n: int) -> dict[str, float]:
     """In the process of its own."""
     started = time.perf_counter()
     from blobpipe.cli import keep_memory, rest_idle_threads
-    from blobpipe.core import frames
+    from blobpipe.core import fits_images
     from blobpipe.monitor.scan import scan
     from blobpipe.params import Evaluate, Params, Train
 
@@ -95,7 +95,7 @@ def _measure(folder: Path, n: int) -> dict[str, float]:
     peak = _peak_bytes()
     before = time.perf_counter()
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda path: frames.read_frame(path).data.shape, paths):
+        for _ in pool.map(lambda path: fits_images.read_frame(path).data.shape, paths):
             pass
     reading = n / (time.perf_counter() - before)
     return {
@@ -119,16 +119,16 @@ def _peak_bytes() -> int:
 
 
 def _picture_seconds(folder: Path) -> float:
-    from blobpipe.core import figures
-    from blobpipe.networks import networks, saliency
+    from blobpipe.core import plotting
+    from blobpipe.networks import model_file, saliency
 
-    network, _ = networks.load_model(folder / "model.safetensors")
+    network, _ = model_file.load_model(folder / "model.safetensors")
     subframe = np.random.default_rng(1).normal(size=(1, 256, 256)).astype(np.float32)
     seconds = []
     for _ in range(4):
         before = time.perf_counter()
         [heat] = saliency.saliency_maps(network, subframe)
-        figures.detection(folder / "out" / "picture.png", subframe[0], heat, (0, 0), (128, 128), "a subframe")
+        plotting.draw_detection(folder / "out" / "picture.png", subframe[0], heat, (0, 0), (128, 128), "a subframe")
         seconds.append(time.perf_counter() - before)
     return float(np.median(seconds[1:]))
 

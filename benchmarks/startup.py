@@ -12,11 +12,12 @@ from benchmarks.measure import ROOT, Part, interleave
 MODULES = {  # what each command imports, and the stages that it serves
     "campaign": ("simulation.campaign", "campaign"),
     "difference": ("images.difference", "difference"),
-    "normalize": ("images.normalize", "clip, scale"),
+    "clip": ("images.clip", "clip"),
+    "scale": ("images.scale", "scale"),
     "cutout": ("simulation.cutout", "cutout"),
     "augment": ("simulation.augment", "augment"),
-    "training": ("networks.training", "train"),
-    "evaluation": ("validation.evaluation", "evaluate"),
+    "train": ("networks.train", "train"),
+    "evaluate": ("validation.evaluate", "evaluate"),
     "regression": ("validation.regression", "regression, gate"),
     "scan": ("monitor.scan", "scan"),
 }

@@ -28,11 +28,15 @@ import pandas as pd
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
-from blobpipe.core import frames
-from blobpipe.images import difference, normalize
-from blobpipe.networks import networks, saliency
+from blobpipe.core import fits_images, tables
+from blobpipe.images import difference, tiles
+from blobpipe.images.clip import clip
+from blobpipe.images.noise import clean_noise
+from blobpipe.images.scale import scale
+from blobpipe.networks import model_file, report_network, saliency
 from blobpipe.params import Params
-from blobpipe.simulation import augment, campaign, cutout, render, tiles
+from blobpipe.simulation import augment, campaign, cutout, render
+from blobpipe.simulation.recipes import Recipes, Scene
 from blobpipe.validation import regression
 
 if TYPE_CHECKING:
@@ -87,8 +91,8 @@ def make_project(root: Path) -> None:
     campaign.simulate(raw, SHORT.campaign)
     difference.reference(raw, subtracted, SHORT.difference)
     difference.subtract(raw, subtracted, SHORT.difference)
-    normalize.clip(subtracted, clipped, SHORT.clip)
-    normalize.scale(clipped, scaled, SHORT.scale)
+    clip(subtracted, clipped, SHORT.clip)
+    scale(clipped, scaled, SHORT.scale)
     recipes = root / "results/cutout"
     cutout.cut(raw, subtracted, scaled, recipes, SHORT.cutout, clip=SHORT.clip, scale=SHORT.scale)
     augment.augment(subtracted, scaled, recipes, root / "results/augment", SHORT.augment)
@@ -100,19 +104,23 @@ Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], pd.DataFrame]
 def example(root: Path) -> Pair:
     """A difference image with a strong new blob, the reference stack, and the new blobs."""
     raw, subtracted = root / "data/raw", root / "data/difference"
-    usable = frames.read_stage(subtracted).query("status == 'ok'").set_index("frame")
-    blobs = frames.read_blobs(raw)
+    usable = tables.read_stage(subtracted).query("status == 'ok'").set_index("frame")
+    blobs = tables.read_blobs(raw)
     blobs = blobs[blobs["first_frame"].isin(usable.index)]
     snr = [regression.blob_snr(blob, usable.loc[blob.first_frame, "noise_frac"]) for blob in blobs.itertuples()]
     name = blobs["first_frame"].iloc[int(np.argmax(snr))]
-    image = frames.read_frame(frames.find_image(subtracted, name)).data
-    return image, frames.read_plane(subtracted / "reference.fits.fz", "STACK"), blobs[blobs["first_frame"] == name]
+    image = fits_images.read_frame(fits_images.find_image(subtracted, name)).data
+    return image, fits_images.read_plane(subtracted / "reference.fits.fz", "STACK"), blobs[blobs["first_frame"] == name]
 
 
 def real_pair(image_path: Path, stack_path: Path) -> Pair:
     """A real difference image and its stack."""
-    stack = frames.usable_image(stack_path).data
-    return frames.usable_image(image_path).data - stack, stack, pd.DataFrame({"x_px": [], "y_px": [], "radius_px": []})
+    stack = fits_images.usable_image(stack_path).data
+    return (
+        fits_images.usable_image(image_path).data - stack,
+        stack,
+        pd.DataFrame({"x_px": [], "y_px": [], "radius_px": []}),
+    )
 
 
 def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
@@ -120,7 +128,7 @@ def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
     figure, axes = plt.subplots(len(pairs), 2, figsize=(10.6, 5.6 * len(pairs)), squeeze=False)
     for (name, (image, stack, blobs)), row in zip(pairs.items(), axes, strict=True):
         for axis, data, what in zip(row, (image, stack), ("difference", "median stack"), strict=True):
-            noise = difference.clean_noise(data)
+            noise = clean_noise(data)
             show(axis, data, 3 * noise, binned=2)
             axis.set_title(f"{name} {what}: noise {noise:.4f} per pixel", fontsize=10)
         circle(row[0], blobs, BLUE)
@@ -147,7 +155,7 @@ def draw_steps(path: Path, root: Path) -> None:
     }
     figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.2))
     for (title, (step, sigma, copy)), axis in zip(steps.items(), axes.flat, strict=True):
-        show(axis, render.render(scene, step, np.array([row]), copy=copy, noise_sigma=sigma)[0], 3.0)
+        show(axis, render.render_subframes(scene, step, np.array([row]), copy=copy, noise_sigma=sigma)[0], 3.0)
         axis.set_title(title, fontsize=10)
     first, last = recipes.first_blob[row : row + 2]
     for _, x, y in recipes.blob[first:last]:
@@ -156,11 +164,11 @@ def draw_steps(path: Path, root: Path) -> None:
     save(figure, path)
 
 
-def _telling_recipe(scene: render.Scene, recipes: render.Recipes) -> int:
+def _telling_recipe(scene: Scene, recipes: Recipes) -> int:
     """A row with a strong dip and at least two blobs."""
     x, y = recipes.window.T
     sums = np.pad(scene.pattern.clip(0).cumsum(0, dtype=float).cumsum(1), ((1, 0), (1, 0)))
-    side = render.SIDE
+    side = tiles.SIDE
     known = sums[y + side, x + side] - sums[y, x + side] - sums[y + side, x] + sums[y, x]
     turned = recipes.turn[0].min(axis=1) > 0
     good = (np.diff(recipes.first_blob) >= 2) & (np.hypot(*recipes.dip.T) > 1) & turned
@@ -169,24 +177,24 @@ def _telling_recipe(scene: render.Scene, recipes: render.Recipes) -> int:
 
 def draw_detection(path: Path, root: Path) -> None:
     """What blobpipe finds: a difference image, the positive subframe with a new blob, and its saliency."""
-    network, _ = networks.load_model(root / "results/train/model.safetensors")
+    network, _ = model_file.load_model(root / "results/train/model.safetensors")
     case = _found_case(root)
-    image = frames.read_frame(frames.find_image(root / "data/difference", case.frame)).data
-    scaled = frames.read_frame(frames.find_image(root / "data/scale", case.frame)).data
+    image = fits_images.read_frame(fits_images.find_image(root / "data/difference", case.frame)).data
+    scaled = fits_images.read_frame(fits_images.find_image(root / "data/scale", case.frame)).data
     subframes, origins = tiles.tile(scaled)
     subframes = render.standardise(subframes)
-    probability = networks.predict(network, subframes)
+    probability = report_network.predict(network, subframes)
     [index] = np.flatnonzero((origins[:, :2] == (case.row, case.col)).all(axis=1))
     heat = saliency.saliency_maps(network, subframes[index : index + 1])[0]
-    blobs = frames.read_blobs(root / "data/raw")
+    blobs = tables.read_blobs(root / "data/raw")
     new = blobs[blobs["first_frame"] == case.frame]
     x0, y0 = (int(value) for value in origins[index, 2:])
 
     figure, (whole, part, seen) = plt.subplots(1, 3, figsize=(14.4, 5.0), width_ratios=(1, 1, 1))
-    show(whole, image, 3 * difference.clean_noise(image), binned=2)
+    show(whole, image, 3 * clean_noise(image), binned=2)
     for (x, y), p in zip(origins[:, 2:], probability, strict=True):
         if p >= Params().evaluate.threshold:
-            whole.add_patch(Rectangle((x, y), render.SIDE, render.SIDE, fill=False, ec=ORANGE, lw=1.5))
+            whole.add_patch(Rectangle((x, y), tiles.SIDE, tiles.SIDE, fill=False, ec=ORANGE, lw=1.5))
     whole.set_title("difference image, subframes called blob in orange", fontsize=10)
     show(part, subframes[index], 3.0, origin=(x0, y0))
     part.set_title(f"subframe: blob with probability {probability[index]:.2f}", fontsize=10)
@@ -200,8 +208,8 @@ def draw_detection(path: Path, root: Path) -> None:
 
 def _found_case(root: Path) -> Any:
     """Of the new blobs that were found well inside their subframe, the one that is next to the example's S/N."""
-    cases = frames.read_table(root / "results/regression/cases.csv", regression.CASE_COLUMNS).query("status == 'found'")
-    inside = cases[["x_px", "y_px"]].mod(render.SIDE).sub(render.SIDE / 2).abs().max(axis=1) < 90
+    cases = tables.read_table(root / "results/regression/cases.csv", regression.CASE_COLUMNS).query("status == 'found'")
+    inside = cases[["x_px", "y_px"]].mod(tiles.SIDE).sub(tiles.SIDE / 2).abs().max(axis=1) < 90
     cases = cases[inside] if inside.any() else cases
     return cases.loc[(cases["snr"] - EXAMPLE_SNR).abs().idxmin()]
 

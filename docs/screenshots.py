@@ -29,10 +29,10 @@ import pandas as pd
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from blobpipe.core import frames
-from blobpipe.monitor import quicklook, store
+from blobpipe.core import tables
+from blobpipe.monitor import logbook, quicklook
 from blobpipe.params import Campaign, Params, Quicklook
-from blobpipe.review import serve
+from blobpipe.review.server import TOKEN_VARIABLE
 from blobpipe.simulation import campaign
 
 IMG = Path(__file__).resolve().parent / "img"
@@ -65,18 +65,18 @@ def main() -> None:
 def make_log(root: Path) -> None:
     """The daily routine over a short campaign, and what a reviewer said about all but two candidates."""
     campaign.simulate(root / "raw", SHORT)
-    known = frames.read_blobs(root / "raw")
-    frames.write_table(root / "known.csv", known[known["first_frame"].fillna("") == ""])
+    known = tables.read_blobs(root / "raw")
+    tables.write_table(root / "known.csv", known[known["first_frame"].fillna("") == ""])
     settings = Params().model_copy(update={"quicklook": Quicklook(settle_s=0.0)})
     quicklook.quicklook(
         root / "raw", quicklook.Routine(root / "log.sqlite", MODEL, settings, catalogue=root / "known.csv")
     )
     open_ones = [example(root / "log.sqlite"), newest(root / "log.sqlite")]
-    with closing(store.connect(root / "log.sqlite")) as connection:
-        rows = store.table(connection, "candidate_list")
-        with store.writing(connection):
+    with closing(logbook.connect(root / "log.sqlite")) as connection:
+        rows = logbook.table(connection, "candidate_list")
+        with logbook.writing(connection):
             for row in rows[~rows["id"].isin(open_ones)].itertuples():
-                store.insert(connection, "reviews", review(row) | {"at": store.now()})
+                logbook.insert(connection, "reviews", review(row) | {"at": logbook.now()})
 
 
 def review(row: Any) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def newest(path: Path) -> int:
 
 def candidates(path: Path) -> pd.DataFrame:
     """All of them."""
-    with closing(store.connect(path)) as connection:
-        return store.table(connection, "candidate_list")
+    with closing(logbook.connect(path)) as connection:
+        return logbook.table(connection, "candidate_list")
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def served(path: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = str(listening.getsockname()[1])
     command = (sys.executable, "-m", "blobpipe", "serve", "--log", str(path), "--port", port)
-    with subprocess.Popen(command, env=os.environ | {serve.TOKEN_VARIABLE: TOKEN}) as server:
+    with subprocess.Popen(command, env=os.environ | {TOKEN_VARIABLE: TOKEN}) as server:
         try:
             while not _answers(f"http://127.0.0.1:{port}/style.css"):
                 if server.poll() is not None:

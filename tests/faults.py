@@ -41,10 +41,10 @@ from astropy.io import fits
 from tqdm import tqdm
 
 from blobpipe import cli
-from blobpipe.core.profiles import blob_profile
-from blobpipe.detection import detect
-from blobpipe.monitor import deliver, quicklook, store
-from blobpipe.networks import dense, networks
+from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.detection import operating_point
+from blobpipe.monitor import delivery, logbook, quicklook
+from blobpipe.networks import dense, model_file, report_network
 from blobpipe.params import Detect, Difference, Health, Notices, Params, Quicklook, to_yaml
 from tests import month
 from tests.servers import Hook, HookServer
@@ -206,14 +206,14 @@ def prepare(root: Path) -> Month:
     """Import, compile and remember what every run needs, so that a fork begins with its work."""
     (root / "in").mkdir(parents=True)
     (root / "params.yaml").write_text(to_yaml(settings()))
-    store.PATIENCE_S = PATIENCE_S
+    logbook.PATIENCE_S = PATIENCE_S
     cli.build_parser, cli.load_params = functools.cache(cli.build_parser), functools.cache(cli.load_params)
     tqdm.monitor_interval = 0
     quicklook._rehearsed = lambda path: (
         ""
     )  # a process of its own for each image at which a run was killed takes seconds
-    networks.set_threads(1)
-    for module, name in ((networks, "kind_of_model"), (detect, "load_operating_point")):
+    report_network.set_threads(1)
+    for module, name in ((model_file, "kind_of_model"), (operating_point, "load_operating_point")):
         setattr(module, name, _remembering(getattr(module, name), str))
     dense.probability_map = _remembering(dense.probability_map, lambda network, image: image.tobytes())  # type: ignore[assignment]
     shim = ctypes.CDLL(os.environ[SHIM])
@@ -351,7 +351,7 @@ def _serve_and_run() -> int:
         shim = Path(folder) / "faults.so"
         compiled = ("gcc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(Path(__file__).with_suffix(".c")), "-ldl")
         subprocess.run(compiled, check=True)
-        environ = os.environ | ONE_THREAD | {SHIM: str(shim), "LD_PRELOAD": str(shim), deliver.WEBHOOK: web.url}
+        environ = os.environ | ONE_THREAD | {SHIM: str(shim), "LD_PRELOAD": str(shim), delivery.WEBHOOK: web.url}
         status = subprocess.run(
             [sys.executable, "-m", "tests.faults", *sys.argv[1:]], env=environ, check=False
         ).returncode

@@ -35,7 +35,7 @@ import numpy as np
 from astropy.io import fits
 from tqdm import tqdm
 
-from blobpipe.monitor import deliver, notify, store
+from blobpipe.monitor import delivery, logbook
 from blobpipe.params import Health, Notices, Params, Quicklook, to_yaml
 from tests.servers import Hook, HookServer, Mailbox, MailServer
 from tests.unit.test_quicklook import KNOWN, SETTINGS, STACK, pixels
@@ -309,7 +309,7 @@ def run_month(root: Path, kinds: list[str], kills: int, seed: int, *, deadline: 
     with ExitStack() as stack:
         mail, web = stack.enter_context(MailServer(box)), stack.enter_context(HookServer(hook))
         (root / "params.yaml").write_text(to_yaml(_settings(mail.port)))
-        run = Run(root, os.environ | {deliver.WEBHOOK: web.url}, deadline, rng, on_letter, start_s)
+        run = Run(root, os.environ | {delivery.WEBHOOK: web.url}, deadline, rng, on_letter, start_s)
         box.on_letter = hook.on_letter = lambda: (run.letter.set(), time.sleep(ANSWER_S))[1]
         run.start()
         stack.callback(_end, run)
@@ -377,7 +377,7 @@ def _end(run: Run) -> None:
 
 def state(root: Path) -> dict[str, list[tuple[Any, ...]]]:
     """The rows of a log, without what differs between two runs of the same month."""
-    log = store.connect(root / "out" / "log.sqlite")
+    log = logbook.connect(root / "out" / "log.sqlite")
     found = {}
     for table in TABLES:
         rows = sorted(map(dict, log.execute(f"SELECT * FROM {table}")), key=lambda row: tuple(row.values())[:3])
@@ -392,12 +392,12 @@ def state(root: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 def faults(outcome: Outcome) -> list[str]:
     """What is wrong after a month; empty if nothing is."""
-    log = store.connect(outcome.root / "out" / "log.sqlite")
+    log = logbook.connect(outcome.root / "out" / "log.sqlite")
     contents = Counter({sha256: 1 for _, sha256 in outcome.folder.dropped})
     logged = Counter(row["sha256"] for row in log.execute("SELECT sha256 FROM images"))
     identity = log.execute("SELECT id FROM identity").fetchone()["id"]
     notices = log.execute("SELECT * FROM notices").fetchall()
-    told = {(row["channel"], notify._digested(f"{identity} {row['key']}")): {row["subject"]} for row in notices}
+    told = {(row["channel"], notices._digested(f"{identity} {row['key']}")): {row["subject"]} for row in notices}
     sound = [row[0] for row in log.execute("PRAGMA integrity_check")] == ["ok"]
     checks = {
         "an image is missing in the log, or there twice": logged == contents,
@@ -452,7 +452,7 @@ class Summary:
 
 
 def _outcomes(root: Path, table: str) -> Counter[str]:
-    log = store.connect(root / "out" / "log.sqlite")
+    log = logbook.connect(root / "out" / "log.sqlite")
     found = Counter(row["outcome"] for row in log.execute(f"SELECT outcome FROM {table}"))
     log.close()
     return found

@@ -36,10 +36,21 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "blobpipe"
 MODULES = (
-    *("detection.measure", "images.difference", "detection.detect", "simulation.render", "monitor.quicklook"),
-    *("monitor.stacks", "monitor.catalogue", "monitor.handover", "monitor.deliver", "detection.verdict"),
+    *("detection.fit", "detection.vet", "images.difference", "images.stack", "images.pattern", "images.register"),
+    *("detection.detect", "detection.search", "detection.operating_point", "simulation.render", "monitor.quicklook"),
+    *("monitor.running_stack", "monitor.catalogue", "monitor.export", "monitor.bad_pixel_table", "monitor.delivery"),
+    "detection.score",
 )
-TESTS = {"monitor.stacks": ("unit/monitor/test_quicklook.py",)}  # beside those that bear the module's name
+TESTS = {  # beside those that bear the module's name
+    "detection.vet": ("unit/detection/test_fit.py",),
+    "images.stack": ("unit/images/test_difference.py",),
+    "images.pattern": ("unit/images/test_difference.py",),
+    "images.register": ("unit/images/test_difference.py",),
+    "detection.search": ("unit/detection/test_detect.py",),
+    "detection.operating_point": ("unit/detection/test_detect.py",),
+    "monitor.running_stack": ("unit/monitor/test_quicklook.py",),
+    "monitor.bad_pixel_table": ("unit/monitor/test_export.py",),
+}
 WARM = (
     *("astropy.io.fits", "bottleneck", "matplotlib.pyplot", "numba", "pandas"),
     *("photutils.detection", "pydantic", "scipy.ndimage", "scipy.optimize", "skimage.registration", "torch"),

@@ -63,13 +63,13 @@ def _difference(args: argparse.Namespace) -> None:
 
 
 def _clip(args: argparse.Namespace) -> None:
-    from blobpipe.images.normalize import clip
+    from blobpipe.images.clip import clip
 
     clip(DIFFERENCE, CLIP, _params(args).clip, args.batch)
 
 
 def _scale(args: argparse.Namespace) -> None:
-    from blobpipe.images.normalize import scale
+    from blobpipe.images.scale import scale
 
     scale(CLIP, SCALE, _params(args).scale, args.batch)
 
@@ -88,16 +88,16 @@ def _augment(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from blobpipe.networks.training import train
+    from blobpipe.networks.train import train
 
     params = _params(args)
     train(DIFFERENCE, SCALE, CUTOUT, AUGMENT, TRAIN, params.train, noise_sigma=params.augment.noise_sigma)
 
 
 def _dense(args: argparse.Namespace) -> None:
-    from blobpipe.networks.dense import train
+    from blobpipe.networks.dense import train_dense
 
-    train(DIFFERENCE, SCALE, CUTOUT, AUGMENT, DENSE, _params(args).dense)
+    train_dense(DIFFERENCE, SCALE, CUTOUT, AUGMENT, DENSE, _params(args).dense)
 
 
 def _detect(args: argparse.Namespace) -> None:
@@ -107,13 +107,13 @@ def _detect(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from blobpipe.validation.evaluation import evaluate
+    from blobpipe.validation.evaluate import evaluate
 
     evaluate(DIFFERENCE, SCALE, CUTOUT, (MODEL, f"{DETECT}/model.safetensors"), EVALUATE, _params(args).evaluate)
 
 
 def _regression(args: argparse.Namespace) -> None:
-    from blobpipe.validation import casebook, regression
+    from blobpipe.validation import cases_page, regression
 
     params = _params(args)
     folders, rate = (RAW, DIFFERENCE, SCALE, CUTOUT), params.detect.false_alarms_per_100_frames
@@ -126,7 +126,7 @@ def _regression(args: argparse.Namespace) -> None:
         radii_px=params.evaluate.radii_px,
         per_100_frames=rate,
     )
-    casebook.write_cases(DIFFERENCE, SCALE, DETECT, MODEL, REGRESSION)
+    cases_page.write_cases(DIFFERENCE, SCALE, DETECT, MODEL, REGRESSION)
 
 
 def _completeness(args: argparse.Namespace) -> None:
@@ -149,17 +149,17 @@ def _explore(args: argparse.Namespace) -> None:
 
 
 def _gate(args: argparse.Namespace) -> int:
-    from blobpipe.validation import regression
+    from blobpipe.validation import gate
 
-    failed = regression.gate(JUDGED, _params(args).regression)
-    for line in regression.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
+    failed = gate.check_gate(JUDGED, _params(args).regression)
+    for line in gate.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
         print(line)
     print("\n".join(failed) or "passed")
     return 1 if failed else 0
 
 
 def _check(args: argparse.Namespace) -> int:
-    from blobpipe.core.check import describe
+    from blobpipe.images.check import describe
 
     usable = True
     for path in args.files:
@@ -203,13 +203,13 @@ def _quicklook(args: argparse.Namespace) -> None:
 
 
 def _log(args: argparse.Namespace) -> None:
-    from blobpipe.monitor import store
+    from blobpipe.monitor import logbook
 
-    connection = store.connect(args.log)
+    connection = logbook.connect(args.log)
     if args.out:
-        store.export(connection, args.table, args.out)
+        logbook.export_tables(connection, args.table, args.out)
     else:
-        rows = store.table(connection, args.table)
+        rows = logbook.table(connection, args.table)
         for name in rows:
             if str(name).endswith("sha256"):
                 rows[name] = rows[name].str[:12]  # to be read, not to be compared
@@ -217,9 +217,9 @@ def _log(args: argparse.Namespace) -> None:
 
 
 def _catalogue(args: argparse.Namespace) -> None:
-    from blobpipe.monitor import catalogue, store
+    from blobpipe.monitor import catalogue, logbook
 
-    connection = store.connect(args.log)
+    connection = logbook.connect(args.log)
     if args.frames:
         print(f"{args.frames}: {len(catalogue.list_images(connection, args.frames))} images added")
     added = catalogue.update(connection, args.catalogue)
@@ -229,14 +229,14 @@ def _catalogue(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from blobpipe.monitor import archive
+    from blobpipe.monitor import mast
 
-    exposures = archive.find_exposures(args.start, args.end)
+    exposures = mast.find_exposures(args.start, args.end)
     if args.dry_run:
         for exposure in exposures:
             print(f"{exposure.file} {exposure.size_bytes / 1e6:.1f} MB")
         return 0
-    failed = archive.fetch(exposures, args.out)
+    failed = mast.fetch(exposures, args.out)
     print(f"{len(exposures) - len(failed)} of {len(exposures)} exposures are in {args.out}")
     for line in failed:
         print(f"blobpipe: {line}", file=sys.stderr)
@@ -258,22 +258,22 @@ def _flatten(args: argparse.Namespace) -> int:
 
 
 def _notify(args: argparse.Namespace) -> None:
-    from blobpipe.monitor import notify, store
+    from blobpipe.monitor import logbook, notices
 
     params = _params_if_any(args).notices
     if args.test:
-        print(f"accepted by {', '.join(notify.send_test(params))}")
+        print(f"accepted by {', '.join(notices.send_test(params))}")
         return
-    connection = store.connect(args.log)
+    connection = logbook.connect(args.log)
     if args.dry_run:
-        for notice in notify.waiting(connection):
+        for notice in notices.waiting(connection):
             print(f"{notice['channel']}: {notice['key']}: {notice['subject']}\n{notice['text']}\n")
         return
     if args.again:
-        print(f"put back: {notify.again(connection)}")
-    with store.writing(connection):
-        notify.queue_digest(connection, params, store.now())
-    print(f"sent: {notify.send(connection, params)}, waiting: {len(notify.waiting(connection))}")
+        print(f"put back: {notices.again(connection)}")
+    with logbook.writing(connection):
+        notices.queue_digest(connection, params, logbook.now())
+    print(f"sent: {notices.send(connection, params)}, waiting: {len(notices.waiting(connection))}")
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -292,17 +292,17 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from blobpipe.monitor import handover
+    from blobpipe.monitor import bad_pixel_table, export
 
-    handover.export(
+    export.export_blobs(
         args.catalogue,
         args.out,
         until=args.until,
-        statuses=(*handover.STATUSES, *args.also),
+        statuses=(*export.STATUSES, *args.also),
         dates=args.frames,
         bpixtab=args.bpixtab,
         useafter=args.useafter,
-        radii_px=tuple(args.disc_radii or handover.RADII_PX),
+        radii_px=tuple(args.disc_radii or bad_pixel_table.RADII_PX),
         flt=args.flt,
         all_flags=args.all_flags,
     )
@@ -310,16 +310,16 @@ def _export(args: argparse.Namespace) -> None:
 
 def _serve(args: argparse.Namespace) -> None:
     with _extra("serve"):
-        from blobpipe.review.serve import serve
+        from blobpipe.review.server import serve
     serve(args.log, host=args.host, port=args.port, token_file=args.token_file, names=tuple(args.name))
 
 
 def _page(args: argparse.Namespace) -> None:
     with _extra("serve"):
-        from blobpipe.monitor import store
+        from blobpipe.monitor import logbook
         from blobpipe.review import pages
 
-    with closing(store.connect(args.log)) as connection:
+    with closing(logbook.connect(args.log)) as connection:
         day = None if args.all else args.date or pages.newest_day(connection)
         shown = pages.write(connection, args.out, day)
     logging.info("%s: %s", args.out, shown)
@@ -344,9 +344,9 @@ def _default_model(params: Params) -> Path:
     """The same, for work: the pipeline's own must have passed the regression test."""
     model = _own_or_packaged()
     if model == Path(OWN_MODEL):
-        from blobpipe.validation import regression
+        from blobpipe.validation import gate
 
-        regression.require_passed(model, Path(JUDGED), params.regression)
+        gate.require_passed(model, Path(JUDGED), params.regression)
     return model
 
 
@@ -646,7 +646,7 @@ def _one_line(error: Exception) -> str:
         case OSError():
             line = " ".join(str(error).split()) or type(error).__name__
         case sqlite3.Error():
-            from blobpipe.monitor.store import reason
+            from blobpipe.monitor.logbook import reason
 
             line = f"the log: {reason(error)}"
         case MemoryError():

@@ -17,8 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from blobpipe.core import check, frames
+from blobpipe.core import fits_images
+from blobpipe.core.dates import exposure_mjd
 from blobpipe.errors import FrameError
+from blobpipe.images import check
 from tests.fuzz import runner
 
 SIDE = (70, 90)
@@ -193,7 +195,7 @@ def case(seed: int, folder: Path) -> str:
             break
     path = folder / f"a{good.suffix if rng.random() < 0.9 else '.fits'}"
     path.write_bytes(gzip.compress(content, 1, mtime=0) if inside else content)
-    outcomes = [_read(path, read) for read in (frames.read_frame, _science, _dq)]
+    outcomes = [_read(path, read) for read in (fits_images.read_frame, _science, _dq)]
     description = str(check.describe(path))
     assert "\n" not in description, description
     image = outcomes[0]
@@ -209,11 +211,11 @@ def case(seed: int, folder: Path) -> str:
 
 
 def _science(path: Path) -> np.ndarray:
-    return frames.read_plane(path, "SCI")
+    return fits_images.read_plane(path, "SCI")
 
 
 def _dq(path: Path) -> np.ndarray | None:
-    return frames.find_plane(path, "DQ")
+    return fits_images.find_plane(path, "DQ")
 
 
 def _read(path: Path, read: Callable[[Path], object]) -> np.ndarray | None:
@@ -230,11 +232,11 @@ def _read(path: Path, read: Callable[[Path], object]) -> np.ndarray | None:
             assert not isinstance(cause, (MemoryError, RecursionError)), repr(cause)
             cause = cause.__cause__ or cause.__context__
         return None
-    if isinstance(found, frames.Frame):
+    if isinstance(found, fits_images.Frame):
         with contextlib.suppress(FrameError):
-            frames.exposure_mjd(found, path)
+            exposure_mjd(found, path)
         with contextlib.suppress(FrameError):
-            frames.insist_on_usable(found, path)
+            fits_images.require_usable(found, path)
         assert all(type(value) in (str, int, float, bool) for value in found.header.values()), found.header
         found = found.data
     if isinstance(found, np.ndarray):

@@ -16,16 +16,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from blobpipe.detection import detect, verdict
+from blobpipe.detection import operating_point
+from blobpipe.detection.score import score_candidates
 from blobpipe.errors import ModelError
-from blobpipe.networks import networks
+from blobpipe.networks import model_file, report_network
 from tests.fuzz import runner
 
 READERS: tuple[Callable[[Path], Any], ...] = (
-    networks.kind_of_model,
-    networks.load_model,
-    networks.load_dense,
-    detect.load_operating_point,
+    model_file.kind_of_model,
+    model_file.load_model,
+    model_file.load_dense,
+    operating_point.load_operating_point,
 )
 NUMBERS = (float("nan"), float("inf"), -1.0, 0.0, 1e308, -1e300, 10**30, True, "0.5", None, [], {}, [[1.0]], 41)
 WORDS = (0, 1, 0x7FC00000, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x7E000000, 0x80000000)  # floats by their bits
@@ -36,8 +37,8 @@ def sources() -> tuple[bytes, bytes]:
     """The packaged dense model, and one of the report's network."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.safetensors"
-        networks.save_model(path, networks.new_network(1, "plain"), {})
-        return networks.PACKAGED.read_bytes(), path.read_bytes()
+        model_file.save_model(path, report_network.new_network(1, "plain"), {})
+        return model_file.PACKAGED.read_bytes(), path.read_bytes()
 
 
 def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
@@ -193,7 +194,7 @@ def _answers(original: bytes, content: bytes, folder: Path) -> Callable[[Any], t
         return None
     path = folder / "original.safetensors"
     path.write_bytes(original)
-    load = networks.load_model if networks.kind_of_model(path) == "report" else networks.load_dense
+    load = model_file.load_model if model_file.kind_of_model(path) == "report" else model_file.load_dense
     return load(path)[0]
 
 
@@ -205,10 +206,10 @@ def _check(network: torch.nn.Module, about: Any, original: Callable[[Any], torch
         assert torch.isfinite(answers).all(), "an answer is no finite number"
         if original is not None:
             torch.testing.assert_close(answers, original(images), rtol=1e-3, atol=1e-3)
-    if isinstance(about, detect.OperatingPoint):
+    if isinstance(about, operating_point.OperatingPoint):
         scores = np.array([0.0, 1e-9, 0.3, 1.0])
         found = pd.DataFrame({"score": scores, "snr": [3.0, np.nan, 500.0, 7.0], "misfit": [1.0, 9.0, 0.1, np.nan]})
-        joint = verdict.score(found, about.weights)["score"].to_numpy()
+        joint = score_candidates(found, about.weights)["score"].to_numpy()
         for probability in (joint, about.probability(scores), about.probability(joint)):
             assert ((probability >= 0) & (probability <= 1)).all(), "a probability is none"
 

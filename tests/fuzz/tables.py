@@ -19,9 +19,9 @@ from pathlib import Path
 import pandas as pd
 from astropy.table import Table
 
-from blobpipe.core import frames
+from blobpipe.core import tables
 from blobpipe.errors import BlobpipeError, TableError
-from blobpipe.monitor import catalogue, handover, store
+from blobpipe.monitor import catalogue, export, logbook
 from tests.fuzz import runner
 
 NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
@@ -256,7 +256,7 @@ def put(folder: Path, name: str, content: bytes) -> Path:
 def known(folder: Path, content: bytes, columns: tuple[str, ...] = PLACE) -> None:
     path, rows = put(folder, "known.csv", content), fields_of(content)
     try:
-        table = frames.read_known(path, columns)
+        table = tables.read_known(path, columns)
     except TableError as error:
         refused_well(str(error), path, good=is_good(rows, columns))
         raise RefusedError(error) from error
@@ -269,7 +269,7 @@ def blobs(folder: Path, content: bytes) -> None:
     put(folder, "frames.csv", IMAGES.encode())
     path = put(folder, "blobs.csv", content)
     try:
-        table = frames.read_blobs(folder)
+        table = tables.read_blobs(folder)
     except TableError as error:
         refused_well(str(error), path)
         raise RefusedError(error) from error
@@ -280,7 +280,7 @@ def blobs(folder: Path, content: bytes) -> None:
 def image_list(folder: Path, content: bytes) -> None:
     path = put(folder, "frames.csv", content)
     try:
-        table = frames.read_frame_list(folder)
+        table = tables.read_frame_list(folder)
     except TableError as error:
         refused_well(str(error), path)
         raise RefusedError(error) from error
@@ -292,7 +292,7 @@ def image_list(folder: Path, content: bytes) -> None:
 def stage(folder: Path, content: bytes) -> None:
     path = put(folder, "frames-000.csv", content.replace(b"seed", b"status", 1))
     try:
-        table = frames.read_stage(folder)
+        table = tables.read_stage(folder)
     except TableError as error:
         refused_well(str(error), path)
         raise RefusedError(error) from error
@@ -303,11 +303,11 @@ def stage(folder: Path, content: bytes) -> None:
 
 def update(folder: Path, content: bytes) -> None:
     path, before = put(folder, "known.csv", content), fields_of(content)
-    with store.connect(log_with_blobs()) as log:
+    with logbook.connect(log_with_blobs()) as log:
         try:
             added = catalogue.update(log, path)
         except TableError as error:
-            refused_well(str(error), path, good=is_good(before, frames.BLOB_COLUMNS))
+            refused_well(str(error), path, good=is_good(before, tables.BLOB_COLUMNS))
             assert path.read_bytes() == content, "refused and changed"
             raise RefusedError(error) from error
         after = fields_of(path.read_bytes())
@@ -318,7 +318,7 @@ def update(folder: Path, content: bytes) -> None:
         assert after[0][: len(before[0])] == before[0]
         assert len(after) == len(before) + len(added)
         assert more or path.read_bytes().startswith(content)
-        frames.read_known(path, catalogue.COLUMNS if added else frames.BLOB_COLUMNS)
+        tables.read_known(path, catalogue.COLUMNS if added else tables.BLOB_COLUMNS)
         now = path.read_bytes()
         assert not catalogue.update(log, path)
         assert path.read_bytes() == now
@@ -327,15 +327,15 @@ def update(folder: Path, content: bytes) -> None:
 
 def list_images(folder: Path, content: bytes) -> None:
     path, before = put(folder, "frames.csv", content), fields_of(content)
-    with store.connect(log_with_blobs()) as log:
+    with logbook.connect(log_with_blobs()) as log:
         files = [(str((folder / f"new{i}.fits").resolve()), f"s{i}", i) for i in (1, 2)]
         for file, _, _ in files:
             Path(file).touch()
-        with store.writing(log):
+        with logbook.writing(log):
             log.execute("DELETE FROM files")
             for file, sha256, image in files:
                 row = {"path": file, "sha256": sha256, "size_bytes": 0, "modified_ns": 0, "seen": "", "image": image}
-                store.insert(log, "files", row | {"outcome": "logged"})
+                logbook.insert(log, "files", row | {"outcome": "logged"})
         try:
             added = catalogue.list_images(log, path)
         except TableError as error:
@@ -348,14 +348,14 @@ def list_images(folder: Path, content: bytes) -> None:
         new = [row for row in after if row[after[0].index("frame")] in ("new1", "new2")]
         assert [row for row in after if row not in new or row in before] == before
         assert len(after) == len(before) + len(added)
-        assert frames.read_image_list(path)["mjd"].is_monotonic_increasing
+        assert tables.read_image_list(path)["mjd"].is_monotonic_increasing
     log.close()
 
 
-def export(folder: Path, content: bytes) -> None:
+def exported(folder: Path, content: bytes) -> None:
     path, rows, out = put(folder, "candidates.csv", content), fields_of(content), folder / "out"
     try:
-        handover.export(path, out)
+        export.export_blobs(path, out)
     except BlobpipeError as error:
         line = str(error)
         assert line.startswith((str(folder), "bad-pixel table: "))
@@ -365,7 +365,7 @@ def export(folder: Path, content: bytes) -> None:
     assert rows is not None
     table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     wanted = {
-        tuple(float(row[name]) for name in (*PLACE, "depth_frac")) for row in table if status(row) in handover.STATUSES
+        tuple(float(row[name]) for name in (*PLACE, "depth_frac")) for row in table if status(row) in export.STATUSES
     }
     handed_on = Table.read(out / "blobs.ecsv").to_pandas()
     found = set(handed_on[[*PLACE, "depth_frac"]].itertuples(index=False, name=None))
@@ -388,19 +388,19 @@ def status(row: dict[str, str]) -> str:
 def log_with_blobs() -> Path:
     """A log with two confirmed candidates."""
     path = Path(tempfile.mkdtemp(prefix="fuzz-log-")) / "log.sqlite"
-    log = store.connect(path, make=True)
+    log = logbook.connect(path, make=True)
     run = dict.fromkeys(("started", "version", "model", "model_sha256", "params_sha256", "catalogue_sha256"), "x")
-    with store.writing(log):
-        store.insert(log, "runs", run | {"threshold": 0.5})
+    with logbook.writing(log):
+        logbook.insert(log, "runs", run | {"threshold": 0.5})
         for number, x in ((1, 700.0), (2, 720.0)):
             image = {"run": 1, "sha256": f"s{number}", "name": "abc"[number], "kind": "image", "outcome": "searched"}
-            store.insert(log, "images", image | {"mjd": 56200.0 + 9 * number, "logged": store.now()})
+            logbook.insert(log, "images", image | {"mjd": 56200.0 + 9 * number, "logged": logbook.now()})
             place = {"image": number, "x_px": x, "y_px": 300.0, "status": "new"}
-            store.insert(log, "candidates", place)
+            logbook.insert(log, "candidates", place)
             size = {"radius_px": 5.0, "depth_frac": 0.1, "snr": 9.0, "score": 1.0, "probability": 1.0}
-            store.insert(log, "detections", place | size | {"candidate": number})
-            review = {"candidate": number, "decision": "confirmed", "reviewer": "a\rb", "at": store.now()}
-            store.insert(log, "reviews", review)
+            logbook.insert(log, "detections", place | size | {"candidate": number})
+            review = {"candidate": number, "decision": "confirmed", "reviewer": "a\rb", "at": logbook.now()}
+            logbook.insert(log, "reviews", review)
     log.close()
     return path
 
@@ -409,7 +409,7 @@ READERS: tuple[tuple[str, Callable[[Path, bytes], None]], ...] = (
     *((BLOBS, reader) for reader in (known, known, blobs, update, update)),
     *((IMAGES, reader) for reader in (image_list, stage, list_images)),
     (CANDIDATES, known),
-    (CANDIDATES, export),
+    (CANDIDATES, exported),
 )
 
 if __name__ == "__main__":

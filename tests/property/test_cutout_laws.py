@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blobpipe.errors import TableError
+from blobpipe.images import tiles
 from blobpipe.params import Cutout
-from blobpipe.simulation import cutout, render, tiles
+from blobpipe.simulation import cutout
 
-SIDE = render.SIDE
+SIDE = tiles.SIDE
 
 
 @given(

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from blobpipe.core.profiles import blob_profile
-from blobpipe.images.difference import Shift, clean_noise, move_pattern, running_median
+from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.images.noise import clean_noise
+from blobpipe.images.register import Shift, move_pattern
+from blobpipe.images.stack import running_median
 
 shifts = st.builds(Shift, st.floats(-3, 3), st.floats(-3, 3))
 images = arrays.arrays(np.float32, (7, 3, 4), elements=st.floats(-1, 1, width=32) | st.just(np.nan))

@@ -12,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
+from blobpipe.images import tiles
 from blobpipe.simulation import clutter, render
 from blobpipe.simulation.cutout import BLOB_COLUMNS, SUBFRAME_COLUMNS
+from blobpipe.simulation.recipes import STEP, Recipes, Scene, to_recipes
 
-SIDE = render.SIDE
+SIDE = tiles.SIDE
 N_FRAMES, FRAME = 3, (300, 340)
 Blob = tuple[int, int, int, float]
 
 
-def make_scene(seed: int = 1, noise: float = 1.0) -> render.Scene:
+def make_scene(seed: int = 1, noise: float = 1.0) -> Scene:
     rng = np.random.default_rng(seed)
     pattern = np.zeros(FRAME, np.float32)
     pattern[100:110, 150:162] = 0.03
@@ -28,18 +30,16 @@ def make_scene(seed: int = 1, noise: float = 1.0) -> render.Scene:
     rows, columns = np.mgrid[-20:21, -20:21]
     for i, radius in enumerate((3, 6, 9)):
         stamps[i] = 2 * np.exp(-((np.hypot(rows, columns) / radius) ** 4))
-    backgrounds = np.rint(rng.normal(0, noise, (N_FRAMES, *FRAME)) * render.STEP / 4).astype(np.int16)
+    backgrounds = np.rint(rng.normal(0, noise, (N_FRAMES, *FRAME)) * STEP / 4).astype(np.int16)
     limits = np.array([[-3.1, 3.2]] * N_FRAMES, np.float32)
-    return render.Scene(
-        ("a", "b", "c"), backgrounds, limits, np.array([0.01, 0.009, 0.011], np.float32), pattern, stamps
-    )
+    return Scene(("a", "b", "c"), backgrounds, limits, np.array([0.01, 0.009, 0.011], np.float32), pattern, stamps)
 
 
 def make_recipes(
     subframes: list[tuple[str, int, int, int, float, float]],
     blobs: list[list[Blob]],
     augmented: list[tuple[int, int, int]] | None = None,
-) -> render.Recipes:
+) -> Recipes:
     """Rows (frame, x0, y0, label, dip_x, dip_y), the blobs (stamp, x, y, factor) of each, and (seed, turns, flip) of each."""
     rows = [(i, *row) for i, row in enumerate(subframes)]
     flat = [(i, *blob, 0.0) for i, group in enumerate(blobs) for blob in group]
@@ -48,19 +48,19 @@ def make_recipes(
     if augmented is not None:
         columns = ["copy", "subframe", "noise_seed", "rotation", "flip"]
         copies = pd.DataFrame([(0, i, *row) for i, row in enumerate(augmented)], columns=columns)
-    return render.to_recipes(("a", "b", "c"), table, pd.DataFrame(flat, columns=list(BLOB_COLUMNS)), copies)
+    return to_recipes(("a", "b", "c"), table, pd.DataFrame(flat, columns=list(BLOB_COLUMNS)), copies)
 
 
-def as_the_recipe_says(scene: render.Scene, recipes: render.Recipes, row: int) -> np.ndarray:
+def as_the_recipe_says(scene: Scene, recipes: Recipes, row: int) -> np.ndarray:
     """The same in plain NumPy, up to the noise: slow, and short enough to be seen right."""
     image = np.clip(unlimited(scene, recipes, row), *scene.limits[recipes.frame[row]])
     return (image - image.mean()) / image.std()
 
 
-def unlimited(scene: render.Scene, recipes: render.Recipes, row: int) -> np.ndarray:
+def unlimited(scene: Scene, recipes: Recipes, row: int) -> np.ndarray:
     """Before clipping, in sigma of the frame."""
     frame, (x0, y0) = recipes.frame[row], recipes.window[row]
-    image = scene.backgrounds[frame, y0 : y0 + SIDE, x0 : x0 + SIDE].astype(float) / render.STEP
+    image = scene.backgrounds[frame, y0 : y0 + SIDE, x0 : x0 + SIDE].astype(float) / STEP
     dx, dy = recipes.dip[row].astype(float)
     if dx or dy:
         x, y = np.meshgrid(np.arange(x0, x0 + SIDE) - dx, np.arange(y0, y0 + SIDE) - dy)
@@ -102,7 +102,7 @@ def turned(image: np.ndarray, quarters: int, flip: int) -> np.ndarray:
 @given(rows)
 def test_pixels_are_what_the_recipe_says(rows: list) -> None:
     scene, recipes = make_scene(), make_recipes(*map(list, zip(*rows, strict=True)))
-    found = render.render(scene, recipes, np.arange(len(recipes)))
+    found = render.render_subframes(scene, recipes, np.arange(len(recipes)))
     for i in range(len(recipes)):
         np.testing.assert_allclose(found[i], as_the_recipe_says(scene, recipes, i), atol=2e-4)
 
@@ -111,11 +111,11 @@ def test_pixels_are_what_the_recipe_says(rows: list) -> None:
 @given(rows, st.randoms(use_true_random=False))
 def test_the_same_bytes_in_any_order_and_on_any_number_of_threads(rows: list, random) -> None:
     scene, recipes = make_scene(), make_recipes(*map(list, zip(*rows, strict=True)), [(9, 1, 0)] * len(rows))
-    straight = render.render(scene, recipes, np.arange(len(recipes)), noise_sigma=0.75)
+    straight = render.render_subframes(scene, recipes, np.arange(len(recipes)), noise_sigma=0.75)
     order = [*random.sample(range(len(rows)), len(rows)), 0]
     for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
         numba.set_num_threads(threads)
-        found = render.render(scene, recipes, np.array(order), noise_sigma=0.75)
+        found = render.render_subframes(scene, recipes, np.array(order), noise_sigma=0.75)
         assert found.tobytes() == straight[order].tobytes()
 
 
@@ -124,7 +124,7 @@ def test_the_same_bytes_in_any_order_and_on_any_number_of_threads(rows: list, ra
 def test_a_blob_is_where_the_recipe_says(stamp: int, x: int, y: int, factor: float) -> None:
     scene = make_scene(noise=0)
     recipes = make_recipes([("a", 10, 20, 1, 0.0, 0.0)], [[(stamp, x, y, factor)]])
-    image = render.render(scene, recipes, np.arange(1))[0]
+    image = render.render_subframes(scene, recipes, np.arange(1))[0]
     signal = image - np.median(image)
     ys, xs = np.mgrid[:SIDE, :SIDE]
     assert (signal * xs).sum() / signal.sum() == pytest.approx(x, abs=0.01)
@@ -136,7 +136,7 @@ def test_a_blob_is_where_the_recipe_says(stamp: int, x: int, y: int, factor: flo
 def test_a_dip_is_the_known_blobs_here_less_there(shift: tuple[int, int]) -> None:
     """Known blobs have moved by +shift: light is missing (positive) where they went, not where they were."""
     scene, (dx, dy) = make_scene(noise=0), shift
-    image = render.render(scene, make_recipes([("a", 0, 0, 0, dx, dy)], [[]]), np.arange(1))[0]
+    image = render.render_subframes(scene, make_recipes([("a", 0, 0, 0, dx, dy)], [[]]), np.arange(1))[0]
     expected = np.roll(scene.pattern, (dy, dx), (0, 1)) - scene.pattern
     expected = expected[:SIDE, :SIDE] / scene.sigma_frac[0]
     np.testing.assert_allclose(image, (expected - expected.mean()) / expected.std(), atol=1e-4)
@@ -151,7 +151,7 @@ def test_a_dip_ends_where_the_frame_does() -> None:
     dips = [(2.7, -1.3), (-2.7, 1.0), (0.0, 3.0), (-1.0, 0.0), (1.0, 0.4), (300.0, 0.0), (0.5, -280.0)]
     windows = [("a", *corner, 0, *dip) for corner in corners for dip in dips]
     recipes = make_recipes(windows, [[]] * len(windows))
-    found = render.render(scene, recipes, np.arange(len(windows)))
+    found = render.render_subframes(scene, recipes, np.arange(len(windows)))
     for i, image in enumerate(found):
         np.testing.assert_allclose(image, as_the_recipe_says(scene, recipes, i), atol=5e-4, err_msg=str(windows[i]))
 
@@ -164,8 +164,8 @@ def test_rotations_and_flips_are_those_of_numpy_and_change_no_label(
     scene, parts = make_scene(), list(map(list, zip(*rows, strict=True)))
     straight, both = (make_recipes(*parts, [(seed, *turn)] * len(rows)) for turn in ((0, 0), (quarters, flip)))
     everything = np.arange(len(rows))
-    before = render.render(scene, straight, everything, noise_sigma=0.75)
-    after = render.render(scene, both, everything, noise_sigma=0.75)
+    before = render.render_subframes(scene, straight, everything, noise_sigma=0.75)
+    after = render.render_subframes(scene, both, everything, noise_sigma=0.75)
     for i in everything:
         np.testing.assert_array_equal(after[i], turned(before[i], quarters, flip))
     np.testing.assert_array_equal(straight.label, both.label)
@@ -175,7 +175,7 @@ def test_rotations_and_flips_are_those_of_numpy_and_change_no_label(
 @given(rows, st.sampled_from([0.0, 0.75]))
 def test_every_subframe_has_mean_0_and_standard_deviation_1_whatever_its_label(rows: list, noise_sigma: float) -> None:
     scene, recipes = make_scene(), make_recipes(*map(list, zip(*rows, strict=True)), [(5, 0, 0)] * len(rows))
-    found = render.render(scene, recipes, np.arange(len(recipes)), noise_sigma=noise_sigma).astype(float)
+    found = render.render_subframes(scene, recipes, np.arange(len(recipes)), noise_sigma=noise_sigma).astype(float)
     np.testing.assert_allclose(found.mean(axis=(1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(found.std(axis=(1, 2)), 1, atol=1e-4)
 
@@ -185,7 +185,7 @@ def test_every_subframe_has_mean_0_and_standard_deviation_1_whatever_its_label(r
 def test_labels_never_touch_the_pixels(rows: list) -> None:
     scene, (subframes, blobs) = make_scene(), map(list, zip(*rows, strict=True))
     images = [
-        render.render(
+        render.render_subframes(
             scene, make_recipes([(*row[:3], label, *row[4:]) for row in subframes], blobs), np.arange(len(rows))
         )
         for label in (0, 1)
@@ -198,7 +198,7 @@ def test_labels_never_touch_the_pixels(rows: list) -> None:
 TURNS = [(quarters, flip) for quarters in range(4) for flip in range(2)]
 
 
-def everything(sigma: float) -> tuple[render.Scene, render.Recipes, dict]:
+def everything(sigma: float) -> tuple[Scene, Recipes, dict]:
     """A row for each turn and flip, with dips, blobs near the edges, clutter on half of them, and noise of this sigma."""
     rng = np.random.default_rng(7)
     dips = [(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (0.6, -0.3), (-1.0, 0.9), (2.2, 1.1)]
@@ -220,7 +220,7 @@ def everything(sigma: float) -> tuple[render.Scene, render.Recipes, dict]:
 def test_varied_pixels_are_what_the_recipe_says_and_clutter_and_are_not_standardised() -> None:
     scene, recipes, varied = everything(sigma=0.0)
     stronger = dataclasses.replace(recipes, factor=recipes.factor * varied["strength"])
-    found = render.vary(scene, recipes, np.arange(8), **varied)
+    found = render.render_varied(scene, recipes, np.arange(8), **varied)
     for i, (quarters, flip) in enumerate(TURNS):
         expected, piece = unlimited(scene, stronger, i), varied["piece"][i]
         if piece >= 0:
@@ -235,15 +235,15 @@ def test_the_noise_of_varied_pixels_is_that_of_rendering() -> None:
     scene, recipes, varied = everything(sigma=0.5)
     scene = dataclasses.replace(scene, limits=np.array([[-99, 99]] * N_FRAMES, np.float32))
     varied |= {"strength": np.ones(len(recipes.blob), np.float32), "piece": np.full(8, -1)}
-    found = render.standardise(render.vary(scene, recipes, np.arange(8), **varied))
-    np.testing.assert_allclose(found, render.render(scene, recipes, np.arange(8), noise_sigma=0.5), atol=1e-4)
+    found = render.standardise(render.render_varied(scene, recipes, np.arange(8), **varied))
+    np.testing.assert_allclose(found, render.render_subframes(scene, recipes, np.arange(8), noise_sigma=0.5), atol=1e-4)
 
 
 def test_a_part_is_cut_from_the_whole_after_its_turns() -> None:
     scene, recipes, varied = everything(sigma=0.5)
-    whole = render.vary(scene, recipes, np.arange(8), **varied)
+    whole = render.render_varied(scene, recipes, np.arange(8), **varied)
     corner = np.array([(4 * k, 140 - 12 * k) for k in range(8)])
-    part = render.vary(scene, recipes, np.arange(8), **varied, corner=corner, side=96)
+    part = render.render_varied(scene, recipes, np.arange(8), **varied, corner=corner, side=96)
     for image, cut, (x, y) in zip(whole, part, corner, strict=True):
         np.testing.assert_array_equal(cut, image[y : y + 96, x : x + 96])
 

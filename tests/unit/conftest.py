@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from blobpipe.core import frames, profiles
+from blobpipe.core import blob_shapes, fits_images, tables
 from blobpipe.detection import detect
-from blobpipe.images import normalize
-from blobpipe.networks import networks
+from blobpipe.images.clip import clip
+from blobpipe.images.scale import scale
+from blobpipe.networks import dense_network, model_file, report_network
 from blobpipe.params import Augment, Cutout, Detect, Params, Train, to_yaml
 from blobpipe.simulation import augment, cutout
 
@@ -34,8 +35,8 @@ def made_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw, difference, clipped, scaled = (root / "data" / name for name in ("raw", "difference", "clip", "scale"))
     (root / "params.yaml").write_text(to_yaml(MINIATURE))
     _write_images(raw, difference)
-    normalize.clip(difference, clipped, MINIATURE.clip)
-    normalize.scale(clipped, scaled, MINIATURE.scale)
+    clip(difference, clipped, MINIATURE.clip)
+    scale(clipped, scaled, MINIATURE.scale)
     recipes = root / "results" / "cutout"
     cutout.cut(raw, difference, scaled, recipes, MINIATURE.cutout, clip=MINIATURE.clip, scale=MINIATURE.scale)
     augment.augment(difference, scaled, recipes, root / "results" / "augment", MINIATURE.augment)
@@ -52,7 +53,7 @@ def project(made_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def blob_finder() -> networks.ReportNetwork:
+def blob_finder() -> report_network.ReportNetwork:
     """The report's network with weights by hand: a 5 x 5 mean above 1.2 sigma makes it say blob."""
     return _network_by_hand()
 
@@ -61,7 +62,7 @@ def blob_finder() -> networks.ReportNetwork:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That network as a file; only for reading."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    networks.save_model(path, _network_by_hand(), {})
+    model_file.save_model(path, _network_by_hand(), {})
     return path
 
 
@@ -70,7 +71,7 @@ def dense_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dense network by hand, with an operating point, as a file; only for reading."""
     path = tmp_path_factory.mktemp("dense") / "model.safetensors"
     point = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0}
-    networks.save_model(path, _dense_network_by_hand(), {"operating_point": point})
+    model_file.save_model(path, _dense_network_by_hand(), {"operating_point": point})
     return path
 
 
@@ -83,9 +84,9 @@ def detect_dir(made_project: Path, dense_model: Path, tmp_path_factory: pytest.T
     return out
 
 
-def _dense_network_by_hand() -> networks.DenseNetwork:
+def _dense_network_by_hand() -> dense_network.DenseNetwork:
     """One that says blob where a 4 x 4 mean, averaged over nine cells, is above about 0.6 sigma."""
-    network = networks.DenseNetwork()
+    network = dense_network.DenseNetwork()
     with torch.no_grad():
         for weights in network.parameters():
             weights.zero_()
@@ -98,15 +99,15 @@ def _dense_network_by_hand() -> networks.DenseNetwork:
     return network.eval()
 
 
-def opinionated_network(seed: int, kernels: networks.Kernels = "plain") -> networks.ReportNetwork:
+def opinionated_network(seed: int, kernels: report_network.Kernels = "plain") -> report_network.ReportNetwork:
     """A new network that has an opinion: a new one's last layer is zero."""
-    network = networks.new_network(seed, kernels)
+    network = report_network.new_network(seed, kernels)
     torch.nn.init.normal_(network.dense2.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
     return network
 
 
-def _network_by_hand() -> networks.ReportNetwork:
-    network = networks.ReportNetwork("plain")
+def _network_by_hand() -> report_network.ReportNetwork:
+    network = report_network.ReportNetwork("plain")
     with torch.no_grad():
         for weight in network.parameters():
             weight.zero_()
@@ -129,16 +130,16 @@ def _write_images(raw: Path, difference: Path) -> None:
         image = _noise(rng, 0.0101)
         if i == 5:
             _add_blob(image, *NEW)
-        frames.write_image(difference / f"{name}.fits.fz", image, name="DIFFERENCE")
-        frames.write_image(raw / f"{name}.fits.fz", image + pattern, name="SCI")
+        fits_images.write_image(difference / f"{name}.fits.fz", image, name="DIFFERENCE")
+        fits_images.write_image(raw / f"{name}.fits.fz", image + pattern, name="SCI")
     stack = _noise(rng, 0.0055) + pattern
-    frames.write_images(difference / "reference.fits.fz", {"STACK": stack, "PATTERN": pattern})
+    fits_images.write_images(difference / "reference.fits.fz", {"STACK": stack, "PATTERN": pattern})
     done = pd.DataFrame({"frame": names, "status": "ok", "reason": "", "shift_x_px": 0.0, "shift_y_px": 0.0})
-    frames.write_table(difference / "frames-000.csv", done.assign(noise_frac=0.0101, n_stack=4))
-    frames.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))}))
-    blobs = pd.DataFrame([*KNOWN, NEW], columns=list(frames.BLOB_COLUMNS[1:]))
+    tables.write_table(difference / "frames-000.csv", done.assign(noise_frac=0.0101, n_stack=4))
+    tables.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))}))
+    blobs = pd.DataFrame([*KNOWN, NEW], columns=list(tables.BLOB_COLUMNS[1:]))
     blobs.insert(0, "blob", [f"b{i}" for i in range(len(blobs))])
-    frames.write_table(raw / "blobs.csv", blobs.assign(shape="disc", first_frame=["", "", "", "", names[5]]))
+    tables.write_table(raw / "blobs.csv", blobs.assign(shape="disc", first_frame=["", "", "", "", names[5]]))
 
 
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
@@ -151,4 +152,4 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
 def _add_blob(image: np.ndarray, x: float, y: float, radius: float, depth: float) -> None:
     column, row = round(x), round(y)
     window = image[row - 20 : row + 21, column - 20 : column + 21]
-    window += depth * profiles.blob_profile("disc", radius, x - column, y - row, 41)
+    window += depth * blob_shapes.blob_profile("disc", radius, x - column, y - row, 41)

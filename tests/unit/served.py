@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from blobpipe.review import serve
+from blobpipe.review.server import TOKEN_VARIABLE
 
 TOKEN = "a-token-that-nobody-guesses"
 SECONDS = 30.0  # that it may take to start
@@ -25,7 +25,7 @@ def served(log: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     command = (sys.executable, "-m", "blobpipe", "serve", "--log", str(log), "--port", str(port))
-    environment = os.environ | {serve.TOKEN_VARIABLE: TOKEN}
+    environment = os.environ | {TOKEN_VARIABLE: TOKEN}
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as server:
         try:
             _await_answer(f"http://127.0.0.1:{port}/style.css")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from blobpipe.monitor import store
+from blobpipe.monitor import logbook
 
 FIRST_MJD = 55000.0
 CADENCE_DAYS = 0.6
@@ -25,11 +25,11 @@ def make_log(path: Path, n_images: int, seed: int = 1) -> sqlite3.Connection:
 
     The newest image shows an undecided candidate.
     """
-    connection = store.connect(path, make=True)
+    connection = logbook.connect(path, make=True)
     connection.execute("PRAGMA synchronous = OFF")
     rng = np.random.default_rng(seed)
-    with store.writing(connection):
-        store.insert(connection, "runs", RUN)
+    with logbook.writing(connection):
+        logbook.insert(connection, "runs", RUN)
         _insert_all(connection, "images", [_image(number, rng) for number in range(1, n_images + 1)])
         searched = [row["id"] for row in connection.execute("SELECT id FROM images WHERE outcome = 'searched'")]
         _insert_all(connection, "subframes", _subframes(searched, rng))
@@ -118,26 +118,26 @@ def _log_candidates(connection: sqlite3.Connection, searched: list[int], rng: np
         _log_candidate(connection, sightings, blob and len(sightings) > 1, rng)
     for image in searched[::3]:
         place = {"x_px": float(rng.uniform(20, 1000)), "y_px": float(rng.uniform(20, 1000))}
-        store.insert(connection, "detections", {"image": image, "status": "dip", **place, **_strength(0.02, rng)})
+        logbook.insert(connection, "detections", {"image": image, "status": "dip", **place, **_strength(0.02, rng)})
 
 
 def _log_candidate(connection: sqlite3.Connection, images: list[int], blob: bool, rng: np.random.Generator) -> None:
     x, y = (float(value) for value in rng.uniform(30, 990, 2))
     depth = float(np.clip(rng.lognormal(-3.5, 0.6), 0.008, 0.25))
     row = {"image": images[0], "status": "seen_again" if blob else "new", "x_px": x, "y_px": y}
-    candidate = store.insert(connection, "candidates", row)
+    candidate = logbook.insert(connection, "candidates", row)
     for image in images:
         dx, dy = 0.3 * rng.standard_normal(2)
         place = {"x_px": x + float(dx), "y_px": y + float(dy)}
         found = {"image": image, "candidate": candidate, "status": "new", **place, **_strength(depth, rng)}
-        number = store.insert(connection, "detections", found)
+        number = logbook.insert(connection, "detections", found)
         for kind in ("difference", "stack", "map", "surface"):
-            store.insert(connection, "pictures", _picture(image, number, kind, CUTOUT))
+            logbook.insert(connection, "pictures", _picture(image, number, kind, CUTOUT))
     if images[-1] < searched_end(connection) - 200:
         decision = "confirmed" if blob else "rejected"
         reason = "seen again" if blob else "a streak"
         review = {"candidate": candidate, "decision": decision, "reviewer": "Ada", "reason": reason}
-        store.insert(connection, "reviews", review | {"at": "2024-05-01T12:00:00.000Z"})
+        logbook.insert(connection, "reviews", review | {"at": "2024-05-01T12:00:00.000Z"})
 
 
 def searched_end(connection: sqlite3.Connection) -> int:

@@ -20,10 +20,10 @@ import pytest
 from astropy.io import fits
 
 from blobpipe import cli
-from blobpipe.core import frames
+from blobpipe.core import files, fits_images, tables
 from blobpipe.errors import BlobpipeError
-from blobpipe.monitor import store
-from blobpipe.networks import networks
+from blobpipe.monitor import logbook
+from blobpipe.networks import model_file, report_network
 from blobpipe.params import Difference, Params, to_yaml
 
 pytestmark = pytest.mark.xdist_group("bad input")  # most look at one folder
@@ -47,7 +47,7 @@ def one_line(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 1) -> s
 
 def files_in(folder: Path) -> dict[str, str]:
     """Every file below a folder, hidden ones too, and its hash."""
-    return {str(path.relative_to(folder)): frames.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): files.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def truncated_gz(path: Path, image: np.ndarray) -> None:
 
 
 def truncated_fz(path: Path, image: np.ndarray) -> None:
-    frames.write_image(path, image, name="SCI", sigma=0.008)
+    fits_images.write_image(path, image, name="SCI", sigma=0.008)
     path.write_bytes(path.read_bytes()[:100_000])
 
 
@@ -134,8 +134,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             names.append(kind.replace(" ", "_"))
     names += ["half", "last"]
     plain(raw / "half.fits", noise(rng)[:512, :512])
-    frames.write_image(raw / "last.fits.fz", noise(rng), name="SCI", sigma=0.008)
-    frames.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))}))
+    fits_images.write_image(raw / "last.fits.fz", noise(rng), name="SCI", sigma=0.008)
+    tables.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))}))
     settings = Params(difference=Difference(stack_size=4, register_shift=False, known_blobs=False))
     (raw.parents[1] / "params.yaml").write_text(to_yaml(settings))
     return raw
@@ -189,7 +189,7 @@ def with_bad_images(images: Path) -> Path:
 
 @pytest.mark.parametrize("kind", LISTED)
 def test_a_bad_image_in_a_folder_is_rejected_with_its_reason(kind: str, with_bad_images: Path) -> None:
-    row = frames.read_stage(with_bad_images).set_index("frame").loc[kind.replace(" ", "_")]
+    row = tables.read_stage(with_bad_images).set_index("frame").loc[kind.replace(" ", "_")]
     assert row["status"] == "rejected"
     assert BAD[kind][2] in row["reason"]
     assert kind.replace(" ", "_") in row["reason"]
@@ -197,7 +197,7 @@ def test_a_bad_image_in_a_folder_is_rejected_with_its_reason(kind: str, with_bad
 
 
 def test_the_other_images_of_the_folder_go_on(with_bad_images: Path) -> None:
-    table = frames.read_stage(with_bad_images).set_index("frame")
+    table = tables.read_stage(with_bad_images).set_index("frame")
     assert dict(table["status"].value_counts()) == {"rejected": len(LISTED) + 1, "stack": len(GOOD), "ok": 1}
     assert "half.fits: found 512x512 pixels, expected 1024x1024" in table.loc["half", "reason"]
     assert table.loc["last", "status"] == "ok"
@@ -209,7 +209,7 @@ def test_the_other_images_of_the_folder_go_on(with_bad_images: Path) -> None:
 def test_scan_rejects_bad_images_and_goes_on(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    networks.save_model(tmp_path / "m.safetensors", networks.new_network(1, "plain"), {})
+    model_file.save_model(tmp_path / "m.safetensors", report_network.new_network(1, "plain"), {})
     paths = [images / "empty.fits", images / "integer.fits", images / "four-dimensional.fits"]
     argv = [
         "scan",
@@ -221,13 +221,13 @@ def test_scan_rejects_bad_images_and_goes_on(
         str(tmp_path / "o"),
     ]
     assert cli.main(argv) == 1
-    table = frames.read_table(tmp_path / "o/frames.csv", ("frame", "status", "reason"))
+    table = tables.read_table(tmp_path / "o/frames.csv", ("frame", "status", "reason"))
     assert list(table["status"]) == ["rejected", "ok", "rejected"]
     assert "0 bytes" in table["reason"][0]
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warned) == 2
     assert all("\n" not in line for line in warned)
-    assert len(frames.read_table(tmp_path / "o/subframes.csv", ("frame",))) == 16
+    assert len(tables.read_table(tmp_path / "o/subframes.csv", ("frame",))) == 16
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "without PATTERN", "truncated"])
@@ -241,7 +241,7 @@ def test_a_bad_reference_is_named(project: Path, capsys: pytest.CaptureFixture[s
         case "truncated":
             path.write_bytes(path.read_bytes()[:20_000])
         case _:
-            frames.write_image(path, frames.read_plane(path, "STACK"), name="STACK")
+            fits_images.write_image(path, fits_images.read_plane(path, "STACK"), name="STACK")
     line = one_line(capsys, "augment")
     assert "data/difference/reference.fits.fz: " in line
 
@@ -265,7 +265,7 @@ def test_bad_stamps_and_models_are_named(
 def test_a_missing_image_of_a_later_stage_is_rejected_there(project: Path) -> None:
     (project / "data/difference/frame2.fits.fz").unlink()
     assert cli.main(["clip"]) == 0
-    table = frames.read_stage("data/clip").set_index("frame")
+    table = tables.read_stage("data/clip").set_index("frame")
     assert table.loc["frame2", "status"] == "rejected"
     assert "frame2.fits.fz: not found" in table.loc["frame2", "reason"]
 
@@ -361,7 +361,7 @@ def test_a_shifted_catalogue_is_refused_by_every_command(
     path = project / "data/raw/blobs.csv"
     path.write_text(BLOBS.replace(",60", ",,60").replace(",200", ",,200"))
     before = path.read_bytes()
-    store.connect(project / "log.sqlite", make=True).close()
+    logbook.connect(project / "log.sqlite", make=True).close()
     given = ["--catalogue", str(path)]
     words = {
         "scan": [

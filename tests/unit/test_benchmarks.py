@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from blobpipe.images import normalize
-from blobpipe.networks import networks
+from blobpipe.images.clip import clip_image
+from blobpipe.networks import report_network
 from blobpipe.params import Clip
 from blobpipe.simulation import render
+from blobpipe.simulation.recipes import STEP
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
@@ -140,10 +141,10 @@ def test_figures_are_medians_and_know_their_targets() -> None:
 
 
 def test_both_ways_of_rendering_give_the_same() -> None:
-    made = material.recipes(replace(material.QUICK, n_differences=1))
-    backgrounds = [image.astype(np.float32) / render.STEP for image in made.scene.backgrounds]
+    made = material.make_recipes(replace(material.QUICK, n_differences=1))
+    backgrounds = [image.astype(np.float32) / STEP for image in made.scene.backgrounds]
     rows = np.flatnonzero((made.recipes.dip == 0).all(axis=1))[:12]
-    ours = render.render(made.scene, made.recipes, rows)
+    ours = render.render_subframes(made.scene, made.recipes, rows)
     for row, subframe in zip(rows, ours, strict=True):
         other = images.one_subframe(made, backgrounds, row, noise_sigma=0.0)
         np.testing.assert_allclose(other, subframe, atol=1e-4)
@@ -153,11 +154,11 @@ def test_both_ways_of_clipping_give_the_same() -> None:
     [image], _ = material.differences(1)
     params = Clip(border_px=0)
     part = image[200:300]
-    np.testing.assert_allclose(images.clip_by_loop(part, params), normalize.clip_image(part, params)[0], rtol=1e-6)
+    np.testing.assert_allclose(images.clip_by_loop(part, params), clip_image(part, params)[0], rtol=1e-6)
 
 
 def test_recipes_are_like_those_of_the_pipeline() -> None:
-    recipes = material.recipes(material.QUICK).recipes
+    recipes = material.make_recipes(material.QUICK).recipes
     assert 0 < (recipes.dip != 0).any(axis=1).mean() < 0.3
     n_blobs = np.diff(recipes.first_blob)
     assert ((n_blobs > 0) == (recipes.label == 1)).all()
@@ -167,7 +168,7 @@ def test_recipes_are_like_those_of_the_pipeline() -> None:
 
 def test_the_plain_network_is_the_report_s() -> None:
     plain = [tuple(weight.shape) for weight in network.plain_network().parameters()]
-    assert plain == [tuple(weight.shape) for weight in networks.ReportNetwork().parameters()]
+    assert plain == [tuple(weight.shape) for weight in report_network.ReportNetwork().parameters()]
 
 
 def test_operations_are_those_of_the_documentation() -> None:

@@ -20,7 +20,7 @@ from tests.unit import synthetic_log
 from tests.unit.served import TOKEN, served
 
 from blobpipe import cli
-from blobpipe.monitor import store
+from blobpipe.monitor import logbook
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
@@ -52,7 +52,7 @@ class Site:
 
     def decisions(self) -> dict[int, str]:
         """Of each candidate."""
-        with contextlib.closing(store.connect(self.log)) as connection:
+        with contextlib.closing(logbook.connect(self.log)) as connection:
             return {row["id"]: row["decision"] for row in connection.execute("SELECT * FROM candidate_list")}
 
 
@@ -91,10 +91,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """``blobpipe serve`` on 220 images with five candidates, of which the first are decided on."""
     log = tmp_path_factory.mktemp("log") / "log.sqlite"
     connection = synthetic_log.make_log(log, 220)
-    with store.writing(connection):
+    with logbook.writing(connection):
         for number, decision in ((1, "confirmed"), (2, "unsure"), (3, "rejected")):
             review = {"candidate": number, "decision": decision, "reviewer": "Ada", "reason": "as round as one"}
-            store.insert(connection, "reviews", review | {"at": store.now()})
+            logbook.insert(connection, "reviews", review | {"at": logbook.now()})
     connection.close()
     with served(log) as address:
         yield Site(address, log)
@@ -253,7 +253,7 @@ def test_a_candidate_confirmed_by_keyboard_alone_is_in_the_catalogue(desk: Any, 
     assert focused(desk) not in (0, number)
     catalogue = tmp_path / "blobs.csv"
     assert cli.main(["catalogue", "update", "--log", str(site.log), "--catalogue", str(catalogue)]) == 0
-    with contextlib.closing(store.connect(site.log)) as connection:
+    with contextlib.closing(logbook.connect(site.log)) as connection:
         row = connection.execute("SELECT * FROM candidate_list WHERE id = ?", (number,)).fetchone()
     table = pd.read_csv(catalogue)
     mine = table[table["reviewer"] == "Ada Lovelace"]

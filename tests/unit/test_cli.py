@@ -19,9 +19,9 @@ from astropy.io import fits
 from tests.unit import synthetic_log
 
 from blobpipe import __version__, cli
-from blobpipe.core import frames
+from blobpipe.core import files, fits_images, tables
 from blobpipe.errors import BlobpipeError
-from blobpipe.monitor import store
+from blobpipe.monitor import logbook
 from blobpipe.params import Notices, Params, Regression, to_yaml
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
@@ -35,8 +35,8 @@ EXPECTED: dict[str, Calls] = {
     ],
     "difference --reference": [("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})],
     "difference --batch 3": [("images.difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3), {})],
-    "clip": [("images.normalize.clip", (f"{D}/difference", f"{D}/clip", PARAMS.clip, None), {})],
-    "scale --batch 0": [("images.normalize.scale", (f"{D}/clip", f"{D}/scale", PARAMS.scale, 0), {})],
+    "clip": [("images.clip.clip", (f"{D}/difference", f"{D}/clip", PARAMS.clip, None), {})],
+    "scale --batch 0": [("images.scale.scale", (f"{D}/clip", f"{D}/scale", PARAMS.scale, 0), {})],
     "cutout": [
         (
             "simulation.cutout.cut",
@@ -53,14 +53,14 @@ EXPECTED: dict[str, Calls] = {
     ],
     "train": [
         (
-            "networks.training.train",
+            "networks.train.train",
             (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/train", PARAMS.train),
             {"noise_sigma": 0.75},
         )
     ],
     "dense": [
         (
-            "networks.dense.train",
+            "networks.dense.train_dense",
             (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/dense", PARAMS.dense),
             {},
         )
@@ -77,7 +77,7 @@ EXPECTED: dict[str, Calls] = {
     ],
     "evaluate": [
         (
-            "validation.evaluation.evaluate",
+            "validation.evaluate.evaluate",
             (
                 *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *((cli.MODEL, f"{C}/detect/model.safetensors"), f"{C}/evaluate", PARAMS.evaluate),
@@ -95,7 +95,7 @@ EXPECTED: dict[str, Calls] = {
             {"radii_px": PARAMS.evaluate.radii_px, "per_100_frames": PARAMS.detect.false_alarms_per_100_frames},
         ),
         (
-            "validation.casebook.write_cases",
+            "validation.cases_page.write_cases",
             (f"{D}/difference", f"{D}/scale", f"{C}/detect", cli.MODEL, f"{C}/regression"),
             {},
         ),
@@ -210,7 +210,7 @@ def test_gate_passes_or_says_what_failed(folder: Path, capsys: pytest.CaptureFix
         "passed": True,
     }
     for cases, code in ((7, 0), (6, 1)):
-        frames.write_json("results/regression/metrics.json", {**good, "n_cases": cases, "passed": cases == 7})
+        tables.write_json("results/regression/metrics.json", {**good, "n_cases": cases, "passed": cases == 7})
         assert cli.main(["gate"]) == code
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "passed"
@@ -255,7 +255,7 @@ def _own_model(folder: Path, **metrics: object) -> Path:
     own = Path(cli.OWN_MODEL)
     own.parent.mkdir(parents=True)
     shutil.copy(Path(cli.__file__).with_name("model.safetensors"), own)
-    frames.write_json(folder / cli.JUDGED, {**PASSES, "dense_sha256": frames.sha256(own), **metrics})
+    tables.write_json(folder / cli.JUDGED, {**PASSES, "dense_sha256": files.sha256(own), **metrics})
     return own
 
 
@@ -289,7 +289,7 @@ def test_a_model_that_the_regression_test_has_not_passed_is_refused(
         (folder / cli.JUDGED).unlink()
     (folder / "in").mkdir()
     noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
-    frames.write_image(folder / "a.fits", noise, name="DIFFERENCE")
+    fits_images.write_image(folder / "a.fits", noise, name="DIFFERENCE")
     scan, quicklook = ["scan", "a.fits", "--difference", "--out", "o"], ["quicklook", "in", "--difference"]
     for words in (scan, quicklook):
         assert cli.main(words) == 1
@@ -315,19 +315,19 @@ def test_every_run_names_its_model(
 ) -> None:
     caplog.set_level("INFO")
     model = _own_model(folder) if own else Path(cli.__file__).with_name("model.safetensors")
-    sha256 = frames.sha256(model)
+    sha256 = files.sha256(model)
     named = f"model: {model} ({'local' if own else 'packaged'}, SHA-256 {sha256[:12]})"
     (folder / "in").mkdir()
     noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
-    frames.write_image(folder / "a.fits", noise, name="DIFFERENCE")
+    fits_images.write_image(folder / "a.fits", noise, name="DIFFERENCE")
     for words in (["scan", "a.fits", "--difference", "--out", "o"], ["quicklook", "in"]):
         caplog.clear()
         assert cli.main(words) == 0
         assert named in caplog.messages
     cli.main(["doctor"])
     assert f"ok    {named}, threshold " in capsys.readouterr().out
-    assert list(frames.read_table("o/frames.csv", ("model_sha256",))["model_sha256"]) == [sha256]
-    [run] = store.connect(cli.LOG).execute("SELECT model, model_sha256 FROM runs").fetchall()
+    assert list(tables.read_table("o/frames.csv", ("model_sha256",))["model_sha256"]) == [sha256]
+    [run] = logbook.connect(cli.LOG).execute("SELECT model, model_sha256 FROM runs").fetchall()
     assert tuple(run) == (str(model), sha256)
 
 
@@ -385,7 +385,7 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(importlib.import_module("blobpipe.images.normalize"), "clip", fail)
+    monkeypatch.setattr(importlib.import_module("blobpipe.images.clip"), "clip", fail)
 
 
 @pytest.mark.parametrize("message", ERRORS)

@@ -19,14 +19,17 @@ import pandas as pd
 import pytest
 
 from blobpipe.cli import STAGES, build_parser
-from blobpipe.core import frames, statistics
-from blobpipe.detection import detect, measure
-from blobpipe.images import normalize
-from blobpipe.monitor import catalogue, scan, store
-from blobpipe.networks import networks, training
+from blobpipe.core import metrics, tables
+from blobpipe.detection import detect, operating_point
+from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.detection.search import DETECTORS, Baselines
+from blobpipe.images.clip import Clipping
+from blobpipe.images.scale import Scaling
+from blobpipe.monitor import catalogue, logbook, scan
+from blobpipe.networks import dense_network, report_network, train
 from blobpipe.params import Params
 from blobpipe.simulation import augment, campaign, cutout
-from blobpipe.validation import completeness, evaluation, explore, regression
+from blobpipe.validation import completeness, evaluate, explore, regression
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -171,55 +174,55 @@ def _step(report: type) -> tuple[str, ...]:
 
 def _curve(name: str) -> Sequence[str]:
     labels, probability = np.array([0, 1]), np.array([0.2, 0.8])
-    return list({"calibration": statistics.reliability(labels, probability)}[name].columns)
+    return list({"calibration": metrics.reliability(labels, probability)}[name].columns)
 
 
 def _detect_metrics() -> Sequence[str]:
     table = pd.DataFrame(columns=list(detect.FRAME_COLUMNS), dtype=float)
-    return list(detect.summarise(table, detect.OperatingPoint(0.5, 1.0, 0.0, 1.0)))
+    return list(detect.summarise(table, operating_point.OperatingPoint(0.5, 1.0, 0.0, 1.0)))
 
 
 NO_CASES = regression.gather([])
-DETECTORS = regression.compare_detectors(NO_CASES, dict.fromkeys(("isr", *detect.DETECTORS), 0.5))
+COMPARED = regression.compare_detectors(NO_CASES, dict.fromkeys(("isr", *DETECTORS), 0.5))
 
 
 def _regression_metrics() -> Sequence[str]:
-    parts = (regression.summarise(NO_CASES), regression.side_by_side(DETECTORS), regression.accuracy(NO_CASES.cases))
+    parts = (regression.summarise(NO_CASES), regression.side_by_side(COMPARED), regression.accuracy(NO_CASES.cases))
     return [*(key for part in parts for key in part), "passed", "dense_sha256"]
 
 
 def _completeness_metrics() -> Sequence[str]:
     table = pd.DataFrame(columns=list(completeness.INJECTION_COLUMNS), dtype=float)
-    thresholds = dict.fromkeys(detect.DETECTORS, 0.5)
-    others = detect.Baselines(networks.ReportNetwork(), ())
-    detectors = completeness.Detectors(networks.new_dense_network(1), others, thresholds, ())
+    thresholds = dict.fromkeys(DETECTORS, 0.5)
+    others = Baselines(report_network.ReportNetwork(), ())
+    detectors = completeness.Detectors(dense_network.new_dense_network(1), others, thresholds, ())
     return list(completeness.summarise(table, detectors, 1))
 
 
 def _of_the_log(table: str) -> Sequence[str]:
-    return list(store.table(store.connect(":memory:", make=True), table).columns)
+    return list(logbook.table(logbook.connect(":memory:", make=True), table).columns)
 
 
 KNOWN: dict[str, Sequence[str]] = {
     "data/raw/frames.csv": ("frame", "mjd", "label", "seed", *campaign.Conditions._fields),
     "data/raw/blobs.csv": (*campaign.Blob._fields[:-1], "first_frame"),
-    "data/clip/frames-000.csv": _step(normalize.Clipping),
-    "data/scale/frames-000.csv": _step(normalize.Scaling),
+    "data/clip/frames-000.csv": _step(Clipping),
+    "data/scale/frames-000.csv": _step(Scaling),
     "results/cutout/stamps.csv": cutout.STAMP_COLUMNS,
     "results/cutout/train_subframes.csv": cutout.SUBFRAME_COLUMNS,
     "results/cutout/train_blobs.csv": cutout.BLOB_COLUMNS,
     "results/augment/train.csv": augment.COLUMNS,
-    "results/train/history.csv": training.HISTORY,
+    "results/train/history.csv": train.HISTORY,
     "results/evaluate/calibration.csv": _curve("calibration"),
     "results/regression/metrics.json": _regression_metrics(),
     "results/regression/cases.csv": regression.CASE_COLUMNS,
     "results/regression/frames.csv": regression.FRAME_COLUMNS,
     "results/regression/alarms.csv": regression.ALARM_COLUMNS,
     "results/detect/metrics.json": _detect_metrics(),
-    "results/regression/detectors.csv": list(DETECTORS.columns),
+    "results/regression/detectors.csv": list(COMPARED.columns),
     "results/regression/recall.csv": list(regression.recall_by_bin(NO_CASES.cases).columns),
-    "results/dense/history.csv": training.HISTORY,
-    "results/detect/candidates.csv": ("frame", *measure.DETECTION_COLUMNS, "is_blob", "probability"),
+    "results/dense/history.csv": train.HISTORY,
+    "results/detect/candidates.csv": ("frame", *DETECTION_COLUMNS, "is_blob", "probability"),
     "results/detect/frames.csv": detect.FRAME_COLUMNS,
     "results/detect/reliability.csv": _curve("calibration"),
     "results/completeness/metrics.json": _completeness_metrics(),
@@ -230,21 +233,21 @@ KNOWN: dict[str, Sequence[str]] = {
     "results/explore/embedding.csv": explore.EMBEDDING_COLUMNS,
     "scan/frames.csv": scan.FRAME_COLUMNS,
     "scan/subframes.csv": scan.SUBFRAME_COLUMNS,
-    "scan/detections.csv": (*scan.DETECTION_COLUMNS, *scan.MEASURED_COLUMNS),
-    **{f"quicklook/{table}.csv": _of_the_log(table) for table in store.TABLES},
+    "scan/detections.csv": (*scan.PLACE_COLUMNS, *scan.FIT_COLUMNS),
+    **{f"quicklook/{table}.csv": _of_the_log(table) for table in logbook.TABLES},
     "known/blobs.csv": catalogue.COLUMNS,
 }
 NAMED_IN = {  # where no list of columns can be had without a run, they stand in the module as words
     "data/difference/frames-000.csv": ["images/difference"],
-    "results/train/metrics.json": ["networks/training"],
-    "results/evaluate/metrics.json": ["validation/evaluation", "core/statistics"],
-    "results/dense/metrics.json": ["networks/training"],
+    "results/train/metrics.json": ["networks/train"],
+    "results/evaluate/metrics.json": ["validation/evaluate", "core/metrics"],
+    "results/dense/metrics.json": ["networks/train"],
     "results/explore/metrics.json": ["validation/explore"],
-    "results/evaluate/predictions.csv": ["validation/evaluation", "detection/baselines"],
-    "results/evaluate/failures.csv": ["validation/evaluation"],
-    "results/evaluate/roc.csv": ["validation/evaluation"],
-    "results/evaluate/precision_recall.csv": ["validation/evaluation"],
-    "results/evaluate/snr.csv": ["validation/evaluation", "core/statistics"],
+    "results/evaluate/predictions.csv": ["validation/evaluate", "detection/matched_filter"],
+    "results/evaluate/failures.csv": ["validation/evaluate"],
+    "results/evaluate/roc.csv": ["validation/evaluate"],
+    "results/evaluate/precision_recall.csv": ["validation/evaluate"],
+    "results/evaluate/snr.csv": ["validation/evaluate", "core/metrics"],
 }
 
 
@@ -296,7 +299,7 @@ def test_numbers_come_from_the_metrics(tmp_path: Path, monkeypatch: pytest.Monke
         "matched_filter": {"tpr": 0.5},
         "interval": {"tpr": [0.94, 0.96], "matched_filter": {"tpr": [0.4, 0.6]}},
     }
-    frames.write_json(tmp_path / "results/evaluate/metrics.json", content)
+    tables.write_json(tmp_path / "results/evaluate/metrics.json", content)
     assert measured("evaluate", "tpr") == "0.950 (0.940 to 0.960)"
     assert measured("evaluate", "matched_filter.tpr") == "0.500 (0.400 to 0.600)"
     assert measured("evaluate", "tpr_at_fpr_0.01") == "0.500"
@@ -325,4 +328,4 @@ def test_the_readme_has_the_numbers_of_the_last_run(tmp_path: Path) -> None:
 
 def test_evaluation_kinds_are_explained() -> None:
     text = (DOCS / "pipeline.md").read_text() + (DOCS / "outputs.md").read_text()
-    assert all(f"`{kind}`" in text for kind in (*evaluation.KINDS, *regression.ALARMS))
+    assert all(f"`{kind}`" in text for kind in (*evaluate.KINDS, *regression.ALARMS))

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from blobpipe.networks import fused
 from blobpipe.simulation import augment, clutter, cutout, render, render_gpu
+from blobpipe.simulation.recipes import Recipes, Scene
 
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 
 
-def opened(project: Path) -> tuple[render.Scene, render.Recipes]:
+def opened(project: Path) -> tuple[Scene, Recipes]:
     data, results = project / "data", project / "results"
     augmented = augment.read_augmentation(results / "augment")
     return cutout.open_split(data / "difference", data / "scale", results / "cutout", "train", augmented, n=60)
@@ -31,7 +32,7 @@ def test_renders_what_the_cpu_renders(device: str, made_project: Path) -> None:
     renderer = render_gpu.Renderer(scene, recipes, torch.device(device))
     for copy in range(renderer.copies):
         for noise_sigma in (0.0, 0.75):
-            expected = render.render(scene, recipes, rows, copy=copy, noise_sigma=noise_sigma)
+            expected = render.render_subframes(scene, recipes, rows, copy=copy, noise_sigma=noise_sigma)
             there = torch.from_numpy(rows).to(device)
             pixels = renderer.render(there, torch.tensor(copy, device=device), noise_sigma)
             np.testing.assert_allclose(pixels[:, 0].cpu(), expected, atol=2e-5)
@@ -47,7 +48,7 @@ def test_varies_as_the_cpu_varies(device: str, made_project: Path) -> None:
     strength = rng.uniform(0.2, 1.5, len(recipes.blob)).astype(np.float32)
     noise_sigma = rng.uniform(0, 0.5, 40).astype(np.float32)
     varied = {"strength": strength, "noise_sigma": noise_sigma, "piece": piece}
-    expected = render.vary(scene, recipes, rows, copy=1, pieces=pieces, **varied)
+    expected = render.render_varied(scene, recipes, rows, copy=1, pieces=pieces, **varied)
     renderer = render_gpu.Renderer(scene, recipes, torch.device(device), pieces)
     there = [torch.from_numpy(value).to(device) for value in (rows, *varied.values())]
     there[1] = torch.from_numpy(render_gpu.by_row(recipes, strength)[rows]).to(device)

@@ -150,13 +150,13 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_light_modules_import_nothing_heavy() -> None:
     assert not loaded_after("import blobpipe.errors, blobpipe.params, blobpipe.cli")
-    assert loaded_after("import blobpipe.core.frames, blobpipe.core.check") <= {"numpy"}
+    assert loaded_after("import blobpipe.core.fits_images, blobpipe.images.check") <= {"numpy"}
 
 
 def test_arrays_do_without_torch_and_networks_without_astropy() -> None:
     arrays = ", ".join(f"blobpipe.{module.replace('/', '.')}" for module in in_rooms("core", "images"))
     assert "torch" not in loaded_after(f"import {arrays}")
-    assert "astropy" not in loaded_after("import blobpipe.networks.training")
+    assert "astropy" not in loaded_after("import blobpipe.networks.train")
 
 
 def test_help_answers_at_once() -> None:

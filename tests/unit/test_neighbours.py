@@ -17,10 +17,10 @@ import pytest
 from astropy.io import fits
 
 import blobpipe
-from blobpipe.core import frames
-from blobpipe.core.profiles import blob_profile
+from blobpipe.core import fits_images, tables
+from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.errors import printable
-from blobpipe.monitor import scan, store
+from blobpipe.monitor import logbook, scan
 from blobpipe.params import Difference, Params, Quicklook, to_yaml
 
 SIDE, IMAGES, NEIGHBOURS = 256, 60, 40
@@ -60,7 +60,7 @@ def with_card(day: int, card: str) -> bytes:
 
 def crashing(folder: Path) -> bytes:
     """A compressed image whose decompressor is told of negative bytes per pixel."""
-    frames.write_image(folder / "sound.fits.fz", pixels(500), name="SCI", header={"EXPSTART": 57500.0})
+    fits_images.write_image(folder / "sound.fits.fz", pixels(500), name="SCI", header={"EXPSTART": 57500.0})
     sound = (folder / "sound.fits.fz").read_bytes()
     assert b"ZVAL2   =                    4" in sound
     return sound.replace(b"ZVAL2   =                    4", b"ZVAL2   =                   -1")
@@ -153,7 +153,7 @@ def test_sixty_images_beside_forty_hostile_neighbours_are_all_searched(root: Pat
     status, said = quicklook(root, "--reference", "stack.fits")
     assert status == 0, said
     assert "Traceback" not in said
-    log = store.connect(root / "out" / "log.sqlite")
+    log = logbook.connect(root / "out" / "log.sqlite")
     rows = log.execute("SELECT f.path, i.outcome FROM files f JOIN images i ON i.id = f.image").fetchall()
     logged = {Path(row["path"]).name: row["outcome"] for row in rows}
     assert {logged.get(f"day{day:03d}.fits") for day in range(IMAGES)} == {"searched"}
@@ -175,6 +175,6 @@ def test_a_bug_that_one_frame_brings_to_light_does_not_end_a_scan(root: Path, mo
     monkeypatch.setattr(scan, "_prepare", fail_on_the_second)
     model = Path(blobpipe.__file__).with_name("model.safetensors")
     assert scan.scan(paths, root / "out", model, Params(), reference=root / "stack.fits") == 1
-    table = frames.read_table(root / "out" / "frames.csv", ("frame", "status", "reason")).set_index("frame")
+    table = tables.read_table(root / "out" / "frames.csv", ("frame", "status", "reason")).set_index("frame")
     assert table["status"].tolist() == ["ok", "rejected", "ok"]
     assert table.loc["day001", "reason"].endswith("internal fault (KeyError: 'no such column'): please report it")

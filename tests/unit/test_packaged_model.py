@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 
 import blobpipe
-from blobpipe.core import frames
-from blobpipe.core.profiles import SHAPES, blob_profile
-from blobpipe.detection import detect, verdict
-from blobpipe.images import normalize
-from blobpipe.networks import dense, networks
+from blobpipe.core import fits_images
+from blobpipe.core.blob_shapes import SHAPES, blob_profile
+from blobpipe.detection import operating_point
+from blobpipe.detection.score import score_candidates
+from blobpipe.detection.search import NOTHING_KNOWN, vet_peaks
+from blobpipe.images.clip import clip_image
+from blobpipe.images.scale import scale_image
+from blobpipe.networks import dense, model_file
 from blobpipe.params import Params
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +39,7 @@ def difference(seed: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
 
 def test_it_is_small_and_says_where_it_comes_from() -> None:
     assert MODEL.stat().st_size < 2_000_000
-    _, about = networks.load_dense(MODEL)
+    _, about = model_file.load_dense(MODEL)
     assert about["params"] == Params().dense.model_dump(mode="json")
     assert about["operating_point"]["frames"] > 20
     assert len(about["data_sha256"]) == 64
@@ -44,24 +47,24 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
 
 def test_it_is_that_of_the_last_default_run() -> None:
     """Its threshold is in the metrics that git has; a run that gives another says so here, and gives a new model."""
-    _, point = detect.load_operating_point(MODEL)
+    _, point = operating_point.load_operating_point(MODEL)
     assert point.threshold == json.loads((ROOT / "results/detect/metrics.json").read_text())["threshold"]
 
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_it_finds_clear_blobs_and_nothing_else(seed: int) -> None:
-    network, point = detect.load_operating_point(MODEL)
+    network, point = operating_point.load_operating_point(MODEL)
     image, places = difference(seed)
     params = Params()
-    clipped, _ = normalize.clip_image(image, params.clip)
-    scaled, _ = normalize.scale_image(clipped, params.scale)
-    judged = detect.judged(
+    clipped, _ = clip_image(image, params.clip)
+    scaled, _ = scale_image(clipped, params.scale)
+    judged = vet_peaks(
         dense.probability_map(network, scaled),
         image,
-        noise_frac=frames.median_and_noise(image)[1],
-        **detect.NOTHING_KNOWN,
+        noise_frac=fits_images.median_and_noise(image)[1],
+        **NOTHING_KNOWN,
     )
-    found = verdict.score(judged, point.weights)
+    found = score_candidates(judged, point.weights)
     new = found[(found["status"] == "new") & (found["score"] >= point.threshold)]
     distance = np.hypot(
         new["x_px"].to_numpy()[:, None] - [x for x, _ in places],

@@ -14,11 +14,13 @@ import pytest
 from scipy.ndimage import gaussian_filter, maximum_filter
 
 from blobpipe import cli
-from blobpipe.core import check, frames
-from blobpipe.images import normalize
-from blobpipe.networks import networks
+from blobpipe.core import fits_images, tables
+from blobpipe.images import check, tiles
+from blobpipe.images.clip import clip_image
+from blobpipe.images.scale import scale_image
+from blobpipe.networks import model_file, report_network
 from blobpipe.params import Clip, Scale
-from blobpipe.simulation import render, stamps, tiles
+from blobpipe.simulation import render, stamps
 
 ROOT = Path(__file__).parents[2]
 BLOB, STACK = "example_blob.fits.gz", "example_median_stack.fits.gz"
@@ -47,16 +49,16 @@ def real() -> Path:
 @pytest.fixture(scope="module")
 def difference(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blob image minus median stack, as a file."""
-    data = frames.read_frame(real / BLOB).data - frames.read_frame(real / STACK).data
+    data = fits_images.read_frame(real / BLOB).data - fits_images.read_frame(real / STACK).data
     path = tmp_path_factory.mktemp("real") / "difference.fits.fz"
-    frames.write_image(path, data, name="DIFFERENCE", sigma=frames.median_and_noise(data)[1])
+    fits_images.write_image(path, data, name="DIFFERENCE", sigma=fits_images.median_and_noise(data)[1])
     return path
 
 
 @pytest.fixture(scope="module")
 def scaled_stack(real: Path) -> np.ndarray:
-    clipped, _ = normalize.clip_image(frames.usable_image(real / STACK).data, Clip())
-    return normalize.scale_image(clipped, Scale())[0]
+    clipped, _ = clip_image(fits_images.usable_image(real / STACK).data, Clip())
+    return scale_image(clipped, Scale())[0]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +79,7 @@ def test_each_file_is_said_what_it_is(real: Path, name: str, words: tuple[str, .
 
 def test_the_reference_border_is_missing(real: Path) -> None:
     for name in (BLOB, STACK, BAD_PIXELS):
-        data = frames.read_frame(real / name).data
+        data = fits_images.read_frame(real / name).data
         assert data.shape == (1024, 1024)
         assert np.isnan(data[0]).all()
         assert np.isnan(data[:, -1]).all()
@@ -88,10 +90,10 @@ def test_limits_approach_three_sigma_as_more_pixels_are_sampled(real: Path, diff
 
     So the usual thousand pixels give about two sigma, where an image with all its bad pixels gives 3.0 to 3.4.
     """
-    for data in (frames.read_frame(difference).data, frames.read_frame(real / STACK).data):
-        noise = frames.median_and_noise(data)[1]
+    for data in (fits_images.read_frame(difference).data, fits_images.read_frame(real / STACK).data):
+        noise = fits_images.median_and_noise(data)[1]
         for points, lowest in ((1000, 1.5), (100_000, 2.2)):
-            _, done = normalize.clip_image(data, Clip(zscale_points=points))
+            _, done = clip_image(data, Clip(zscale_points=points))
             assert lowest < -done.low_frac / noise < 3.4
             assert lowest < done.high_frac / noise < 3.4
 
@@ -133,9 +135,9 @@ def test_stamps_look_like_the_published_ones(real: Path, scaled_stack: np.ndarra
 
 def test_the_difference_is_clipped_scaled_and_cut(difference: Path) -> None:
     assert not check.describe(difference).fault
-    clipped, clipping = normalize.clip_image(frames.usable_image(difference).data, Clip())
+    clipped, clipping = clip_image(fits_images.usable_image(difference).data, Clip())
     assert clipping.replaced_frac == pytest.approx(1 - (1014 / 1024) ** 2, abs=0.001)
-    scaled, scaling = normalize.scale_image(clipped, Scale())
+    scaled, scaling = scale_image(clipped, Scale())
     assert scaling.sigma_frac == pytest.approx(0.009, rel=0.1)
     subframes, origins = tiles.tile(scaled)
     assert subframes.shape == (16, 256, 256)
@@ -152,22 +154,22 @@ def test_the_whole_is_scanned(
 ) -> None:
     """With a network that knows nothing: tables and pictures are whole, whatever it says."""
     monkeypatch.chdir(tmp_path)
-    networks.save_model("m.safetensors", networks.new_network(1, "plain"), {})
+    model_file.save_model("m.safetensors", report_network.new_network(1, "plain"), {})
     what = (
         [str(difference), "--difference"]
         if how == "difference"
         else [str(real / BLOB), "--reference", str(real / STACK)]
     )
     assert cli.main(["scan", *what, "--model", "m.safetensors", "--out", "out"]) == 0
-    table = frames.read_table("out/frames.csv", ("frame", "status", "noise_frac", "n_positive"))
+    table = tables.read_table("out/frames.csv", ("frame", "status", "noise_frac", "n_positive"))
     assert list(table["status"]) == ["ok"]
     assert table["noise_frac"][0] == pytest.approx(0.009, rel=0.1)
-    subframes = frames.read_table(
+    subframes = tables.read_table(
         "out/subframes.csv", ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
     )
     assert len(subframes) == 16
     assert subframes["probability"].between(0, 1).all()
     assert (subframes["y0_px"] == 256 * subframes["row"]).all()
-    detections = frames.read_table("out/detections.csv", ("frame", "x_px", "y_px", "probability", "status"))
+    detections = tables.read_table("out/detections.csv", ("frame", "x_px", "y_px", "probability", "status"))
     assert len(detections) == subframes["is_blob"].sum() == table["n_positive"][0]
     assert len(list(Path("out").glob("*.png"))) == len(detections)

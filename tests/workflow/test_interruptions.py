@@ -54,7 +54,7 @@ def test_interrupted_in_a_fresh_clone_loses_at_most_a_batch(project: Project, tm
     """dvc.lock lists the files of other settings, and nothing has been committed here when the run is cut off."""
     project.run("git", "clone", "--quiet", ".", str(tmp_path / "clone"))
     clone = Project(tmp_path / "clone")
-    code = clone.root / "src/blobpipe/core/frames.py"
+    code = clone.root / "src/blobpipe/core/fits_images.py"
     code.write_text(code.read_text().replace("BATCH = 64", "BATCH = 2"))
     clone.set("campaign", "n_known", 20)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start

@@ -7,9 +7,10 @@ from snakemake.exceptions import WorkflowError
 sys.dont_write_bytecode = True  # a dry run leaves nothing behind, not even this
 sys.path[:0] = [f"{workflow.basedir}/src", f"{workflow.basedir}/workflow/scripts"]
 
-from blobpipe.core import frames
+from blobpipe.core import fits_images
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import load_params, read_yaml
+from blobpipe.params import load_params
+from blobpipe.params import read_yaml
 from blobpipe.simulation import campaign
 from environment import use_project
 from stages import settings, stages

@@ -15,16 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe import __version__
-from blobpipe.core import frames
+from blobpipe.core import fits_images
+from blobpipe.core.arrays import Image, Mask
 from blobpipe.errors import FrameError
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
 log = logging.getLogger(__name__)
-
-Image = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
 
 SIZE = 1024
 # Every flag means a pixel that does not tell the light, as AstroDrizzle's default for this detector has it (DHB 7.9),
@@ -70,7 +68,7 @@ def flatten(path: str | Path, out_dir: str | Path) -> Path:
     Source: ours; the convention of blob images is that of ISR 2021-08.
     """
     path = Path(path)
-    frame = frames.read_frame(path)
+    frame = fits_images.read_frame(path)
     if frame.data.shape != (SIZE, SIZE):
         ny, nx = frame.data.shape
         raise FrameError(
@@ -79,18 +77,18 @@ def flatten(path: str | Path, out_dir: str | Path) -> Path:
     science, flags = _without_border(frame.data), _flags(path)
     _insist_on_light(path, frame.header, np.where(_bad(science, flags), np.float32(np.nan), science))
     try:
-        loss = np.pad(light_loss(science, flags), frames.BORDER_PX, constant_values=np.nan)
+        loss = np.pad(light_loss(science, flags), fits_images.BORDER_PX, constant_values=np.nan)
     except FrameError as error:
         raise FrameError(f"{path}: {error}") from error
     out = output(path, out_dir)
-    noise = frames.median_and_noise(loss)[1]
-    frames.write_image(out, loss, name="SCI", header=_header(path, frame.header), sigma=noise)
+    noise = fits_images.median_and_noise(loss)[1]
+    fits_images.write_image(out, loss, name="SCI", header=_header(path, frame.header), sigma=noise)
     return out
 
 
 def output(path: str | Path, out_dir: str | Path) -> Path:
     """Where the blob image of an exposure is written to."""
-    name = frames.frame_name(path).removesuffix("_flt").removesuffix("_ima")
+    name = fits_images.frame_name(path).removesuffix("_flt").removesuffix("_ima")
     return Path(out_dir) / f"{name}_blob.fits.fz"
 
 
@@ -193,25 +191,25 @@ def _standing_out(loss: Image, bad: Mask) -> Mask:
 
     weight = ndimage.gaussian_filter((~bad).astype(np.float32), SMOOTHING_PX)
     smoothed = ndimage.gaussian_filter(np.where(bad, np.float32(0), loss), SMOOTHING_PX) / np.maximum(weight, 0.05)
-    middle, sigma = frames.median_and_noise(smoothed)
+    middle, sigma = fits_images.median_and_noise(smoothed)
     out = np.abs(smoothed - middle) > max(STANDS_OUT_SIGMA * sigma, FAINTEST_FRAC)
     return np.asarray(ndimage.binary_dilation(out, iterations=MARGIN_PX))
 
 
 def _flags(path: Path) -> npt.NDArray[np.int32]:
     try:
-        plane = _without_border(frames.read_plane(path, "DQ"))
+        plane = _without_border(fits_images.read_plane(path, "DQ"))
     except FrameError as error:
         raise FrameError(
             f"{path}: no image DQ can be read, expected a calibrated exposure with SCI and DQ; fetch the FLT file"
         ) from error
-    if plane.shape != (SIZE - 2 * frames.BORDER_PX,) * 2:
+    if plane.shape != (SIZE - 2 * fits_images.BORDER_PX,) * 2:
         raise FrameError(f"{path}: DQ has the shape {plane.shape}, expected that of SCI; fetch the file again")
     return plane.astype(np.int32)  # read as float32, which keeps 16 bits exactly
 
 
 def _without_border(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    border = slice(frames.BORDER_PX, -frames.BORDER_PX)
+    border = slice(fits_images.BORDER_PX, -fits_images.BORDER_PX)
     return plane[border, border] if plane.shape == (SIZE, SIZE) else plane
 
 
@@ -223,8 +221,8 @@ def _insist_on_light(path: Path, header: Mapping[str, Any], good: Image) -> None
     share = np.isfinite(good).mean()
     if share < 0.5:
         raise FrameError(f"{path}: {share:.0%} of its pixels are good, expected at least 50%; leave it out")
-    median, noise = frames.median_and_noise(good)
-    if not noise < frames.MAX_NOISE_FRAC * median:
+    median, noise = fits_images.median_and_noise(good)
+    if not noise < fits_images.MAX_NOISE_FRAC * median:
         raise FrameError(
             f"{path}: median {median:.4g} with noise {noise:.4g} {header.get('BUNIT', '')}: too little light to miss a "
             "fraction of it, expected an exposure of the dark Earth; leave it out"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from blobpipe.core import frames
+from blobpipe.core import files, fits_images, tables
 from blobpipe.errors import TableError
-from blobpipe.monitor import store
+from blobpipe.monitor import logbook
 from blobpipe.monitor.inbox import path_of
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     path : path
         Table with the columns of ``blobs.csv``; made if it is not there. Its rows are kept byte for byte (with a comma
         at their end for each column that is new to the table), and the added ones follow them by date. A candidate that
-        lies on one of its blobs is not added again; one that the catalogue could not hold (`frames.BLOB_RANGES`) is left
+        lies on one of its blobs is not added again; one that the catalogue could not hold (`tables.BLOB_RANGES`) is left
         out, with a warning.
 
     Returns
@@ -48,7 +48,7 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     Raises
     ------
     TableError
-        If the table cannot be read (`frames.read_known`), or the list of images beside it lacks the first image of a
+        If the table cannot be read (`tables.read_known`), or the list of images beside it lacks the first image of a
         blob: the pipeline would refuse the catalogue. Then nothing is written.
 
     Notes
@@ -56,20 +56,20 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     Source: ours.
     """
     there = _is_there(path)
-    known = frames.read_known(path) if there else pd.DataFrame(columns=list(COLUMNS))
+    known = tables.read_known(path) if there else pd.DataFrame(columns=list(COLUMNS))
     new = _without_known(_measured(_confirmed(connection)), known)
     new["blob"] = _names(list(known["blob"]), len(new))
     _insist_on_images(path, new)
     if not there:
-        frames.write_table(path, new[list(COLUMNS)])
+        tables.write_table(path, new[list(COLUMNS)])
     elif len(new):
         _append(path, new, COLUMNS)
     return list(new["blob"])
 
 
 def _confirmed(connection: sqlite3.Connection) -> pd.DataFrame:
-    rows = store.table(connection, "candidate_list").query("decision == 'confirmed'")
-    reviews = store.table(connection, "reviews").drop_duplicates("candidate", keep="last").set_index("candidate")
+    rows = logbook.table(connection, "candidate_list").query("decision == 'confirmed'")
+    reviews = logbook.table(connection, "reviews").drop_duplicates("candidate", keep="last").set_index("candidate")
     # the fit knows three shapes and averages over them: which one it is stays open; that a person has confirmed it
     # stands above what the search made of it
     rows = rows.assign(shape="disc", status="confirmed", reviewer=rows["id"].map(reviews["reviewer"]))
@@ -77,9 +77,9 @@ def _confirmed(connection: sqlite3.Connection) -> pd.DataFrame:
 
 
 def _measured(rows: pd.DataFrame) -> pd.DataFrame:
-    ranges = frames.BLOB_RANGES.items()
+    ranges = tables.BLOB_RANGES.items()
     good = pd.DataFrame({column: rows[column].astype(float).between(*limits) for column, limits in ranges})
-    good["first_frame"] = rows["first_frame"].map(frames.is_name).astype(bool)
+    good["first_frame"] = rows["first_frame"].map(files.is_name).astype(bool)
     for number, measured in zip(rows["id"], good.to_numpy(), strict=True):
         if not measured.all():
             wrong = " and ".join(good.columns[~measured])
@@ -110,7 +110,7 @@ def _insist_on_images(path: Path, blobs: pd.DataFrame) -> None:
     images = path.with_name("frames.csv")
     if not images.exists():
         return
-    listed = set(frames.read_image_list(images)["frame"])
+    listed = set(tables.read_image_list(images)["frame"])
     for row in blobs[~blobs["first_frame"].isin(listed)].itertuples():
         raise TableError(
             f"{images}: found no row for {row.first_frame}, the first image of candidate {row.id}; put the image beside "
@@ -132,14 +132,14 @@ def list_images(connection: sqlite3.Connection, path: Path) -> list[str]:
     Raises
     ------
     TableError
-        As `frames.read_image_list`.
+        As `tables.read_image_list`.
     """
     if not _is_there(path):
         new = _images_beside(connection, path, set())
         if len(new):
-            frames.write_table(path, new)
+            tables.write_table(path, new)
         return list(new["frame"])
-    known = frames.read_image_list(path)
+    known = tables.read_image_list(path)
     new = _images_beside(connection, path, set(known["frame"]))
     header, rows, newline = _written(path)
     lines = _lines(new.reindex(columns=header), newline)
@@ -159,13 +159,13 @@ def _images_beside(connection: sqlite3.Connection, path: Path, listed: set[str])
     ).fetchall()
     here = path.resolve().parent
     paths = [(path_of(row["path"]), row["mjd"]) for row in found]
-    files = [(file, mjd) for file, mjd in paths if file.parent == here]
-    rows = [(frames.frame_name(file), mjd) for file, mjd in files if file.exists()]
+    beside = [(file, mjd) for file, mjd in paths if file.parent == here]
+    rows = [(fits_images.frame_name(file), mjd) for file, mjd in beside if file.exists()]
     for name, _ in rows:
-        if not frames.is_name(name):
+        if not files.is_name(name):
             log.warning("%s: not listed, for no frame can be called %r; rename it", path, name)
-    rows = [row for row in rows if frames.is_name(row[0])]
-    table = pd.DataFrame(rows, columns=list(frames.FRAME_COLUMNS)).drop_duplicates("frame", keep="last")
+    rows = [row for row in rows if files.is_name(row[0])]
+    table = pd.DataFrame(rows, columns=list(tables.FRAME_COLUMNS)).drop_duplicates("frame", keep="last")
     return table[~table["frame"].isin(listed)].sort_values(["mjd", "frame"], ignore_index=True)
 
 
@@ -179,15 +179,15 @@ def reviews(connection: sqlite3.Connection, path: Path) -> int:
     TableError
         If there are none, or the file holds something else than the first of them.
     """
-    table = store.table(connection, "reviews")
+    table = logbook.table(connection, "reviews")
     if table.empty:
         raise TableError(f"{path}: no review in the log; review candidates first ('blobpipe serve')")
     if not _is_there(path):
-        frames.write_table(path, table)
+        tables.write_table(path, table)
         return len(table)
-    frames.read_table(path, list(map(str, table)))
-    here = _values(frames.read_table_bytes(path, ()))
-    ours = _values(frames.csv_text(table).encode())
+    tables.read_table(path, list(map(str, table)))
+    here = _values(tables.read_table_bytes(path, ()))
+    ours = _values(tables.csv_text(table).encode())
     if here != ours[: len(here)]:
         row = next((i for i, fields in enumerate(here) if fields not in ours[i : i + 1]), 0)
         raise TableError(f"{path}: row {row + 1} is not of this log's reviews; name another file, or another --log")
@@ -198,7 +198,7 @@ def reviews(connection: sqlite3.Connection, path: Path) -> int:
 
 def _values(content: bytes) -> list[list[str]]:
     """The fields of a table; git may have changed how lines within them end."""
-    return [[field.replace("\r\n", "\n") for field in fields] for fields, _ in frames.table_rows(Path(), content)]
+    return [[field.replace("\r\n", "\n") for field in fields] for fields, _ in tables.table_rows(Path(), content)]
 
 
 def _is_there(path: Path) -> bool:
@@ -217,7 +217,7 @@ def _append(path: Path, new: pd.DataFrame, columns: Sequence[str]) -> None:
 
 def _written(path: Path) -> tuple[list[str], list[str], str]:
     """The header of a CSV table, its rows as they are written (the header first), and how its lines end."""
-    rows = list(frames.table_rows(path, frames.read_table_bytes(path, ())))
+    rows = list(tables.table_rows(path, tables.read_table_bytes(path, ())))
     header, text = rows[0]
     ending = re.search(r"\r\n|\r|\n", text.lstrip("\r\n"))
     return header, [text for _, text in rows], ending.group() if ending else "\n"
@@ -230,12 +230,12 @@ def _before_newline(row: str, text: str) -> str:
 
 
 def _lines(rows: pd.DataFrame, newline: str) -> list[str]:
-    return [frames.csv_text(rows.iloc[[i]], header=False, newline=newline) for i in range(len(rows))]
+    return [tables.csv_text(rows.iloc[[i]], header=False, newline=newline) for i in range(len(rows))]
 
 
 def _write(path: Path, rows: list[str], newline: str) -> None:
     """Put a table back with a mark of the byte order if it had one."""
     rows[:-1] = [row if row.endswith(("\n", "\r")) else row + newline for row in rows[:-1]]
     mark = codecs.BOM_UTF8 if path.read_bytes().startswith(codecs.BOM_UTF8) else b""
-    with frames.atomic(path) as temporary:
+    with files.atomic(path) as temporary:
         temporary.write_bytes(mark + "".join(rows).encode())

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from blobpipe import __version__
-from blobpipe.core import frames
-from blobpipe.detection import detect
+from blobpipe.core import tables
+from blobpipe.detection import operating_point
 from blobpipe.errors import BlobpipeError
-from blobpipe.monitor import deliver, health, notify, store
-from blobpipe.networks import networks
+from blobpipe.monitor import delivery, health, logbook, notices
+from blobpipe.networks import model_file
 from blobpipe.params import Notices, Params, Regression, load_params
-from blobpipe.validation import regression
+from blobpipe.validation import gate
 
 LEAST_GB, LITTLE_GB = 0.5, 5.0  # the cache of 60 images is 0.13 GB, the log of 100 images 0.04 GB
 EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
@@ -124,15 +124,15 @@ def _installed(name: str) -> bool:
 
 def _model(setup: Setup, params: Regression) -> Iterator[Check]:
     path = setup.model
-    if networks.kind_of_model(path) != "dense":
+    if model_file.kind_of_model(path) != "dense":
         yield Check(
             "fail", "model", f"{path}: the report's network, expected the dense one, which measures; name its file"
         )
         return
     if setup.judged is not None:
-        regression.require_passed(path, setup.judged, params)
-    _, point = detect.load_operating_point(path)
-    found = f"{networks.described(path)}, threshold {point.threshold:.4f}"
+        gate.require_passed(path, setup.judged, params)
+    _, point = operating_point.load_operating_point(path)
+    found = f"{model_file.described(path)}, threshold {point.threshold:.4f}"
     if point.frames:
         yield Check("ok", "model", f"{found}, set on {point.frames:.0f} held-out images")
     else:
@@ -143,7 +143,7 @@ def _catalogue(path: Path | None) -> Iterator[Check]:
     if path is None:
         yield Check("ok", "catalogue", "none named: known blobs are told by the stack alone")
         return
-    table = frames.read_known(path, ("x_px", "y_px", "radius_px"))
+    table = tables.read_known(path, ("x_px", "y_px", "radius_px"))
     yield Check("ok", "catalogue", f"{path}, {len(table)} blobs")
 
 
@@ -156,7 +156,7 @@ def _log(path: Path | None, params: Notices) -> Iterator[Check]:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)) as log:
             log.row_factory = sqlite3.Row
             yield from _database(log, path)
-            if log.execute("PRAGMA user_version").fetchone()[0] == len(store.versions()):
+            if log.execute("PRAGMA user_version").fetchone()[0] == len(logbook.versions()):
                 yield from _outbox(log, params)
                 yield from _readings(log)
     except sqlite3.OperationalError as error:
@@ -174,12 +174,12 @@ def _database(connection: sqlite3.Connection, path: Path) -> Iterator[Check]:
     if damage != "ok" or strays:
         damage = damage if damage != "ok" else f"{len(strays)} rows refer to rows that are not there"
         yield Check("fail", "log", f"{path}: damaged ({damage}); put the last copy of it back")
-    elif version > len(store.versions()):
+    elif version > len(logbook.versions()):
         yield Check(
-            "fail", "log", f"{path}: version {version}, later than this blobpipe's {len(store.versions())}; update it"
+            "fail", "log", f"{path}: version {version}, later than this blobpipe's {len(logbook.versions())}; update it"
         )
-    elif version < len(store.versions()):
-        yield Check("warn", "log", f"{path}: version {version}; the next run brings it to {len(store.versions())}")
+    elif version < len(logbook.versions()):
+        yield Check("warn", "log", f"{path}: version {version}; the next run brings it to {len(logbook.versions())}")
     elif mode != "wal":
         yield Check(
             "warn", "log", f"{path}: journal mode {mode}, not wal: is it on a network drive? move it to a local one"
@@ -197,7 +197,7 @@ def _outbox(connection: sqlite3.Connection, params: Notices) -> Iterator[Check]:
         what = f"{row['n']} by {row['channel']}"
         if row["state"] == "given_up":
             yield Check("fail", "outbox", f"GIVEN UP: {what} ({row['error']}); mend it, then blobpipe notify --again")
-        elif row["channel"] not in notify.channels(params):
+        elif row["channel"] not in notices.channels(params):
             yield Check("warn", "outbox", f"waiting: {what}, which the settings do not use; set it up again")
         elif row["attempts"]:
             yield Check("warn", "outbox", f"waiting: {what}, after {row['attempts']} attempts ({row['error']})")
@@ -230,9 +230,9 @@ def _mail(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
     if not params.mail_to:
         yield Check("ok", "mail", "not set up: notices.mail_to is empty")
         return
-    login = deliver.smtp_login(environ)
+    login = delivery.smtp_login(environ)
     way = f"to {', '.join(params.mail_to)} by {params.smtp_host}:{params.smtp_port}, {params.security}"
-    if params.security == "none" and (login or params.smtp_host not in deliver.LOOPBACK):
+    if params.security == "none" and (login or params.smtp_host not in delivery.LOOPBACK):
         yield Check("warn", "mail", f"{way}: not encrypted, and the login is not used; set security to starttls or tls")
     else:
         yield Check("ok", "mail", f"{way}, {'with' if login else 'without'} a login; --send-test tries it")
@@ -240,11 +240,11 @@ def _mail(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
 
 def _webhook(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
     if params.webhook:
-        deliver.webhook_url(environ)
+        delivery.webhook_url(environ)
     yield Check(
         "ok", "webhook", "set up; --send-test tries it" if params.webhook else "not set up: notices.webhook is false"
     )
 
 
 def _test(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
-    yield Check("ok", "test notice", f"accepted by {', '.join(notify.send_test(params, environ))}")
+    yield Check("ok", "test notice", f"accepted by {', '.join(notices.send_test(params, environ))}")

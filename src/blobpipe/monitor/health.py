@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.monitor import store
+from blobpipe.monitor import logbook
 from blobpipe.params import Health
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ LATEST = (
 def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
     """Take the readings after an image, keep them in the log, and say which have crossed their limit with it.
 
-    To be called within the transaction that logs the image, before `notify.queue`.
+    To be called within the transaction that logs the image, before `notices.queue`.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> li
         bound = _nearest_bound(value, getattr(params, what))
         since = _since(connection, image_id, what, _excess(value, bound, getattr(params, what)), params.hysteresis_frac)
         row = {"image": image_id, "what": what, "value": value, "bound": bound, "since": since}
-        store.insert(connection, "health", row)
+        logbook.insert(connection, "health", row)
         if since == image_id:
             lines.append(line(row))
     return lines

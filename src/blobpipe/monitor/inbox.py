@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from blobpipe.core import frames
+from blobpipe.core import fits_images
 from blobpipe.errors import FrameError, printable
 
 log = logging.getLogger(__name__)
@@ -119,9 +119,9 @@ class Inbox:
             raise FrameError(
                 f"{self.folder}: {error.strerror}, expected a folder of images that can be read"
             ) from error
-        self._tell_of_others([entry.name for entry in entries if not entry.name.endswith(frames.SUFFIXES)])
+        self._tell_of_others([entry.name for entry in entries if not entry.name.endswith(fits_images.SUFFIXES)])
         for entry in entries:
-            if not entry.name.endswith(frames.SUFFIXES):
+            if not entry.name.endswith(fits_images.SUFFIXES):
                 continue
             try:
                 found = entry.stat()
@@ -151,7 +151,7 @@ class Inbox:
         if names and not self._others_told:
             more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             listed = printable(", ".join(sorted(names)[:MOST_NAMED]))
-            log.info("left alone, expected %s: %s%s", ", ".join(frames.SUFFIXES), listed, more)
+            log.info("left alone, expected %s: %s%s", ", ".join(fits_images.SUFFIXES), listed, more)
         self._others_told = True
 
 

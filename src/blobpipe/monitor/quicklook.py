@@ -30,22 +30,38 @@ import pandas as pd
 from tqdm import tqdm
 
 from blobpipe import __version__
-from blobpipe.core import frames
-from blobpipe.detection import detect, measure, verdict
+from blobpipe.core import files, fits_images, tables
+from blobpipe.core.arrays import Image
+from blobpipe.core.dates import (
+    EXPOSURE_CARDS,
+    SAME_EXPOSURE_D,
+    Exposure,
+    exposure_mjd,
+    is_older_version,
+    is_same_exposure,
+)
+from blobpipe.detection import operating_point
+from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.detection.match import NEAR_PX, pair
+from blobpipe.detection.score import score_candidates
+from blobpipe.detection.search import highest_scores, vet_peaks
+from blobpipe.detection.vet import bad_pixels
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, internal_fault, printable
 from blobpipe.images import difference as subtraction
-from blobpipe.images import normalize
-from blobpipe.monitor import health, notify, pictures, stacks, store
+from blobpipe.images import tiles
+from blobpipe.images.clip import clip_image
+from blobpipe.images.noise import noise_for_stack, require_noise, require_noise_of_rms_map
+from blobpipe.images.pattern import blob_pattern
+from blobpipe.images.register import NO_SHIFT, Shift
+from blobpipe.images.scale import scale_image
+from blobpipe.monitor import health, logbook, notices, running_stack, thumbnails
 from blobpipe.monitor.inbox import File, Inbox, Stamp, path_of, path_text
-from blobpipe.networks import dense, networks
+from blobpipe.networks import dense, dense_network, model_file, report_network
 from blobpipe.params import Params, to_yaml
-from blobpipe.simulation import render
 
 log = logging.getLogger(__name__)
 
-Image = npt.NDArray[np.float32]
-
-KEPT_CARDS = (*dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *frames.EXPOSURE_CARDS)),)
+KEPT_CARDS = (*dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),)
 LEVEL_CARD = "LEVEL_E"  # photon level of the airglow (electrons per pixel), where the image's maker wrote it
 PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
 PAUSE_S = 1.0  # between two looks at a watched folder at most
@@ -75,10 +91,10 @@ class Routine:
 class Tools(NamedTuple):
     """The same, read and ready."""
 
-    connection: store.Log
+    connection: logbook.Log
     run: int
-    network: networks.DenseNetwork
-    point: detect.OperatingPoint
+    network: dense_network.DenseNetwork
+    point: operating_point.OperatingPoint
     known: pd.DataFrame | None
 
 
@@ -122,7 +138,7 @@ class Searched:
     row : dict
         Columns of ``images``.
     table : DataFrame
-        Candidates above `detect.CANDIDATE`, judged, with their probability; none for an image that was not searched.
+        Candidates above `search.CANDIDATE`, judged, with their probability; none for an image that was not searched.
     subframes : list of dict
         Columns of ``subframes``.
     overview : bytes
@@ -130,7 +146,7 @@ class Searched:
     draw : callable
         Pictures of one row of ``table``, by kind.
     corrections : dict of bytes
-        By SHA-256, of images that a stack has taken for the first time, this one among them (`stacks.correction`).
+        By SHA-256, of images that a stack has taken for the first time, this one among them (`running_stack.correction`).
     rejected : dict of str
         By SHA-256, why images of the log cannot be in a stack after all.
     """
@@ -173,7 +189,7 @@ def quicklook(folder: Path, routine: Routine) -> int:
         for file in _unknown(inbox, tools.connection):
             if inbox.unsettled_s(file):
                 log.info("%s: still being written; left for the next look", printable(str(file.path)))
-        notify.send(tools.connection, routine.params.notices)
+        notices.send(tools.connection, routine.params.notices)
         return logged
 
 
@@ -195,7 +211,7 @@ def watch(folder: Path, routine: Routine) -> None:
         log.info("watching %s; Ctrl-C ends it", folder)
         for _ in _ticks(folder, pause_s):
             _process(inbox, tools, routine)
-            notify.send(tools.connection, routine.params.notices)
+            notices.send(tools.connection, routine.params.notices)
 
 
 def _ticks(folder: Path, pause_s: float) -> Iterator[None]:
@@ -221,26 +237,26 @@ def _insist_on_folder(folder: Path) -> None:
 @contextmanager
 def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
     """Open what the options name, then the log: a slip must not leave a trace there."""
-    if networks.kind_of_model(routine.model) != "dense":
+    if model_file.kind_of_model(routine.model) != "dense":
         raise ModelError(
             f"{routine.model}: the report's network, expected the dense one, which measures; name its file"
         )
-    network, point = detect.load_operating_point(routine.model)
+    network, point = operating_point.load_operating_point(routine.model)
     known = None
     if routine.catalogue is not None:
-        known = frames.read_known(routine.catalogue, PLACE_COLUMNS)
-    reference = None if routine.reference is None else stacks.named(routine.reference)
-    networks.set_threads(routine.params.detect.threads)
-    connection = store.connect(routine.log_path, make=True)
+        known = tables.read_known(routine.catalogue, PLACE_COLUMNS)
+    reference = None if routine.reference is None else running_stack.named(routine.reference)
+    report_network.set_threads(routine.params.detect.threads)
+    connection = logbook.connect(routine.log_path, make=True)
     try:
         if reference is not None:
             _insist_on_size(reference, connection, inbox, routine.reference)
-        log.info("model: %s", networks.described(routine.model))
-        with store.writing(connection):
-            run = store.insert(connection, "runs", _run_row(routine, point))
+        log.info("model: %s", model_file.described(routine.model))
+        with logbook.writing(connection):
+            run = logbook.insert(connection, "runs", _run_row(routine, point))
         yield Tools(connection, run, network, point, known)
-        with store.writing(connection):
-            connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (store.now(), run))
+        with logbook.writing(connection):
+            connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), run))
     except LogError:
         with suppress(sqlite3.Error):  # a log that was moved without its -wal file is whole at its new place
             connection.execute("PRAGMA wal_checkpoint")
@@ -249,9 +265,9 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
         connection.close()
 
 
-def _insist_on_size(reference: stacks.Stack, connection: store.Log, inbox: Inbox, path: Path | None) -> None:
+def _insist_on_size(reference: running_stack.Stack, connection: logbook.Log, inbox: Inbox, path: Path | None) -> None:
     """Refuse a stack that fits neither the images of the log nor, before the first of them, one that lies there."""
-    size = stacks.size_of(connection)
+    size = running_stack.size_of(connection)
     lying = [] if size else [_read(file, inbox, connection) for file in _unknown(inbox, connection)]
     found = [size] if size else [arrival.shape for arrival in lying if arrival is not None and arrival.shape]
     if found and reference.data.shape not in found:
@@ -261,14 +277,14 @@ def _insist_on_size(reference: stacks.Stack, connection: store.Log, inbox: Inbox
         )
 
 
-def _run_row(routine: Routine, point: detect.OperatingPoint) -> dict[str, Any]:
+def _run_row(routine: Routine, point: operating_point.OperatingPoint) -> dict[str, Any]:
     return {
-        "started": store.now(),
+        "started": logbook.now(),
         "version": __version__,
         "model": str(routine.model),
-        "model_sha256": frames.sha256(routine.model),
+        "model_sha256": files.sha256(routine.model),
         "params_sha256": hashlib.sha256(to_yaml(routine.params).encode()).hexdigest(),
-        "catalogue_sha256": frames.sha256(routine.catalogue) if routine.catalogue else "",
+        "catalogue_sha256": files.sha256(routine.catalogue) if routine.catalogue else "",
         "threshold": point.threshold,
     }
 
@@ -285,11 +301,11 @@ def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
             if _log_arrival(arrival, inbox, tools, routine):
                 inbox.know(arrival.file)
                 logged += 1
-        notify.send(tools.connection, routine.params.notices)
+        notices.send(tools.connection, routine.params.notices)
     return logged
 
 
-def _unknown(inbox: Inbox, connection: store.Log, again: bool = False) -> list[File]:
+def _unknown(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list[File]:
     """The files of the folder that the log does not know as they are now, or rejected if they are to be tried again."""
     unknown = []
     for file in inbox.look():
@@ -305,10 +321,10 @@ def _unknown(inbox: Inbox, connection: store.Log, again: bool = False) -> list[F
     return unknown
 
 
-def _read(file: File, inbox: Inbox, connection: store.Log) -> Arrival | None:
+def _read(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
     """A file with its hash, date and size; None if it is still being written, or cannot be read."""
     try:
-        sha256 = frames.sha256(file.path)
+        sha256 = files.sha256(file.path)
         after = Stamp.of(file.path.stat())
     except FileNotFoundError:
         return None
@@ -329,9 +345,9 @@ def _dated(arrival: Arrival, suspect: bool) -> Arrival:
     if fatal:
         return arrival._replace(fatal=fatal)
     with suppress(Exception):  # whatever is wrong will be said when it is searched
-        frame = frames.read_frame(arrival.path)
+        frame = fits_images.read_frame(arrival.path)
         arrival = arrival._replace(shape=frame.data.shape)
-        arrival = arrival._replace(mjd=frames.exposure_mjd(frame, arrival.path))
+        arrival = arrival._replace(mjd=exposure_mjd(frame, arrival.path))
     return arrival
 
 
@@ -348,7 +364,7 @@ def _rehearsed(path: Path) -> str:
 
 
 @contextmanager
-def _one_at_a_time(arrival: Arrival, connection: store.Log, *, last: bool) -> Iterator[bool]:
+def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> Iterator[bool]:
     """Wait until no other process works on an image of this log; whether a process has ended while it was at this one.
 
     The file that is locked holds the hashes of the images that were begun and did not come to the last step. The system
@@ -373,10 +389,12 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine)
     image = connection.execute("SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)).fetchone()
     again = routine.again and image is not None and image["outcome"] == "rejected"
     if image is not None and not again:  # another process, another name, or the time of the file has changed
-        with store.writing(connection):
+        with logbook.writing(connection):
             _log_file(connection, arrival, image["id"], _known_as(connection, arrival, image["id"]))
         return False
-    stacks.prune(connection, routine.cache, routine.params.difference.stack_size)  # a run that was killed has not
+    running_stack.prune(
+        connection, routine.cache, routine.params.difference.stack_size
+    )  # a run that was killed has not
     try:
         searched = search(arrival, tools, routine)
     except (FrameError, MemoryError) as error:  # no fault of the image, but of where it lies, or of the moment
@@ -394,7 +412,7 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine)
             raise
         searched = _not_searched(searched.row | {"outcome": "rejected", "reason": _internal_fault(error)})
         _log_searched(arrival, searched, tools, routine)
-    stacks.prune(connection, routine.cache, routine.params.difference.stack_size)
+    running_stack.prune(connection, routine.cache, routine.params.difference.stack_size)
     row = searched.row
     log.info("%s: %s%s", row["name"], row["outcome"], f" ({row['reason']})" if row["reason"] else "")
     return True
@@ -404,24 +422,24 @@ def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: R
     """Write all that an image leads to, in one transaction."""
     connection = tools.connection
     changed = connection.execute("SELECT 1 FROM files WHERE path = ?", (path_text(arrival.path),)).fetchone()
-    with store.writing(connection):
-        if searched.row["outcome"] == "searched" and stacks.size_of(connection) is None:
-            stacks.reject_other_sizes(connection, (searched.row["ny_px"], searched.row["nx_px"]))
+    with logbook.writing(connection):
+        if searched.row["outcome"] == "searched" and running_stack.size_of(connection) is None:
+            running_stack.reject_other_sizes(connection, (searched.row["ny_px"], searched.row["nx_px"]))
         number = _log_image(connection, searched.row)
         _log_file(connection, arrival, number, "changed" if changed else "logged")
         _supersede(connection, number)
         _log_findings(connection, number, searched, tools, routine.params)
         health.crossed(connection, number, routine.params.health)
-        notify.queue(connection, number, routine.params.notices)
+        notices.queue(connection, number, routine.params.notices)
 
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
     """Add an image, or put what came of it now in the place of a rejection; its id."""
     rejected = connection.execute("SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)).fetchone()
     if rejected is None:
-        return store.insert(connection, "images", row)
+        return logbook.insert(connection, "images", row)
     connection.execute("DELETE FROM health WHERE image = ?", (rejected["id"],))  # read anew
-    store.update(connection, "images", rejected["id"], row)
+    logbook.update(connection, "images", rejected["id"], row)
     return int(rejected["id"])
 
 
@@ -453,7 +471,7 @@ def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> s
 
 def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outcome: str) -> None:
     row = {"path": path_text(arrival.path), "sha256": arrival.sha256, **arrival.stamp._asdict()}
-    row |= {"seen": store.now(), "outcome": outcome, "image": image}
+    row |= {"seen": logbook.now(), "outcome": outcome, "image": image}
     connection.execute(
         f"INSERT INTO files ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (path, sha256) DO UPDATE "
         f"SET {', '.join(f'{name} = excluded.{name}' for name in Stamp._fields)}",
@@ -466,28 +484,28 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
     row: dict[str, Any] = {
         "run": tools.run,
         "sha256": arrival.sha256,
-        "name": frames.frame_name(arrival.path),
+        "name": fits_images.frame_name(arrival.path),
         "kind": "difference" if routine.difference else "image",
-        "logged": store.now(),
+        "logged": logbook.now(),
         "outcome": "rejected",
         "reason": "",
     }
     if arrival.fatal:
         return _not_searched(row | {"reason": f"{arrival.fatal}; fetch or write the file again"})
     try:
-        frame = frames.usable_image(arrival.path)
+        frame = fits_images.usable_image(arrival.path)
         row["ny_px"], row["nx_px"] = frame.data.shape
         row["header"] = json.dumps(_cards(frame))
-        row["mjd"] = mjd = frames.exposure_mjd(frame, arrival.path)
+        row["mjd"] = mjd = exposure_mjd(frame, arrival.path)
         row["late"] = _is_late(tools.connection, mjd)
         if (newer := _newer_version(tools.connection, row)) is not None:
             return _not_searched(row | newer)
         row["signal_e"] = _level_e(frame)
         if routine.difference:
-            scatter = frames.find_plane(arrival.path, "SCATTER")
-            subtraction.insist_on_noise_of_scatter(frame.data, scatter, arrival.path)
+            scatter = fits_images.find_plane(arrival.path, "SCATTER")
+            require_noise_of_rms_map(frame.data, scatter, arrival.path)
             blobs = _blobs(tools, mjd)
-            return _search(row, frame.data, (None, scatter), subtraction.NOWHERE, blobs, tools, routine.params)
+            return _search(row, frame.data, (None, scatter), NO_SHIFT, blobs, tools, routine.params)
         return _subtract_and_search(row, frame.data, tools, routine)
     except BlobpipeError as error:
         if _is_passing(error):
@@ -499,18 +517,18 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
         return _not_searched(row | {"reason": _internal_fault(error)})
 
 
-def _cards(frame: frames.Frame) -> dict[str, Any]:
+def _cards(frame: fits_images.Frame) -> dict[str, Any]:
     """The cards that are kept and hold what JSON can."""
     found = {card: _value(frame, card) for card in KEPT_CARDS}
     return {card: value for card, value in found.items() if value is not None}
 
 
-def _level_e(frame: frames.Frame) -> float | None:
+def _level_e(frame: fits_images.Frame) -> float | None:
     level = _value(frame, LEVEL_CARD)
     return float(level) if isinstance(level, int | float) and not isinstance(level, bool) else None
 
 
-def _value(frame: frames.Frame, card: str) -> Any:
+def _value(frame: fits_images.Frame, card: str) -> Any:
     """What a card says, as text, truth or a finite number; None for anything else, such as a card that cannot be read."""
     try:
         value = frame.header.get(card)
@@ -531,13 +549,13 @@ def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sq
     near = connection.execute(
         "SELECT id, name, mjd, header, kind, outcome FROM images "
         "WHERE outcome != 'rejected' AND superseded_by IS NULL AND sha256 != ? AND mjd BETWEEN ? AND ? ORDER BY id",
-        (row["sha256"], row["mjd"] - frames.SAME_EXPOSURE_D, row["mjd"] + frames.SAME_EXPOSURE_D),
+        (row["sha256"], row["mjd"] - SAME_EXPOSURE_D, row["mjd"] + SAME_EXPOSURE_D),
     ).fetchall()
-    return [other for other in near if frames.is_same_exposure(_exposure(row), _exposure(other))]
+    return [other for other in near if is_same_exposure(_exposure(row), _exposure(other))]
 
 
-def _exposure(row: Mapping[str, Any] | sqlite3.Row) -> frames.Exposure:
-    return frames.Exposure(row["name"], row["mjd"], json.loads(row["header"]))
+def _exposure(row: Mapping[str, Any] | sqlite3.Row) -> Exposure:
+    return Exposure(row["name"], row["mjd"], json.loads(row["header"]))
 
 
 def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -548,7 +566,7 @@ def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> di
     for other in _versions(connection, row):
         is_image = [each["kind"] == "image" for each in (other, row)]
         if is_image[0] > is_image[1] or (
-            is_image[0] == is_image[1] and frames.is_older_version(_exposure(row), _exposure(other))
+            is_image[0] == is_image[1] and is_older_version(_exposure(row), _exposure(other))
         ):
             reason = f"an older version of the exposure that the log has as image {other['id']}, {other['name']}"
             return {"reason": reason, "superseded_by": other["id"]}
@@ -584,22 +602,22 @@ def _subtract_and_search(row: dict[str, Any], image: Image, tools: Tools, routin
     params = routine.params.difference
     blobs = _blobs(tools, row["mjd"])
     reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
-    stacks.insist_on_size(tools.connection, image.shape)
+    running_stack.insist_on_size(tools.connection, image.shape)
     try:
-        stack = stacks.stack_before(
+        stack = running_stack.stack_before(
             tools.connection, routine.cache, row["mjd"], params, routine.reference, blobs.landed, shape=image.shape
         )
     except FrameError as error:  # no fault of this image
         stack, reason = None, str(error)
     if stack is None:
         return _not_searched(row | {"outcome": "stack", "reason": reason})
-    expected = subtraction.noise_for_stack(stack.data, stack.scatter)
-    subtraction.insist_on_noise(frames.median_and_noise(image)[1], expected, row["name"])
+    expected = noise_for_stack(stack.data, stack.scatter)
+    require_noise(fits_images.median_and_noise(image)[1], expected, row["name"])
     data, shift = subtraction.difference_image(image, stack.data, params, blobs.known)
     corrections = dict(stack.corrections)
     if stack.n_images:
-        packed = corrections[row["sha256"]] = stacks.correction(image, data, stack.data, shift)
-        stacks.keep(routine.cache, row["sha256"], image, packed)
+        packed = corrections[row["sha256"]] = running_stack.correction(image, data, stack.data, shift)
+        running_stack.keep(routine.cache, row["sha256"], image, packed)
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
     searched = _search(row, data, (stack.data, stack.scatter), shift, blobs, tools, routine.params)
     return replace(searched, corrections=corrections, rejected=stack.rejected)
@@ -609,20 +627,20 @@ def _search(
     row: dict[str, Any],
     data: Image,
     subtracted: tuple[Image | None, Image | None],
-    shift: subtraction.Shift,
+    shift: Shift,
     blobs: Blobs,
     tools: Tools,
     params: Params,
 ) -> Searched:
     """Search a difference, the stack that was subtracted and its scatter known or not."""
     stack, scatter = subtracted
-    clipped, clipping = normalize.clip_image(data, params.clip)
-    scaled, _ = normalize.scale_image(clipped, params.scale)
-    noise = frames.median_and_noise(data)[1]
+    clipped, clipping = clip_image(data, params.clip)
+    scaled, _ = scale_image(clipped, params.scale)
+    noise = fits_images.median_and_noise(data)[1]
     cells = dense.probability_map(tools.network, scaled)
-    pattern = None if stack is None else subtraction.blob_pattern(stack, blobs.known)
-    bad = None if stack is None or pattern is None else measure.bad_pixels(stack, pattern)
-    found = detect.judged(
+    pattern = None if stack is None else blob_pattern(stack, blobs.known)
+    bad = None if stack is None or pattern is None else bad_pixels(stack, pattern)
+    found = vet_peaks(
         cells,
         data,
         catalogue=blobs.known,
@@ -634,7 +652,7 @@ def _search(
         stack=stack,
         seen=blobs.landed[["x_px", "y_px"]].to_numpy(float),
     )
-    table = verdict.score(found, tools.point.weights)
+    table = score_candidates(found, tools.point.weights)
     table["probability"] = tools.point.probability(table["score"].to_numpy())
     row |= {"outcome": "searched", "shift_x_px": shift.x_px, "shift_y_px": shift.y_px, "noise_frac": noise}
     row |= {"clipped_frac": clipping.clipped_frac}
@@ -642,14 +660,14 @@ def _search(
     def draw(at: dict[str, Any]) -> dict[str, bytes]:
         x, y = at["x_px"], at["y_px"]
         drawn = {
-            "difference": pictures.cutout(data, x, y, noise),
-            "map": pictures.probability(cells, x, y, dense.STRIDE),
+            "difference": thumbnails.cutout(data, x, y, noise),
+            "map": thumbnails.probability(cells, x, y, dense.STRIDE),
         }
         if stack is not None:
-            drawn["stack"] = pictures.cutout(stack, x, y, frames.median_and_noise(stack)[1])
-        return drawn | {"surface": pictures.surface(data, x, y)}
+            drawn["stack"] = thumbnails.cutout(stack, x, y, fits_images.median_and_noise(stack)[1])
+        return drawn | {"surface": thumbnails.surface(data, x, y)}
 
-    return Searched(row, table, _subframes(cells, table, tools.point), pictures.overview(scaled), draw)
+    return Searched(row, table, _subframes(cells, table, tools.point), thumbnails.overview(scaled), draw)
 
 
 def _blobs(tools: Tools, mjd: float) -> Blobs:
@@ -666,20 +684,20 @@ def _blobs(tools: Tools, mjd: float) -> Blobs:
     return Blobs(pd.concat(known, ignore_index=True), rows[rows["first"] < mjd])
 
 
-def _subframes(cells: Image, table: pd.DataFrame, point: detect.OperatingPoint) -> list[dict[str, Any]]:
-    side = render.SIDE // dense.STRIDE
+def _subframes(cells: Image, table: pd.DataFrame, point: operating_point.OperatingPoint) -> list[dict[str, Any]]:
+    side = tiles.SIDE // dense.STRIDE
     rows = []
     for row in range(-(-cells.shape[0] // side)):
         for col in range(-(-cells.shape[1] // side)):
             part = cells[row * side : (row + 1) * side, col * side : (col + 1) * side]
-            highest = detect.highest_scores(table, render.SIDE * np.array([[col, row]]))
+            highest = highest_scores(table, tiles.SIDE * np.array([[col, row]]))
             rows.append(
                 {
                     "row": row,
                     "col": col,
                     "probability": float(point.probability(highest)[0]),
                     "positive": int(highest[0] >= point.threshold),
-                    "saliency": pictures.subframe_map(part),
+                    "saliency": thumbnails.subframe_map(part),
                 }
             )
     return rows
@@ -687,7 +705,7 @@ def _subframes(cells: Image, table: pd.DataFrame, point: detect.OperatingPoint) 
 
 def _log_findings(connection: sqlite3.Connection, image: int, searched: Searched, tools: Tools, params: Params) -> None:
     for row in searched.subframes:
-        store.insert(connection, "subframes", {"image": image, **row})
+        logbook.insert(connection, "subframes", {"image": image, **row})
     for sha256, packed in searched.corrections.items():
         connection.execute(
             "INSERT INTO corrections (image, bytes) SELECT id, ? FROM images WHERE sha256 = ?", (packed, sha256)
@@ -696,19 +714,23 @@ def _log_findings(connection: sqlite3.Connection, image: int, searched: Searched
         connection.execute("UPDATE images SET outcome = 'rejected', reason = ? WHERE sha256 = ?", (reason, sha256))
     if searched.overview:
         whole = {"image": image, "kind": "difference", "type": "image/jpeg", "bytes": searched.overview}
-        store.insert(connection, "pictures", whole)
+        logbook.insert(connection, "pictures", whole)
     if searched.row["outcome"] == "searched":
         for number, row in _log_detections(connection, image, searched, tools.point, params):
             for kind, png in searched.draw(row).items():
                 picture = {"image": image, "detection": number, "kind": kind, "type": "image/png", "bytes": png}
-                store.insert(connection, "pictures", picture)
+                logbook.insert(connection, "pictures", picture)
 
 
 def _log_detections(
-    connection: sqlite3.Connection, image: int, searched: Searched, point: detect.OperatingPoint, params: Params
+    connection: sqlite3.Connection,
+    image: int,
+    searched: Searched,
+    point: operating_point.OperatingPoint,
+    params: Params,
 ) -> list[tuple[int, dict[str, Any]]]:
     """Detections, and fainter sightings of candidates; those to be drawn: a candidate's first two sightings."""
-    columns = (*measure.DETECTION_COLUMNS, "probability")
+    columns = (*DETECTION_COLUMNS, "probability")
     shift = np.array([searched.row["shift_x_px"], searched.row["shift_y_px"]])
     pending = {row["id"] for row in connection.execute("SELECT id FROM candidates WHERE status = 'new'")}
     drawn = []
@@ -718,13 +740,13 @@ def _log_detections(
         fresh = candidate is None and above and row["status"] == "new"
         if fresh:
             place = {"x_px": row["x_px"] - shift[0], "y_px": row["y_px"] - shift[1]}
-            candidate = store.insert(connection, "candidates", {"image": image, "status": "new", **place})
+            candidate = logbook.insert(connection, "candidates", {"image": image, "status": "new", **place})
         if candidate is not None:
             seen.add(candidate)
         if candidate is not None or above:
             waiting = fresh or candidate in pending
             detection = {"image": image, "candidate": candidate, **{name: row[name] for name in columns}}
-            number = store.insert(connection, "detections", detection)
+            number = logbook.insert(connection, "detections", detection)
             drawn += [(number, row)] if waiting else []
     _update_candidates(connection, image, seen, params.quicklook.fade_after)
     return drawn
@@ -740,13 +762,13 @@ def _with_candidates(
     places = connection.execute("SELECT id, status, x_px, y_px FROM candidates ORDER BY id").fetchall()
     rows = [dict(row) for _, row in table.iterrows()]
     candidate: dict[int, int] = {}
-    for of, status, within_px in ((("new", "known", "dip"), "", match_px), (("known",), "seen_again", detect.NEAR_PX)):
+    for of, status, within_px in ((("new", "known", "dip"), "", match_px), (("known",), "seen_again", NEAR_PX)):
         open_rows = [k for k, row in enumerate(rows) if row["status"] in of and k not in candidate]
         taken = set(candidate.values())
         free = [place for place in places if place["id"] not in taken and status in ("", place["status"])]
         found = np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in open_rows]).reshape(-1, 2) - shift
         there = np.array([[place["x_px"], place["y_px"]] for place in free]).reshape(-1, 2)
-        candidate |= {open_rows[i]: int(free[j]["id"]) for i, j in measure.match(found, there, within_px)}
+        candidate |= {open_rows[i]: int(free[j]["id"]) for i, j in pair(found, there, within_px)}
     for k, row in enumerate(rows):
         yield row, candidate.get(k)
 

@@ -16,14 +16,24 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from blobpipe.core import figures, frames
-from blobpipe.detection import detect, measure, verdict
+from blobpipe.core import files, fits_images, plotting, tables
+from blobpipe.core.dates import Exposure, exposure_of, is_same_exposure
+from blobpipe.detection import operating_point
+from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.detection.match import mark_seen_again
+from blobpipe.detection.score import score_candidates
+from blobpipe.detection.search import Reference, fit_peaks, highest_scores
+from blobpipe.detection.vet import bad_pixels, vet
 from blobpipe.errors import BlobpipeError, FrameError, internal_fault
 from blobpipe.images import difference as subtraction
-from blobpipe.images import normalize
-from blobpipe.networks import dense, networks, saliency
+from blobpipe.images import tiles
+from blobpipe.images.clip import clip_image
+from blobpipe.images.noise import Range, noise_for_stack, require_noise, require_noise_of_rms_map
+from blobpipe.images.pattern import blob_pattern
+from blobpipe.images.scale import scale_image
+from blobpipe.networks import dense, dense_network, model_file, report_network, saliency
 from blobpipe.params import Params
-from blobpipe.simulation import render, tiles
+from blobpipe.simulation import render
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +42,8 @@ STANDARDISING = Lock()  # not every way that Numba runs threads can be asked by 
 
 FRAME_COLUMNS = ("frame", "status", "reason", "shift_x_px", "shift_y_px", "noise_frac", "n_positive", "model_sha256")
 SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
-DETECTION_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
-MEASURED_COLUMNS = tuple(name for name in measure.DETECTION_COLUMNS if name not in DETECTION_COLUMNS)  # dense network
+PLACE_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
+FIT_COLUMNS = tuple(name for name in DETECTION_COLUMNS if name not in PLACE_COLUMNS)  # dense network
 SIDE_PX = 128  # of the picture of a detection
 
 
@@ -42,7 +52,7 @@ class Found:
     """The rows of the three tables, the model that they are of, and the exposure of each image that was searched, in order."""
 
     model_sha256: str
-    exposures: list[frames.Exposure] = field(default_factory=list)
+    exposures: list[Exposure] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
     subframes: list[dict[str, Any]] = field(default_factory=list)
     detections: list[dict[str, Any]] = field(default_factory=list)
@@ -52,7 +62,7 @@ class Found:
 class Prepared:
     """A frame ready for the network: its exposure, as it was subtracted, its stack's scatter, clipped and scaled, shift, noise."""
 
-    exposure: frames.Exposure
+    exposure: Exposure
     difference: npt.NDArray[np.float32]
     scatter: npt.NDArray[np.float32] | None
     scaled: npt.NDArray[np.float32]
@@ -105,20 +115,20 @@ def scan(
     ModelError, FrameError
         If the model or the stack cannot be used, or two images have the same name.
     """
-    names = [frames.frame_name(path) for path in paths]
+    names = [fits_images.frame_name(path) for path in paths]
     for name in names:
         if names.count(name) > 1:
             raise FrameError(f"{name}: two images of this name; the tables could not tell them apart; rename one")
-    networks.set_threads(1)  # whole frames share the cores: no thread waits for another
-    known = None if catalogue is None else frames.read_known(catalogue, ("x_px", "y_px", "radius_px"))
+    report_network.set_threads(1)  # whole frames share the cores: no thread waits for another
+    known = None if catalogue is None else tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
     stack = None if difference else _read_stack(reference)
     search = _choose_search(model, stack, known, params)
-    log.info("model: %s", networks.described(model))
-    found = Found(frames.sha256(model))
+    log.info("model: %s", model_file.described(model))
+    found = Found(files.sha256(model))
     for path, seen in _look_ahead(paths, stack, search.look, params):
         if isinstance(seen, BlobpipeError):
             log.warning("blobpipe: %s (rejected)", " ".join(str(seen).split()))
-            row = (frames.frame_name(path), "rejected", str(seen), np.nan, np.nan, np.nan, 0, found.model_sha256)
+            row = (fits_images.frame_name(path), "rejected", str(seen), np.nan, np.nan, np.nan, 0, found.model_sha256)
             found.frames.append(dict(zip(FRAME_COLUMNS, row, strict=True)))
         else:
             search.tell(seen, out_dir, found)
@@ -126,9 +136,9 @@ def scan(
     for name, rows, columns in (
         ("frames", found.frames, FRAME_COLUMNS),
         ("subframes", found.subframes, SUBFRAME_COLUMNS),
-        ("detections", found.detections, (*DETECTION_COLUMNS, *MEASURED_COLUMNS)),
+        ("detections", found.detections, (*PLACE_COLUMNS, *FIT_COLUMNS)),
     ):
-        frames.write_table(out_dir / f"{name}.csv", pd.DataFrame(rows, columns=list(columns)))
+        tables.write_table(out_dir / f"{name}.csv", pd.DataFrame(rows, columns=list(columns)))
     log.info("images scanned: %d, detections: %d, in %s", len(paths), len(found.detections), out_dir)
     return int(any(row["status"] == "rejected" for row in found.frames))
 
@@ -138,15 +148,15 @@ class MedianStack(NamedTuple):
 
     data: npt.NDArray[np.float32]
     scatter: npt.NDArray[np.float32] | None
-    noise: subtraction.Range
+    noise: Range
 
 
 def _read_stack(reference: Path | None) -> MedianStack:
     path = reference or Path("data/difference/reference.fits.fz")
     if not path.exists():
         raise FrameError(f"{path}: not found; name a median stack (--reference STACK) or say --difference")
-    data, scatter = frames.usable_image(path).data, frames.find_plane(path, "SCATTER")
-    return MedianStack(data, scatter, subtraction.noise_for_stack(data, scatter))
+    data, scatter = fits_images.usable_image(path).data, fits_images.find_plane(path, "SCATTER")
+    return MedianStack(data, scatter, noise_for_stack(data, scatter))
 
 
 class Search(NamedTuple):
@@ -172,7 +182,7 @@ def _look_ahead(
             log.debug("internal fault", exc_info=error)
             return FrameError(f"{path}: {internal_fault(error)}")
 
-    with ThreadPoolExecutor(params.train.threads, "scan", networks.set_threads, (1,)) as pool:
+    with ThreadPoolExecutor(params.train.threads, "scan", report_network.set_threads, (1,)) as pool:
         waiting = [(path, pool.submit(one, path)) for path in paths[:READ_AHEAD]]
         for i, _ in enumerate(tqdm(paths, "scan", unit="frame", disable=None)):
             path, future = waiting.pop(0)
@@ -183,32 +193,32 @@ def _look_ahead(
 
 
 def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared:
-    frame = frames.read_frame(path)
-    data, shift, noise = frame.data, (0.0, 0.0), frames.insist_on_usable(frame, path)
+    frame = fits_images.read_frame(path)
+    data, shift, noise = frame.data, (0.0, 0.0), fits_images.require_usable(frame, path)
     if stack is None:
-        scatter = frames.find_plane(path, "SCATTER")
-        subtraction.insist_on_noise_of_scatter(data, scatter, path)
+        scatter = fits_images.find_plane(path, "SCATTER")
+        require_noise_of_rms_map(data, scatter, path)
     else:
         scatter = stack.scatter
-        subtraction.insist_on_noise(noise, stack.noise, path)
+        require_noise(noise, stack.noise, path)
         data, shift = subtraction.difference_image(frame.data, stack.data, params.difference)
-        noise = frames.median_and_noise(data)[1]
-    clipped, _ = normalize.clip_image(data, params.clip)
-    scaled, _ = normalize.scale_image(clipped, params.scale)
-    return Prepared(frames.exposure_of(frame, path), data, scatter, scaled, shift, noise)
+        noise = fits_images.median_and_noise(data)[1]
+    clipped, _ = clip_image(data, params.clip)
+    scaled, _ = scale_image(clipped, params.scale)
+    return Prepared(exposure_of(frame, path), data, scatter, scaled, shift, noise)
 
 
 def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params) -> Search:
     """The way of the network that the model file holds."""
-    if networks.kind_of_model(model) == "dense":
-        dense_network, point = detect.load_operating_point(model)
+    if model_file.kind_of_model(model) == "dense":
+        dense_network, point = operating_point.load_operating_point(model)
         reference = None
         if stack is not None:
-            pattern = subtraction.blob_pattern(stack.data)
-            reference = detect.Reference(stack.data, pattern, measure.bad_pixels(stack.data, pattern))
+            pattern = blob_pattern(stack.data)
+            reference = Reference(stack.data, pattern, bad_pixels(stack.data, pattern))
         look = partial(_look_dense, dense_network, point, catalogue, reference)
         return Search(look, partial(_tell_dense, point))
-    network, _ = networks.load_model(model)
+    network, _ = model_file.load_model(model)
     return Search(partial(_look_report, network), partial(_tell_report, network, params.evaluate.threshold))
 
 
@@ -222,16 +232,16 @@ class Looked(NamedTuple):
 
 
 def _look_dense(
-    network: networks.DenseNetwork,
-    point: detect.OperatingPoint,
+    network: dense_network.DenseNetwork,
+    point: operating_point.OperatingPoint,
     catalogue: pd.DataFrame | None,
-    reference: detect.Reference | None,
+    reference: Reference | None,
     frame: Prepared,
 ) -> Looked:
     cells = dense.probability_map(network, frame.scaled)
-    candidates = verdict.score(detect.measured(cells, frame.difference, frame.noise_frac), point.weights)
+    candidates = score_candidates(fit_peaks(cells, frame.difference, frame.noise_frac), point.weights)
     candidates["probability"] = point.probability(candidates["score"].to_numpy())
-    detections = measure.judge(
+    detections = vet(
         candidates[candidates["score"] >= point.threshold],
         frame.difference,
         catalogue=catalogue,
@@ -247,16 +257,16 @@ def _look_dense(
     return Looked(frame, cells, candidates, detections)
 
 
-def _tell_dense(point: detect.OperatingPoint, seen: Looked, out_dir: Path, found: Found) -> None:
+def _tell_dense(point: operating_point.OperatingPoint, seen: Looked, out_dir: Path, found: Found) -> None:
     found.detections += [dict(row) for _, row in seen.detections.iterrows()]
     _, origins = tiles.tile(seen.frame.scaled)
-    highest = detect.highest_scores(seen.candidates, origins[:, 2:])
+    highest = highest_scores(seen.candidates, origins[:, 2:])
     _note(seen.frame, origins, point.probability(highest), highest >= point.threshold, found)
     for row in seen.detections.query("status == 'new'").to_dict("records"):
         _draw(seen.frame, seen.cells, row, out_dir)
 
 
-def _within(cells: npt.NDArray[np.float32], x0: int, y0: int, side: int = render.SIDE) -> npt.NDArray[np.float32]:
+def _within(cells: npt.NDArray[np.float32], x0: int, y0: int, side: int = tiles.SIDE) -> npt.NDArray[np.float32]:
     stride = dense.STRIDE
     return cells[y0 // stride : (y0 + side) // stride, x0 // stride : (x0 + side) // stride]
 
@@ -275,7 +285,9 @@ def _draw(frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], 
         f"+- {100 * row['depth_err_frac']:.2f} %, radius {row['radius_px']:.1f} px, S/N {row['snr']:.1f}"
     )
     path = out_dir / f"{frame.name}_x{round(row['x_px'])}y{round(row['y_px'])}.png"
-    figures.detection(path, image, part, (x0, y0), (row["x_px"] - x0, row["y_px"] - y0), title, map_name="probability")
+    plotting.draw_detection(
+        path, image, part, (x0, y0), (row["x_px"] - x0, row["y_px"] - y0), title, map_name="probability"
+    )
 
 
 def _seen_again(found: Found) -> list[dict[str, Any]]:
@@ -287,8 +299,8 @@ def _seen_again(found: Found) -> list[dict[str, Any]]:
     marked = []
     for i, exposure in enumerate(found.exposures):
         rest = range(i + 1, len(parts))
-        after = next((k for k in rest if not frames.is_same_exposure(exposure, found.exposures[k])), None)
-        marked.append(parts[i] if after is None else measure.seen_again(parts[i], parts[after]))
+        after = next((k for k in rest if not is_same_exposure(exposure, found.exposures[k])), None)
+        marked.append(parts[i] if after is None else mark_seen_again(parts[i], parts[after]))
     return [dict(row) for _, row in pd.concat(marked).iterrows()]
 
 
@@ -317,15 +329,15 @@ class Answered(NamedTuple):
     probability: npt.NDArray[np.float64]
 
 
-def _look_report(network: networks.ReportNetwork, frame: Prepared) -> Answered:
+def _look_report(network: report_network.ReportNetwork, frame: Prepared) -> Answered:
     subframes, origins = tiles.tile(frame.scaled)
     with STANDARDISING:
         render.standardise(subframes)
-    return Answered(frame, subframes, origins, networks.predict(network, subframes))
+    return Answered(frame, subframes, origins, report_network.predict(network, subframes))
 
 
 def _tell_report(
-    network: networks.ReportNetwork, threshold: float, seen: Answered, out_dir: Path, found: Found
+    network: report_network.ReportNetwork, threshold: float, seen: Answered, out_dir: Path, found: Found
 ) -> None:
     frame, subframes, origins, probability = seen
     positive = probability >= threshold
@@ -335,7 +347,7 @@ def _tell_report(
 
 
 def _locate(
-    network: networks.ReportNetwork,
+    network: report_network.ReportNetwork,
     frame: Prepared,
     subframes: npt.NDArray[np.float32],
     origins: npt.NDArray[np.int64],
@@ -347,6 +359,8 @@ def _locate(
     for k, (x, y) in enumerate(saliency.peaks(maps)):
         row, col, x0, y0 = origins[k]
         detection = (frame.name, x0 + x, y0 + y, probability[k], "new")
-        found.detections.append(dict(zip(DETECTION_COLUMNS, detection, strict=True)))
+        found.detections.append(dict(zip(PLACE_COLUMNS, detection, strict=True)))
         title = f"{frame.name}, subframe row {row}, column {col}: probability {probability[k]:.3f}"
-        figures.detection(out_dir / f"{frame.name}_r{row}c{col}.png", subframes[k], maps[k], (x0, y0), (x, y), title)
+        plotting.draw_detection(
+            out_dir / f"{frame.name}_r{row}c{col}.png", subframes[k], maps[k], (x0, y0), (x, y), title
+        )

@@ -19,19 +19,21 @@ from scipy import ndimage
 from torch import Tensor
 
 from blobpipe import __version__
-from blobpipe.core import frames
-from blobpipe.networks import networks, training
+from blobpipe.core import tables
+from blobpipe.core.arrays import FloatArray
+from blobpipe.core.random_streams import stream
+from blobpipe.images import tiles
+from blobpipe.networks import dense_network, report_network, train
 from blobpipe.params import Dense
 from blobpipe.simulation import augment, clutter, cutout, render, render_gpu, stamps
+from blobpipe.simulation.recipes import Recipes, Scene
 
 CORE_PX = 5.0  # cells whose middle is as near to a blob's centre are to be found
 AROUND_PX = 9.0  # cells up to here may say what they like: a blob reaches as far
-STRIDE = networks.DenseNetwork.STRIDE
-
-FloatArray = npt.NDArray[np.float32]
+STRIDE = dense_network.DenseNetwork.STRIDE
 
 
-def train(
+def train_dense(
     difference_dir: str | Path,
     scale_dir: str | Path,
     cutout_dir: str | Path,
@@ -58,15 +60,15 @@ def train(
     Source: ours.
     """
     out_dir = Path(out_dir)
-    networks.set_threads(params.threads)
+    report_network.set_threads(params.threads)
     folders = (difference_dir, scale_dir, cutout_dir)
     scene, recipes = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
     identity = {
         "params": params.model_dump(),
-        "data_sha256": training.data_hash(scale_dir, cutout_dir, augment_dir),
+        "data_sha256": train.data_hash(scale_dir, cutout_dir, augment_dir),
         "version": __version__,
     }
-    sizes = evenly_sized(frames.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS))
+    sizes = evenly_sized(tables.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS))
     scene, choice = with_ragged(scene, sizes, params.seed)
     run = DenseRun(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors", choice)
     run.watch(*cutout.open_split(*folders, "validation", n=params.n_monitor))
@@ -74,7 +76,7 @@ def train(
     while run.epoch < params.epochs:
         run.train_epoch(scene, recipes, run.watched.pixels, run.watched.labels)
         run.save()
-    training.write_results(out_dir, run)
+    train.write_results(out_dir, run)
     shutil.rmtree(out_dir / "checkpoint", ignore_errors=True)
 
 
@@ -93,12 +95,12 @@ class Watched(NamedTuple):
     targets: Targets
 
 
-class DenseRun(training.Run):
+class DenseRun(train.Run):
     """A training run of the dense network between two epochs."""
 
     LOSS = "cross entropy of 100 cells (nat)"
     params: Dense  # type: ignore[assignment]
-    network: networks.DenseNetwork  # type: ignore[assignment]
+    network: dense_network.DenseNetwork  # type: ignore[assignment]
 
     def __init__(
         self, params: Dense, identity: dict[str, Any], checkpoint: Path, choice: npt.NDArray[np.int32]
@@ -109,11 +111,11 @@ class DenseRun(training.Run):
         self.copies = [self.network, *(_twin(self.network) for _ in range(params.threads - 1))]
         self.pool = ThreadPoolExecutor(params.threads, "dense", torch.set_num_threads, (1,))
 
-    def watch(self, scene: render.Scene, recipes: render.Recipes) -> None:
+    def watch(self, scene: Scene, recipes: Recipes) -> None:
         """Measure progress on these, as they are."""
         rows, strength = np.arange(len(recipes)), np.ones(len(recipes.blob), np.float32)
         noise_sigma, piece = np.zeros(len(rows), np.float32), np.full(len(rows), -1)
-        pixels = render.vary(
+        pixels = render.render_varied(
             scene,
             recipes,
             rows,
@@ -126,8 +128,8 @@ class DenseRun(training.Run):
         wanted = targets(recipes, rows, 0, strength * norms(scene, recipes), self.params.min_snr)
         self.watched = Watched(pixels, recipes.label, wanted)
 
-    def _new_network(self) -> networks.DenseNetwork:  # type: ignore[override]
-        return networks.new_dense_network(self.params.seed)
+    def _new_network(self) -> dense_network.DenseNetwork:  # type: ignore[override]
+        return dense_network.new_dense_network(self.params.seed)
 
     def _begin_epoch(self) -> None:
         pass
@@ -142,11 +144,11 @@ class DenseRun(training.Run):
         for group in self.optimiser.param_groups:
             group["lr"] = self.params.rate * rising * falling
 
-    def _streamed(self, scene: render.Scene, recipes: render.Recipes) -> training.Way:
+    def _streamed(self, scene: Scene, recipes: Recipes) -> train.Way:
         draw, recipes, signal = self._draw(scene, recipes)
 
         def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Targets]:
-            shown = render.vary(
+            shown = render.render_varied(
                 scene,
                 recipes,
                 rows,
@@ -160,9 +162,9 @@ class DenseRun(training.Run):
             )
             return torch.from_numpy(shown[:, None]), self._targets(recipes, rows, signal, draw.corner)
 
-        return training.Way(prepare, lambda prepared, _: self._update_dense(*prepared))
+        return train.Way(prepare, lambda prepared, _: self._update_dense(*prepared))
 
-    def _resident(self, scene: render.Scene, recipes: render.Recipes) -> training.Way:
+    def _resident(self, scene: Scene, recipes: Recipes) -> train.Way:
         renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device, self.pieces)
         draw, recipes, signal = self._draw(scene, recipes)
         renderer.place(recipes)
@@ -182,17 +184,17 @@ class DenseRun(training.Run):
                 torch.stack([each[:, y : y + side, x : x + side] for each, (x, y) in corner]), wanted
             )
 
-        return training.Way(prepare, update)
+        return train.Way(prepare, update)
 
     def _targets(
-        self, recipes: render.Recipes, rows: npt.NDArray[np.int64], snr: FloatArray, corner: npt.NDArray[np.int64]
+        self, recipes: Recipes, rows: npt.NDArray[np.int64], snr: FloatArray, corner: npt.NDArray[np.int64]
     ) -> Targets:
         params = self.params
         return targets(recipes, rows, self.epoch, snr, params.min_snr, corner=corner[rows], side=params.crop_px)
 
-    def _draw(self, scene: render.Scene, recipes: render.Recipes) -> tuple[Drawn, render.Recipes, FloatArray]:
+    def _draw(self, scene: Scene, recipes: Recipes) -> tuple[Drawn, Recipes, FloatArray]:
         """What is different in every epoch; the recipes with other stamps; and the S/N of their blobs as they are drawn."""
-        params, rng = self.params, frames.stream(self.params.seed, "dense", self.epoch)
+        params, rng = self.params, stream(self.params.seed, "dense", self.epoch)
         n, n_blobs = len(recipes), len(recipes.blob)
         low, high = map(math.log, params.strength)
         piece = np.where(rng.random(n) < params.clutter_frac, rng.integers(0, params.n_clutter, n), -1)
@@ -211,7 +213,7 @@ class DenseRun(training.Run):
             torch.from_numpy(part) for part in np.array_split(np.arange(len(shown)), self.params.threads) if len(part)
         ]
 
-        def differentiate(network: networks.DenseNetwork, part: Tensor) -> tuple[Tensor, ...]:
+        def differentiate(network: dense_network.DenseNetwork, part: Tensor) -> tuple[Tensor, ...]:
             images = shown[part].contiguous(memory_format=torch.channels_last)
             with torch.autocast(shown.device.type, torch.bfloat16, enabled=shown.device.type == "cuda"):
                 logits = network(images)
@@ -226,7 +228,7 @@ class DenseRun(training.Run):
         return torch.stack(losses).sum()
 
     def _record(self, train_loss: float, monitor: FloatArray | Tensor, labels: npt.NDArray[np.int64]) -> None:
-        searcher = networks.folded(self.network)
+        searcher = dense_network.folded(self.network)
         core, weight = map(torch.from_numpy, self.watched.targets)
 
         def watch(start: int) -> tuple[float, int]:
@@ -242,7 +244,7 @@ class DenseRun(training.Run):
         self._note(train_loss, sum(losses) / len(labels), sum(hits) / len(labels))
 
 
-def _twin(network: networks.DenseNetwork) -> networks.DenseNetwork:
+def _twin(network: dense_network.DenseNetwork) -> dense_network.DenseNetwork:
     """A network of the same weights, not of equal ones, that keeps its own count of what it has seen."""
     twin = copy.deepcopy(network)
     for theirs, ours in zip(twin.modules(), network.modules(), strict=True):
@@ -279,18 +281,16 @@ def evenly_sized(table: pd.DataFrame) -> npt.NDArray[np.int32]:
     return numbers
 
 
-def with_ragged(
-    scene: render.Scene, numbers: npt.NDArray[np.int32], seed: int
-) -> tuple[render.Scene, npt.NDArray[np.int32]]:
+def with_ragged(scene: Scene, numbers: npt.NDArray[np.int32], seed: int) -> tuple[Scene, npt.NDArray[np.int32]]:
     """A scene with a ragged stamp more for each of some numbers, and both numbers of each, shape (2, n)."""
-    ragged = stamps.ragged_stamps(frames.stream(seed, "dense", "ragged"), scene.stamps[numbers])
+    ragged = stamps.ragged_stamps(stream(seed, "dense", "ragged"), scene.stamps[numbers])
     more = len(scene.stamps) + np.arange(len(numbers), dtype=np.int32)
     return replace(scene, stamps=np.concatenate([scene.stamps, ragged])), np.stack([numbers, more])
 
 
-def corners(rng: np.random.Generator, recipes: render.Recipes, copy: int, side: int) -> npt.NDArray[np.int64]:
+def corners(rng: np.random.Generator, recipes: Recipes, copy: int, side: int) -> npt.NDArray[np.int64]:
     """Corners (x, y; px) of squares to show of each subframe, with one of its blobs somewhere on them if it has any."""
-    n, last = len(recipes), (render.SIDE - side) // STRIDE
+    n, last = len(recipes), (tiles.SIDE - side) // STRIDE
     low, high = np.zeros((n, 2), np.int64), np.full((n, 2), last)
     count = np.diff(recipes.first_blob)
     some = np.flatnonzero(count)
@@ -301,7 +301,7 @@ def corners(rng: np.random.Generator, recipes: render.Recipes, copy: int, side: 
     return corner
 
 
-def norms(scene: render.Scene, recipes: render.Recipes) -> FloatArray:
+def norms(scene: Scene, recipes: Recipes) -> FloatArray:
     """Matched-filter signal-to-noise ratio of each blob as its recipe has it."""
     of_stamp = np.sqrt(np.square(scene.stamps, dtype=np.float64).sum((1, 2)))
     snr: FloatArray = (recipes.factor * of_stamp[recipes.blob[:, 0]]).astype(np.float32)
@@ -309,14 +309,14 @@ def norms(scene: render.Scene, recipes: render.Recipes) -> FloatArray:
 
 
 def targets(
-    recipes: render.Recipes,
+    recipes: Recipes,
     rows: npt.NDArray[np.int64],
     copy: int,
     snr: FloatArray,
     min_snr: float,
     *,
     corner: npt.NDArray[np.int64] | None = None,
-    side: int = render.SIDE,
+    side: int = tiles.SIDE,
 ) -> Targets:
     """Which cells of rendered subframes are a blob's core, and which count.
 
@@ -329,7 +329,7 @@ def targets(
     min_snr : float
         Cells on blobs below count neither way.
     corner, side
-        Which part of each, as in `render.vary`.
+        Which part of each, as in `render.render_varied`.
     """
     cells, first, turn = side // STRIDE, recipes.first_blob, recipes.turn[copy % len(recipes.turn)]
     nearest = np.full((2, len(rows), cells, cells), np.inf, np.float32)  # any blob, and any that is clear
@@ -356,7 +356,7 @@ def cell_loss(logits: Tensor, core: Tensor, weight: Tensor, focus: float) -> Ten
     return 100 * loss.mean()
 
 
-def probability_map(network: networks.DenseNetwork, scaled: FloatArray) -> FloatArray:
+def probability_map(network: dense_network.DenseNetwork, scaled: FloatArray) -> FloatArray:
     """Probability of a blob's core in each cell of 4 x 4 pixels of a frame, or of several.
 
     Parameters

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from blobpipe.core import threads
-from blobpipe.networks.networks import ReportNetwork
+from blobpipe.networks.report_network import ReportNetwork
 
 SMOOTHING_PX = 4.0  # Gaussian sigma: one pooling cell; 0.93 of the peaks then lie on a blob (raw 0.78, 8 px 0.95)
 BATCH = 32  # subframes at a time: bounds the memory of the gradients

@@ -1,6 +1,6 @@
 """What a person sees of the log: every page as HTML, made from what stands in the tables and from nothing else.
 
-The same templates make the pages of the server (`blobpipe.review.serve`) and the one file that is mailed and archived: they
+The same templates make the pages of the server (`blobpipe.review.server`) and the one file that is mailed and archived: they
 differ in where links and pictures lead to.
 """
 
@@ -23,9 +23,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from blobpipe import __version__
-from blobpipe.core import frames
+from blobpipe.core import files
+from blobpipe.core.dates import date_range, is_date
 from blobpipe.errors import LogError
-from blobpipe.review import graphs
+from blobpipe.review import charts
 
 Row = dict[str, Any]
 Values = npt.NDArray[np.float64]
@@ -194,7 +195,7 @@ class Card:
     pictures: list[Row]
     sightings: list[Row]
     reviews: list[Row]
-    history: graphs.Graph | None
+    history: charts.Graph | None
 
 
 class Mark(NamedTuple):
@@ -215,7 +216,7 @@ def today(connection: sqlite3.Connection, reader: Reader) -> str:
     """The newest image by date of exposure, its candidates marked, and what was logged lately."""
     newest = connection.execute(
         "SELECT id FROM images WHERE superseded_by IS NULL ORDER BY mjd BETWEEN ? AND ? DESC, mjd DESC, id DESC LIMIT 1",
-        frames.dates(),
+        date_range(),
     ).fetchone()
     shown = _image(connection, newest["id"]) if newest else None
     latest = _rows(connection, "SELECT * FROM images ORDER BY id DESC LIMIT ?", LATEST)
@@ -322,7 +323,7 @@ def write(connection: sqlite3.Connection, path: str | Path, day: str | None = No
     Pictures are embedded up to `OFFLINE_BYTES` of them, the newest first; those beyond are named as left out.
     """
     content, told = _of_day(connection, day) if day else _of_everything(connection)
-    with frames.atomic(path) as temporary:
+    with files.atomic(path) as temporary:
         temporary.write_text(content, encoding="utf-8")
     return told
 
@@ -335,7 +336,7 @@ def newest_day(connection: sqlite3.Connection) -> str:
     LogError
         If no image of the log has a date.
     """
-    mjd = connection.execute("SELECT max(mjd) FROM images WHERE mjd BETWEEN ? AND ?", frames.dates()).fetchone()[0]
+    mjd = connection.execute("SELECT max(mjd) FROM images WHERE mjd BETWEEN ? AND ?", date_range()).fetchone()[0]
     if mjd is None:
         raise LogError("no image in the log has a date; expected at least one, name a day with --date or say --all")
     return _day(mjd)
@@ -386,9 +387,7 @@ def _one(connection: sqlite3.Connection, what: str, query: str, *values: int) ->
 
 def _dated(row: sqlite3.Row) -> Row:
     """A row without a date that is none: earlier versions logged what the header said, Unix seconds too."""
-    return {
-        name: None if name.endswith("mjd") and not frames.is_date(value) else value for name, value in dict(row).items()
-    }
+    return {name: None if name.endswith("mjd") and not is_date(value) else value for name, value in dict(row).items()}
 
 
 def _decision_counts(connection: sqlite3.Connection) -> dict[str, int]:
@@ -417,17 +416,17 @@ def _card(connection: sqlite3.Connection, row: Row) -> Card:
     )
     reviews = _rows(connection, "SELECT * FROM reviews WHERE candidate = ? ORDER BY id DESC", row["id"])
     samples = [_sample(d, "sighting") for d in sightings] + [_sample(d, "other") for d in others]
-    history = graphs.scatter([s for s in samples if s is not None], from_zero=True)
+    history = charts.scatter([s for s in samples if s is not None], from_zero=True)
     return Card(row, _pictures_of(connection, row["id"]), sightings, reviews, history)
 
 
-def _sample(detection: Row, kind: str) -> graphs.Sample | None:
+def _sample(detection: Row, kind: str) -> charts.Sample | None:
     depth, mjd = detection["depth_frac"], detection["mjd"]
     if depth is None or mjd is None:
         return None
     error = detection["depth_err_frac"] or 0.0
     text = f"{detection['name']}, {_day(mjd)}: {detection['status']}, {_percent(depth, error)}"
-    return graphs.Sample(mjd, 100 * depth, 100 * (depth - error), 100 * (depth + error), kind, text)
+    return charts.Sample(mjd, 100 * depth, 100 * (depth - error), 100 * (depth + error), kind, text)
 
 
 def _pictures_of(connection: sqlite3.Connection, number: int) -> list[Row]:
@@ -511,7 +510,7 @@ def mjd_of(day: str) -> float:
         If it is not written as YYYY-MM-DD.
     """
     try:
-        return (datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC) - graphs.EPOCH).days
+        return (datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC) - charts.EPOCH).days
     except ValueError as error:
         raise LogError(f"found the date {day!r}, expected YYYY-MM-DD, as in 2021-08-31") from error
 
@@ -522,7 +521,7 @@ def mjd_of(day: str) -> float:
 def _map_marks(rows: Iterable[Row]) -> list[Mark]:
     rows = [row for row in rows if row["first_mjd"] is not None]
     low, high = _date_range(rows)
-    return [_map_mark(row, graphs.date_class(row["first_mjd"], low, high)) for row in reversed(rows)]
+    return [_map_mark(row, charts.date_class(row["first_mjd"], low, high)) for row in reversed(rows)]
 
 
 def _map_mark(row: Row, date_class: int) -> Mark:
@@ -544,7 +543,7 @@ def _date_range(rows: Sequence[Row]) -> tuple[float, float]:
 def _legend(rows: Sequence[Row]) -> list[str]:
     """From which day on each colour is used."""
     low, high = _date_range(rows)
-    n = graphs.DATE_CLASSES
+    n = charts.DATE_CLASSES
     return [_day(low + k * (high - low) / n) for k in range(n)] if high > low else []
 
 
@@ -556,7 +555,7 @@ class Line(NamedTuple):
 
     name: str
     summary: str
-    graph: graphs.Graph | None
+    graph: charts.Graph | None
 
 
 class Series(NamedTuple):
@@ -578,13 +577,13 @@ SERIES = (
 def _timeline(connection: sqlite3.Connection) -> dict[str, Any]:
     table = _dated_images(connection)
     query = "SELECT first_mjd, decision FROM candidate_list WHERE first_mjd BETWEEN ? AND ?"
-    found = _rows(connection, query, *frames.dates())
+    found = _rows(connection, query, *date_range())
     mjd = table["mjd"]
     ends = (float(mjd[0]), float(mjd[-1])) if len(mjd) else (0.0, 0.0)
     confirmed, rejected = ([c["first_mjd"] for c in found if c["decision"] == name] for name in DECISIONS[:2])
     lines = [
-        Line("Confirmed blobs (count)", f"{len(confirmed)} in all", graphs.count(confirmed, *ends)),
-        Line("False alarms (count of rejected)", f"{len(rejected)} in all", graphs.count(rejected, *ends)),
+        Line("Confirmed blobs (count)", f"{len(confirmed)} in all", charts.count(confirmed, *ends)),
+        Line("False alarms (count of rejected)", f"{len(rejected)} in all", charts.count(rejected, *ends)),
         *(_trend(series, mjd, table[series.column]) for series in SERIES),
     ]
     return {"lines": lines, "periods": _periods(table, found), "n_images": len(mjd)}
@@ -595,7 +594,7 @@ def _dated_images(connection: sqlite3.Connection) -> dict[str, Values]:
     rows = connection.execute(
         """SELECT mjd, outcome = 'rejected', noise_frac, signal_e, shift_x_px, shift_y_px FROM images
         WHERE mjd BETWEEN ? AND ? AND superseded_by IS NULL ORDER BY mjd""",
-        frames.dates(),
+        date_range(),
     )
     mjd, bad, noise, signal, x, y = np.array([tuple(row) for row in rows], np.float64).reshape(-1, 6).T
     return {"mjd": mjd, "bad": bad, "noise_frac": noise, "signal_e": signal, "shift_px": np.hypot(x, y)}
@@ -607,7 +606,7 @@ def _trend(series: Series, mjd: Values, values: Values) -> Line:
     if not len(values):
         return Line(series.name, "no values", None)
     summary = f"median {bn.median(values):.{series.digits}f}, newest {values[-1]:.{series.digits}f}"
-    return Line(series.name, summary, graphs.trend(mjd, values, from_zero=series.column == "shift_px"))
+    return Line(series.name, summary, charts.trend(mjd, values, from_zero=series.column == "shift_px"))
 
 
 def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
@@ -700,11 +699,11 @@ def _day(mjd: float | None) -> str:
 
 @cache
 def _iso(day: int) -> str:
-    return f"{graphs.date(day):%Y-%m-%d}"
+    return f"{charts.date(day):%Y-%m-%d}"
 
 
 def _moment(mjd: float | None) -> str:
-    return "no date" if mjd is None else f"{graphs.date(mjd):%Y-%m-%d %H:%M}"
+    return "no date" if mjd is None else f"{charts.date(mjd):%Y-%m-%d %H:%M}"
 
 
 def _measured(value: float | None, error: float | None = None, digits: int = 2, factor: float = 1.0) -> str:
@@ -732,7 +731,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "kinds": KINDS,
         "persistence": PERSISTENCE,
-        "graph": graphs,
+        "graph": charts,
         "side": SIDE_PX,
         "version": __version__,
     }

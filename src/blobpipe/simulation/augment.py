@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from blobpipe.core import figures, frames
+from blobpipe.core import plotting, tables
+from blobpipe.core.random_streams import stream
 from blobpipe.params import Augment
 from blobpipe.simulation import cutout, render
 
@@ -27,11 +28,11 @@ def augment(
     Source: ISR 3.4. Several copies of each subframe, one per epoch in turn, are ours.
     """
     subframes, _ = cutout.read_recipes(cutout_dir, "train")
-    table = draw_augmentation(frames.stream(params.seed, "augment"), len(subframes), params)
-    frames.write_table(Path(out_dir) / "train.csv", table)
+    table = draw_augmentation(stream(params.seed, "augment"), len(subframes), params)
+    tables.write_table(Path(out_dir) / "train.csv", table)
     scene, recipes = cutout.open_split(difference_dir, scale_dir, cutout_dir, "train", table, n=48)
-    pixels = render.render(scene, recipes, np.arange(len(recipes)), noise_sigma=params.noise_sigma)
-    figures.contact_sheet(Path(out_dir) / "contact_sheet.png", pixels, recipes.label, "Augmented training subframes")
+    pixels = render.render_subframes(scene, recipes, np.arange(len(recipes)), noise_sigma=params.noise_sigma)
+    plotting.contact_sheet(Path(out_dir) / "contact_sheet.png", pixels, recipes.label, "Augmented training subframes")
 
 
 def draw_augmentation(rng: np.random.Generator, n: int, params: Augment) -> pd.DataFrame:
@@ -57,4 +58,4 @@ def draw_augmentation(rng: np.random.Generator, n: int, params: Augment) -> pd.D
 
 def read_augmentation(augment_dir: str | Path) -> pd.DataFrame:
     """``train.csv`` of the augment stage."""
-    return frames.read_table(Path(augment_dir) / "train.csv", COLUMNS)
+    return tables.read_table(Path(augment_dir) / "train.csv", COLUMNS)

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core import frames
-from blobpipe.core.profiles import Shape, blob_profile, matched_snr, typical_radius
+from blobpipe.core import fits_images, tables
+from blobpipe.core.arrays import Image
+from blobpipe.core.blob_shapes import Shape, blob_profile, matched_snr, typical_radius
+from blobpipe.core.random_streams import stream
 from blobpipe.errors import ParamsError
 from blobpipe.params import Campaign
 
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from astropy.io.fits import Header
 
 log = logging.getLogger(__name__)
-
-Image = npt.NDArray[np.float32]
 
 SIZE = 1024
 READ_NOISE_E = 20.0
@@ -147,7 +147,9 @@ def _write_frame(job: tuple[Path, Campaign, int]) -> None:
     name = frame_names(params)[index]
     header = _header(name, float(dates(params)[index]))
     sigma = COARSER * pixel_noise(params, conditions(params, index).photons_e)
-    frames.write_image(out_dir / f"{name}.fits.fz", render(params, index), name="SCI", header=header, sigma=sigma)
+    fits_images.write_image(
+        out_dir / f"{name}.fits.fz", render_image(params, index), name="SCI", header=header, sigma=sigma
+    )
 
 
 def _header(name: str, mjd: float) -> Header:
@@ -173,15 +175,15 @@ def _write_tables(out_dir: Path, params: Campaign) -> None:
     names = frame_names(params)
     blobs = pd.DataFrame(population(params))
     blobs["first_frame"] = ["" if first < 0 else names[first] for first in blobs.pop("first")]
-    frames.write_table(out_dir / "blobs.csv", blobs)
+    tables.write_table(out_dir / "blobs.csv", blobs)
     table = pd.DataFrame({"frame": names, "mjd": dates(params), "label": labels(params), "seed": params.seed})
     each = pd.DataFrame([conditions(params, index) for index in range(params.n_frames)])
-    frames.write_table(out_dir / "frames.csv", table.join(each))
+    tables.write_table(out_dir / "frames.csv", table.join(each))
 
 
 def dates(params: Campaign) -> npt.NDArray[np.float64]:
     """Date of each image (MJD), increasing."""
-    gaps = frames.stream(params.seed, "campaign", "dates").gamma(2.0, MEAN_INTERVAL_D / 2, params.n_frames)
+    gaps = stream(params.seed, "campaign", "dates").gamma(2.0, MEAN_INTERVAL_D / 2, params.n_frames)
     return np.round(FIRST_MJD + np.cumsum(gaps + 0.1), 4)
 
 
@@ -201,7 +203,7 @@ def _cases(params: Campaign) -> list[int]:
             f"campaign.n_cases={params.n_cases}, expected fewer than the {len(candidates)} images after the first "
             f"{params.first_frames}; lower n_cases or raise n_frames"
         )
-    chosen = frames.stream(params.seed, "campaign", "cases").choice(candidates, params.n_cases, replace=False)
+    chosen = stream(params.seed, "campaign", "cases").choice(candidates, params.n_cases, replace=False)
     return [int(index) for index in np.sort(chosen)]
 
 
@@ -211,7 +213,7 @@ def conditions(params: Campaign, index: int) -> Conditions:
 
 
 def _frame_stream(params: Campaign, index: int) -> np.random.Generator:
-    return frames.stream(params.seed, "campaign", index)
+    return stream(params.seed, "campaign", index)
 
 
 def _conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
@@ -233,7 +235,7 @@ def pixel_noise(params: Campaign, photons_e: float) -> float:
 @lru_cache(maxsize=2)
 def population(params: Campaign) -> tuple[Blob, ...]:
     """All blobs, those known before the first image first, then the new ones by date."""
-    rng = frames.stream(params.seed, "campaign", "blobs")
+    rng = stream(params.seed, "campaign", "blobs")
     per_case = rng.choice(1 + np.arange(len(NEW_BLOBS)), params.n_cases, p=NEW_BLOBS)
     first = [-1] * params.n_known + [i for i, n in zip(_cases(params), per_case, strict=True) for _ in range(n)]
     x, y = _places(rng, first)
@@ -244,7 +246,7 @@ def _places(rng: np.random.Generator, first: list[int]) -> npt.NDArray[np.float6
     """Centres that keep their distance, as far as there is room; shape (2, n)."""
     placed = np.array([[DEATH_STAR[0]], [DEATH_STAR[1]]])
     for index in first:
-        margin = frames.BORDER_PX + (MARGIN_PX if index >= 0 else 0)
+        margin = fits_images.BORDER_PX + (MARGIN_PX if index >= 0 else 0)
         tries = rng.uniform(margin, SIZE - 1 - margin, (2, 200))
         nearest = np.hypot(*(tries[:, :, None] - placed[:, None, :])).min(axis=1)
         far = np.flatnonzero(nearest > SEPARATION_PX)
@@ -273,7 +275,7 @@ def _depth(rng: np.random.Generator, shape: Shape, radius: float) -> float:
     return float(seen[0])
 
 
-def render(params: Campaign, index: int) -> Image:
+def render_image(params: Campaign, index: int) -> Image:
     """One image of the campaign, from its own random stream alone.
 
     Returns
@@ -374,7 +376,7 @@ def _draw_line(
 
 
 def _without_border(image: Image) -> Image:
-    border = frames.BORDER_PX
+    border = fits_images.BORDER_PX
     inner = image[border:-border, border:-border]
     return np.pad(inner, border, constant_values=np.nan)
 
@@ -382,7 +384,7 @@ def _without_border(image: Image) -> Image:
 @lru_cache(maxsize=2)
 def detector(seed: int, fixed_pattern_frac: float) -> Detector:
     """The detector that all images of a campaign share."""
-    rng = frames.stream(seed, "campaign", "detector")
+    rng = stream(seed, "campaign", "detector")
     fixed = np.float32(fixed_pattern_frac) * rng.standard_normal((SIZE, SIZE), np.float32)
     fixed += _stripes(rng, columns=4e-4) + _illumination(rng)
     fixed[SIZE // 2 :] += np.float32(2e-4)

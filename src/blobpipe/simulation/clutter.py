@@ -11,16 +11,15 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core import frames
-from blobpipe.core.profiles import SHAPES, blob_profile
+from blobpipe.core.arrays import Image
+from blobpipe.core.blob_shapes import SHAPES, blob_profile
+from blobpipe.core.random_streams import stream
 
 SIDE = 256  # of a piece of clutter, as of a subframe (px)
 STEP = 256  # kept as int16 in steps of 1/256 sigma
 NO_VALUE = -32768  # a pixel without a value: it becomes the median, as clipping makes it
 MAX_SIGMA = 120.0
 FAR = 7.0  # times the width of a line: beyond, less than a step is left of any
-
-Image = npt.NDArray[np.float32]
 
 
 def draw_pieces(seed: int, n: int) -> npt.NDArray[np.int16]:
@@ -44,7 +43,7 @@ def draw_pieces(seed: int, n: int) -> npt.NDArray[np.int16]:
     """
     pieces = np.zeros((n, SIDE, SIDE), np.int16)
     for i in range(n):
-        rng = frames.stream(seed, "clutter", i)
+        rng = stream(seed, "clutter", i)
         image = np.zeros((SIDE, SIDE), np.float32)
         for kind in rng.choice(len(KINDS), rng.integers(1, 5), replace=False):
             KINDS[kind](image, rng)

@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core import figures, frames
+from blobpipe.core import fits_images, plotting, tables
+from blobpipe.core.random_streams import stream
 from blobpipe.errors import TableError
-from blobpipe.images import normalize
+from blobpipe.images import tiles
+from blobpipe.images.clip import clip_image
+from blobpipe.images.scale import scale_image
 from blobpipe.params import Clip, Cutout, Scale
 from blobpipe.simulation import render, stamps
+from blobpipe.simulation.recipes import Recipes, Scene, load_scene, to_recipes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,27 +62,27 @@ def cut(
     """
     out_dir = Path(out_dir)
     table = _quiet_frames(raw_dir, scale_dir)
-    stack = frames.read_plane(Path(difference_dir) / "reference.fits.fz", "STACK")
+    stack = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "STACK")
     cube, catalogue, stack_sigma = _make_stamps(raw_dir, stack, params, clip, scale)
     regions = split_regions(list(table["frame"]), stack.shape[1], params)
     sigma = table.set_index("frame")["sigma_frac"]
-    frames.write_cube(out_dir / "stamps.fits", cube)
-    frames.write_table(out_dir / "stamps.csv", catalogue)
+    fits_images.write_cube(out_dir / "stamps.fits", cube)
+    tables.write_table(out_dir / "stamps.csv", catalogue)
     for split, n in zip(SPLITS, (params.n_train, params.n_validation), strict=True):
-        rng = frames.stream(params.seed, "cutout", split)
+        rng = stream(params.seed, "cutout", split)
         subframes = draw_subframes(rng, n, regions[split], stack.shape, params)
         ratio = stack_sigma / sigma if params.amplitude == "physical" else sigma * 0 + 1
         usable = catalogue["stamp"][catalogue["split"] == split].to_numpy()
         blobs = draw_blobs(rng, subframes, usable, cube, ratio, params)
-        frames.write_table(out_dir / f"{split}_subframes.csv", subframes)
-        frames.write_table(out_dir / f"{split}_blobs.csv", blobs)
+        tables.write_table(out_dir / f"{split}_subframes.csv", subframes)
+        tables.write_table(out_dir / f"{split}_blobs.csv", blobs)
     _contact_sheet(difference_dir, scale_dir, out_dir)
 
 
 def _quiet_frames(raw_dir: str | Path, scale_dir: str | Path) -> pd.DataFrame:
     """The scaled frames that are not the first to show a blob."""
-    cases = set(frames.read_blobs(raw_dir)["first_frame"])
-    table = frames.read_stage(scale_dir).query("status == 'ok'")
+    cases = set(tables.read_blobs(raw_dir)["first_frame"])
+    table = tables.read_stage(scale_dir).query("status == 'ok'")
     quiet = table[~table["frame"].isin(cases)]
     if len(quiet) < 2:
         raise TableError(
@@ -93,20 +97,20 @@ def _make_stamps(
 ) -> tuple[stamps.Stamps, pd.DataFrame, float]:
     import pandas as pd
 
-    clipped, _ = normalize.clip_image(stack, clip)
-    scaled, scaling = normalize.scale_image(clipped, scale)
-    rng = frames.stream(params.seed, "cutout", "stamps")
-    cubes, tables = [], []
+    clipped, _ = clip_image(stack, clip)
+    scaled, scaling = scale_image(clipped, scale)
+    rng = stream(params.seed, "cutout", "stamps")
+    cubes, sources = [], []
     if params.stamps != "profiles":
-        known = frames.read_blobs(raw_dir).query("first_frame == ''")
+        known = tables.read_blobs(raw_dir).query("first_frame == ''")
         cube, table = stamps.extract_stamps(scaled, known)
-        cubes, tables = [cube], [table.assign(source="stack")]
+        cubes, sources = [cube], [table.assign(source="stack")]
     if params.stamps != "stack":
         cube, table = stamps.profile_stamps(
             rng, params.n_profiles, stack.shape, sigma_frac=scaling.sigma_frac, high_sigma=scaling.high_sigma
         )
-        cubes, tables = [*cubes, cube], [*tables, table.assign(source="profile")]
-    catalogue = pd.concat(tables, ignore_index=True)
+        cubes, sources = [*cubes, cube], [*sources, table.assign(source="profile")]
+    catalogue = pd.concat(sources, ignore_index=True)
     if len(catalogue) < 2:
         raise TableError(
             f"{raw_dir}/blobs.csv: {len(catalogue)} usable stamps, expected at least 2; list more known blobs or "
@@ -139,13 +143,13 @@ def split_regions(names: list[str], nx: int, params: Cutout) -> dict[str, list[R
     aside = [names[i] for i in np.linspace(0, len(names) - 1, n_aside + 2)[1:-1].astype(int)]
     shared = [name for name in names if name not in set(aside)]
     border = int(params.left_frac * nx)
-    if border < render.SIDE:
+    if border < tiles.SIDE:
         raise TableError(
-            f"the left {params.left_frac:.0%} of images {nx} px wide are {border} px, expected at least {render.SIDE} "
+            f"the left {params.left_frac:.0%} of images {nx} px wide are {border} px, expected at least {tiles.SIDE} "
             "for a training window; raise cutout.left_frac"
         )
     validation = [Region(aside, (0, nx))]
-    if nx - border >= render.SIDE:
+    if nx - border >= tiles.SIDE:
         validation.append(Region(shared, (border, nx)))
     return {"train": [Region(shared, (0, border))], "validation": validation}
 
@@ -164,10 +168,10 @@ def draw_subframes(
 
     region = [regions[i] for i in np.arange(n) % len(regions)]
     names = [r.names[rng.integers(len(r.names))] for r in region]
-    x0 = [int(rng.integers(r.x_range[0], r.x_range[1] - render.SIDE + 1)) for r in region]
+    x0 = [int(rng.integers(r.x_range[0], r.x_range[1] - tiles.SIDE + 1)) for r in region]
     label = rng.permutation((np.arange(n) < round(params.blob_frac * n)).astype(int))
     dip = _draw_dips(rng, n, params)
-    columns = (np.arange(n), names, x0, rng.integers(0, shape[0] - render.SIDE + 1, n), label, dip[:, 0], dip[:, 1])
+    columns = (np.arange(n), names, x0, rng.integers(0, shape[0] - tiles.SIDE + 1, n), label, dip[:, 0], dip[:, 1])
     return pd.DataFrame(dict(zip(SUBFRAME_COLUMNS, columns, strict=True)))
 
 
@@ -210,7 +214,7 @@ def draw_blobs(
     frame = np.repeat(with_blobs["frame"].to_numpy(), counts)
     n = len(subframe)
     stamp = usable[rng.integers(len(usable), size=n)]
-    x, y = rng.integers(0, render.SIDE, (2, n))
+    x, y = rng.integers(0, tiles.SIDE, (2, n))
     factor = np.round(rng.uniform(*params.strength, n) * ratio.loc[frame].to_numpy(), 5)
     snr = factor * [_visible_norm(cube[s], cx, cy) for s, cx, cy in zip(stamp, x, y, strict=True)]
     return pd.DataFrame(dict(zip(BLOB_COLUMNS, (subframe, stamp, x, y, factor, np.round(snr, 3)), strict=True)))
@@ -218,15 +222,15 @@ def draw_blobs(
 
 def _visible_norm(stamp: stamps.Stamps, cx: int, cy: int) -> float:
     half = len(stamp) // 2
-    rows = slice(max(0, half - cy), half + min(half + 1, render.SIDE - cy))
-    columns = slice(max(0, half - cx), half + min(half + 1, render.SIDE - cx))
+    rows = slice(max(0, half - cy), half + min(half + 1, tiles.SIDE - cy))
+    columns = slice(max(0, half - cx), half + min(half + 1, tiles.SIDE - cx))
     return float(np.sqrt((stamp[rows, columns] ** 2).sum()))
 
 
 def read_recipes(cutout_dir: str | Path, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """``*_subframes.csv`` and ``*_blobs.csv`` of ``train`` or ``validation``."""
-    subframes = frames.read_table(Path(cutout_dir) / f"{split}_subframes.csv", SUBFRAME_COLUMNS)
-    return subframes, frames.read_table(Path(cutout_dir) / f"{split}_blobs.csv", BLOB_COLUMNS)
+    subframes = tables.read_table(Path(cutout_dir) / f"{split}_subframes.csv", SUBFRAME_COLUMNS)
+    return subframes, tables.read_table(Path(cutout_dir) / f"{split}_blobs.csv", BLOB_COLUMNS)
 
 
 def open_split(
@@ -237,20 +241,20 @@ def open_split(
     augmented: pd.DataFrame | None = None,
     *,
     n: int | None = None,
-) -> tuple[render.Scene, render.Recipes]:
-    """Everything that `render.render` needs for ``train`` or ``validation``, or for its first ``n`` rows."""
+) -> tuple[Scene, Recipes]:
+    """Everything that `render.render_subframes` needs for ``train`` or ``validation``, or for its first ``n`` rows."""
     subframes, blobs = read_recipes(cutout_dir, split)
     if n is not None:
         subframes, blobs = subframes[:n], blobs[blobs["subframe"] < n]
     if augmented is not None:
         augmented = augmented[augmented["subframe"] < len(subframes)]
     names = sorted(set(subframes["frame"]))
-    cube = frames.read_cube(Path(cutout_dir) / "stamps.fits")
-    scene = render.load_scene(difference_dir, scale_dir, names, cube)
-    return scene, render.to_recipes(scene.names, subframes, blobs, augmented)
+    cube = fits_images.read_cube(Path(cutout_dir) / "stamps.fits")
+    scene = load_scene(difference_dir, scale_dir, names, cube)
+    return scene, to_recipes(scene.names, subframes, blobs, augmented)
 
 
 def _contact_sheet(difference_dir: str | Path, scale_dir: str | Path, out_dir: Path) -> None:
     scene, recipes = open_split(difference_dir, scale_dir, out_dir, "validation", n=48)
-    pixels = render.render(scene, recipes, np.arange(len(recipes)))
-    figures.contact_sheet(out_dir / "contact_sheet.png", pixels, recipes.label, "Validation subframes")
+    pixels = render.render_subframes(scene, recipes, np.arange(len(recipes)))
+    plotting.contact_sheet(out_dir / "contact_sheet.png", pixels, recipes.label, "Validation subframes")

@@ -7,136 +7,23 @@ The noise comes from a counter-based generator, so that no pixel waits for anoth
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core import frames
-from blobpipe.errors import FrameError
+from blobpipe.images import tiles
 from blobpipe.simulation import clutter
+from blobpipe.simulation.recipes import STEP, Recipes, Scene, Subframes
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-SIDE = 256  # subframe, pixels; ISR 3.3
+    pass
 BLOCK = 16  # pixels in a row that are turned together: what a line of the cache holds
-STEP = 4096  # backgrounds are kept as int16 in steps of 1/4096 sigma, half the memory of float32
 N_QUANTILES = 4096  # of the normal distribution: noise is one of them, the nearest cache holds all beside the image
 
-Subframes = npt.NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class Scene:
-    """What recipes refer to.
-
-    Attributes
-    ----------
-    names : tuple of str
-        The frames, in the order of the first axis of `backgrounds`.
-    backgrounds : ndarray, shape (n, ny, nx), int16
-        Scaled difference images (sigma / 4096).
-    limits : ndarray, shape (n, 2), float32
-        Lowest and highest value that clipping left in each (sigma).
-    sigma_frac : ndarray, shape (n,), float32
-        What one sigma is worth (fraction of the light).
-    pattern : ndarray, shape (ny, nx), float32
-        The known blobs (fraction of the light), 0 elsewhere.
-    stamps : ndarray, shape (m, size, size), float32
-        Blobs to superimpose (sigma of the scaled median stack).
-    """
-
-    names: tuple[str, ...]
-    backgrounds: npt.NDArray[np.int16]
-    limits: npt.NDArray[np.float32]
-    sigma_frac: npt.NDArray[np.float32]
-    pattern: npt.NDArray[np.float32]
-    stamps: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Recipes:
-    """Rows of the recipe tables as arrays; row i has the blobs ``first_blob[i]:first_blob[i + 1]``."""
-
-    frame: npt.NDArray[np.int32]
-    window: npt.NDArray[np.int32]  # (n, 2): x0, y0
-    dip: npt.NDArray[np.float32]  # (n, 2): x, y shift, px
-    label: npt.NDArray[np.int64]
-    first_blob: npt.NDArray[np.int64]
-    blob: npt.NDArray[np.int32]  # (blobs, 3): stamp, x, y
-    factor: npt.NDArray[np.float32]  # (blobs,)
-    noise_seed: npt.NDArray[np.uint64]  # (copies, n)
-    turn: npt.NDArray[np.int32]  # (copies, n, 2): quarter turns, flip
-
-    def __len__(self) -> int:
-        return len(self.frame)
-
-
-def load_scene(difference_dir: str | Path, scale_dir: str | Path, names: list[str], stamps: Subframes) -> Scene:
-    """Read the scaled images of some frames, and the known blobs, into memory (2 bytes a pixel)."""
-    table = frames.read_stage(scale_dir).set_index("frame").loc[names]
-    pattern = frames.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
-    backgrounds = np.empty((len(names), *pattern.shape), np.int16)
-
-    def fill(i: int) -> None:
-        path = frames.find_image(scale_dir, names[i])
-        data = frames.read_frame(path).data
-        if data.shape != pattern.shape:
-            raise FrameError(f"{path}: found {data.shape} pixels, expected {pattern.shape} as in reference.fits.fz")
-        backgrounds[i] = np.rint(np.clip(data * STEP, -32768, 32767))
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(fill, range(len(names))))
-    limits = _columns(table, ["low_sigma", "high_sigma"], np.float32)
-    return Scene(tuple(names), backgrounds, limits, table["sigma_frac"].to_numpy(np.float32), pattern, stamps)
-
-
-def to_recipes(
-    names: tuple[str, ...], subframes: pd.DataFrame, blobs: pd.DataFrame, augmented: pd.DataFrame | None = None
-) -> Recipes:
-    """The tables of the cutout stage, and that of the augment stage if given, as arrays.
-
-    Parameters
-    ----------
-    names : tuple of str
-        Frames of the scene.
-    subframes, blobs : DataFrame
-        ``*_subframes.csv`` and ``*_blobs.csv``.
-    augmented : DataFrame, optional
-        ``train.csv``; without it there is one copy, neither turned nor noisy.
-    """
-    number = {name: i for i, name in enumerate(names)}
-    blobs = blobs.sort_values("subframe", kind="stable")
-    n = len(subframes)
-    seeds, turns = np.zeros((1, n), np.uint64), np.zeros((1, n, 2), np.int32)
-    if augmented is not None:
-        augmented = augmented.sort_values(["copy", "subframe"], kind="stable")
-        seeds = augmented["noise_seed"].to_numpy(np.uint64).reshape(-1, n)
-        turns = _columns(augmented, ["rotation", "flip"], np.int32).reshape(-1, n, 2)
-    return Recipes(
-        frame=np.array([number[name] for name in subframes["frame"]], np.int32),
-        window=_columns(subframes, ["x0_px", "y0_px"], np.int32),
-        dip=_columns(subframes, ["dip_x_px", "dip_y_px"], np.float32),
-        label=subframes["label"].to_numpy(np.int64),
-        first_blob=np.searchsorted(blobs["subframe"], np.arange(n + 1)).astype(np.int64),
-        blob=_columns(blobs, ["stamp", "x_px", "y_px"], np.int32),
-        factor=blobs["factor"].to_numpy(np.float32),
-        noise_seed=seeds,
-        turn=turns,
-    )
-
-
-def _columns(table: pd.DataFrame, names: list[str], dtype: type) -> npt.NDArray[Any]:
-    """A copy in C order, whatever pandas has: for another order, or read-only, all would be compiled again."""
-    return np.array(table[names], dtype, order="C")
-
-
-def render(
+def render_subframes(
     scene: Scene,
     recipes: Recipes,
     rows: npt.NDArray[np.int64],
@@ -171,7 +58,7 @@ def render(
     both classes are standardised alike.
     """
     if out is None:
-        out = np.empty((len(rows), SIDE, SIDE), np.float32)
+        out = np.empty((len(rows), tiles.SIDE, tiles.SIDE), np.float32)
     copy %= len(recipes.noise_seed)
     _render(
         out,
@@ -195,7 +82,7 @@ def render(
     return out
 
 
-def vary(
+def render_varied(
     scene: Scene,
     recipes: Recipes,
     rows: npt.NDArray[np.int64],
@@ -206,7 +93,7 @@ def vary(
     piece: npt.NDArray[np.int64],
     pieces: npt.NDArray[np.int16],
     corner: npt.NDArray[np.int64] | None = None,
-    side: int = SIDE,
+    side: int = tiles.SIDE,
 ) -> Subframes:
     """Render some rows with weaker or stronger blobs and with clutter, in sigma of the frame: not standardised.
 
@@ -263,7 +150,7 @@ def turned(
     x_px: npt.NDArray[np.float32], y_px: npt.NDArray[np.float32], turn: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Where pixels of a subframe lie after its quarter turns and flip (n, 2)."""
-    last, quarters = SIDE - 1, turn[:, 0]
+    last, quarters = tiles.SIDE - 1, turn[:, 0]
     x = np.choose(quarters, [x_px, y_px, last - x_px, last - y_px])
     y = np.choose(quarters, [y_px, last - x_px, last - y_px, x_px])
     return np.where(turn[:, 1] != 0, last - x, x), y
@@ -298,7 +185,7 @@ def _render(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     for k in nb.prange(len(rows)):
         row = rows[k]
-        image = np.empty((SIDE, SIDE), np.float32)
+        image = np.empty((tiles.SIDE, tiles.SIDE), np.float32)
         i, x0, y0 = frame[row], window[row, 0], window[row, 1]
         _background(image, backgrounds[i], x0, y0)
         if dip[row, 0] != 0 or dip[row, 1] != 0:
@@ -339,7 +226,7 @@ def _vary(  # type: ignore[no-untyped-def]
 @nb.njit(cache=True)
 def _unturned(x, y, side, quarters, flip):  # type: ignore[no-untyped-def]
     """First pixel (x, y), before the turns, of what is a square with this first pixel and side after them."""
-    far = SIDE - side
+    far = tiles.SIDE - side
     if flip:
         x = far - x
     if quarters == 0:
@@ -421,7 +308,7 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
     A word belongs to a place on the subframe, of which the image is the part from ``left``, ``top`` on.
     """
     for y in range(len(image)):
-        row, first = image[y], ((top + y) * SIDE + left) // 4 + 1
+        row, first = image[y], ((top + y) * tiles.SIDE + left) // 4 + 1
         for i in range(len(row) // 4):
             word = seed + np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
             word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -1,6 +1,6 @@
 """Rendering on a GPU, from data that lie in its memory: a batch is made where it is used.
 
-The same recipes give the same pixels as `render.render`, up to rounding: here every pixel of the batch asks for its
+The same recipes give the same pixels as `render.render_subframes`, up to rounding: here every pixel of the batch asks for its
 background, its dip, its blobs and its noise at once, so that a compiler makes a few kernels of it all.
 """
 
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blobpipe.images import tiles
 from blobpipe.simulation import clutter, render
+from blobpipe.simulation.recipes import STEP, Recipes, Scene
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,8 +39,8 @@ class Renderer:
 
     def __init__(
         self,
-        scene: render.Scene,
-        recipes: render.Recipes,
+        scene: Scene,
+        recipes: Recipes,
         device: torch.device,
         pieces: npt.NDArray[np.int16] | None = None,
     ) -> None:
@@ -53,18 +55,18 @@ class Renderer:
         self.noise_seed, self.turn = put(recipes.noise_seed.view(np.int64)), put(recipes.turn)
         self.copies = len(recipes.noise_seed)
         self.quantiles = put(render.NORMAL_QUANTILES)
-        self.pieces = put(np.zeros((1, render.SIDE, render.SIDE), np.int16) if pieces is None else pieces)
+        self.pieces = put(np.zeros((1, tiles.SIDE, tiles.SIDE), np.int16) if pieces is None else pieces)
         compiled = device.type == "cuda"
         self._pixels = torch.compile(self._draw, dynamic=False) if compiled else self._draw
         self._varied = torch.compile(self._draw_varied, dynamic=False) if compiled else self._draw_varied
 
-    def place(self, recipes: render.Recipes) -> None:
+    def place(self, recipes: Recipes) -> None:
         """Take the blobs of these recipes from now on, which are the first ones but for their stamps and factors."""
         blob, factor = by_row(recipes, recipes.blob), by_row(recipes, recipes.factor)
         self.blob, self.factor = (torch.from_numpy(array).to(self.label.device) for array in (blob, factor))
 
     def render(self, rows: Tensor, copy: Tensor, noise_sigma: float = 0.0) -> Tensor:
-        """What `render.render` gives, as a Tensor of shape (n, 1, 256, 256) on the device.
+        """What `render.render_subframes` gives, as a Tensor of shape (n, 1, 256, 256) on the device.
 
         Parameters
         ----------
@@ -78,7 +80,7 @@ class Renderer:
         return self._pixels(rows, self.noise_seed.view(-1)[at], self.turn.view(-1, 2)[at], noise_sigma)[:, None]
 
     def vary(self, rows: Tensor, copy: Tensor, strength: Tensor, noise_sigma: Tensor, piece: Tensor) -> Tensor:
-        """What `render.vary` gives, as a Tensor of shape (n, 1, 256, 256) on the device.
+        """What `render.render_varied` gives, as a Tensor of shape (n, 1, 256, 256) on the device.
 
         Parameters
         ----------
@@ -97,7 +99,7 @@ class Renderer:
         image = self._sky(rows, self.factor[rows], y, x)
         image = self._limited(image, rows)
         if noise_sigma > 0:
-            image = image + noise_sigma * self._noise(seeds[:, None, None], y * render.SIDE + x)
+            image = image + noise_sigma * self._noise(seeds[:, None, None], y * tiles.SIDE + x)
         spread, mean = torch.std_mean(image, (1, 2), correction=0, keepdim=True)
         return torch.where(spread > 1e-6, (image - mean) / spread, 0.0)
 
@@ -106,8 +108,8 @@ class Renderer:
     ) -> Tensor:
         y, x = _source(turns)
         image = self._sky(rows, self.factor[rows] * strength, y, x)
-        pixel = y * render.SIDE + x
-        over = self.pieces.view(-1)[piece.clamp(min=0)[:, None, None] * render.SIDE**2 + pixel]
+        pixel = y * tiles.SIDE + x
+        over = self.pieces.view(-1)[piece.clamp(min=0)[:, None, None] * tiles.SIDE**2 + pixel]
         over = torch.where((piece >= 0)[:, None, None], over, torch.zeros_like(over))
         image = image + noise_sigma[:, None, None] * self._noise(seeds[:, None, None], pixel)
         image = self._limited(image + over.float() / clutter.STEP, rows)
@@ -118,7 +120,7 @@ class Renderer:
         frame = self.frame[rows].long()
         x0, y0 = self.window[rows].long().T[:, :, None, None]
         ny, nx = self.pattern.shape
-        image = self.backgrounds.view(-1)[(frame[:, None, None] * ny + y0 + y) * nx + x0 + x].float() / render.STEP
+        image = self.backgrounds.view(-1)[(frame[:, None, None] * ny + y0 + y) * nx + x0 + x].float() / STEP
         dx, dy = self.dip[rows].T[:, :, None, None]
         moved = self._sample(x0 + x, y0 + y, dx, dy) - self.pattern.view(-1)[(y0 + y) * nx + x0 + x]
         image = image + torch.where((dx != 0) | (dy != 0), moved * self.per_frac[frame][:, None, None], 0.0)
@@ -181,8 +183,8 @@ def _mix(word: Tensor) -> Tensor:
 
 def _source(turns: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column of the unturned subframe for each pixel of the turned one, both of shape (n, 256, 256)."""
-    last = render.SIDE - 1
-    side = torch.arange(render.SIDE, device=turns.device)
+    last = tiles.SIDE - 1
+    side = torch.arange(tiles.SIDE, device=turns.device)
     quarters, flip = turns.long().T[:, :, None, None]
     y, x = side[:, None], torch.where(flip != 0, last - side, side)
     rows = torch.where(quarters == 0, y, torch.where(quarters == 1, x, torch.where(quarters == 2, last - y, last - x)))
@@ -192,7 +194,7 @@ def _source(turns: Tensor) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def by_row(recipes: render.Recipes, of_blobs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def by_row(recipes: Recipes, of_blobs: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """What is known of each blob, in rows: as many for every subframe, zeros for those that are not there."""
     counts = np.diff(recipes.first_blob)
     most = max(1, int(counts.max(initial=0)))

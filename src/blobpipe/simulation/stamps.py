@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from blobpipe.core.profiles import SHAPES, blob_profile, typical_radius
+from blobpipe.core.blob_shapes import SHAPES, blob_profile, typical_radius
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from blobpipe.core import frames
+from blobpipe.core.random_streams import stream
 from blobpipe.params import Explore
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def train(subframes: Subframes, params: Explore) -> Autoencoder:
         network = Autoencoder()
     optimiser = torch.optim.Adam(network.parameters(), params.rate)
     for epoch in range(params.epochs):
-        order = frames.stream(params.seed, "explore", epoch).permutation(len(subframes))
+        order = stream(params.seed, "explore", epoch).permutation(len(subframes))
         batches = np.array_split(order, math.ceil(len(order) / params.batch_size))
         total = sum(_update(network, optimiser, subframes[rows]) * len(rows) for rows in batches)
         log.info("epoch %d: mean squared error %.4f", epoch + 1, total / len(order))

@@ -7,25 +7,42 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
-from blobpipe.core import figures, frames, profiles, statistics
-from blobpipe.detection import detect, measure, verdict
-from blobpipe.images import normalize
-from blobpipe.networks import dense, networks
+from blobpipe.core import blob_shapes, metrics, tables
+from blobpipe.core.arrays import Image
+from blobpipe.core.random_streams import stream
+from blobpipe.detection import held_out, operating_point
+from blobpipe.detection.match import NEAR_PX
+from blobpipe.detection.score import score_candidates
+from blobpipe.detection.search import (
+    CLEAR,
+    DETECTORS,
+    FAINT,
+    Baselines,
+    ask,
+    fit_peaks,
+    read_difference,
+    read_reference,
+    subframes_of,
+)
+from blobpipe.detection.vet import vet
+from blobpipe.images import tiles
+from blobpipe.images.clip import clip_image
+from blobpipe.images.scale import scale_image
+from blobpipe.networks import dense, dense_network, model_file, report_network
 from blobpipe.params import Clip, Completeness, Scale
-from blobpipe.simulation import cutout, render
+from blobpipe.simulation import cutout
+from blobpipe.simulation.inject import add_blob
+from blobpipe.validation import curves
 
-INJECTION_COLUMNS = ("frame", "x_px", "y_px", "radius_px", "depth_frac", "shape", "snr", *detect.DETECTORS)
+INJECTION_COLUMNS = ("frame", "x_px", "y_px", "radius_px", "depth_frac", "shape", "snr", *DETECTORS)
 GRID_COLUMNS = (
     *("detector", "radius_px", "depth_frac", "n", "recovered", "completeness"),
     *("completeness_low", "completeness_high"),
 )
 LIMIT_COLUMNS = ("detector", "radius_px", "depth_50_frac", "depth_90_frac")
-
-Image = npt.NDArray[np.float32]
 
 
 class Setting(NamedTuple):
@@ -40,14 +57,14 @@ class Setting(NamedTuple):
 class Detectors(NamedTuple):
     """The three, and the score from which each reports a blob, at the same rate of false alarms."""
 
-    dense: networks.DenseNetwork
-    others: detect.Baselines
+    dense: dense_network.DenseNetwork
+    others: Baselines
     thresholds: dict[str, float]
     weights: tuple[float, ...]
 
 
 class Background(NamedTuple):
-    """An image without a new blob, as it was subtracted, and what `measure.judge` asks about it."""
+    """An image without a new blob, as it was subtracted, and what `vet.vet` asks about it."""
 
     name: str
     difference: Image
@@ -89,16 +106,16 @@ def measure_completeness(
     Source: ours.
     """
     out_dir = Path(out_dir)
-    networks.set_threads(1)
-    network, point = detect.load_operating_point(models[0])
-    others = detect.Baselines(networks.load_model(models[1])[0], setting.radii_px)
-    images = frames.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
-    blobs, folders = frames.read_blobs(raw_dir), (difference_dir, scale_dir, cutout_dir)
-    levels = detect.baseline_thresholds(
+    report_network.set_threads(1)
+    network, point = operating_point.load_operating_point(models[0])
+    others = Baselines(model_file.load_model(models[1])[0], setting.radii_px)
+    images = tables.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
+    blobs, folders = tables.read_blobs(raw_dir), (difference_dir, scale_dir, cutout_dir)
+    levels = operating_point.baseline_thresholds(
         others, images, blobs, folders, per_100_frames=setting.false_alarms_per_100_frames, threads=params.threads
     )
     detectors = Detectors(network, others, {"dense": point.threshold, **levels}, point.weights)
-    backgrounds = held_out(images, blobs, difference_dir, cutout_dir)
+    backgrounds = read_backgrounds(images, blobs, difference_dir, cutout_dir)
     plan = draw(backgrounds, params)
     with ThreadPoolExecutor(params.threads) as pool:
         work = pool.map(lambda one: inject(one[0], one[1], detectors, setting), plan)
@@ -107,22 +124,22 @@ def measure_completeness(
     grid = recovered(injections)
     limits = depth_limits(grid)
     for name, table in (("injections", injections), ("completeness", grid), ("limits", limits)):
-        frames.write_table(out_dir / f"{name}.csv", table)
-    figures.completeness(out_dir / "completeness.png", grid, limits)
-    frames.write_json(out_dir / "metrics.json", summarise(injections, detectors, len(backgrounds)))
+        tables.write_table(out_dir / f"{name}.csv", table)
+    curves.completeness(out_dir / "completeness.png", grid, limits)
+    tables.write_json(out_dir / "metrics.json", summarise(injections, detectors, len(backgrounds)))
 
 
-def held_out(
+def read_backgrounds(
     images: pd.DataFrame, blobs: pd.DataFrame, difference_dir: str | Path, cutout_dir: str | Path
 ) -> list[Background]:
     """The images without a new blob from which no training subframe comes."""
     shown, _ = cutout.read_recipes(cutout_dir, "train")
-    reference = detect.read_reference(difference_dir)
-    landed = detect.landed(images, blobs)
+    reference = read_reference(difference_dir)
+    landed = held_out.first_image_index(images, blobs)
     free = ~images["frame"].isin({*shown["frame"], *blobs["first_frame"]})
     found = []
     for i in np.flatnonzero(free):
-        data, about = detect.read_difference(images.iloc[i], blobs[landed < i], difference_dir, reference)
+        data, about = read_difference(images.iloc[i], blobs[landed < i], difference_dir, reference)
         found.append(Background(str(images["frame"].iloc[i]), data, about))
     return found
 
@@ -130,8 +147,8 @@ def held_out(
 def draw(backgrounds: list[Background], params: Completeness) -> list[tuple[Background, pd.DataFrame]]:
     """Blobs for each turn of an image, one to a subframe, the cells of the grid in turn."""
     cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
-    rng = frames.stream(params.seed, "completeness")
-    side = render.SIDE
+    rng = stream(params.seed, "completeness")
+    side = tiles.SIDE
     wanted = [cells[k % len(cells)] for k in range(params.n_per_cell * len(cells))]
     wanted = [wanted[k] for k in rng.permutation(len(wanted))]
     plan: list[tuple[Background, pd.DataFrame]] = []
@@ -143,9 +160,9 @@ def draw(backgrounds: list[Background], params: Completeness) -> list[tuple[Back
         rows = []
         for (x0, y0), (radius, depth) in zip(corners, wanted[start : start + len(corners)], strict=False):
             x, y = (float(np.clip(c + rng.uniform(0, side), 8, n - 9)) for c, n in ((x0, nx), (y0, ny)))
-            shape = profiles.SHAPES[rng.integers(len(profiles.SHAPES))]
-            signal = depth * profiles.blob_profile(shape, radius)
-            snr = profiles.matched_snr(signal, image.about["noise_frac"])
+            shape = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
+            signal = depth * blob_shapes.blob_profile(shape, radius)
+            snr = blob_shapes.matched_snr(signal, image.about["noise_frac"])
             rows.append((image.name, round(x, 2), round(y, 2), radius, depth, shape, round(snr, 3)))
         start += len(corners)
         plan.append((image, pd.DataFrame(rows, columns=list(INJECTION_COLUMNS[:7]))))
@@ -157,20 +174,18 @@ def inject(image: Background, blobs: pd.DataFrame, detectors: Detectors, setting
     data = image.difference.copy()
     for blob in blobs.to_dict("records"):
         place = {"x_px": blob["x_px"], "y_px": blob["y_px"]}
-        detect.superimpose(
-            data, shape=blob["shape"], radius_px=blob["radius_px"], depth_frac=blob["depth_frac"], **place
-        )
+        add_blob(data, shape=blob["shape"], radius_px=blob["radius_px"], depth_frac=blob["depth_frac"], **place)
     scaled = _scaled(data, setting)
     threshold = detectors.thresholds
-    found = detect.measured(dense.probability_map(detectors.dense, scaled), data, image.about["noise_frac"])
-    found = verdict.score(found, detectors.weights)
-    found = measure.judge(found[found["score"] >= threshold["dense"]], data, **image.about)
+    found = fit_peaks(dense.probability_map(detectors.dense, scaled), data, image.about["noise_frac"])
+    found = score_candidates(found, detectors.weights)
+    found = vet(found[found["score"] >= threshold["dense"]], data, **image.about)
     found = found[found["status"] == "new"]
-    answers = detect.ask(detectors.others, *detect.subframes_of(scaled))
-    score, match = detect.logit(answers.probability), answers.match
-    result = {name: [] for name in detect.DETECTORS}  # type: dict[str, list[int]]
+    answers = ask(detectors.others, *subframes_of(scaled))
+    score, match = operating_point.logit(answers.probability), answers.match
+    result = {name: [] for name in DETECTORS}  # type: dict[str, list[int]]
     for blob in blobs.to_dict("records"):
-        x, y, near = blob["x_px"], blob["y_px"], max(detect.NEAR_PX, blob["radius_px"])
+        x, y, near = blob["x_px"], blob["y_px"], max(NEAR_PX, blob["radius_px"])
         k = int(np.flatnonzero((answers.origins[:, 2] <= x) & (answers.origins[:, 3] <= y))[-1])
         at = np.hypot(match.x[k] - x, match.y[k] - y)
         result["dense"].append(int((np.hypot(found["x_px"] - x, found["y_px"] - y) <= near).any()))
@@ -182,10 +197,10 @@ def inject(image: Background, blobs: pd.DataFrame, detectors: Detectors, setting
 def recovered(injections: pd.DataFrame) -> pd.DataFrame:
     """Share recovered by each detector for each radius and depth, with its Wilson interval."""
     parts = []
-    for name in detect.DETECTORS:
+    for name in DETECTORS:
         table = injections.groupby(["radius_px", "depth_frac"])[name].agg(["size", "sum"]).reset_index()
         n, k = table["size"].to_numpy(), table["sum"].to_numpy()
-        low, high = statistics.wilson_interval(k, n)
+        low, high = metrics.wilson_interval(k, n)
         parts.append(
             pd.DataFrame(
                 dict(
@@ -228,14 +243,14 @@ def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
 def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> dict[str, Any]:
     """The numbers of ``metrics.json``."""
     metrics: dict[str, Any] = {"n_injections": len(injections), "n_frames": n_frames}
-    for name in detect.DETECTORS:
+    for name in DETECTORS:
         metrics[f"{name}_threshold"] = round(detectors.thresholds[name], 5)
-        for label, (low, high) in (("snr_5_to_7", detect.FAINT), ("snr_gt_7", detect.CLEAR)):
+        for label, (low, high) in (("snr_5_to_7", FAINT), ("snr_gt_7", CLEAR)):
             part = injections[(injections["snr"] >= low) & (injections["snr"] < high)]
             metrics[f"{name}_{label}"] = round(float(part[name].mean()), 6) if len(part) else None
     return metrics
 
 
 def _scaled(data: Image, setting: Setting) -> Image:
-    clipped, _ = normalize.clip_image(data, setting.clip)
-    return normalize.scale_image(clipped, setting.scale)[0]
+    clipped, _ = clip_image(data, setting.clip)
+    return scale_image(clipped, setting.scale)[0]

@@ -17,14 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blobpipe.core import frames, statistics
+from blobpipe.core import metrics, tables
+from blobpipe.core.arrays import FloatArray
 from blobpipe.errors import ExtraError, TableError
-from blobpipe.networks import networks
+from blobpipe.networks import model_file, report_network
 from blobpipe.params import Explore
 from blobpipe.simulation import cutout, render
+from blobpipe.simulation.recipes import Recipes, Scene
 from blobpipe.validation import autoencoder, explore_figures
 
-FloatArray = npt.NDArray[Any]
 Labels = npt.NDArray[np.int64]
 Subframes = npt.NDArray[np.float32]
 
@@ -71,16 +72,16 @@ def explore(
     """
     insist_on_extra()
     out_dir, folders = Path(out_dir), (difference_dir, scale_dir, cutout_dir)
-    networks.set_threads(params.threads)
-    report, dense = networks.load_model(models[0], "plain")[0], networks.load_dense(models[1])[0]
+    report_network.set_threads(params.threads)
+    report, dense = model_file.load_model(models[0], "plain")[0], model_file.load_dense(models[1])[0]
     background = _background(*cutout.open_split(*folders, "train"), params.n_train)
     scene, recipes = cutout.open_split(*folders, "validation", n=params.n_validation)
-    subframes, labels = render.render(scene, recipes, np.arange(len(recipes))), recipes.label
+    subframes, labels = render.render_subframes(scene, recipes, np.arange(len(recipes))), recipes.label
     _insist_on_both_classes(cutout_dir, len(background), labels)
     network = autoencoder.train(background, params)
     reconstructed = autoencoder.reconstruct(network, subframes)
     scores = score(subframes, reconstructed, params.smooth_px)
-    scores["report_probability"] = networks.predict(report, subframes)
+    scores["report_probability"] = report_network.predict(report, subframes)
     features = {
         "pixels": binned(subframes, params.bin_px),
         "report": layer_outputs(report, report.dense1, F.relu, subframes),
@@ -98,7 +99,7 @@ def explore(
     rows = np.array([scores["peak_error_sigma2"].where(labels == label).idxmax() for label in (1, 0)])
     maps = autoencoder.error_maps(subframes[rows], reconstructed[rows], params.smooth_px)
     explore_figures.anomaly(out_dir / "anomaly.png", scores, labels, (subframes[rows], reconstructed[rows], maps))
-    frames.write_json(out_dir / "metrics.json", metrics)
+    tables.write_json(out_dir / "metrics.json", metrics)
 
 
 def insist_on_extra() -> None:
@@ -115,9 +116,9 @@ def insist_on_extra() -> None:
         )
 
 
-def _background(scene: render.Scene, recipes: render.Recipes, n: int) -> Subframes:
+def _background(scene: Scene, recipes: Recipes, n: int) -> Subframes:
     """The first ``n`` subframes without superimposed blobs."""
-    return render.render(scene, recipes, np.flatnonzero(recipes.label == 0)[:n])
+    return render.render_subframes(scene, recipes, np.flatnonzero(recipes.label == 0)[:n])
 
 
 def _insist_on_both_classes(cutout_dir: str | Path, n_background: int, labels: Labels) -> None:
@@ -284,7 +285,7 @@ def _anomaly_metrics(scores: pd.DataFrame, labels: Labels, explained: float) -> 
 
 
 def _auc(labels: Labels, values: pd.Series[float]) -> float:
-    return round(float(statistics.roc_auc(labels, values.to_numpy(np.float64))[0]), 6)
+    return round(float(metrics.roc_auc(labels, values.to_numpy(np.float64))[0]), 6)
 
 
 def _embedding_metrics(
@@ -309,10 +310,10 @@ def _write_tables(
     out_dir: Path, scores: pd.DataFrame, embedded: dict[str, dict[str, FloatArray]], labels: Labels
 ) -> None:
     subframes = pd.DataFrame({"subframe": np.arange(len(labels)), "label": labels})
-    frames.write_table(out_dir / "scores.csv", pd.concat([subframes, scores], axis=1)[list(SCORE_COLUMNS)])
+    tables.write_table(out_dir / "scores.csv", pd.concat([subframes, scores], axis=1)[list(SCORE_COLUMNS)])
     parts = [
         subframes.assign(features=name, method=method, x=at[:, 0], y=at[:, 1])
         for name, methods in embedded.items()
         for method, at in methods.items()
     ]
-    frames.write_table(out_dir / "embedding.csv", pd.concat(parts)[list(EMBEDDING_COLUMNS)])
+    tables.write_table(out_dir / "embedding.csv", pd.concat(parts)[list(EMBEDDING_COLUMNS)])

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core import figures, statistics
+from blobpipe.core import metrics, plotting
+from blobpipe.core.arrays import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FloatArray = npt.NDArray[Any]
-
-CLASSES = ((0, figures.BLUE, "o", "no blob"), (1, figures.ORANGE, "x", "blobs"))
+CLASSES = ((0, plotting.BLUE, "o", "no blob"), (1, plotting.ORANGE, "x", "blobs"))
 CURVES = {
-    "mean_error_sigma2": ("mean error", figures.PURPLE, ":"),
-    "peak_error_sigma2": ("highest error", figures.ORANGE, "-"),
-    "peak_square_sigma2": ("the same, no autoencoder", figures.GREEN, "--"),
-    "report_probability": ("report's network", figures.BLUE, "-."),
+    "mean_error_sigma2": ("mean error", plotting.PURPLE, ":"),
+    "peak_error_sigma2": ("highest error", plotting.ORANGE, "-"),
+    "peak_square_sigma2": ("the same, no autoencoder", plotting.GREEN, "--"),
+    "report_probability": ("report's network", plotting.BLUE, "-."),
 }
 
 
@@ -56,7 +55,7 @@ def embeddings(
     figure.suptitle(
         "Validation subframes; area under the ROC curve of the nearest neighbours (0.5: nothing told apart)"
     )
-    figures.save(figure, path)
+    plotting.save(figure, path)
 
 
 def anomaly(
@@ -81,10 +80,10 @@ def anomaly(
     figure, axes = plt.subplot_mosaic("aabcd;aaefg", figsize=(16, 6.4), layout="constrained")
     for name, (text, color, style) in CURVES.items():
         values = scores[name].to_numpy(np.float64)
-        area = statistics.roc_auc(labels, values)[0]
-        fpr, tpr, _ = statistics.roc_curve(labels, values)
+        area = metrics.roc_auc(labels, values)[0]
+        fpr, tpr, _ = metrics.roc_curve(labels, values)
         axes["a"].plot(fpr, tpr, style, color=color, label=f"{text}, area {area:.3f}")
-    axes["a"].plot([0, 1], [0, 1], color=figures.GREY, lw=0.8)
+    axes["a"].plot([0, 1], [0, 1], color=plotting.GREY, lw=0.8)
     axes["a"].set(xlabel="false-positive rate (fraction)", ylabel="true-positive rate (fraction)", title="ROC")
     axes["a"].legend(loc="lower right")
     names = ("subframe, -3 to 3 sigma", "reconstruction, -1 to 1 sigma", "smoothed error, 0.5 to 3 sigma\u00b2")
@@ -94,4 +93,4 @@ def anomaly(
             axes[key].imshow(images[row], origin="lower", cmap=colour, vmin=low, vmax=high)
             axes[key].set(xlabel="x (px)", ylabel="y (px)")
             axes[key].set_title(f"oddest {text}: {name}", fontsize=8)
-    figures.save(figure, path)
+    plotting.save(figure, path)

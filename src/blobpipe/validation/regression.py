@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,15 +11,17 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import expit
 
-from blobpipe.core import figures, frames, profiles, statistics
-from blobpipe.detection import baselines, detect, measure
-from blobpipe.errors import BlobpipeError, ModelError
-from blobpipe.networks import networks, saliency
+from blobpipe.core import blob_shapes, files, fits_images, metrics, plotting, tables
+from blobpipe.core.arrays import FloatArray
+from blobpipe.detection import matched_filter, operating_point
+from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.detection.match import near_blobs
+from blobpipe.detection.search import CLEAR, DETECTORS, FAINT, Answers, Baselines, ask, subframes_of
+from blobpipe.images import tiles
+from blobpipe.networks import model_file, report_network, saliency
 from blobpipe.params import Regression
-from blobpipe.simulation import render
-from blobpipe.validation.evaluation import DIP_SHIFT_PX, POINTING_MARGIN_PX, THREADS
-
-FloatArray = npt.NDArray[Any]
+from blobpipe.validation import curves
+from blobpipe.validation.evaluate import DIP_SHIFT_PX, POINTING_MARGIN_PX, THREADS
 
 CLEAR_SNR = 7.0  # a new blob above this must not be missed
 BINS = {
@@ -29,9 +29,9 @@ BINS = {
     "depth_frac": (0.0, 0.01, 0.015, 0.02, 0.03, 0.05, np.inf),
     "radius_px": (0.0, 4.0, 5.0, 6.0, 7.0, 8.0, np.inf),
 }
-BANDS = {"": (0.0, np.inf), "_snr_5_to_7": detect.FAINT, "_snr_gt_7": detect.CLEAR}
+BANDS = {"": (0.0, np.inf), "_snr_5_to_7": FAINT, "_snr_gt_7": CLEAR}
 ALARMS = ("dip", "recent", "artefact")
-OPERATING_POINTS = (("report", "isr"), *((name, "budget") for name in detect.DETECTORS))
+OPERATING_POINTS = (("report", "isr"), *((name, "budget") for name in DETECTORS))
 MEASURED = {  # of the dense network's candidate: column of cases.csv, and of candidates.csv
     **{"dense_score": "score", "dense_probability": "probability", "dense_status": "status"},
     **{"x_found_px": "x_px", "y_found_px": "y_px", "radius_found_px": "radius_px"},
@@ -40,18 +40,18 @@ MEASURED = {  # of the dense network's candidate: column of cases.csv, and of ca
 CASE_COLUMNS = (
     *("frame", "blob", "x_px", "y_px", "radius_px", "depth_frac", "shape", "snr", "row", "col"),
     *("probability", "saliency_px", "status", "reason"),
-    *(f"found_{name}" for name in detect.DETECTORS),
+    *(f"found_{name}" for name in DETECTORS),
     *(*MEASURED, "matched_filter_snr"),
 )
 FRAME_COLUMNS = (
     *("frame", "mjd", "status", "reason", "shift_px", "noise_frac", "new_blobs", "found", "positive", "false_alarms"),
     *(f"{kind}_alarms" for kind in ALARMS),
-    *(f"false_alarms_{name}" for name in detect.DETECTORS),
+    *(f"false_alarms_{name}" for name in DETECTORS),
 )
 ALARM_COLUMNS = (
     *("detector", "operating_point", "frame", "row", "col", "x0_px", "y0_px", "score", "x_px", "y_px", "kind"),
 )
-CANDIDATE_COLUMNS = ("frame", *measure.DETECTION_COLUMNS, "is_blob", "probability")
+CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 
 
 class Case(NamedTuple):
@@ -63,7 +63,7 @@ class Case(NamedTuple):
     recent: pd.DataFrame
 
 
-class Answers(NamedTuple):
+class ReportAnswers(NamedTuple):
     """What the report's network and the matched filter say about each subframe of an image (none of an unusable one).
 
     Attributes
@@ -74,7 +74,7 @@ class Answers(NamedTuple):
         x, y of the saliency's peak in the image (px); NaN where neither operating point calls the subframe positive.
     """
 
-    said: detect.Answers
+    said: Answers
     peaks: npt.NDArray[np.float64]
 
 
@@ -139,17 +139,17 @@ def regress(
     Source: ISR section 7; all but the report's network and its threshold is ours.
     """
     out_dir, (raw_dir, difference_dir, scale_dir, _) = Path(out_dir), folders
-    others = detect.Baselines(networks.load_model(model_path)[0], radii_px)
+    others = Baselines(model_file.load_model(model_path)[0], radii_px)
     dense_path = Path(detect_dir) / "model.safetensors"
-    _, point = detect.load_operating_point(dense_path)
-    candidates = frames.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
-    networks.set_threads(1)  # images share the cores
-    images, blobs = frames.image_table(raw_dir, difference_dir, scale_dir), frames.read_blobs(raw_dir)
+    _, point = operating_point.load_operating_point(dense_path)
+    candidates = tables.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
+    report_network.set_threads(1)  # images share the cores
+    images, blobs = tables.image_table(raw_dir, difference_dir, scale_dir), tables.read_blobs(raw_dir)
     usable = images.query("status == 'ok'").reset_index(drop=True)
-    levels = detect.baseline_thresholds(
+    levels = operating_point.baseline_thresholds(
         others, usable, blobs, folders[1:], per_100_frames=per_100_frames, threads=THREADS
     )
-    thresholds = {"isr": detect.logit(np.array(params.threshold)).item(), "dense": point.threshold, **levels}
+    thresholds = {"isr": operating_point.logit(np.array(params.threshold)).item(), "dense": point.threshold, **levels}
     cases = historical_cases(images, blobs)
     lowest = min(thresholds["isr"], thresholds["report"])
     with ThreadPoolExecutor(THREADS) as pool:
@@ -160,13 +160,13 @@ def regress(
     detectors, recall = compare_detectors(result, thresholds), recall_by_bin(result.cases)
     metrics = {**summarise(result), **side_by_side(detectors), **accuracy(result.cases)}
     metrics["passed"] = not failed_thresholds(metrics, params)
-    metrics["dense_sha256"] = frames.sha256(dense_path)  # so that nobody takes this for another model's
+    metrics["dense_sha256"] = files.sha256(dense_path)  # so that nobody takes this for another model's
     names = ("cases", "frames", "alarms", "detectors", "recall")
     for name, table in zip(names, (*result, detectors, recall), strict=True):
-        frames.write_table(out_dir / f"{name}.csv", table)
+        tables.write_table(out_dir / f"{name}.csv", table)
     _draw(out_dir, result, detectors, recall)
     _draw_gallery(out_dir / "gallery.png", others.report, scale_dir, result, params.n_gallery)
-    frames.write_json(out_dir / "metrics.json", metrics)
+    tables.write_json(out_dir / "metrics.json", metrics)
 
 
 def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
@@ -177,7 +177,7 @@ def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
     images : DataFrame
         From `image_table`.
     blobs : DataFrame
-        The catalogue, from `frames.read_blobs`.
+        The catalogue, from `tables.read_blobs`.
     """
     order = {frame: i for i, frame in enumerate(images["frame"])}
     landed = blobs["first_frame"].map(order).fillna(-1)
@@ -190,21 +190,21 @@ def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
     return cases
 
 
-def classify(others: detect.Baselines, scale_dir: str | Path, case: Case, lowest: float) -> Answers:
+def classify(others: Baselines, scale_dir: str | Path, case: Case, lowest: float) -> ReportAnswers:
     """Ask the baselines about a historical image, and where the network looks where its log-odds reach ``lowest``."""
     if case.image.status != "ok":
-        nothing = baselines.matched_filter(np.zeros((0, render.SIDE, render.SIDE), np.float32), others.radii_px)
-        return Answers(detect.Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing), np.zeros((0, 2)))
-    subframes, origins = detect.subframes_of(frames.read_frame(frames.find_image(scale_dir, case.image.frame)).data)
-    said = detect.ask(others, subframes, origins)
-    positive = detect.logit(said.probability) >= lowest
+        nothing = matched_filter.filter_subframes(np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32), others.radii_px)
+        return ReportAnswers(Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing), np.zeros((0, 2)))
+    subframes, origins = subframes_of(fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data)
+    said = ask(others, subframes, origins)
+    positive = operating_point.logit(said.probability) >= lowest
     peaks = np.full((len(subframes), 2), np.nan)
     maps = saliency.saliency_maps(others.report, subframes[positive])
     peaks[positive] = origins[positive, 2:] + saliency.peaks(maps)
-    return Answers(said, peaks)
+    return ReportAnswers(said, peaks)
 
 
-def compare(case: Case, answers: Answers, candidates: pd.DataFrame, thresholds: dict[str, float]) -> Result:
+def compare(case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresholds: dict[str, float]) -> Result:
     """One image as the detectors see it, each at its operating points.
 
     Parameters
@@ -214,7 +214,7 @@ def compare(case: Case, answers: Answers, candidates: pd.DataFrame, thresholds: 
     thresholds : dict of float
         ``isr`` and ``report`` (log-odds), ``dense`` (score), ``matched_filter`` (S/N).
     """
-    odds, match = detect.logit(answers.said.probability), answers.said.match
+    odds, match = operating_point.logit(answers.said.probability), answers.said.match
     isr, report = (judge(case, answers, odds >= thresholds[name]) for name in ("isr", "report"))
     claims = pd.DataFrame({"x_px": match.x, "y_px": match.y, "score": match.snr}).assign(status="new")
     best, false = judge_places(case, candidates, thresholds["dense"])
@@ -232,7 +232,7 @@ def compare(case: Case, answers: Answers, candidates: pd.DataFrame, thresholds: 
         ("report", "budget"): report.alarms,
         ("matched_filter", "budget"): _place_alarms(case, false_matches),
     }
-    counts = {f"false_alarms_{name}": len(alarms[name, "budget"]) for name in detect.DETECTORS}
+    counts = {f"false_alarms_{name}": len(alarms[name, "budget"]) for name in DETECTORS}
     named = [alarms[point].assign(detector=point[0], operating_point=point[1]) for point in OPERATING_POINTS]
     return Result(
         cases[list(CASE_COLUMNS)],
@@ -259,7 +259,7 @@ def judge_places(case: Case, claims: pd.DataFrame, threshold: float) -> tuple[pd
         The rows of ``claims`` that are named, and near no new blob.
     """
     named = ((claims["status"] == "new") & (claims["score"] >= threshold)).to_numpy(bool)
-    near = detect.near(claims, case.new)
+    near = near_blobs(claims, case.new)
     ranked = np.lexsort((claims["score"], named))
     rows: list[dict[Any, Any]] = []
     for is_near in near.T:
@@ -274,12 +274,12 @@ def judge_places(case: Case, claims: pd.DataFrame, threshold: float) -> tuple[pd
 def _place_alarms(case: Case, false: pd.DataFrame) -> pd.DataFrame:
     """Places that are false alarms, as rows of ``alarms.csv``."""
     places = false[["x_px", "y_px"]].to_numpy(float)
-    col, row = np.floor((places + 0.5) / render.SIDE).astype(np.int64).T
+    col, row = np.floor((places + 0.5) / tiles.SIDE).astype(np.int64).T
     alarms = false[["score", "x_px", "y_px"]].assign(frame=case.image.frame, row=row, col=col)
-    return alarms.assign(x0_px=col * render.SIDE, y0_px=row * render.SIDE, kind=_alarm_kinds(case, places))
+    return alarms.assign(x0_px=col * tiles.SIDE, y0_px=row * tiles.SIDE, kind=_alarm_kinds(case, places))
 
 
-def judge(case: Case, answers: Answers, positive: npt.NDArray[np.bool_]) -> Result:
+def judge(case: Case, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -> Result:
     """Compare with the catalogue what the report's network says, where these subframes count as positive."""
     image, origins = case.image, answers.said.origins
     cases = pd.DataFrame([_judge_blob(image, blob, answers, positive) for blob in case.new.itertuples()])
@@ -300,7 +300,7 @@ def judge(case: Case, answers: Answers, positive: npt.NDArray[np.bool_]) -> Resu
     return Result(cases, pd.DataFrame([row]), alarms)
 
 
-def _judge_blob(image: Any, blob: Any, answers: Answers, positive: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _judge_blob(image: Any, blob: Any, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -> dict[str, Any]:
     known = {key: getattr(blob, key) for key in ("blob", "x_px", "y_px", "radius_px", "depth_frac", "shape")}
     nothing = dict.fromkeys(("snr", "row", "col", "probability", "saliency_px"), np.nan)
     row = {"frame": image.frame, **known, **nothing, "status": "unusable"}
@@ -308,7 +308,7 @@ def _judge_blob(image: Any, blob: Any, answers: Answers, positive: npt.NDArray[n
         return {**row, "reason": f"{image.status}: {image.reason}"}
     origins = answers.said.origins
     offset = np.floor([blob.x_px + 0.5, blob.y_px + 0.5]) - origins[:, 2:]
-    holds = np.flatnonzero(((offset >= 0) & (offset < render.SIDE)).all(axis=1))
+    holds = np.flatnonzero(((offset >= 0) & (offset < tiles.SIDE)).all(axis=1))
     if not len(holds):
         return {**row, "reason": "its centre is outside the image"}
     i = holds[0]
@@ -331,11 +331,11 @@ def blob_snr(blob: Any, noise_frac: float) -> float:
     noise_frac : float
         Noise per pixel of the difference image (fraction of the light).
     """
-    shape: profiles.Shape = blob.shape if blob.shape in profiles.SHAPES else "disc"
+    shape: blob_shapes.Shape = blob.shape if blob.shape in blob_shapes.SHAPES else "disc"
     size = max(41, 2 * int(np.ceil(1.8 * blob.radius_px)) + 1)
     offset = (blob.x_px - round(blob.x_px), blob.y_px - round(blob.y_px))
-    profile = profiles.blob_profile(shape, max(blob.radius_px, 0.5), *offset, size)
-    return profiles.matched_snr(profile * blob.depth_frac, noise_frac)
+    profile = blob_shapes.blob_profile(shape, max(blob.radius_px, 0.5), *offset, size)
+    return blob_shapes.matched_snr(profile * blob.depth_frac, noise_frac)
 
 
 def reaches_into(blobs: pd.DataFrame, origins: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -353,7 +353,7 @@ def reaches_into(blobs: pd.DataFrame, origins: npt.NDArray[np.int64]) -> npt.NDA
     """
     centre = blobs[["x_px", "y_px"]].to_numpy(float)
     low = origins[:, None, 2:] - 0.5
-    outside = np.maximum(np.maximum(low - centre, centre - (low + render.SIDE)), 0)
+    outside = np.maximum(np.maximum(low - centre, centre - (low + tiles.SIDE)), 0)
     return np.asarray(np.hypot(outside[..., 0], outside[..., 1]) <= blobs["radius_px"].to_numpy(float))
 
 
@@ -385,7 +385,7 @@ def summarise(result: Result) -> dict[str, Any]:
     clear = usable[usable["snr"] > CLEAR_SNR]
     n_found = int((usable["status"] == "found").sum())
     pointed = usable["saliency_px"] <= usable["radius_px"] + POINTING_MARGIN_PX
-    low, high = statistics.wilson_interval(np.array(n_found), np.array(len(usable)))
+    low, high = metrics.wilson_interval(np.array(n_found), np.array(len(usable)))
     return {
         "n_cases": len(images),
         "n_blobs": len(usable),
@@ -435,7 +435,7 @@ def compare_detectors(result: Result, thresholds: dict[str, float]) -> pd.DataFr
             "false_alarms_per_100_frames": 100 * mine.sum() / n_frames if n_frames else np.nan,
         }
         for band, ends in BANDS.items():
-            table = statistics.share_by_bin(snr, _found(usable, detector, point), ends).iloc[0]
+            table = metrics.share_by_bin(snr, _found(usable, detector, point), ends).iloc[0]
             names = (f"n_blobs{band}", f"found{band}", *(f"recall{band}{end}" for end in ("", "_low", "_high")))
             row |= {name: table[column] for name, column in zip(names, _OF_BIN, strict=True)}
         rows.append(row)
@@ -501,7 +501,7 @@ def recall_by_bin(cases: pd.DataFrame) -> pd.DataFrame:
     for detector, point in OPERATING_POINTS:
         found = _found(usable, detector, point)
         for quantity, edges in BINS.items():
-            table = statistics.share_by_bin(usable[quantity].to_numpy(float), found, edges)
+            table = metrics.share_by_bin(usable[quantity].to_numpy(float), found, edges)
             for i, (name, value) in enumerate(zip(_OF, (detector, point, quantity), strict=True)):
                 table.insert(i, name, value)
             tables.append(table)
@@ -521,15 +521,17 @@ def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.Dat
         )
         usable = _usable(result.cases)
         status = np.where(_found(usable, detector, point), "found", "missed")
-        figures.cases(out_dir / path, mine, usable.assign(status=status), alarms)
+        curves.cases(out_dir / path, mine, usable.assign(status=status), alarms)
     rate = detectors[detectors["operating_point"] == "budget"].set_index("detector")["false_alarms_per_100_frames"]
     notes = {str(name): f": {value:.1f} false alarms on 100 images" for name, value in rate.items()}
     mine = recall[(recall["operating_point"] == "budget") & (recall["quantity"] == "snr")]
     shares = mine.rename(columns={new: old for old, new in _AS_RECALL.items()})
-    figures.by_snr(out_dir / "detectors.png", shares, "New blobs, at the same budget of false alarms", notes)
+    curves.by_snr(out_dir / "detectors.png", shares, "New blobs, at the same budget of false alarms", notes)
 
 
-def _draw_gallery(path: Path, network: networks.ReportNetwork, scale_dir: str | Path, result: Result, n: int) -> None:
+def _draw_gallery(
+    path: Path, network: report_network.ReportNetwork, scale_dir: str | Path, result: Result, n: int
+) -> None:
     """Found blobs from faint to strong, the clearest misses, and the surest false alarms."""
     n_each = -(-n // 3)
     found = result.cases[result.cases["status"] == "found"].sort_values("snr", kind="stable")
@@ -542,18 +544,20 @@ def _draw_gallery(path: Path, network: networks.ReportNetwork, scale_dir: str | 
         name: [_panel(network, scale_dir, row, result.cases) for row in table.itertuples()]
         for name, table in rows.items()
     }
-    figures.gallery(path, panels, "circles: new blobs; contours: saliency")
+    plotting.gallery(path, panels, "circles: new blobs; contours: saliency")
 
 
-def _panel(network: networks.ReportNetwork, scale_dir: str | Path, row: Any, cases: pd.DataFrame) -> figures.Panel:
-    subframes, origins = detect.subframes_of(frames.read_frame(frames.find_image(scale_dir, row.frame)).data)
+def _panel(
+    network: report_network.ReportNetwork, scale_dir: str | Path, row: Any, cases: pd.DataFrame
+) -> plotting.Panel:
+    subframes, origins = subframes_of(fits_images.read_frame(fits_images.find_image(scale_dir, row.frame)).data)
     [index] = np.flatnonzero((origins[:, :2] == (row.row, row.col)).all(axis=1))
     subframe = subframes[index : index + 1]
     new = cases[(cases["frame"] == row.frame) & (cases["status"] != "unusable")]
     circles = new[["x_px", "y_px", "radius_px"]].to_numpy(float) - [*origins[index, 2:], 0]
     what = f"S/N {row.snr:.0f}" if hasattr(row, "snr") else row.kind
     title = f"{row.frame} row {row.row} col {row.col}\n{what}, p = {row.probability:.2f}"
-    return figures.Panel(title, subframe[0], saliency.saliency_maps(network, subframe)[0], circles)
+    return plotting.Panel(title, subframe[0], saliency.saliency_maps(network, subframe)[0], circles)
 
 
 def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
@@ -579,120 +583,3 @@ def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
         if not kept:
             failed.append(f"{key}: found {'none' if value is None else value}, expected {bound} {limit}")
     return failed
-
-
-def gate(metrics_path: str | Path, params: Regression) -> list[str]:
-    """The thresholds that the last regression run does not keep, one line each; empty if it passed.
-
-    Raises
-    ------
-    BlobpipeError
-        If there is no regression run, or its metrics cannot be read.
-    """
-    try:
-        metrics = json.loads(Path(metrics_path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BlobpipeError(f"{metrics_path}: not found; run the stage regression first") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BlobpipeError(
-            f"{metrics_path}: cannot be read as JSON ({error}); run the stage regression again"
-        ) from error
-    if not isinstance(metrics, dict):
-        raise BlobpipeError(
-            f"{metrics_path}: found {type(metrics).__name__}, expected metrics; run the stage regression again"
-        )
-    return failed_thresholds(metrics, params)
-
-
-def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
-    """Refuse a model of the pipeline for the daily work unless the regression test has judged it, and it passed.
-
-    Parameters
-    ----------
-    model : path
-        Of the stage detect.
-    metrics_path : path
-        What the stage regression has written.
-    params : Regression
-        The thresholds that hold now.
-
-    Raises
-    ------
-    ModelError
-        If the test failed, or is not there, or was of another model; it says how to go on.
-    """
-    networks.kind_of_model(model)  # a damaged file is told of as such
-    found = frames.sha256(model)
-    try:
-        failed = gate(metrics_path, params)
-        judged = json.loads(metrics_path.read_text(encoding="utf-8")).get("dense_sha256")
-        if judged != found:
-            failed = [f"{metrics_path} is of the model {str(judged)[:12]}, not of this one, {found[:12]}"]
-    except BlobpipeError as error:
-        failed = [str(error)]
-    if failed:
-        raise ModelError(
-            f"{model}: the regression test has not passed it ({'; '.join(failed)}); run the stage regression, train it "
-            f"again, or name the model to take: --model {model}, or the packaged one, --model {networks.PACKAGED}"
-        )
-
-
-def compare_cases(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """New blobs that one model finds and another does not.
-
-    Parameters
-    ----------
-    old, new : DataFrame
-        ``cases.csv`` of two runs; only blobs that were usable in both are compared.
-
-    Returns
-    -------
-    won, lost : DataFrame
-        Rows of ``new``, and the probability before as ``old_probability``.
-    """
-    before = old[["frame", "blob", "status", "probability"]]
-    both = new.merge(before, on=["frame", "blob"], suffixes=("", "_old"), validate="one_to_one")
-    both = both.rename(columns={"probability_old": "old_probability"})
-    won = both[(both["status"] == "found") & (both["status_old"] == "missed")]
-    lost = both[(both["status"] == "missed") & (both["status_old"] == "found")]
-    return won.drop(columns="status_old"), lost.drop(columns="status_old")
-
-
-def against(cases_path: str | Path, revision: str) -> list[str]:
-    """Cases won and lost since a git revision, as lines to print.
-
-    Parameters
-    ----------
-    cases_path : path
-        ``cases.csv`` of the present run, in a git repository that also holds it at ``revision``.
-    revision : str
-        A commit, branch or tag.
-
-    Raises
-    ------
-    BlobpipeError
-        If git has no such file at that revision.
-    TableError
-        If there is no present run.
-    """
-    path = Path(cases_path)
-    new = frames.read_table(path, CASE_COLUMNS)
-    command = ["git", "show", f"{revision}:./{path.name}"]
-    try:
-        shown = subprocess.run(command, cwd=path.parent, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = " ".join((getattr(error, "stderr", b"").decode(errors="replace") or str(error)).split())
-        raise BlobpipeError(
-            f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
-        ) from error
-    old = frames.parse_table(Path(f"{revision}:{path}"), shown, CASE_COLUMNS)
-    won, lost = compare_cases(old, new)
-    return [f"{len(won)} won, {len(lost)} lost since {revision}", *_lines("won", won), *_lines("lost", lost)]
-
-
-def _lines(name: str, table: pd.DataFrame) -> list[str]:
-    return [
-        f"{name}: {row.frame} {row.blob}, S/N {row.snr:.1f}, radius {row.radius_px:.1f} px: "
-        f"probability {row.old_probability:.2f} -> {row.probability:.2f}"
-        for row in table.itertuples()
-    ]

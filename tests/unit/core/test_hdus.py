@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from blobpipe.core import check, frames, hdus
+from blobpipe.core import fits_images, hdus
 from blobpipe.errors import FrameError
+from blobpipe.images import check
 
 IMAGE = np.random.default_rng(3).normal(0, 0.01, (300, 310)).astype(np.float32)
 
@@ -30,7 +31,11 @@ def plain(path: Path, data: np.ndarray = IMAGE, *, checksum: bool = False, **car
 def refused(path: Path, reason: str) -> str:
     """Every reader says the same against a file, in one line that names it."""
     said = []
-    for read in (frames.read_frame, lambda p: frames.read_plane(p, "SCI"), lambda p: frames.find_plane(p, "SCI")):
+    for read in (
+        fits_images.read_frame,
+        lambda p: fits_images.read_plane(p, "SCI"),
+        lambda p: fits_images.find_plane(p, "SCI"),
+    ):
         with pytest.raises(FrameError, match=reason) as caught:
             read(path)
         said.append(str(caught.value))
@@ -61,7 +66,7 @@ def test_every_damage_to_a_gzip_stream_is_found_or_harmless(tmp_path: Path) -> N
         damaged[place] ^= 1 << rng.integers(8)
         path.write_bytes(damaged)
         try:
-            np.testing.assert_array_equal(frames.read_frame(path).data, IMAGE)
+            np.testing.assert_array_equal(fits_images.read_frame(path).data, IMAGE)
             n_read += 1
         except FrameError:
             pass
@@ -76,7 +81,7 @@ def test_every_damage_to_a_gzip_stream_is_found_or_harmless(tmp_path: Path) -> N
 def test_the_content_counts_and_not_the_name(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
     content = plain(tmp_path / "whole.fits")
     (tmp_path / name).write_bytes(pack(content))
-    np.testing.assert_array_equal(frames.read_frame(tmp_path / name).data, IMAGE)
+    np.testing.assert_array_equal(fits_images.read_frame(tmp_path / name).data, IMAGE)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,7 @@ def test_what_follows_a_gzip_stream(tmp_path: Path, more: bytes, good: bool) -> 
     path = tmp_path / "a.fits.gz"
     path.write_bytes(gzip.compress(plain(tmp_path / "a.fits")) + more)
     if good:
-        np.testing.assert_array_equal(frames.read_frame(path).data, IMAGE)
+        np.testing.assert_array_equal(fits_images.read_frame(path).data, IMAGE)
     else:
         refused(path, r"Not a gzipped file|5760 bytes behind HDU 1")
 
@@ -112,7 +117,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, monke
 def test_a_file_with_checksums_is_as_they_say(tmp_path: Path, where: str) -> None:
     path = tmp_path / "a.fits"
     content = bytearray(plain(path, checksum=True, EXPSTART=56000.5))
-    np.testing.assert_array_equal(frames.read_frame(path).data, IMAGE)
+    np.testing.assert_array_equal(fits_images.read_frame(path).data, IMAGE)
     if where == "pixel":
         content[-70_000] ^= 1
     elif where == "header":
@@ -128,10 +133,10 @@ def test_checksums_of_compressed_tables_and_of_short_files_are_right(tmp_path: P
     path = tmp_path / "a.fits.fz"
     fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(IMAGE, name="SCI")]).writeto(path, checksum=True)
     assert "DATASUM" in fits.getheader(path, 1) or b"DATASUM" in path.read_bytes()
-    frames.read_frame(path)
+    fits_images.read_frame(path)
     short = plain(tmp_path / "b.fits", checksum=True)
     (tmp_path / "b.fits").write_bytes(short[: -(-len(short) // 2880) * 2880 - (2880 - IMAGE.nbytes % 2880)])
-    np.testing.assert_array_equal(frames.read_frame(tmp_path / "b.fits").data, IMAGE)
+    np.testing.assert_array_equal(fits_images.read_frame(tmp_path / "b.fits").data, IMAGE)
 
 
 @pytest.mark.parametrize("text", ["''", "'                '"])
@@ -140,7 +145,7 @@ def test_an_empty_checksum_is_none(tmp_path: Path, text: str) -> None:
     for name in ("CHECKSUM", "DATASUM"):
         content = patched(content, name, f"{name:8}= {text}")
     (tmp_path / "a.fits").write_bytes(content)
-    np.testing.assert_array_equal(frames.read_frame(tmp_path / "a.fits").data, IMAGE)
+    np.testing.assert_array_equal(fits_images.read_frame(tmp_path / "a.fits").data, IMAGE)
 
 
 # --- how a file ends -------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ def test_an_empty_checksum_is_none(tmp_path: Path, text: str) -> None:
 def test_odd_ends_are_read(tmp_path: Path, change: Callable[[bytes, int], bytes]) -> None:
     whole = plain(tmp_path / "a.fits")
     (tmp_path / "a.fits").write_bytes(change(whole, len(whole) - 2880 + IMAGE.nbytes % 2880))
-    np.testing.assert_array_equal(frames.read_frame(tmp_path / "a.fits").data, IMAGE)
+    np.testing.assert_array_equal(fits_images.read_frame(tmp_path / "a.fits").data, IMAGE)
 
 
 def test_bytes_that_belong_to_no_hdu_are_a_wrong_size(tmp_path: Path) -> None:
@@ -195,10 +200,10 @@ def test_cards_that_tell_the_size_are_checked(tmp_path: Path, card: str, reason:
     path.write_bytes(patched(plain(path), card[:8].strip(), card))
     start = time.monotonic()
     if reason is None:
-        np.testing.assert_array_equal(frames.read_frame(path).data, IMAGE)
+        np.testing.assert_array_equal(fits_images.read_frame(path).data, IMAGE)
     else:
         with pytest.raises(FrameError, match=reason):
-            frames.read_frame(path)
+            fits_images.read_frame(path)
     assert time.monotonic() - start < 5
 
 
@@ -237,7 +242,7 @@ def test_a_card_that_cannot_be_used_is_left_out(tmp_path: Path, card: bytes) -> 
     path = tmp_path / "a.fits"
     content = plain(path, EXPTIME=100.0, FILTER="F153M", TARGNAME="DARK-EARTH-CALIB", EXPSTART=56000.0)
     path.write_bytes(patched(content, card[:8].decode("latin1").strip() if card[0] < 128 else "EXPTIME", card))
-    frame = frames.read_frame(path)
+    frame = fits_images.read_frame(path)
     np.testing.assert_array_equal(frame.data, IMAGE)
     assert all(type(value) in (str, int, float, bool) for value in frame.header.values())
     assert all(np.isfinite(value) for value in frame.header.values() if not isinstance(value, str))
@@ -250,7 +255,7 @@ def test_values_of_cards_are_those_that_astropy_reads(tmp_path: Path) -> None:
         "A": "it's", "B": -7, "C": 1.5e-7, "D": True, "E": False, "F": "", "G": "x" * 200, "H": 2**40, "I": -0.5
     }  # fmt: skip
     plain(tmp_path / "a.fits", **cards)
-    header = frames.read_frame(tmp_path / "a.fits").header
+    header = fits_images.read_frame(tmp_path / "a.fits").header
     assert {name: header[name] for name in cards} == cards
 
 
@@ -278,7 +283,11 @@ def test_what_is_no_light_is_no_value(tmp_path: Path, suffix: str, value: float)
         plain(path, image)
     wanted = IMAGE.copy()
     wanted[100:110, 50] = np.nan
-    for found in (frames.read_frame(path).data, frames.read_plane(path, "SCI"), frames.find_plane(path, "sci")):
+    for found in (
+        fits_images.read_frame(path).data,
+        fits_images.read_plane(path, "SCI"),
+        fits_images.find_plane(path, "sci"),
+    ):
         np.testing.assert_array_equal(found, wanted)
 
 
@@ -286,7 +295,7 @@ def test_no_value_of_a_cube_is_infinite(tmp_path: Path) -> None:
     cube = np.full((3, 4, 5), np.inf, np.float32)
     cube[0] = 1
     fits.PrimaryHDU(cube).writeto(tmp_path / "a.fits")
-    assert np.isnan(frames.read_cube(tmp_path / "a.fits")).sum() == 40
+    assert np.isnan(fits_images.read_cube(tmp_path / "a.fits")).sum() == 40
 
 
 def test_a_constant_array_is_its_value(tmp_path: Path) -> None:
@@ -294,8 +303,10 @@ def test_a_constant_array_is_its_value(tmp_path: Path) -> None:
     dq = fits.ImageHDU(name="DQ")
     dq.header.update({"NPIX1": 310, "NPIX2": 300, "PIXVALUE": 4})
     fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(IMAGE, name="SCI"), dq]).writeto(tmp_path / "a.fits")
-    np.testing.assert_array_equal(frames.read_plane(tmp_path / "a.fits", "DQ"), np.full(IMAGE.shape, 4, np.float32))
-    np.testing.assert_array_equal(frames.read_frame(tmp_path / "a.fits").data, IMAGE)
+    np.testing.assert_array_equal(
+        fits_images.read_plane(tmp_path / "a.fits", "DQ"), np.full(IMAGE.shape, 4, np.float32)
+    )
+    np.testing.assert_array_equal(fits_images.read_frame(tmp_path / "a.fits").data, IMAGE)
 
 
 def test_the_empty_extension_of_a_primary_is_no_image(tmp_path: Path) -> None:
@@ -346,11 +357,11 @@ def test_a_file_of_another_user_is_that_files_fault(tmp_path: Path, monkeypatch:
 def test_a_name_in_another_encoding_can_be_said_and_stored(tmp_path: Path, name: bytes) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     plain(path)
-    frame = frames.read_frame(path)
+    frame = fits_images.read_frame(path)
     lines = [frame.name, str(check.describe(path))]
     path.write_bytes(b"nothing")
     with pytest.raises(FrameError) as caught:
-        frames.read_frame(path)
+        fits_images.read_frame(path)
     for line in (*lines, str(caught.value), str(check.describe(path))):
         assert line.isprintable()
         line.encode("utf-8")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from blobpipe.core import frames, hdus, unpack
+from blobpipe.core import fits_images, hdus, unpack
 from blobpipe.errors import FrameError
 
 RNG = np.random.default_rng(7)
@@ -34,14 +34,14 @@ def test_quantized_floats_are_those_of_astropy(tmp_path: Path, algorithm: str, m
     how = {"compression_type": algorithm, "quantize_method": method, "tile_shape": tile, "dither_seed": 9999}
     path = packed(tmp_path / "a.fits.fz", image, **how)
     wanted = fits.getdata(path, "SCI")
-    np.testing.assert_allclose(frames.read_frame(path).data, wanted, rtol=0 if method < 0 else 1e-6, atol=0)
+    np.testing.assert_allclose(fits_images.read_frame(path).data, wanted, rtol=0 if method < 0 else 1e-6, atol=0)
 
 
 @pytest.mark.parametrize("algorithm", ["GZIP_1", "GZIP_2", "NOCOMPRESS"])
 @pytest.mark.parametrize("kind", ["f4", "f8"])
 def test_floats_without_loss_are_kept(tmp_path: Path, algorithm: str, kind: str) -> None:
     path = packed(tmp_path / "a.fits.fz", NOISE.astype(kind), compression_type=algorithm, quantize_level=0)
-    np.testing.assert_array_equal(frames.read_frame(path).data, NOISE)
+    np.testing.assert_array_equal(fits_images.read_frame(path).data, NOISE)
 
 
 @pytest.mark.parametrize("algorithm", ["RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS"])
@@ -53,12 +53,12 @@ def test_integers_are_those_that_were_packed(tmp_path: Path, algorithm: str, kin
     image[10:30:2], image[11:30:2], image[60:] = low, high, 5
     image[40:50] = RNG.integers(low, high, (10, 70), dtype=kind)
     path = packed(tmp_path / "a.fits.fz", image, compression_type=algorithm)
-    np.testing.assert_array_equal(frames.read_frame(path).data, image.astype(np.float32))
+    np.testing.assert_array_equal(fits_images.read_frame(path).data, image.astype(np.float32))
 
 
 def test_plane_0_of_a_cube_is_unpacked(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.fits.fz", np.stack([COUNTS, COUNTS + 1]), compression_type="RICE_1")
-    np.testing.assert_array_equal(frames.read_frame(path).data, COUNTS)
+    np.testing.assert_array_equal(fits_images.read_frame(path).data, COUNTS)
 
 
 def test_missing_integers_become_nan(tmp_path: Path) -> None:
@@ -66,14 +66,14 @@ def test_missing_integers_become_nan(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.fits.fz", COUNTS, compression_type="RICE_1")
     with fits.open(path, mode="update", disable_image_compression=True) as written:
         written[1].header["BLANK"] = int(COUNTS[4, 5])
-    np.testing.assert_array_equal(np.isnan(frames.read_frame(path).data), COUNTS[4, 5] == COUNTS)
+    np.testing.assert_array_equal(np.isnan(fits_images.read_frame(path).data), COUNTS[4, 5] == COUNTS)
 
 
 @pytest.mark.parametrize("algorithm", ["PLIO_1", "HCOMPRESS_1"])
 def test_what_is_not_unpacked_is_said_with_the_way_out(tmp_path: Path, algorithm: str) -> None:
     path = packed(tmp_path / "a.fits.fz", COUNTS, compression_type=algorithm)
     with pytest.raises(FrameError, match=f"compressed by '{algorithm}' instead of RICE_1.*funpack"):
-        frames.read_frame(path)
+        fits_images.read_frame(path)
 
 
 def patched(path: Path, **cards: Any) -> Path:
@@ -126,13 +126,13 @@ def test_a_table_that_does_not_fit_together_is_refused(
     tmp_path: Path, cards: dict[str, Any], reason: str | None
 ) -> None:
     path = packed(tmp_path / "a.fits.fz", NOISE, compression_type="RICE_1", tile_shape=(16, 70))
-    before = frames.read_frame(path).data
+    before = fits_images.read_frame(path).data
     patched(path, **cards)
     if reason is None:
-        np.testing.assert_array_equal(frames.read_frame(path).data, before)
+        np.testing.assert_array_equal(fits_images.read_frame(path).data, before)
         return
     with pytest.raises(FrameError, match=reason) as caught:
-        frames.read_frame(path)
+        fits_images.read_frame(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -146,7 +146,7 @@ def test_a_descriptor_outside_of_the_heap_is_refused(tmp_path: Path, field: int,
     content[start : start + 4] = value.to_bytes(4, "big", signed=True)
     path.write_bytes(content)
     with pytest.raises(FrameError, match="tile 2 lies outside of the heap"):
-        frames.read_frame(path)
+        fits_images.read_frame(path)
 
 
 @pytest.mark.parametrize("value", [1e300, -1e300, np.inf, np.nan])
@@ -158,7 +158,7 @@ def test_a_scale_beyond_all_sense_gives_no_values(tmp_path: Path, column: int, v
     content = bytearray(path.read_bytes())
     content[start : start + 8] = np.array(value, ">f8").tobytes()
     path.write_bytes(content)
-    data = frames.read_frame(path).data
+    data = fits_images.read_frame(path).data
     assert np.isnan(data[32:48]).sum() > 0.99 * data[32:48].size
     assert np.isfinite(data[:32]).all()
 

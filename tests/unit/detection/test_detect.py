@@ -12,13 +12,18 @@ import pandas as pd
 import pytest
 
 from blobpipe import cli
-from blobpipe.core import frames
-from blobpipe.core.profiles import blob_profile
-from blobpipe.detection import detect, measure, verdict
+from blobpipe.core import fits_images, tables
+from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.detection import detect, held_out, operating_point
+from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.detection.match import near_blobs
+from blobpipe.detection.score import N_WEIGHTS, features
+from blobpipe.detection.search import CANDIDATE, Baselines, ask, fit_at, highest_scores, subframes_of
 from blobpipe.errors import ModelError, TableError
-from blobpipe.networks import dense, networks
+from blobpipe.networks import dense, dense_network, model_file, report_network
 from blobpipe.params import Detect
 from blobpipe.simulation import cutout
+from blobpipe.simulation.inject import add_blob, random_blobs
 
 from ..conftest import NEW
 
@@ -58,14 +63,14 @@ def test_images_without_a_catalogue_are_searched(made_project: Path, dense_model
 
 
 def test_its_model_is_ready_for_use(detect_dir: Path) -> None:
-    _, point = detect.load_operating_point(detect_dir / "model.safetensors")
+    _, point = operating_point.load_operating_point(detect_dir / "model.safetensors")
     assert point.threshold == json.loads((detect_dir / "metrics.json").read_text())["threshold"]
     scores = np.array([0.01, 0.2, 0.5, 0.9, 0.999])
     assert (np.diff(point.probability(scores)) > 0).all()
 
 
 def test_blobs_to_practise_on_are_of_every_size_and_as_strong_as_they_are_said_to_be() -> None:
-    signal, put = detect.superimposed(1, "frame", (1024, 768), 0.01)
+    signal, put = random_blobs(1, "frame", (1024, 768), 0.01)
     assert len(put) == 12
     assert (put["x_px"] // 256 + 3 * (put["y_px"] // 256)).tolist() == list(range(12))  # one to each subframe
     for blob in put.itertuples():
@@ -73,24 +78,26 @@ def test_blobs_to_practise_on_are_of_every_size_and_as_strong_as_they_are_said_t
         assert 3.9 < np.sqrt((near**2).sum()) / 0.01 < 60  # of two in one window too
         y, x = np.unravel_index(near.argmax(), near.shape)
         assert math.hypot(x - 20, y - 20) <= 1.6 * blob.radius_px
-    np.testing.assert_array_equal(signal, detect.superimposed(1, "frame", (1024, 768), 0.01)[0])
-    assert (signal != detect.superimposed(2, "frame", (1024, 768), 0.01)[0]).any()
-    assert detect.superimposed(1, "frame", (1024, 100), 0.01)[1].empty
+    np.testing.assert_array_equal(signal, random_blobs(1, "frame", (1024, 768), 0.01)[0])
+    assert (signal != random_blobs(2, "frame", (1024, 768), 0.01)[0]).any()
+    assert random_blobs(1, "frame", (1024, 100), 0.01)[1].empty
 
 
 def test_practice_keeps_to_what_training_has_seen(made_project: Path, dense_model: Path) -> None:
     data, recipes = made_project / "data", made_project / "results/cutout"
-    images = frames.image_table(data / "raw", data / "difference", data / "scale")
-    blobs = frames.read_blobs(data / "raw")
-    network, _ = networks.load_dense(dense_model)
+    images = tables.image_table(data / "raw", data / "difference", data / "scale")
+    blobs = tables.read_blobs(data / "raw")
+    network, _ = model_file.load_dense(dense_model)
     folders = (data / "difference", data / "scale", recipes)
-    found = detect.practise(network, images, blobs, folders, Detect())
-    frames_seen, border = detect.seen_part(images, blobs, recipes)
+    found = detect.inject_training_frames(network, images, blobs, folders, Detect())
+    frames_seen, border = held_out.seen_part(images, blobs, recipes)
     assert frames_seen == set(images["frame"]) & set(pd.read_csv(recipes / "train_subframes.csv")["frame"]) - {"frame5"}
     assert (found["x_px"] < border).all()
     assert set(found["status"]) <= {"new"}
     assert found["is_blob"].sum() > 0
-    pd.testing.assert_frame_equal(found, detect.practise(network, images, blobs, folders, Detect(threads=1)))
+    pd.testing.assert_frame_equal(
+        found, detect.inject_training_frames(network, images, blobs, folders, Detect(threads=1))
+    )
 
 
 def test_a_subframe_has_the_highest_score_on_it() -> None:
@@ -99,8 +106,8 @@ def test_a_subframe_has_the_highest_score_on_it() -> None:
     scores = {"score": [0.3, 0.6, 0.9, 0.8, 0.7], "status": ["", "new", "", "bad_pixels", "dip"]}
     found = pd.DataFrame(places | scores)
     corners = np.array([[0, 0], [256, 0], [0, 256]])
-    np.testing.assert_array_equal(detect.highest_scores(found, corners), [0.3, 0.6, 0.0])
-    np.testing.assert_array_equal(detect.highest_scores(found[:0], corners), [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(highest_scores(found, corners), [0.3, 0.6, 0.0])
+    np.testing.assert_array_equal(highest_scores(found[:0], corners), [0.0, 0.0, 0.0])
 
 
 def test_the_threshold_follows_from_the_budget() -> None:
@@ -109,46 +116,48 @@ def test_the_threshold_follows_from_the_budget() -> None:
     above = []
     for _ in range(300):
         scores = 1 / (1 + np.exp(-rng.exponential(0.8, 120) + 3))
-        threshold = detect.tail_threshold(scores, 2.0)
+        threshold = operating_point.tail_threshold(scores, 2.0)
         above.append((1 / (1 + np.exp(-rng.exponential(0.8, 120) + 3)) > threshold).sum())
     assert np.mean(above) == pytest.approx(2.0, rel=0.25)
-    strict, lax = (detect.tail_threshold(scores, allowed) for allowed in (0.5, 8.0))
+    strict, lax = (operating_point.tail_threshold(scores, allowed) for allowed in (0.5, 8.0))
     assert strict > lax
-    assert detect.tail_threshold(np.zeros(0), 1.0) == detect.CANDIDATE
+    assert operating_point.tail_threshold(np.zeros(0), 1.0) == CANDIDATE
 
 
 def test_a_level_is_exceeded_as_often_as_allowed() -> None:
     values = np.arange(100.0)
-    assert detect.tail_level(values, 1.0) == 99
-    assert detect.tail_level(values, 3.5) == 96.5
-    assert detect.tail_level(values, 0.1) > 99
+    assert operating_point.tail_level(values, 1.0) == 99
+    assert operating_point.tail_level(values, 3.5) == 96.5
+    assert operating_point.tail_level(values, 0.1) > 99
     rng = np.random.default_rng(1)
-    above = [(rng.exponential(1, 500) > detect.tail_level(rng.exponential(1, 500), 0.5)).sum() for _ in range(400)]
+    above = [
+        (rng.exponential(1, 500) > operating_point.tail_level(rng.exponential(1, 500), 0.5)).sum() for _ in range(400)
+    ]
     assert np.mean(above) == pytest.approx(0.5, abs=0.25)
 
 
 def test_the_baselines_meet_the_budget_on_held_out_subframes(made_project: Path, model: Path) -> None:
     """An image of four subframes is held out; with 200 false alarms on 100 images, the second highest score is the level."""
     data, recipes = made_project / "data", made_project / "results/cutout"
-    images = frames.image_table(data / "raw", data / "difference", data / "scale")
-    blobs = frames.read_blobs(data / "raw")
+    images = tables.image_table(data / "raw", data / "difference", data / "scale")
+    blobs = tables.read_blobs(data / "raw")
     shown = set(pd.read_csv(recipes / "train_subframes.csv")["frame"])
     [aside] = set(images["frame"]) - shown - {"frame5"}
-    others = detect.Baselines(networks.load_model(model)[0], (4.0, 6.0))
+    others = Baselines(model_file.load_model(model)[0], (4.0, 6.0))
     folders = (data / "difference", data / "scale", recipes)
-    levels = detect.baseline_thresholds(others, images, blobs, folders, per_100_frames=200.0, threads=2)
-    answers = detect.ask(others, *detect.subframes_of(frames.read_frame(data / f"scale/{aside}.fits.fz").data))
+    levels = operating_point.baseline_thresholds(others, images, blobs, folders, per_100_frames=200.0, threads=2)
+    answers = ask(others, *subframes_of(fits_images.read_frame(data / f"scale/{aside}.fits.fz").data))
     assert levels["matched_filter"] == pytest.approx(np.sort(answers.match.snr)[-2])
-    assert levels["report"] == pytest.approx(np.sort(detect.logit(answers.probability))[-2])
+    assert levels["report"] == pytest.approx(np.sort(operating_point.logit(answers.probability))[-2])
 
 
-def test_the_matched_filter_says_where_on_the_image_its_peaks_are(blob_finder: networks.ReportNetwork) -> None:
+def test_the_matched_filter_says_where_on_the_image_its_peaks_are(blob_finder: report_network.ReportNetwork) -> None:
     """A blob on each of four subframes, each elsewhere on it."""
     places = np.array([(60, 80), (400, 130), (90, 300), (331, 470)])
     image = np.random.default_rng(1).normal(0, 1, (512, 512)).astype(np.float32)
     for x, y in places:
         image[y - 20 : y + 21, x - 20 : x + 21] += 5 * blob_profile("disc", 5.0)
-    match = detect.ask(detect.Baselines(blob_finder, (5.0,)), *detect.subframes_of(image)).match
+    match = ask(Baselines(blob_finder, (5.0,)), *subframes_of(image)).match
     assert np.abs(np.stack([match.x, match.y], axis=1) - places).max() <= 1
 
 
@@ -158,10 +167,12 @@ def stages(tmp_path: Path) -> tuple[Path, Path, Path]:
     subframes = pd.DataFrame(
         [(0, "a", 0, 0, 0, 0, 0), (1, "b", 256, 0, 0, 0, 0)], columns=list(cutout.SUBFRAME_COLUMNS)
     )
-    frames.write_table(tmp_path / "cutout/train_subframes.csv", subframes)
-    frames.write_table(tmp_path / "cutout/train_blobs.csv", pd.DataFrame(columns=list(cutout.BLOB_COLUMNS)))
+    tables.write_table(tmp_path / "cutout/train_subframes.csv", subframes)
+    tables.write_table(tmp_path / "cutout/train_blobs.csv", pd.DataFrame(columns=list(cutout.BLOB_COLUMNS)))
     pattern = np.random.default_rng(1).normal(0, 1, (32, 1024)).astype(np.float32)
-    frames.write_images(tmp_path / "difference/reference.fits.fz", {"STACK": pattern, "PATTERN": pattern}, sigma=1.0)
+    fits_images.write_images(
+        tmp_path / "difference/reference.fits.fz", {"STACK": pattern, "PATTERN": pattern}, sigma=1.0
+    )
     return tmp_path / "difference", tmp_path / "scale", tmp_path / "cutout"
 
 
@@ -171,10 +182,10 @@ LANDED = pd.DataFrame({"x_px": [9.0, 9.0], "y_px": 9.0, "radius_px": 2.0, "first
 
 def test_held_out_is_what_training_has_not_seen_of_images_without_a_new_blob(stages: tuple[Path, Path, Path]) -> None:
     candidates = pd.DataFrame({"frame": list("aabccd"), "x_px": [511.9, 512.0, 1000.0, 3.0, 900.0, 900.0]})
-    aside = detect.held_out(candidates, QUIET, LANDED, stages[2], 1024)
+    aside = held_out.find_held_out(candidates, QUIET, LANDED, stages[2], 1024)
     assert aside.rows.tolist() == [False, True, True, True, True, False]
     assert aside.frames == 2.0  # all of c, half of a and b
-    assert detect.held_out(candidates, QUIET, LANDED, stages[2], 500).frames == 1.0
+    assert held_out.find_held_out(candidates, QUIET, LANDED, stages[2], 500).frames == 1.0
 
 
 def test_the_operating_point_rests_on_held_out_candidates_that_may_be_blobs(stages: tuple[Path, Path, Path]) -> None:
@@ -183,40 +194,42 @@ def test_the_operating_point_rests_on_held_out_candidates_that_may_be_blobs(stag
     others = pd.DataFrame({"frame": list("acd"), "x_px": [9.0, 9, 700], "score": 0.9, "status": ["new", "dip", "new"]})
     true = np.array([0.8, 0.9, 0.95])
     params = Detect(false_alarms_per_100_frames=25.0, new_blobs_per_100_frames=10.0)
-    point = detect.operating_point(pd.concat([others, kept]), true, QUIET, LANDED, stages, params)
+    point = operating_point.set_operating_point(pd.concat([others, kept]), true, QUIET, LANDED, stages, params)
     assert point.frames == 2.0
-    assert point.threshold == pytest.approx(detect.tail_threshold(scores, 0.5), abs=1e-5)
-    assert point[1:3] == pytest.approx(detect.calibrate(true, scores, 2.0, 0.1), abs=1e-4)
+    assert point.threshold == pytest.approx(operating_point.tail_threshold(scores, 0.5), abs=1e-5)
+    assert point[1:3] == pytest.approx(operating_point.calibrate(true, scores, 2.0, 0.1), abs=1e-4)
     with pytest.raises(TableError, match="no image is held out"):
-        detect.operating_point(kept, true, QUIET.query("frame == 'd'"), LANDED, stages, params)
+        operating_point.set_operating_point(kept, true, QUIET.query("frame == 'd'"), LANDED, stages, params)
 
 
 def test_the_tail_is_exponential_in_the_logits() -> None:
     """Three false peaks of logits 1, 2 and 3: the highest two lie 1.5 above the third on average."""
     scores = 1 / (1 + np.exp(-np.array([1.0, 3.0, 2.0])))
     for allowed in (0.5, 1.0):
-        level = detect.logit(detect.tail_threshold(scores, allowed))
+        level = operating_point.logit(operating_point.tail_threshold(scores, allowed))
         assert level == pytest.approx(1 + 1.5 * math.log(3 / allowed))
-        assert detect.tail_level(np.array([1.0, 3.0, 2.0]), allowed / 2) == pytest.approx(
+        assert operating_point.tail_level(np.array([1.0, 3.0, 2.0]), allowed / 2) == pytest.approx(
             1 + 1.5 * math.log(6 / allowed)
         )
-    assert detect.tail_threshold(scores, 3.0) == detect.CANDIDATE
-    assert detect.tail_threshold(scores[:1], 0.5) == detect.CANDIDATE
-    assert detect.tail_threshold(np.linspace(1e-5, 1e-4, 40), 2.0) == detect.CANDIDATE  # nothing below is looked at
-    lower = np.concatenate([np.linspace(0.5, 0.9, detect.TAIL), np.linspace(0.001, 0.4, 50)])
-    assert detect.tail_threshold(lower, 2.0) == detect.tail_threshold(lower[: detect.TAIL], 2.0)
+    assert operating_point.tail_threshold(scores, 3.0) == CANDIDATE
+    assert operating_point.tail_threshold(scores[:1], 0.5) == CANDIDATE
+    assert operating_point.tail_threshold(np.linspace(1e-5, 1e-4, 40), 2.0) == CANDIDATE  # nothing below is looked at
+    lower = np.concatenate([np.linspace(0.5, 0.9, operating_point.TAIL), np.linspace(0.001, 0.4, 50)])
+    assert operating_point.tail_threshold(lower, 2.0) == operating_point.tail_threshold(
+        lower[: operating_point.TAIL], 2.0
+    )
 
 
 def test_a_probability_is_a_logistic_function_of_the_logit() -> None:
-    point = detect.OperatingPoint(0.5, 2.0, -1.0, 1.0)
+    point = operating_point.OperatingPoint(0.5, 2.0, -1.0, 1.0)
     expected = [1 / (1 + math.e), 81 / (81 + math.e)]  # odds of 1 and 9, squared, over e
     np.testing.assert_allclose(point.probability(np.array([0.5, 0.9])), expected)
-    np.testing.assert_allclose(detect.logit(np.array([0.0, 0.5, 1.0])), [-16.118, 0, 16.118], atol=1e-3)
+    np.testing.assert_allclose(operating_point.logit(np.array([0.0, 0.5, 1.0])), [-16.118, 0, 16.118], atol=1e-3)
 
 
 def test_a_model_without_an_operating_point_gives_its_own_probability(tmp_path: Path) -> None:
-    networks.save_model(tmp_path / "model.safetensors", networks.DenseNetwork(), {})
-    _, point = detect.load_operating_point(tmp_path / "model.safetensors")
+    model_file.save_model(tmp_path / "model.safetensors", dense_network.DenseNetwork(), {})
+    _, point = operating_point.load_operating_point(tmp_path / "model.safetensors")
     assert point.threshold == 0.5
     np.testing.assert_allclose(point.probability(np.array([0.2, 0.7])), [0.2, 0.7])
 
@@ -234,31 +247,32 @@ def test_false_alarms_are_detections_that_no_new_blob_explains() -> None:
     assert table["false_alarms"].tolist() == [2, 0, 1]
     assert table["kind"].tolist() == ["quiet", "quiet", "historical"]
     assert table["shift_px"].to_numpy() == pytest.approx([0.5, 0.1, math.hypot(0.3, 0.3)])
-    assert detect.summarise(table, detect.OperatingPoint(0.6, 1.0, 0.0, 1.234)) == {
+    assert detect.summarise(table, operating_point.OperatingPoint(0.6, 1.0, 0.0, 1.234)) == {
         **{"threshold": 0.6, "held_out_frames": 1.23, "n_quiet": 2, "n_shifted": 1},
         **{"false_alarms_per_100_quiet": 100.0, "false_alarms_per_100_shifted": 200.0},
     }
     assert (
-        detect.summarise(table[1:2], detect.OperatingPoint(0.6, 1.0, 0.0, 1.0))["false_alarms_per_100_shifted"] is None
+        detect.summarise(table[1:2], operating_point.OperatingPoint(0.6, 1.0, 0.0, 1.0))["false_alarms_per_100_shifted"]
+        is None
     )
 
 
 def test_a_detection_names_a_blob_within_six_pixels_or_its_radius() -> None:
     blobs = pd.DataFrame({"x_px": [50.0, 50.0], "y_px": [80.0, 80.0], "radius_px": [2.0, 10.0]})
     found = pd.DataFrame({"x_px": [53.6, 53.7, 42.0, 41.9], "y_px": [84.8, 84.9, 86.0, 86.0]})
-    assert detect.near(found, blobs).tolist() == [[True, True], [False, True], [False, True], [False, False]]
+    assert near_blobs(found, blobs).tolist() == [[True, True], [False, True], [False, True], [False, False]]
 
 
 def test_a_blob_has_landed_on_the_image_that_shows_it_first() -> None:
     blobs = pd.DataFrame({"first_frame": ["", "b", "of another campaign", "a"]})
-    assert detect.landed(QUIET, blobs).tolist() == [-1, 1, -1, 0]
+    assert held_out.first_image_index(QUIET, blobs).tolist() == [-1, 1, -1, 0]
 
 
 @pytest.mark.parametrize(("x", "y"), [(0.3, 1.6), (88.7, 0.2), (1.1, 68.8), (89.4, 69.0), (19.6, 20.4), (50.0, 30.0)])
 def test_a_blob_is_superimposed_as_far_as_the_image_reaches(x: float, y: float) -> None:
     image, larger = np.ones((70, 90), np.float32), np.ones((150, 170), np.float32)
     for each, margin in ((image, 0), (larger, 40)):
-        detect.superimpose(each, shape="ring", x_px=x + margin, y_px=y + margin, radius_px=6.0, depth_frac=0.2)
+        add_blob(each, shape="ring", x_px=x + margin, y_px=y + margin, radius_px=6.0, depth_frac=0.2)
     np.testing.assert_allclose(image, larger[40:-40, 40:-40], atol=1e-7)
     assert image.max() > 1.15
 
@@ -267,7 +281,7 @@ def test_peaks_low_on_the_map_are_measured_only_where_the_image_is_bright() -> N
     image = np.random.default_rng(1).normal(0, 0.01, (128, 128)).astype(np.float32)
     image[20:61, 20:61] += 0.1 * blob_profile("disc", 5.0)
     x, y = np.array([40, 80, 90, 100]), np.array([40, 40, 80, 110])
-    found = detect.measured_at(dense.Peaks(x, y, np.array([0.06, 0.19, 0.2, 0.9])), image, 0.01)
+    found = fit_at(dense.Peaks(x, y, np.array([0.06, 0.19, 0.2, 0.9])), image, 0.01)
     assert found["score"].tolist() == [0.06, 0.2, 0.9]
 
 
@@ -275,7 +289,7 @@ def test_probabilities_are_those_of_the_real_rate() -> None:
     """Logits of two normal distributions, a blob to twenty frames, ten false peaks to each: what Bayes' rule says."""
     rng = np.random.default_rng(2)
     true, false = (1 / (1 + np.exp(-rng.normal(mean, 1, n))) for mean, n in ((3, 4000), (-1, 4000)))
-    slope, offset = detect.calibrate(true, false, 400.0, 0.05)
+    slope, offset = operating_point.calibrate(true, false, 400.0, 0.05)
     z = np.array([0.0, 2.0, 4.0])
     right = 1 / (1 + 10 / 0.05 * np.exp(((z - 3) ** 2 - (z + 1) ** 2) / 2))
     np.testing.assert_allclose(1 / (1 + np.exp(-slope * z - offset)), right, atol=0.06)
@@ -303,18 +317,20 @@ POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weight
     ],
 )
 def test_an_operating_point_that_is_none_is_refused(tmp_path: Path, change: object, found: str) -> None:
-    path, network = tmp_path / "m.safetensors", networks.new_dense_network(1)
-    networks.save_model(path, network, {"operating_point": POINT})
-    assert detect.load_operating_point(path)[1] == detect.OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 10)
+    path, network = tmp_path / "m.safetensors", dense_network.new_dense_network(1)
+    model_file.save_model(path, network, {"operating_point": POINT})
+    assert operating_point.load_operating_point(path)[1] == operating_point.OperatingPoint(
+        0.6, 2.0, -1.0, 10.0, (0.5,) * 10
+    )
     point = {**POINT, **change} if isinstance(change, dict) else change
-    networks.save_model(path, network, {"operating_point": point})
+    model_file.save_model(path, network, {"operating_point": point})
     with pytest.raises(ModelError, match=f"m.safetensors: the operating point is none \\({found}"):
-        detect.load_operating_point(path)
+        operating_point.load_operating_point(path)
 
 
 def test_joint_score_has_as_many_weights_as_said() -> None:
     found = pd.DataFrame({"score": [0.5], "snr": [7.0], "misfit": [1.0]})
-    assert verdict.features(found).shape == (1, verdict.N_WEIGHTS - 1)
+    assert features(found).shape == (1, N_WEIGHTS - 1)
 
 
 @pytest.fixture
@@ -330,7 +346,7 @@ def two_days(tmp_path: Path) -> list[Path]:
         if day == 0:
             image[680:721, 180:221] += 0.04 * blob_profile("disc", 5.0, 0.0, 0.0, 41)
         paths.append(tmp_path / f"day{day}.fits")
-        frames.write_image(paths[-1], image, name="DIFFERENCE")
+        fits_images.write_image(paths[-1], image, name="DIFFERENCE")
     return paths
 
 
@@ -338,7 +354,7 @@ def test_a_scan_measures_and_says_what_is_seen_again(two_days: list[Path], dense
     argv = ["scan", *map(str, two_days), "--difference", "--model", str(dense_model), "--out", str(tmp_path / "out")]
     assert cli.main(argv) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")
-    assert set(measure.DETECTION_COLUMNS) <= set(table)
+    assert set(DETECTION_COLUMNS) <= set(table)
     stays, goes = (table[np.hypot(table["x_px"] - x, table["y_px"] - y) < 2] for x, y in ((500.3, 299.8), (200, 700)))
     assert list(stays["status"]) == ["seen_again", "new"]
     assert list(goes["status"]) == ["new"]
@@ -356,8 +372,8 @@ def test_two_versions_of_one_exposure_do_not_confirm_each_other(
     two_days: list[Path], dense_model: Path, tmp_path: Path
 ) -> None:
     for path, mjd in zip(two_days, (60000.25, 60000.25001), strict=True):
-        plane = frames.read_frame(path).data
-        frames.write_image(path, plane, name="DIFFERENCE", header={"EXPSTART": mjd, "ROOTNAME": "iabc01q"})
+        plane = fits_images.read_frame(path).data
+        fits_images.write_image(path, plane, name="DIFFERENCE", header={"EXPSTART": mjd, "ROOTNAME": "iabc01q"})
     argv = ["scan", *map(str, two_days), "--difference", "--model", str(dense_model), "--out", str(tmp_path / "out")]
     assert cli.main(argv) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")
@@ -371,12 +387,12 @@ def test_an_image_of_another_noise_than_its_stack_is_rejected(
 ) -> None:
     rng = np.random.default_rng(5)
     stack = rng.normal(0, 0.01, (1024, 1024)).astype(np.float32)
-    frames.write_images(tmp_path / "stack.fits", {"STACK": stack})
+    fits_images.write_images(tmp_path / "stack.fits", {"STACK": stack})
     scatter = np.full((512, 512), 0.01, np.float32) + rng.normal(0, 1e-4, (512, 512)).astype(np.float32)
     for number, path in enumerate(two_days):
-        plane = frames.read_frame(path).data * np.float32(factor if number == 0 else 1)
+        plane = fits_images.read_frame(path).data * np.float32(factor if number == 0 else 1)
         noise = 0.01 * (factor if number == 0 else 1)
-        frames.write_images(path, {"DIFFERENCE": plane, "SCATTER": scatter}, sigma=noise)
+        fits_images.write_images(path, {"DIFFERENCE": plane, "SCATTER": scatter}, sigma=noise)
     for way in (["--difference"], ["--reference", str(tmp_path / "stack.fits")]):
         argv = ["scan", *map(str, two_days), *way, "--model", str(dense_model), "--out", str(tmp_path / "out")]
         assert cli.main(argv) == 1
@@ -403,7 +419,7 @@ def test_what_is_bad_in_the_stack_is_no_blob(
     stack = np.random.default_rng(4).normal(0, 0.002, (1024, 1024)).astype(np.float32)
     rows, columns = np.mgrid[:1024, :1024]
     stack[np.hypot(columns - 200, rows - 700) < 5] += level
-    frames.write_image(tmp_path / "stack.fits", stack, name="STACK")
+    fits_images.write_image(tmp_path / "stack.fits", stack, name="STACK")
     argv = ["scan", str(two_days[0]), "--reference", str(tmp_path / "stack.fits"), "--model", str(dense_model)]
     assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")

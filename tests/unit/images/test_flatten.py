@@ -11,10 +11,10 @@ from astropy.io import fits
 from scipy import ndimage
 
 from blobpipe import cli
-from blobpipe.core import check, frames
-from blobpipe.core.profiles import SHAPES, blob_profile
+from blobpipe.core import fits_images
+from blobpipe.core.blob_shapes import SHAPES, blob_profile
 from blobpipe.errors import FrameError
-from blobpipe.images import flatten
+from blobpipe.images import check, flatten
 
 N = 1014
 PHOTONS_E, READ_NOISE_E = 20_000.0, 20.0
@@ -104,7 +104,7 @@ def test_the_large_scales_are_gone() -> None:
     coarse = loss[:1000, :1000].reshape(20, 50, 20, 50).mean(axis=(1, 3))
     assert np.abs(coarse).max() < 0.003
     assert coarse.std() < 0.0008
-    assert 0.006 < frames.median_and_noise(loss)[1] < 0.009
+    assert 0.006 < fits_images.median_and_noise(loss)[1] < 0.009
 
 
 def test_the_file_is_a_blob_image_of_the_products_convention(
@@ -113,7 +113,7 @@ def test_the_file_is_a_blob_image_of_the_products_convention(
     science, dq, places = scene
     out = flatten.flatten(write_exposure(tmp_path / "idbb01a1q_flt.fits", science, dq), tmp_path / "out")
     assert out == tmp_path / "out" / "idbb01a1q_blob.fits.fz"
-    frame = frames.usable_image(out)
+    frame = fits_images.usable_image(out)
     assert frame.data.shape == (1024, 1024)
     assert check.describe(out).fault == ""
     core = frame.data[5:-5, 5:-5]
@@ -136,7 +136,7 @@ def test_an_ima_gives_what_its_flt_gives(scene: tuple[np.ndarray, np.ndarray, Pl
     padded = np.pad(science, 5, constant_values=1e6)
     ima = flatten.flatten(write_exposure(tmp_path / "a_ima.fits", padded, np.pad(dq, 5)), tmp_path / "ima")
     assert flt.name == ima.name == "a_blob.fits.fz"
-    np.testing.assert_array_equal(frames.read_frame(flt).data, frames.read_frame(ima).data)
+    np.testing.assert_array_equal(fits_images.read_frame(flt).data, fits_images.read_frame(ima).data)
 
 
 def test_the_same_bytes(scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path) -> None:
@@ -237,8 +237,8 @@ def test_flags_that_are_all_the_same_may_be_one_number(tmp_path: Path) -> None:
     with fits.open(path) as hdus:
         constant = fits.ImageHDU(name="DQ", header=fits.Header({"NPIX1": N, "NPIX2": N, "PIXVALUE": 0}))
         fits.HDUList([hdus[0], hdus["SCI"], constant]).writeto(tmp_path / "b_flt.fits")
-    loss = frames.read_frame(flatten.flatten(tmp_path / "b_flt.fits", tmp_path)).data
-    np.testing.assert_array_equal(loss, frames.read_frame(flatten.flatten(path, tmp_path)).data)
+    loss = fits_images.read_frame(flatten.flatten(tmp_path / "b_flt.fits", tmp_path)).data
+    np.testing.assert_array_equal(loss, fits_images.read_frame(flatten.flatten(path, tmp_path)).data)
 
 
 def test_pixels_that_are_infinite_have_no_loss(tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_pixels_that_are_infinite_have_no_loss(tmp_path: Path) -> None:
     science = BRIGHT.copy()
     science[100, 100:103] = np.inf, -np.inf, 1e30
     out = flatten.flatten(write_exposure(tmp_path / "tägɬich_flt.fits", science, np.zeros((N, N))), tmp_path)
-    assert np.isnan(frames.read_frame(out).data[105, 105:108]).all()
+    assert np.isnan(fits_images.read_frame(out).data[105, 105:108]).all()
     assert out.name == "tägɬich_blob.fits.fz"
 
 
@@ -273,8 +273,8 @@ def test_a_real_subarray_of_stars_is_refused() -> None:
 def test_blobs_behind_real_flags_and_real_noise_are_found_where_they_are_flagged() -> None:
     """The real exposure's own DQ and read noise, on airglow that its five known blobs dim by 10 %."""
     path = REAL / "ibxy01z8q_ima.fits.gz"
-    dq = frames.read_plane(path, "DQ")[5:-5, 5:-5].astype(np.int32)
-    noise = frames.read_frame(path).data[5:-5, 5:-5]
+    dq = fits_images.read_plane(path, "DQ")[5:-5, 5:-5].astype(np.int32)
+    noise = fits_images.read_frame(path).data[5:-5, 5:-5]
     blobs = (dq & 512) != 0
     rate = np.where(blobs, 0.9, 1.0) * np.linspace(0.95, 1.05, dq.shape[1])
     loss = flatten.light_loss((PHOTONS_E * rate + noise).astype(np.float32), dq)
@@ -288,8 +288,8 @@ def test_blobs_behind_real_flags_and_real_noise_are_found_where_they_are_flagged
 @real
 def test_a_real_blob_image_comes_back() -> None:
     """Airglow dimmed as a real blob image says, behind a real bad-pixel map: flattened, it is that blob image again."""
-    truth = frames.read_frame(REAL / "example_blob.fits.gz").data[5:-5, 5:-5]
-    flags = np.nan_to_num(frames.read_frame(REAL / "wfc3ir_badpix_spars200_22.03.31.fits.gz").data)[5:-5, 5:-5]
+    truth = fits_images.read_frame(REAL / "example_blob.fits.gz").data[5:-5, 5:-5]
+    flags = np.nan_to_num(fits_images.read_frame(REAL / "wfc3ir_badpix_spars200_22.03.31.fits.gz").data)[5:-5, 5:-5]
     science = (PHOTONS_E * light(np.random.default_rng(5)) * (1 - truth)).astype(np.float32)
     loss = flatten.light_loss(science, flags.astype(np.int32))
     good = flags == 0

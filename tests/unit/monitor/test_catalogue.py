@@ -12,9 +12,9 @@ import pytest
 from tests.unit import synthetic_log
 
 from blobpipe import cli
-from blobpipe.core import frames
+from blobpipe.core import fits_images, tables
 from blobpipe.errors import TableError
-from blobpipe.monitor import catalogue, handover, store
+from blobpipe.monitor import catalogue, export, logbook
 from blobpipe.validation import regression
 
 # as somebody wrote it by hand: other digits, quotes and columns than ours
@@ -28,9 +28,9 @@ KNOWN = (
 @pytest.fixture
 def log(tmp_path: Path) -> sqlite3.Connection:
     """Four images and four candidates that nobody has looked at."""
-    connection = store.connect(tmp_path / "log.sqlite", make=True)
-    with store.writing(connection):
-        store.insert(connection, "runs", synthetic_log.RUN)
+    connection = logbook.connect(tmp_path / "log.sqlite", make=True)
+    with logbook.writing(connection):
+        logbook.insert(connection, "runs", synthetic_log.RUN)
         for number in range(1, 5):
             add_image(connection, number)
         for number, place in enumerate([(100, 100), (200, 300), (400, 50), (500, 500)], start=1):
@@ -40,31 +40,31 @@ def log(tmp_path: Path) -> sqlite3.Connection:
 
 def add_image(log: sqlite3.Connection, number: int, **more: object) -> None:
     row = {"id": number, "run": 1, "sha256": f"{number:064}", "name": f"day{number}", "kind": "image"}
-    row |= {"mjd": 60000.0 + number, "logged": store.now(), "outcome": "searched", "stack_sha256": "c" * 64}
-    store.insert(log, "images", row | more)
+    row |= {"mjd": 60000.0 + number, "logged": logbook.now(), "outcome": "searched", "stack_sha256": "c" * 64}
+    logbook.insert(log, "images", row | more)
 
 
 def add_candidate(log: sqlite3.Connection, image: int, x: float, y: float, **more: object) -> int:
     place = {"x_px": float(x), "y_px": float(y)}
-    number = store.insert(log, "candidates", {"image": image, "status": "new", **place})
+    number = logbook.insert(log, "candidates", {"image": image, "status": "new", **place})
     row = {"radius_px": 5.5, "radius_err_px": 0.2, "depth_frac": 0.0312345678912, "depth_err_frac": 0.001, "snr": 20.0}
     row |= {"image": image, "candidate": number, "status": "new", "score": 0.99, "probability": 0.98}
-    store.insert(log, "detections", row | place | more)
+    logbook.insert(log, "detections", row | place | more)
     return number
 
 
 def review(log: sqlite3.Connection, candidate: int, decision: str, reviewer: str = "Ada") -> None:
-    with store.writing(log):
+    with logbook.writing(log):
         row = {"candidate": candidate, "decision": decision, "reviewer": reviewer, "at": "2024-05-01T12:00:00.000Z"}
-        store.insert(log, "reviews", row)
+        logbook.insert(log, "reviews", row)
 
 
 def logged_file(log: sqlite3.Connection, folder: Path, number: int, name: str = "", outcome: str = "logged") -> Path:
     path = folder / f"{name or f'day{number}'}.fits.fz"
     path.touch()
     row = {"path": str(path.resolve()), "sha256": f"{number:064}", "size_bytes": 0, "modified_ns": 0}
-    with store.writing(log):
-        store.insert(log, "files", row | {"seen": store.now(), "outcome": outcome, "image": number})
+    with logbook.writing(log):
+        logbook.insert(log, "files", row | {"seen": logbook.now(), "outcome": outcome, "image": number})
     return path
 
 
@@ -76,7 +76,7 @@ def test_only_what_the_latest_review_confirms_comes_in(log: sqlite3.Connection, 
         for decision in decisions:
             review(log, candidate, decision, "Ada" if decision == "confirmed" else "Bob")
     assert catalogue.update(log, tmp_path / "blobs.csv") == ["b0001", "b0002"]
-    table = frames.read_table(tmp_path / "blobs.csv", catalogue.COLUMNS)
+    table = tables.read_table(tmp_path / "blobs.csv", catalogue.COLUMNS)
     assert list(table.columns) == list(catalogue.COLUMNS)
     assert table["first_frame"].tolist() == ["day2", "day4"]
     assert table[["x_px", "y_px"]].to_numpy().tolist() == [[400, 50], [100, 100]]
@@ -110,19 +110,19 @@ def test_a_second_time_changes_nothing(log: sqlite3.Connection, tmp_path: Path) 
 def test_what_lies_on_a_known_blob_is_not_added_again(log: sqlite3.Connection, tmp_path: Path) -> None:
     path = tmp_path / "blobs.csv"
     path.write_text(KNOWN)
-    with store.writing(log):
+    with logbook.writing(log):
         close = [add_candidate(log, 3, 312.4 + dx, 118.0) for dx in (-2.9, 2.9)]  # both on b001
         apart, twice = (add_candidate(log, 3, 312.4 + dx, 118.0) for dx in (3.1, 5.0))
     for candidate in (*close, apart, twice):
         review(log, candidate, "confirmed")
     assert catalogue.update(log, path) == ["b0008"]
-    assert frames.read_table(path, catalogue.COLUMNS)["x_px"].iloc[-1] == pytest.approx(315.5)
+    assert tables.read_table(path, catalogue.COLUMNS)["x_px"].iloc[-1] == pytest.approx(315.5)
 
 
 def test_one_that_was_not_measured_is_named_and_left_out(
     log: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with store.writing(log):
+    with logbook.writing(log):
         faint = add_candidate(log, 3, 700.0, 700.0, radius_px=None, depth_frac=None, snr=None)
     review(log, faint, "confirmed")
     with caplog.at_level(logging.WARNING):
@@ -138,7 +138,7 @@ def test_one_that_was_not_measured_is_named_and_left_out(
 def test_a_radius_and_a_depth_are_above_zero(
     log: sqlite3.Connection, tmp_path: Path, radius: float, depth: float, good: bool
 ) -> None:
-    with store.writing(log):
+    with logbook.writing(log):
         number = add_candidate(log, 3, 700.0, 700.0, radius_px=radius, depth_frac=depth)
     review(log, number, "confirmed")
     assert catalogue.update(log, tmp_path / "blobs.csv") == (["b0001"] if good else [])
@@ -206,9 +206,9 @@ def test_a_catalogue_keeps_its_bytes_however_it_is_written(
     if has_all:  # its columns have been added by an earlier update
         catalogue.update(log, path)
         review(log, 1, "confirmed")
-    before, known = path.read_bytes(), frames.read_known(path)
+    before, known = path.read_bytes(), tables.read_known(path)
     [name] = catalogue.update(log, path)
-    after, table = path.read_bytes(), frames.read_known(path, catalogue.COLUMNS)
+    after, table = path.read_bytes(), tables.read_known(path, catalogue.COLUMNS)
     pd.testing.assert_frame_equal(table.iloc[:-1][list(known)], known, check_dtype=False)
     assert table["blob"].iloc[-1] == name
     assert table[["x_px", "y_px"]].iloc[-1].tolist() == ([100, 100] if has_all else [500, 500])
@@ -266,14 +266,14 @@ def test_odd_names_do_not_stop_the_count(log: sqlite3.Connection, tmp_path: Path
 def test_what_the_catalogue_would_refuse_is_left_out(
     log: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with store.writing(log):
+    with logbook.writing(log):
         add_image(log, 9, name="-odd")
         off = add_candidate(log, 3, -1.5, 700.0)
         odd = add_candidate(log, 9, 600.0, 700.0)
     for candidate in (off, odd, 4):
         review(log, candidate, "confirmed")
     assert catalogue.update(log, tmp_path / "blobs.csv") == ["b0001"]
-    assert len(frames.read_known(tmp_path / "blobs.csv")) == 1
+    assert len(tables.read_known(tmp_path / "blobs.csv")) == 1
     assert caplog.messages == [
         "candidate 5: confirmed, but not with the x_px of a blob; add its row by hand",
         "candidate 6: confirmed, but not with the first_frame of a blob; add its row by hand",
@@ -300,7 +300,7 @@ def test_an_image_that_is_not_listed_is_named_and_nothing_is_written(log: sqlite
 def test_images_are_listed_by_date_between_those_that_are(log: sqlite3.Connection, tmp_path: Path) -> None:
     listed = tmp_path / "frames.csv"
     listed.write_text("frame,seed,mjd\nold,5,59999.50\nday2,6,60002.000\nlast,7,60009\n")
-    with store.writing(log):
+    with logbook.writing(log):
         add_image(log, 5, outcome="rejected", mjd=None)
         add_image(log, 6, kind="difference")
         add_image(log, 7)
@@ -327,14 +327,14 @@ def test_a_list_of_images_keeps_its_bytes(
     lines = ['frame,note,"mjd"', 'old,"5"" a\n,b",59999.50', "", 'mid,5" tall,60002.5', "end,,60009"]
     text = mark + newline.join(lines) + (newline if last else "")
     listed.write_bytes(text.encode())
-    with store.writing(log):
+    with logbook.writing(log):
         add_image(log, 7, mjd=60010.0)
     for number in (4, 1, 7):
         logged_file(log, tmp_path, number)
     assert catalogue.list_images(log, listed) == ["day1", "day4", "day7"]
     lines = [*lines[:3], "day1,,60001", lines[3], "day4,,60004", lines[4], "day7,,60010"]
     assert listed.read_bytes().decode() == mark + newline.join(lines) + newline
-    assert frames.read_image_list(listed)["note"].iloc[0] == '5" a\n,b'
+    assert tables.read_image_list(listed)["note"].iloc[0] == '5" a\n,b'
 
 
 @pytest.mark.parametrize(
@@ -367,9 +367,9 @@ def test_a_list_of_images_is_made(log: sqlite3.Connection, tmp_path: Path) -> No
 def test_the_loop_closes(log: sqlite3.Connection, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A confirmed blob is, for the chain, a known blob with a case of its own, and handed on."""
     raw = project / "data" / "raw"
-    before = frames.read_blobs(raw)
-    image = frames.read_frame(raw / "frame5.fits.fz").data
-    frames.write_image(logged_file(log, raw, 4), image, name="SCI")
+    before = tables.read_blobs(raw)
+    image = fits_images.read_frame(raw / "frame5.fits.fz").data
+    fits_images.write_image(logged_file(log, raw, 4), image, name="SCI")
     review(log, 1, "confirmed")
     words = ["catalogue", "update", "--log", str(log.execute("PRAGMA database_list").fetchone()["file"])]
     words += ["--catalogue", "data/raw/blobs.csv", "--frames", "data/raw/frames.csv", "--reviews", "reviews.csv"]
@@ -379,11 +379,11 @@ def test_the_loop_closes(log: sqlite3.Connection, project: Path, capsys: pytest.
         f"data/raw/blobs.csv: 1 blobs added: b{len(before):04d}",
         "reviews.csv: 1 reviews",
     ]
-    images, blobs = frames.read_frame_list(raw), frames.read_blobs(raw)
+    images, blobs = tables.read_frame_list(raw), tables.read_blobs(raw)
     pd.testing.assert_frame_equal(blobs.iloc[:-1][list(before.columns)], before, check_dtype=False)
     cases = regression.historical_cases(images.assign(n_stack=4), blobs)
     assert [list(case.new["blob"]) for case in cases] == [["b4"], [f"b{len(before):04d}"]]
-    handed_on = handover.read_catalogue(raw / "blobs.csv")
+    handed_on = export.read_catalogue(raw / "blobs.csv")
     assert handed_on["status"].tolist() == ["known"] * len(before) + ["confirmed"]
     assert handed_on["first_mjd"].iloc[-1] == 60004
 

@@ -13,11 +13,11 @@ import pytest
 from tests.unit import synthetic_log
 
 from blobpipe import cli
-from blobpipe.detection import detect
+from blobpipe.detection import operating_point
 from blobpipe.errors import NoticeError
-from blobpipe.monitor import doctor, notify, store
+from blobpipe.monitor import doctor, logbook, notices
 from blobpipe.monitor.doctor import Check, Setup
-from blobpipe.networks import networks
+from blobpipe.networks import dense_network, model_file
 from blobpipe.params import Health, Notices, Params, to_yaml
 
 MAIL = {"mail_to": ("team@example.org",), "mail_from": "blobs@example.org", "smtp_host": "mail.example.org"}
@@ -53,15 +53,15 @@ def changed(setup: Setup, **more: Path | None) -> Setup:
 
 
 def spoil(path: Path, statement: str, *values: object) -> None:
-    with store.writing(store.connect(path)) as log:
+    with logbook.writing(logbook.connect(path)) as log:
         log.execute(statement, values)
 
 
 def notice(path: Path, **more: object) -> None:
-    with store.writing(store.connect(path)) as log:
+    with logbook.writing(logbook.connect(path)) as log:
         number = log.execute("SELECT count(*) FROM notices").fetchone()[0]
-        row = {"key": f"k{number}", "channel": "mail", "subject": "s", "text": "t", "created": store.now()}
-        store.insert(log, "notices", row | more)
+        row = {"key": f"k{number}", "channel": "mail", "subject": "s", "text": "t", "created": logbook.now()}
+        logbook.insert(log, "notices", row | more)
 
 
 def test_all_is_well(setup: Setup) -> None:
@@ -122,7 +122,7 @@ def test_a_model_that_cannot_be_used_fails(setup: Setup, model: Path, tmp_path: 
 
 
 def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path: Path) -> None:
-    networks.save_model(tmp_path / "raw.safetensors", networks.DenseNetwork(), {})
+    model_file.save_model(tmp_path / "raw.safetensors", dense_network.DenseNetwork(), {})
     [check] = found(changed(setup, model=tmp_path / "raw.safetensors"), "model")
     assert (check.state, "threshold 0.5000, which nobody has set: run the stage detect" in check.found) == (
         "warn",
@@ -130,7 +130,7 @@ def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path:
     )
     [good] = found(setup, "model")
     assert "threshold 0.6000, set on 10 held-out images" in good.found
-    assert detect.load_operating_point(setup.model)[1].frames == 10
+    assert operating_point.load_operating_point(setup.model)[1].frames == 10
 
 
 def test_a_bad_catalogue_fails(setup: Setup, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_bad_catalogue_fails(setup: Setup, tmp_path: Path) -> None:
 
 
 def test_a_log_in_order_is_whole_and_writable(setup: Setup) -> None:
-    version = len(store.versions())
+    version = len(logbook.versions())
     assert found(setup, "log") == [Check("ok", "log", f"{setup.log}: whole, version {version}, wal, writable")]
 
 
@@ -172,7 +172,7 @@ def test_a_damaged_log_fails(setup: Setup, log_path: Path) -> None:
 
 
 def test_rows_that_refer_to_nothing_fail(setup: Setup, log_path: Path) -> None:
-    log = store.connect(log_path)
+    log = logbook.connect(log_path)
     log.execute("PRAGMA foreign_keys = OFF")
     log.execute("DELETE FROM candidates WHERE id = 1")
     [check] = found(setup, "log")
@@ -183,7 +183,7 @@ def test_rows_that_refer_to_nothing_fail(setup: Setup, log_path: Path) -> None:
 def test_a_log_that_another_program_holds_fails(setup: Setup, log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **more | {"timeout": 0.1}))
-    with store.writing(store.connect(log_path)):
+    with logbook.writing(logbook.connect(log_path)):
         [check] = found(setup, "log")
     assert check.state == "fail"
     assert "log.sqlite: database is locked; let no other program hold it" in check.found
@@ -195,7 +195,7 @@ def test_a_log_that_another_program_holds_fails(setup: Setup, log_path: Path, mo
     ids=["older", "newer"],
 )
 def test_the_version_of_a_log_is_looked_at(setup: Setup, log_path: Path, version: int, state: str, words: str) -> None:
-    spoil(log_path, f"PRAGMA user_version = {len(store.versions()) + version}")
+    spoil(log_path, f"PRAGMA user_version = {len(logbook.versions()) + version}")
     [check] = found(setup, "log")
     assert check.state == state
     assert words in check.found
@@ -250,8 +250,8 @@ def test_a_recipient_that_was_refused_is_named(setup: Setup, log_path: Path) -> 
 def test_a_reading_beyond_its_limit_is_warned_of(setup: Setup, log_path: Path) -> None:
     assert found(setup, "readings") == [Check("ok", "readings", "all within their limits")]
     row = {"image": 40, "what": "noise_frac", "value": 0.02, "bound": 0.013, "since": 38}
-    with store.writing(store.connect(log_path)) as log:
-        store.insert(log, "health", row)
+    with logbook.writing(logbook.connect(log_path)) as log:
+        logbook.insert(log, "health", row)
     [check] = found(setup, "readings")
     assert check.state == "warn"
     assert "0.02, limit 0.013; faint blobs go unseen" in check.found
@@ -325,9 +325,9 @@ def test_a_test_notice_is_sent_on_request_alone(setup: Setup, monkeypatch: pytes
         raise NoticeError("mail: the test notice was not accepted: no answer within 20 s")
 
     assert found(setup, "test notice") == []
-    monkeypatch.setattr(notify, "send_test", lambda *_: ["mail", "webhook"])
+    monkeypatch.setattr(notices, "send_test", lambda *_: ["mail", "webhook"])
     assert found(setup, "test notice", send_test=True) == [Check("ok", "test notice", "accepted by mail, webhook")]
-    monkeypatch.setattr(notify, "send_test", refuse)
+    monkeypatch.setattr(notices, "send_test", refuse)
     assert [check.state for check in found(setup, "test notice", send_test=True)] == ["fail"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.unit import synthetic_log
 
-from blobpipe.monitor import health, store
+from blobpipe.monitor import health, logbook
 from blobpipe.params import Health
 
 PARAMS = Health(
@@ -30,9 +30,9 @@ QUIET = (0.01,) * 16  # probabilities of an image's subframes
 
 @pytest.fixture
 def log(tmp_path: Path) -> sqlite3.Connection:
-    connection = store.connect(tmp_path / "log.sqlite", make=True)
-    with store.writing(connection):
-        store.insert(connection, "runs", synthetic_log.RUN)
+    connection = logbook.connect(tmp_path / "log.sqlite", make=True)
+    with logbook.writing(connection):
+        logbook.insert(connection, "runs", synthetic_log.RUN)
     return connection
 
 
@@ -40,27 +40,27 @@ def add(log: sqlite3.Connection, probabilities: Iterable[float] = QUIET, **more:
     """An image and its subframes; its number."""
     number = log.execute("SELECT count(*) FROM images").fetchone()[0] + 1
     row = {"run": 1, "sha256": f"{number:064}", "name": f"day{number}", "kind": "image", "mjd": 60000.0 + number}
-    with store.writing(log):
-        image = store.insert(log, "images", row | USUAL | {"logged": store.now(), "outcome": "searched", **more})
+    with logbook.writing(log):
+        image = logbook.insert(log, "images", row | USUAL | {"logged": logbook.now(), "outcome": "searched", **more})
         for k, value in enumerate(probabilities):
             part = {"row": k // 4, "col": k % 4, "probability": value, "positive": 0, "saliency": b""}
-            store.insert(log, "subframes", {"image": image, **part})
+            logbook.insert(log, "subframes", {"image": image, **part})
     return image
 
 
 def take(log: sqlite3.Connection, image: int) -> list[str]:
-    with store.writing(log):
+    with logbook.writing(log):
         return health.crossed(log, image, PARAMS)
 
 
 def add_candidate(log: sqlite3.Connection, image: int, status: str, decision: str = "") -> None:
-    with store.writing(log):
-        number = store.insert(log, "candidates", {"image": image, "status": status, "x_px": 9.0, "y_px": 9.0})
+    with logbook.writing(log):
+        number = logbook.insert(log, "candidates", {"image": image, "status": status, "x_px": 9.0, "y_px": 9.0})
         row = {"image": image, "candidate": number, "status": "new", "x_px": 9.0, "y_px": 9.0, "snr": 9.0}
-        store.insert(log, "detections", row | {"score": 0.99, "probability": 0.9})
+        logbook.insert(log, "detections", row | {"score": 0.99, "probability": 0.9})
         if decision:
-            review = {"candidate": number, "decision": decision, "reviewer": "Ada", "at": store.now()}
-            store.insert(log, "reviews", review)
+            review = {"candidate": number, "decision": decision, "reviewer": "Ada", "at": logbook.now()}
+            logbook.insert(log, "reviews", review)
 
 
 def reading(log: sqlite3.Connection, image: int, what: str) -> float | None:
@@ -149,8 +149,8 @@ def test_another_kind_of_probabilities_is_noticed_and_comes_back(log: sqlite3.Co
 def test_another_model_starts_anew(log: sqlite3.Connection) -> None:
     for _ in range(8):
         take(log, add(log, (0.0,) * 16))
-    with store.writing(log):
-        store.insert(log, "runs", synthetic_log.RUN | {"model_sha256": "f" * 64})
+    with logbook.writing(log):
+        logbook.insert(log, "runs", synthetic_log.RUN | {"model_sha256": "f" * 64})
     for _ in range(7):
         assert take(log, image := add(log, (1.0,) * 16, run=2)) == []
         assert reading(log, image, "probability_distance") is None

@@ -25,12 +25,12 @@ from astropy.io import fits
 from tests.servers import Mailbox, MailServer
 
 import blobpipe
-from blobpipe.core import frames
-from blobpipe.core.profiles import blob_profile
-from blobpipe.detection import verdict
+from blobpipe.core import files, fits_images, tables
+from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.detection.score import score_candidates
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
 from blobpipe.images import difference
-from blobpipe.monitor import catalogue, notify, quicklook, stacks, store
+from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack
 from blobpipe.monitor.inbox import Inbox, Stamp
 from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook, to_yaml
 from blobpipe.simulation import campaign
@@ -82,7 +82,7 @@ def routine(tmp_path: Path, **more: object) -> quicklook.Routine:
 def run(tmp_path: Path, **more: object) -> sqlite3.Connection:
     made = routine(tmp_path, **more)
     quicklook.quicklook(tmp_path / "in", made)
-    return store.connect(made.log_path)
+    return logbook.connect(made.log_path)
 
 
 def outcomes(log: sqlite3.Connection) -> dict[str, str]:
@@ -90,7 +90,7 @@ def outcomes(log: sqlite3.Connection) -> dict[str, str]:
 
 
 def candidates(log: sqlite3.Connection) -> pd.DataFrame:
-    return store.table(log, "candidate_list")
+    return logbook.table(log, "candidate_list")
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +109,8 @@ def month(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def again(month: Path, tmp_path: Path) -> Path:
     """A copy of it to go on with."""
     shutil.copytree(month, tmp_path, dirs_exist_ok=True)
-    log = store.connect(tmp_path / "out" / "log.sqlite")
-    with store.writing(log):
+    log = logbook.connect(tmp_path / "out" / "log.sqlite")
+    with logbook.writing(log):
         log.execute("UPDATE files SET path = replace(path, ?, ?)", (str(month), str(tmp_path)))
         for path in (tmp_path / "in").iterdir():
             stamp = Stamp.of(path.stat())
@@ -122,7 +122,7 @@ def again(month: Path, tmp_path: Path) -> Path:
 
 
 def test_a_new_blob_is_found_on_its_day_and_seen_again_on_the_next(month: Path) -> None:
-    log = store.connect(month / "out" / "log.sqlite")
+    log = logbook.connect(month / "out" / "log.sqlite")
     assert list(outcomes(log).values()) == ["stack"] * STACK + ["searched"] * 5
     found = candidates(log)
     assert len(found) == 1
@@ -136,7 +136,7 @@ def test_a_new_blob_is_found_on_its_day_and_seen_again_on_the_next(month: Path) 
 
 
 def test_every_row_says_what_it_was_judged_against(month: Path) -> None:
-    log = store.connect(month / "out" / "log.sqlite")
+    log = logbook.connect(month / "out" / "log.sqlite")
     row = log.execute("SELECT * FROM candidate_list").fetchone()
     assert all(len(row[name]) == 64 for name in ("model_sha256", "params_sha256", "stack_sha256"))
     assert log.execute("SELECT count(DISTINCT stack_sha256) FROM images WHERE n_stack = ?", (STACK,)).fetchone()[0] == 5
@@ -146,7 +146,7 @@ def test_every_row_says_what_it_was_judged_against(month: Path) -> None:
 
 
 def test_subframes_and_pictures_are_kept(month: Path) -> None:
-    log = store.connect(month / "out" / "log.sqlite")
+    log = logbook.connect(month / "out" / "log.sqlite")
     assert log.execute("SELECT count(*) FROM subframes").fetchone()[0] == 5 * (SIDE // 256) ** 2
     best = log.execute("SELECT row, col FROM subframes ORDER BY probability DESC LIMIT 1").fetchone()
     assert tuple(best) == (NEW[1] // 256, NEW[0] // 256)
@@ -158,12 +158,12 @@ def test_subframes_and_pictures_are_kept(month: Path) -> None:
 
 
 def test_a_second_run_changes_nothing(again: Path) -> None:
-    before = store.connect(again / "out" / "log.sqlite")
-    rows = {name: store.table(before, name) for name in ("images", "files", "candidates", "detections")}
+    before = logbook.connect(again / "out" / "log.sqlite")
+    rows = {name: logbook.table(before, name) for name in ("images", "files", "candidates", "detections")}
     before.close()
     after = run(again)
     for name, table in rows.items():
-        pd.testing.assert_frame_equal(store.table(after, name), table)
+        pd.testing.assert_frame_equal(logbook.table(after, name), table)
 
 
 def test_a_corrupt_image_is_rejected_with_its_reason_and_the_rest_goes_on(again: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_file_that_grows_while_it_is_looked_at_is_left_for_the_next_look(
     whole = write(again, STACK + 5).read_bytes()
     growing = again / "in" / "growing.fits"
     growing.write_bytes(whole[:200_000])
-    hashed = frames.sha256
+    hashed = files.sha256
 
     def hash_while_it_grows(path: Path) -> str:
         found = hashed(path)
@@ -266,7 +266,7 @@ def test_a_file_that_grows_while_it_is_looked_at_is_left_for_the_next_look(
             growing.write_bytes(whole)
         return found
 
-    monkeypatch.setattr(frames, "sha256", hash_while_it_grows)
+    monkeypatch.setattr(files, "sha256", hash_while_it_grows)
     assert "growing" not in outcomes(run(again))
     monkeypatch.undo()
     log = run(again)
@@ -365,29 +365,29 @@ def test_what_happens_to_an_image_is_one_transaction(again: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise SystemExit("killed at the last moment")
 
-    monkeypatch.setattr(notify, "queue", fail)
+    monkeypatch.setattr(notices, "queue", fail)
     with pytest.raises(SystemExit):
         run(again)
     monkeypatch.undo()
-    assert len(outcomes(store.connect(routine(again).log_path))) == STACK + 5
+    assert len(outcomes(logbook.connect(routine(again).log_path))) == STACK + 5
     assert outcomes(run(again))[f"day{STACK + 5:03d}"] == "searched"
 
 
 def test_the_stack_does_not_hang_on_the_cache(again: Path) -> None:
-    log = store.connect(again / "out" / "log.sqlite")
+    log = logbook.connect(again / "out" / "log.sqlite")
     params = SETTINGS.difference
-    once = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
+    once = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
     part = sorted((again / "out" / "empty").glob("*.npy"))[0]
     part.unlink()
-    twice = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
+    twice = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
     assert once is not None
     assert twice is not None
     assert once.sha256 == twice.sha256
 
 
 def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
-    log = store.connect(again / "out" / "log.sqlite")
-    once = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+    log = logbook.connect(again / "out" / "log.sqlite")
+    once = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
     copy, first = again / "in" / "copy.fits", again / "in" / "day001.fits"
     shutil.copy(first, copy)
     write(again / "in", STACK + 5, NEW, name="day002")  # other bytes under its name
@@ -395,9 +395,9 @@ def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
     copy.unlink()  # the place where it was seen last
     shutil.rmtree(again / "out" / "empty")
     with pytest.raises(FrameError, match=r"day002.fits: not found, or changed, expected the image \w{12} of the log"):
-        stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+        running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
     write(again / "in", 2)
-    twice = stacks.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+    twice = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
     assert once is not None
     assert twice is not None
     assert once.sha256 == twice.sha256
@@ -405,9 +405,9 @@ def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
 
 @pytest.mark.parametrize("left", ["cut off", "empty", "of another registration"])
 def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(again: Path, left: str) -> None:
-    log = store.connect(again / "out" / "log.sqlite")
+    log = logbook.connect(again / "out" / "log.sqlite")
     cache, date, params = again / "out" / "other", 60000.0 + STACK, SETTINGS.difference
-    once = stacks.stack_before(log, cache, date, params)
+    once = running_stack.stack_before(log, cache, date, params)
     first, second, *_ = sorted(cache.glob("*.npy"))
     match left:
         case "cut off":
@@ -417,7 +417,7 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(agai
         case _:
             first.unlink()
             np.save(second, np.zeros((SIDE, SIDE), np.float16))
-    twice = stacks.stack_before(log, cache, date, params)
+    twice = running_stack.stack_before(log, cache, date, params)
     assert once is not None
     assert twice is not None
     assert once.sha256 == twice.sha256
@@ -441,7 +441,7 @@ def test_every_image_has_the_same_stack_with_the_cache_and_without(tmp_path: Pat
                         for path, other in pairwise(cached):
                             shutil.copy(other, path)
             run(root).close()
-        log = store.connect(root / "out" / "log.sqlite")
+        log = logbook.connect(root / "out" / "log.sqlite")
         found.append([row["stack_sha256"] for row in log.execute("SELECT stack_sha256 FROM images ORDER BY id")])
     assert found[0] == found[1]
     assert len(set(found[0])) == 6
@@ -457,20 +457,20 @@ def test_an_absurd_pixel_does_no_harm(again: Path) -> None:
 
 
 def test_a_stack_is_of_the_last_images_before_a_date(again: Path) -> None:
-    log = store.connect(again / "out" / "log.sqlite")
+    log = logbook.connect(again / "out" / "log.sqlite")
     by_day = {row["mjd"]: row["sha256"] for row in log.execute("SELECT mjd, sha256 FROM images")}
-    with store.writing(log):
+    with logbook.writing(log):
         log.execute("UPDATE images SET outcome = 'rejected' WHERE mjd = 60003")
-    found = [member.sha256 for member in stacks.members_before(log, 60005.0, 3)]
+    found = [member.sha256 for member in running_stack.members_before(log, 60005.0, 3)]
     assert found == [by_day[60000.0 + day] for day in (1, 2, 4)]  # not the day itself, nor what was rejected
-    assert stacks.stack_before(log, again / "cache", 60002.0, Difference(stack_size=3)) is None
+    assert running_stack.stack_before(log, again / "cache", 60002.0, Difference(stack_size=3)) is None
 
 
 def test_the_median_of_a_stack_is_that_of_each_pixel() -> None:
     """Of every block of rows, missing values left out."""
     images = np.random.default_rng(1).normal(0, 1, (5, 2 * 64 + 7, 9)).astype(np.float32)
     images[0, :, 3], images[:4, 70, 5] = np.nan, np.nan
-    np.testing.assert_array_equal(stacks._median(images), np.nanmedian(images, axis=0))
+    np.testing.assert_array_equal(running_stack._median(images), np.nanmedian(images, axis=0))
 
 
 def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
@@ -478,7 +478,7 @@ def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
     before = {path.name for path in cache.iterdir()}
     for name in (".left-by-a-kill.123.tmp.npy", f"{'0' * 64}.npy"):
         (cache / name).write_bytes(b"half an image")
-    stacks.prune(store.connect(again / "out" / "log.sqlite"), cache, STACK)
+    running_stack.prune(logbook.connect(again / "out" / "log.sqlite"), cache, STACK)
     assert {path.name for path in cache.iterdir()} == before
 
 
@@ -486,7 +486,7 @@ def test_the_cache_keeps_two_stacks(again: Path) -> None:
     for day in range(STACK + 5, STACK + 10):
         write(again / "in", day, NEW)
     run(again)
-    assert len(list((again / "out" / "stack").glob("*.npy"))) == stacks.KEPT * STACK
+    assert len(list((again / "out" / "stack").glob("*.npy"))) == running_stack.KEPT * STACK
 
 
 LONG_STACK = 10  # images: what lands on one of them is in the scatter before the median has it
@@ -527,12 +527,12 @@ def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, kno
     for day in range(LONG_STACK):
         write_small(tmp_path / "in", day)
     quicklook.quicklook(tmp_path / "in", made)
-    log = store.connect(made.log_path)
+    log = logbook.connect(made.log_path)
     for day in range(LONG_STACK, LONG_STACK + 10):
         write_small(tmp_path / "in", day)
         quicklook.quicklook(tmp_path / "in", made)
         if known == "by a person":
-            with store.writing(log):
+            with logbook.writing(log):
                 log.execute(
                     "INSERT INTO reviews (candidate, decision, reviewer, at) SELECT id, 'confirmed', 'A', '' FROM candidates"
                 )
@@ -564,7 +564,7 @@ def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(tmp
             with fits.open(path, mode="update") as hdus:
                 hdus[0].data[200 - 20 : 200 + 21, 140 - 20 : 140 + 21] += 0.1 * blob_profile("disc", 5.0, 0, 0)
     quicklook.quicklook(tmp_path / "in", made)
-    log = store.connect(made.log_path)
+    log = logbook.connect(made.log_path)
     found = candidates(log)
     flickering = found[np.hypot(found["x_px"] - 140, found["y_px"] - 200) < 3]
     assert flickering["sightings"].tolist() == [1]
@@ -582,16 +582,16 @@ def test_every_blob_of_a_simulated_month_keeps_its_candidate(tmp_path: Path, beg
     settings = Campaign(seed=5, n_frames=54, first_frames=size, n_cases=20)
     campaign.simulate(raw, settings)
     params = SETTINGS.model_copy(update={"difference": Difference(stack_size=size)})
-    listed, named = frames.read_frame_list(raw), None
+    listed, named = tables.read_frame_list(raw), None
     if begun == "by a named stack":
         difference.reference(raw, tmp_path, params.difference)
         listed, named = listed[size - 5 :].reset_index(drop=True), tmp_path / "reference.fits.fz"
     inbox.mkdir()
     for name in listed["frame"]:
-        shutil.move(frames.find_image(raw, name), inbox)
+        shutil.move(fits_images.find_image(raw, name), inbox)
     made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params, reference=named)
     quicklook.quicklook(inbox, made)
-    log = store.connect(made.log_path)
+    log = logbook.connect(made.log_path)
     found = pd.read_sql_query(
         "SELECT d.*, i.name, i.mjd, d.x_px - i.shift_x_px AS x, d.y_px - i.shift_y_px AS y "
         "FROM detections d JOIN images i ON i.id = d.image",
@@ -637,7 +637,7 @@ def run_notified(tmp_path: Path) -> sqlite3.Connection:
     """A run whose notices stay in the outbox: nobody listens at that port."""
     made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, NOTIFIED)
     quicklook.quicklook(tmp_path / "in", made)
-    return store.connect(made.log_path)
+    return logbook.connect(made.log_path)
 
 
 def superseded(log: sqlite3.Connection) -> dict[str, str]:
@@ -673,7 +673,7 @@ def test_a_second_version_of_an_exposure_confirms_nothing(again: Path, way: str)
     assert found["sightings"].tolist()[1] == 1
     assert found["first_image"].tolist()[1] == newest["id"]
     assert [tuple(row) for row in log.execute("SELECT key, channel FROM notices WHERE candidate IS NOT NULL")] == told
-    members = stacks.members_before(log, 70000.0, STACK)
+    members = running_stack.members_before(log, 70000.0, STACK)
     assert len({member.mjd for member in members}) == STACK
     assert log.execute("SELECT sha256 FROM images WHERE id = ?", (newest["id"],)).fetchone()[0] == members[-1].sha256
 
@@ -772,7 +772,7 @@ def test_different_exposures_are_not_taken_for_versions(again: Path) -> None:
 
 
 def test_a_version_that_cannot_be_used_replaces_nothing(again: Path) -> None:
-    before = candidates(store.connect(again / "out" / "log.sqlite"))["sightings"].tolist()
+    before = candidates(logbook.connect(again / "out" / "log.sqlite"))["sightings"].tolist()
     path = again / "in" / f"day{STACK + 4:03d}.fits"
     path.write_bytes(path.read_bytes()[:200_000])
     log = run(again)
@@ -888,7 +888,7 @@ def slip(root: Path, kind: str) -> dict[str, Path]:
             fits.PrimaryHDU(np.zeros((SIDE, SIDE), np.float32)).writeto(path, overwrite=True)
         case "scatter of another size":
             planes = {"STACK": pixels(9, KNOWN), "SCATTER": np.ones((99, 99), np.float32)}
-            frames.write_images(path, planes)
+            fits_images.write_images(path, planes)
         case "no such catalogue":
             return {"catalogue": root / "none.csv"}
         case "a catalogue that is an image":
@@ -912,7 +912,7 @@ def test_a_slip_in_an_option_leaves_no_trace(tmp_path: Path, kind: str) -> None:
         run(tmp_path, **slip(tmp_path, kind))
     assert str(tmp_path) in str(caught.value)
     if (tmp_path / "out" / "log.sqlite").exists():
-        log = store.connect(tmp_path / "out" / "log.sqlite")
+        log = logbook.connect(tmp_path / "out" / "log.sqlite")
         assert [log.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("runs", "images")] == [0, 0]
     write(tmp_path, 2, name="stack")
     assert outcomes(run(tmp_path, reference=tmp_path / "stack.fits")) == {"day001": "searched"}
@@ -934,7 +934,7 @@ def test_a_stack_of_another_size_than_the_images_of_the_log_is_refused(again: Pa
     before = routine(again, **slip(again, "a stack of another size"))
     with pytest.raises(FrameError, match=r"whole.fits: found 300x300 pixels, expected 512x512 as the images"):
         quicklook.quicklook(again / "in", before)
-    log = store.connect(before.log_path)
+    log = logbook.connect(before.log_path)
     assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1
 
 
@@ -968,9 +968,9 @@ def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None
     with pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"):
         watch_a_day_too_long()
     if fate == "moved":  # without its -wal file
-        assert f"day{STACK + 5:03d}" in outcomes(store.connect(again / "moved.sqlite"))
+        assert f"day{STACK + 5:03d}" in outcomes(logbook.connect(again / "moved.sqlite"))
     if fate == "folder moved":
-        assert f"day{STACK + 5:03d}" in outcomes(store.connect(again / "elsewhere" / "log.sqlite"))
+        assert f"day{STACK + 5:03d}" in outcomes(logbook.connect(again / "elsewhere" / "log.sqlite"))
         assert not log_path.parent.exists()
 
 
@@ -1026,20 +1026,20 @@ def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
 ) -> None:
     path = write(again / "in", STACK + 5, NEW)
     write(again / "in", STACK + 6, NEW)
-    hashed, read = frames.sha256, frames.usable_image
+    hashed, read = files.sha256, fits_images.usable_image
 
     def no_hash(of: Path) -> str:
         if of == path and where == "hash":
             raise error
         return hashed(of)
 
-    def no_image(of: Path) -> frames.Frame:
+    def no_image(of: Path) -> fits_images.Frame:
         if of == path and where == "read":
             raise FrameError(f"{of}: {error.strerror}") from error
         return read(of)
 
-    monkeypatch.setattr(frames, "sha256", no_hash)
-    monkeypatch.setattr(frames, "usable_image", no_image)
+    monkeypatch.setattr(files, "sha256", no_hash)
+    monkeypatch.setattr(fits_images, "usable_image", no_image)
     log = run(again)
     assert path.stem not in outcomes(log)
     assert outcomes(log)[f"day{STACK + 6:03d}"] == "searched"
@@ -1052,13 +1052,13 @@ def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
 def test_a_bug_that_one_image_brings_to_light_is_its_alone(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for day in range(STACK + 5, STACK + 8):
         write(again / "in", day, NEW)
-    score, calls = verdict.score, []
+    score, calls = score_candidates, []
 
     def fail_on_the_second(*rest: object) -> pd.DataFrame:
         calls.append(rest)
         return score(*rest) if len(calls) != 2 else pd.DataFrame()["no such column"]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(verdict, "score", fail_on_the_second)
+    monkeypatch.setattr(score, "score_candidates", fail_on_the_second)
     log = run(again)
     assert list(outcomes(log).values())[-3:] == ["searched", "rejected", "searched"]
     [row] = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected'").fetchall()
@@ -1073,10 +1073,10 @@ def test_a_bug_that_one_image_brings_to_light_is_its_alone(again: Path, monkeypa
 @pytest.mark.parametrize(
     ("where", "error", "told_as"),
     [
-        ((stacks, "keep"), OSError(errno.ENOSPC, "No space left on device"), OSError),
-        ((stacks, "keep"), KeyboardInterrupt(), KeyboardInterrupt),
-        ((notify, "queue"), sqlite3.OperationalError("database or disk is full"), LogError),
-        ((notify, "queue"), sqlite3.DatabaseError("database disk image is malformed"), LogError),
+        ((running_stack, "keep"), OSError(errno.ENOSPC, "No space left on device"), OSError),
+        ((running_stack, "keep"), KeyboardInterrupt(), KeyboardInterrupt),
+        ((notices, "queue"), sqlite3.OperationalError("database or disk is full"), LogError),
+        ((notices, "queue"), sqlite3.DatabaseError("database disk image is malformed"), LogError),
     ],
 )
 def test_what_is_no_fault_of_the_image_is_not_laid_to_it(
@@ -1095,7 +1095,7 @@ def test_what_is_no_fault_of_the_image_is_not_laid_to_it(
     with pytest.raises(told_as):
         run(again)
     monkeypatch.undo()
-    assert f"day{STACK + 5:03d}" not in outcomes(store.connect(routine(again).log_path))
+    assert f"day{STACK + 5:03d}" not in outcomes(logbook.connect(routine(again).log_path))
     assert outcomes(run(again))[f"day{STACK + 5:03d}"] == "searched"
 
 
@@ -1129,7 +1129,7 @@ def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(again: Pa
         process = start(again, env=deadly)
         printed, _ = process.communicate(timeout=300)
         assert process.returncode == status, printed
-    log = store.connect(again / "out" / "log.sqlite")
+    log = logbook.connect(again / "out" / "log.sqlite")
     assert outcomes(log)[f"day{STACK + 6:03d}"] == "searched"
     row = log.execute("SELECT outcome, reason FROM images WHERE name = 'killer'").fetchone()
     assert tuple(row) == ("rejected", f"ends the process that reads it ({name}); fetch or write the file again")
@@ -1144,7 +1144,7 @@ def test_an_image_at_which_somebody_killed_the_run_is_not_blamed(again: Path, mo
     rehearse = quicklook._rehearsed
     monkeypatch.setattr(quicklook, "_rehearsed", lambda path: rehearsed.append(path) or rehearse(path))
     lock = again / "out" / "log.lock"
-    lock.write_text(f"{'0' * 64}\n{frames.sha256(path)}\n")  # as a kill leaves it; the other file is gone
+    lock.write_text(f"{'0' * 64}\n{files.sha256(path)}\n")  # as a kill leaves it; the other file is gone
     assert outcomes(run(again))[path.stem] == "searched"
     assert rehearsed == [path]
     assert lock.read_text() == f"{'0' * 64}\n"
@@ -1152,7 +1152,7 @@ def test_an_image_at_which_somebody_killed_the_run_is_not_blamed(again: Path, mo
 
 def test_a_file_whose_reading_does_not_end_is_passed_over(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(again / "in", STACK + 5, NEW)
-    (again / "out" / "log.lock").write_text(f"{frames.sha256(path)}\n")
+    (again / "out" / "log.lock").write_text(f"{files.sha256(path)}\n")
     monkeypatch.setattr(quicklook, "REHEARSAL_S", 0.001)
     log = run(again)
     assert outcomes(log)[path.stem] == "rejected"
@@ -1198,11 +1198,11 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
         with quicklook._tools(made, inbox) as tools:
             for day in range(params.difference.stack_size):  # as if they had been searched
                 image, row = write_large(folder / f"day{day:03}.fits", day), {"run": 1, "kind": "image"}
-                row |= {"sha256": frames.sha256(folder / f"day{day:03}.fits"), "name": f"day{day:03}"}
-                row |= {"mjd": 60000.0 + day, "logged": store.now(), "outcome": "searched"}
-                number = store.insert(tools.connection, "images", row)
-                store.insert(tools.connection, "corrections", {"image": number, "bytes": b""})
-                stacks.keep(cache, row["sha256"], image, b"")
+                row |= {"sha256": files.sha256(folder / f"day{day:03}.fits"), "name": f"day{day:03}"}
+                row |= {"mjd": 60000.0 + day, "logged": logbook.now(), "outcome": "searched"}
+                number = logbook.insert(tools.connection, "images", row)
+                logbook.insert(tools.connection, "corrections", {"image": number, "bytes": b""})
+                running_stack.keep(cache, row["sha256"], image, b"")
             took = []
             for day in range(40, 43):
                 sent_s: list[float] = []
@@ -1236,7 +1236,7 @@ def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
 def test_a_watch_and_a_manual_run_share_the_work(again: Path) -> None:
     (again / "params.yaml").write_text(to_yaml(SETTINGS))
     watching = start(again, "--watch")
-    log = store.connect(again / "out" / "log.sqlite")
+    log = logbook.connect(again / "out" / "log.sqlite")
     try:
         until(lambda: log.execute("SELECT count(*) FROM runs").fetchone()[0] == 2)
         for day in range(STACK + 5, STACK + 11):
@@ -1301,7 +1301,7 @@ def test_a_watch_lives_with_odd_names_and_dates_and_ends_with_its_log(again: Pat
     settings = SETTINGS.model_copy(update={"quicklook": Quicklook(settle_s=0.3)})
     (again / "params.yaml").write_text(to_yaml(settings))
     watching = start(again, "--watch")
-    log = store.connect(again / "out" / "log.sqlite")
+    log = logbook.connect(again / "out" / "log.sqlite")
     try:
         until(lambda: log.execute("SELECT count(*) FROM runs").fetchone()[0] == 2)
         (again / "in" / os.fsdecode(b"folder\xe9.fits")).mkdir()  # which the watch for events cannot tell

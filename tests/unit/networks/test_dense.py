@@ -10,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from blobpipe.core import frames
+from blobpipe.core import files
 from blobpipe.errors import ModelError
-from blobpipe.networks import dense, networks, training
+from blobpipe.images import tiles
+from blobpipe.networks import dense, dense_network, model_file, train
 from blobpipe.params import Dense
 from blobpipe.simulation import augment, clutter, cutout, render
+from blobpipe.simulation.recipes import Recipes, Scene
 
 SMALL = Dense(batch_size=10, epochs=2, n_clutter=4, n_monitor=20, device="cpu", crop_px=64)
 EXACT = ("model.safetensors", "history.csv")
@@ -25,7 +27,7 @@ def folders(project: Path) -> tuple[Path, ...]:
     return data / "difference", data / "scale", results / "cutout", results / "augment"
 
 
-def opened(project: Path, n: int = 40) -> tuple[render.Scene, render.Recipes]:
+def opened(project: Path, n: int = 40) -> tuple[Scene, Recipes]:
     *first, last = folders(project)
     scene, recipes = cutout.open_split(*first, "train", augment.read_augmentation(last), n=n)
     return dense.with_ragged(scene, sizes(project), 1)[0], recipes
@@ -45,7 +47,7 @@ def new_run(project: Path, out: Path, params: Dense = SMALL) -> dense.DenseRun:
 @pytest.fixture(scope="module")
 def trained(made_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dense") / "dense"
-    dense.train(*folders(made_project), out, SMALL)
+    dense.train_dense(*folders(made_project), out, SMALL)
     return out
 
 
@@ -53,29 +55,29 @@ def test_a_run_writes_model_history_and_metrics(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {*EXACT, "history.png", "metrics.json"}
     assert list(pd.read_csv(trained / "history.csv")["epoch"]) == [1, 2]
     assert json.loads((trained / "metrics.json").read_text())["epochs"] == 2
-    _, about = networks.load_dense(trained / "model.safetensors")
-    assert about["network"] == networks.kind_of_model(trained / "model.safetensors") == "dense"
+    _, about = model_file.load_dense(trained / "model.safetensors")
+    assert about["network"] == model_file.kind_of_model(trained / "model.safetensors") == "dense"
     with pytest.raises(ModelError, match="no model of the report network"):
-        networks.load_model(trained / "model.safetensors")
+        model_file.load_model(trained / "model.safetensors")
 
 
 def test_a_run_cut_off_ends_with_the_same_bytes(
     trained: Path, made_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = training.Run.save
+    save = train.Run.save
 
-    def stop(run: training.Run) -> None:
+    def stop(run: train.Run) -> None:
         save(run)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Run, "save", stop)
+        patch.setattr(train.Run, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            dense.train(*folders(made_project), tmp_path, SMALL)
+            dense.train_dense(*folders(made_project), tmp_path, SMALL)
     torch.set_num_threads(3)
-    dense.train(*folders(made_project), tmp_path, SMALL)
+    dense.train_dense(*folders(made_project), tmp_path, SMALL)
     for name in EXACT:
-        assert frames.sha256(tmp_path / name) == frames.sha256(trained / name), name
+        assert files.sha256(tmp_path / name) == files.sha256(trained / name), name
 
 
 def test_targets_lie_where_the_blobs_are_drawn(made_project: Path) -> None:
@@ -88,7 +90,8 @@ def test_targets_lie_where_the_blobs_are_drawn(made_project: Path) -> None:
     seen = set()
     for copy in range(len(recipes.turn)):
         with_blobs, without = (
-            render.vary(scene, recipes, rows, copy=copy, strength=weights * by, pieces=pieces, **still) for by in (3, 0)
+            render.render_varied(scene, recipes, rows, copy=copy, strength=weights * by, pieces=pieces, **still)
+            for by in (3, 0)
         )
         core, weight = dense.targets(recipes, rows, copy, dense.norms(scene, recipes), 0.0)
         changed = (with_blobs - without).reshape(-1, 64, 4, 64, 4).max((2, 4)) > 0.3
@@ -104,7 +107,7 @@ def test_targets_lie_where_the_blobs_are_drawn(made_project: Path) -> None:
 
 def test_no_blobs_no_cores() -> None:
     empty = np.zeros((1, 0, 2), np.int32)
-    recipes = render.Recipes(*(np.zeros(0, np.int32) for _ in range(3)), *(np.zeros(1, np.int64),) * 2,
+    recipes = Recipes(*(np.zeros(0, np.int32) for _ in range(3)), *(np.zeros(1, np.int64),) * 2,
                              np.zeros((0, 3), np.int32), np.zeros(0, np.float32), np.zeros((1, 0), np.uint64), empty)  # fmt: skip
     core, weight = dense.targets(recipes, np.zeros(0, np.int64), 0, np.zeros(0, np.float32), 3.0)
     assert core.shape == weight.shape == (0, 64, 64)
@@ -169,8 +172,8 @@ def test_a_part_of_a_subframe_is_what_the_whole_one_has_there(made_project: Path
     corner = 4 * rng.integers(0, 33, (len(rows), 2))
     snr = dense.norms(scene, recipes)
     for copy in range(len(recipes.turn)):
-        whole = render.vary(scene, recipes, rows, copy=copy, **varied)
-        part = render.vary(scene, recipes, rows, copy=copy, **varied, corner=corner, side=128)
+        whole = render.render_varied(scene, recipes, rows, copy=copy, **varied)
+        part = render.render_varied(scene, recipes, rows, copy=copy, **varied, corner=corner, side=128)
         wanted, wanted_there = (
             dense.targets(recipes, rows, copy, snr, 3.0, **at) for at in ({}, {"corner": corner, "side": 128})
         )
@@ -224,7 +227,7 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(made_project: Path, tmp
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (1014, 1014), (256, 300), (33, 16)])
 def test_a_map_covers_a_frame_of_any_size(shape: tuple[int, int]) -> None:
-    network = networks.new_dense_network(1).eval()
+    network = dense_network.new_dense_network(1).eval()
     cells = dense.probability_map(network, np.zeros(shape, np.float32))
     assert cells.shape == (-(-shape[0] // 4), -(-shape[1] // 4))
     assert ((cells > 0) & (cells < 1)).all()
@@ -232,7 +235,7 @@ def test_a_map_covers_a_frame_of_any_size(shape: tuple[int, int]) -> None:
 
 def test_a_map_has_no_seams() -> None:
     """A part of a frame, away from its edges, looks the same as within the frame."""
-    network = networks.new_dense_network(2).eval()
+    network = dense_network.new_dense_network(2).eval()
     image = np.random.default_rng(1).normal(size=(384, 384)).astype(np.float32)
     whole, part = dense.probability_map(network, image), dense.probability_map(network, image[64:320, 64:320])
     np.testing.assert_allclose(whole[40:56, 40:56], part[24:40, 24:40], rtol=1e-3)
@@ -258,5 +261,5 @@ def test_the_loss_counts_what_has_weight() -> None:
 
 
 def test_the_network_is_small() -> None:
-    assert sum(weights.numel() for weights in networks.DenseNetwork().parameters()) < 500_000
-    assert clutter.SIDE == render.SIDE
+    assert sum(weights.numel() for weights in dense_network.DenseNetwork().parameters()) < 500_000
+    assert clutter.SIDE == tiles.SIDE

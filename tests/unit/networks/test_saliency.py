@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blobpipe.networks import fused, networks, saliency
+from blobpipe.networks import fused, report_network, saliency
 
 from ..conftest import opinionated_network
 
@@ -18,7 +18,7 @@ def _subframes(places: list[tuple[int, int]]) -> np.ndarray:
     return pixels
 
 
-def test_peak_lies_on_the_blob(blob_finder: networks.ReportNetwork) -> None:
+def test_peak_lies_on_the_blob(blob_finder: report_network.ReportNetwork) -> None:
     places = [(40, 200), (128, 128), (3, 250), (250, 10)]
     maps = saliency.saliency_maps(blob_finder, _subframes(places))
     assert maps.dtype == np.float32
@@ -44,7 +44,7 @@ def test_maps_do_not_depend_on_the_company_and_leave_no_trace(monkeypatch: pytes
 
 
 def test_no_subframes() -> None:
-    maps = saliency.saliency_maps(networks.new_network(1, "plain"), np.zeros((0, 256, 256), np.float32))
+    maps = saliency.saliency_maps(report_network.new_network(1, "plain"), np.zeros((0, 256, 256), np.float32))
     assert maps.shape == (0, 256, 256)
     assert saliency.peaks(maps).shape == (0, 2)
 

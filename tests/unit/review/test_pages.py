@@ -16,7 +16,7 @@ from tests.unit import synthetic_log
 from tests.unit.served import served
 
 from blobpipe.errors import LogError
-from blobpipe.monitor import store
+from blobpipe.monitor import logbook
 from blobpipe.review import pages
 
 READER = pages.Reader()
@@ -34,7 +34,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> sqlite3.Connection:
 
 @pytest.fixture
 def empty(tmp_path: Path) -> sqlite3.Connection:
-    return store.connect(tmp_path / "log.sqlite", make=True)
+    return logbook.connect(tmp_path / "log.sqlite", make=True)
 
 
 class Balance(HTMLParser):
@@ -114,7 +114,7 @@ def test_no_page_fails_for_a_date_in_an_old_log(tmp_path: Path, mjd: float | Non
     """Earlier versions logged what the header said: such an image has no date, and is not the newest for ever."""
     log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
     newest = pages.newest_day(log)
-    with store.writing(log):
+    with logbook.writing(log):
         first = log.execute("SELECT image FROM candidates ORDER BY id LIMIT 1").fetchone()["image"]
         log.execute("UPDATE images SET mjd = ? WHERE id IN (?, 7, 50)", (mjd, first))
     every = every_page(log)
@@ -148,7 +148,7 @@ def test_a_rejected_image_is_shown_with_its_reason(log: sqlite3.Connection) -> N
 
 def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None:
     log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
-    with store.writing(log):
+    with logbook.writing(log):
         log.execute("UPDATE images SET superseded_by = 59 WHERE id = 60")
     assert "<h1>i0000059q_blob" in checked(pages.today(log, READER))
     html = checked(pages.image(log, READER, 60))
@@ -189,9 +189,9 @@ def test_forms_are_only_for_those_who_may_write(log: sqlite3.Connection) -> None
 def test_what_people_wrote_is_escaped(tmp_path: Path) -> None:
     connection = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
     evil = "<script>alert(1)</script>"
-    review = {"candidate": 1, "decision": "rejected", "reviewer": evil, "reason": evil, "at": store.now()}
-    with store.writing(connection):
-        store.insert(connection, "reviews", review)
+    review = {"candidate": 1, "decision": "rejected", "reviewer": evil, "reason": evil, "at": logbook.now()}
+    with logbook.writing(connection):
+        logbook.insert(connection, "reviews", review)
         connection.execute("UPDATE images SET name = ?, reason = ?", (evil, evil))
     shown = [page() for page in every_page(connection).values()]
     shown += [pages.candidate(connection, READER, 1), pages.images(connection, READER, pages.Choice(name=evil))]

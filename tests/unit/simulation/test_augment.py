@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blobpipe.core import frames
+from blobpipe.core import files
 from blobpipe.params import Augment
 from blobpipe.simulation import augment
 
@@ -52,5 +52,5 @@ def test_the_same_seed_gives_the_same_bytes(made_project: Path, tmp_path: Path) 
         recipes = made_project / "results/cutout"
         augment.augment(data / "difference", data / "scale", recipes, tmp_path / name, Augment(copies=2, seed=seed))
     for path in (tmp_path / "a").iterdir():
-        assert frames.sha256(path) == frames.sha256(tmp_path / "b" / path.name)
-        assert frames.sha256(path) != frames.sha256(tmp_path / "c" / path.name)
+        assert files.sha256(path) == files.sha256(tmp_path / "b" / path.name)
+        assert files.sha256(path) != files.sha256(tmp_path / "c" / path.name)

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from blobpipe.core import frames
-from blobpipe.core.profiles import blob_profile, matched_snr
+from blobpipe.core import fits_images, tables
+from blobpipe.core.arrays import Image
+from blobpipe.core.blob_shapes import blob_profile, matched_snr
 from blobpipe.errors import ParamsError
 from blobpipe.params import Campaign
 from blobpipe.simulation import campaign
@@ -133,7 +134,7 @@ def test_dates_increase() -> None:
 
 def test_image_has_a_border_and_the_noise_of_its_photons() -> None:
     params = Campaign()
-    image = campaign.render(params, 3)
+    image = campaign.render_image(params, 3)
     assert image.dtype == np.float32
     assert image.shape == (1024, 1024)
     assert np.isnan(image).sum() == 1024**2 - 1014**2
@@ -152,7 +153,7 @@ def test_blobs_move_with_the_mirror_and_bad_pixels_do_not() -> None:
     pixels = np.arange(-20, 21)
     assert layer.sum(axis=0) @ pixels / layer.sum() == pytest.approx(blob.x_px - at[1] + shift.shift_x_px, abs=0.01)
     assert layer.sum(axis=1) @ pixels / layer.sum() == pytest.approx(blob.y_px - at[0] + shift.shift_y_px, abs=0.01)
-    image = np.nan_to_num(campaign.render(params, 0))[at[0] - 20 : at[0] + 21, at[1] - 20 : at[1] + 21]
+    image = np.nan_to_num(campaign.render_image(params, 0))[at[0] - 20 : at[0] + 21, at[1] - 20 : at[1] + 21]
     assert np.corrcoef(gaussian_filter(image.clip(0, 0.3), 1).ravel(), layer.ravel())[0, 1] > 0.8
 
 
@@ -162,14 +163,14 @@ def test_a_blob_at_the_corner_is_cut_off() -> None:
 
 
 def test_image_depends_on_neither_order_nor_other_images() -> None:
-    first = campaign.render(TINY, 4)
-    campaign.render(TINY, 1)
-    np.testing.assert_array_equal(first, campaign.render(TINY, 4))
-    assert not np.array_equal(first, campaign.render(TINY, 5), equal_nan=True)
+    first = campaign.render_image(TINY, 4)
+    campaign.render_image(TINY, 1)
+    np.testing.assert_array_equal(first, campaign.render_image(TINY, 4))
+    assert not np.array_equal(first, campaign.render_image(TINY, 5), equal_nan=True)
 
 
 def test_tables_say_what_the_images_show(campaign_dir: Path, campaign_params: Campaign) -> None:
-    table, blobs = frames.read_frame_list(campaign_dir), frames.read_blobs(campaign_dir)
+    table, blobs = tables.read_frame_list(campaign_dir), tables.read_blobs(campaign_dir)
     assert list(table.columns) == ["frame", "mjd", "label", "seed", "photons_e", "shift_x_px", "shift_y_px"]
     assert list(blobs.columns) == ["blob", "x_px", "y_px", "radius_px", "depth_frac", "shape", "first_frame"]
     assert table["frame"].tolist() == campaign.frame_names(campaign_params)
@@ -178,16 +179,16 @@ def test_tables_say_what_the_images_show(campaign_dir: Path, campaign_params: Ca
 
 
 def test_header_is_that_of_a_monitor_image(campaign_dir: Path) -> None:
-    frame = frames.read_frame(campaign_dir / "idbb0a01q_blob.fits.fz")
+    frame = fits_images.read_frame(campaign_dir / "idbb0a01q_blob.fits.fz")
     expected = {"TARGNAME": "DARK-EARTH-CALIB", "FILTER": "F153M", "ROOTNAME": "idbb0a01q", "INSTRUME": "WFC3"}
     assert {card: frame.header[card] for card in expected} == expected
-    assert frame.header["EXPSTART"] == pytest.approx(frames.read_frame_list(campaign_dir)["mjd"][0], abs=1e-6)
+    assert frame.header["EXPSTART"] == pytest.approx(tables.read_frame_list(campaign_dir)["mjd"][0], abs=1e-6)
 
 
 def test_stored_images_are_what_was_rendered(campaign_dir: Path, campaign_params: Campaign) -> None:
     """Rounded to a tenth of the noise, so that the default campaign stays below 250 MB."""
     path = campaign_dir / "idbb0a03q_blob.fits.fz"
-    np.testing.assert_allclose(frames.read_frame(path).data, campaign.render(campaign_params, 2), atol=1e-3)
+    np.testing.assert_allclose(fits_images.read_frame(path).data, campaign.render_image(campaign_params, 2), atol=1e-3)
     assert path.stat().st_size * 220 < 250e6
 
 
@@ -199,15 +200,15 @@ def test_one_and_two_processes_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_interrupted_run_leaves_no_tables_and_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     campaign.simulate(tmp_path, TINY)
-    undisturbed, render = content(tmp_path), campaign.render
+    undisturbed, render = content(tmp_path), campaign.render_image
 
-    def interrupted(params: Campaign, index: int) -> campaign.Image:
+    def interrupted(params: Campaign, index: int) -> Image:
         if index == 3:
             raise KeyboardInterrupt
         return render(params, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(campaign, "render", interrupted)
+        patch.setattr(campaign, "render_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             campaign.simulate(tmp_path, TINY)
     assert not (tmp_path / "frames.csv").exists()

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.core import frames
-from blobpipe.detection import baselines
+from blobpipe.core import fits_images, tables
 from blobpipe.errors import BlobpipeError, TableError
-from blobpipe.images import normalize
+from blobpipe.images import tiles
+from blobpipe.images.clip import clip
+from blobpipe.images.scale import scale
 from blobpipe.params import Clip, Cutout, Scale
 from blobpipe.simulation import cutout, render
+from blobpipe.validation import leakage
 
 SPLITS = cutout.SPLITS
 
@@ -31,7 +33,7 @@ def test_the_tables_have_their_columns(made_project: Path) -> None:
         subframes, blobs = cutout.read_recipes(folder, split)
         assert tuple(subframes) == cutout.SUBFRAME_COLUMNS
         assert tuple(blobs) == cutout.BLOB_COLUMNS
-    assert tuple(frames.read_table(folder / "stamps.csv", cutout.STAMP_COLUMNS)) == cutout.STAMP_COLUMNS
+    assert tuple(tables.read_table(folder / "stamps.csv", cutout.STAMP_COLUMNS)) == cutout.STAMP_COLUMNS
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
 
 
@@ -55,8 +57,8 @@ def test_subframes_are_counted_numbered_and_half_have_blobs(made_project: Path) 
 
 def test_training_and_validation_share_no_stamp(made_project: Path) -> None:
     folder = made_project / "results/cutout"
-    stamp = frames.read_table(folder / "stamps.csv", cutout.STAMP_COLUMNS).set_index("stamp")
-    assert len(frames.read_cube(folder / "stamps.fits")) == len(stamp)
+    stamp = tables.read_table(folder / "stamps.csv", cutout.STAMP_COLUMNS).set_index("stamp")
+    assert len(fits_images.read_cube(folder / "stamps.fits")) == len(stamp)
     assert set(stamp["split"]) == set(SPLITS)
     assert set(stamp["source"]) == {"stack", "profile"}
     for split in SPLITS:
@@ -72,7 +74,7 @@ def test_training_and_validation_share_no_pixel(made_project: Path) -> None:
         covered[split] = masks = {}
         for row in subframes.itertuples():
             mask = masks.setdefault(row.frame, np.zeros((512, 512), bool))
-            mask[row.y0_px : row.y0_px + render.SIDE, row.x0_px : row.x0_px + render.SIDE] = True
+            mask[row.y0_px : row.y0_px + tiles.SIDE, row.x0_px : row.x0_px + tiles.SIDE] = True
     for name in covered["train"].keys() & covered["validation"].keys():
         assert not (covered["train"][name] & covered["validation"][name]).any()
 
@@ -84,9 +86,9 @@ def test_historical_images_are_left_to_the_regression_test(made_project: Path) -
 
 def test_the_snr_is_that_of_the_visible_part(made_project: Path) -> None:
     folder = made_project / "results/cutout"
-    cube = frames.read_cube(folder / "stamps.fits")
+    cube = fits_images.read_cube(folder / "stamps.fits")
     for blob in cutout.read_recipes(folder, "train")[1].head(30).itertuples():
-        canvas = np.zeros((render.SIDE + 80, render.SIDE + 80))
+        canvas = np.zeros((tiles.SIDE + 80, tiles.SIDE + 80))
         canvas[blob.y_px + 20 : blob.y_px + 61, blob.x_px + 20 : blob.x_px + 61] = cube[blob.stamp] * blob.factor
         assert blob.snr == pytest.approx(np.linalg.norm(canvas[40:-40, 40:-40]), abs=0.002)
 
@@ -95,8 +97,8 @@ def test_blobs_lie_anywhere_and_partly_off_every_edge(made_project: Path, tmp_pa
     _, blobs = cutout.read_recipes(cut(made_project, tmp_path, n_train=1000), "train")
     for axis in ("x_px", "y_px"):
         assert blobs[axis].min() < 4
-        assert blobs[axis].max() > render.SIDE - 5
-        counts = np.histogram(blobs[axis], bins=8, range=(0, render.SIDE))[0]
+        assert blobs[axis].max() > tiles.SIDE - 5
+        counts = np.histogram(blobs[axis], bins=8, range=(0, tiles.SIDE))[0]
         assert counts.min() > 0.75 * counts.mean()
 
 
@@ -110,7 +112,7 @@ def test_physical_amplitudes_keep_the_light_loss(made_project: Path, tmp_path: P
 
 @pytest.mark.parametrize(("source", "found"), [("stack", {"stack"}), ("profiles", {"profile"})])
 def test_stamps_come_from_where_one_says(made_project: Path, tmp_path: Path, source: str, found: set[str]) -> None:
-    table = frames.read_table(cut(made_project, tmp_path, stamps=source) / "stamps.csv", ("source",))
+    table = tables.read_table(cut(made_project, tmp_path, stamps=source) / "stamps.csv", ("source",))
     assert set(table["source"]) == found
 
 
@@ -120,7 +122,7 @@ def test_none_or_all_may_have_blobs(made_project: Path, tmp_path: Path, share: f
     assert (subframes["label"] == share).all()
     assert blobs["subframe"].nunique() == share * len(subframes)
     frames_of = cutout.open_split(made_project / "data/difference", made_project / "data/scale", tmp_path, "train")
-    assert np.isfinite(render.render(*frames_of, np.arange(3))).all()
+    assert np.isfinite(render.render_subframes(*frames_of, np.arange(3))).all()
 
 
 def test_dips_have_the_share_and_size_one_says() -> None:
@@ -135,12 +137,12 @@ def test_dips_have_the_share_and_size_one_says() -> None:
 
 def test_a_rejected_image_is_passed_over(project: Path) -> None:
     """Also where its numbers are missing in the table."""
-    table = frames.read_table(project / "data/scale/frames-000.csv", ("frame",))
+    table = tables.read_table(project / "data/scale/frames-000.csv", ("frame",))
     table.loc[table["frame"] == "frame2", ["status", "sigma_frac", "low_sigma", "high_sigma"]] = [
         "rejected",
         *[np.nan] * 3,
     ]
-    frames.write_table(project / "data/scale/frames-000.csv", table)
+    tables.write_table(project / "data/scale/frames-000.csv", table)
     for amplitude in ("report", "physical"):
         folder = cut(project, project / amplitude, amplitude=amplitude)
         used = {frame for split in SPLITS for frame in cutout.read_recipes(folder, split)[0]["frame"]}
@@ -150,12 +152,12 @@ def test_a_rejected_image_is_passed_over(project: Path) -> None:
 def test_no_catalogue_means_profiles_and_no_historical_image(project: Path) -> None:
     (project / "data/raw/blobs.csv").unlink()
     folder = cut(project, project / "out")
-    assert set(frames.read_table(folder / "stamps.csv", ("source",))["source"]) == {"profile"}
+    assert set(tables.read_table(folder / "stamps.csv", ("source",))["source"]) == {"profile"}
 
 
 def test_too_few_images_are_refused(project: Path) -> None:
-    table = frames.read_table(project / "data/scale/frames-000.csv", ("frame",))
-    frames.write_table(project / "data/scale/frames-000.csv", table[4:])
+    table = tables.read_table(project / "data/scale/frames-000.csv", ("frame",))
+    tables.write_table(project / "data/scale/frames-000.csv", table[4:])
     with pytest.raises(TableError, match=r"1 usable images without a new blob, expected at least 2"):
         cut(project, project / "out")
 
@@ -175,8 +177,8 @@ def test_too_narrow_a_left_part_is_refused(made_project: Path, tmp_path: Path) -
 def scaled_campaign(difference_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shared campaign, clipped and scaled: streaks, bad pixels, dips and all."""
     root = tmp_path_factory.mktemp("scaled")
-    normalize.clip(difference_dir, root / "clip", Clip())
-    normalize.scale(root / "clip", root / "scale", Scale())
+    clip(difference_dir, root / "clip", Clip())
+    scale(root / "clip", root / "scale", Scale())
     return root / "scale"
 
 
@@ -192,5 +194,7 @@ def test_labels_do_not_leak(
     cutout.cut(*folders, tmp_path, params, clip=Clip(), scale=Scale())
     scene, recipes = cutout.open_split(difference_dir, scaled_campaign, tmp_path, "validation")
     rows = np.array_split(np.arange(n), 10)
-    features = np.concatenate([baselines.leakage_features(render.render(scene, recipes, part)) for part in rows])
-    assert baselines.leakage_auc(features, recipes.label) == pytest.approx(0.5, abs=0.03)
+    features = np.concatenate(
+        [leakage.leakage_features(render.render_subframes(scene, recipes, part)) for part in rows]
+    )
+    assert leakage.leakage_auc(features, recipes.label) == pytest.approx(0.5, abs=0.03)

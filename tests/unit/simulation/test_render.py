@@ -8,19 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.core import frames
+from blobpipe.core import fits_images, tables
 from blobpipe.errors import BlobpipeError
+from blobpipe.images import tiles
 from blobpipe.simulation import augment, cutout, render
+from blobpipe.simulation.recipes import STEP, Scene, load_scene, to_recipes
 
 
 def test_a_scene_holds_what_the_stages_wrote(made_project: Path) -> None:
     difference, scale = made_project / "data/difference", made_project / "data/scale"
     stamps = np.zeros((1, 41, 41), np.float32)
-    scene = render.load_scene(difference, scale, ["frame3", "frame1"], stamps)
+    scene = load_scene(difference, scale, ["frame3", "frame1"], stamps)
     assert scene.names == ("frame3", "frame1")
     for i, name in enumerate(scene.names):
-        image = frames.read_frame(scale / f"{name}.fits.fz").data
-        np.testing.assert_allclose(scene.backgrounds[i] / render.STEP, image, atol=0.51 / render.STEP)
+        image = fits_images.read_frame(scale / f"{name}.fits.fz").data
+        np.testing.assert_allclose(scene.backgrounds[i] / STEP, image, atol=0.51 / STEP)
         assert scene.limits[i, 0] == pytest.approx(image.min(), abs=1 / 32)
         assert scene.limits[i, 1] == pytest.approx(image.max(), abs=1 / 32)
     np.testing.assert_allclose(scene.sigma_frac, 0.0101, rtol=0.15)
@@ -29,12 +31,12 @@ def test_a_scene_holds_what_the_stages_wrote(made_project: Path) -> None:
 
 def test_what_is_beyond_two_bytes_a_pixel_keeps_its_sign(project: Path) -> None:
     name = "frame0"
-    pattern = frames.read_plane(project / "data/difference/reference.fits.fz", "PATTERN")
+    pattern = fits_images.read_plane(project / "data/difference/reference.fits.fz", "PATTERN")
     data = np.zeros(pattern.shape, np.float32)
     data[0], data[1] = 2e4, -2e4
-    frames.write_image(project / f"data/scale/{name}.fits.fz", data, name="SCALED")
+    fits_images.write_image(project / f"data/scale/{name}.fits.fz", data, name="SCALED")
     stamps = np.zeros((1, 41, 41), np.float32)
-    scene = render.load_scene(project / "data/difference", project / "data/scale", [name], stamps)
+    scene = load_scene(project / "data/difference", project / "data/scale", [name], stamps)
     assert (scene.backgrounds[0, 0] == 32767).all()
     assert (scene.backgrounds[0, 1] == -32768).all()
 
@@ -45,7 +47,7 @@ def test_recipes_hold_the_tables(made_project: Path) -> None:
     augmented = augment.read_augmentation(made_project / "results/augment")
     shuffled = augmented.sample(frac=1, random_state=1)
     names = tuple(sorted(set(subframes["frame"])))
-    recipes = render.to_recipes(names, subframes, blobs.sample(frac=1, random_state=1), shuffled)
+    recipes = to_recipes(names, subframes, blobs.sample(frac=1, random_state=1), shuffled)
     assert len(recipes) == len(subframes)
     assert [names[i] for i in recipes.frame] == list(subframes["frame"])
     counts = blobs.groupby("subframe").size().reindex(range(len(subframes)), fill_value=0)
@@ -61,7 +63,7 @@ def test_recipes_hold_the_tables(made_project: Path) -> None:
 
 def test_large_noise_seeds_survive_the_table(tmp_path: Path) -> None:
     table = pd.DataFrame({"copy": [0], "subframe": [0], "noise_seed": [2**62 - 1], "rotation": [0], "flip": [0]})
-    frames.write_table(tmp_path / "train.csv", table)
+    tables.write_table(tmp_path / "train.csv", table)
     assert augment.read_augmentation(tmp_path)["noise_seed"][0] == 2**62 - 1
 
 
@@ -71,7 +73,7 @@ def test_copies_come_round(made_project: Path) -> None:
     scene, recipes = cutout.open_split(
         data / "difference", data / "scale", made_project / "results/cutout", "train", augmented, n=4
     )
-    images = [render.render(scene, recipes, np.arange(4), copy=copy, noise_sigma=0.75) for copy in range(3)]
+    images = [render.render_subframes(scene, recipes, np.arange(4), copy=copy, noise_sigma=0.75) for copy in range(3)]
     assert images[0].tobytes() == images[2].tobytes()
     assert images[0].tobytes() != images[1].tobytes()
 
@@ -82,7 +84,7 @@ def test_the_first_rows_of_a_split_are_those_of_the_whole(made_project: Path) ->
     part = cutout.open_split(data / "difference", data / "scale", folder, "validation", n=5)
     assert len(part[1]) == 5
     rows = np.arange(5)
-    assert render.render(*whole, rows).tobytes() == render.render(*part, rows).tobytes()
+    assert render.render_subframes(*whole, rows).tobytes() == render.render_subframes(*part, rows).tobytes()
 
 
 def test_pixels_are_written_where_one_says(made_project: Path) -> None:
@@ -90,14 +92,14 @@ def test_pixels_are_written_where_one_says(made_project: Path) -> None:
     scene, recipes = cutout.open_split(
         data / "difference", data / "scale", made_project / "results/cutout", "validation", n=3
     )
-    out = np.empty((3, render.SIDE, render.SIDE), np.float32)
-    assert render.render(scene, recipes, np.arange(3), out=out) is out
+    out = np.empty((3, tiles.SIDE, tiles.SIDE), np.float32)
+    assert render.render_subframes(scene, recipes, np.arange(3), out=out) is out
 
 
 def test_a_blob_cannot_exceed_the_frames_limits() -> None:
     """A real blob would have been clipped with its frame."""
     stamp = np.full((1, 41, 41), 50, np.float32)
-    scene = render.Scene(
+    scene = Scene(
         ("a",),
         np.zeros((1, 300, 300), np.int16),
         np.array([[-3, 3]], np.float32),
@@ -107,7 +109,7 @@ def test_a_blob_cannot_exceed_the_frames_limits() -> None:
     )
     subframes = pd.DataFrame([(0, "a", 0, 0, 1, 0.0, 0.0)], columns=list(cutout.SUBFRAME_COLUMNS))
     blobs = pd.DataFrame([(0, 0, 128, 128, 1.0, 0.0)], columns=list(cutout.BLOB_COLUMNS))
-    image = render.render(scene, render.to_recipes(("a",), subframes, blobs), np.arange(1))[0]
+    image = render.render_subframes(scene, to_recipes(("a",), subframes, blobs), np.arange(1))[0]
     inside = 41**2 / 256**2
     assert image.max() - image.min() == pytest.approx(1 / np.sqrt(inside * (1 - inside)), rel=1e-3)
 
@@ -118,8 +120,10 @@ def test_a_constant_subframe_becomes_zero() -> None:
 
 
 def test_a_scene_of_frames_of_two_sizes_is_refused(project: Path) -> None:
-    frames.write_image(project / "data/scale/frame1.fits.fz", np.zeros((300, 300), np.float32), name="SCALED", sigma=1)
+    fits_images.write_image(
+        project / "data/scale/frame1.fits.fz", np.zeros((300, 300), np.float32), name="SCALED", sigma=1
+    )
     with pytest.raises(BlobpipeError, match="frame1"):
-        render.load_scene(
+        load_scene(
             project / "data/difference", project / "data/scale", ["frame0", "frame1"], np.zeros((1, 41, 41), np.float32)
         )

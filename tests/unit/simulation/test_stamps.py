@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.core.profiles import blob_profile
+from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.simulation import stamps
 
 HALF = stamps.SIZE // 2

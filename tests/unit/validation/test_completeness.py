@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from blobpipe.core import frames
+from blobpipe.core import tables
 from blobpipe.params import Clip, Completeness, Scale
 from blobpipe.validation import completeness
 
@@ -56,8 +56,8 @@ def test_every_blob_is_counted_once(measured: Path) -> None:
 def test_only_images_that_training_has_not_seen(made_project: Path) -> None:
     raw, difference, scale, recipes = folders(made_project)
     shown = set(pd.read_csv(recipes / "train_subframes.csv")["frame"])
-    images = frames.image_table(raw, difference, scale)
-    found = completeness.held_out(images, frames.read_blobs(raw), difference, recipes)
+    images = tables.image_table(raw, difference, scale)
+    found = completeness.read_backgrounds(images, tables.read_blobs(raw), difference, recipes)
     assert found
     assert not shown & {background.name for background in found}
     assert "frame5" not in {background.name for background in found}  # the one with the new blob

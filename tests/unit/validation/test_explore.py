@@ -15,9 +15,9 @@ import torch
 from matplotlib.figure import Figure
 
 from blobpipe import cli
-from blobpipe.core import figures
+from blobpipe.core import plotting
 from blobpipe.errors import ExtraError, TableError
-from blobpipe.networks import networks
+from blobpipe.networks import report_network
 from blobpipe.params import Explore
 from blobpipe.validation import explore, explore_figures
 
@@ -140,7 +140,7 @@ def test_layer_outputs_lead_to_the_networks_answer() -> None:
     assert units.shape == (60, 128)
     with torch.inference_mode():
         logits = network.dense2(torch.from_numpy(units)).double()
-    np.testing.assert_allclose(torch.softmax(logits, 1)[:, 1], networks.predict(network, subframes), rtol=1e-5)
+    np.testing.assert_allclose(torch.softmax(logits, 1)[:, 1], report_network.predict(network, subframes), rtol=1e-5)
     assert not network.dense1._forward_hooks
 
 
@@ -159,7 +159,7 @@ def drawn(name: str, path: Path) -> None:
 @pytest.mark.parametrize("name", ["embeddings", "anomaly"])
 def test_every_axis_has_a_name_with_its_unit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Figure] = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plotting, "save", lambda figure, path: kept.append(figure))
     drawn(name, tmp_path / "a.png")
     labels = [text for axis in kept[0].axes for text in (axis.get_xlabel(), axis.get_ylabel())]
     assert all("(" in label for label in labels), labels

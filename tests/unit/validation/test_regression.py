@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.core import frames, profiles
-from blobpipe.detection import baselines, detect
+from blobpipe.core import blob_shapes, files, tables
+from blobpipe.detection import matched_filter
+from blobpipe.detection.search import Answers
 from blobpipe.errors import BlobpipeError, ModelError, TableError
+from blobpipe.images import tiles
 from blobpipe.params import Regression
-from blobpipe.simulation import tiles
-from blobpipe.validation import regression
+from blobpipe.validation import gate, regression
 
 PARAMS = Regression(n_gallery=3, min_cases=1)
 ORIGINS = tiles.tile(np.zeros((1024, 1024), np.float32))[1]
@@ -57,16 +58,16 @@ def _case(new: pd.DataFrame, known: pd.DataFrame | None = None, **image: object)
     return regression.Case(row, new, known, known[known["first_frame"] != ""])
 
 
-def _answers(*positive: tuple[int, float, float]) -> regression.Answers:
+def _answers(*positive: tuple[int, float, float]) -> regression.ReportAnswers:
     peaks = np.full((16, 2), np.nan)
     for index, x, y in positive:
         peaks[index] = x, y
     probability = np.where(np.isfinite(peaks[:, 0]), 0.9, 0.1)
-    nowhere = baselines.Match(np.zeros(16), *(np.full(16, -99),) * 2, np.zeros(16))
-    return regression.Answers(detect.Answers(ORIGINS, probability, nowhere), peaks)
+    nowhere = matched_filter.Match(np.zeros(16), *(np.full(16, -99),) * 2, np.zeros(16))
+    return regression.ReportAnswers(Answers(ORIGINS, probability, nowhere), peaks)
 
 
-def _judge(case: regression.Case, answers: regression.Answers) -> regression.Result:
+def _judge(case: regression.Case, answers: regression.ReportAnswers) -> regression.Result:
     return regression.judge(case, answers, answers.said.probability >= 0.5)
 
 
@@ -75,15 +76,17 @@ def _claims(*rows: tuple[float, float, float, str]) -> pd.DataFrame:
 
 
 THRESHOLDS = {"isr": 0.0, "dense": 0.6, "report": 4.0, "matched_filter": 9.0}
-NO_ANSWERS = regression.Answers(
-    detect.Answers(
-        np.zeros((0, 4), np.int64), np.zeros(0), baselines.matched_filter(np.zeros((0, 9, 9), np.float32), (4.0,))
+NO_ANSWERS = regression.ReportAnswers(
+    Answers(
+        np.zeros((0, 4), np.int64),
+        np.zeros(0),
+        matched_filter.filter_subframes(np.zeros((0, 9, 9), np.float32), (4.0,)),
     ),
     np.zeros((0, 2)),
 )
 
 
-def _compare(case: regression.Case, answers: regression.Answers) -> regression.Result:
+def _compare(case: regression.Case, answers: regression.ReportAnswers) -> regression.Result:
     nothing = pd.DataFrame({column: [] for column in regression.CANDIDATE_COLUMNS})
     return regression.compare(case, answers, nothing, THRESHOLDS)
 
@@ -162,7 +165,7 @@ def test_detectors_are_compared_on_the_same_blobs_and_images() -> None:
     candidates = _claims((100, 100, 0.9, "new"), (600, 600, 0.9, "new")).assign(
         frame="f", probability=0.5, radius_px=6.0, depth_frac=0.03, depth_err_frac=0.01, is_blob=[1, 0]
     )
-    match = baselines.Match(np.where(np.arange(16) == 5, 20.0, 1.0), *(np.full(16, 301),) * 2, np.full(16, 6.0))
+    match = matched_filter.Match(np.where(np.arange(16) == 5, 20.0, 1.0), *(np.full(16, 301),) * 2, np.full(16, 6.0))
     answers = _answers((0, 100, 100), (9, 400, 600))
     answers = answers._replace(said=answers.said._replace(match=match))
     result = regression.compare(_case(new), answers, candidates, THRESHOLDS)
@@ -192,7 +195,7 @@ def test_detectors_are_compared_on_the_same_blobs_and_images() -> None:
 
 def test_snr_is_that_of_the_profile_in_the_noise() -> None:
     blob = SimpleNamespace(x_px=100.3, y_px=50.8, radius_px=6.0, depth_frac=0.03, shape="disc")
-    expected = 3 * np.sqrt((profiles.blob_profile("disc", 6.0, 0.3, -0.2, 81) ** 2).sum())
+    expected = 3 * np.sqrt((blob_shapes.blob_profile("disc", 6.0, 0.3, -0.2, 81) ** 2).sum())
     assert regression.blob_snr(blob, 0.01) == pytest.approx(expected, rel=1e-3)
     blob.shape = "smudge"
     assert regression.blob_snr(blob, 0.01) == pytest.approx(expected, rel=1e-3)
@@ -223,7 +226,7 @@ def test_stage_finds_the_new_blob(project: Path, made: Made) -> None:
     expected = {"n_cases": 1, "n_blobs": 1, "recall": 1.0, "recall_snr_gt_7": 1.0, "false_alarms_per_frame": 0.0}
     assert {key: metrics[key] for key in expected} == expected
     assert metrics["passed"] is True
-    assert metrics["dense_sha256"] == frames.sha256(made[0] / "model.safetensors")
+    assert metrics["dense_sha256"] == files.sha256(made[0] / "model.safetensors")
     cases = pd.read_csv(out / "cases.csv")
     assert cases["status"].tolist() == ["found"]
     assert cases[["row", "col"]].iloc[0].tolist() == [1, 0]
@@ -249,11 +252,11 @@ def test_nothing_to_test_is_no_crash(project: Path, made: Made, fault: str) -> N
     if fault == "no catalogue":
         path.unlink()
     else:
-        frames.write_table(path, pd.read_csv(path).assign(first_frame=""))
+        tables.write_table(path, pd.read_csv(path).assign(first_frame=""))
     metrics = _metrics(_regress(project, made))
     assert (metrics["n_cases"], metrics["recall"], metrics["passed"]) == (0, None, False)
     assert (
-        regression.gate(project / "results/regression/metrics.json", PARAMS)[0]
+        gate.check_gate(project / "results/regression/metrics.json", PARAMS)[0]
         == "n_cases: found 0, expected at least 1"
     )
 
@@ -261,7 +264,7 @@ def test_nothing_to_test_is_no_crash(project: Path, made: Made, fault: str) -> N
 @pytest.mark.parametrize("stage", ["difference", "scale", "clip"])
 def test_a_rejected_historical_image_is_listed(project: Path, made: Made, stage: str) -> None:
     folder = project / "data" / ("scale" if stage == "clip" else stage)
-    table = frames.read_table(folder / "frames-000.csv", ("frame", "reason"))
+    table = tables.read_table(folder / "frames-000.csv", ("frame", "reason"))
     case = table["frame"] == "frame5"
     if stage == "clip":  # what clip rejects never comes to scale
         table = table[~case]
@@ -269,8 +272,8 @@ def test_a_rejected_historical_image_is_listed(project: Path, made: Made, stage:
         table.loc[case, ["status", "reason"]] = "rejected", "mostly NaN"
     if stage == "difference":
         scaled = project / "data/scale/frames-000.csv"
-        frames.write_table(scaled, pd.read_csv(scaled).query("frame != 'frame5'"))
-    frames.write_table(folder / "frames-000.csv", table)
+        tables.write_table(scaled, pd.read_csv(scaled).query("frame != 'frame5'"))
+    tables.write_table(folder / "frames-000.csv", table)
     out = _regress(project, made)
     metrics = _metrics(out)
     assert (metrics["n_cases"], metrics["n_unusable_frames"], metrics["n_unusable_blobs"]) == (0, 1, 1)
@@ -312,10 +315,10 @@ GOOD = {
 )
 def test_gate_names_what_is_not_kept(tmp_path: Path, change: dict[str, float | None], line: str) -> None:
     path = tmp_path / "metrics.json"
-    frames.write_json(path, GOOD)
-    assert regression.gate(path, Regression()) == []
-    frames.write_json(path, GOOD | change)
-    assert regression.gate(path, Regression()) == [line]
+    tables.write_json(path, GOOD)
+    assert gate.check_gate(path, Regression()) == []
+    tables.write_json(path, GOOD | change)
+    assert gate.check_gate(path, Regression()) == [line]
 
 
 @pytest.mark.parametrize(
@@ -326,7 +329,7 @@ def test_gate_without_readable_metrics(tmp_path: Path, content: str | None, foun
     if content is not None:
         path.write_text(content)
     with pytest.raises(BlobpipeError, match=found):
-        regression.gate(path, Regression())
+        gate.check_gate(path, Regression())
 
 
 def _cases(**status: str) -> pd.DataFrame:
@@ -337,10 +340,10 @@ def _cases(**status: str) -> pd.DataFrame:
 def test_cases_won_and_lost() -> None:
     old = _cases(a="found", b="found", c="missed", d="missed", e="unusable", f="found")
     new = _cases(a="found", b="missed", c="found", d="missed", e="found", g="missed")
-    won, lost = regression.compare_cases(old, new)
+    won, lost = gate.compare_cases(old, new)
     assert won["blob"].tolist() == ["c"]
     assert lost["blob"].tolist() == ["b"]
-    for table in regression.compare_cases(new, new):
+    for table in gate.compare_cases(new, new):
         assert table.empty
 
 
@@ -350,14 +353,14 @@ def test_against_an_older_revision(project: Path, made: Made) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     for command in (["init", "-q"], ["add", str(path)], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], cwd=project, check=True)
-    assert regression.against(path, "HEAD") == ["0 won, 0 lost since HEAD"]
+    assert gate.against(path, "HEAD") == ["0 won, 0 lost since HEAD"]
     text = path.read_text()
     path.write_text(text.replace(",found,", ",missed,"))
-    lines = regression.against("results/regression/cases.csv", "main")
+    lines = gate.against("results/regression/cases.csv", "main")
     assert lines[0] == "0 won, 1 lost since main"
     assert lines[1].startswith("lost: frame5 b4, S/N ")
     with pytest.raises(BlobpipeError, match="no-such-branch"):
-        regression.against(path, "no-such-branch")
+        gate.against(path, "no-such-branch")
     path.unlink()
     with pytest.raises(TableError, match="not found"):
-        regression.against(path, "HEAD")
+        gate.against(path, "HEAD")

@@ -1,0 +1,509 @@
+"""Peaks into detections: where a blob is, how large and how deep, with errors, and whether it is a new blob at all.
+
+The depth of a blob is the highest point of its light loss, as in the catalogue. What is fitted are therefore the
+shapes that blobs have (`blobpipe.core.blob_shapes`), all of them: where the noise hides the shape, the results are averaged
+with the weight of each shape's likelihood, and the spread between shapes is part of the error.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import bottleneck
+import numba as nb
+import numpy as np
+
+from blobpipe.core import blob_shapes, fits_images
+from blobpipe.core.arrays import FloatArray, Image, Mask
+from blobpipe.core.cutouts import cut_square, distance_from
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DETECTION_COLUMNS = (
+    *("x_px", "y_px", "x_err_px", "y_err_px", "radius_px", "radius_err_px", "depth_frac", "depth_err_frac"),
+    *("loss_frac_px2", "snr", "score", "status"),
+)
+MEASURED = len(DETECTION_COLUMNS) - 2
+
+CUT_HALF = 16  # a cut-out of 33 x 33 px holds the largest blob and some background
+CUT_SIDE = 2 * CUT_HALF + 1
+FOOTPRINT_MARGIN_PX = 1.5  # beyond the radius, what belongs to a blob's edge
+FEWEST_PIXELS = 60  # fewer good pixels do not hold five parameters and a background
+FARTHEST_PX = 8.0  # a peak of the search is nearer to its blob than this
+NEIGHBOUR_PX = 15.0  # peaks nearer than this lie on one blob; beyond it, each keeps the pixels nearest to it
+OUTLIER_SIGMA, OUTLIER_FRAC = 5.0, 0.5  # noise, and the top of the smallest blob, lie nearer to the median around them
+SUSPECT_SIGMA = 3.0  # off the mean around it, a pixel may be an outlier: one of a cluster of eight lifts the mean
+START_SMOOTHING_PX = 3.0  # finds where to start the fit
+
+RADII_PX = np.linspace(0.7, 12.7, 25)  # of the tabulated shapes: from less than a bad pixel's to more than a blob's
+FIRST_RADII = (4, 9, 14)  # of these are tried before the fit: 2.7, 5.2 and 7.7 px
+PERIOD_PX = 49  # of the cosines that make up a shape: neither blob nor cut-out reaches around it
+HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to nothing beyond
+FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
+WAVES = np.exp(1j * np.multiply.outer(np.arange(CUT_SIDE), FREQUENCIES)).astype(np.complex64)
+
+SQUARES_PX = (5, 11)  # in which a rough S/N is taken: of the sharpest blobs, and of all others
+STEPS = 10  # of a fit at most; four are the rule
+ENOUGH = 0.1  # a step that gains less chi square than this is the last
+STOP_IF_WORSE = 0.1  # or less than so much of what a shape lags behind the best: it will have no weight
+TYPICAL_RADIUS_PX, RADIUS_SPREAD_PX = 5.7, 2.5  # of blobs all over the detector; the spread is twice the measured one
+SHAPE_SHARES = (0.35, 0.45, 0.2)  # prior of each shape: evens out what a wrong one does to the depth of faint blobs
+OTHER_SHAPES = (
+    0.15  # of the depth, rms: so far a blob may differ from the shapes that are fitted; allowed, not measured
+)
+NOISE_FITTED = 3.0  # place and radius follow the noise and deepen the fit by this over the squared S/N: simulated
+WANDERING = 40.0  # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
+
+
+class Cut(NamedTuple):
+    """The neighbourhood of a peak, in units of the noise.
+
+    Attributes
+    ----------
+    x, y : int
+        Its first pixel in the image (px); may lie off it.
+    values : ndarray, shape (SIDE * SIDE,), float32
+        Of the good pixels: finite, no outliers, and nearer to this peak than to another blob's. Of others 0.
+    good : ndarray, shape (SIDE * SIDE,), bool
+    """
+
+    x: int
+    y: int
+    values: FloatArray
+    good: Mask
+
+
+class Model(NamedTuple):
+    """Each of the ``s`` shapes on the cut-out of a peak, of ``n`` pixels.
+
+    Attributes
+    ----------
+    parameters : ndarray, shape (s, 5), float64
+        x, y, radius (px), depth, background (in units of the noise).
+    residual : ndarray, shape (s, n), float32
+        Data minus model; 0 on pixels that are not good.
+    slopes : ndarray, shape (s, 5, n), float32
+        Derivatives of the model by the parameters; 0 on the same pixels.
+    chi2 : ndarray, shape (s,), float64
+        With the prior's part.
+    """
+
+    parameters: FloatArray
+    residual: FloatArray
+    slopes: FloatArray
+    chi2: FloatArray
+
+
+def fit_blobs(
+    difference: Image, x: FloatArray, y: FloatArray, score: FloatArray, noise_frac: float | None = None
+) -> pd.DataFrame:
+    """Fit a blob at each peak.
+
+    Parameters
+    ----------
+    difference : ndarray, shape (ny, nx), float32
+        Image minus median stack, not clipped (fraction of the light, a new blob is positive); NaN where there is no value.
+    x, y : ndarray, shape (n,)
+        Peaks of a search (px).
+    score : ndarray, shape (n,)
+        What the search gave them; kept as it is.
+    noise_frac : float, optional
+        Standard deviation of a pixel (fraction of the light); robustly estimated if not given.
+
+    Returns
+    -------
+    DataFrame
+        `DETECTION_COLUMNS`, one row per peak. ``depth_frac`` is the highest point of the fitted profile,
+        ``loss_frac_px2`` its sum, ``snr`` that of a matched filter for it. Errors are 1 sigma, widened where the fit
+        is worse than the noise. Where the fit has failed, they are NaN, and the rest is of the disc that it started
+        from; where there are too few pixels to fit, all but x, y and score is NaN. ``status`` is empty until `judge`.
+        A last column, ``misfit``, says how badly the fit fits: the mean squared residual of the footprint in units of the
+        noise, less what shapes beyond ours may leave: about 1 for a blob. `blobpipe.detection.score` takes it into the score.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    import pandas as pd
+
+    peaks = np.column_stack([np.asarray(values, np.float64).ravel() for values in (x, y, score)])
+    noise = _noise(difference) if noise_frac is None else float(noise_frac)
+    rows = [[*peak[:2], *[np.nan] * (MEASURED - 1)] for peak in peaks]
+    usable = [k for k, peak in enumerate(peaks) if noise > 0 and np.isfinite(peak).all()]
+    for k in usable:
+        cut = _cut(difference, peaks, k, noise)
+        if cut.good.sum() >= FEWEST_PIXELS:
+            rows[k] = _measure_one(cut, peaks[k], noise)
+    table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
+    found = pd.DataFrame(table[:, :-1], columns=list(DETECTION_COLUMNS[:MEASURED]))
+    return found.assign(score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str), misfit=table[:, -1])
+
+
+def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float) -> FloatArray:
+    """Signal-to-noise ratio of the brightest square near each place, shape (n,): in a hundredth of the time of a fit.
+
+    Parameters
+    ----------
+    difference, x, y, noise_frac
+        As for `measure`.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+        Of the square of 5 x 5 or 11 x 11 px within `FARTHEST_PX`, above the median around; 0 where there is no value. For a
+        blob about two thirds of a matched filter's.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    half = round(FARTHEST_PX) + max(SQUARES_PX) // 2
+    windows = [
+        cut_square(difference, round(float(at[0])) - half, round(float(at[1])) - half, 2 * half + 1)
+        for at in zip(x, y, strict=True)
+    ]
+    found = np.zeros(len(windows))
+    for k, window in enumerate(windows):
+        finite = np.isfinite(window)
+        if finite.any():
+            found[k] = _brightest_square(np.where(finite, window - bottleneck.median(window[finite]), 0)) / noise_frac
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def _brightest_square(signal):  # type: ignore[no-untyped-def]
+    """Highest sum of a square, by the root of its area."""
+    side, brightest = len(signal), 0.0
+    sums = np.zeros((side + 1, side + 1))
+    for y in range(side):
+        for x in range(side):
+            sums[y + 1, x + 1] = sums[y, x + 1] + sums[y + 1, x] - sums[y, x] + signal[y, x]
+    for square in SQUARES_PX:
+        trim = (max(SQUARES_PX) - square) // 2
+        for y in range(trim, side + 1 - square - trim):
+            for x in range(trim, side + 1 - square - trim):
+                right, top = x + square, y + square
+                inside = sums[top, right] - sums[y, right] - sums[top, x] + sums[y, x]
+                brightest = max(brightest, inside / square)
+    return brightest
+
+
+def _noise(difference: Image) -> float:
+    return fits_images.median_and_noise(difference)[1] if np.isfinite(difference).any() else float("nan")
+
+
+def _measure_one(cut: Cut, peak: FloatArray, noise: float) -> list[float]:
+    """What is measured at a peak, in the order of `DETECTION_COLUMNS`, and the misfit."""
+    start = _start(cut, *peak[:2])
+    low, high = _limits(start)
+    model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, _table()))
+    inside = (model.parameters[:, :4] > low[:4]) & (model.parameters[:, :4] < high[:4])
+    usable = inside.all(axis=1) & (model.parameters[:, 3] > 0)
+    found = _averaged(cut, model, usable) if usable.any() else _unfitted(cut, start)
+    x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = found
+    place = [x + cut.x, y + cut.y, x_err, y_err, radius, radius_err]
+    return [*place, noise * depth, noise * depth_err, noise * loss, snr, _reduced_chi2(cut, model)]
+
+
+def _reduced_chi2(cut: Cut, model: Model) -> float:
+    """Mean squared residual of the best shape's footprint, less what other shapes than ours may leave."""
+    best = int(model.chi2.argmin())
+    x, y, radius, depth = model.parameters[best, :4]
+    footprint = cut.good & (distance_from(x, y, CUT_SIDE).ravel() <= radius + FOOTPRINT_MARGIN_PX)
+    if not footprint.any():
+        return float("nan")
+    left = float(np.square(model.residual[best, footprint]).mean())
+    return left - float(np.clip(left - 1, 0, (OTHER_SHAPES * depth) ** 2))
+
+
+def _limits(start: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Between which the parameters of fits may lie."""
+    reach = np.array([FARTHEST_PX, FARTHEST_PX, 0, np.inf, np.inf])
+    low, high = start - reach, start + reach
+    low[2], high[2] = RADII_PX[[0, -1]]
+    return low, high
+
+
+def _cut(difference: Image, peaks: FloatArray, k: int, noise: float) -> Cut:
+    x, y = (round(float(place)) - CUT_HALF for place in peaks[k, :2])
+    values = cut_square(difference, x, y, CUT_SIDE) / np.float32(noise)
+    good = _without_outliers(values) & _nearest(peaks[:, :2] - (x, y), k)
+    return Cut(x, y, np.where(good, values, np.float32(0)).ravel(), good.ravel())
+
+
+def _without_outliers(values: Image) -> Mask:
+    """Finite, and not far from the median of the 5 x 5 pixels around, which is taken only where it may matter."""
+    from scipy.ndimage import uniform_filter
+
+    good = np.isfinite(values)
+    if not good.any():
+        return good
+    filled = np.where(good, values, bottleneck.median(values[good]))
+    rows, columns = np.nonzero(good & (np.abs(filled - uniform_filter(filled, 5, mode="nearest")) > SUSPECT_SIGMA))
+    steps = np.arange(-2, 3)
+    near_rows = np.clip(rows[:, None, None] + steps[:, None], 0, CUT_SIDE - 1)
+    near_columns = np.clip(columns[:, None, None] + steps, 0, CUT_SIDE - 1)
+    usual = np.partition(filled[near_rows, near_columns].reshape(-1, 25), 12, axis=1)[:, 12]
+    good[rows, columns] = np.abs(filled[rows, columns] - usual) < OUTLIER_SIGMA + OUTLIER_FRAC * np.abs(usual)
+    return good
+
+
+def _nearest(peaks: FloatArray, k: int) -> Mask:
+    """Pixels of a cut-out that are nearer to a peak than to any that lies on another blob."""
+    apart = np.hypot(*(peaks - peaks[k]).T)
+    others = peaks[(apart > NEIGHBOUR_PX) & (apart < 3 * CUT_HALF)]
+    x, y = peaks[k]
+    own = distance_from(x, y, CUT_SIDE)
+    nearest = np.ones(own.shape, bool)
+    for x, y in others:
+        nearest &= own <= distance_from(x, y, CUT_SIDE)
+    return nearest
+
+
+@lru_cache(maxsize=1)
+def _table() -> FloatArray:
+    """Each shape as a sum of cosines, whose amplitudes are splines of the radius.
+
+    Returns
+    -------
+    ndarray, shape (number of radii - 1, number of shapes, 4, HIGHEST**2), float32
+        Coefficients of the cubes, squares, ... of the distance from each tabulated radius.
+    """
+    from scipy.interpolate import CubicSpline
+
+    amplitudes = [[_amplitudes(shape, float(radius)) for shape in blob_shapes.SHAPES] for radius in RADII_PX]
+    coefficients = np.moveaxis(CubicSpline(RADII_PX, np.array(amplitudes)).c, 0, 2)
+    return np.ascontiguousarray(coefficients.reshape(*coefficients.shape[:3], -1), dtype=np.float32)
+
+
+def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
+    """Amplitudes of the cosines along y and x, for a profile sampled twice per pixel and axis."""
+    fine = np.empty((2 * PERIOD_PX, 2 * PERIOD_PX))
+    for i, j in ((0, 0), (0, 1), (1, 1)):
+        fine[i::2, j::2] = blob_shapes.blob_profile(shape, radius, -j / 2, -i / 2, PERIOD_PX)
+    fine[1::2, ::2] = fine[::2, 1::2].T  # blobs are alike along x and y
+    middle = 2 * (PERIOD_PX // 2)
+    spectrum = np.fft.rfft2(np.roll(fine, (-middle, -middle), (0, 1))).real[:HIGHEST, :HIGHEST] / fine.size
+    twice = np.minimum(1 + np.arange(HIGHEST), 2)
+    return np.asarray(spectrum * twice * twice[:, None])
+
+
+@nb.njit(cache=True, nogil=True)
+def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
+    """Amplitudes of a shape at a radius, and their derivatives by it; both of shape (HIGHEST, HIGHEST), float32."""
+    place = min(max(np.searchsorted(RADII_PX, radius) - 1, 0), len(RADII_PX) - 2)
+    t, cubes = np.float32(radius - RADII_PX[place]), table[place, shape]
+    amplitudes, slopes = np.empty(HIGHEST * HIGHEST, np.float32), np.empty(HIGHEST * HIGHEST, np.float32)
+    for k in range(HIGHEST * HIGHEST):
+        a, b, c, d = cubes[0, k], cubes[1, k], cubes[2, k], cubes[3, k]
+        amplitudes[k] = ((a * t + b) * t + c) * t + d
+        slopes[k] = (np.float32(3) * a * t + np.float32(2) * b) * t + c
+    return amplitudes.reshape(HIGHEST, HIGHEST), slopes.reshape(HIGHEST, HIGHEST)
+
+
+@nb.njit(cache=True, nogil=True)
+def _waves(centre):  # type: ignore[no-untyped-def]
+    """Cosines around a centre, and their derivatives by it; both of shape (SIDE, HIGHEST), float32."""
+    waves, slopes = np.empty((CUT_SIDE, HIGHEST), np.float32), np.empty((CUT_SIDE, HIGHEST), np.float32)
+    for k in range(HIGHEST):
+        cos, sin = np.float32(np.cos(centre * FREQUENCIES[k])), np.float32(np.sin(centre * FREQUENCIES[k]))
+        for x in range(CUT_SIDE):
+            wave = WAVES[x, k]
+            waves[x, k] = wave.real * cos + wave.imag * sin
+            slopes[x, k] = (wave.imag * cos - wave.real * sin) * FREQUENCIES[k]
+    return waves, slopes
+
+
+@nb.njit(cache=True, nogil=True, fastmath={"contract"})
+def _multiply(left, right, product):  # type: ignore[no-untyped-def]
+    """Product of two matrices, row by row: vectors of columns are added at a time."""
+    for y in range(left.shape[0]):
+        row = product[y]
+        row[:] = 0
+        for k in range(left.shape[1]):
+            factor, other = left[y, k], right[k]
+            for x in range(len(row)):
+                row[x] += factor * other[x]
+
+
+@nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for k in range(len(a)):
+        total += a[k] * b[k]
+    return np.float64(total)
+
+
+@nb.njit(cache=True, nogil=True)
+def _model(values, good, table, shape, parameters, residual, slopes):  # type: ignore[no-untyped-def]
+    """The model of a cut-out (``values`` and ``good``, which is 0 or 1, of shape (n,), float32): fills in residual and slopes.
+
+    Returns
+    -------
+    float
+        Chi square, with the prior's part.
+    """
+    x, y, radius, depth, background = parameters
+    amplitudes, by_radius = _interpolated(table, shape, radius)
+    (cos_x, sin_x), (cos_y, sin_y) = _waves(x), _waves(y)
+    cos_x, sin_x = np.ascontiguousarray(cos_x.T), np.ascontiguousarray(sin_x.T)
+    along_y, images = np.empty((CUT_SIDE, HIGHEST), np.float32), slopes.reshape(5, CUT_SIDE, CUT_SIDE)
+    _multiply(cos_y, amplitudes, along_y)
+    _multiply(along_y, sin_x, images[0])
+    _multiply(along_y, cos_x, images[3])
+    _multiply(sin_y, amplitudes, along_y)
+    _multiply(along_y, cos_x, images[1])
+    _multiply(cos_y, by_radius, along_y)
+    _multiply(along_y, cos_x, images[2])
+    depth, background = np.float32(depth), np.float32(background)
+    for k in range(len(values)):
+        slopes[0, k] *= good[k] * depth
+        slopes[1, k] *= good[k] * depth
+        slopes[2, k] *= good[k] * depth
+        slopes[3, k] *= good[k]
+        slopes[4, k] = good[k]
+        residual[k] = values[k] - depth * slopes[3, k] - background * good[k]
+    prior = ((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) ** 2 - 2 * np.log(SHAPE_SHARES[shape])
+    return _dot(residual, residual) + prior
+
+
+def _start(cut: Cut, x: float, y: float) -> FloatArray:
+    """Parameters to start from: the highest place of the smoothed cut-out, and the disc that fits best there."""
+    x, y = _highest(cut, x - cut.x, y - cut.y)
+    radius, depth, background = _best_disc(cut.values, cut.good, _table(), x, y)
+    return np.array([x, y, radius, depth, background])
+
+
+@nb.njit(cache=True, nogil=True)
+def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
+    """Radius of the disc at x, y that explains most, its depth and the background around it; only discs that darken do."""
+    n, total = 0, 0.0
+    for k in range(len(values)):
+        n += good[k]
+        total += good[k] * values[k]
+    along_y, disc = np.empty((CUT_SIDE, HIGHEST), np.float32), np.empty((CUT_SIDE, CUT_SIDE), np.float32)
+    cos_y, cos_x = _waves(y)[0], np.ascontiguousarray(_waves(x)[0].T)
+    most, best = -1.0, (0.0, 0.0, 0.0)
+    for place in FIRST_RADII:
+        radius = RADII_PX[place]
+        _multiply(cos_y, _interpolated(table, 0, radius)[0], along_y)
+        _multiply(along_y, cos_x, disc)
+        sum_d, sum_dd, sum_dv = 0.0, 0.0, 0.0
+        for k, d in enumerate(disc.ravel()):
+            sum_d += good[k] * d
+            sum_dd += good[k] * d * d
+            sum_dv += good[k] * d * values[k]
+        power = max(sum_dd - sum_d * sum_d / n, 1e-6)
+        depth = (sum_dv - sum_d * total / n) / power
+        explained = depth * depth * power if depth > 0 else 0.0
+        if explained > most:
+            most, best = explained, (radius, depth, (total - depth * sum_d) / n)
+    return best
+
+
+def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
+    """Where the smoothed cut-out is highest, not too far from a place."""
+    from scipy.ndimage import gaussian_filter
+
+    image = np.where(cut.good, cut.values - bottleneck.median(cut.values[cut.good]), np.float32(0))
+    smooth = gaussian_filter(image.reshape(CUT_SIDE, CUT_SIDE), START_SMOOTHING_PX, mode="constant", truncate=2.0)
+    place = int(np.where(distance_from(x, y, CUT_SIDE) < FARTHEST_PX - 1, smooth, -np.inf).argmax())
+    return float(place % CUT_SIDE), float(place // CUT_SIDE)
+
+
+@nb.njit(cache=True, nogil=True)
+def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
+    """All shapes at a peak by Levenberg's and Marquardt's least squares, within limits: what makes a `Model`."""
+    n_shapes, n = table.shape[1], len(values)
+    parameters, chi2 = np.empty((n_shapes, 5)), np.empty(n_shapes)
+    residual, slopes = np.empty((n_shapes, n), np.float32), np.empty((n_shapes, 5, n), np.float32)
+    new_residual, new_slopes = np.empty(n, np.float32), np.empty((5, n), np.float32)
+    damping, gain, moved = np.full(n_shapes, 1e-3), np.empty(n_shapes), np.empty(5)
+    for shape in range(n_shapes):
+        parameters[shape] = start
+        chi2[shape] = _model(values, good, table, shape, start, residual[shape], slopes[shape])
+    for _ in range(STEPS):
+        for shape in range(n_shapes):
+            normal, step = _normal(parameters[shape], residual[shape], slopes[shape])
+            for i in range(5):
+                normal[i, i] *= 1 + damping[shape]
+            _solve(normal, step)
+            for i in range(5):
+                moved[i] = min(max(parameters[shape, i] + step[i], low[i]), high[i])
+            new_chi2 = _model(values, good, table, shape, moved, new_residual, new_slopes)
+            gain[shape] = chi2[shape] - new_chi2
+            damping[shape] *= 10 if gain[shape] < 0 else 0.1
+            if gain[shape] >= 0:
+                parameters[shape], residual[shape], slopes[shape] = moved, new_residual, new_slopes
+                chi2[shape] = new_chi2
+        best, going = chi2.min(), False
+        for shape in range(n_shapes):
+            going |= abs(gain[shape]) >= max(ENOUGH, STOP_IF_WORSE * (chi2[shape] - best))
+        if not going:
+            break
+    return parameters, residual, slopes, chi2
+
+
+@nb.njit(cache=True, nogil=True)
+def _solve(matrix, vector):  # type: ignore[no-untyped-def]
+    """Linear equations in place, the solution in ``vector``; the matrix is positive definite: any pivot will do."""
+    for i in range(5):
+        for j in range(i + 1, 5):
+            factor = matrix[j, i] / matrix[i, i]
+            vector[j] -= factor * vector[i]
+            for k in range(i, 5):
+                matrix[j, k] -= factor * matrix[i, k]
+    for i in range(4, -1, -1):
+        for k in range(i + 1, 5):
+            vector[i] -= matrix[i, k] * vector[k]
+        vector[i] /= matrix[i, i]
+
+
+@nb.njit(cache=True, nogil=True)
+def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
+    """The normal matrix of a shape, and its right-hand side."""
+    normal, slope = np.empty((5, 5)), np.empty(5)
+    for i in range(5):
+        slope[i] = _dot(slopes[i], residual)
+        for j in range(i + 1):
+            normal[i, j] = normal[j, i] = _dot(slopes[i], slopes[j])
+        normal[i, i] += 1e-6  # what is not there leaves its parameters where they are
+    normal[2, 2] += 1 / RADIUS_SPREAD_PX**2
+    slope[2] -= (parameters[2] - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX**2
+    return normal, slope
+
+
+def _averaged(cut: Cut, model: Model, usable: Mask) -> list[float]:
+    """The mean over the usable shapes, each with the weight of its likelihood: x, y and errors, radius, depth, ..."""
+    chi2, n_pixels = model.chi2[usable], cut.good.sum()
+    misfit = max(float(chi2.min()) / (n_pixels - 5), 1.0)
+    weights = np.exp((chi2.min() - chi2) / (2 * misfit))
+    weights /= weights.sum()
+    values, depths = model.parameters[usable], model.parameters[usable, 3]
+    normal = np.array([_normal(*each)[0] for each in zip(*model[:3], strict=True)])[usable]
+    snr = depths * np.sqrt(normal[:, 3, 3])
+    sums = [_profile_sum(shape, radius) for shape, radius in enumerate(model.parameters[:, 2])]
+    loss = depths * np.array(sums)[usable]
+    variances = misfit * np.einsum("kii->ki", np.linalg.inv(normal))
+    mean = weights @ values
+    x_err, y_err, radius_err, depth_err, _ = np.sqrt(weights @ (variances + np.square(values - mean)))
+    mean_snr = float(weights @ snr)
+    wider = np.sqrt(1 + WANDERING / max(mean_snr, 1.0) ** 2)
+    depth = mean[3] * (1 - NOISE_FITTED / max(mean_snr, NOISE_FITTED) ** 2)
+    x_err, y_err, radius_err = wider * x_err, wider * y_err, wider * radius_err
+    return [*mean[:2], x_err, y_err, mean[2], radius_err, depth, depth_err, float(weights @ loss), mean_snr]
+
+
+def _unfitted(cut: Cut, start: FloatArray) -> list[float]:
+    """The disc that a failed fit started from, without errors, in the order of `_averaged`."""
+    x, y, radius, depth, _ = start
+    residual, slopes = np.empty_like(cut.values), np.empty((5, len(cut.values)), np.float32)
+    _model(cut.values, cut.good.astype(np.float32), _table(), 0, start, residual, slopes)
+    loss, snr = depth * _profile_sum(0, radius), float(depth * np.linalg.norm(slopes[3]))
+    return [x, y, np.nan, np.nan, radius, np.nan, depth, np.nan, loss, snr]
+
+
+def _profile_sum(shape: int, radius: float) -> float:
+    return float(_interpolated(_table(), shape, radius)[0][0, 0]) * PERIOD_PX**2

@@ -1,0 +1,115 @@
+"""TODO"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from blobpipe.core.arrays import FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+RIDGE = 1e-3  # keeps the weights finite where one number separates the classes
+
+
+def fit_logistic(features: FloatArray, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Fit a logistic regression, slightly ridged.
+
+    Parameters
+    ----------
+    features : ndarray, shape (n, k)
+        Of order one.
+    labels : ndarray, shape (n,)
+        0 or 1.
+
+    Returns
+    -------
+    ndarray, shape (k + 1,), float64
+        Intercept and weights, for `logistic`.
+    """
+    design = np.column_stack([np.ones(len(features)), features])
+    sign = 1.0 - 2.0 * labels
+
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
+        margin = sign * (design @ weights)
+        value = np.logaddexp(0, margin).mean() + RIDGE * weights[1:] @ weights[1:] / 2
+        slope = design.T @ (sign * expit(margin)) / len(design)
+        slope[1:] += RIDGE * weights[1:]
+        return float(value), slope
+
+    return np.asarray(minimize(loss, np.zeros(design.shape[1]), jac=True, method="L-BFGS-B").x)
+
+
+def logistic(features: FloatArray, weights: FloatArray) -> npt.NDArray[np.float64]:
+    """Probability of label 1 by a logistic regression that `fit_logistic` has fitted, shape (n,)."""
+    return np.asarray(expit(weights[0] + features @ weights[1:]))
+
+
+SURE = 1e-6  # scores nearer to 0 or 1 are taken for this near
+SNRS, MISFITS = (3.0, 40.0), (0.5, 5.0)  # beyond these nothing more is learnt from either
+N_WEIGHTS = 10  # of the joint score: one for each of the nine features, and a constant before them
+FEWEST = 20  # blobs, and as many other candidates, make a fit
+
+
+def features(found: pd.DataFrame) -> FloatArray:
+    """What is known of candidates, of order one: three numbers, their squares and products.
+
+    Parameters
+    ----------
+    found : DataFrame
+        From `fit.fit_blobs`: ``score`` (of the network), ``snr`` and ``misfit`` are used; an unknown one counts as if it
+        were least like a blob's.
+
+    Returns
+    -------
+    ndarray, shape (n, 9), float64
+        Log-odds of the score, logarithms of S/N and misfit; then all products of two.
+    """
+    score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
+    snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
+    misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
+    three = np.column_stack([np.log(score / (1 - score)) / 4, np.log(snr) - 2, 3 * np.log(misfit)])
+    products = [three[:, i] * three[:, k] for i in range(3) for k in range(i, 3)]
+    return np.column_stack([three, *products])
+
+
+def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[float, ...]:
+    """Learn from candidates of which it is known whether they are blobs.
+
+    Parameters
+    ----------
+    found : DataFrame
+        As for `features`.
+    is_blob : ndarray, shape (n,), bool
+
+    Returns
+    -------
+    tuple of float
+        Ten weights of a logistic regression, for `score`; none, if there are too few candidates of either kind.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    if min(np.count_nonzero(is_blob), np.count_nonzero(~is_blob)) < FEWEST:
+        return ()
+    weights = fit_logistic(features(found), is_blob.astype(np.int64))
+    return tuple(float(weight) for weight in np.round(weights, 5))
+
+
+def score_candidates(found: pd.DataFrame, weights: tuple[float, ...]) -> pd.DataFrame:
+    """Candidates with the joint score in the place of the network's, 0 to 1; without weights they stay as they are.
+
+    Parameters
+    ----------
+    found : DataFrame
+        As for `features`; its column ``misfit`` is left out of what is returned.
+    weights : tuple of float
+        From `fit`.
+    """
+    joint = logistic(features(found), np.array(weights)) if weights else found["score"]
+    return found.assign(score=joint).drop(columns="misfit")

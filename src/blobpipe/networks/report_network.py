@@ -1,0 +1,153 @@
+"""The report's network: is there a blob on a subframe of 256 x 256 pixels (ISR 4)?"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blobpipe.core import threads as lasting
+from blobpipe.networks import fused
+from blobpipe.simulation import render_gpu
+
+Kernels = Literal["fused", "plain"]
+
+
+class ReportNetwork(nn.Module):
+    """Two convolution blocks and two dense layers: 528,098 parameters.
+
+    Notes
+    -----
+    Source: ISR section 4. Convolutions 5x5 (8 and 16 filters, zero padding 2), ReLU, 4x4 max pooling,
+    dropout 0.15 and 0.30, dense 128, dense 2.
+    """
+
+    def __init__(self, kernels: Kernels = "plain") -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 8, 5, padding=2)
+        self.conv2 = nn.Conv2d(8, 16, 5, padding=2)
+        self.dense1 = nn.Linear(16 * 16 * 16, 128)
+        self.dense2 = nn.Linear(128, 2)
+        self.kernels = kernels
+
+    def forward(self, subframes: Tensor, dropout_seed: int | Tensor = 0) -> Tensor:
+        """Logits of (no blob, blob).
+
+        Parameters
+        ----------
+        subframes : Tensor, shape (n, 1, 256, 256), float32
+            Standardised.
+        dropout_seed : int, or on a GPU Tensor, shape (), int64
+            Which outputs are dropped while training; fused and plain kernels drop the same.
+
+        Returns
+        -------
+        Tensor, shape (n, 2), float32
+        """
+        x = self._block(subframes, self.conv1, 0.15, 2 * dropout_seed)
+        x = self._block(x, self.conv2, 0.30, 2 * dropout_seed + 1)
+        logits: Tensor = self.dense2(F.relu(self.dense1(x.flatten(1))))
+        return logits
+
+    def _block(self, x: Tensor, conv: nn.Conv2d, dropout: float, seed: int | Tensor) -> Tensor:
+        assert conv.bias is not None
+        dropout = dropout if self.training else 0.0
+        if self.kernels == "fused" and x.device.type == "cpu":
+            return fused.conv_relu_pool(x, conv.weight, conv.bias, 4, dropout=dropout, seed=int(seed))
+        if self.kernels == "fused" and x.device.type == "cuda":
+            from blobpipe.networks import fused_gpu
+
+            seed = torch.as_tensor(seed, device=x.device)
+            return fused_gpu.conv_relu_pool(x, conv.weight, conv.bias, dropout=dropout, seed=seed)
+        pooled = F.max_pool2d(F.relu(conv(x)), 4)
+        if not dropout:
+            return pooled
+        seed = torch.as_tensor(seed, device=pooled.device)
+        return pooled * render_gpu.keep_mask(pooled.shape, dropout, seed) / (1 - dropout)
+
+
+def choose_kernels(kernels: Literal["auto", "fused", "plain"], device: str = "cpu") -> Kernels:
+    """``auto`` is ``fused`` where it runs: on this CPU, or on a CUDA device with Triton."""
+    if kernels == "auto":
+        runs = fused.available() if device == "cpu" else importlib.util.find_spec("triton") is not None
+        return "fused" if runs else "plain"
+    return kernels
+
+
+def new_network(seed: int, kernels: Kernels) -> ReportNetwork:
+    """A network with random weights that depend on the seed alone.
+
+    Notes
+    -----
+    Source: ours; the report does not say how it starts. The convolutions are scaled so that white noise, which a
+    subframe mostly is, leaves each block with mean 0 before the rectifier and standard deviation 1; the last layer
+    begins at zero, so that no answer of chance has to be unlearnt. The network then leaves the first plateau within
+    an epoch; from PyTorch's own weights some seeds need several.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        network = ReportNetwork(kernels)
+        x = torch.randn(8, 1, 256, 256)
+        for conv in (network.conv1, network.conv2):
+            assert conv.bias is not None
+            pooled = F.max_pool2d(F.conv2d(x, conv.weight, padding=2), 4)
+            spread, mean = torch.std_mean(pooled, (0, 2, 3), keepdim=True)
+            conv.weight /= spread.view(-1, 1, 1, 1)
+            conv.bias.copy_((-mean / spread).flatten())
+            x = F.relu((pooled - mean) / spread)
+        nn.init.zeros_(network.dense2.weight)
+        nn.init.zeros_(network.dense2.bias)
+        return network
+
+
+def set_threads(threads: int) -> None:
+    """Use so many threads, however many cores there are: sums then come out the same anywhere."""
+    import numba
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    fused.set_threads(threads)
+    # last: Numba, as it starts, sets OpenMP, which PyTorch shares, to all cores
+    torch.set_num_threads(threads)
+
+
+def predict(
+    network: ReportNetwork, subframes: npt.NDArray[np.float32] | Tensor, batch: int = 256
+) -> npt.NDArray[np.float64]:
+    """Probability of a blob for each subframe.
+
+    Parameters
+    ----------
+    network : ReportNetwork
+    subframes : ndarray, or Tensor on any device, shape (n, 256, 256), float32
+        Standardised.
+    batch : int
+        Subframes at a time.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+        From 0 to 1.
+
+    Notes
+    -----
+    Source: ISR section 5: softmax over the two neurons.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+
+    def ask(start: int) -> npt.NDArray[np.float64]:
+        x = torch.as_tensor(subframes[start : start + batch, None], device=device)
+        with torch.inference_mode():
+            answer: npt.NDArray[np.float64] = torch.softmax(network(x).double(), 1)[:, 1].cpu().numpy()
+        return answer
+
+    starts = range(0, len(subframes), batch)
+    if len(starts) > 1 and network.kernels == "fused" and device.type == "cpu":
+        # while one batch is in the dense layers, which run on one thread, the next is in the convolutions
+        return np.concatenate(list(lasting.pool("predict", 2).map(ask, starts)))
+    return np.concatenate([np.zeros(0), *map(ask, starts)])

@@ -1,0 +1,132 @@
+"""Figures: the same bytes each time, nothing left open, every axis with its unit."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from blobpipe.core import plotting
+from blobpipe.validation import curves
+
+RNG = np.random.default_rng(1)
+SUBFRAMES = RNG.normal(size=(10, 256, 256)).astype(np.float32)
+SALIENCY = np.abs(SUBFRAMES[:2])
+LABELS = np.arange(10) % 2
+HISTORY = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.6], "val_loss": [0.7, 0.5], "val_accuracy": [0.5, 0.8]})
+CURVE = (np.linspace(0, 1, 9), np.linspace(0, 1, 9) ** 0.5)
+PANEL = plotting.Panel("one", SUBFRAMES[0], SALIENCY[0], np.array([[30.0, 40.0, 5.0]]))
+BINS = pd.DataFrame(
+    {
+        "probability_low": [0.0, 0.5],
+        "n": [3, 0],
+        "mean_probability": [0.2, np.nan],
+        "blob_frac": [0.3, np.nan],
+        "blob_frac_low": [0.1, np.nan],
+        "blob_frac_high": [0.5, np.nan],
+    }
+)
+RECALL = pd.DataFrame(
+    [
+        (quantity, 0.0, high, 4, 0.5, 0.2, 0.8)
+        for quantity in ("snr", "depth_frac", "radius_px")
+        for high in (1.0, np.inf)
+    ],
+    columns=["quantity", "low", "high", "n", "recall", "recall_low", "recall_high"],
+)
+BLOBS = pd.DataFrame({"x_px": [10.0, 20.0], "y_px": [10.0, 900.0], "status": ["found", "missed"]})
+ALARMS = pd.DataFrame({"x_px": [10, 40, 300], "y_px": [20, 50, 700], "x0_px": [0, 0, 256], "y0_px": [0, 0, 512]})
+GRID = pd.DataFrame(
+    [
+        (name, radius, depth, 0.4)
+        for name in ("dense", "report", "matched_filter")
+        for radius in (4.0, 6.0)
+        for depth in (0.01, 0.02)
+    ],
+    columns=["detector", "radius_px", "depth_frac", "completeness"],
+)
+LIMITS = GRID[GRID["depth_frac"] == 0.01].assign(depth_50_frac=0.012, depth_90_frac=np.nan)
+SHARES = pd.DataFrame(
+    [
+        (name, low, low + high, 4, 0.5, 0.2, 0.8)
+        for name in ("dense", "report")
+        for low, high in ((0.0, 5.0), (5.0, np.inf))
+    ],
+    columns=["detector", "low", "high", "n", "share", "share_low", "share_high"],
+)
+INTERVAL = {"tnr": (0.8, 0.9), "fpr": (0.1, 0.2), "fnr": (None, None), "tpr": (None, None)}
+
+DRAW: dict[str, Callable[[Path], None]] = {
+    "contact_sheet": lambda path: plotting.contact_sheet(path, SUBFRAMES, LABELS, "Title"),
+    "history": lambda path: plotting.history(path, HISTORY, "loss (nat)"),
+    "detection": lambda path: plotting.draw_detection(path, SUBFRAMES[0], SALIENCY[0], (256, 512), (30, 40), "Title"),
+    "gallery": lambda path: plotting.gallery(path, {"right": [PANEL, PANEL], "wrong": []}, "Title"),
+    "confusion": lambda path: curves.confusion(path, {"report": np.array([[9, 1], [0, 0]])}, {"report": INTERVAL}),
+    "by_snr": lambda path: curves.by_snr(path, SHARES, "Title", {"dense": ": two false alarms"}),
+    "roc": lambda path: curves.roc(path, {"report": CURVE, "dense": CURVE}, {"report": (0.1, 0.9)}, {"report": 0.9, "dense": None}),
+    "precision_recall": lambda path: curves.precision_recall(path, {"report": CURVE}, {"report": 0.9}),
+    "calibration": lambda path: plotting.calibration(path, {"report": BINS}),
+    "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS),
+    "completeness": lambda path: curves.completeness(path, GRID, LIMITS),
+}  # fmt: skip
+WITHOUT_AXES = ("contact_sheet", "gallery")  # pictures whose scale stands in their title
+
+
+def test_every_figure_is_tested() -> None:
+    functions = inspect.getmembers(curves, inspect.isfunction)
+    ours = {name for name, function in functions if function.__module__ == curves.__name__ and name[0] != "_"}
+    assert ours - {"save"} == set(DRAW)
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_a_figure_is_the_same_bytes_each_time_and_closed(tmp_path: Path, name: str) -> None:
+    for folder in "ab":
+        DRAW[name](tmp_path / folder / f"{name}.png")
+    one, two = (tmp_path / folder / f"{name}.png" for folder in "ab")
+    assert one.read_bytes() == two.read_bytes()
+    assert plt.imread(one).shape[0] > 200
+    assert not plt.get_fignums()
+    assert list(one.parent.iterdir()) == [one]
+
+
+@pytest.mark.parametrize("name", [name for name in DRAW if name not in WITHOUT_AXES])
+def test_every_axis_has_a_name_with_its_unit(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    DRAW[name](tmp_path / "a.png")
+    grid = [axis for axis in drawn[0].axes if axis.has_data() or axis.images or axis.patches]
+    assert grid
+    for axis in grid:
+        for names in (
+            [a.get_xlabel() for a in grid if _shares(axis, a, "x")],
+            [a.get_ylabel() for a in grid if _shares(axis, a, "y")],
+        ):
+            labels = [label for label in names if label]
+            assert labels, f"{name}: an axis without a name"
+            assert all("(" in label or label == "epoch" for label in labels), labels
+    plt.close("all")
+
+
+def _shares(one: plt.Axes, other: plt.Axes, which: str) -> bool:
+    group = one.get_shared_x_axes() if which == "x" else one.get_shared_y_axes()
+    return one is other or group.joined(one, other)
+
+
+@pytest.mark.parametrize("name", ["contact_sheet", "gallery"])
+def test_pictures_say_their_grey_scale(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    DRAW[name](tmp_path / "a.png")
+    assert "sigma" in drawn[0].get_suptitle()
+    plt.close("all")
+
+
+def test_one_class_alone_makes_a_sheet(tmp_path: Path) -> None:
+    plotting.contact_sheet(tmp_path / "a.png", SUBFRAMES[:3], np.zeros(3, int), "Title")
+    assert (tmp_path / "a.png").exists()

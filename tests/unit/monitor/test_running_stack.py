@@ -1,0 +1,163 @@
+"""The running stack: the same images give the same one, whatever the cache holds."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from blobpipe.core import files, fits_images
+from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.images import difference
+from blobpipe.images.register import NO_SHIFT, Shift
+from blobpipe.monitor import logbook, running_stack
+from blobpipe.params import Difference
+
+SIDE, STACK, DAYS = 256, 4, 12
+PARAMS = Difference(stack_size=STACK)
+KNOWN = [(50 + 75 * i, 40 + 60 * j, 6.0, 0.1) for i in range(3) for j in range(4)]
+DIRECTIONS = np.random.default_rng(21).normal(0, 1, (DAYS, 2))
+
+
+def write(path: Path, day: int) -> None:
+    """An image on which the mirror has stopped up to some pixels elsewhere."""
+    image = np.random.default_rng([20, day]).normal(0, 0.0076, (SIDE, SIDE)).astype(np.float32)
+    shift_x, shift_y = (0.0, 0.0) if day % 3 == 0 else DIRECTIONS[day]
+    for x, y, radius, depth in KNOWN:
+        image[y - 20 : y + 21, x - 20 : x + 21] += depth * blob_profile("disc", radius, shift_x, shift_y)
+    image[30, 40] = np.inf
+    fits.PrimaryHDU(image, fits.Header({"EXPSTART": 60000.0 + day})).writeto(path)
+
+
+def subtract_each(root: Path, harm: Callable[[Path, int], None] = lambda cache, day: None) -> list[str]:
+    """The stack of each image, in order, as the routine takes and logs it; first something happens to the cache."""
+    (root / "in").mkdir(parents=True)
+    log, cache = logbook.connect(root / "log.sqlite", make=True), root / "stack"
+    with logbook.writing(log):
+        log.execute(
+            "INSERT INTO runs (started, version, model, model_sha256, params_sha256, catalogue_sha256, threshold) "
+            "VALUES ('', '', '', '', '', '', 0.5)"
+        )
+    found = []
+    for day in range(DAYS):
+        path = root / "in" / f"day{day:02d}.fits"
+        write(path, day)
+        sha256, image = files.sha256(path), fits_images.usable_image(path).data
+        harm(cache, day)
+        stack = running_stack.stack_before(log, cache, 60000.0 + day, PARAMS)
+        corrections = {}
+        shift = NO_SHIFT
+        if stack is not None:
+            data, shift = difference.difference_image(image, stack.data, PARAMS)
+            corrections = stack.corrections | {sha256: running_stack.correction(image, data, stack.data, shift)}
+            running_stack.keep(cache, sha256, image, corrections[sha256])
+            found.append(stack.sha256)
+        with logbook.writing(log):
+            _log(log, path, day, sha256, shift, corrections)
+    log.close()
+    return found
+
+
+def _log(
+    log: sqlite3.Connection, path: Path, day: int, sha256: str, shift: Shift, corrections: dict[str, bytes]
+) -> None:
+    row = {"run": 1, "sha256": sha256, "name": path.stem, "kind": "image", "mjd": 60000.0 + day, "logged": ""}
+    row |= {"outcome": "searched", "shift_x_px": shift.x_px, "shift_y_px": shift.y_px}
+    number = logbook.insert(log, "images", row)
+    log.execute(
+        "INSERT INTO files (path, sha256, size_bytes, modified_ns, seen, outcome, image) VALUES (?, ?, 0, 0, '', 'logged', ?)",
+        (str(path), sha256, number),
+    )
+    for image, packed in corrections.items():
+        log.execute("INSERT INTO corrections SELECT id, ? FROM images WHERE sha256 = ?", (packed, image))
+
+
+@pytest.fixture(scope="module")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("month")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(month: Path) -> list[str]:
+    return subtract_each(month)
+
+
+def test_each_image_has_its_own_stack_and_large_shifts_are_corrected(undisturbed: list[str], month: Path) -> None:
+    assert len(undisturbed) == len(set(undisturbed)) == DAYS - STACK
+    log = logbook.connect(month / "log.sqlite")
+    corrections = [row["bytes"] for row in log.execute("SELECT bytes FROM corrections ORDER BY image")]
+    assert len(corrections) == DAYS
+    shifted = [bool(packed) for packed in corrections]
+    assert shifted[STACK:] == [day % 3 != 0 for day in range(STACK, DAYS)]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_deleting_the_cache_on_any_day_changes_no_stack(undisturbed: list[str], tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng([22, seed])
+    days = set(rng.choice(DAYS, 4, replace=False).tolist())
+
+    def delete(cache: Path, day: int) -> None:
+        if day in days and seed % 2:
+            shutil.rmtree(cache, ignore_errors=True)
+        elif day in days:
+            for path in rng.permutation(sorted(cache.glob("*.npy")))[:2]:
+                path.unlink()
+
+    assert subtract_each(tmp_path, delete) == undisturbed
+
+
+def _npy(image: np.ndarray, **more: bool) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, image, **more)
+    return buffer.getvalue()
+
+
+HARM: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "empty": lambda content, other: b"",
+    "cut off": lambda content, other: content[:1000],
+    "cut by a byte": lambda content, other: content[:-1],
+    "a byte more": lambda content, other: content + b"\0",
+    "one bit": lambda content, other: content[:90_000] + bytes([content[90_000] ^ 4]) + content[90_001:],
+    "one bit of the header": lambda content, other: bytes([content[0] ^ 1]) + content[1:],
+    "text": lambda content, other: b"garbage " * 1000,
+    "another image": lambda content, other: other,
+    "of version 1": lambda content, other: _npy(np.zeros((SIDE, SIDE), np.float16)),
+    "wrong shape": lambda content, other: _npy(np.zeros((SIDE, SIDE // 2), np.float16)),
+    "wrong type": lambda content, other: _npy(np.full((SIDE, SIDE), 1 + 1j)),
+    "pickled": lambda content, other: _npy(np.array([{"a": 1}], object), allow_pickle=True),
+    "zeros": lambda content, other: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("kind", HARM)
+def test_a_corrupt_file_of_the_cache_is_not_believed(
+    undisturbed: list[str], month: Path, tmp_path: Path, kind: str
+) -> None:
+    assert undisturbed
+    log, cache, date = logbook.connect(month / "log.sqlite"), tmp_path / "stack", 60000.0 + DAYS
+    whole = running_stack.stack_before(log, cache, date, PARAMS)
+    contents = {path: path.read_bytes() for path in sorted(cache.glob("*.npy"))}
+    assert len(contents) == STACK
+    last = list(contents)[-1]
+    for path in list(contents)[:-1]:
+        path.write_bytes(HARM[kind](contents[path], contents[last]))
+    again = running_stack.stack_before(log, cache, date, PARAMS)
+    assert whole is not None
+    assert again is not None
+    assert again.sha256 == whole.sha256
+    assert {path: path.read_bytes() for path in contents} == contents
+
+
+def test_a_folder_in_the_place_of_a_cached_image_is_named(undisturbed: list[str], month: Path, tmp_path: Path) -> None:
+    assert undisturbed
+    log, date = logbook.connect(month / "log.sqlite"), 60000.0 + DAYS
+    member = running_stack.members_before(log, date, STACK)[0]
+    (tmp_path / f"{member.sha256}.npy").mkdir()
+    with pytest.raises(OSError, match=r"\.npy"):
+        running_stack.stack_before(log, tmp_path, date, PARAMS)
