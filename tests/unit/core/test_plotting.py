@@ -65,7 +65,7 @@ INTERVAL = {"tnr": (0.8, 0.9), "fpr": (0.1, 0.2), "fnr": (None, None), "tpr": (N
 DRAW: dict[str, Callable[[Path], None]] = {
     "contact_sheet": lambda path: plotting.contact_sheet(path, SUBFRAMES, LABELS, "Title"),
     "history": lambda path: plotting.history(path, HISTORY, "loss (nat)"),
-    "detection": lambda path: plotting.draw_detection(path, SUBFRAMES[0], SALIENCY[0], (256, 512), (30, 40), "Title"),
+    "draw_detection": lambda path: plotting.draw_detection(path, SUBFRAMES[0], SALIENCY[0], (256, 512), (30, 40), "Title"),
     "gallery": lambda path: plotting.gallery(path, {"right": [PANEL, PANEL], "wrong": []}, "Title"),
     "confusion": lambda path: curves.confusion(path, {"report": np.array([[9, 1], [0, 0]])}, {"report": INTERVAL}),
     "by_snr": lambda path: curves.by_snr(path, SHARES, "Title", {"dense": ": two false alarms"}),
@@ -79,8 +79,9 @@ WITHOUT_AXES = ("contact_sheet", "gallery")  # pictures whose scale stands in th
 
 
 def test_every_figure_is_tested() -> None:
-    functions = inspect.getmembers(curves, inspect.isfunction)
-    ours = {name for name, function in functions if function.__module__ == curves.__name__ and name[0] != "_"}
+    functions = [*inspect.getmembers(curves, inspect.isfunction), *inspect.getmembers(plotting, inspect.isfunction)]
+    modules = (curves.__name__, plotting.__name__)
+    ours = {name for name, function in functions if function.__module__ in modules and name[0] != "_"}
     assert ours - {"save"} == set(DRAW)
 
 

@@ -174,7 +174,7 @@ def test_another_process_gives_the_same_bytes(campaign_dir: Path, tmp_path: Path
     some(campaign_dir, tmp_path / "raw", 7)
     difference.subtract(tmp_path / "raw", tmp_path / "here", Difference(stack_size=4))
     code = (
-        "import sys; from blobpipe import difference; from blobpipe.params import Difference;"
+        "import sys; from blobpipe.images import difference; from blobpipe.params import Difference;"
         "difference.subtract(sys.argv[1], sys.argv[2], Difference(stack_size=4), 0)"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "raw"), str(tmp_path / "there")]

@@ -118,7 +118,7 @@ def test_kernels_are_chosen() -> None:
 
 def test_threads_are_a_setting() -> None:
     """In a fresh process, where Numba has not yet started its own."""
-    script = "import torch; from blobpipe.networks.model_file import set_threads; set_threads(3); print(torch.get_num_threads())"
+    script = "import torch; from blobpipe.networks.report_network import set_threads; set_threads(3); print(torch.get_num_threads())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"
 

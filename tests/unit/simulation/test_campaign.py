@@ -41,7 +41,7 @@ def test_names_look_like_rootnames() -> None:
 def test_names_are_found_without_heavy_imports() -> None:
     """Snakemake asks for them each time it reads the rules."""
     code = (
-        "import sys; from blobpipe import campaign; from blobpipe.params import Campaign;"
+        "import sys; from blobpipe.simulation import campaign; from blobpipe.params import Campaign;"
         "assert len(campaign.frame_names(Campaign())) == 220;"
         "heavy = {'pandas', 'scipy', 'astropy', 'skimage', 'torch', 'numba'} & set(sys.modules); assert not heavy, heavy"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.core import fits_images, tables
+from blobpipe.core import fits_images, metrics, tables
 from blobpipe.detection import operating_point
 from blobpipe.detection.score import score_candidates
 from blobpipe.detection.search import fit_peaks
@@ -112,39 +112,39 @@ def test_distance_to_the_nearest_known_blob() -> None:
 def test_stage_writes_what_it_says(evaluated: Path) -> None:
     expected = {f"{name}.csv" for name in TABLES} | {f"{name}.png" for name in FIGURES} | {"metrics.json"}
     assert {path.name for path in evaluated.iterdir()} == expected
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert set(metrics.KEYS) <= set(metrics)
-    assert set(metrics["interval"]) == {*metrics.KEYS, "dense", "matched_filter"}
+    found = json.loads((evaluated / "metrics.json").read_text())
+    assert set(metrics.KEYS) <= set(found)
+    assert set(found["interval"]) == {*metrics.KEYS, "dense", "matched_filter"}
     for name in ("dense", "matched_filter"):
-        assert set(metrics[name]) == {*metrics.KEYS, "tpr_at_network_fpr"}
-        assert set(metrics["interval"][name]) == set(metrics.KEYS)
-    assert set(metrics["failures"]) == set(evaluate.KINDS)
+        assert set(found[name]) == {*metrics.KEYS, "tpr_at_network_fpr"}
+        assert set(found["interval"][name]) == set(metrics.KEYS)
+    assert set(found["failures"]) == set(evaluate.KINDS)
     for key in metrics.KEYS:
-        low, high = metrics["interval"][key]
-        assert low <= metrics[key] <= high, key
+        low, high = found["interval"][key]
+        assert low <= found[key] <= high, key
 
 
 def test_numbers_follow_from_the_predictions(evaluated: Path) -> None:
-    metrics = json.loads((evaluated / "metrics.json").read_text())
+    found = json.loads((evaluated / "metrics.json").read_text())
     table = pd.read_csv(evaluated / "predictions.csv")
     labels, positive = table["label"] == 1, table["probability"] >= 0.5
     assert list(table["subframe"]) == list(range(24))
-    assert metrics["tpr"] == pytest.approx(positive[labels].mean(), abs=1e-6)
-    assert metrics["tnr"] == pytest.approx(1 - positive[~labels].mean(), abs=1e-6)
-    assert metrics["roc_auc"] == pytest.approx(
+    assert found["tpr"] == pytest.approx(positive[labels].mean(), abs=1e-6)
+    assert found["tnr"] == pytest.approx(1 - positive[~labels].mean(), abs=1e-6)
+    assert found["roc_auc"] == pytest.approx(
         metrics.roc_auc(*table[["label", "probability"]].to_numpy().T)[0], abs=1e-6
     )
     failures = pd.read_csv(evaluated / "failures.csv")
     assert set(failures["subframe"]) == set(table["subframe"][positive != labels])
-    assert sum(metrics["failures"].values()) == len(failures)
+    assert sum(found["failures"].values()) == len(failures)
     by_snr = pd.read_csv(evaluated / "snr.csv").groupby(["detector", "operating_point"])[["n", "found"]].sum()
     assert len(by_snr) == 6
     assert (by_snr["n"] == labels.sum()).all()
     assert by_snr.loc[("report", "threshold"), "found"] == (positive & labels).sum()
     for name, numbers in (
-        ("report", metrics),
-        ("dense", metrics["dense"]),
-        ("matched_filter", metrics["matched_filter"]),
+        ("report", found),
+        ("dense", found["dense"]),
+        ("matched_filter", found["matched_filter"]),
     ):
         assert by_snr.loc[(name, "fpr_0.01"), "found"] / labels.sum() == pytest.approx(
             numbers["tpr_at_fpr_0.01"], abs=1e-6
@@ -154,12 +154,12 @@ def test_numbers_follow_from_the_predictions(evaluated: Path) -> None:
 
 
 def test_a_network_that_sees_blobs_finds_the_strong_ones_and_points_at_them(evaluated: Path) -> None:
-    metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert metrics["tpr"] > 0.8
-    assert metrics["pointing_hit_rate"] > 0.8
+    found = json.loads((evaluated / "metrics.json").read_text())
+    assert found["tpr"] > 0.8
+    assert found["pointing_hit_rate"] > 0.8
     for name in ("dense", "matched_filter"):
-        assert metrics[name]["tpr"] > 0.8
-        assert metrics[name]["pointing_hit_rate"] > 0.8
+        assert found[name]["tpr"] > 0.8
+        assert found[name]["pointing_hit_rate"] > 0.8
 
 
 def test_a_subframe_scores_what_a_scan_would_give_it(made_project: Path, models: Models, evaluated: Path) -> None:
@@ -207,10 +207,10 @@ def test_a_network_that_never_sees_a_blob(
     blob_finder.dense2.weight.data.zero_()
     model_file.save_model(tmp_path / "blind.safetensors", blob_finder, {})
     models = (tmp_path / "blind.safetensors", dense_model)
-    metrics = json.loads((_evaluate(project, models) / "metrics.json").read_text())
-    assert (metrics["tpr"], metrics["tnr"]) == (0, 1)
-    assert metrics["pointing_hit_rate"] is None
-    assert metrics["interval"]["pointing_hit_rate"] == [None, None]
+    found = json.loads((_evaluate(project, models) / "metrics.json").read_text())
+    assert (found["tpr"], found["tnr"]) == (0, 1)
+    assert found["pointing_hit_rate"] is None
+    assert found["interval"]["pointing_hit_rate"] == [None, None]
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -218,10 +218,10 @@ def test_a_class_without_subframes(project: Path, models: Models, label: int) ->
     path = project / "results/cutout/validation_subframes.csv"
     subframes = pd.read_csv(path).assign(label=label)
     tables.write_table(path, subframes)
-    metrics = json.loads((_evaluate(project, models) / "metrics.json").read_text())
-    assert metrics["roc_auc"] is None
-    assert metrics["leakage_auc"] is None
-    assert metrics["tpr" if label == 0 else "tnr"] is None
+    found = json.loads((_evaluate(project, models) / "metrics.json").read_text())
+    assert found["roc_auc"] is None
+    assert found["leakage_auc"] is None
+    assert found["tpr" if label == 0 else "tnr"] is None
 
 
 @pytest.mark.parametrize("missing", [0, 1])
