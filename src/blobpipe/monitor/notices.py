@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,12 @@ def again(connection: sqlite3.Connection) -> int:
         ).rowcount
 
 
+@cache
+def _warn_once(line: str) -> None:
+    """Log a warning that would otherwise be repeated with each image."""
+    log.warning("blobpipe: %s", line)
+
+
 @contextmanager
 def _sole_sender(connection: sqlite3.Connection) -> Iterator[bool]:
     """Whether no other process sends from this log; the system frees the lock of one that is killed."""
@@ -225,7 +232,7 @@ def _sole_sender(connection: sqlite3.Connection) -> Iterator[bool]:
         except BlockingIOError:
             alone = False
         except OSError as error:
-            log.warning("blobpipe: %s: %s; notices wait", path, error.strerror)
+            _warn_once(f"{path}: {error.strerror}; notices wait")
             alone = False
         yield alone
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -254,6 +254,8 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
         log.info("model: %s", model_file.described(routine.model))
         with logbook.writing(connection):
             run = logbook.insert(connection, "runs", _run_row(routine, point))
+        with _lock(connection):  # what a run that was killed has left in the cache
+            running_stack.prune(connection, routine.cache, routine.params.difference.stack_size)
         yield Tools(connection, run, network, point, known)
         with logbook.writing(connection):
             connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), run))
@@ -364,15 +366,22 @@ def _rehearsed(path: Path) -> str:
 
 
 @contextmanager
+def _lock(connection: logbook.Log) -> Iterator[TextIO]:
+    """Wait until no other process works on an image of this log; the system frees the lock of one that is killed."""
+    connection.insist_on_file()  # its folder may be gone
+    with open(connection.path.with_suffix(".lock"), "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+@contextmanager
 def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> Iterator[bool]:
     """Wait until no other process works on an image of this log; whether a process has ended while it was at this one.
 
     The file that is locked holds the hashes of the images that were begun and did not come to the last step. The system
-    frees the lock of a process that is killed, and keeps what it has written.
+    keeps what a process that is killed has written there.
     """
-    connection.insist_on_file()  # its folder may be gone
-    with open(connection.path.with_suffix(".lock"), "a+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _lock(connection) as lock:
         lock.seek(0)
         unfinished = set(lock.read().split())
         lock.write(f"{arrival.sha256}\n")
@@ -392,9 +401,6 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine)
         with logbook.writing(connection):
             _log_file(connection, arrival, image["id"], _known_as(connection, arrival, image["id"]))
         return False
-    running_stack.prune(
-        connection, routine.cache, routine.params.difference.stack_size
-    )  # a run that was killed has not
     try:
         searched = search(arrival, tools, routine)
     except (FrameError, MemoryError) as error:  # no fault of the image, but of where it lies, or of the moment
