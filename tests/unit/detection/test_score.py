@@ -37,6 +37,12 @@ def test_together_they_know_more_than_the_network_alone() -> None:
         assert is_blob[there].mean() == pytest.approx(joint[there].mean(), abs=0.08)
 
 
+def test_weights_have_five_decimals() -> None:
+    weights = np.array(fit_weights(*drawn(2000)))
+    assert (weights == np.round(weights, 5)).all()
+    assert (weights != np.round(weights, 4)).any()
+
+
 def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
     weights = fit_weights(*drawn(2000))
     alike = pd.DataFrame({"score": 0.5, "snr": 9.0, "misfit": [0.9, 1.3, 2.0, 3.0]})

@@ -321,6 +321,15 @@ def test_greylisting_is_waited_for_but_not_for_ever() -> None:
     assert box.recipients == [[TO[0]]]
 
 
+def test_the_first_attempt_is_the_first() -> None:
+    assert Letter.__dataclass_fields__["attempt"].default == 1
+
+
+@pytest.mark.parametrize(("code", "yes"), [(199, False), (200, True), (299, True), (300, False)])
+def test_a_server_says_yes_by_the_two_hundreds(code: int, yes: bool) -> None:
+    assert delivery._is_yes(code) == yes
+
+
 def _attempt(number: int) -> Letter:
     return Letter(LETTER.id, LETTER.subject, LETTER.text, LETTER.created, attempt=number)
 
@@ -609,7 +618,8 @@ def test_slacks_limits_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("code", "lasting"),
-    [(500, False), (503, False), (429, False), (404, False), (410, False), (403, False), (400, True), (413, True)],
+    [(code, False) for code in (401, 403, 404, 407, 408, 409, 410, 425, 429, 500, 503)]
+    + [(code, True) for code in (400, 402, 406, 411, 413, 424, 426, 431)],
 )
 def test_an_error_is_for_now_or_for_good(code: int, lasting: bool) -> None:
     with HookServer(Hook(answers=[code])) as server:

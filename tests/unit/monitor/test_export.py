@@ -641,6 +641,7 @@ def test_other_flags_only_on_request(catalogue: Path, existing: Path) -> None:
 def test_discs_keep_within_the_limits() -> None:
     assert bad_pixel_table.disc_radius([3.0, 6.0, 9.0]).tolist() == [7.0, 7.5, 8.2]
     assert bad_pixel_table.disc_radius([3.0, 9.0], (2.0, 20.0)).tolist() == [4.5, 10.5]
+    assert bad_pixel_table.disc_radius([0.1], (0.5, 0.9)).tolist() == [0.9]
 
 
 def test_wide_bits_need_wide_pixels(tmp_path: Path) -> None:
@@ -742,7 +743,7 @@ def test_units_follow_the_names_of_columns(tmp_path: Path) -> None:
         ({"until": "1990-01-01"}, "give --useafter"),
         ({"radii_px": (8.0, 7.0)}, "radii of discs: found 8 and 7"),
         ({"bpixtab": "absent.fits"}, "absent.fits: not found"),
-        ({"bpixtab": __file__}, "test_handover.py: .* not a whole FITS file"),
+        ({"bpixtab": __file__}, "test_export.py: .* not a whole FITS file"),
         ({"dates": "absent.csv", "until": "2012-01-01"}, "no dates found"),
     ],
 )

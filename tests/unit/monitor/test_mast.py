@@ -27,19 +27,19 @@ import requests
 
 from blobpipe import cli
 from blobpipe.errors import ArchiveError
-from blobpipe.monitor import mast
+from blobpipe.monitor import mast as client
 from blobpipe.monitor.mast import Exposure
 
 pytest.importorskip("astroquery", reason="astroquery is not installed: pip install 'blobpipe[mast]'")
 
 MJD = 56_197  # 2012-09-27
 DAY = date(2012, 9, 27)
-COLUMNS_CONFIG = {name: {"vot.datatype": "char", "separator": ";"} for name in mast.CRITERIA} | {
+COLUMNS_CONFIG = {name: {"vot.datatype": "char", "separator": ";"} for name in client.CRITERIA} | {
     "t_min": {"vot.datatype": "double"}
 }
 FIELDS = {
     "Mast.Caom.Filtered": [
-        *({"name": name, "type": "string"} for name in ("obsid", *mast.CRITERIA)),
+        *({"name": name, "type": "string"} for name in ("obsid", *client.CRITERIA)),
         {"name": "t_min", "type": "float"},
     ],
     "Mast.Caom.Products": [
@@ -88,7 +88,7 @@ class Mast(ThreadingHTTPServer):
         self.files = dict(FILES)
         self.columns: object = COLUMNS_CONFIG
         self.etag = '"first"'
-        wanted = [dict(mast.CRITERIA, obsid=str(1000 + i), t_min=MJD + i + 0.3) for i in range(3)]
+        wanted = [dict(client.CRITERIA, obsid=str(1000 + i), t_min=MJD + i + 0.3) for i in range(3)]
         others = [{"filters": "F140W"}, {"target_name": "GJ-1214"}, {"instrument_name": "WFC3/UVIS"}]
         self.observations = wanted + [wanted[0] | other | {"obsid": "9"} for other in others]
 
@@ -108,7 +108,7 @@ class Mast(ThreadingHTTPServer):
         ]
 
     def asked_for_files(self) -> list[Request]:
-        return [request for request in self.requests if mast.DOWNLOAD in request.path]
+        return [request for request in self.requests if client.DOWNLOAD in request.path]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -202,7 +202,7 @@ def mast(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mast]:
     monkeypatch.setattr(PortalAPI, "MAST_REQUEST_URL", f"{server.url}/api/v0/invoke")
     monkeypatch.setattr(PortalAPI, "COLUMNS_CONFIG_URL", f"{server.url}/portal/Mashup/Mashup.asmx/columnsconfig")
     monkeypatch.setattr(PortalAPI, "_column_configs", {})
-    monkeypatch.setattr(mast, "WAITS_S", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setattr(client, "WAITS_S", (0.0, 0.0, 0.0, 0.0))
     with conf.set_temp("server", server.url):
         yield server
     server.shutdown()
@@ -223,7 +223,7 @@ def names(folder: Path) -> list[str]:
 
 
 def assert_all_there(folder: Path, files: dict[str, bytes] = FILES) -> None:
-    assert names(folder) == [*sorted(files), mast.MANIFEST]
+    assert names(folder) == [*sorted(files), client.MANIFEST]
     for name, data in files.items():
         assert (folder / name).read_bytes() == data
 
@@ -232,26 +232,28 @@ def assert_all_there(folder: Path, files: dict[str, bytes] = FILES) -> None:
 
 
 def test_exposures_are_found_by_date(mast: Mast) -> None:
-    assert mast.find_exposures(DAY, date(2012, 9, 29)) == EXPOSURES
-    assert mast.find_exposures(DAY, DAY) == EXPOSURES[:1]
-    assert mast.find_exposures(date(2012, 9, 28), date(2012, 9, 29)) == EXPOSURES[1:]
+    assert client.find_exposures(DAY, date(2012, 9, 29)) == EXPOSURES
+    assert client.find_exposures(DAY, DAY) == EXPOSURES[:1]
+    assert client.find_exposures(date(2012, 9, 28), date(2012, 9, 29)) == EXPOSURES[1:]
     filters = mast.requests[0].params["filters"]
     asked = {each["paramName"]: each["values"] for each in filters}  # type: ignore[attr-defined]
-    assert asked == {name: [value] for name, value in mast.CRITERIA.items()} | {"t_min": [{"min": MJD, "max": MJD + 3}]}
+    assert asked == {name: [value] for name, value in client.CRITERIA.items()} | {
+        "t_min": [{"min": MJD, "max": MJD + 3}]
+    }
 
 
 def test_nothing_found_is_no_fault(mast: Mast) -> None:
-    assert mast.find_exposures(date(2001, 1, 1), date(2001, 1, 2)) == []
+    assert client.find_exposures(date(2001, 1, 1), date(2001, 1, 2)) == []
     mast.answers = [
         lambda handler: handler.say_table("Mast.Caom.Filtered", mast.observations[:1]),
         lambda handler: handler.say_table("Mast.Caom.Products", []),
     ]
-    assert mast.find_exposures(DAY, DAY) == []
+    assert client.find_exposures(DAY, DAY) == []
 
 
 def test_many_observations_are_asked_for_in_parts(mast: Mast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mast, "OBSERVATIONS", 2)
-    assert mast.find_exposures(DAY, date(2012, 9, 29)) == EXPOSURES
+    monkeypatch.setattr(client, "OBSERVATIONS", 2)
+    assert client.find_exposures(DAY, date(2012, 9, 29)) == EXPOSURES
     asked = [request.params["obsid"] for request in mast.requests if request.service == "Mast.Caom.Products"]
     assert asked == ["1000,1001", "1002"]
 
@@ -262,7 +264,7 @@ def test_a_question_may_take_its_time_and_fail_once(mast: Mast) -> None:
         lambda handler: handler.send_error(503),
         lambda handler: handler.say("<html>not JSON</html>"),
     ]
-    assert mast.find_exposures(DAY, DAY) == EXPOSURES[:1]
+    assert client.find_exposures(DAY, DAY) == EXPOSURES[:1]
 
 
 @pytest.mark.parametrize(
@@ -275,25 +277,25 @@ def test_a_question_may_take_its_time_and_fail_once(mast: Mast) -> None:
 def test_an_answer_with_an_error_is_told(mast: Mast, answer: dict[str, str], words: str) -> None:
     mast.answers = [lambda handler: handler.say(json.dumps(answer))]
     with pytest.raises(ArchiveError, match=rf"MAST answered with an error \(.*{words}.*\)"):
-        mast.find_exposures(DAY, DAY)
+        client.find_exposures(DAY, DAY)
 
 
 def test_a_server_that_stays_away_is_told(mast: Mast) -> None:
     mast.answers = [lambda handler: handler.send_error(503)] * 9
     with pytest.raises(ArchiveError, match=r"the list of exposures: 503 .*try again later"):
-        mast.find_exposures(DAY, DAY)
+        client.find_exposures(DAY, DAY)
     assert len(mast.requests) == 5
 
 
 def test_days_the_wrong_way_round() -> None:
     with pytest.raises(ArchiveError, match="--start 2012-09-28 after --end 2012-09-27"):
-        mast.find_exposures(date(2012, 9, 28), DAY)
+        client.find_exposures(date(2012, 9, 28), DAY)
 
 
 def test_without_astroquery_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "astroquery.mast", None)
     with pytest.raises(ArchiveError, match=r"pip install 'blobpipe\[mast\]'"):
-        mast.find_exposures(DAY, DAY)
+        client.find_exposures(DAY, DAY)
 
 
 # The list, in MAST's own words
@@ -326,10 +328,12 @@ def test_recorded_answers_of_mast_are_read(
 ) -> None:
     found = recorded(observations)
     play(mast, found, recorded("products.json"))
-    assert mast.find_exposures(DAY, DAY) == []  # WFPC2's: c0m, c1m and the like
+    assert client.find_exposures(DAY, DAY) == []  # WFPC2's: c0m, c1m and the like
     first, second = mast.requests
     asked = {each["paramName"]: each["values"] for each in first.params["filters"]}  # type: ignore[attr-defined]
-    assert asked == {name: [value] for name, value in mast.CRITERIA.items()} | {"t_min": [{"min": MJD, "max": MJD + 1}]}
+    assert asked == {name: [value] for name, value in client.CRITERIA.items()} | {
+        "t_min": [{"min": MJD, "max": MJD + 1}]
+    }
     assert second.params["obsid"] == ",".join(str(row["obsid"]) for row in found["data"])
 
 
@@ -345,9 +349,9 @@ def test_exposures_are_found_among_recorded_products(
     rows[7] |= {"productSubGroupDescription": "FLT", "productFilename": None}
     rows[8] |= {"productSubGroupDescription": None, "size": None, "dataURI": None}
     play(mast, recorded("caom.json"), products)
-    found = mast.find_exposures(DAY, DAY)
+    found = client.find_exposures(DAY, DAY)
     assert found == EXPOSURES[:2]
-    assert mast.fetch(found, tmp_path) == []
+    assert client.fetch(found, tmp_path) == []
     assert_all_there(tmp_path, {wanted.file: FILES[wanted.file] for wanted in found})
 
 
@@ -361,12 +365,12 @@ def test_an_exposure_that_mast_lists_by_halves_is_told(
     products["data"][3][gap] = None
     play(mast, recorded("caom.json"), products)
     with pytest.raises(ArchiveError, match=rf"{wanted.file}: MAST lists it without its {gap}, expected all of "):
-        mast.find_exposures(DAY, DAY)
+        client.find_exposures(DAY, DAY)
 
 
 def test_an_empty_recorded_answer_is_no_fault(mast: Mast, recorded: Callable[[str], dict[str, Any]]) -> None:
     play(mast, recorded("caom.json") | {"data": []})
-    assert mast.find_exposures(DAY, DAY) == []
+    assert client.find_exposures(DAY, DAY) == []
 
 
 @pytest.mark.parametrize(
@@ -383,49 +387,49 @@ def test_an_empty_recorded_answer_is_no_fault(mast: Mast, recorded: Callable[[st
 def test_an_answer_of_another_shape_is_one_line(mast: Mast, answer: Any) -> None:
     mast.answers = [lambda handler: handler.say(json.dumps(answer))] * 9
     with pytest.raises(ArchiveError, match=r"MAST answered with an error|expected an answer of MAST"):
-        mast.find_exposures(DAY, DAY)
+        client.find_exposures(DAY, DAY)
 
 
 # The files
 
 
 def test_files_and_manifest_and_nothing_twice(mast: Mast, tmp_path: Path) -> None:
-    assert mast.fetch(EXPOSURES, tmp_path) == []
+    assert client.fetch(EXPOSURES, tmp_path) == []
     assert_all_there(tmp_path)
-    lines = (tmp_path / mast.MANIFEST).read_text().splitlines()
+    lines = (tmp_path / client.MANIFEST).read_text().splitlines()
     assert lines == ["file,uri,size_bytes,sha256"] + [
         f"{name},mast:HST/product/{name},{len(data)},{hashlib.sha256(data).hexdigest()}" for name, data in FILES.items()
     ]
-    before = (tmp_path / mast.MANIFEST).read_bytes()
-    assert mast.fetch(EXPOSURES, tmp_path) == []
-    assert (tmp_path / mast.MANIFEST).read_bytes() == before
+    before = (tmp_path / client.MANIFEST).read_bytes()
+    assert client.fetch(EXPOSURES, tmp_path) == []
+    assert (tmp_path / client.MANIFEST).read_bytes() == before
     assert len(mast.asked_for_files()) == 3
 
 
 def test_a_cut_download_goes_on_where_it_was_cut(mast: Mast, tmp_path: Path) -> None:
     mast.faults = [cut(200_000)]
-    assert mast.fetch(EXPOSURES[:1], tmp_path) == []
+    assert client.fetch(EXPOSURES[:1], tmp_path) == []
     assert_all_there(tmp_path, {file_name(0): FILES[file_name(0)]})
     first, second = mast.asked_for_files()
     assert "Range" not in first.headers
     have = int(second.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-    assert 200_000 - mast.CHUNK < have <= 200_000
+    assert 200_000 - client.CHUNK < have <= 200_000
     assert second.headers["If-Range"] == mast.etag
 
 
 def test_the_next_run_goes_on_too(mast: Mast, tmp_path: Path) -> None:
     mast.faults = [cut(150_000), *[refuse(503)] * 4]
-    [line] = mast.fetch(EXPOSURES[:1], tmp_path)
+    [line] = client.fetch(EXPOSURES[:1], tmp_path)
     assert f"{tmp_path / file_name(0)}: 503" in line
     assert names(tmp_path) == [f"{file_name(0)}.part", f"{file_name(0)}.part.etag"]
-    assert mast.fetch(EXPOSURES[:1], tmp_path) == []
+    assert client.fetch(EXPOSURES[:1], tmp_path) == []
     assert int(mast.asked_for_files()[-1].headers["Range"][6:-1]) > 0
     assert_all_there(tmp_path, {file_name(0): FILES[file_name(0)]})
 
 
 def test_a_server_may_ignore_ranges(mast: Mast, tmp_path: Path) -> None:
     mast.faults = [cut(200_000), ignore_range]
-    assert mast.fetch(EXPOSURES[:1], tmp_path) == []
+    assert client.fetch(EXPOSURES[:1], tmp_path) == []
     assert_all_there(tmp_path, {file_name(0): FILES[file_name(0)]})
 
 
@@ -437,14 +441,14 @@ def test_a_file_that_changed_meanwhile_is_not_patched_together(mast: Mast, tmp_p
         mast.files[name], mast.etag = new, '"second"'
 
     mast.faults = [cut_and_calibrate_anew]
-    assert mast.fetch(EXPOSURES[:1], tmp_path) == []
+    assert client.fetch(EXPOSURES[:1], tmp_path) == []
     assert (tmp_path / name).read_bytes() == new
 
 
 def test_what_had_come_whole_before_a_crash_is_not_asked_for(mast: Mast, tmp_path: Path) -> None:
     (tmp_path / f"{file_name(0)}.part").write_bytes(FILES[file_name(0)])
     (tmp_path / file_name(1)).write_bytes(FILES[file_name(1)])  # renamed, but not yet in the manifest
-    assert mast.fetch(EXPOSURES[:2], tmp_path) == []
+    assert client.fetch(EXPOSURES[:2], tmp_path) == []
     assert mast.asked_for_files() == []
     assert_all_there(tmp_path, {file_name(number): FILES[file_name(number)] for number in range(2)})
 
@@ -452,16 +456,16 @@ def test_what_had_come_whole_before_a_crash_is_not_asked_for(mast: Mast, tmp_pat
 @pytest.mark.parametrize("length", [299_000, 301_000])
 def test_a_file_of_another_length_than_listed_is_refused(mast: Mast, tmp_path: Path, length: int) -> None:
     mast.files[file_name(0)] = content("other", length)
-    [line] = mast.fetch(EXPOSURES, tmp_path)
+    [line] = client.fetch(EXPOSURES, tmp_path)
     assert f"{file_name(0)}: the server offers {length} bytes from byte 0, expected 300000" in line
-    assert names(tmp_path) == [file_name(1), file_name(2), mast.MANIFEST]
+    assert names(tmp_path) == [file_name(1), file_name(2), client.MANIFEST]
 
 
 @pytest.mark.parametrize("length", [1_000, 301_000])
 def test_an_answer_that_names_no_length_is_measured(mast: Mast, tmp_path: Path, length: int) -> None:
     """An error page with status 200, say: it must not become the beginning of a file."""
     mast.faults = [lambda handler, _: handler.send_file(content("page", length), length=0)]
-    assert mast.fetch(EXPOSURES[:1], tmp_path) == []
+    assert client.fetch(EXPOSURES[:1], tmp_path) == []
     assert_all_there(tmp_path, {file_name(0): FILES[file_name(0)]})
     assert "Range" not in mast.asked_for_files()[-1].headers
 
@@ -473,7 +477,7 @@ def test_an_answer_that_goes_on_elsewhere_is_refused(mast: Mast, tmp_path: Path)
         handler.end_headers()
 
     mast.faults = [cut(200_000), elsewhere]
-    [line] = mast.fetch(EXPOSURES[:1], tmp_path)
+    [line] = client.fetch(EXPOSURES[:1], tmp_path)
     assert "300000 bytes from byte 7, expected 300000" in line
     assert not (tmp_path / file_name(0)).exists()
 
@@ -481,40 +485,40 @@ def test_an_answer_that_goes_on_elsewhere_is_refused(mast: Mast, tmp_path: Path)
 @pytest.mark.parametrize("status", [503, 500, 429])
 def test_an_unavailable_server_is_asked_again(mast: Mast, tmp_path: Path, status: int) -> None:
     mast.faults = [refuse(status)] * 4
-    assert mast.fetch(EXPOSURES[:1], tmp_path) == []
+    assert client.fetch(EXPOSURES[:1], tmp_path) == []
     assert len(mast.asked_for_files()) == 5
 
 
 def test_pauses_grow(mast: Mast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the real pauses
-    assert list(mast.WAITS_S) == sorted(set(mast.WAITS_S))
+    assert list(client.WAITS_S) == sorted(set(client.WAITS_S))
     slept: list[float] = []
-    monkeypatch.setattr(mast.time, "sleep", slept.append)
+    monkeypatch.setattr(client.time, "sleep", slept.append)
 
     def fail() -> None:
         raise requests.ConnectionError("nobody there")
 
     with pytest.raises(ArchiveError, match="a file: nobody there, expected an answer of MAST; try again later"):
-        mast._patiently(fail, "a file")
-    assert slept == list(mast.WAITS_S)
+        client._patiently(fail, "a file")
+    assert slept == list(client.WAITS_S)
 
 
 def test_what_is_missing_is_listed_and_the_rest_goes_on(mast: Mast, tmp_path: Path) -> None:
     del mast.files[file_name(1)]
-    [line] = mast.fetch(EXPOSURES, tmp_path)
+    [line] = client.fetch(EXPOSURES, tmp_path)
     assert file_name(1) in line
     assert "404" in line
     assert len(mast.asked_for_files()) == 3  # there is no use in asking again
-    assert names(tmp_path) == [file_name(0), file_name(2), mast.MANIFEST]
+    assert names(tmp_path) == [file_name(0), file_name(2), client.MANIFEST]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-1]])
 def test_a_damaged_file_is_fetched_again(
     mast: Mast, tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    mast.fetch(EXPOSURES, tmp_path)
+    client.fetch(EXPOSURES, tmp_path)
     (tmp_path / file_name(1)).write_bytes(damage(FILES[file_name(1)]))
-    assert mast.fetch(EXPOSURES, tmp_path) == []
+    assert client.fetch(EXPOSURES, tmp_path) == []
     assert f"{file_name(1)}: not the bytes that were fetched" in caplog.text
     assert_all_there(tmp_path)
     assert len(mast.asked_for_files()) == 4

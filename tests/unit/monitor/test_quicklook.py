@@ -1058,7 +1058,7 @@ def test_a_bug_that_one_image_brings_to_light_is_its_alone(again: Path, monkeypa
         calls.append(rest)
         return score(*rest) if len(calls) != 2 else pd.DataFrame()["no such column"]  # type: ignore[arg-type]
 
-    monkeypatch.setattr(score, "score_candidates", fail_on_the_second)
+    monkeypatch.setattr(quicklook, "score_candidates", fail_on_the_second)
     log = run(again)
     assert list(outcomes(log).values())[-3:] == ["searched", "rejected", "searched"]
     [row] = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected'").fetchall()
@@ -1320,3 +1320,25 @@ def test_a_watch_lives_with_odd_names_and_dates_and_ends_with_its_log(again: Pat
     assert sum("a folder, expected a FITS file" in line for line in lines) == 1
     assert lines[-1].startswith("blobpipe: ")
     assert "out/log.sqlite: moved, deleted or replaced while it was in use" in lines[-1]
+
+
+def test_a_run_says_how_many_images_it_logged_and_where_each_is_positive(month: Path, again: Path) -> None:
+    write(again / "in", 60, NEW)
+    assert quicklook.quicklook(again / "in", routine(again)) == 1
+    assert quicklook.quicklook(again / "in", routine(again)) == 0
+    log = logbook.connect(again / "out" / "log.sqlite")
+    [searched] = log.execute("SELECT id FROM images WHERE name = 'day060'").fetchone()
+    rows = log.execute("SELECT row, col, positive, probability FROM subframes WHERE image = ?", (searched,)).fetchall()
+    new = (int(NEW[1]) // 256, int(NEW[0]) // 256)
+    first = log.execute(
+        "SELECT s.row, s.col FROM subframes s JOIN images i ON i.id = s.image WHERE s.positive AND i.name = ?",
+        (f"day{STACK + 1:03d}",),
+    ).fetchall()
+    assert [tuple(row) for row in first] == [new]
+    assert all(row["probability"] < 0.5 for row in rows if not row["positive"])
+
+
+def test_what_is_taken_off_an_image_is_logged_for_every_image_of_a_stack(month: Path) -> None:
+    log = logbook.connect(month / "out" / "log.sqlite")
+    stacked = {row["name"] for row in log.execute("SELECT i.name FROM corrections c JOIN images i ON i.id = c.image")}
+    assert stacked == {row["name"] for row in log.execute("SELECT name FROM images")}

@@ -161,3 +161,26 @@ def test_a_folder_in_the_place_of_a_cached_image_is_named(undisturbed: list[str]
     (tmp_path / f"{member.sha256}.npy").mkdir()
     with pytest.raises(OSError, match=r"\.npy"):
         running_stack.stack_before(log, tmp_path, date, PARAMS)
+
+
+def test_a_cached_image_is_of_its_correction(tmp_path: Path) -> None:
+    image = np.random.default_rng(1).normal(0, 0.01, (SIDE, SIDE)).astype(np.float32)
+    packed = running_stack.correction(image, image - 0.25, np.zeros_like(image), Shift(1.0, 0.0))
+    running_stack.keep(tmp_path, "a" * 64, image, packed)
+    for correction, found in ((packed, True), (b"", False), (None, False)):
+        member = running_stack.Member("a" * 64, (), 60000.0, NO_SHIFT, correction)
+        assert (running_stack._loaded(member, tmp_path) is not None) == found
+
+
+def test_a_file_that_cannot_be_read_is_not_the_image_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "day00.fits", 0)
+    sha256 = files.sha256(tmp_path / "day00.fits")
+    assert running_stack._holds(tmp_path / "day00.fits", sha256)
+
+    def fail(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "sha256", fail)
+    assert not running_stack._holds(tmp_path / "day00.fits", sha256)
