@@ -45,11 +45,18 @@ def main(argv: list[str] | None = None) -> int:
         progress("")
         print(report.table(name, parts[name]), flush=True)
     content = report.to_json(parts, machine.describe(), quick=args.quick)
-    print(f"{content['seconds']:.0f} s on {content['machine']['cpu']}, {content['machine']['cores']} cores")
+    print(
+        f"{content['seconds']:.0f} s on {content['machine']['cpu']}, {content['machine']['cores']} cores"
+    )
     if args.out:
         _write(parts, content, args.out / "results.json", args.out / "speed.png")
     elif not (args.quick or args.only):
-        _write(parts, content, ROOT / "benchmarks" / "results.json", ROOT / "docs" / "img" / "speed.png")
+        _write(
+            parts,
+            content,
+            ROOT / "benchmarks" / "results.json",
+            ROOT / "docs" / "img" / "speed.png",
+        )
     else:
         print("Not the whole: nothing written (--out says where to).")
     return int(any(part.title == FAILED for part in parts.values()))
@@ -59,10 +66,18 @@ FAILED = "failed"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").split(": ", 1)[1])
-    parser.add_argument("--quick", action="store_true", help="as little as shows that everything works")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="NAME", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for results.json and speed.png")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=(__doc__ or "").split(": ", 1)[1]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="as little as shows that everything works"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(PARTS), metavar="NAME", help=f"of {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for results.json and speed.png"
+    )
     return parser
 
 

@@ -29,12 +29,16 @@ def rendering(size: Size) -> Part:
     """Recipes into pixels."""
     made = material.make_recipes(size)
     rates = interleave(
-        {"one": _one_by_one(made, size.n_one_by_one), "ours": _batches(made)}, least=size.least, most=size.most
+        {"one": _one_by_one(made, size.n_one_by_one), "ours": _batches(made)},
+        least=size.least,
+        most=size.most,
     )
     part = Part(f"Rendering subframes from recipes, {THREADS} threads")
     part.add("one_rate", "one at a time, NumPy", SUBFRAMES_PER_S, rates["one"])
     part.add("ours_rate", "blobpipe", SUBFRAMES_PER_S, rates["ours"], at_least=6000)
-    part.add_ratio("ours_over_one", "blobpipe / one at a time", rates["ours"], rates["one"], at_least=10)
+    part.add_ratio(
+        "ours_over_one", "blobpipe / one at a time", rates["ours"], rates["one"], at_least=10
+    )
     part.remarks.append(
         "One at a time runs on one core, as the original does, and leaves out the dips, which ours adds to a tenth of "
         "the subframes."
@@ -49,8 +53,12 @@ def _batches(made: material.Made) -> Callable[[], float]:
 
     def work() -> float:
         report_network.set_threads(THREADS)
-        for rows in np.split(np.random.default_rng(1).permutation(len(made.recipes))[:n], n // BATCH):
-            render.render_subframes(made.scene, made.recipes, rows, noise_sigma=NOISE_SIGMA, out=out)
+        for rows in np.split(
+            np.random.default_rng(1).permutation(len(made.recipes))[:n], n // BATCH
+        ):
+            render.render_subframes(
+                made.scene, made.recipes, rows, noise_sigma=NOISE_SIGMA, out=out
+            )
         return n
 
     return work
@@ -68,11 +76,17 @@ def _one_by_one(made: material.Made, n: int) -> Callable[[], float]:
 
 
 def one_subframe(
-    made: material.Made, backgrounds: list[npt.NDArray[np.float32]], row: int, noise_sigma: float = NOISE_SIGMA
+    made: material.Made,
+    backgrounds: list[npt.NDArray[np.float32]],
+    row: int,
+    noise_sigma: float = NOISE_SIGMA,
 ) -> npt.NDArray[np.float32]:
     """Render a recipe, less its dip, in plain NumPy, one step after the other, as the original code works."""
-    scene, recipes = made.scene, made.recipes
-    frame, (x0, y0), side = recipes.frame[row] % len(backgrounds), recipes.window[row], tiles.SIDE
+    scene = made.scene
+    recipes = made.recipes
+    frame = recipes.frame[row] % len(backgrounds)
+    (x0, y0) = recipes.window[row]
+    side = tiles.SIDE
     subframe = backgrounds[frame][y0 : y0 + side, x0 : x0 + side].copy()
     for blob in range(*recipes.first_blob[row : row + 2]):
         _add_stamp(subframe, scene.stamps, recipes.blob[blob], recipes.factor[blob])
@@ -87,14 +101,19 @@ def one_subframe(
 
 
 def _add_stamp(
-    subframe: npt.NDArray[np.float32], stamps: npt.NDArray[np.float32], blob: npt.NDArray[np.int32], factor: np.float32
+    subframe: npt.NDArray[np.float32],
+    stamps: npt.NDArray[np.float32],
+    blob: npt.NDArray[np.int32],
+    factor: np.float32,
 ) -> None:
     number, x, y = blob
-    half, side = stamps.shape[1] // 2, len(subframe)
+    half = stamps.shape[1] // 2
+    side = len(subframe)
     rows = slice(max(0, y - half), min(side, y + half + 1))
     columns = slice(max(0, x - half), min(side, x + half + 1))
     inside = stamps[number][
-        rows.start - y + half : rows.stop - y + half, columns.start - x + half : columns.stop - x + half
+        rows.start - y + half : rows.stop - y + half,
+        columns.start - x + half : columns.stop - x + half,
     ]
     subframe[rows, columns] += factor * inside
 
@@ -137,7 +156,11 @@ def clip_by_loop(image: npt.NDArray[np.float32], params: Clip) -> npt.NDArray[np
 
 def median(size: Size) -> Part:
     """The medians of all runs of 30 images."""
-    images = np.random.default_rng(1).normal(0, 0.01, (size.n_median, MEDIAN_ROWS, 1024)).astype(np.float32)
+    images = (
+        np.random.default_rng(1)
+        .normal(0, 0.01, (size.n_median, MEDIAN_ROWS, 1024))
+        .astype(np.float32)
+    )
     n = len(images) - STACK_SIZE + 1
 
     def ours() -> float:
@@ -154,6 +177,8 @@ def median(size: Size) -> Part:
     whole = MEDIAN_ROWS / 1024
     part.add("recomputed_rate", "each from nothing, NumPy", "images/s", whole * rates["recomputed"])
     part.add("ours_rate", "blobpipe", "images/s", whole * rates["ours"])
-    part.add_ratio("ours_over_recomputed", "blobpipe / each from nothing", rates["ours"], rates["recomputed"])
+    part.add_ratio(
+        "ours_over_recomputed", "blobpipe / each from nothing", rates["ours"], rates["recomputed"]
+    )
     part.remarks.append(f"Timed on {MEDIAN_ROWS} rows of each image.")
     return part

@@ -16,7 +16,9 @@ def describe() -> dict[str, Any]:
     """Processor, cores, memory, versions; nothing that names the machine or its folders."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "memory_gib": round(in_gib(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))),
         "gpu": _gpu(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -32,9 +34,13 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or "unknown"
     name = found.get("model name", "unknown")
-    family, model = found.get("cpu family\t", found.get("cpu family", "")), found.get("model\t", "")
+    family = found.get("cpu family\t", found.get("cpu family", ""))
+    model = found.get("model\t", "")
     kind = f" (family {family.strip()}, model {model.strip()})" if family else ""
-    wide = next((f", {flag}" for flag in ("avx512f", "avx2") if flag in found.get("flags\t", "").split()), "")
+    wide = next(
+        (f", {flag}" for flag in ("avx512f", "avx2") if flag in found.get("flags\t", "").split()),
+        "",
+    )
     return f"{name}{kind}{wide}"
 
 

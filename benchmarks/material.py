@@ -110,13 +110,16 @@ def make_recipes(size: Size) -> Made:
     rng = stream(1, "benchmarks")
     region = cutout.split_regions(list(scene.names), stack.shape[1], params.cutout)["train"]
     subframes = cutout.draw_subframes(rng, size.n_train, region, stack.shape, params.cutout)
-    usable, ratio = np.arange(len(scene.stamps)), pd.Series(1.0, index=list(scene.names))
+    usable = np.arange(len(scene.stamps))
+    ratio = pd.Series(1.0, index=list(scene.names))
     blobs = cutout.draw_blobs(rng, subframes, usable, scene.stamps, ratio, params.cutout)
     augmented = augment.draw_augmentation(rng, size.n_train, Augment())
     return Made(scene, to_recipes(scene.names, subframes, blobs, augmented))
 
 
-def _scene(images: list[npt.NDArray[np.float32]], stack: npt.NDArray[np.float32], params: Params) -> Scene:
+def _scene(
+    images: list[npt.NDArray[np.float32]], stack: npt.NDArray[np.float32], params: Params
+) -> Scene:
     scaled, scalings = zip(*(scale(image, params) for image in images), strict=True)
     _, of_stack = scale(stack, params)
     copies = [i % len(images) for i in range(N_BACKGROUNDS)]
@@ -132,14 +135,18 @@ def _scene(images: list[npt.NDArray[np.float32]], stack: npt.NDArray[np.float32]
     return Scene(
         names=tuple(f"image{i:03d}" for i in range(N_BACKGROUNDS)),
         backgrounds=np.stack([steps[i] for i in copies]),
-        limits=np.array([(scalings[i].low_sigma, scalings[i].high_sigma) for i in copies], np.float32),
+        limits=np.array(
+            [(scalings[i].low_sigma, scalings[i].high_sigma) for i in copies], np.float32
+        ),
         sigma_frac=np.array([scalings[i].sigma_frac for i in copies], np.float32),
         pattern=campaign.blob_layer(known, 0.0, 0.0),
         stamps=profiles,
     )
 
 
-def scale(image: npt.NDArray[np.float32], params: Params) -> tuple[npt.NDArray[np.float32], Scaling]:
+def scale(
+    image: npt.NDArray[np.float32], params: Params
+) -> tuple[npt.NDArray[np.float32], Scaling]:
     """Clipped and scaled by the default settings."""
     clipped, _ = clip_image(image, params.clip)
     return scale_image(clipped, params.scale)

@@ -13,11 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-LEAST, MOST = 5, 9  # repetitions
+# repetitions
+LEAST = 5
+MOST = 9
 SECONDS = 45.0  # after which there are no more than the least
 REST_S = 0.02  # threads that wait in a loop for more work have gone to sleep by then
 
-TIMES, SHARE = "times", "of 1"  # units of ratios
+# units of ratios
+TIMES = "times"
+SHARE = "of 1"
 
 Values = npt.NDArray[np.float64]
 
@@ -56,7 +60,9 @@ class Part:
     def add(self, name: str, what: str, unit: str, values: Any, **target: float) -> None:
         """Summarise repetitions as the figure ``name``."""
         values = np.atleast_1d(np.asarray(values, float))
-        low, median, high = (float(f"{number:.4g}") for number in np.percentile(values, (25, 50, 75)))
+        low, median, high = (
+            float(f"{number:.4g}") for number in np.percentile(values, (25, 50, 75))
+        )
         self.figures[name] = Figure(what, unit, median, low, high, len(values), **target)
 
     def add_ratio(self, name: str, what: str, over: Values, under: Values, **target: float) -> None:
@@ -69,7 +75,11 @@ class Part:
 
 
 def interleave(
-    works: Mapping[str, Callable[[], float]], *, least: int = LEAST, most: int = MOST, seconds: float = SECONDS
+    works: Mapping[str, Callable[[], float]],
+    *,
+    least: int = LEAST,
+    most: int = MOST,
+    seconds: float = SECONDS,
 ) -> dict[str, Values]:
     """Do all works in turn, again and again; each says how many things it did.
 

@@ -26,7 +26,10 @@ from blobpipe.params import Train
 
 THREADS = 2
 N_MEMORY = 400  # subframes that plain PyTorch is fed with, again and again
-REPORT_SUBFRAMES, REPORT_EPOCHS, REPORT_HOURS = 16_000, 200, 4.0  # ISR 3.3, 5
+# ISR 3.3, 5
+REPORT_SUBFRAMES = 16_000
+REPORT_EPOCHS = 200
+REPORT_HOURS = 4.0
 SUBFRAMES_PER_S = "subframes/s"
 
 
@@ -56,14 +59,31 @@ def train_speed(size: Size) -> Part:
     )
     part = Part(f"Training the report's network, batches of {BATCH}, {THREADS} threads")
     part.add("plain_rate", "plain PyTorch, float32, from memory", SUBFRAMES_PER_S, rates["plain"])
-    part.add("channels_last_rate", "the same, channels last", SUBFRAMES_PER_S, rates["channels_last"])
-    part.add("bfloat16_rate", "the same, channels last, bfloat16 autocast", SUBFRAMES_PER_S, rates["bfloat16"])
+    part.add(
+        "channels_last_rate", "the same, channels last", SUBFRAMES_PER_S, rates["channels_last"]
+    )
+    part.add(
+        "bfloat16_rate",
+        "the same, channels last, bfloat16 autocast",
+        SUBFRAMES_PER_S,
+        rates["bfloat16"],
+    )
     part.add("fused_rate", "fused kernels, float32, from memory", SUBFRAMES_PER_S, rates["fused"])
     part.add("ours_rate", "blobpipe, float32, rendering included", SUBFRAMES_PER_S, rates["ours"])
-    part.add_ratio("ours_over_plain", "blobpipe / plain PyTorch", rates["ours"], rates["plain"], at_least=12)
+    part.add_ratio(
+        "ours_over_plain", "blobpipe / plain PyTorch", rates["ours"], rates["plain"], at_least=12
+    )
     layouts = np.maximum(rates["channels_last"], rates["bfloat16"])
-    part.add_ratio("ours_over_layouts", "blobpipe / best of layout and autocast", rates["ours"], layouts, at_least=4)
-    part.add_ratio("fused_over_plain", "fused kernels / plain PyTorch", rates["fused"], rates["plain"])
+    part.add_ratio(
+        "ours_over_layouts",
+        "blobpipe / best of layout and autocast",
+        rates["ours"],
+        layouts,
+        at_least=4,
+    )
+    part.add_ratio(
+        "fused_over_plain", "fused kernels / plain PyTorch", rates["fused"], rates["plain"]
+    )
     part.add_share("rendering_share", "with / without rendering", rates["ours"], rates["fused"])
     return part
 
@@ -115,7 +135,9 @@ def _batches(x: Tensor, y: Tensor) -> Any:
 def _ours(size: Size) -> Callable[[], float]:
     """Epochs as the stage ``train`` does them, with next to nothing to monitor."""
     made = material.make_recipes(size)
-    run = _run(Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=REPORT_EPOCHS, device="cpu"))
+    run = _run(
+        Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=REPORT_EPOCHS, device="cpu")
+    )
     monitor = material.pixels(size, 1)
 
     def work() -> float:
@@ -143,7 +165,9 @@ def infer(size: Size) -> Part:
     rates = interleave(
         {
             "plain": _plain_inference(plain_network().eval(), some),
-            "channels_last": _plain_inference(_channels_last().eval(), some.to(memory_format=torch.channels_last)),
+            "channels_last": _plain_inference(
+                _channels_last().eval(), some.to(memory_format=torch.channels_last)
+            ),
             "ours": _fused_inference(images[:, 0]),
         },
         least=size.least,
@@ -151,9 +175,13 @@ def infer(size: Size) -> Part:
     )
     part = Part(f"Inference, {THREADS} threads, float32")
     part.add("plain_rate", "plain PyTorch", SUBFRAMES_PER_S, rates["plain"])
-    part.add("channels_last_rate", "the same, channels last", SUBFRAMES_PER_S, rates["channels_last"])
+    part.add(
+        "channels_last_rate", "the same, channels last", SUBFRAMES_PER_S, rates["channels_last"]
+    )
     part.add("ours_rate", "blobpipe", SUBFRAMES_PER_S, rates["ours"])
-    part.add_ratio("ours_over_plain", "blobpipe / plain PyTorch", rates["ours"], rates["plain"], at_least=10)
+    part.add_ratio(
+        "ours_over_plain", "blobpipe / plain PyTorch", rates["ours"], rates["plain"], at_least=10
+    )
     return part
 
 
@@ -187,9 +215,12 @@ def operations() -> dict[str, dict[str, int]]:
 
     The first convolution needs no gradient of its input. Columns of four results of five taps take 8 products for 20.
     """
-    network, side, counts = report_network.ReportNetwork(), tiles.SIDE, {}
+    network = report_network.ReportNetwork()
+    side = tiles.SIDE
+    counts = {}
     for name, conv in (("conv1", network.conv1), ("conv2", network.conv2)):
-        forward, backward = conv.weight.numel() * side**2, 1 if name == "conv1" else 2
+        forward = conv.weight.numel() * side**2
+        backward = 1 if name == "conv1" else 2
         counts[name] = {
             "forward_as_defined": forward,
             "forward": forward * 8 // 20,
@@ -204,14 +235,17 @@ def operations() -> dict[str, dict[str, int]]:
         "backward_everywhere": 2 * dense,
         "backward": 2 * dense,
     }
-    counts["together"] = {key: sum(count[key] for count in counts.values()) for key in counts["dense"]}
+    counts["together"] = {
+        key: sum(count[key] for count in counts.values()) for key in counts["dense"]
+    }
     return counts
 
 
 def roofline(size: Size) -> Part:
     """What the machine could do, measured on the spot, and the share of it that the network reaches."""
     counts = operations()
-    works, n_bytes = _layers(size), _least_bytes()
+    works = _layers(size)
+    n_bytes = _least_bytes()
     gflops = {name: 2e-9 * counts[name.split("_")[0]][name.split("_")[1]] for name in works}
     works = {"peak": _matrix_product(size.n_matrix), "bandwidth": _copy(size.copied_mib), **works}
     x, y = map(torch.from_numpy, material.pixels(size, min(N_MEMORY, size.n_train)))
@@ -222,14 +256,22 @@ def roofline(size: Size) -> Part:
     part.add("bandwidth", "copying in memory, read and written", "GB/s", rates["bandwidth"])
     for name, of_one in gflops.items():
         allowed = np.minimum(rates["peak"], rates["bandwidth"] * of_one / (1e-9 * n_bytes[name]))
-        what = name.replace("_", " ").replace("conv", "convolution block ").replace("dense", "dense layers,")
+        what = (
+            name.replace("_", " ")
+            .replace("conv", "convolution block ")
+            .replace("dense", "dense layers,")
+        )
         what = what.replace("1 ", "1, ").replace("2 ", "2, ")
         part.add(f"{name}_rate", what, "GFLOP/s", of_one * rates[name])
-        part.add_share(f"{name}_share", f"{what}: share of what is allowed", of_one * rates[name], allowed)
+        part.add_share(
+            f"{name}_share", f"{what}: share of what is allowed", of_one * rates[name], allowed
+        )
     of_step = 2e-9 * (counts["together"]["forward"] + counts["together"]["backward"])
     for name in ("step", "step with rendering"):
         share = f"{name.replace('step', 'training step')}: share of the peak"
-        part.add_share(f"{name.replace(' ', '_')}_share", share, of_step * rates[name], rates["peak"])
+        part.add_share(
+            f"{name.replace(' ', '_')}_share", share, of_step * rates[name], rates["peak"]
+        )
     part.remarks.append(
         "Operations are those that are done: forward, two products of five; backward, only where a window had its maximum. "
         "What columns are transformed and compared with is not counted. Bytes are those that have to be moved at least once "
@@ -239,7 +281,9 @@ def roofline(size: Size) -> Part:
 
 
 def _matrix_product(n: int) -> Callable[[], float]:
-    a, b, out = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+    a = torch.randn(n, n)
+    b = torch.randn(n, n)
+    out = torch.empty(n, n)
 
     def work() -> float:
         torch.set_num_threads(THREADS)
@@ -266,19 +310,31 @@ def _layers(size: Size) -> dict[str, Callable[[], float]]:
     network = report_network.new_network(1, "fused")
     x = torch.from_numpy(material.pixels(size, BATCH)[0])
     middle = fused.conv_relu_pool(x, network.conv1.weight, network.conv1.bias).detach()
-    last = fused.conv_relu_pool(middle, network.conv2.weight, network.conv2.bias).detach().flatten(1)
+    last = (
+        fused.conv_relu_pool(middle, network.conv2.weight, network.conv2.bias).detach().flatten(1)
+    )
     repeats = max(1, size.n_train // BATCH // 4)
 
     def block(conv: nn.Conv2d, dropout: float) -> Callable[[Tensor], Tensor]:
-        return lambda images: fused.conv_relu_pool(images, conv.weight, conv.bias, dropout=dropout, seed=1)
+        return lambda images: fused.conv_relu_pool(
+            images, conv.weight, conv.bias, dropout=dropout, seed=1
+        )
 
     def dense(features: Tensor) -> Tensor:
         return network.dense2(F.relu(network.dense1(features)))
 
     layers = {
         "conv1": (block(network.conv1, 0.15), x, list(network.conv1.parameters())),
-        "conv2": (block(network.conv2, 0.30), middle.requires_grad_(), [middle, *network.conv2.parameters()]),
-        "dense": (dense, last.requires_grad_(), [last, *network.dense1.parameters(), *network.dense2.parameters()]),
+        "conv2": (
+            block(network.conv2, 0.30),
+            middle.requires_grad_(),
+            [middle, *network.conv2.parameters()],
+        ),
+        "dense": (
+            dense,
+            last.requires_grad_(),
+            [last, *network.dense1.parameters(), *network.dense2.parameters()],
+        ),
     }
     works: dict[str, Callable[[], float]] = {}
     for name, (layer, inputs, wanted) in layers.items():
@@ -287,7 +343,9 @@ def _layers(size: Size) -> dict[str, Callable[[], float]]:
     return works
 
 
-def _forward(layer: Callable[[Tensor], Tensor], inputs: Tensor, repeats: int) -> Callable[[], float]:
+def _forward(
+    layer: Callable[[Tensor], Tensor], inputs: Tensor, repeats: int
+) -> Callable[[], float]:
     def work() -> float:
         report_network.set_threads(THREADS)
         with torch.inference_mode():
@@ -315,7 +373,9 @@ def _backward(
 
 def _least_bytes() -> dict[str, float]:
     """Per subframe, each array once: images and results as float32, winners as bytes, dense weights once a batch."""
-    image, middle, last = tiles.SIDE**2, 8 * 64**2, 16 * 16**2
+    image = tiles.SIDE**2
+    middle = 8 * 64**2
+    last = 16 * 16**2
     weights = report_network.ReportNetwork().dense1.weight.numel() / BATCH
     return {
         "conv1_forward": 4 * image + 5 * middle,
@@ -334,7 +394,9 @@ def recipe(size: Size) -> Part:
     """How long the report's 200 epochs would take, from a few at a tenth of its subframes; and what is enough."""
     made = material.make_recipes(size)
     cli.keep_memory()  # as the command does
-    params = Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=size.epochs // 2, device="cpu")
+    params = Train(
+        batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=size.epochs // 2, device="cpu"
+    )
     monitor = material.pixels(size, params.n_monitor * size.n_train // REPORT_SUBFRAMES)
     report_network.set_threads(THREADS)
     part = Part(f"The report's recipe: {REPORT_SUBFRAMES} subframes, {REPORT_EPOCHS} epochs")
@@ -345,7 +407,13 @@ def recipe(size: Size) -> Part:
     first = _epochs(kept, made, monitor, len(made.recipes.turn))  # in which each copy is rendered
     later = _epochs(kept, made, monitor, size.epochs)
     minutes = (first.sum() + (REPORT_EPOCHS - len(first)) * later) / REPORT_EPOCHS
-    part.add("ours_minutes", "projected, each copy rendered once and kept", "minutes", minutes, at_most=40)
+    part.add(
+        "ours_minutes",
+        "projected, each copy rendered once and kept",
+        "minutes",
+        minutes,
+        at_most=40,
+    )
     part.remarks.append(
         f"Measured: {size.epochs} epochs of {size.n_train} subframes, and those in which copies are rendered."
     )
@@ -361,7 +429,9 @@ def _epochs(run: train.Run, made: material.Made, monitor: Any, n: int) -> Any:
     for _ in range(n):
         before = run.seconds
         _epoch(run, made, monitor)
-        minutes.append((run.seconds - before) / 60 * REPORT_EPOCHS * REPORT_SUBFRAMES / len(made.recipes))
+        minutes.append(
+            (run.seconds - before) / 60 * REPORT_EPOCHS * REPORT_SUBFRAMES / len(made.recipes)
+        )
     return np.array(minutes)
 
 
@@ -377,10 +447,17 @@ def _add_quality(part: Part, minutes: Any) -> None:
             for stage in ("train", "evaluate")
         )
     except (OSError, ValueError):
-        part.remarks.append("The pipeline has not been run here: how soon the report's quality is reached is unknown.")
+        part.remarks.append(
+            "The pipeline has not been run here: how soon the report's quality is reached is unknown."
+        )
         return
     n = trained["epochs"]
-    part.add("quality_s", f"training as the pipeline's last run did: {n} epochs", "s", n * 60 * minutes / REPORT_EPOCHS)
+    part.add(
+        "quality_s",
+        f"training as the pipeline's last run did: {n} epochs",
+        "s",
+        n * 60 * minutes / REPORT_EPOCHS,
+    )
     part.add("quality_tpr", "its true-positive rate", "", found["tpr"], at_least=0.94)
     part.add("quality_tnr", "its true-negative rate", "", found["tnr"], at_least=0.88)
 
@@ -400,7 +477,11 @@ def gpu(size: Size) -> Part:
     rate = run.n_seen / run.seconds
     part.add("ours_rate", f"blobpipe on {torch.cuda.get_device_name()}", SUBFRAMES_PER_S, rate)
     whole = run.n_seen >= REPORT_SUBFRAMES * REPORT_EPOCHS
-    what = "the report's recipe, " + ("measured" if whole else f"projected from {run.n_seen} subframes")
+    what = "the report's recipe, " + (
+        "measured" if whole else f"projected from {run.n_seen} subframes"
+    )
     part.add("ours_s", what, "s", REPORT_SUBFRAMES * REPORT_EPOCHS / rate, at_most=60)
-    part.add("memory", "memory on the device, at most", "GiB", in_gib(torch.cuda.max_memory_allocated()))
+    part.add(
+        "memory", "memory on the device, at most", "GiB", in_gib(torch.cuda.max_memory_allocated())
+    )
     return part

@@ -24,7 +24,11 @@ def to_json(parts: dict[str, Part], machine: dict[str, Any], *, quick: bool) -> 
 
 def _part(part: Part) -> dict[str, Any]:
     figures = {
-        name: {key: value for key, value in (asdict(figure) | {"reached": figure.reached}).items() if value is not None}
+        name: {
+            key: value
+            for key, value in (asdict(figure) | {"reached": figure.reached}).items()
+            if value is not None
+        }
         for name, figure in part.figures.items()
     }
     return asdict(part) | {"figures": figures}
@@ -45,12 +49,18 @@ def table(name: str, part: Part) -> str:
     ]
     lines += [f"  {remark}" for remark in part.remarks]
     if part.others_frac is not None and part.others_frac > QUIET_FRAC:
-        lines.append(f"  Not a quiet machine: others took {part.others_frac:.0%} of the cores' time meanwhile.")
+        lines.append(
+            f"  Not a quiet machine: others took {part.others_frac:.0%} of the cores' time meanwhile."
+        )
     return "\n".join([f"{name}: {part.title}", *lines, f"  ({part.seconds:.0f} s)", ""])
 
 
 def _number(figure: Figure) -> str:
-    return f"{figure.median:,.4g} {figure.unit}" if figure.median < 1e4 else f"{figure.median:,.0f} {figure.unit}"
+    return (
+        f"{figure.median:,.4g} {figure.unit}"
+        if figure.median < 1e4
+        else f"{figure.median:,.0f} {figure.unit}"
+    )
 
 
 def _spread(figure: Figure) -> str:
@@ -60,7 +70,11 @@ def _spread(figure: Figure) -> str:
 def _target(figure: Figure) -> str:
     if figure.reached is None:
         return ""
-    target = f"at least {figure.at_least:g}" if figure.at_least is not None else f"at most {figure.at_most:g}"
+    target = (
+        f"at least {figure.at_least:g}"
+        if figure.at_least is not None
+        else f"at most {figure.at_most:g}"
+    )
     return f"{target}: {'reached' if figure.reached else 'NOT reached'}"
 
 
@@ -82,8 +96,14 @@ def draw(path: Path, parts: dict[str, Part]) -> None:
             axis.plot([ratio.at_least] * 2, [y - 0.42, y + 0.42], color=ORANGE, lw=3)
     axis.set_yticks(range(len(bars)), [label for label, _ in reversed(bars)])
     axis.axvline(1, color=GREY, lw=1)
-    axis.set(xscale="log", xlim=(0.8, 2 * max(ratio.high for _, ratio in bars)), ylim=(-0.6, len(bars) - 0.4))
-    axis.set_xlabel("how many times as fast (ratio of rates of one run); black: quartiles, orange: target")
+    axis.set(
+        xscale="log",
+        xlim=(0.8, 2 * max(ratio.high for _, ratio in bars)),
+        ylim=(-0.6, len(bars) - 0.4),
+    )
+    axis.set_xlabel(
+        "how many times as fast (ratio of rates of one run); black: quartiles, orange: target"
+    )
     axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
 

@@ -24,9 +24,13 @@ def scan(size: Size) -> Part:
     """Plain FITS difference images to tables, for growing numbers of them."""
     from blobpipe.networks import model_file, report_network
 
-    order = [n for _ in range(size.scans) for n in size.n_scanned] + [size.main_scan] * (size.least - size.scans)
+    order = [n for _ in range(size.scans) for n in size.n_scanned] + [size.main_scan] * (
+        size.least - size.scans
+    )
     with tempfile.TemporaryDirectory() as folder:
-        model_file.save_model(Path(folder) / "model.safetensors", report_network.new_network(1, "plain"), {})
+        model_file.save_model(
+            Path(folder) / "model.safetensors", report_network.new_network(1, "plain"), {}
+        )
         (Path(folder) / "frames").mkdir()
         material.write_frames(Path(folder) / "frames", size, max(size.n_scanned))
         done = []
@@ -40,7 +44,9 @@ def _in_a_process(folder: str, n: int) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.scanning", folder, str(n)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if finished.returncode:
-        raise RuntimeError(f"scanning {n} frames failed: {finished.stderr.strip().splitlines()[-1:]}")
+        raise RuntimeError(
+            f"scanning {n} frames failed: {finished.stderr.strip().splitlines()[-1:]}"
+        )
     return {"n": n, **json.loads(finished.stdout.splitlines()[-1])}
 
 
@@ -48,7 +54,9 @@ def _summary(size: Size, done: list[dict[str, float]]) -> Part:
     def of(n: int, key: str) -> Any:
         return np.array([run[key] for run in done if run["n"] == n])
 
-    main, fewest, most = size.main_scan, min(size.n_scanned), max(size.n_scanned)
+    main = size.main_scan
+    fewest = min(size.n_scanned)
+    most = max(size.n_scanned)
     part = Part(f"blobpipe scan --difference, plain FITS, {THREADS} threads, one process each time")
     for n in size.n_scanned:
         target = {"at_least": 30.0} if n == main else {}
@@ -58,12 +66,24 @@ def _summary(size: Size, done: list[dict[str, float]]) -> Part:
         part.add(f"memory_{n}", f"peak memory, {n} frames", "GB", of(n, "peak_gb"), **target)
     pairs = min(len(of(most, "rate")), len(of(fewest, "rate")))
     memory = of(most, "peak_gb")[:pairs], of(fewest, "peak_gb")[:pairs]
-    part.add_ratio("memory_growth", f"peak memory, {most} frames / {fewest} frames", *memory, at_most=1.1)
+    part.add_ratio(
+        "memory_growth", f"peak memory, {most} frames / {fewest} frames", *memory, at_most=1.1
+    )
     rates = of(most, "rate")[:pairs], of(fewest, "rate")[:pairs]
     part.add_ratio("rate_growth", f"frames/s, {most} frames / {fewest} frames", *rates)
-    part.add_share("reading_share", f"scanning / reading alone, {main} frames", of(main, "rate"), of(main, "reading"))
+    part.add_share(
+        "reading_share",
+        f"scanning / reading alone, {main} frames",
+        of(main, "rate"),
+        of(main, "reading"),
+    )
     part.add("start_s", "start-up: imports, kernels, the first frame", "s", of(main, "start_s"))
-    part.add("picture_ms", "more for each positive subframe: its map and picture", "ms", of(main, "picture_ms"))
+    part.add(
+        "picture_ms",
+        "more for each positive subframe: its map and picture",
+        "ms",
+        of(main, "picture_ms"),
+    )
     part.remarks.append(
         "The frames are links to a few simulated ones and lie in the memory that the system keeps files in. "
         "The network has random weights and the threshold is 1, so that no subframe is positive."
@@ -115,7 +135,9 @@ def _peak_bytes() -> int:
     if status.exists():
         [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
         return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _picture_seconds(folder: Path) -> float:
@@ -128,7 +150,9 @@ def _picture_seconds(folder: Path) -> float:
     for _ in range(4):
         before = time.perf_counter()
         [heat] = saliency.saliency_maps(network, subframe)
-        plotting.draw_detection(folder / "out" / "picture.png", subframe[0], heat, (0, 0), (128, 128), "a subframe")
+        plotting.draw_detection(
+            folder / "out" / "picture.png", subframe[0], heat, (0, 0), (128, 128), "a subframe"
+        )
         seconds.append(time.perf_counter() - before)
     return float(np.median(seconds[1:]))
 

@@ -47,8 +47,12 @@ def startup(size: Size) -> Part:
     part.add("torch", "import torch", "s", seconds["torch"])
     for name in filter(seconds.__contains__, MODULES):
         part.add(name, f"imports of {MODULES[name][1]}", "s", seconds[name])
-    part.add_ratio("help_over_python", "blobpipe --help / Python alone", seconds["help"], seconds["python"])
-    part.add_ratio("scan_over_torch", "imports of scan / import torch", seconds["scan"], seconds["torch"])
+    part.add_ratio(
+        "help_over_python", "blobpipe --help / Python alone", seconds["help"], seconds["python"]
+    )
+    part.add_ratio(
+        "scan_over_torch", "imports of scan / import torch", seconds["scan"], seconds["torch"]
+    )
     return part
 
 

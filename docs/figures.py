@@ -47,7 +47,9 @@ DOCS = Path(__file__).resolve().parent
 IMG = DOCS / "img"
 MAX_BYTES = 300_000
 GREYS = 40  # enough for the eye, and noise compresses badly
-BLUE, ORANGE = "#56B4E9", "#E69F00"  # colour-blind safe, bright on grey
+# colour-blind safe, bright on grey
+BLUE = "#56B4E9"
+ORANGE = "#E69F00"
 EXAMPLE_SNR = 25.0  # of the blob on the picture of a detection: clear, but not glaring
 
 SHORT = Params(
@@ -63,7 +65,9 @@ def main() -> None:
     """Draw what can be drawn."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--beside", nargs=2, type=Path, metavar=("IMAGE", "STACK"), help="a real pair to look at")
+    parser.add_argument(
+        "--beside", nargs=2, type=Path, metavar=("IMAGE", "STACK"), help="a real pair to look at"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -78,7 +82,10 @@ def main() -> None:
         if (root / "results/train/model.safetensors").exists():
             draw_detection(IMG / "detection.png", root)
     if args.beside:
-        draw_pair(DOCS / "_build" / "beside.png", {"simulated": simulated, "real": real_pair(*args.beside)})
+        draw_pair(
+            DOCS / "_build" / "beside.png",
+            {"simulated": simulated, "real": real_pair(*args.beside)},
+        )
     sys.path.insert(0, str(DOCS / "_ext"))
     from measured import fill_in
 
@@ -87,7 +94,9 @@ def main() -> None:
 
 def make_project(root: Path) -> None:
     """The stages up to augment, small."""
-    raw, subtracted, clipped, scaled = (root / "data" / name for name in ("raw", "difference", "clip", "scale"))
+    raw, subtracted, clipped, scaled = (
+        root / "data" / name for name in ("raw", "difference", "clip", "scale")
+    )
     campaign.simulate(raw, SHORT.campaign)
     difference.reference(raw, subtracted, SHORT.difference)
     difference.subtract(raw, subtracted, SHORT.difference)
@@ -103,14 +112,22 @@ Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], pd.DataFrame]
 
 def example(root: Path) -> Pair:
     """A difference image with a strong new blob, the reference stack, and the new blobs."""
-    raw, subtracted = root / "data/raw", root / "data/difference"
+    raw = root / "data/raw"
+    subtracted = root / "data/difference"
     usable = tables.read_stage(subtracted).query("status == 'ok'").set_index("frame")
     blobs = tables.read_blobs(raw)
     blobs = blobs[blobs["first_frame"].isin(usable.index)]
-    snr = [regression.blob_snr(blob, usable.loc[blob.first_frame, "noise_frac"]) for blob in blobs.itertuples()]
+    snr = [
+        regression.blob_snr(blob, usable.loc[blob.first_frame, "noise_frac"])
+        for blob in blobs.itertuples()
+    ]
     name = blobs["first_frame"].iloc[int(np.argmax(snr))]
     image = fits_images.read_frame(fits_images.find_image(subtracted, name)).data
-    return image, fits_images.read_plane(subtracted / "reference.fits.fz", "STACK"), blobs[blobs["first_frame"] == name]
+    return (
+        image,
+        fits_images.read_plane(subtracted / "reference.fits.fz", "STACK"),
+        blobs[blobs["first_frame"] == name],
+    )
 
 
 def real_pair(image_path: Path, stack_path: Path) -> Pair:
@@ -127,7 +144,9 @@ def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
     """Difference and median stack side by side, one row for each pair."""
     figure, axes = plt.subplots(len(pairs), 2, figsize=(10.6, 5.6 * len(pairs)), squeeze=False)
     for (name, (image, stack, blobs)), row in zip(pairs.items(), axes, strict=True):
-        for axis, data, what in zip(row, (image, stack), ("difference", "median stack"), strict=True):
+        for axis, data, what in zip(
+            row, (image, stack), ("difference", "median stack"), strict=True
+        ):
             noise = clean_noise(data)
             show(axis, data, 3 * noise, binned=2)
             axis.set_title(f"{name} {what}: noise {noise:.4f} per pixel", fontsize=10)
@@ -139,7 +158,9 @@ def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
 def draw_steps(path: Path, root: Path) -> None:
     """One training recipe, step by step."""
     folders = root / "data/difference", root / "data/scale", root / "results/cutout"
-    scene, recipes = cutout.open_split(*folders, "train", augment.read_augmentation(root / "results/augment"))
+    scene, recipes = cutout.open_split(
+        *folders, "train", augment.read_augmentation(root / "results/augment")
+    )
     row = _telling_recipe(scene, recipes)
     plain = replace(recipes, turn=np.zeros_like(recipes.turn))
     empty = replace(plain, first_blob=np.zeros_like(plain.first_blob))
@@ -155,7 +176,11 @@ def draw_steps(path: Path, root: Path) -> None:
     }
     figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.2))
     for (title, (step, sigma, copy)), axis in zip(steps.items(), axes.flat, strict=True):
-        show(axis, render.render_subframes(scene, step, np.array([row]), copy=copy, noise_sigma=sigma)[0], 3.0)
+        show(
+            axis,
+            render.render_subframes(scene, step, np.array([row]), copy=copy, noise_sigma=sigma)[0],
+            3.0,
+        )
         axis.set_title(title, fontsize=10)
     first, last = recipes.first_blob[row : row + 2]
     for _, x, y in recipes.blob[first:last]:
@@ -179,7 +204,9 @@ def draw_detection(path: Path, root: Path) -> None:
     """What blobpipe finds: a difference image, the positive subframe with a new blob, and its saliency."""
     network, _ = model_file.load_model(root / "results/train/model.safetensors")
     case = _found_case(root)
-    image = fits_images.read_frame(fits_images.find_image(root / "data/difference", case.frame)).data
+    image = fits_images.read_frame(
+        fits_images.find_image(root / "data/difference", case.frame)
+    ).data
     scaled = fits_images.read_frame(fits_images.find_image(root / "data/scale", case.frame)).data
     subframes, origins = tiles.tile(scaled)
     subframes = render.standardise(subframes)
@@ -194,7 +221,9 @@ def draw_detection(path: Path, root: Path) -> None:
     show(whole, image, 3 * clean_noise(image), binned=2)
     for (x, y), p in zip(origins[:, 2:], probability, strict=True):
         if p >= Params().evaluate.threshold:
-            whole.add_patch(Rectangle((x, y), tiles.SIDE, tiles.SIDE, fill=False, ec=ORANGE, lw=1.5))
+            whole.add_patch(
+                Rectangle((x, y), tiles.SIDE, tiles.SIDE, fill=False, ec=ORANGE, lw=1.5)
+            )
     whole.set_title("difference image, subframes called blob in orange", fontsize=10)
     show(part, subframes[index], 3.0, origin=(x0, y0))
     part.set_title(f"subframe: blob with probability {probability[index]:.2f}", fontsize=10)
@@ -208,7 +237,9 @@ def draw_detection(path: Path, root: Path) -> None:
 
 def _found_case(root: Path) -> Any:
     """Of the new blobs that were found well inside their subframe, the one that is next to the example's S/N."""
-    cases = tables.read_table(root / "results/regression/cases.csv", regression.CASE_COLUMNS).query("status == 'found'")
+    cases = tables.read_table(root / "results/regression/cases.csv", regression.CASE_COLUMNS).query(
+        "status == 'found'"
+    )
     inside = cases[["x_px", "y_px"]].mod(tiles.SIDE).sub(tiles.SIDE / 2).abs().max(axis=1) < 90
     cases = cases[inside] if inside.any() else cases
     return cases.loc[(cases["snr"] - EXAMPLE_SNR).abs().idxmin()]
@@ -226,11 +257,21 @@ def show(
 ) -> None:
     """Draw an image in pixel coordinates of the frame, ``binned`` x ``binned`` pixels averaged."""
     ny, nx = data.shape
-    small = np.nan_to_num(data).reshape(ny // binned, binned, nx // binned, binned).mean(axis=(1, 3))
+    small = (
+        np.nan_to_num(data).reshape(ny // binned, binned, nx // binned, binned).mean(axis=(1, 3))
+    )
     x, y = origin
     extent = (x - 0.5, x + nx - 0.5, y - 0.5, y + ny - 0.5)
     low = -high / binned if low is None else low
-    axis.imshow(small, origin="lower", cmap=cmap, vmin=low, vmax=high / binned, extent=extent, interpolation="nearest")
+    axis.imshow(
+        small,
+        origin="lower",
+        cmap=cmap,
+        vmin=low,
+        vmax=high / binned,
+        extent=extent,
+        interpolation="nearest",
+    )
     axis.set(xlabel="x (px)", ylabel="y (px)")
 
 
@@ -241,7 +282,9 @@ def circle(axis: Axes, blobs: pd.DataFrame, colour: str) -> None:
     room = 0.012 * (high - low)
     for blob in blobs.itertuples():
         if low < blob.x_px < high and bottom < blob.y_px < top:
-            axis.add_patch(Circle((blob.x_px, blob.y_px), blob.radius_px + room, fill=False, ec=colour, lw=1.3))
+            axis.add_patch(
+                Circle((blob.x_px, blob.y_px), blob.radius_px + room, fill=False, ec=colour, lw=1.3)
+            )
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -249,13 +292,17 @@ def save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
     plt.close(figure)
-    image = Image.open(content).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
+    image = (
+        Image.open(content).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, optimize=True)
     size = path.stat().st_size
     log.info("%s: %d kB", path, size // 1000)
     if size > MAX_BYTES and path.parent == IMG:
-        raise SystemExit(f"{path}: {size} bytes, expected at most {MAX_BYTES}; draw fewer pixels or colours")
+        raise SystemExit(
+            f"{path}: {size} bytes, expected at most {MAX_BYTES}; draw fewer pixels or colours"
+        )
 
 
 def _palette() -> Image.Image:
@@ -264,7 +311,9 @@ def _palette() -> Image.Image:
     from matplotlib.colors import to_rgb
 
     shades = np.linspace(0, 1, 8)[:, None]
-    marks = [end + shades * (np.array(to_rgb(mark)) - end) for mark in (BLUE, ORANGE) for end in (0, 1)]
+    marks = [
+        end + shades * (np.array(to_rgb(mark)) - end) for mark in (BLUE, ORANGE) for end in (0, 1)
+    ]
     greys = np.repeat(np.linspace(0, 1, GREYS), 3).reshape(-1, 3)
     colours = np.concatenate([greys, *marks, colormaps["magma"](np.linspace(0, 1, 48))[:, :3]])
     palette = Image.new("P", (1, 1))

@@ -69,7 +69,8 @@ def make_log(root: Path) -> None:
     tables.write_table(root / "known.csv", known[known["first_frame"].fillna("") == ""])
     settings = Params().model_copy(update={"quicklook": Quicklook(settle_s=0.0)})
     quicklook.quicklook(
-        root / "raw", quicklook.Routine(root / "log.sqlite", MODEL, settings, catalogue=root / "known.csv")
+        root / "raw",
+        quicklook.Routine(root / "log.sqlite", MODEL, settings, catalogue=root / "known.csv"),
     )
     open_ones = [example(root / "log.sqlite"), newest(root / "log.sqlite")]
     with closing(logbook.connect(root / "log.sqlite")) as connection:
@@ -82,7 +83,9 @@ def make_log(root: Path) -> None:
 def review(row: Any) -> dict[str, Any]:
     """What somebody would say about a candidate."""
     faint = row.snr < FAINT_SNR
-    decision, reason = ("unsure", "faint") if faint else ("confirmed", f"seen on {row.sightings} images")
+    decision, reason = (
+        ("unsure", "faint") if faint else ("confirmed", f"seen on {row.sightings} images")
+    )
     return {"candidate": row.id, "decision": decision, "reviewer": "Ada", "reason": reason}
 
 
@@ -142,7 +145,9 @@ def photograph(address: str, candidate: int) -> None:
             ("review-candidate", one, 1280, 900, "light"),
             ("review-phone", one, 390, 844, "dark"),
         ):
-            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            page = browser.new_page(
+                viewport={"width": width, "height": height}, color_scheme=scheme
+            )
             page.goto(f"{address}/?token={TOKEN}")
             page.goto(address + where, wait_until="networkidle")
             save(page.screenshot(), IMG / f"{name}.png", SHRUNK if where == "/" else 1.0)
@@ -152,9 +157,13 @@ def photograph(address: str, candidate: int) -> None:
 def save(content: bytes, path: Path, scale: float) -> None:
     """Write a picture of as many colours as keep it small."""
     picture = Image.open(io.BytesIO(content)).convert("RGB")
-    picture = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
+    picture = picture.resize(
+        [round(scale * side) for side in picture.size], Image.Resampling.LANCZOS
+    )
     for colours in COLOURS:
-        picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            path, optimize=True
+        )
         if path.stat().st_size <= MAX_BYTES:
             break
     log.info("%s: %d kB, %d colours", path.name, path.stat().st_size // 1000, colours)

@@ -14,10 +14,16 @@ from blobpipe.params import Campaign, Difference
 
 # The same examples on every run and machine, however busy it is.
 settings.register_profile(
-    "blobpipe", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "blobpipe",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 # The same, but a failure is not made smaller: for those who only ask whether there is one (tests/mutants.py).
-settings.register_profile("mutants", settings.get_profile("blobpipe"), phases=(Phase.explicit, Phase.generate))
+settings.register_profile(
+    "mutants", settings.get_profile("blobpipe"), phases=(Phase.explicit, Phase.generate)
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "blobpipe"))
 
 

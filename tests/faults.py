@@ -58,7 +58,8 @@ STACK = 3
 DAYS = (*["plain"] * (STACK + 3), "late", "duplicate", "cut", "renamed", "plain")
 LANDS = STACK + 1  # the day of a new blob: found, and the day after seen again
 SIDE = 256
-KNOWN, NEW = ((60.0, 80.0, 6.5, 0.08), (200.0, 190.0, 5.5, 0.1)), (150.0, 60.0, 6.0, 0.08)
+KNOWN = ((60.0, 80.0, 6.5, 0.08), (200.0, 190.0, 5.5, 0.1))
+NEW = (150.0, 60.0, 6.0, 0.08)
 COUNT, KILL, TORN, FAIL, FULL, LOCKED = range(6)  # as in faults.c
 
 
@@ -84,10 +85,15 @@ def content(day: int, kind: str) -> bytes:
     mjd = day - 2.5 if kind == "late" else day
     image = np.random.default_rng([7, day]).normal(0, 0.0076, (SIDE, SIDE)).astype(np.float32)
     for x, y, radius, depth in (*KNOWN, NEW)[: None if mjd >= LANDS else -1]:
-        row, col = round(y), round(x)
-        image[row - 20 : row + 21, col - 20 : col + 21] += depth * blob_profile("disc", radius, x - col, y - row)
+        row = round(y)
+        col = round(x)
+        image[row - 20 : row + 21, col - 20 : col + 21] += depth * blob_profile(
+            "disc", radius, x - col, y - row
+        )
     buffer = io.BytesIO()
-    header = fits.Header({"FILTER": "F153M", "EXPSTART": 60000.0 + mjd, "ROOTNAME": f"ibay{day:02d}010"})
+    header = fits.Header(
+        {"FILTER": "F153M", "EXPSTART": 60000.0 + mjd, "ROOTNAME": f"ibay{day:02d}010"}
+    )
     fits.PrimaryHDU(image, header).writeto(buffer)
     return buffer.getvalue()[: 100_000 if kind == "cut" else None]
 
@@ -130,7 +136,8 @@ class Month:
 
     def run(self, fault: Fault, at: int = 0, kill_after_s: float | None = None) -> Ended:
         """Run the routine once in a fork, with a fault at a call."""
-        said, counted = self.root / "said.txt", self.root / "counted.txt"
+        said = self.root / "said.txt"
+        counted = self.root / "counted.txt"
         counted.unlink(missing_ok=True)
         process = os.fork()
         if not process:
@@ -140,7 +147,9 @@ class Month:
             os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         writes, locks = map(int, counted.read_text().split()) if counted.exists() else (0, 0)
-        return Ended(os.waitstatus_to_exitcode(status), said.read_text(errors="replace"), writes, locks)
+        return Ended(
+            os.waitstatus_to_exitcode(status), said.read_text(errors="replace"), writes, locks
+        )
 
     def _child(self, fault: Fault, at: int, said: Path, counted: Path) -> None:
         status = 99
@@ -174,7 +183,9 @@ class Month:
         files = {}
         for path in sorted(self.out.rglob("*")):
             if path.is_file():
-                files[str(path.relative_to(self.out))] = path.read_bytes() if path.suffix == ".npy" else b""
+                files[str(path.relative_to(self.out))] = (
+                    path.read_bytes() if path.suffix == ".npy" else b""
+                )
         return {**month.state(self.root), "files": sorted(files.items())}
 
 
@@ -183,7 +194,8 @@ def fault_of(ended: Ended) -> str:
     if "Traceback" in ended.said or ended.status not in (0, 1, -signal.SIGKILL):
         return f"status {ended.status}: {ended.said[-1500:]}"
     lines = [line for line in ended.said.splitlines() if line.startswith("blobpipe: ")]
-    lines = [line for line in lines if not line.endswith("notices wait")]  # sending never ends the search
+    # sending never ends the search
+    lines = [line for line in lines if not line.endswith("notices wait")]
     if ended.status == 1 and len(lines) != 1:
         return f"{len(lines)} lines, expected one: {ended.said[-1500:]}"
     return ""
@@ -208,7 +220,10 @@ def prepare(root: Path) -> Month:
     (root / "in").mkdir(parents=True)
     (root / "params.yaml").write_text(to_yaml(settings()))
     logbook.PATIENCE_S = PATIENCE_S
-    cli.build_parser, cli.load_params = functools.cache(cli.build_parser), functools.cache(cli.load_params)
+    cli.build_parser, cli.load_params = (
+        functools.cache(cli.build_parser),
+        functools.cache(cli.load_params),
+    )
     tqdm.monitor_interval = 0
     quicklook._rehearsed = lambda path: (
         ""
@@ -216,7 +231,9 @@ def prepare(root: Path) -> Month:
     report_network.set_threads(1)
     for module, name in ((model_file, "kind_of_model"), (operating_point, "load_operating_point")):
         setattr(module, name, _remembering(getattr(module, name), str))
-    dense.probability_map = _remembering(dense.probability_map, lambda network, image: image.tobytes())  # type: ignore[assignment]
+    dense.probability_map = _remembering(
+        dense.probability_map, lambda network, image: image.tobytes()
+    )  # type: ignore[assignment]
     shim = ctypes.CDLL(os.environ[SHIM])
     shim.faults_writes.restype = shim.faults_locks.restype = ctypes.c_long
     shim.faults_arm.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int, ctypes.c_long)
@@ -254,7 +271,9 @@ def days(month_: Month) -> Iterator[tuple[int, str, Ended]]:
         yield day, kind, counted
 
 
-def every_point(month_: Month, every: int, offset: int, only: list[int] | None) -> tuple[Counter[str], list[str]]:
+def every_point(
+    month_: Month, every: int, offset: int, only: list[int] | None
+) -> tuple[Counter[str], list[str]]:
     """Try every n-th point, of all days or some; how many of each outcome, and what was wrong."""
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
@@ -316,7 +335,8 @@ def _again(month_: Month, day: int) -> str:
     ended = month_.run(Fault(COUNT))
     if ended.status:
         return f"then status {ended.status}: {ended.said[-1500:]}"
-    found, expected = month_.state(), month_.states[day]
+    found = month_.state()
+    expected = month_.states[day]
     return "; ".join(
         f"{name} differ: {str(found[name])[:300]} and {str(expected[name])[:300]}"
         for name in expected
@@ -326,10 +346,14 @@ def _again(month_: Month, day: int) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--every", type=int, default=1, help="try only each n-th point")
     parser.add_argument("--offset", type=int, default=0, help="of the first point")
-    parser.add_argument("--days", type=int, nargs="+", metavar="DAY", help="only the points of these days")
+    parser.add_argument(
+        "--days", type=int, nargs="+", metavar="DAY", help="only the points of these days"
+    )
     parser.add_argument("--kills", type=int, default=0, help="kill so often at random instead")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -342,7 +366,9 @@ def main() -> None:
             outcomes, wrong = random_kills(month_, args.kills, args.seed)
         else:
             outcomes, wrong = every_point(month_, args.every, args.offset, args.days)
-        tried = sum(count for name, count in outcomes.items() if ":" in name or name.startswith("killed"))
+        tried = sum(
+            count for name, count in outcomes.items() if ":" in name or name.startswith("killed")
+        )
         print(f"{tried} tried, {len(wrong)} failed; {dict(sorted(outcomes.items()))}")
         sys.exit(bool(wrong))
 
@@ -352,9 +378,22 @@ def _serve_and_run() -> int:
     hook = Hook()
     with tempfile.TemporaryDirectory() as folder, HookServer(hook) as web:
         shim = Path(folder) / "faults.so"
-        compiled = ("gcc", "-shared", "-fPIC", "-O2", "-o", str(shim), str(Path(__file__).with_suffix(".c")), "-ldl")
+        compiled = (
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-O2",
+            "-o",
+            str(shim),
+            str(Path(__file__).with_suffix(".c")),
+            "-ldl",
+        )
         subprocess.run(compiled, check=True)
-        environ = os.environ | ONE_THREAD | {SHIM: str(shim), "LD_PRELOAD": str(shim), delivery.WEBHOOK: web.url}
+        environ = (
+            os.environ
+            | ONE_THREAD
+            | {SHIM: str(shim), "LD_PRELOAD": str(shim), delivery.WEBHOOK: web.url}
+        )
         status = subprocess.run(
             [sys.executable, "-m", "tests.faults", *sys.argv[1:]], env=environ, check=False
         ).returncode

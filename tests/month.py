@@ -40,11 +40,25 @@ from blobpipe.params import Health, Notices, Params, Quicklook, to_yaml
 from tests.servers import Hook, HookServer, Mailbox, MailServer
 from tests.unit.monitor.test_quicklook import KNOWN, SETTINGS, STACK, pixels
 
-NEW = tuple((x, y, 6.0, 0.08) for x, y in ((300, 200), (150, 260), (430, 90), (330, 440), (60, 440)))
+NEW = tuple(
+    (x, y, 6.0, 0.08) for x, y in ((300, 200), (150, 260), (430, 90), (330, 440), (60, 440))
+)
 EVERY_DAYS = 12  # a new blob
 SPECIAL = ("cut", "duplicate", "renamed", "late", "growing")
-SPECIAL_OF_A_LONG_MONTH = (*SPECIAL, "text", "undated", "mended", "growing", "late", "growing", "cut")
-SETTLE_S, PIECE_S, PIECES = 0.5, 0.08, 12  # a growing file is written in so many pieces
+SPECIAL_OF_A_LONG_MONTH = (
+    *SPECIAL,
+    "text",
+    "undated",
+    "mended",
+    "growing",
+    "late",
+    "growing",
+    "cut",
+)
+# a growing file is written in so many pieces
+SETTLE_S = 0.5
+PIECE_S = 0.08
+PIECES = 12
 ANSWER_S = 0.1  # how long the servers take
 TABLES = (
     "images",
@@ -74,7 +88,9 @@ def plan(images: int, rng: np.random.Generator) -> list[str]:
     special = SPECIAL_OF_A_LONG_MONTH if images >= 30 else SPECIAL
     free = images - STACK - 3
     if free < len(special):
-        raise SystemExit(f"a month of {images} images: expected at least {STACK + 3 + len(special)}")
+        raise SystemExit(
+            f"a month of {images} images: expected at least {STACK + 3 + len(special)}"
+        )
     rest = [*special, *["plain"] * (free - len(special))]
     rng.shuffle(rest)
     return [*["plain"] * (STACK + 2), *rest, "plain"]
@@ -86,7 +102,9 @@ def content(day: int, kind: str = "plain") -> bytes:
     blobs = [blob for k, blob in enumerate(NEW) if STACK + 1 + EVERY_DAYS * k <= mjd]
     date = {} if kind == "undated" else {"EXPSTART": 60000.0 + mjd}
     buffer = io.BytesIO()
-    fits.PrimaryHDU(pixels(day, (*KNOWN, *blobs)), fits.Header({"FILTER": "F153M", **date})).writeto(buffer)
+    fits.PrimaryHDU(
+        pixels(day, (*KNOWN, *blobs)), fits.Header({"FILTER": "F153M", **date})
+    ).writeto(buffer)
     whole = buffer.getvalue()
     return whole[:200_000] if kind == "cut" else b"not an image" if kind == "text" else whole
 
@@ -124,10 +142,12 @@ class Folder:
         name = f"day{day:03d}.fits"
         match kind:
             case "duplicate":
-                name, data = f"copy{day:03d}.fits", (self.path / self.last).read_bytes()
+                name = f"copy{day:03d}.fits"
+                data = (self.path / self.last).read_bytes()
                 put(self.path / name, data)
             case "renamed":
-                name, data = f"moved{day:03d}.fits", (self.path / "day001.fits").read_bytes()
+                name = f"moved{day:03d}.fits"
+                data = (self.path / "day001.fits").read_bytes()
                 (self.path / "day001.fits").rename(self.path / name)
             case "growing":
                 data = content(day)
@@ -171,9 +191,20 @@ class Run:
 
     def start(self) -> None:
         """Start the watch."""
-        command = (sys.executable, "-m", "blobpipe", "quicklook", "in", "--log", "out/log.sqlite", "--watch")
+        command = (
+            sys.executable,
+            "-m",
+            "blobpipe",
+            "quicklook",
+            "in",
+            "--log",
+            "out/log.sqlite",
+            "--watch",
+        )
         with open(self.root / "said.txt", "ab") as said:
-            self.process = subprocess.Popen(command, cwd=self.root, env=self.environ, stdout=said, stderr=said)
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=self.environ, stdout=said, stderr=said
+            )
         self.started = time.monotonic()
 
     @property
@@ -184,9 +215,15 @@ class Run:
     def count(self, table: str, where: str = "1") -> int:
         """Rows of a table."""
         if self.log is None and (self.root / "out" / "log.sqlite").exists():
-            self.log = sqlite3.connect(self.root / "out" / "log.sqlite", timeout=0, isolation_level=None)
+            self.log = sqlite3.connect(
+                self.root / "out" / "log.sqlite", timeout=0, isolation_level=None
+            )
         try:
-            return int(self.log.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()[0]) if self.log else 0
+            return (
+                int(self.log.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchone()[0])
+                if self.log
+                else 0
+            )
         except sqlite3.OperationalError:  # not there yet, or busy
             return 0
 
@@ -205,7 +242,9 @@ class Run:
     def _phase(self) -> str:
         if not self.ready:
             return "starting"
-        searching, sending = (_held(self.root / "out" / f"log.{lock}") for lock in ("lock", "sending"))
+        searching, sending = (
+            _held(self.root / "out" / f"log.{lock}") for lock in ("lock", "sending")
+        )
         if sending:
             return "sending"
         if searching:
@@ -278,7 +317,10 @@ class Received:
 
 
 def _received(box: Mailbox, hook: Hook) -> Received:
-    came = [("mail", letter["Message-ID"][1:].partition("@")[0], str(letter["Subject"])) for letter in box.taken]
+    came = [
+        ("mail", letter["Message-ID"][1:].partition("@")[0], str(letter["Subject"]))
+        for letter in box.taken
+    ]
     came += [("webhook", letter["id"], letter["text"].splitlines()[0]) for letter in hook.taken]
     letters: dict[tuple[str, str], set[str]] = {}
     for channel, number, subject in came:
@@ -298,16 +340,21 @@ class Outcome:
     start_s: float
 
 
-def run_month(root: Path, kinds: list[str], kills: int, seed: int, *, deadline: float, start_s: float = 8.0) -> Outcome:
+def run_month(
+    root: Path, kinds: list[str], kills: int, seed: int, *, deadline: float, start_s: float = 8.0
+) -> Outcome:
     """Let the routine live through the month."""
-    begun, rng = time.monotonic(), np.random.default_rng([seed, kills])
-    box, hook = Mailbox(), Hook()
+    begun = time.monotonic()
+    rng = np.random.default_rng([seed, kills])
+    box = Mailbox()
+    hook = Hook()
     on_letter = kills // 4
     at_day = Counter(rng.integers(0, len(kinds), kills - on_letter).tolist())
     (root / "in").mkdir(parents=True)
     folder = Folder(root / "in")
     with ExitStack() as stack:
-        mail, web = stack.enter_context(MailServer(box)), stack.enter_context(HookServer(hook))
+        mail = stack.enter_context(MailServer(box))
+        web = stack.enter_context(HookServer(hook))
         (root / "params.yaml").write_text(to_yaml(_settings(mail.port)))
         run = Run(root, os.environ | {delivery.WEBHOOK: web.url}, deadline, rng, on_letter, start_s)
         box.on_letter = hook.on_letter = lambda: (run.letter.set(), time.sleep(ANSWER_S))[1]
@@ -331,7 +378,9 @@ def run_month(root: Path, kinds: list[str], kills: int, seed: int, *, deadline: 
             run.kill_sometime()
         _wait_for_all(run, folder)
         run.until(lambda: run.count("notices", "state = 'waiting'") == 0)
-    return Outcome(root, folder, _received(box, hook), run.phases, time.monotonic() - begun, first_s)
+    return Outcome(
+        root, folder, _received(box, hook), run.phases, time.monotonic() - begun, first_s
+    )
 
 
 def _settings(mail_port: int) -> Params:
@@ -346,7 +395,11 @@ def _settings(mail_port: int) -> Params:
         longest_wait_s=2.0,
         attempts=1000,
     )
-    more = {"quicklook": Quicklook(settle_s=SETTLE_S), "health": Health(window=5), "notices": notices}
+    more = {
+        "quicklook": Quicklook(settle_s=SETTLE_S),
+        "health": Health(window=5),
+        "notices": notices,
+    }
     return SETTINGS.model_copy(update=more)
 
 
@@ -380,12 +433,17 @@ def state(root: Path) -> dict[str, list[tuple[Any, ...]]]:
     log = logbook.connect(root / "out" / "log.sqlite")
     found = {}
     for table in TABLES:
-        rows = sorted(map(dict, log.execute(f"SELECT * FROM {table}")), key=lambda row: tuple(row.values())[:3])
+        rows = sorted(
+            map(dict, log.execute(f"SELECT * FROM {table}")),
+            key=lambda row: tuple(row.values())[:3],
+        )
         for row in rows:
             named = {"images": "reason", "files": "path"}.get(table)
             if named:
                 row[named] = row[named].replace(str(root.resolve()), "")
-        found[table] = [tuple(v for k, v in row.items() if k not in DIFFERENT.get(table, ())) for row in rows]
+        found[table] = [
+            tuple(v for k, v in row.items() if k not in DIFFERENT.get(table, ())) for row in rows
+        ]
     log.close()
     return found
 
@@ -397,7 +455,10 @@ def faults(outcome: Outcome) -> list[str]:
     logged = Counter(row["sha256"] for row in log.execute("SELECT sha256 FROM images"))
     identity = log.execute("SELECT id FROM identity").fetchone()["id"]
     notices = log.execute("SELECT * FROM notices").fetchall()
-    told = {(row["channel"], notices._digested(f"{identity} {row['key']}")): {row["subject"]} for row in notices}
+    told = {
+        (row["channel"], notices._digested(f"{identity} {row['key']}")): {row["subject"]}
+        for row in notices
+    }
     sound = [row[0] for row in log.execute("PRAGMA integrity_check")] == ["ok"]
     checks = {
         "an image is missing in the log, or there twice": logged == contents,
@@ -413,12 +474,15 @@ def faults(outcome: Outcome) -> list[str]:
 def differences(one: Path, other: Path) -> list[str]:
     """Where two logs differ: a line for each table that does."""
     lines = []
-    mine, theirs = state(one), state(other)
+    mine = state(one)
+    theirs = state(other)
     for table in TABLES:
         if mine[table] != theirs[table]:
             pairs = zip(mine[table], theirs[table], strict=False)
             first = next(((a, b) for a, b in pairs if a != b), ("more rows", "fewer rows"))
-            lines.append(f"{table}: {len(mine[table])} and {len(theirs[table])} rows; {str(first)[:600]}")
+            lines.append(
+                f"{table}: {len(mine[table])} and {len(theirs[table])} rows; {str(first)[:600]}"
+            )
     return lines
 
 
@@ -432,7 +496,8 @@ class Summary:
 
     def __str__(self) -> str:
         found = state(self.disturbed.root)
-        outcomes, files = _outcomes(self.disturbed.root, "images"), _outcomes(self.disturbed.root, "files")
+        outcomes = _outcomes(self.disturbed.root, "images")
+        files = _outcomes(self.disturbed.root, "files")
         channels = Counter(channel for channel, _ in self.disturbed.received.letters)
         return "\n".join(
             [
@@ -467,7 +532,9 @@ def month(root: Path, kills: int, images: int, seed: int, limit_s: float = 1200.
     deadline = time.monotonic() + limit_s
     kinds = plan(images, np.random.default_rng(seed))
     quiet = run_month(root / "quiet", kinds, 0, seed, deadline=deadline)
-    disturbed = run_month(root / "disturbed", kinds, kills, seed, deadline=deadline, start_s=quiet.start_s)
+    disturbed = run_month(
+        root / "disturbed", kinds, kills, seed, deadline=deadline, start_s=quiet.start_s
+    )
     wrong = [f"undisturbed: {fault}" for fault in faults(quiet)] + faults(disturbed)
     wrong += [f"the logs differ: {line}" for line in differences(quiet.root, disturbed.root)]
     if disturbed.phases.total() != kills:
@@ -479,11 +546,15 @@ def month(root: Path, kills: int, images: int, seed: int, limit_s: float = 1200.
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--limit-s", type=float, default=1200.0, help="of the whole (default: 1200)")
+    parser.add_argument(
+        "--limit-s", type=float, default=1200.0, help="of the whole (default: 1200)"
+    )
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave both runs there")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # no watch is left behind

@@ -36,9 +36,28 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "blobpipe"
 MODULES = (
-    *("detection.fit", "detection.vet", "images.difference", "images.stack", "images.pattern", "images.register"),
-    *("detection.detect", "detection.search", "detection.operating_point", "simulation.render", "monitor.quicklook"),
-    *("monitor.running_stack", "monitor.catalogue", "monitor.export", "monitor.bad_pixel_table", "monitor.delivery"),
+    *(
+        "detection.fit",
+        "detection.vet",
+        "images.difference",
+        "images.stack",
+        "images.pattern",
+        "images.register",
+    ),
+    *(
+        "detection.detect",
+        "detection.search",
+        "detection.operating_point",
+        "simulation.render",
+        "monitor.quicklook",
+    ),
+    *(
+        "monitor.running_stack",
+        "monitor.catalogue",
+        "monitor.export",
+        "monitor.bad_pixel_table",
+        "monitor.delivery",
+    ),
     "detection.score",
 )
 TESTS = {  # beside those that bear the module's name
@@ -53,7 +72,14 @@ TESTS = {  # beside those that bear the module's name
 }
 WARM = (
     *("astropy.io.fits", "bottleneck", "matplotlib.pyplot", "numba", "pandas"),
-    *("photutils.detection", "pydantic", "scipy.ndimage", "scipy.optimize", "skimage.registration", "torch"),
+    *(
+        "photutils.detection",
+        "pydantic",
+        "scipy.ndimage",
+        "scipy.optimize",
+        "skimage.registration",
+        "torch",
+    ),
 )
 LONGER = 3.0  # times the time of all tests, and
 SPARE_S = 60.0  # more, before a mutant counts as noticed for not ending
@@ -72,7 +98,12 @@ OPERATORS = (
     *(f"core/ReplaceBinaryOperator_{name}" for name in BINARY),
     *(f"core/ReplaceComparisonOperator_{name}" for name in COMPARISON),
     *("core/ReplaceUnaryOperator_USub_UAdd", "core/ReplaceUnaryOperator_Delete_Not", "core/AddNot"),
-    *("core/ReplaceTrueWithFalse", "core/ReplaceFalseWithTrue", "core/ReplaceAndWithOr", "core/ReplaceOrWithAnd"),
+    *(
+        "core/ReplaceTrueWithFalse",
+        "core/ReplaceFalseWithTrue",
+        "core/ReplaceAndWithOr",
+        "core/ReplaceOrWithAnd",
+    ),
     *("core/ReplaceBreakWithContinue", "core/ReplaceContinueWithBreak", "core/NumberReplacer"),
     *("core/ExceptionReplacer", "core/ZeroIterationForLoop"),
 )
@@ -137,7 +168,9 @@ def _dull(tree: ast.AST) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
             called = ast.unparse(node.func)
             dull = [word.value for word in node.keywords if word.arg == "strict"]
             dull += [node] if called.startswith("log.") else []
-            dull += node.args[1:] + [word.value for word in node.keywords] if called == "tqdm" else []
+            dull += (
+                node.args[1:] + [word.value for word in node.keywords] if called == "tqdm" else []
+            )
         for part in dull:
             if part is not None:
                 yield (part.lineno, part.col_offset), (part.end_lineno, part.end_col_offset)  # type: ignore[attr-defined]
@@ -162,7 +195,11 @@ class _Mutated(importlib.machinery.SourceFileLoader):
         return compile(self.source, self.path, "exec", dont_inherit=True)
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+        return (
+            importlib.util.spec_from_file_location(name, self.path, loader=self)
+            if name == self.name
+            else None
+        )
 
 
 class _Quickest:
@@ -187,12 +224,16 @@ def _tests(module: str) -> list[str]:
 def _compiled(tree: ast.Module, line: int) -> bool:
     """Whether a line may be part of compiled code: it lies in a compiled function, or outside all functions."""
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.lineno <= line <= (node.end_lineno or line):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.lineno <= line <= (
+            node.end_lineno or line
+        ):
             return any("njit" in ast.unparse(decorator) for decorator in node.decorator_list)
     return True
 
 
-def _test(module: str, source: str, fresh: bool, took_s: dict[str, float], folder: Path, shared: Path) -> None:
+def _test(
+    module: str, source: str, fresh: bool, took_s: dict[str, float], folder: Path, shared: Path
+) -> None:
     """Run the tests of a module, in a process of its own; its exit status is that of pytest."""
     output = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
@@ -249,16 +290,21 @@ def _changed(before: str, after: str) -> Iterator[str]:
 def main() -> None:
     """Draw mutations, test each, print what the tests did not notice."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--count", type=int, default=200, help="mutations drawn (default %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=200, help="mutations drawn (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--modules", nargs="+", default=MODULES, choices=MODULES, metavar="MODULE")
-    parser.add_argument("--numbers", nargs="+", type=int, metavar="N", help="only these of those drawn")
+    parser.add_argument(
+        "--numbers", nargs="+", type=int, metavar="N", help="only these of those drawn"
+    )
     options = parser.parse_args()
     os.chdir(ROOT)
     for name in WARM:
         importlib.import_module(name)
     mutations = draw(options.count, options.seed, tuple(options.modules))
-    drawn, noticed = Counter[str](), Counter[str]()
+    drawn = Counter[str]()
+    noticed = Counter[str]()
     took_s: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as work:
         for number, mutation in enumerate(mutations):
@@ -268,17 +314,29 @@ def main() -> None:
             source = _path(module).read_text()
             if module not in took_s:
                 took_s[module] = _unchanged(module, source, Path(work))
-            mutated = mutate_code(source, cosmic_ray.plugins.get_operator(mutation.operator)(), mutation.occurrence)
+            mutated = mutate_code(
+                source, cosmic_ray.plugins.get_operator(mutation.operator)(), mutation.occurrence
+            )
             folder = Path(work) / str(number)
             folder.mkdir()
             fresh = _compiled(ast.parse(source), mutation.line)
             limit_s = LONGER * sum(took_s[module].values()) + SPARE_S
-            status = _in_fork(module, mutated, fresh, took_s[module], folder, Path(work) / "shared", limit_s=limit_s)
+            status = _in_fork(
+                module,
+                mutated,
+                fresh,
+                took_s[module],
+                folder,
+                Path(work) / "shared",
+                limit_s=limit_s,
+            )
             shutil.rmtree(folder)
             drawn[module] += 1
             noticed[module] += status != 0
             said = "SURVIVED" if status == 0 else "too long" if status == -1 else "noticed"
-            print(f"{number:4d} {said} {module}:{mutation.line} {mutation.operator.removeprefix('core/')}")
+            print(
+                f"{number:4d} {said} {module}:{mutation.line} {mutation.operator.removeprefix('core/')}"
+            )
             print(*_changed(source, mutated), sep="\n", flush=True)
     for module in drawn:
         print(f"{module:20s} {noticed[module]:3d} of {drawn[module]:3d} noticed")
@@ -290,7 +348,9 @@ def _unchanged(module: str, source: str, work: Path) -> dict[str, float]:
     folder = work / module
     folder.mkdir()
     if _in_fork(module, source, False, {}, folder, work / "shared", limit_s=3600):
-        sys.exit(f"{module}: its tests fail without a mutation\n{(folder / 'output.txt').read_text()[-3000:]}")
+        sys.exit(
+            f"{module}: its tests fail without a mutation\n{(folder / 'output.txt').read_text()[-3000:]}"
+        )
     if (folder / "shared" / "campaign").exists() and not (work / "shared" / "campaign").exists():
         (work / "shared").mkdir(exist_ok=True)
         (folder / "shared" / "campaign").rename(work / "shared" / "campaign")

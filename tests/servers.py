@@ -61,7 +61,9 @@ class Mailbox:
     logins: list[tuple[str, str]] = field(default_factory=list)
     encrypted: list[bool] = field(default_factory=list)
 
-    async def handle_RCPT(self, server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:  # noqa: N802
+    async def handle_RCPT(  # noqa: N802
+        self, server: Any, session: Any, envelope: Any, address: str, options: Any
+    ) -> str:
         """Answer to a recipient."""
         script = self.refused.get(address, [])
         answer = (script.pop(0) if len(script) > 1 else script[0]) if script else "250 ok"
@@ -92,7 +94,9 @@ class Mailbox:
         await asyncio.get_running_loop().run_in_executor(None, self.on_quit)
         return "221 bye"
 
-    def authenticate(self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> Any:
+    def authenticate(
+        self, server: Any, session: Any, envelope: Any, mechanism: str, data: Any
+    ) -> Any:
         """Whether a login is right."""
         from aiosmtpd.smtp import AuthResult
 
@@ -107,7 +111,9 @@ class MailServer(Controller):
 
     def __init__(self, box: Mailbox, **settings: Any) -> None:
         settings.setdefault("server_hostname", HOST)
-        super().__init__(box, hostname="127.0.0.1", port=0, authenticator=box.authenticate, **settings)
+        super().__init__(
+            box, hostname="127.0.0.1", port=0, authenticator=box.authenticate, **settings
+        )
 
     def _trigger_server(self) -> None:
         self.port = self.server.sockets[0].getsockname()[1]
@@ -196,7 +202,8 @@ class _Asked(BaseHTTPRequestHandler):
                     self.wfile.write(part)
                     time.sleep(0.1)
             case int():
-                self.send_response(code, f"refused {self.path}" if code >= 400 else None)  # the secret, repeated
+                # the secret, repeated
+                self.send_response(code, f"refused {self.path}" if code >= 400 else None)
                 for name, value in headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", "0")
@@ -211,7 +218,11 @@ class _Asked(BaseHTTPRequestHandler):
 class RawServer:
     """A server in a thread that says to each connection what a function says; ``with`` starts and ends it."""
 
-    def __init__(self, talk: Callable[[socket.socket, threading.Event], None], context: ssl.SSLContext | None = None):
+    def __init__(
+        self,
+        talk: Callable[[socket.socket, threading.Event], None],
+        context: ssl.SSLContext | None = None,
+    ):
         self.talk, self.context, self.over = talk, context, threading.Event()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -219,7 +230,8 @@ class RawServer:
 
     def _serve(self) -> None:
         while not self.over.is_set():
-            with contextlib.suppress(OSError), self.listener.accept()[0] as plain:  # the client may go at any moment
+            # the client may go at any moment
+            with contextlib.suppress(OSError), self.listener.accept()[0] as plain:
                 plain.settimeout(10)
                 if self.context is None:
                     self.talk(plain, self.over)
@@ -252,7 +264,9 @@ def dripping(
     return talk
 
 
-def reading(answers: dict[bytes, bytes], until: bytes = b"") -> Callable[[socket.socket, threading.Event], None]:
+def reading(
+    answers: dict[bytes, bytes], until: bytes = b""
+) -> Callable[[socket.socket, threading.Event], None]:
     """Speak SMTP by a list: the answer to the first word of a line; ``.`` ends a letter; 250 to all others."""
 
     def talk(connection: socket.socket, over: threading.Event) -> None:
@@ -291,7 +305,9 @@ def certificate(folder: Path, *names: str) -> tuple[Path, Path]:
     paths = folder / "certificate.pem", folder / "key.pem"
     paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
     form = serialization.PrivateFormat.PKCS8
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    )
     return paths
 
 

@@ -35,7 +35,12 @@ def settings(stage: str) -> list[tuple[str, str, str, str]]:
     schema = params.Params.model_json_schema()
     section = schema["$defs"][params.Params.model_fields[stage].annotation.__name__]["properties"]
     return [
-        (f"`{key}`", f"`{json.dumps(field['default'])}`", accepted(field), field["description"].replace("|", "\\|"))
+        (
+            f"`{key}`",
+            f"`{json.dumps(field['default'])}`",
+            accepted(field),
+            field["description"].replace("|", "\\|"),
+        )
         for key, field in section.items()
     ]
 

@@ -63,5 +63,7 @@ def fill_in(readme: Path) -> None:
     """Put the numbers into a Markdown file: ``<!-- evaluate tpr -->anything<!-- -->`` names one and its place."""
     text = readme.read_text(encoding="utf-8")
     pattern = r"(<!-- (\w+) (\S+) -->).*?(<!-- -->)"
-    text = re.sub(pattern, lambda found: f"{found[1]}{measured(found[2], found[3])}{found[4]}", text)
+    text = re.sub(
+        pattern, lambda found: f"{found[1]}{measured(found[2], found[3])}{found[4]}", text
+    )
     readme.write_text(text, encoding="utf-8")

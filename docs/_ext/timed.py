@@ -51,22 +51,30 @@ def table(part: str) -> str:
     rows = ["| | median | quartiles | repetitions | target |", "|---|---:|---:|---:|---|"]
     for figure in found["figures"].values():
         spread = f"{_short(figure['low'])} to {_short(figure['high'])}" if figure["n"] > 1 else ""
-        rows.append(f"| {figure['what']} | {_text(figure)} | {spread} | {figure['n']} | {_target(figure)} |")
+        rows.append(
+            f"| {figure['what']} | {_text(figure)} | {spread} | {figure['n']} | {_target(figure)} |"
+        )
     remarks = [*found["remarks"], *_noise(found.get("others_frac"))]
-    return "\n".join([*(rows if found["figures"] else []), "", *(f"{remark}\n" for remark in remarks)])
+    return "\n".join(
+        [*(rows if found["figures"] else []), "", *(f"{remark}\n" for remark in remarks)]
+    )
 
 
 def _target(figure: dict[str, Any]) -> str:
     if "reached" not in figure:
         return ""
-    words, value = ("at least", figure["at_least"]) if "at_least" in figure else ("at most", figure["at_most"])
+    words, value = (
+        ("at least", figure["at_least"]) if "at_least" in figure else ("at most", figure["at_most"])
+    )
     return f"{words} {value:g}: {'reached' if figure['reached'] else '**not reached**'}"
 
 
 def _noise(others_frac: float | None) -> list[str]:
     if others_frac is None or others_frac < 0.05:
         return []
-    return [f"Other programs took {others_frac:.0%} of the cores' time meanwhile: not a quiet machine."]
+    return [
+        f"Other programs took {others_frac:.0%} of the cores' time meanwhile: not a quiet machine."
+    ]
 
 
 def machine() -> str:
@@ -107,7 +115,9 @@ class TimedFigure(SphinxDirective):
         self.env.note_dependency(str(FIGURE))
         if not FIGURE.exists():
             return []
-        return self.parse_text_to_nodes("![How many times as fast as other ways, with targets](img/speed.png)")
+        return self.parse_text_to_nodes(
+            "![How many times as fast as other ways, with targets](img/speed.png)"
+        )
 
 
 class TimedNumber(SphinxRole):

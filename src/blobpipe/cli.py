@@ -19,30 +19,49 @@ from blobpipe import __version__
 from blobpipe.errors import BlobpipeError, FrameError, printable
 from blobpipe.params import Notices, Params, load_params, to_yaml
 
-RAW, DIFFERENCE, CLIP, SCALE = "data/raw", "data/difference", "data/clip", "data/scale"
-CUTOUT, AUGMENT, TRAIN = "results/cutout", "results/augment", "results/train"
-EVALUATE, REGRESSION = "results/evaluate", "results/regression"
-DENSE, DETECT, COMPLETENESS = "results/dense", "results/detect", "results/completeness"
+RAW = "data/raw"
+DIFFERENCE = "data/difference"
+CLIP = "data/clip"
+SCALE = "data/scale"
+CUTOUT = "results/cutout"
+AUGMENT = "results/augment"
+TRAIN = "results/train"
+EVALUATE = "results/evaluate"
+REGRESSION = "results/regression"
+DENSE = "results/dense"
+DETECT = "results/detect"
+COMPLETENESS = "results/completeness"
 EXPLORE = "results/explore"
-MODEL, DENSE_MODEL = f"{TRAIN}/model.safetensors", f"{DENSE}/model.safetensors"
-OWN_MODEL, JUDGED = f"{DETECT}/model.safetensors", f"{REGRESSION}/metrics.json"
+MODEL = f"{TRAIN}/model.safetensors"
+DENSE_MODEL = f"{DENSE}/model.safetensors"
+OWN_MODEL = f"{DETECT}/model.safetensors"
+JUDGED = f"{REGRESSION}/metrics.json"
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
 
-INTERRUPTED, PIPE_CLOSED = 130, 141  # exit statuses, as of a program that SIGINT or SIGPIPE has ended: 128 + signal
+# exit statuses, as of a program that SIGINT or SIGPIPE has ended: 128 + signal
+INTERRUPTED = 130
+PIPE_CLOSED = 141
 ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another folder"),
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another folder"
+    ),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another"),
     errno.EROFS: "choose a folder you can write to",
     errno.ENAMETOOLONG: "choose a shorter one; most file systems take 255 bytes",
-    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "correct the name; this is a file, expected a folder"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST), "correct the name; this is a file, expected a folder"
+    ),
     errno.EISDIR: "name a file",
     errno.ELOOP: "correct the link; it leads back to itself",
     errno.EMFILE: "raise the limit with 'ulimit -n'",
     errno.EIO: "look at the disk; it could not be read or written",
 }
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of the GNU C library's mallopt
+# of the GNU C library's mallopt
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 
 # Everything heavy is imported by the command that needs it: `blobpipe --help` answers at once.
 
@@ -91,7 +110,15 @@ def _train(args: argparse.Namespace) -> None:
     from blobpipe.networks.train import train
 
     params = _params(args)
-    train(DIFFERENCE, SCALE, CUTOUT, AUGMENT, TRAIN, params.train, noise_sigma=params.augment.noise_sigma)
+    train(
+        DIFFERENCE,
+        SCALE,
+        CUTOUT,
+        AUGMENT,
+        TRAIN,
+        params.train,
+        noise_sigma=params.augment.noise_sigma,
+    )
 
 
 def _dense(args: argparse.Namespace) -> None:
@@ -109,14 +136,22 @@ def _detect(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from blobpipe.validation.evaluate import evaluate
 
-    evaluate(DIFFERENCE, SCALE, CUTOUT, (MODEL, f"{DETECT}/model.safetensors"), EVALUATE, _params(args).evaluate)
+    evaluate(
+        DIFFERENCE,
+        SCALE,
+        CUTOUT,
+        (MODEL, f"{DETECT}/model.safetensors"),
+        EVALUATE,
+        _params(args).evaluate,
+    )
 
 
 def _regression(args: argparse.Namespace) -> None:
     from blobpipe.validation import cases_page, regression
 
     params = _params(args)
-    folders, rate = (RAW, DIFFERENCE, SCALE, CUTOUT), params.detect.false_alarms_per_100_frames
+    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    rate = params.detect.false_alarms_per_100_frames
     regression.regress(
         folders,
         DETECT,
@@ -311,7 +346,9 @@ def _export(args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace) -> None:
     with _extra("serve"):
         from blobpipe.review.server import serve
-    serve(args.log, host=args.host, port=args.port, token_file=args.token_file, names=tuple(args.name))
+    serve(
+        args.log, host=args.host, port=args.port, token_file=args.token_file, names=tuple(args.name)
+    )
 
 
 def _page(args: argparse.Namespace) -> None:
@@ -331,7 +368,9 @@ def _extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise BlobpipeError(f"{error.name} is not installed; pip install 'blobpipe[{name}]'") from error
+        raise BlobpipeError(
+            f"{error.name} is not installed; pip install 'blobpipe[{name}]'"
+        ) from error
 
 
 def _own_or_packaged() -> Path:
@@ -373,10 +412,22 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
     "train": (_train, "train the network: results/train (ISR 4, 5)"),
     "dense": (_dense, "train the dense network: results/dense"),
     "detect": (_detect, "search all images with it, set its operating point: results/detect"),
-    "evaluate": (_evaluate, "evaluate all detectors on validation subframes: results/evaluate (ISR 6)"),
-    "regression": (_regression, "run the historical cases with all detectors: results/regression (ISR 7)"),
-    "completeness": (_completeness, "which superimposed blobs are found, by which detector: results/completeness"),
-    "explore": (_explore, "optional: an autoencoder, embeddings of subframes: results/explore (ISR 7)"),
+    "evaluate": (
+        _evaluate,
+        "evaluate all detectors on validation subframes: results/evaluate (ISR 6)",
+    ),
+    "regression": (
+        _regression,
+        "run the historical cases with all detectors: results/regression (ISR 7)",
+    ),
+    "completeness": (
+        _completeness,
+        "which superimposed blobs are found, by which detector: results/completeness",
+    ),
+    "explore": (
+        _explore,
+        "optional: an autoencoder, embeddings of subframes: results/explore (ISR 7)",
+    ),
 }
 BATCHED = ("difference", "clip", "scale")
 
@@ -387,16 +438,26 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--params", metavar="FILE", help=f"parameter file (default: {PARAMS})")
-    parser = argparse.ArgumentParser(prog="blobpipe", description="Find blobs in infrared-detector monitor images.")
+    parser = argparse.ArgumentParser(
+        prog="blobpipe", description="Find blobs in infrared-detector monitor images."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (work, text) in STAGES.items():
-        command = commands.add_parser(name, parents=[settings, common], help=f"stage: {text}", description=text)
+        command = commands.add_parser(
+            name, parents=[settings, common], help=f"stage: {text}", description=text
+        )
         command.set_defaults(work=work)
         if name in BATCHED:
-            command.add_argument("--batch", type=int, help="only this batch of images (default: all)")
-    commands.choices["campaign"].add_argument("--threads", type=int, default=1, help="processes (default: %(default)s)")
-    commands.choices["difference"].add_argument("--reference", action="store_true", help="only the reference stack")
+            command.add_argument(
+                "--batch", type=int, help="only this batch of images (default: all)"
+            )
+    commands.choices["campaign"].add_argument(
+        "--threads", type=int, default=1, help="processes (default: %(default)s)"
+    )
+    commands.choices["difference"].add_argument(
+        "--reference", action="store_true", help="only the reference stack"
+    )
     _add_daily(commands, settings, common)
     _add_archive(commands, common)
     return parser
@@ -405,15 +466,33 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_archive(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
 ) -> None:
-    fetch = commands.add_parser("fetch", parents=[common], help="download CSM-monitor exposures from MAST by date")
-    fetch.add_argument("--start", type=_date, required=True, metavar="DATE", help="first day, YYYY-MM-DD")
-    fetch.add_argument("--end", type=_date, required=True, metavar="DATE", help="last day, included")
-    fetch.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files and manifest.csv")
+    fetch = commands.add_parser(
+        "fetch", parents=[common], help="download CSM-monitor exposures from MAST by date"
+    )
+    fetch.add_argument(
+        "--start", type=_date, required=True, metavar="DATE", help="first day, YYYY-MM-DD"
+    )
+    fetch.add_argument(
+        "--end", type=_date, required=True, metavar="DATE", help="last day, included"
+    )
+    fetch.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the files and manifest.csv",
+    )
     fetch.add_argument("--dry-run", action="store_true", help="only list what there is")
     fetch.set_defaults(work=_fetch)
-    flatten = commands.add_parser("flatten", parents=[common], help="make blob images of calibrated exposures")
-    flatten.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FLT or IMA, a full frame")
-    flatten.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the blob images")
+    flatten = commands.add_parser(
+        "flatten", parents=[common], help="make blob images of calibrated exposures"
+    )
+    flatten.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="FLT or IMA, a full frame"
+    )
+    flatten.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the blob images"
+    )
     flatten.set_defaults(work=_flatten)
 
 
@@ -429,21 +508,31 @@ def _add_daily(
     settings: argparse.ArgumentParser,
     common: argparse.ArgumentParser,
 ) -> None:
-    check = commands.add_parser("check", parents=[common], help="say what image files are, and whether they are usable")
+    check = commands.add_parser(
+        "check", parents=[common], help="say what image files are, and whether they are usable"
+    )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
     check.set_defaults(work=_check)
-    scan = commands.add_parser("scan", parents=[settings, common], help="search images for new blobs")
+    scan = commands.add_parser(
+        "scan", parents=[settings, common], help="search images for new blobs"
+    )
     scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME")
     which = scan.add_mutually_exclusive_group()
-    which.add_argument("--difference", action="store_true", help="the images are differences already")
+    which.add_argument(
+        "--difference", action="store_true", help="the images are differences already"
+    )
     which.add_argument("--reference", type=Path, metavar="STACK", help="median stack to subtract")
     scan.add_argument(
         "--model",
         type=Path,
         help=f"trained model, of either network (default: {OWN_MODEL}, if it passed the gate; without one, the packaged one)",
     )
-    scan.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
-    scan.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures")
+    scan.add_argument(
+        "--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px"
+    )
+    scan.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures"
+    )
     scan.set_defaults(work=_scan)
     _add_log(commands, settings, common)
 
@@ -451,24 +540,42 @@ def _add_daily(
     gate = commands.add_parser(
         "gate", parents=[settings, common], help="exit non-zero unless the regression test passed"
     )
-    gate.add_argument("--against", metavar="REV", help="also list cases won and lost since a git revision")
+    gate.add_argument(
+        "--against", metavar="REV", help="also list cases won and lost since a git revision"
+    )
     gate.set_defaults(work=_gate)
-    notify = commands.add_parser("notify", parents=[settings, common], help="send the notices that wait in a log")
-    notify.add_argument("--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)")
+    notify = commands.add_parser(
+        "notify", parents=[settings, common], help="send the notices that wait in a log"
+    )
+    notify.add_argument(
+        "--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)"
+    )
     instead = notify.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="only print what waits")
-    instead.add_argument("--test", action="store_true", help="send a test notice on every channel, and nothing else")
+    instead.add_argument(
+        "--test", action="store_true", help="send a test notice on every channel, and nothing else"
+    )
     instead.add_argument("--again", action="store_true", help="also send what was given up")
     notify.set_defaults(work=_notify)
     doctor = commands.add_parser(
-        "doctor", parents=[settings, common], help="say whether all that the daily routine needs is there"
+        "doctor",
+        parents=[settings, common],
+        help="say whether all that the daily routine needs is there",
     )
-    doctor.add_argument("--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)")
+    doctor.add_argument(
+        "--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)"
+    )
     doctor.add_argument("--model", type=Path, help="trained model (default: that of scan)")
-    doctor.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
-    doctor.add_argument("--send-test", action="store_true", help="also send a test notice on every channel")
+    doctor.add_argument(
+        "--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px"
+    )
+    doctor.add_argument(
+        "--send-test", action="store_true", help="also send a test notice on every channel"
+    )
     doctor.set_defaults(work=_doctor)
-    params = commands.add_parser("params", parents=[common], help="print all settings with their defaults")
+    params = commands.add_parser(
+        "params", parents=[common], help="print all settings with their defaults"
+    )
     params.set_defaults(work=_print_params)
 
 
@@ -478,44 +585,81 @@ def _add_log(
     common: argparse.ArgumentParser,
 ) -> None:
     log = argparse.ArgumentParser(add_help=False)
-    log.add_argument("--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)")
+    log.add_argument(
+        "--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)"
+    )
     quick = commands.add_parser(
-        "quicklook", parents=[settings, log, common], help="search, log and tell of every new image of a folder"
+        "quicklook",
+        parents=[settings, log, common],
+        help="search, log and tell of every new image of a folder",
     )
     quick.add_argument("folder", type=Path, metavar="FOLDER")
     which = quick.add_mutually_exclusive_group()
-    which.add_argument("--difference", action="store_true", help="the images are differences already")
-    which.add_argument("--reference", type=Path, metavar="STACK", help="median stack for the first images")
+    which.add_argument(
+        "--difference", action="store_true", help="the images are differences already"
+    )
+    which.add_argument(
+        "--reference", type=Path, metavar="STACK", help="median stack for the first images"
+    )
     quick.add_argument("--model", type=Path, help="trained dense network (default: as for scan)")
-    quick.add_argument("--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px")
-    quick.add_argument("--silent", action="store_true", help="tell nobody, now or later: for images of old")
+    quick.add_argument(
+        "--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px"
+    )
+    quick.add_argument(
+        "--silent", action="store_true", help="tell nobody, now or later: for images of old"
+    )
     quick.add_argument("--again", action="store_true", help="search rejected images once more")
     quick.add_argument("--watch", action="store_true", help="stay, and take images as they appear")
     quick.set_defaults(work=_quicklook)
-    show = commands.add_parser("log", parents=[log, common], help="print or export a table of the log")
-    show.add_argument("table", nargs="?", default="candidate_list", metavar="TABLE", help="default: %(default)s")
+    show = commands.add_parser(
+        "log", parents=[log, common], help="print or export a table of the log"
+    )
+    show.add_argument(
+        "table", nargs="?", default="candidate_list", metavar="TABLE", help="default: %(default)s"
+    )
     show.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .ecsv or .json instead")
     show.set_defaults(work=_log)
     update = commands.add_parser("catalogue", help="the known blobs")
-    update_command = update.add_subparsers(dest="action", required=True, metavar="ACTION").add_parser(
+    update_command = update.add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    ).add_parser(
         "update", parents=[log, common], help="add the candidates that reviews have confirmed"
     )
-    update_command.add_argument("--catalogue", type=Path, required=True, metavar="TABLE", help="table to add them to")
     update_command.add_argument(
-        "--frames", type=Path, metavar="TABLE", help="first list the images of the log that lie beside it: frames.csv"
+        "--catalogue", type=Path, required=True, metavar="TABLE", help="table to add them to"
     )
-    update_command.add_argument("--reviews", type=Path, metavar="FILE", help="write all reviews as CSV too")
+    update_command.add_argument(
+        "--frames",
+        type=Path,
+        metavar="TABLE",
+        help="first list the images of the log that lie beside it: frames.csv",
+    )
+    update_command.add_argument(
+        "--reviews", type=Path, metavar="FILE", help="write all reviews as CSV too"
+    )
     update_command.set_defaults(work=_catalogue)
     _add_review(commands, log, common)
 
 
-def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser) -> None:
+def _add_export(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
+) -> None:
     export = commands.add_parser(
-        "export", parents=[common], help="hand blobs on: DS9 regions, ECSV, bad-pixel table, DQ image"
+        "export",
+        parents=[common],
+        help="hand blobs on: DS9 regions, ECSV, bad-pixel table, DQ image",
     )
-    export.add_argument("catalogue", type=Path, metavar="CATALOGUE", help="table of blobs, CSV or ECSV")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the files")
-    export.add_argument("--until", metavar="DATE", help="only blobs first seen by the end of this day, or by this MJD")
+    export.add_argument(
+        "catalogue", type=Path, metavar="CATALOGUE", help="table of blobs, CSV or ECSV"
+    )
+    export.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the files"
+    )
+    export.add_argument(
+        "--until",
+        metavar="DATE",
+        help="only blobs first seen by the end of this day, or by this MJD",
+    )
     export.add_argument(
         "--also",
         action="append",
@@ -524,18 +668,38 @@ def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser], c
         help="not only known blobs and those that a person confirmed, but this too: seen_again, new, ...",
     )
     export.add_argument(
-        "--frames", type=Path, metavar="TABLE", help="dates of the images: frame, mjd (default: frames.csv beside it)"
+        "--frames",
+        type=Path,
+        metavar="TABLE",
+        help="dates of the images: frame, mjd (default: frames.csv beside it)",
     )
-    export.add_argument("--bpixtab", type=Path, metavar="FITS", help="bad-pixel table or DQ image to add the discs to")
     export.add_argument(
-        "--useafter", metavar="DATE", help="USEAFTER of the new table (default: that of its latest blob)"
+        "--bpixtab",
+        type=Path,
+        metavar="FITS",
+        help="bad-pixel table or DQ image to add the discs to",
     )
     export.add_argument(
-        "--disc-radii", type=float, nargs=2, metavar=("MIN", "MAX"), help="limits of the discs (default: 7.0 8.2 px)"
+        "--useafter",
+        metavar="DATE",
+        help="USEAFTER of the new table (default: that of its latest blob)",
     )
-    export.add_argument("--flt", action="store_true", help="regions and DQ image for 1014 x 1014 pixels, as FLT files")
     export.add_argument(
-        "--all-flags", action="store_true", help="give the DQ image all bits of the table, not only 512"
+        "--disc-radii",
+        type=float,
+        nargs=2,
+        metavar=("MIN", "MAX"),
+        help="limits of the discs (default: 7.0 8.2 px)",
+    )
+    export.add_argument(
+        "--flt",
+        action="store_true",
+        help="regions and DQ image for 1014 x 1014 pixels, as FLT files",
+    )
+    export.add_argument(
+        "--all-flags",
+        action="store_true",
+        help="give the DQ image all bits of the table, not only 512",
     )
     export.set_defaults(work=_export)
 
@@ -545,8 +709,12 @@ def _add_review(
     log: argparse.ArgumentParser,
     common: argparse.ArgumentParser,
 ) -> None:
-    serve = commands.add_parser("serve", parents=[log, common], help="review candidates in the browser")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve = commands.add_parser(
+        "serve", parents=[log, common], help="review candidates in the browser"
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
     serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     serve.add_argument(
         "--token-file",
@@ -555,14 +723,24 @@ def _add_review(
         help="holds the token for reviews (default: the variable BLOBPIPE_TOKEN)",
     )
     serve.add_argument(
-        "--name", action="append", default=[], metavar="HOST", help="a name of this server in browsers; may be repeated"
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a name of this server in browsers; may be repeated",
     )
     serve.set_defaults(work=_serve)
-    page = commands.add_parser("page", parents=[log, common], help="write the log, or a day of it, as one HTML file")
+    page = commands.add_parser(
+        "page", parents=[log, common], help="write the log, or a day of it, as one HTML file"
+    )
     page.add_argument("--out", type=Path, required=True, metavar="FILE")
     which = page.add_mutually_exclusive_group()
-    which.add_argument("--date", metavar="YYYY-MM-DD", help="day of the exposures (default: the newest)")
-    which.add_argument("--all", action="store_true", help="everything that is not rejected, with map and timeline")
+    which.add_argument(
+        "--date", metavar="YYYY-MM-DD", help="day of the exposures (default: the newest)"
+    )
+    which.add_argument(
+        "--all", action="store_true", help="everything that is not rejected, with map and timeline"
+    )
     page.set_defaults(work=_page)
 
 
@@ -611,7 +789,8 @@ def _run(argv: list[str] | None) -> int:
 
 def _let_go(*streams: TextIO | None) -> None:
     """Throw away what a stream still holds: Python would try to write it once more at its end, and complain."""
-    with open(os.devnull, "wb") as nowhere, suppress(OSError, ValueError):  # of a replaced one, which has no number
+    # of a replaced one, which has no number
+    with open(os.devnull, "wb") as nowhere, suppress(OSError, ValueError):
         for stream in streams:
             if stream is not None:
                 os.dup2(nowhere.fileno(), stream.fileno())
@@ -621,7 +800,8 @@ def keep_memory() -> None:
     """Let freed memory stay with the process: fetching it anew for each image takes nearly as long as the work on it."""
     with suppress(OSError, AttributeError):  # another C library has its own ways
         library = ctypes.CDLL(None)
-        library.mallopt(M_ARENA_MAX, 1)  # else each thread that ever was keeps a heap of its own, for nobody
+        # else each thread that ever was keeps a heap of its own, for nobody
+        library.mallopt(M_ARENA_MAX, 1)
         library.mallopt(M_MMAP_THRESHOLD, 2**25)
         library.mallopt(M_TRIM_THRESHOLD, 2**30)
 

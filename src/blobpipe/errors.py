@@ -14,12 +14,18 @@ class BlobpipeError(Exception):
 
 def printable(text: str) -> str:
     """Escape line ends, control characters, and the bytes of names in another encoding."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    )
 
 
 def internal_fault(error: Exception) -> str:
     """Say in one line that something is nobody's fault but blobpipe's."""
-    return f"internal fault ({type(error).__name__}: {printable(str(error))[:120]}): please report it"
+    return (
+        f"internal fault ({type(error).__name__}: {printable(str(error))[:120]}): please report it"
+    )
 
 
 class FrameError(BlobpipeError):

@@ -21,8 +21,11 @@ from blobpipe.errors import ParamsError
 
 MAX_BYTES = 1_000_000  # of a YAML file: params.yaml has 12,000, dvc.lock 40,000
 MAX_DEPTH = 20  # levels of nesting: params.yaml has 3, dvc.lock 7
-PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
-CONFLICT = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)  # what a merge that git could not settle leaves
+PLAIN = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+}
+# what a merge that git could not settle leaves
+CONFLICT = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -41,7 +44,10 @@ def is_host_name(text: str) -> bool:
         name = text.encode("idna") if len(text) <= LONGEST_HOST else b""
     except UnicodeError:
         return False
-    return re.fullmatch(rf"{HOST_LABEL}(\.{HOST_LABEL})*\.?", name.decode("ascii"), re.IGNORECASE) is not None
+    return (
+        re.fullmatch(rf"{HOST_LABEL}(\.{HOST_LABEL})*\.?", name.decode("ascii"), re.IGNORECASE)
+        is not None
+    )
 
 
 def _is_ip_address(text: str) -> bool:
@@ -54,15 +60,23 @@ def _is_ip_address(text: str) -> bool:
 
 def _host(text: str) -> str:
     if text and not is_host_name(text):
-        raise ValueError(f"found {text!r}, expected the name of a server alone, such as mail.example.org")
+        raise ValueError(
+            f"found {text!r}, expected the name of a server alone, such as mail.example.org"
+        )
     return text
 
 
 def _mail_address(text: str) -> str:
     mailbox, _, domain = text.rpartition("@")
-    known = is_host_name(domain) or (domain[:1] + domain[-1:] == "[]" and _is_ip_address(domain[1:-1]))
-    if text and not (known and len(mailbox) <= LONGEST_MAILBOX and re.fullmatch(MAILBOX, mailbox, re.ASCII)):
-        raise ValueError(f"found {text!r}, expected a mail address alone, such as blobs@example.org")
+    known = is_host_name(domain) or (
+        domain[:1] + domain[-1:] == "[]" and _is_ip_address(domain[1:-1])
+    )
+    if text and not (
+        known and len(mailbox) <= LONGEST_MAILBOX and re.fullmatch(MAILBOX, mailbox, re.ASCII)
+    ):
+        raise ValueError(
+            f"found {text!r}, expected a mail address alone, such as blobs@example.org"
+        )
     return text
 
 
@@ -91,7 +105,10 @@ class Campaign(Section):
 
     seed: Seed = Field(1, description="Seed of every random choice of the simulation.")
     n_frames: int = Field(
-        220, ge=4, le=100_000, description="Number of blob images (count). About 220 give the report's number of cases."
+        220,
+        ge=4,
+        le=100_000,
+        description="Number of blob images (count). About 220 give the report's number of cases.",
     )
     first_frames: int = Field(
         30,
@@ -104,13 +121,19 @@ class Campaign(Section):
         description="Images that are the first to show one or more new blobs (count). ISR section 7: over 100.",
     )
     n_known: int = Field(
-        110, ge=1, description="Blobs that were there before the first image (count). Ours, after the 2018 catalogue."
+        110,
+        ge=1,
+        description="Blobs that were there before the first image (count). Ours, after the 2018 catalogue.",
     )
     photons_e: Range = Field(
-        (12_000.0, 30_000.0), description="Range of the airglow's photon level (electrons per pixel). Measured."
+        (12_000.0, 30_000.0),
+        description="Range of the airglow's photon level (electrons per pixel). Measured.",
     )
     fixed_pattern_frac: float = Field(
-        0.005, ge=0, le=0.1, description="Pixel-to-pixel pattern that all images share (fraction of the light)."
+        0.005,
+        ge=0,
+        le=0.1,
+        description="Pixel-to-pixel pattern that all images share (fraction of the light).",
     )
     flattening_noise_frac: float = Field(
         0.0066,
@@ -120,19 +143,28 @@ class Campaign(Section):
         "difference image has the measured noise of 0.0101.",
     )
     shift_px: float = Field(
-        0.04, ge=0, le=1, description="Scale of the usual CSM shift, per axis (px). Mostly below 0.1 px."
+        0.04,
+        ge=0,
+        le=1,
+        description="Scale of the usual CSM shift, per axis (px). Mostly below 0.1 px.",
     )
     large_shift_frac: Fraction = Field(
-        0.12, description="Share of images whose CSM stopped elsewhere: shifts of up to large_shift_px. Ours."
+        0.12,
+        description="Share of images whose CSM stopped elsewhere: shifts of up to large_shift_px. Ours.",
     )
-    large_shift_px: float = Field(3.0, ge=0, le=5, description="Largest CSM shift (px): 'a few pixels' happens.")
+    large_shift_px: float = Field(
+        3.0, ge=0, le=5, description="Largest CSM shift (px): 'a few pixels' happens."
+    )
 
 
 class Difference(Section):
     """Registration and subtraction of the running median stack (ISR section 2)."""
 
     stack_size: int = Field(
-        30, ge=3, le=200, description="Preceding images in the running median (count). ISR section 2."
+        30,
+        ge=3,
+        le=200,
+        description="Preceding images in the running median (count). ISR section 2.",
     )
     register_shift: bool = Field(
         True,
@@ -149,7 +181,10 @@ class Clip(Section):
     """Clipping (ISR 3.1)."""
 
     factor: float = Field(
-        0.5, gt=0, le=10, description="Multiple of the zscale limits beyond which values are clipped. ISR 3.1."
+        0.5,
+        gt=0,
+        le=10,
+        description="Multiple of the zscale limits beyond which values are clipped. ISR 3.1.",
     )
     zscale_points: int = Field(
         10_000,
@@ -159,14 +194,19 @@ class Clip(Section):
         "extremes and fall anywhere from 1.3 to 3 sigma; so many give the measured 3. Ours.",
     )
     border_px: int = Field(
-        5, ge=0, le=64, description="Reference pixels on each side, set to the median (px). Instrument."
+        5,
+        ge=0,
+        le=64,
+        description="Reference pixels on each side, set to the median (px). Instrument.",
     )
 
 
 class Scale(Section):
     """Scaling (ISR 3.2): (pixel - clipped mean) / standard deviation."""
 
-    clip_sigma: float = Field(3.0, gt=0, le=20, description="Sigma clipping of the mean (sigma). ISR 3.2.")
+    clip_sigma: float = Field(
+        3.0, gt=0, le=20, description="Sigma clipping of the mean (sigma). ISR 3.2."
+    )
     iterations: int = Field(3, ge=0, le=20, description="Rounds of sigma clipping (count).")
 
 
@@ -174,12 +214,21 @@ class Cutout(Section):
     """Subframes, and blobs superimposed on half of them (ISR 3.3)."""
 
     seed: Seed = Field(1, description="Seed of every random choice of the cutouts.")
-    n_train: int = Field(16_000, ge=2, le=10_000_000, description="Training subframes (count). ISR 3.3.")
-    n_validation: int = Field(4_000, ge=2, le=10_000_000, description="Validation subframes (count).")
-    blob_frac: Fraction = Field(0.5, description="Share of subframes with superimposed blobs. ISR 3.3: half.")
-    max_blobs: int = Field(5, ge=1, le=100, description="At most so many blobs on a subframe (count). ISR 3.3: 1-5.")
+    n_train: int = Field(
+        16_000, ge=2, le=10_000_000, description="Training subframes (count). ISR 3.3."
+    )
+    n_validation: int = Field(
+        4_000, ge=2, le=10_000_000, description="Validation subframes (count)."
+    )
+    blob_frac: Fraction = Field(
+        0.5, description="Share of subframes with superimposed blobs. ISR 3.3: half."
+    )
+    max_blobs: int = Field(
+        5, ge=1, le=100, description="At most so many blobs on a subframe (count). ISR 3.3: 1-5."
+    )
     strength: Range = Field(
-        (0.5, 1.5), description="Range of the factor on a stamp's amplitude. Ours; the report varied strength by eye."
+        (0.5, 1.5),
+        description="Range of the factor on a stamp's amplitude. Ours; the report varied strength by eye.",
     )
     amplitude: Literal["report", "physical"] = Field(
         "report",
@@ -187,30 +236,44 @@ class Cutout(Section):
         "physical: times the ratio of the two noises, so that it keeps its light loss.",
     )
     stamps: Literal["stack", "profiles", "mix"] = Field(
-        "mix", description="Where stamps come from: real pixels of the median stack, the simulator's profiles, or both."
+        "mix",
+        description="Where stamps come from: real pixels of the median stack, the simulator's profiles, or both.",
     )
     n_profiles: int = Field(
-        256, ge=1, le=100_000, description="Stamps drawn from the profiles (count), where they are used."
+        256,
+        ge=1,
+        le=100_000,
+        description="Stamps drawn from the profiles (count), where they are used.",
     )
     left_frac: Fraction = Field(
-        0.75, description="Left part of each image that training may see; the rest is for validation. ISR 3.3."
+        0.75,
+        description="Left part of each image that training may see; the rest is for validation. ISR 3.3.",
     )
-    whole_frames_frac: Fraction = Field(0.15, description="Share of the images kept aside whole for validation. Ours.")
+    whole_frames_frac: Fraction = Field(
+        0.15, description="Share of the images kept aside whole for validation. Ours."
+    )
     max_frames: int = Field(
-        100, ge=2, le=1000, description="Images that subframes are cut from, at most (count): bounds the memory."
+        100,
+        ge=2,
+        le=1000,
+        description="Images that subframes are cut from, at most (count): bounds the memory.",
     )
     dip_frac: Fraction = Field(
         0.1,
         description="Share of subframes, of both classes, on which known blobs leave dips of an unregistered shift.",
     )
-    dip_px: Range = Field((0.2, 3.0), description="Range of those shifts (px). Measured: up to a few pixels.")
+    dip_px: Range = Field(
+        (0.2, 3.0), description="Range of those shifts (px). Measured: up to a few pixels."
+    )
 
 
 class Augment(Section):
     """Noise, rotations and flips of training subframes (ISR 3.4)."""
 
     seed: Seed = Field(1, description="Seed of every random choice of the augmentation.")
-    noise_sigma: float = Field(0.75, ge=0, le=10, description="Added white noise (sigma of the scaled image). ISR 3.4.")
+    noise_sigma: float = Field(
+        0.75, ge=0, le=10, description="Added white noise (sigma of the scaled image). ISR 3.4."
+    )
     rotate: bool = Field(True, description="Rotate by 0, 90, 180 or 270 degrees. ISR 3.4.")
     flip: bool = Field(True, description="Flip left and right, at random. ISR 3.4.")
     copies: int = Field(
@@ -224,23 +287,44 @@ class Augment(Section):
 class Train(Section):
     """Training of the report's network (ISR 4, 5)."""
 
-    seed: Seed = Field(1, description="Seed of the weights, of the order of subframes and of dropout.")
-    batch_size: int = Field(100, ge=1, le=100_000, description="Subframes per update (count). ISR 5.")
-    epochs: int = Field(3, ge=1, le=100_000, description="Passes through the training subframes (count). ISR 5: 200.")
+    seed: Seed = Field(
+        1, description="Seed of the weights, of the order of subframes and of dropout."
+    )
+    batch_size: int = Field(
+        100, ge=1, le=100_000, description="Subframes per update (count). ISR 5."
+    )
+    epochs: int = Field(
+        3,
+        ge=1,
+        le=100_000,
+        description="Passes through the training subframes (count). ISR 5: 200.",
+    )
     adam_epochs: int = Field(
-        5, ge=0, le=100_000, description="First epochs with Adam, the rest with SGD (count). ISR 5: 5."
+        5,
+        ge=0,
+        le=100_000,
+        description="First epochs with Adam, the rest with SGD (count). ISR 5: 5.",
     )
     adam_rate: float = Field(2e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
     sgd_rate: float = Field(
-        1e-2, gt=0, le=10, description="First learning rate of SGD; falls to zero along a cosine. Ours."
+        1e-2,
+        gt=0,
+        le=10,
+        description="First learning rate of SGD; falls to zero along a cosine. Ours.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD. Ours.")
     n_monitor: int = Field(
-        1000, ge=1, le=1_000_000, description="Validation subframes whose loss is watched after each epoch (count)."
+        1000,
+        ge=1,
+        le=1_000_000,
+        description="Validation subframes whose loss is watched after each epoch (count).",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where there is one."
+    )
     kernels: Literal["auto", "fused", "plain"] = Field(
-        "auto", description="Convolution blocks: fused (ours), plain (PyTorch), auto: fused where they run."
+        "auto",
+        description="Convolution blocks: fused (ours), plain (PyTorch), auto: fused where they run.",
     )
     keep_rendered: bool = Field(
         False,
@@ -257,26 +341,49 @@ class Train(Section):
 class Dense(Section):
     """Training of the dense network (ours)."""
 
-    seed: Seed = Field(1, description="Seed of the weights, of the clutter and of what is drawn in every epoch.")
+    seed: Seed = Field(
+        1, description="Seed of the weights, of the clutter and of what is drawn in every epoch."
+    )
     batch_size: int = Field(32, ge=1, le=100_000, description="Subframes per update (count).")
-    epochs: int = Field(4, ge=1, le=100_000, description="Passes through the training subframes (count).")
-    rate: float = Field(4e-3, gt=0, le=1, description="Highest learning rate of AdamW; falls to zero along a cosine.")
-    crop_px: int = Field(128, ge=32, le=256, multiple_of=16, description="Side of the part of a subframe shown (px).")
+    epochs: int = Field(
+        4, ge=1, le=100_000, description="Passes through the training subframes (count)."
+    )
+    rate: float = Field(
+        4e-3,
+        gt=0,
+        le=1,
+        description="Highest learning rate of AdamW; falls to zero along a cosine.",
+    )
+    crop_px: int = Field(
+        128, ge=32, le=256, multiple_of=16, description="Side of the part of a subframe shown (px)."
+    )
     strength: tuple[Positive, Positive] = Field(
-        (0.2, 1.2), description="Range of the factor on a blob's amplitude, evenly in its logarithm: down to the noise."
+        (0.2, 1.2),
+        description="Range of the factor on a blob's amplitude, evenly in its logarithm: down to the noise.",
     )
     ragged_frac: Fraction = Field(
         0.5, description="Share of blobs that are stretched and uneven: real ones are ragged."
     )
-    noise_sigma: float = Field(0.4, ge=0, le=10, description="Most white noise added (sigma): frames differ in theirs.")
-    min_snr: float = Field(3.0, ge=0, description="Blobs below this matched-filter S/N count neither way.")
+    noise_sigma: float = Field(
+        0.4, ge=0, le=10, description="Most white noise added (sigma): frames differ in theirs."
+    )
+    min_snr: float = Field(
+        3.0, ge=0, description="Blobs below this matched-filter S/N count neither way."
+    )
     clutter_frac: Fraction = Field(0.5, description="Share of subframes with clutter over them.")
     n_clutter: int = Field(512, ge=1, le=10_000, description="Different pieces of clutter (count).")
-    focus: float = Field(0.0, ge=0, le=5, description="Exponent of the focal loss; 0: cross entropy.")
-    n_monitor: int = Field(
-        500, ge=1, le=1_000_000, description="Validation subframes whose loss is watched after each epoch (count)."
+    focus: float = Field(
+        0.0, ge=0, le=5, description="Exponent of the focal loss; 0: cross entropy."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    n_monitor: int = Field(
+        500,
+        ge=1,
+        le=1_000_000,
+        description="Validation subframes whose loss is watched after each epoch (count).",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: CUDA where there is one."
+    )
     threads: int = Field(
         2,
         ge=1,
@@ -289,7 +396,8 @@ class Detect(Section):
     """Whole images searched by the dense network, and its operating point (ours)."""
 
     seed: Seed = Field(
-        1, description="Seed of the blobs superimposed on training images to learn what measuring is worth."
+        1,
+        description="Seed of the blobs superimposed on training images to learn what measuring is worth.",
     )
     false_alarms_per_100_frames: Positive = Field(
         5.0,
@@ -307,9 +415,15 @@ class Evaluate(Section):
     """Evaluation on validation subframes (ISR 6)."""
 
     seed: Seed = Field(1, description="Seed of the bootstrap.")
-    threshold: Fraction = Field(0.5, description="Probability from which a subframe counts as blob. ISR 6.")
-    n_bootstrap: int = Field(1000, ge=10, le=100_000, description="Resamplings behind each interval (count).")
-    n_gallery: int = Field(6, ge=1, le=100, description="Saliency maps shown for each kind of result (count).")
+    threshold: Fraction = Field(
+        0.5, description="Probability from which a subframe counts as blob. ISR 6."
+    )
+    n_bootstrap: int = Field(
+        1000, ge=10, le=100_000, description="Resamplings behind each interval (count)."
+    )
+    n_gallery: int = Field(
+        6, ge=1, le=100, description="Saliency maps shown for each kind of result (count)."
+    )
     radii_px: tuple[Positive, ...] = Field(
         (3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
         min_length=1,
@@ -321,12 +435,19 @@ class Regression(Section):
     """The historical cases and the gate (ISR 7)."""
 
     threshold: Fraction = Field(
-        0.5, description="Probability from which a subframe counts as blob by the report's network. ISR 6."
+        0.5,
+        description="Probability from which a subframe counts as blob by the report's network. ISR 6.",
     )
-    min_cases: int = Field(100, ge=0, description="Gate: at least so many cases (count). ISR 7: over 100.")
+    min_cases: int = Field(
+        100, ge=0, description="Gate: at least so many cases (count). ISR 7: over 100."
+    )
     min_recall: Fraction = Field(0.6, description="Gate: recall of all new blobs.")
-    min_recall_snr_gt_7: Fraction = Field(0.8, description="Gate: recall of new blobs of matched-filter S/N above 7.")
-    max_false_alarms_per_frame: float = Field(3.0, ge=0, description="Gate: false alarms per image. ISR 6: about two.")
+    min_recall_snr_gt_7: Fraction = Field(
+        0.8, description="Gate: recall of new blobs of matched-filter S/N above 7."
+    )
+    max_false_alarms_per_frame: float = Field(
+        3.0, ge=0, description="Gate: false alarms per image. ISR 6: about two."
+    )
     min_dense_recall_snr_gt_7: Fraction = Field(
         0.85, description="Gate: the dense network's recall of new blobs of S/N above 7. Ours."
     )
@@ -350,7 +471,9 @@ class Completeness(Section):
         min_length=1,
         description="Depths (fraction of the light): from what nobody can see to the strong ones.",
     )
-    n_per_cell: int = Field(24, ge=1, le=10_000, description="Blobs of each radius and depth (count).")
+    n_per_cell: int = Field(
+        24, ge=1, le=10_000, description="Blobs of each radius and depth (count)."
+    )
     threads: int = Field(2, ge=1, le=256, description="Images searched at a time (count).")
 
 
@@ -359,13 +482,23 @@ class Explore(Section):
 
     seed: Seed = Field(1, description="Seed of the autoencoder, the embeddings and the folds.")
     n_train: int = Field(
-        1000, ge=1, le=20_000, description="Training subframes without blobs for the autoencoder, at most (count)."
+        1000,
+        ge=1,
+        le=20_000,
+        description="Training subframes without blobs for the autoencoder, at most (count).",
     )
     n_validation: int = Field(
-        1000, ge=20, le=20_000, description="Validation subframes that are scored and embedded, at most (count)."
+        1000,
+        ge=20,
+        le=20_000,
+        description="Validation subframes that are scored and embedded, at most (count).",
     )
-    epochs: int = Field(6, ge=1, le=10_000, description="Passes of the autoencoder through them (count). Ours.")
-    batch_size: int = Field(20, ge=1, le=10_000, description="Subframes per update of the autoencoder (count). Ours.")
+    epochs: int = Field(
+        6, ge=1, le=10_000, description="Passes of the autoencoder through them (count). Ours."
+    )
+    batch_size: int = Field(
+        20, ge=1, le=10_000, description="Subframes per update of the autoencoder (count). Ours."
+    )
     rate: float = Field(2e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
     smooth_px: float = Field(
         3.0,
@@ -374,46 +507,69 @@ class Explore(Section):
         description="Standard deviation of the Gaussian that smooths the map of squared errors (px): about a blob's core.",
     )
     bin_px: Literal[2, 4, 8, 16, 32] = Field(
-        8, description="Side of the squares whose means are embedded as pixels (px): about a blob's diameter."
+        8,
+        description="Side of the squares whose means are embedded as pixels (px): about a blob's diameter.",
     )
     neighbours: int = Field(
-        15, ge=2, le=1000, description="Neighbours that UMAP joins and that vote on a subframe (count). UMAP's default."
+        15,
+        ge=2,
+        le=1000,
+        description="Neighbours that UMAP joins and that vote on a subframe (count). UMAP's default.",
     )
     perplexity: float = Field(
         30.0, ge=2, le=1000, description="Perplexity of t-SNE (count of neighbours). Its default."
     )
     threads: int = Field(
-        2, ge=1, le=256, description="Threads of PyTorch (count). A setting, so that results are the same anywhere."
+        2,
+        ge=1,
+        le=256,
+        description="Threads of PyTorch (count). A setting, so that results are the same anywhere.",
     )
 
 
 class Quicklook(Section):
     """The daily routine (ours)."""
 
-    settle_s: float = Field(2.0, ge=0, le=3600, description="A file that has not changed for so long is whole (s).")
+    settle_s: float = Field(
+        2.0, ge=0, le=3600, description="A file that has not changed for so long is whole (s)."
+    )
     match_px: Positive = Field(
-        3.0, description="Two detections so near each other, the mirror's shift taken off, are of one candidate (px)."
+        3.0,
+        description="Two detections so near each other, the mirror's shift taken off, are of one candidate (px).",
     )
     fade_after: int = Field(
-        3, ge=1, le=10, description="Later images that do not show a new candidate before it counts as faded (count)."
+        3,
+        ge=1,
+        le=10,
+        description="Later images that do not show a new candidate before it counts as faded (count).",
     )
 
 
 class Notices(Section):
     """Notices of new blobs (ours). Logins and the webhook's address come from the environment, never from here."""
 
-    mail_to: tuple[Address, ...] = Field((), description="Mail addresses of the team; none: no mail.")
-    mail_from: Annotated[str, AfterValidator(_mail_address)] = Field("", description="Mail address of the sender.")
+    mail_to: tuple[Address, ...] = Field(
+        (), description="Mail addresses of the team; none: no mail."
+    )
+    mail_from: Annotated[str, AfterValidator(_mail_address)] = Field(
+        "", description="Mail address of the sender."
+    )
     smtp_host: Annotated[str, AfterValidator(_host)] = Field(
         "", description="Name of the mail server, as in its certificate."
     )
-    smtp_port: int = Field(587, ge=1, le=65_535, description="Its port: 587 for starttls, 465 for tls, as a rule.")
-    security: Literal["starttls", "tls", "none"] = Field(
-        "starttls", description="Encryption of the mail connection; none: for a relay on this machine, without a login."
+    smtp_port: int = Field(
+        587, ge=1, le=65_535, description="Its port: 587 for starttls, 465 for tls, as a rule."
     )
-    webhook: bool = Field(False, description="Also post notices to BLOBPIPE_WEBHOOK_URL, as Slack takes them.")
+    security: Literal["starttls", "tls", "none"] = Field(
+        "starttls",
+        description="Encryption of the mail connection; none: for a relay on this machine, without a login.",
+    )
+    webhook: bool = Field(
+        False, description="Also post notices to BLOBPIPE_WEBHOOK_URL, as Slack takes them."
+    )
     digest: Literal["none", "daily", "weekly"] = Field(
-        "none", description="A summary of each day or week (Monday to Sunday, UTC) on which images were logged."
+        "none",
+        description="A summary of each day or week (Monday to Sunday, UTC) on which images were logged.",
     )
     page_url: str = Field("", description="Address of the review page, for links; empty: no links.")
     attempts: int = Field(
@@ -422,8 +578,12 @@ class Notices(Section):
         le=1000,
         description="Attempts to send a notice before it is given up (count). With these waits, 3 days.",
     )
-    first_wait_s: float = Field(60.0, gt=0, le=86_400, description="Wait after the first failure (s); then doubled.")
-    longest_wait_s: float = Field(21_600.0, gt=0, le=604_800, description="Longest wait between two attempts (s).")
+    first_wait_s: float = Field(
+        60.0, gt=0, le=86_400, description="Wait after the first failure (s); then doubled."
+    )
+    longest_wait_s: float = Field(
+        21_600.0, gt=0, le=604_800, description="Longest wait between two attempts (s)."
+    )
     timeout_s: float = Field(
         20.0,
         gt=0,
@@ -442,7 +602,10 @@ class Health(Section):
     """Limits of the drift monitors (ours): a reading is over the latest images, in the order of the log."""
 
     window: int = Field(
-        20, ge=3, le=1000, description="Images behind a reading (count): a single odd one does nothing."
+        20,
+        ge=3,
+        le=1000,
+        description="Images behind a reading (count): a single odd one does nothing.",
     )
     baseline: int = Field(
         100,
@@ -456,13 +619,16 @@ class Health(Section):
         "varies with the airglow; a third more costs a third of the S/N.",
     )
     signal_e: Range = Field(
-        (12_000.0, 30_000.0), description="Range of the median photon level (electrons per pixel). Measured."
+        (12_000.0, 30_000.0),
+        description="Range of the median photon level (electrons per pixel). Measured.",
     )
     shift_px: Positive = Field(
-        0.5, description="Longest median shift of the mirror (px). Usual are 0.1; a lasting one asks for a new stack."
+        0.5,
+        description="Longest median shift of the mirror (px). Usual are 0.1; a lasting one asks for a new stack.",
     )
     clipped_frac: Fraction = Field(
-        0.05, description="Highest median share of clipped pixels. Bad pixels and the noise's tails make 2 %."
+        0.05,
+        description="Highest median share of clipped pixels. Bad pixels and the noise's tails make 2 %.",
     )
     false_alarms_per_100: Positive = Field(
         15.0,
@@ -477,7 +643,8 @@ class Health(Section):
         0.2, description="Highest share of rejected images: something in their making broke."
     )
     hysteresis_frac: Fraction = Field(
-        0.1, description="A reading is back when it is within its limit by this share of it: no notice for each wobble."
+        0.1,
+        description="A reading is back when it is within its limit by this share of it: no notice for each wobble.",
     )
 
 
@@ -523,7 +690,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     found = read_yaml(path)
     if not isinstance(found, dict):
         kind = "nothing" if found is None else type(found).__name__
-        raise ParamsError(f"{path}: found {kind}, expected sections {', '.join(Params.model_fields)}")
+        raise ParamsError(
+            f"{path}: found {kind}, expected sections {', '.join(Params.model_fields)}"
+        )
     try:
         params = Params.model_validate_json(json.dumps(found))
     except (ValidationError, TypeError, ValueError) as error:
@@ -579,11 +748,15 @@ def text_of(path: str | Path) -> str:
             kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a pipe or a device"
             raise ParamsError(f"{path}: found {kind}, expected a YAML file")
         if state.st_size > MAX_BYTES:
-            raise ParamsError(f"{path}: found {state.st_size} bytes, expected a YAML file of at most {MAX_BYTES}")
+            raise ParamsError(
+                f"{path}: found {state.st_size} bytes, expected a YAML file of at most {MAX_BYTES}"
+            )
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: other bytes than UTF-8
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ParamsError(f"{path}: cannot be read as YAML: {reason}; expected a text file in UTF-8") from error
+        raise ParamsError(
+            f"{path}: cannot be read as YAML: {reason}; expected a text file in UTF-8"
+        ) from error
 
 
 def parse_yaml(text: str, path: str | Path) -> Any:
@@ -638,7 +811,8 @@ def _check_form(text: str) -> None:
 def _check_values(node: yaml.Node) -> None:
     """Refuse keys that are listed twice, and values that are no plain ones."""
     if node.tag not in PLAIN:
-        kind = node.tag.removeprefix("tag:yaml.org,2002:").replace("timestamp", "date")  # or merge, or value
+        # or merge, or value
+        kind = node.tag.removeprefix("tag:yaml.org,2002:").replace("timestamp", "date")
         _refuse(node, f"found a {kind}, expected a number, a text, a list or a section")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
@@ -677,7 +851,10 @@ def _yaml_fault(error: yaml.YAMLError, text: str) -> str:
 
 def to_yaml(params: Params) -> str:
     """``params`` as a commented YAML file that `load_params` reads back."""
-    lines = ["# All settings of blobpipe. One section per stage; 'blobpipe params' prints the defaults.", ""]
+    lines = [
+        "# All settings of blobpipe. One section per stage; 'blobpipe params' prints the defaults.",
+        "",
+    ]
     for section, value in params:
         lines += [f"# {type(value).__doc__}", f"{section}:"]
         for key, field in type(value).model_fields.items():

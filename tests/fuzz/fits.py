@@ -24,7 +24,25 @@ from blobpipe.images import check
 from tests.fuzz import runner
 
 SIDE = (70, 90)
-VALUES = (0, 1, -1, 2, 7, 8, 16, 255, 999, 1000, 2**15, 2**31 - 1, 2**31, 2_000_000_000, -(2**63), 2**63, 10**30)
+VALUES = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    8,
+    16,
+    255,
+    999,
+    1000,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2_000_000_000,
+    -(2**63),
+    2**63,
+    10**30,
+)
 TEXTS = (
     "T",
     "F",
@@ -73,26 +91,47 @@ def good_files() -> tuple[Good, ...]:
     ]
     found.append(_file(plain[:1], ".fits", image, checksum=True))
     found += [
-        good._replace(content=gzip.compress(good.content, 1, mtime=0), suffix=".fits.gz", guarded=True)
+        good._replace(
+            content=gzip.compress(good.content, 1, mtime=0), suffix=".fits.gz", guarded=True
+        )
         for good in found[:2]
     ]
     for how in ({"compression_type": name} for name in ("RICE_1", "GZIP_1", "GZIP_2")):
-        found.append(_file([fits.CompImageHDU(image, cards, name="SCI", tile_shape=(16, 90), **how)], ".fits.fz", None))
+        found.append(
+            _file(
+                [fits.CompImageHDU(image, cards, name="SCI", tile_shape=(16, 90), **how)],
+                ".fits.fz",
+                None,
+            )
+        )
         found.append(_file([fits.CompImageHDU(counts, cards, name="SCI", **how)], ".fits.fz", None))
-    whole = fits.CompImageHDU(image, cards, name="SCI", quantize_level=0, compression_type="GZIP_1", tile_shape=SIDE)
+    whole = fits.CompImageHDU(
+        image, cards, name="SCI", quantize_level=0, compression_type="GZIP_1", tile_shape=SIDE
+    )
     found.append(_file([whole], ".fits.fz", None))
-    found.append(_file([fits.CompImageHDU(image, cards, name="SCI", tile_shape=SIDE)], ".fits.fz", None, checksum=True))
+    found.append(
+        _file(
+            [fits.CompImageHDU(image, cards, name="SCI", tile_shape=SIDE)],
+            ".fits.fz",
+            None,
+            checksum=True,
+        )
+    )
     return tuple(found)
 
 
-def _file(hdus: list[fits.ImageHDU], suffix: str, image: np.ndarray | None, *, checksum: bool = False) -> Good:
+def _file(
+    hdus: list[fits.ImageHDU], suffix: str, image: np.ndarray | None, *, checksum: bool = False
+) -> Good:
     stream = io.BytesIO()
     fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(stream, checksum=checksum)
     content = stream.getvalue()
     if image is None:  # what another reader finds in it
         image = np.array(fits.getdata(io.BytesIO(content), "SCI"), np.float32)
     places = [content.rindex(name) for name in (b"CHECKSUM=", b"DATASUM =")] if checksum else []
-    return Good(content, suffix, image, False, tuple(content[place : place + 80] for place in places))
+    return Good(
+        content, suffix, image, False, tuple(content[place : place + 80] for place in places)
+    )
 
 
 # --- mutations: bytes in, bytes out; whether sizes, scales or pixels may have changed is up to the oracle -------------
@@ -118,7 +157,11 @@ def longer(rng: np.random.Generator, content: bytearray) -> None:
 def card(rng: np.random.Generator, content: bytearray) -> None:
     """Another value in a card, mostly one that tells the structure."""
     for _ in range(rng.integers(1, 4)):
-        header = [place for place in range(0, len(content), 80) if content[place + 8 : place + 10] == b"= "]
+        header = [
+            place
+            for place in range(0, len(content), 80)
+            if content[place + 8 : place + 10] == b"= "
+        ]
         if not header:
             return
         place = int(rng.choice(header))
@@ -136,17 +179,24 @@ def card(rng: np.random.Generator, content: bytearray) -> None:
 
 def keyword(rng: np.random.Generator, content: bytearray) -> None:
     """A card is gone, or twice there, or of another name."""
-    header = [place for place in range(0, len(content) - 160, 80) if content[place + 8 : place + 10] == b"= "]
+    header = [
+        place
+        for place in range(0, len(content) - 160, 80)
+        if content[place + 8 : place + 10] == b"= "
+    ]
     if header:
         place, other = (int(each) for each in rng.choice(header, 2))
-        content[place : place + 80] = content[other : other + 80] if rng.random() < 0.5 else rng.bytes(80)
+        content[place : place + 80] = (
+            content[other : other + 80] if rng.random() < 0.5 else rng.bytes(80)
+        )
 
 
 def shuffle(rng: np.random.Generator, content: bytearray) -> None:
     """Two blocks changed places, or one is there twice, or gone."""
     n = max(1, len(content) // 2880)
     first, second = (2880 * int(each) for each in rng.integers(0, n, 2))
-    block, other = content[first : first + 2880], content[second : second + 2880]
+    block = content[first : first + 2880]
+    other = content[second : second + 2880]
     match rng.integers(3):
         case 0 if len(block) == len(other):
             content[first : first + 2880], content[second : second + 2880] = other, block
@@ -167,7 +217,8 @@ def poison(rng: np.random.Generator, content: bytearray) -> None:
 
 def zeros(rng: np.random.Generator, content: bytearray) -> None:
     """A run of one byte: what a disk gives back for a sector that it lost."""
-    start, n = int(rng.integers(0, len(content))), int(rng.choice([1, 64, 512, 4096]))
+    start = int(rng.integers(0, len(content)))
+    n = int(rng.choice([1, 64, 512, 4096]))
     n = len(content[start : start + n])
     content[start : start + n] = bytes([int(rng.choice([0, 255, 32]))]) * n
 
@@ -203,7 +254,12 @@ def case(seed: int, folder: Path) -> str:
         return f"{good.suffix}: refused"
     same = image.shape == good.image.shape and np.array_equal(image, good.image, equal_nan=True)
     if not same:
-        summed = good.sums and not inside and all(each in content for each in good.sums) and set(done) <= SUMMED
+        summed = (
+            good.sums
+            and not inside
+            and all(each in content for each in good.sums)
+            and set(done) <= SUMMED
+        )
         assert not summed, f"wrong pixels behind CHECKSUM, after {done}"
         assert inside or not good.guarded, f"wrong pixels in a whole gzip stream, after {done}"
         assert set(done) != {"longer"}, f"wrong pixels after {done}"
@@ -237,7 +293,9 @@ def _read(path: Path, read: Callable[[Path], object]) -> np.ndarray | None:
             exposure_mjd(found, path)
         with contextlib.suppress(FrameError):
             fits_images.require_usable(found, path)
-        assert all(type(value) in (str, int, float, bool) for value in found.header.values()), found.header
+        assert all(type(value) in (str, int, float, bool) for value in found.header.values()), (
+            found.header
+        )
         found = found.data
     if isinstance(found, np.ndarray):
         assert found.dtype == np.float32

@@ -28,8 +28,24 @@ READERS: tuple[Callable[[Path], Any], ...] = (
     model_file.load_dense,
     operating_point.load_operating_point,
 )
-NUMBERS = (float("nan"), float("inf"), -1.0, 0.0, 1e308, -1e300, 10**30, True, "0.5", None, [], {}, [[1.0]], 41)
-WORDS = (0, 1, 0x7FC00000, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x7E000000, 0x80000000)  # floats by their bits
+NUMBERS = (
+    float("nan"),
+    float("inf"),
+    -1.0,
+    0.0,
+    1e308,
+    -1e300,
+    10**30,
+    True,
+    "0.5",
+    None,
+    [],
+    {},
+    [[1.0]],
+    41,
+)
+# floats by their bits
+WORDS = (0, 1, 0x7FC00000, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x7E000000, 0x80000000)
 
 
 @functools.cache
@@ -68,7 +84,9 @@ def _length(rng: np.random.Generator, content: bytes) -> bytes:
 def _cut(rng: np.random.Generator, content: bytes) -> bytes:
     start = rng.integers(len(content))
     stop = start + rng.integers(1, 2000)
-    return [content[:start], content[:start] + content[stop:], content + content[start:stop]][rng.integers(3)]
+    return [content[:start], content[:start] + content[stop:], content + content[start:stop]][
+        rng.integers(3)
+    ]
 
 
 def _weights(rng: np.random.Generator, content: bytes) -> bytes:
@@ -93,7 +111,9 @@ def _tensors(rng: np.random.Generator, content: bytes) -> bytes:
         case 3:
             header[one]["shape"] = header[one]["shape"][::-1]
         case 4:
-            header[one]["dtype"] = str(rng.choice(["F16", "F64", "I32", "BF16", "F8_E4M3", "X", "BOOL"]))
+            header[one]["dtype"] = str(
+                rng.choice(["F16", "F64", "I32", "BF16", "F8_E4M3", "X", "BOOL"])
+            )
         case 5:
             header[one]["data_offsets"] = [int(size), int(size) + 4]
         case 6:
@@ -108,7 +128,9 @@ def _tensors(rng: np.random.Generator, content: bytes) -> bytes:
 def _metadata(rng: np.random.Generator, content: bytes) -> bytes:
     header, weights = parts(content)
     story = json.loads(header["__metadata__"]["blobpipe"])
-    point = story.setdefault("operating_point", {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0})
+    point = story.setdefault(
+        "operating_point", {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0}
+    )
     odd = NUMBERS[rng.integers(len(NUMBERS))]
     match rng.integers(10):
         case 0 | 1 | 2:
@@ -126,7 +148,10 @@ def _metadata(rng: np.random.Generator, content: bytes) -> bytes:
         case 8:
             story["params"] = "x" * 2 ** int(rng.integers(20, 27))
         case _:
-            return joined({**header, "__metadata__": {"blobpipe": "[" * 10 ** int(rng.integers(2, 6))}}, weights)
+            return joined(
+                {**header, "__metadata__": {"blobpipe": "[" * 10 ** int(rng.integers(2, 6))}},
+                weights,
+            )
     header["__metadata__"]["blobpipe"] = json.dumps(story)
     return joined(header, weights)
 
@@ -135,15 +160,23 @@ def _header(rng: np.random.Generator, content: bytes) -> bytes:
     header, weights = parts(content)
     text = json.dumps(header)
     at = rng.integers(len(text))
-    word = str(rng.choice(['"', "{", "}", "[", "\\", ",", "NaN", "\0", "1e999", '"__metadata__":{},', "[" * 5000]))
+    word = str(
+        rng.choice(
+            ['"', "{", "}", "[", "\\", ",", "NaN", "\0", "1e999", '"__metadata__":{},', "[" * 5000]
+        )
+    )
     return joined(text[:at] + word + text[at + rng.integers(3) :], weights)
 
 
 MUTATIONS: dict[str, Callable[[np.random.Generator, bytes], bytes]] = {
     "nothing": lambda rng, content: content,
     "length": _length,
-    "bits of the header": lambda rng, content: _bits(rng, content, 0, len(content) - len(parts(content)[1])),
-    "bits of the weights": lambda rng, content: _bits(rng, content, len(content) // 2, len(content)),
+    "bits of the header": lambda rng, content: _bits(
+        rng, content, 0, len(content) - len(parts(content)[1])
+    ),
+    "bits of the weights": lambda rng, content: _bits(
+        rng, content, len(content) // 2, len(content)
+    ),
     "a number among the weights": _weights,
     "cut": _cut,
     "tensors": _tensors,
@@ -185,7 +218,8 @@ def _read(reader: Callable[[Path], Any], path: Path) -> Any:
 def _answers(original: bytes, content: bytes, folder: Path) -> Callable[[Any], torch.Tensor] | None:
     """What the original answers, where its tensors are untouched."""
     try:
-        (before, weights), (after, same) = parts(original), parts(content)
+        (before, weights) = parts(original)
+        (after, same) = parts(content)
     except ValueError:
         return None
     for header in (before, after):
@@ -194,11 +228,17 @@ def _answers(original: bytes, content: bytes, folder: Path) -> Callable[[Any], t
         return None
     path = folder / "original.safetensors"
     path.write_bytes(original)
-    load = model_file.load_model if model_file.kind_of_model(path) == "report" else model_file.load_dense
+    load = (
+        model_file.load_model
+        if model_file.kind_of_model(path) == "report"
+        else model_file.load_dense
+    )
     return load(path)[0]
 
 
-def _check(network: torch.nn.Module, about: Any, original: Callable[[Any], torch.Tensor] | None) -> None:
+def _check(
+    network: torch.nn.Module, about: Any, original: Callable[[Any], torch.Tensor] | None
+) -> None:
     images = torch.randn(2, 1, 256, 256, generator=torch.Generator().manual_seed(1))
     images[1] *= 300.0
     with torch.inference_mode():
@@ -208,7 +248,9 @@ def _check(network: torch.nn.Module, about: Any, original: Callable[[Any], torch
             torch.testing.assert_close(answers, original(images), rtol=1e-3, atol=1e-3)
     if isinstance(about, operating_point.OperatingPoint):
         scores = np.array([0.0, 1e-9, 0.3, 1.0])
-        found = pd.DataFrame({"score": scores, "snr": [3.0, np.nan, 500.0, 7.0], "misfit": [1.0, 9.0, 0.1, np.nan]})
+        found = pd.DataFrame(
+            {"score": scores, "snr": [3.0, np.nan, 500.0, 7.0], "misfit": [1.0, 9.0, 0.1, np.nan]}
+        )
         joint = score_candidates(found, about.weights)["score"].to_numpy()
         for probability in (joint, about.probability(scores), about.probability(joint)):
             assert ((probability >= 0) & (probability <= 1)).all(), "a probability is none"

@@ -20,7 +20,9 @@ from blobpipe.errors import ParamsError
 from blobpipe.params import Params, load_params, to_yaml
 from tests.fuzz import runner
 
-PLAIN = "\n".join(line.partition("  #")[0] for line in to_yaml(Params()).splitlines() if not line.startswith("#"))
+PLAIN = "\n".join(
+    line.partition("  #")[0] for line in to_yaml(Params()).splitlines() if not line.startswith("#")
+)
 FLOW = yaml.safe_dump(json.loads(Params().model_dump_json()), default_flow_style=True)
 ODD = """~ .nan -.inf 1e400 1.0e+999 -0.0 0x1F 0o17 010 1_000 1:30 yes off null 2020-01-01 2020-13-45 2001-12-14t21:59:43Z
 "" '' "\\ud800" "\\0" [] {} [[[]]] {a:1} [1.0,2.0] [2.0,1.0] *a &a !!str !!binary !!python/name:os.system !foo = << - ? | >
@@ -80,7 +82,9 @@ def _read_otherwise(path: Path, seed: int) -> Params | None:
         LookupError,
     ):
         return None
-    whole = all(set(content.get(name, ())) == set(type(section).model_fields) for name, section in params)
+    whole = all(
+        set(content.get(name, ())) == set(type(section).model_fields) for name, section in params
+    )
     return params if whole else None
 
 
@@ -149,7 +153,11 @@ def _digits(draw: random.Random, text: str) -> str:
     if not places:
         return text
     place = draw.choice(places)
-    return text[:place] + str(draw.randrange(10)) * draw.choice([1, 1, 1, 20, 400, 5000]) + text[place + 1 :]
+    return (
+        text[:place]
+        + str(draw.randrange(10)) * draw.choice([1, 1, 1, 20, 400, 5000])
+        + text[place + 1 :]
+    )
 
 
 def _lines(draw: random.Random, text: str) -> str:
@@ -158,7 +166,15 @@ def _lines(draw: random.Random, text: str) -> str:
     number = draw.randrange(len(lines))
     line = lines.pop(number)
     kept = draw.choice(
-        [[line, line], [], [f" {line}"], [f"\t{line}"], [line.lstrip()], [f"{line}\r"], [line, line.upper()]]
+        [
+            [line, line],
+            [],
+            [f" {line}"],
+            [f"\t{line}"],
+            [line.lstrip()],
+            [f"{line}\r"],
+            [line, line.upper()],
+        ]
     )
     place = number if draw.random() < 0.7 else draw.randrange(len(lines) + 1)
     return "\n".join([*lines[:place], *kept, *lines[place:]])
@@ -166,14 +182,39 @@ def _lines(draw: random.Random, text: str) -> str:
 
 def _grow(draw: random.Random, text: str) -> str:
     """Nest deeply, multiply by anchors, or repeat the whole."""
-    laughs = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 30))
-    bombs = ["x: " + "[" * 30_000, "x: " + "{a: " * 10_000, "".join(f"{' ' * n}a:\n" for n in range(500)), laughs]
+    laughs = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]\n" for n in range(1, 30)
+    )
+    bombs = [
+        "x: " + "[" * 30_000,
+        "x: " + "{a: " * 10_000,
+        "".join(f"{' ' * n}a:\n" for n in range(500)),
+        laughs,
+    ]
     return draw.choice(
-        [*(f"{text}\n{bomb}" for bomb in bombs), *bombs, f"{text}\n---\n{text}", f"{text}\n{text}", text * 90]
+        [
+            *(f"{text}\n{bomb}" for bomb in bombs),
+            *bombs,
+            f"{text}\n---\n{text}",
+            f"{text}\n{text}",
+            text * 90,
+        ]
     )
 
 
-MUTATIONS: list[Mutation] = [_cut, _insert, _insert, _value, _value, _value, _digits, _digits, _lines, _lines, _grow]
+MUTATIONS: list[Mutation] = [
+    _cut,
+    _insert,
+    _insert,
+    _value,
+    _value,
+    _value,
+    _digits,
+    _digits,
+    _lines,
+    _lines,
+    _grow,
+]
 
 if __name__ == "__main__":
     runner.main(case)

@@ -52,16 +52,34 @@ def main(case: Case) -> None:
             print(f"--- seed {seed}: {fault}", flush=True)
         else:
             outcomes[outcome] += 1
-    print(f"{wanted.count} cases from seed {wanted.seed}: {faults} faults; {dict(outcomes.most_common())}")
+    print(
+        f"{wanted.count} cases from seed {wanted.seed}: {faults} faults; {dict(outcomes.most_common())}"
+    )
     sys.exit(faults > 0)
 
 
 def check(module: str, *, seed: int, count: int) -> str:
     """Run a fuzzer in a process of its own; what it printed. Raises AssertionError for a fault."""
-    command = [sys.executable, "-W", "error", "-m", module, "--seed", str(seed), "--count", str(count)]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        module,
+        "--seed",
+        str(seed),
+        "--count",
+        str(count),
+    ]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -120,7 +138,8 @@ def _death(status: int) -> str:
 
 def _line(pipe: BinaryIO, seconds: float) -> bytes | None:
     """One line; empty at the end of the pipe, None if it does not come in time."""
-    end, line = time.monotonic() + seconds, b""
+    end = time.monotonic() + seconds
+    line = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while not line.endswith(b"\n"):
@@ -136,7 +155,8 @@ def _work(case: Case, seeds: list[int], folder: Path, writing: int) -> None:
     """In the worker: an answer per seed. A `MemoryError` that the code swallows shows in the peak of its memory."""
     code = 1
     try:
-        limit = _address_space() + 2 * MEMORY_BYTES  # the backstop; what counts is what is really used
+        # the backstop; what counts is what is really used
+        limit = _address_space() + 2 * MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         before = _peak_bytes()
@@ -144,8 +164,12 @@ def _work(case: Case, seeds: list[int], folder: Path, writing: int) -> None:
             good, text = _one(case, seed, folder / str(seed))
             used = _peak_bytes() - before
             if used > MEMORY_BYTES:
-                good, text = 2, f"took {used >> 20} MB of memory ({text})"
-            os.write(writing, f"{good} {text}".replace("\n", "\0").encode(errors="backslashreplace") + b"\n")
+                good = 2
+                text = f"took {used >> 20} MB of memory ({text})"
+            os.write(
+                writing,
+                f"{good} {text}".replace("\n", "\0").encode(errors="backslashreplace") + b"\n",
+            )
         code = 0
     finally:
         os._exit(code)

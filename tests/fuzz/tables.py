@@ -25,7 +25,12 @@ from blobpipe.monitor import catalogue, export, logbook
 from tests.fuzz import runner
 
 NUMBER = re.compile(r"[ \t]*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[ \t]*", re.ASCII)
-RANGES = {"x_px": (-0.5, 1023.5), "y_px": (-0.5, 1023.5), "radius_px": (0.1, 100), "depth_frac": (1e-9, 1)}
+RANGES = {
+    "x_px": (-0.5, 1023.5),
+    "y_px": (-0.5, 1023.5),
+    "radius_px": (0.1, 100),
+    "depth_frac": (1e-9, 1),
+}
 PLACE = ("x_px", "y_px", "radius_px")
 BLOBS = '''blob,x_px,y_px,radius_px,depth_frac,remark,first_frame
 b001,312.40,118.0,8.1,3.5e-2,"large, ""old""",
@@ -48,8 +53,43 @@ CANDIDATES = """id,status,x_px,y_px,first_mjd,radius_px,depth_frac,decision,prob
 6,new,550,60,56002,7,0.2,confirmed,0.5
 """
 TOKENS = [
-    *('"', '""', ",", ",,", ";", "\t", "\n", "\r", "\r\n", "\n\n", "\\", "'", "#", "=", "\0", "\x1a", "\x85", "\u2028"),
-    *("nan", "NaN", "inf", "-inf", "1e308", "1e400", "-1", "0", "1024", "0x10", "1_0", "1.2.3", "1,5", "True", "None"),
+    *(
+        '"',
+        '""',
+        ",",
+        ",,",
+        ";",
+        "\t",
+        "\n",
+        "\r",
+        "\r\n",
+        "\n\n",
+        "\\",
+        "'",
+        "#",
+        "=",
+        "\0",
+        "\x1a",
+        "\x85",
+        "\u2028",
+    ),
+    *(
+        "nan",
+        "NaN",
+        "inf",
+        "-inf",
+        "1e308",
+        "1e400",
+        "-1",
+        "0",
+        "1024",
+        "0x10",
+        "1_0",
+        "1.2.3",
+        "1,5",
+        "True",
+        "None",
+    ),
     *(
         "٣",
         "²",
@@ -67,7 +107,18 @@ TOKENS = [
         "a\\b",
         "A",
     ),
-    *(" ", "  ", "reference", "x_px", "frame", "confirmed", "known", "b001", "2012-09-27", "0001-01-01T00:00+14:00"),
+    *(
+        " ",
+        "  ",
+        "reference",
+        "x_px",
+        "frame",
+        "confirmed",
+        "known",
+        "b001",
+        "2012-09-27",
+        "0001-01-01T00:00+14:00",
+    ),
 ]
 
 
@@ -117,7 +168,10 @@ def store_otherwise(rng: random.Random, content: bytes) -> bytes:
     text = content.decode(errors="replace")
     match rng.randrange(7):
         case 0:
-            return text.encode(rng.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp037")), errors="replace")
+            return text.encode(
+                rng.choice(("utf-16", "utf-16-le", "utf-32", "utf-8-sig", "cp037")),
+                errors="replace",
+            )
         case 1:
             return (text + "é").encode("latin-1", errors="replace")
         case 2:
@@ -132,7 +186,9 @@ def store_otherwise(rng: random.Random, content: bytes) -> bytes:
             return re.sub(rb"\n(.)", rb"\n,\1", content)
 
 
-def by_rows(change: Callable[[random.Random, list[list[str]]], None]) -> Callable[[random.Random, bytes], bytes]:
+def by_rows(
+    change: Callable[[random.Random, list[list[str]]], None],
+) -> Callable[[random.Random, bytes], bytes]:
     @functools.wraps(change)
     def mutation(rng: random.Random, content: bytes) -> bytes:
         text = content.decode(errors="replace")
@@ -140,7 +196,9 @@ def by_rows(change: Callable[[random.Random, list[list[str]]], None]) -> Callabl
         change(rng, rows)
         written = io.StringIO()
         quoting = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_MINIMAL, csv.QUOTE_ALL))
-        csv.writer(written, lineterminator=rng.choice(("\n", "\n", "\r\n")), quoting=quoting).writerows(rows)
+        csv.writer(
+            written, lineterminator=rng.choice(("\n", "\n", "\r\n")), quoting=quoting
+        ).writerows(rows)
         return written.getvalue().encode()
 
     return mutation
@@ -171,7 +229,9 @@ def change_columns(rng: random.Random, rows: list[list[str]]) -> None:
 
 @by_rows
 def change_order(rng: random.Random, rows: list[list[str]]) -> None:
-    rows[1:] = rng.choice((rng.sample(rows[1:], len(rows[1:])), rows[1:] * 2, [], (rows[1:] * 300)[:3000]))
+    rows[1:] = rng.choice(
+        (rng.sample(rows[1:], len(rows[1:])), rows[1:] * 2, [], (rows[1:] * 300)[:3000])
+    )
 
 
 MUTATIONS = (
@@ -224,7 +284,9 @@ def is_good(rows: list[list[str]] | None, columns: tuple[str, ...]) -> bool:
     for row in table:
         for name, field in row.items():
             of_numbers = name in columns and name in RANGES
-            if of_numbers and not (NUMBER.fullmatch(field) and RANGES[name][0] <= float(field) <= RANGES[name][1]):
+            if of_numbers and not (
+                NUMBER.fullmatch(field) and RANGES[name][0] <= float(field) <= RANGES[name][1]
+            ):
                 return False
             by_name = re.fullmatch(r"(.*_)?(px|px2|frac|sigma|mjd|snr|score|probability)", name)
             if by_name and field and not NUMBER.fullmatch(field):
@@ -254,7 +316,8 @@ def put(folder: Path, name: str, content: bytes) -> Path:
 
 
 def known(folder: Path, content: bytes, columns: tuple[str, ...] = PLACE) -> None:
-    path, rows = put(folder, "known.csv", content), fields_of(content)
+    path = put(folder, "known.csv", content)
+    rows = fields_of(content)
     try:
         table = tables.read_known(path, columns)
     except TableError as error:
@@ -302,7 +365,8 @@ def stage(folder: Path, content: bytes) -> None:
 
 
 def update(folder: Path, content: bytes) -> None:
-    path, before = put(folder, "known.csv", content), fields_of(content)
+    path = put(folder, "known.csv", content)
+    before = fields_of(content)
     with logbook.connect(log_with_blobs()) as log:
         try:
             added = catalogue.update(log, path)
@@ -326,7 +390,8 @@ def update(folder: Path, content: bytes) -> None:
 
 
 def list_images(folder: Path, content: bytes) -> None:
-    path, before = put(folder, "frames.csv", content), fields_of(content)
+    path = put(folder, "frames.csv", content)
+    before = fields_of(content)
     with logbook.connect(log_with_blobs()) as log:
         files = [(str((folder / f"new{i}.fits").resolve()), f"s{i}", i) for i in (1, 2)]
         for file, _, _ in files:
@@ -334,7 +399,14 @@ def list_images(folder: Path, content: bytes) -> None:
         with logbook.writing(log):
             log.execute("DELETE FROM files")
             for file, sha256, image in files:
-                row = {"path": file, "sha256": sha256, "size_bytes": 0, "modified_ns": 0, "seen": "", "image": image}
+                row = {
+                    "path": file,
+                    "sha256": sha256,
+                    "size_bytes": 0,
+                    "modified_ns": 0,
+                    "seen": "",
+                    "image": image,
+                }
                 logbook.insert(log, "files", row | {"outcome": "logged"})
         try:
             added = catalogue.list_images(log, path)
@@ -353,7 +425,9 @@ def list_images(folder: Path, content: bytes) -> None:
 
 
 def exported(folder: Path, content: bytes) -> None:
-    path, rows, out = put(folder, "candidates.csv", content), fields_of(content), folder / "out"
+    path = put(folder, "candidates.csv", content)
+    rows = fields_of(content)
+    out = folder / "out"
     try:
         export.export_blobs(path, out)
     except BlobpipeError as error:
@@ -365,12 +439,16 @@ def exported(folder: Path, content: bytes) -> None:
     assert rows is not None
     table = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     wanted = {
-        tuple(float(row[name]) for name in (*PLACE, "depth_frac")) for row in table if status(row) in export.STATUSES
+        tuple(float(row[name]) for name in (*PLACE, "depth_frac"))
+        for row in table
+        if status(row) in export.STATUSES
     }
     handed_on = Table.read(out / "blobs.ecsv").to_pandas()
     found = set(handed_on[[*PLACE, "depth_frac"]].itertuples(index=False, name=None))
     for values in found:
-        assert any(all(map(math.isclose, values, each)) for each in wanted), f"{values} was not in the table"
+        assert any(all(map(math.isclose, values, each)) for each in wanted), (
+            f"{values} was not in the table"
+        )
     assert found
     assert len((out / "blobs.reg").read_text().splitlines()) == 3 + len(handed_on)
     assert len(list(out.iterdir())) == 5
@@ -389,17 +467,38 @@ def log_with_blobs() -> Path:
     """A log with two confirmed candidates."""
     path = Path(tempfile.mkdtemp(prefix="fuzz-log-")) / "log.sqlite"
     log = logbook.connect(path, make=True)
-    run = dict.fromkeys(("started", "version", "model", "model_sha256", "params_sha256", "catalogue_sha256"), "x")
+    run = dict.fromkeys(
+        ("started", "version", "model", "model_sha256", "params_sha256", "catalogue_sha256"), "x"
+    )
     with logbook.writing(log):
         logbook.insert(log, "runs", run | {"threshold": 0.5})
         for number, x in ((1, 700.0), (2, 720.0)):
-            image = {"run": 1, "sha256": f"s{number}", "name": "abc"[number], "kind": "image", "outcome": "searched"}
-            logbook.insert(log, "images", image | {"mjd": 56200.0 + 9 * number, "logged": logbook.now()})
+            image = {
+                "run": 1,
+                "sha256": f"s{number}",
+                "name": "abc"[number],
+                "kind": "image",
+                "outcome": "searched",
+            }
+            logbook.insert(
+                log, "images", image | {"mjd": 56200.0 + 9 * number, "logged": logbook.now()}
+            )
             place = {"image": number, "x_px": x, "y_px": 300.0, "status": "new"}
             logbook.insert(log, "candidates", place)
-            size = {"radius_px": 5.0, "depth_frac": 0.1, "snr": 9.0, "score": 1.0, "probability": 1.0}
+            size = {
+                "radius_px": 5.0,
+                "depth_frac": 0.1,
+                "snr": 9.0,
+                "score": 1.0,
+                "probability": 1.0,
+            }
             logbook.insert(log, "detections", place | size | {"candidate": number})
-            review = {"candidate": number, "decision": "confirmed", "reviewer": "a\rb", "at": logbook.now()}
+            review = {
+                "candidate": number,
+                "decision": "confirmed",
+                "reviewer": "a\rb",
+                "at": logbook.now(),
+            }
             logbook.insert(log, "reviews", review)
     log.close()
     return path

@@ -11,7 +11,9 @@ from blobpipe.simulation import augment
 
 
 @given(st.integers(1, 300), st.integers(1, 6), st.booleans(), st.booleans(), st.integers(0, 99))
-def test_every_row_is_a_possible_augmentation(n: int, copies: int, rotate: bool, flip: bool, seed: int) -> None:
+def test_every_row_is_a_possible_augmentation(
+    n: int, copies: int, rotate: bool, flip: bool, seed: int
+) -> None:
     params = Augment(copies=copies, rotate=rotate, flip=flip)
     table = augment.draw_augmentation(np.random.default_rng(seed), n, params)
     assert len(table) == n * copies

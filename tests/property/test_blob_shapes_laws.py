@@ -36,7 +36,8 @@ def test_centroid_is_where_it_is_asked_for(shape: Shape, radius: float, x: float
 def test_lost_light_does_not_depend_on_the_place_within_a_pixel(
     shape: Shape, radius: float, x: float, y: float
 ) -> None:
-    there, centred = blob_profile(shape, radius, x, y), blob_profile(shape, radius)
+    there = blob_profile(shape, radius, x, y)
+    centred = blob_profile(shape, radius)
     assert there.sum() == pytest.approx(centred.sum(), rel=1e-3)
 
 
@@ -53,6 +54,10 @@ def test_mirror_images_are_blobs_too(shape: Shape, radius: float, x: float, y: f
 
 
 @given(shapes, radii, st.floats(0.001, 0.3), st.floats(0.001, 0.1))
-def test_snr_is_proportional_to_depth_over_noise(shape: Shape, radius: float, depth: float, noise: float) -> None:
+def test_snr_is_proportional_to_depth_over_noise(
+    shape: Shape, radius: float, depth: float, noise: float
+) -> None:
     profile = blob_profile(shape, radius)
-    assert matched_snr(depth * profile, noise) == pytest.approx(depth / noise * matched_snr(profile, 1.0), rel=1e-5)
+    assert matched_snr(depth * profile, noise) == pytest.approx(
+        depth / noise * matched_snr(profile, 1.0), rel=1e-5
+    )

@@ -18,7 +18,9 @@ def image(seed: int, outliers: float, offset: float = 0.0) -> np.ndarray:
     return data
 
 
-images = st.builds(image, st.integers(0, 50), st.sampled_from([0.0, 0.001, 0.05, 0.3]), st.floats(-0.05, 0.05))
+images = st.builds(
+    image, st.integers(0, 50), st.sampled_from([0.0, 0.001, 0.05, 0.3]), st.floats(-0.05, 0.05)
+)
 
 
 @settings(max_examples=25)
@@ -27,7 +29,8 @@ def test_a_clipped_image_lies_within_its_limits_and_clipping_there_again_changes
     data: np.ndarray, factor: float
 ) -> None:
     zscale = np.array(zscale_limits(data))
-    assume(zscale[0] <= 0 <= zscale[1])  # limits around zero: a factor below 1 would turn them away from the image
+    # limits around zero: a factor below 1 would turn them away from the image
+    assume(zscale[0] <= 0 <= zscale[1])
     clipped, done = clip_image(data, Clip(factor=factor, border_px=0))
     again = np.clip(clipped, np.float32(done.low_frac), np.float32(done.high_frac))
     np.testing.assert_array_equal(again, clipped)
@@ -41,7 +44,8 @@ def test_clipping_is_idempotent(seed: int, outliers: float, factor: float) -> No
     """At the whole of zscale's limits; the report's half of them is taken once, of the unclipped image."""
     clipped, _ = clip_image(image(seed, outliers), Clip(factor=factor))
     again, _ = clip_image(clipped, Clip(factor=factor))
-    np.testing.assert_allclose(again, clipped, rtol=0.1)  # the line that zscale puts through its sample moves a little
+    # the line that zscale puts through its sample moves a little
+    np.testing.assert_allclose(again, clipped, rtol=0.1)
 
 
 @settings(max_examples=25)
@@ -59,7 +63,9 @@ def test_gaps_do_not_shift_the_limits(data: np.ndarray) -> None:
 
 @settings(max_examples=40)
 @given(images, st.integers(0, 6), st.floats(1.5, 6))
-def test_a_scaled_image_has_mean_0_and_standard_deviation_1(data: np.ndarray, iterations: int, clip: float) -> None:
+def test_a_scaled_image_has_mean_0_and_standard_deviation_1(
+    data: np.ndarray, iterations: int, clip: float
+) -> None:
     """Of the pixels that sigma clipping keeps: scaling again finds nothing left to do."""
     params = Scale(iterations=iterations, clip_sigma=clip)
     scaled, _ = scale_image(data, params)

@@ -22,7 +22,9 @@ SIDE = tiles.SIDE
     aside=st.floats(0, 1),
     most=st.integers(2, 300),
 )
-def test_training_and_validation_are_apart(n: int, nx: int, left: float, aside: float, most: int) -> None:
+def test_training_and_validation_are_apart(
+    n: int, nx: int, left: float, aside: float, most: int
+) -> None:
     names = [f"f{i}" for i in range(n)]
     params = Cutout(left_frac=left, whole_frames_frac=aside, max_frames=most)
     if int(left * nx) < SIDE:
@@ -31,7 +33,8 @@ def test_training_and_validation_are_apart(n: int, nx: int, left: float, aside: 
         return
     regions = cutout.split_regions(names, nx, params)
     covered = {
-        split: [(name, region.x_range) for region in regions[split] for name in region.names] for split in cutout.SPLITS
+        split: [(name, region.x_range) for region in regions[split] for name in region.names]
+        for split in cutout.SPLITS
     }
     assert covered["train"]
     assert covered["validation"]
@@ -44,8 +47,16 @@ def test_training_and_validation_are_apart(n: int, nx: int, left: float, aside: 
 
 
 @settings(max_examples=40)
-@given(st.integers(1, 200), st.floats(0, 1), st.integers(0, 99), st.integers(SIDE, 1024), st.integers(SIDE, 1024))
-def test_windows_lie_inside_their_regions(n: int, blob_frac: float, seed: int, nx: int, ny: int) -> None:
+@given(
+    st.integers(1, 200),
+    st.floats(0, 1),
+    st.integers(0, 99),
+    st.integers(SIDE, 1024),
+    st.integers(SIDE, 1024),
+)
+def test_windows_lie_inside_their_regions(
+    n: int, blob_frac: float, seed: int, nx: int, ny: int
+) -> None:
     regions = [cutout.Region(["a", "b"], (0, nx)), cutout.Region(["c"], (nx - SIDE, nx))]
     params = Cutout(blob_frac=blob_frac)
     table = cutout.draw_subframes(np.random.default_rng(seed), n, regions, (ny, nx), params)

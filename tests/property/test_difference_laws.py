@@ -42,7 +42,8 @@ def test_moving_there_and_back_changes_nothing(shift: Shift) -> None:
 
 @given(shifts)
 def test_moving_keeps_the_light_and_moves_the_centre(shift: Shift) -> None:
-    still, moved = pattern().astype(float), move_pattern(pattern(), shift).astype(float)
+    still = pattern().astype(float)
+    moved = move_pattern(pattern(), shift).astype(float)
     assert moved.sum() == pytest.approx(still.sum(), rel=1e-4)
     for axis, by in ((0, shift.x_px), (1, shift.y_px)):
         pixels = np.arange(still.shape[1 - axis])
@@ -53,4 +54,6 @@ def test_moving_keeps_the_light_and_moves_the_centre(shift: Shift) -> None:
 @given(st.floats(1e-4, 1.0), st.floats(-1.0, 1.0))
 def test_noise_scales_and_knows_no_offset(scale: float, offset: float) -> None:
     image = np.random.default_rng(1).normal(0, 1, (64, 64))
-    assert clean_noise(scale * image + offset) == pytest.approx(scale * clean_noise(image), rel=1e-6)
+    assert clean_noise(scale * image + offset) == pytest.approx(
+        scale * clean_noise(image), rel=1e-6
+    )

@@ -14,11 +14,19 @@ from hypothesis.extra import numpy as hnp
 
 from blobpipe.monitor import bad_pixel_table
 
-PLACE = st.floats(-0.5, 1023.5) | st.sampled_from([-0.5, 0.0, 4.5, 5.0, 511.5, 1018.0, 1018.5, 1023.5])
+PLACE = st.floats(-0.5, 1023.5) | st.sampled_from(
+    [-0.5, 0.0, 4.5, 5.0, 511.5, 1018.0, 1018.5, 1023.5]
+)
 BLOB = st.tuples(PLACE, PLACE, st.floats(0.5, 20))
 BLOBS = st.lists(BLOB, min_size=1, max_size=6)
 COUNT = st.integers(1, 1014)
-ROW = st.tuples(COUNT, COUNT, st.integers(1, 40), st.sampled_from([1, 2]), st.sampled_from([4, 16, 32, 512, 528]))
+ROW = st.tuples(
+    COUNT,
+    COUNT,
+    st.integers(1, 40),
+    st.sampled_from([1, 2]),
+    st.sampled_from([4, 16, 32, 512, 528]),
+)
 ROWS = st.lists(ROW, max_size=12)
 NAMES = ("CCDAMP", "CCDCHIP", "CCDGAIN", *bad_pixel_table.RUN_COLUMNS)
 FORMATS = list(zip(NAMES, ("4A", "I", "E", "I", "I", "I", "I", "I"), strict=True))
@@ -32,7 +40,8 @@ def catalogue(blobs: list[tuple[float, float, float]]) -> pd.DataFrame:
 
 def made(rows: list[tuple[int, ...]]) -> fits.HDUList:
     return bad_pixel_table.with_rows(
-        bad_pixel_table.new_table(), pd.DataFrame(rows, columns=list(bad_pixel_table.RUN_COLUMNS), dtype=int)
+        bad_pixel_table.new_table(),
+        pd.DataFrame(rows, columns=list(bad_pixel_table.RUN_COLUMNS), dtype=int),
     )
 
 
@@ -58,7 +67,11 @@ def test_discs_as_rows_are_the_discs(blobs: list[tuple[float, float, float]]) ->
 
 
 @few
-@given(hnp.arrays(np.int16, (6, 9), elements=st.sampled_from([0, 4, 512, 516])), st.booleans(), st.booleans())
+@given(
+    hnp.arrays(np.int16, (6, 9), elements=st.sampled_from([0, 4, 512, 516])),
+    st.booleans(),
+    st.booleans(),
+)
 def test_any_image_is_its_rows(patch: np.ndarray, right: bool, top: bool) -> None:
     dq = np.zeros((1024, 1024), np.int32)
     dq[1018 * top : 1018 * top + 6, 1015 * right : 1015 * right + 9] = patch
@@ -88,7 +101,9 @@ def test_merging_loses_nothing_and_adds_only_the_discs(
 
 @few
 @given(ROWS, BLOBS)
-def test_merging_twice_is_merging_once(rows: list[tuple[int, ...]], blobs: list[tuple[float, float, float]]) -> None:
+def test_merging_twice_is_merging_once(
+    rows: list[tuple[int, ...]], blobs: list[tuple[float, float, float]]
+) -> None:
     once, read = written(bad_pixel_table.add_discs(made(rows), catalogue(blobs))[0])
     merged, added = bad_pixel_table.add_discs(read, catalogue(blobs))
     assert added.empty
@@ -97,7 +112,9 @@ def test_merging_twice_is_merging_once(rows: list[tuple[int, ...]], blobs: list[
 
 @few
 @given(ROWS, BLOBS)
-def test_what_is_written_is_read(rows: list[tuple[int, ...]], blobs: list[tuple[float, float, float]]) -> None:
+def test_what_is_written_is_read(
+    rows: list[tuple[int, ...]], blobs: list[tuple[float, float, float]]
+) -> None:
     merged, _ = bad_pixel_table.add_discs(made(rows), catalogue(blobs))
     bytes_, read = written(merged)
     found, made_up = (bad_pixel_table.find_table(hdus) for hdus in (read, merged))

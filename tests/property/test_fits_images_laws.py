@@ -45,7 +45,8 @@ def test_what_is_read_is_what_was_written(
     folder: Path, seed: int, log_sigma: float, side: tuple[int, int], missing: float
 ) -> None:
     """To half a step of sigma / 32, and a little for the rounding of float32; gaps where they were."""
-    rng, sigma = np.random.default_rng(seed), 10**log_sigma
+    rng = np.random.default_rng(seed)
+    sigma = 10**log_sigma
     image = rng.normal(0, sigma, side).astype(np.float32)
     image[rng.random(side) < 0.02] *= 30
     image[rng.random(side) < missing] = np.nan
@@ -59,7 +60,9 @@ def test_what_is_read_is_what_was_written(
 def test_integers_are_kept_exactly(folder: Path, seed: int, top: int) -> None:
     image = np.random.default_rng(seed).integers(-top, top, (40, 50)).astype(np.int16)
     fits_images.write_image(folder / "i.fits.fz", image, name="SCI")
-    np.testing.assert_array_equal(fits_images.read_frame(folder / "i.fits.fz").data, image.astype(np.float32))
+    np.testing.assert_array_equal(
+        fits_images.read_frame(folder / "i.fits.fz").data, image.astype(np.float32)
+    )
 
 
 @settings(max_examples=150)
@@ -68,7 +71,9 @@ def test_damaged_bytes_are_read_or_refused(folder: Path, data: st.DataObject, su
     """Whatever bytes a file holds: an image or an error of one line, and nothing else."""
     path = folder / f"good{suffix}"
     if not path.exists():
-        image = fits.ImageHDU(np.random.default_rng(1).normal(size=(30, 30)).astype(np.float32), name="SCI")
+        image = fits.ImageHDU(
+            np.random.default_rng(1).normal(size=(30, 30)).astype(np.float32), name="SCI"
+        )
         fits.HDUList([fits.PrimaryHDU(), image]).writeto(path)
     content = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=5)):
@@ -80,12 +85,17 @@ def test_damaged_bytes_are_read_or_refused(folder: Path, data: st.DataObject, su
 
 
 @given(
-    name=st.from_regex(r"[a-z0-9_.]{1,12}(\.csv|\.fits\.fz|\.json|)", fullmatch=True).filter(lambda n: n.strip(".")),
+    name=st.from_regex(r"[a-z0-9_.]{1,12}(\.csv|\.fits\.fz|\.json|)", fullmatch=True).filter(
+        lambda n: n.strip(".")
+    ),
     failure=st.sampled_from([None, ValueError, KeyboardInterrupt, OSError]),
     wrote=st.booleans(),
 )
 def test_an_exception_leaves_nothing_behind(
-    tmp_path_factory: pytest.TempPathFactory, name: str, failure: type[BaseException] | None, wrote: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    failure: type[BaseException] | None,
+    wrote: bool,
 ) -> None:
     path = tmp_path_factory.mktemp("atomic") / name
 
@@ -105,15 +115,24 @@ def test_an_exception_leaves_nothing_behind(
     assert list(path.parent.iterdir()) == ([] if failure else [path])
 
 
-@given(st.integers(0, 2**31 - 1), st.lists(st.tuples(st.text(max_size=9), st.lists(Words, max_size=3)), unique_by=repr))
-def test_streams_depend_on_neither_order_nor_company(seed: int, items: list[tuple[str, list[int | str]]]) -> None:
+@given(
+    st.integers(0, 2**31 - 1),
+    st.lists(st.tuples(st.text(max_size=9), st.lists(Words, max_size=3)), unique_by=repr),
+)
+def test_streams_depend_on_neither_order_nor_company(
+    seed: int, items: list[tuple[str, list[int | str]]]
+) -> None:
     alone = {repr(item): stream(seed, item[0], *item[1]).integers(2**62) for item in items}
-    together = {repr(item): stream(seed, item[0], *item[1]).integers(2**62) for item in reversed(items)}
+    together = {
+        repr(item): stream(seed, item[0], *item[1]).integers(2**62) for item in reversed(items)
+    }
     assert alone == together
 
 
 @given(st.integers(0, 2**31 - 2), st.text(max_size=9), st.lists(Words, max_size=3), Words)
-def test_streams_of_different_items_differ(seed: int, stage: str, items: list[int | str], more: int | str) -> None:
+def test_streams_of_different_items_differ(
+    seed: int, stage: str, items: list[int | str], more: int | str
+) -> None:
     streams = [
         stream(seed, stage, *items),
         stream(seed + 1, stage, *items),
@@ -130,7 +149,8 @@ def test_streams_of_different_items_differ(seed: int, stage: str, items: list[in
 def test_streams_are_uncorrelated() -> None:
     draws = np.array([stream(1, "cutout", i).standard_normal(4000) for i in range(20)])
     correlation = np.corrcoef(draws)[np.triu_indices(20, 1)]
-    assert np.abs(correlation).max() < 4.5 / np.sqrt(4000)  # 190 pairs, each of standard deviation 1 / sqrt(4000)
+    # 190 pairs, each of standard deviation 1 / sqrt(4000)
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(4000)
 
 
 @given(
@@ -138,7 +158,12 @@ def test_streams_are_uncorrelated() -> None:
     st.text("abcNA .,\"'07é", max_size=5),
 )
 def test_tables_come_back(folder: Path, numbers: list[float | None], text: str) -> None:
-    table = pd.DataFrame({"reason": text, "x_px": pd.array([np.nan if n is None else n for n in numbers], dtype=float)})
+    table = pd.DataFrame(
+        {
+            "reason": text,
+            "x_px": pd.array([np.nan if n is None else n for n in numbers], dtype=float),
+        }
+    )
     tables.write_table(folder / "t.csv", table)
     found = tables.read_table(folder / "t.csv", ("reason", "x_px"))
     assert list(found["reason"]) == list(table["reason"])
@@ -154,7 +179,9 @@ def test_any_bytes_as_a_list_of_frames_are_read_or_refused(folder: Path, content
 
 
 @given(
-    st.integers(0, 99), st.integers(1, 6000), st.sampled_from(["noise", "constant", "few values", "sorted", "outliers"])
+    st.integers(0, 99),
+    st.integers(1, 6000),
+    st.sampled_from(["noise", "constant", "few values", "sorted", "outliers"]),
 )
 def test_the_fast_median_is_the_median(seed: int, n: int, kind: str) -> None:
     values = np.random.default_rng(seed).normal(size=n).astype(np.float32)

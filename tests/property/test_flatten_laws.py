@@ -10,7 +10,8 @@ from blobpipe.images.flatten import KEPT_FLAGS, light_loss
 
 SHAPE = (330, 312)  # five boxes, the last one smaller, and four
 FEW = settings(max_examples=12)
-FLAGS = [1 << bit for bit in range(15)] + [-32768]  # the highest bit is the sign of FITS's 16-bit integers
+# the highest bit is the sign of FITS's 16-bit integers
+FLAGS = [1 << bit for bit in range(15)] + [-32768]
 
 
 def exposure(seed: int, level: float = 1000.0) -> np.ndarray:
@@ -26,8 +27,11 @@ def flags(seed: int, flag: int) -> np.ndarray:
 @FEW
 @given(st.integers(0, 99), st.floats(1e-3, 1e4))
 def test_gain_changes_nothing(seed: int, gain: float) -> None:
-    science, dq = exposure(seed), flags(seed, 4)
-    np.testing.assert_allclose(light_loss(science * np.float32(gain), dq), light_loss(science, dq), atol=3e-6)
+    science = exposure(seed)
+    dq = flags(seed, 4)
+    np.testing.assert_allclose(
+        light_loss(science * np.float32(gain), dq), light_loss(science, dq), atol=3e-6
+    )
 
 
 @FEW
@@ -48,8 +52,11 @@ def test_flagged_pixels_have_no_value_but_those_of_blobs(seed: int, flag: int) -
 
 
 @FEW
-@given(st.integers(0, 99), st.floats(-(2.0**99), 2.0**99, width=32) | st.just(np.nan) | st.just(np.inf))
+@given(
+    st.integers(0, 99), st.floats(-(2.0**99), 2.0**99, width=32) | st.just(np.nan) | st.just(np.inf)
+)
 def test_what_a_bad_pixel_says_does_not_matter(seed: int, value: float) -> None:
-    science, dq = exposure(seed), flags(seed, 32)
+    science = exposure(seed)
+    dq = flags(seed, 32)
     spoilt = np.where(dq != 0, np.float32(value), science)
     np.testing.assert_array_equal(light_loss(spoilt, dq), light_loss(science, dq))

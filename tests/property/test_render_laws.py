@@ -18,7 +18,8 @@ from blobpipe.simulation.cutout import BLOB_COLUMNS, SUBFRAME_COLUMNS
 from blobpipe.simulation.recipes import STEP, Recipes, Scene, to_recipes
 
 SIDE = tiles.SIDE
-N_FRAMES, FRAME = 3, (300, 340)
+N_FRAMES = 3
+FRAME = (300, 340)
 Blob = tuple[int, int, int, float]
 
 
@@ -32,7 +33,14 @@ def make_scene(seed: int = 1, noise: float = 1.0) -> Scene:
         stamps[i] = 2 * np.exp(-((np.hypot(rows, columns) / radius) ** 4))
     backgrounds = np.rint(rng.normal(0, noise, (N_FRAMES, *FRAME)) * STEP / 4).astype(np.int16)
     limits = np.array([[-3.1, 3.2]] * N_FRAMES, np.float32)
-    return Scene(("a", "b", "c"), backgrounds, limits, np.array([0.01, 0.009, 0.011], np.float32), pattern, stamps)
+    return Scene(
+        ("a", "b", "c"),
+        backgrounds,
+        limits,
+        np.array([0.01, 0.009, 0.011], np.float32),
+        pattern,
+        stamps,
+    )
 
 
 def make_recipes(
@@ -48,7 +56,9 @@ def make_recipes(
     if augmented is not None:
         columns = ["copy", "subframe", "noise_seed", "rotation", "flip"]
         copies = pd.DataFrame([(0, i, *row) for i, row in enumerate(augmented)], columns=columns)
-    return to_recipes(("a", "b", "c"), table, pd.DataFrame(flat, columns=list(BLOB_COLUMNS)), copies)
+    return to_recipes(
+        ("a", "b", "c"), table, pd.DataFrame(flat, columns=list(BLOB_COLUMNS)), copies
+    )
 
 
 def as_the_recipe_says(scene: Scene, recipes: Recipes, row: int) -> np.ndarray:
@@ -59,13 +69,15 @@ def as_the_recipe_says(scene: Scene, recipes: Recipes, row: int) -> np.ndarray:
 
 def unlimited(scene: Scene, recipes: Recipes, row: int) -> np.ndarray:
     """Before clipping, in sigma of the frame."""
-    frame, (x0, y0) = recipes.frame[row], recipes.window[row]
+    frame = recipes.frame[row]
+    (x0, y0) = recipes.window[row]
     image = scene.backgrounds[frame, y0 : y0 + SIDE, x0 : x0 + SIDE].astype(float) / STEP
     dx, dy = recipes.dip[row].astype(float)
     if dx or dy:
         x, y = np.meshgrid(np.arange(x0, x0 + SIDE) - dx, np.arange(y0, y0 + SIDE) - dy)
         pattern = scene.pattern.astype(float)
-        ix, iy = np.floor(x).astype(int), np.floor(y).astype(int)
+        ix = np.floor(x).astype(int)
+        iy = np.floor(y).astype(int)
         inside = (ix >= 0) & (iy >= 0) & (ix + 1 < pattern.shape[1]) & (iy + 1 < pattern.shape[0])
         ix, iy, fx, fy = np.where(inside, ix, 0), np.where(inside, iy, 0), x - ix, y - iy
         low = pattern[iy, ix] * (1 - fx) + pattern[iy, ix + 1] * fx
@@ -80,7 +92,10 @@ def unlimited(scene: Scene, recipes: Recipes, row: int) -> np.ndarray:
 
 
 blobs = st.lists(
-    st.tuples(st.integers(0, 2), st.integers(0, SIDE - 1), st.integers(0, SIDE - 1), st.floats(0.3, 2)), max_size=4
+    st.tuples(
+        st.integers(0, 2), st.integers(0, SIDE - 1), st.integers(0, SIDE - 1), st.floats(0.3, 2)
+    ),
+    max_size=4,
 )
 windows = st.tuples(
     st.sampled_from("abc"),
@@ -101,7 +116,8 @@ def turned(image: np.ndarray, quarters: int, flip: int) -> np.ndarray:
 @settings(max_examples=30)
 @given(rows)
 def test_pixels_are_what_the_recipe_says(rows: list) -> None:
-    scene, recipes = make_scene(), make_recipes(*map(list, zip(*rows, strict=True)))
+    scene = make_scene()
+    recipes = make_recipes(*map(list, zip(*rows, strict=True)))
     found = render.render_subframes(scene, recipes, np.arange(len(recipes)))
     for i in range(len(recipes)):
         np.testing.assert_allclose(found[i], as_the_recipe_says(scene, recipes, i), atol=2e-4)
@@ -110,7 +126,8 @@ def test_pixels_are_what_the_recipe_says(rows: list) -> None:
 @settings(max_examples=20)
 @given(rows, st.randoms(use_true_random=False))
 def test_the_same_bytes_in_any_order_and_on_any_number_of_threads(rows: list, random) -> None:
-    scene, recipes = make_scene(), make_recipes(*map(list, zip(*rows, strict=True)), [(9, 1, 0)] * len(rows))
+    scene = make_scene()
+    recipes = make_recipes(*map(list, zip(*rows, strict=True)), [(9, 1, 0)] * len(rows))
     straight = render.render_subframes(scene, recipes, np.arange(len(recipes)), noise_sigma=0.75)
     order = [*random.sample(range(len(rows)), len(rows)), 0]
     for threads in {1, min(2, numba.config.NUMBA_NUM_THREADS)}:
@@ -120,7 +137,9 @@ def test_the_same_bytes_in_any_order_and_on_any_number_of_threads(rows: list, ra
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 2), st.integers(20, SIDE - 21), st.integers(20, SIDE - 21), st.floats(0.5, 1.5))
+@given(
+    st.integers(0, 2), st.integers(20, SIDE - 21), st.integers(20, SIDE - 21), st.floats(0.5, 1.5)
+)
 def test_a_blob_is_where_the_recipe_says(stamp: int, x: int, y: int, factor: float) -> None:
     scene = make_scene(noise=0)
     recipes = make_recipes([("a", 10, 20, 1, 0.0, 0.0)], [[(stamp, x, y, factor)]])
@@ -135,8 +154,11 @@ def test_a_blob_is_where_the_recipe_says(stamp: int, x: int, y: int, factor: flo
 @given(st.tuples(st.integers(-3, 3), st.integers(-3, 3)).filter(any))
 def test_a_dip_is_the_known_blobs_here_less_there(shift: tuple[int, int]) -> None:
     """Known blobs have moved by +shift: light is missing (positive) where they went, not where they were."""
-    scene, (dx, dy) = make_scene(noise=0), shift
-    image = render.render_subframes(scene, make_recipes([("a", 0, 0, 0, dx, dy)], [[]]), np.arange(1))[0]
+    scene = make_scene(noise=0)
+    (dx, dy) = shift
+    image = render.render_subframes(
+        scene, make_recipes([("a", 0, 0, 0, dx, dy)], [[]]), np.arange(1)
+    )[0]
     expected = np.roll(scene.pattern, (dy, dx), (0, 1)) - scene.pattern
     expected = expected[:SIDE, :SIDE] / scene.sigma_frac[0]
     np.testing.assert_allclose(image, (expected - expected.mean()) / expected.std(), atol=1e-4)
@@ -146,14 +168,26 @@ def test_a_dip_ends_where_the_frame_does() -> None:
     """Known blobs all over the frame: beyond its edges there are none to be moved into it."""
     scene = make_scene(noise=0)
     pattern = np.random.default_rng(5).uniform(0, 0.03, FRAME).astype(np.float32)
-    scene = dataclasses.replace(scene, pattern=pattern, limits=np.array([[-99, 99]] * N_FRAMES, np.float32))
+    scene = dataclasses.replace(
+        scene, pattern=pattern, limits=np.array([[-99, 99]] * N_FRAMES, np.float32)
+    )
     corners = [(x, y) for x in (0, FRAME[1] - SIDE) for y in (0, FRAME[0] - SIDE)]
-    dips = [(2.7, -1.3), (-2.7, 1.0), (0.0, 3.0), (-1.0, 0.0), (1.0, 0.4), (300.0, 0.0), (0.5, -280.0)]
+    dips = [
+        (2.7, -1.3),
+        (-2.7, 1.0),
+        (0.0, 3.0),
+        (-1.0, 0.0),
+        (1.0, 0.4),
+        (300.0, 0.0),
+        (0.5, -280.0),
+    ]
     windows = [("a", *corner, 0, *dip) for corner in corners for dip in dips]
     recipes = make_recipes(windows, [[]] * len(windows))
     found = render.render_subframes(scene, recipes, np.arange(len(windows)))
     for i, image in enumerate(found):
-        np.testing.assert_allclose(image, as_the_recipe_says(scene, recipes, i), atol=5e-4, err_msg=str(windows[i]))
+        np.testing.assert_allclose(
+            image, as_the_recipe_says(scene, recipes, i), atol=5e-4, err_msg=str(windows[i])
+        )
 
 
 @settings(max_examples=30)
@@ -161,8 +195,11 @@ def test_a_dip_ends_where_the_frame_does() -> None:
 def test_rotations_and_flips_are_those_of_numpy_and_change_no_label(
     rows: list, quarters: int, flip: int, seed: int
 ) -> None:
-    scene, parts = make_scene(), list(map(list, zip(*rows, strict=True)))
-    straight, both = (make_recipes(*parts, [(seed, *turn)] * len(rows)) for turn in ((0, 0), (quarters, flip)))
+    scene = make_scene()
+    parts = list(map(list, zip(*rows, strict=True)))
+    straight, both = (
+        make_recipes(*parts, [(seed, *turn)] * len(rows)) for turn in ((0, 0), (quarters, flip))
+    )
     everything = np.arange(len(rows))
     before = render.render_subframes(scene, straight, everything, noise_sigma=0.75)
     after = render.render_subframes(scene, both, everything, noise_sigma=0.75)
@@ -173,9 +210,14 @@ def test_rotations_and_flips_are_those_of_numpy_and_change_no_label(
 
 @settings(max_examples=20)
 @given(rows, st.sampled_from([0.0, 0.75]))
-def test_every_subframe_has_mean_0_and_standard_deviation_1_whatever_its_label(rows: list, noise_sigma: float) -> None:
-    scene, recipes = make_scene(), make_recipes(*map(list, zip(*rows, strict=True)), [(5, 0, 0)] * len(rows))
-    found = render.render_subframes(scene, recipes, np.arange(len(recipes)), noise_sigma=noise_sigma).astype(float)
+def test_every_subframe_has_mean_0_and_standard_deviation_1_whatever_its_label(
+    rows: list, noise_sigma: float
+) -> None:
+    scene = make_scene()
+    recipes = make_recipes(*map(list, zip(*rows, strict=True)), [(5, 0, 0)] * len(rows))
+    found = render.render_subframes(
+        scene, recipes, np.arange(len(recipes)), noise_sigma=noise_sigma
+    ).astype(float)
     np.testing.assert_allclose(found.mean(axis=(1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(found.std(axis=(1, 2)), 1, atol=1e-4)
 
@@ -183,10 +225,13 @@ def test_every_subframe_has_mean_0_and_standard_deviation_1_whatever_its_label(r
 @settings(max_examples=20)
 @given(rows)
 def test_labels_never_touch_the_pixels(rows: list) -> None:
-    scene, (subframes, blobs) = make_scene(), map(list, zip(*rows, strict=True))
+    scene = make_scene()
+    (subframes, blobs) = map(list, zip(*rows, strict=True))
     images = [
         render.render_subframes(
-            scene, make_recipes([(*row[:3], label, *row[4:]) for row in subframes], blobs), np.arange(len(rows))
+            scene,
+            make_recipes([(*row[:3], label, *row[4:]) for row in subframes], blobs),
+            np.arange(len(rows)),
         )
         for label in (0, 1)
     ]
@@ -222,7 +267,8 @@ def test_varied_pixels_are_what_the_recipe_says_and_clutter_and_are_not_standard
     stronger = dataclasses.replace(recipes, factor=recipes.factor * varied["strength"])
     found = render.render_varied(scene, recipes, np.arange(8), **varied)
     for i, (quarters, flip) in enumerate(TURNS):
-        expected, piece = unlimited(scene, stronger, i), varied["piece"][i]
+        expected = unlimited(scene, stronger, i)
+        piece = varied["piece"][i]
         if piece >= 0:
             expected = expected + varied["pieces"][piece] / clutter.STEP
         expected = np.clip(expected, *scene.limits[recipes.frame[i]])
@@ -236,7 +282,9 @@ def test_the_noise_of_varied_pixels_is_that_of_rendering() -> None:
     scene = dataclasses.replace(scene, limits=np.array([[-99, 99]] * N_FRAMES, np.float32))
     varied |= {"strength": np.ones(len(recipes.blob), np.float32), "piece": np.full(8, -1)}
     found = render.standardise(render.render_varied(scene, recipes, np.arange(8), **varied))
-    np.testing.assert_allclose(found, render.render_subframes(scene, recipes, np.arange(8), noise_sigma=0.5), atol=1e-4)
+    np.testing.assert_allclose(
+        found, render.render_subframes(scene, recipes, np.arange(8), noise_sigma=0.5), atol=1e-4
+    )
 
 
 def test_a_part_is_cut_from_the_whole_after_its_turns() -> None:
@@ -284,7 +332,8 @@ def test_the_quantiles_of_the_noise_are_evenly_likely_and_of_standard_deviation_
 @given(st.integers(0, 2**62), st.sampled_from([0.1, 0.75, 2.0]))
 def test_the_noise_is_normal(seed: int, sigma: float) -> None:
     """Moments of 65,536 deviates, within five of their own standard errors."""
-    values, n = noise(seed, sigma).ravel() / sigma, SIDE**2
+    values = noise(seed, sigma).ravel() / sigma
+    n = SIDE**2
     assert abs(values.mean()) < 5 / np.sqrt(n)
     assert abs(values.std() - 1) < 5 / np.sqrt(2 * n)
     assert abs((values**3).mean()) < 5 * np.sqrt(15 / n)
@@ -296,7 +345,8 @@ def test_the_noise_is_normal(seed: int, sigma: float) -> None:
 @given(st.integers(0, 2**62), st.integers(1, 2**40))
 def test_the_noise_has_no_correlations(seed: int, step: int) -> None:
     """Between neighbours, rows, the four deviates of a word, and different seeds: below five standard errors."""
-    one, other = noise(seed), noise(seed + step)
+    one = noise(seed)
+    other = noise(seed + step)
     limit = 5 / SIDE
     for shift in ((0, 1), (0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (2, 0)):
         assert abs((one * np.roll(one, shift, (0, 1))).mean()) < limit, shift
@@ -313,6 +363,8 @@ def test_the_noise_of_two_subframes_shares_no_value_in_order() -> None:
 @given(st.floats(-100, 100), st.floats(0.01, 100), st.integers(0, 9))
 def test_standardising_undoes_gain_and_offset(offset: float, gain: float, seed: int) -> None:
     images = np.random.default_rng(seed).normal(0, 1, (2, 64, 48)).astype(np.float32)
-    expected = (images - images.mean(axis=(1, 2), keepdims=True)) / images.std(axis=(1, 2), keepdims=True)
+    expected = (images - images.mean(axis=(1, 2), keepdims=True)) / images.std(
+        axis=(1, 2), keepdims=True
+    )
     found = render.standardise(images * np.float32(gain) + np.float32(offset * gain))
     np.testing.assert_allclose(found, expected, atol=0.01)

@@ -19,7 +19,12 @@ from blobpipe.params import Augment, Cutout, Detect, Params, Train, to_yaml
 from blobpipe.simulation import augment, cutout
 
 SIDE = 512
-KNOWN = ((60.0, 70.0, 7.0, 0.05), (200.3, 300.6, 5.0, 0.10), (400.5, 120.2, 6.0, 0.08), (350.0, 420.0, 4.0, 0.04))
+KNOWN = (
+    (60.0, 70.0, 7.0, 0.05),
+    (200.3, 300.6, 5.0, 0.10),
+    (400.5, 120.2, 6.0, 0.08),
+    (350.0, 420.0, 4.0, 0.04),
+)
 NEW = (150.0, 380.0, 6.0, 0.08)
 MINIATURE = Params(
     cutout=Cutout(n_train=60, n_validation=24, n_profiles=8),
@@ -32,13 +37,23 @@ MINIATURE = Params(
 def made_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything up to the augment stage, by the library's functions; only for reading."""
     root = tmp_path_factory.mktemp("made")
-    raw, difference, clipped, scaled = (root / "data" / name for name in ("raw", "difference", "clip", "scale"))
+    raw, difference, clipped, scaled = (
+        root / "data" / name for name in ("raw", "difference", "clip", "scale")
+    )
     (root / "params.yaml").write_text(to_yaml(MINIATURE))
     _write_images(raw, difference)
     clip(difference, clipped, MINIATURE.clip)
     scale(clipped, scaled, MINIATURE.scale)
     recipes = root / "results" / "cutout"
-    cutout.cut(raw, difference, scaled, recipes, MINIATURE.cutout, clip=MINIATURE.clip, scale=MINIATURE.scale)
+    cutout.cut(
+        raw,
+        difference,
+        scaled,
+        recipes,
+        MINIATURE.cutout,
+        clip=MINIATURE.clip,
+        scale=MINIATURE.scale,
+    )
     augment.augment(difference, scaled, recipes, root / "results" / "augment", MINIATURE.augment)
     return root
 
@@ -76,9 +91,12 @@ def dense_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def detect_dir(made_project: Path, dense_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def detect_dir(
+    made_project: Path, dense_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """What the stage detect makes of the project with that network; only for reading."""
-    out, data = tmp_path_factory.mktemp("detect") / "detect", made_project / "data"
+    out = tmp_path_factory.mktemp("detect") / "detect"
+    data = made_project / "data"
     folders = (data / "raw", data / "difference", data / "scale", made_project / "results/cutout")
     detect.detect(*folders, dense_model, out, Detect())
     return out
@@ -99,10 +117,14 @@ def _dense_network_by_hand() -> dense_network.DenseNetwork:
     return network.eval()
 
 
-def opinionated_network(seed: int, kernels: report_network.Kernels = "plain") -> report_network.ReportNetwork:
+def opinionated_network(
+    seed: int, kernels: report_network.Kernels = "plain"
+) -> report_network.ReportNetwork:
     """A new network that has an opinion: a new one's last layer is zero."""
     network = report_network.new_network(seed, kernels)
-    torch.nn.init.normal_(network.dense2.weight, std=0.1, generator=torch.Generator().manual_seed(seed))
+    torch.nn.init.normal_(
+        network.dense2.weight, std=0.1, generator=torch.Generator().manual_seed(seed)
+    )
     return network
 
 
@@ -134,22 +156,30 @@ def _write_images(raw: Path, difference: Path) -> None:
         fits_images.write_image(raw / f"{name}.fits.fz", image + pattern, name="SCI")
     stack = _noise(rng, 0.0055) + pattern
     fits_images.write_images(difference / "reference.fits.fz", {"STACK": stack, "PATTERN": pattern})
-    done = pd.DataFrame({"frame": names, "status": "ok", "reason": "", "shift_x_px": 0.0, "shift_y_px": 0.0})
+    done = pd.DataFrame(
+        {"frame": names, "status": "ok", "reason": "", "shift_x_px": 0.0, "shift_y_px": 0.0}
+    )
     tables.write_table(difference / "frames-000.csv", done.assign(noise_frac=0.0101, n_stack=4))
-    tables.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))}))
+    tables.write_table(
+        raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))})
+    )
     blobs = pd.DataFrame([*KNOWN, NEW], columns=list(tables.BLOB_COLUMNS[1:]))
     blobs.insert(0, "blob", [f"b{i}" for i in range(len(blobs))])
-    tables.write_table(raw / "blobs.csv", blobs.assign(shape="disc", first_frame=["", "", "", "", names[5]]))
+    tables.write_table(
+        raw / "blobs.csv", blobs.assign(shape="disc", first_frame=["", "", "", "", names[5]])
+    )
 
 
 def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
     image = rng.normal(0, sigma, (SIDE, SIDE)).astype(np.float32)
     bad = rng.random(image.shape) < 0.01
-    image[bad] += rng.choice([-0.1, 0.1], int(bad.sum()))  # without them zscale's limits would be the noise's extremes
+    # without them zscale's limits would be the noise's extremes
+    image[bad] += rng.choice([-0.1, 0.1], int(bad.sum()))
     return image
 
 
 def _add_blob(image: np.ndarray, x: float, y: float, radius: float, depth: float) -> None:
-    column, row = round(x), round(y)
+    column = round(x)
+    row = round(y)
     window = image[row - 20 : row + 21, column - 20 : column + 21]
     window += depth * blob_shapes.blob_profile("disc", radius, x - column, y - row, 41)

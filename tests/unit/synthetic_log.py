@@ -30,12 +30,19 @@ def make_log(path: Path, n_images: int, seed: int = 1) -> sqlite3.Connection:
     rng = np.random.default_rng(seed)
     with logbook.writing(connection):
         logbook.insert(connection, "runs", RUN)
-        _insert_all(connection, "images", [_image(number, rng) for number in range(1, n_images + 1)])
-        searched = [row["id"] for row in connection.execute("SELECT id FROM images WHERE outcome = 'searched'")]
+        _insert_all(
+            connection, "images", [_image(number, rng) for number in range(1, n_images + 1)]
+        )
+        searched = [
+            row["id"]
+            for row in connection.execute("SELECT id FROM images WHERE outcome = 'searched'")
+        ]
         _insert_all(connection, "subframes", _subframes(searched, rng))
         _log_candidates(connection, searched, rng)
         _insert_all(
-            connection, "pictures", [_picture(number, None, "difference", OVERVIEW) for number in searched[-50:]]
+            connection,
+            "pictures",
+            [_picture(number, None, "difference", OVERVIEW) for number in searched[-50:]],
         )
     return connection
 
@@ -61,7 +68,9 @@ def grey(side: int, seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-OVERVIEW, CUTOUT, MAP = grey(256), grey(96), grey(16)
+OVERVIEW = grey(256)
+CUTOUT = grey(96)
+MAP = grey(16)
 
 
 def _insert_all(connection: sqlite3.Connection, table: str, rows: Rows) -> None:
@@ -109,7 +118,9 @@ def _subframes(images: list[int], rng: np.random.Generator) -> Rows:
     ]
 
 
-def _log_candidates(connection: sqlite3.Connection, searched: list[int], rng: np.random.Generator) -> None:
+def _log_candidates(
+    connection: sqlite3.Connection, searched: list[int], rng: np.random.Generator
+) -> None:
     """Two on 100 images; false ones are seen once, and on every third image the shift leaves a dip."""
     starts = sorted({*range(0, len(searched), 50), len(searched) - 1})
     for start in starts:
@@ -118,10 +129,16 @@ def _log_candidates(connection: sqlite3.Connection, searched: list[int], rng: np
         _log_candidate(connection, sightings, blob and len(sightings) > 1, rng)
     for image in searched[::3]:
         place = {"x_px": float(rng.uniform(20, 1000)), "y_px": float(rng.uniform(20, 1000))}
-        logbook.insert(connection, "detections", {"image": image, "status": "dip", **place, **_strength(0.02, rng)})
+        logbook.insert(
+            connection,
+            "detections",
+            {"image": image, "status": "dip", **place, **_strength(0.02, rng)},
+        )
 
 
-def _log_candidate(connection: sqlite3.Connection, images: list[int], blob: bool, rng: np.random.Generator) -> None:
+def _log_candidate(
+    connection: sqlite3.Connection, images: list[int], blob: bool, rng: np.random.Generator
+) -> None:
     x, y = (float(value) for value in rng.uniform(30, 990, 2))
     depth = float(np.clip(rng.lognormal(-3.5, 0.6), 0.008, 0.25))
     row = {"image": images[0], "status": "seen_again" if blob else "new", "x_px": x, "y_px": y}
@@ -129,7 +146,13 @@ def _log_candidate(connection: sqlite3.Connection, images: list[int], blob: bool
     for image in images:
         dx, dy = 0.3 * rng.standard_normal(2)
         place = {"x_px": x + float(dx), "y_px": y + float(dy)}
-        found = {"image": image, "candidate": candidate, "status": "new", **place, **_strength(depth, rng)}
+        found = {
+            "image": image,
+            "candidate": candidate,
+            "status": "new",
+            **place,
+            **_strength(depth, rng),
+        }
         number = logbook.insert(connection, "detections", found)
         for kind in ("difference", "stack", "map", "surface"):
             logbook.insert(connection, "pictures", _picture(image, number, kind, CUTOUT))
@@ -163,4 +186,10 @@ def _strength(depth: float, rng: np.random.Generator) -> dict[str, float]:
 
 
 def _picture(image: int, detection: int | None, kind: str, content: bytes) -> dict[str, Any]:
-    return {"image": image, "detection": detection, "kind": kind, "type": "image/png", "bytes": content}
+    return {
+        "image": image,
+        "detection": detection,
+        "kind": kind,
+        "type": "image/png",
+        "bytes": content,
+    }

@@ -47,7 +47,11 @@ def one_line(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 1) -> s
 
 def files_in(folder: Path) -> dict[str, str]:
     """Every file below a folder, hidden ones too, and its hash."""
-    return {str(path.relative_to(folder)): files.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): files.sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -135,7 +139,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names += ["half", "last"]
     plain(raw / "half.fits", noise(rng)[:512, :512])
     fits_images.write_image(raw / "last.fits.fz", noise(rng), name="SCI", sigma=0.008)
-    tables.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))}))
+    tables.write_table(
+        raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": 55_000.0 + np.arange(len(names))})
+    )
     settings = Params(difference=Difference(stack_size=4, register_shift=False, known_blobs=False))
     (raw.parents[1] / "params.yaml").write_text(to_yaml(settings))
     return raw
@@ -148,7 +154,9 @@ def noise(rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_image_is_checked_in_one_line(kind: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_image_is_checked_in_one_line(
+    kind: str, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     suffix, _, reason = BAD[kind]
     path = images / f"{kind.replace(' ', '_')}{suffix}"
     assert cli.main(["check", str(path)]) == 1
@@ -159,7 +167,9 @@ def test_a_bad_image_is_checked_in_one_line(kind: str, images: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_an_unusual_image_is_read_as_any(kind: str, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unusual_image_is_read_as_any(
+    kind: str, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["check", str(images / f"{kind}.fits")]) == 0
     noise_frac = float(capsys.readouterr().out.split("noise ")[1].split(";")[0])
     assert noise_frac == pytest.approx(0.0076, rel=0.03)
@@ -168,7 +178,9 @@ def test_an_unusual_image_is_read_as_any(kind: str, images: Path, capsys: pytest
 def test_a_bad_header_card_does_no_harm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain(tmp_path / "a.fits", noise(np.random.default_rng(1)))
     content = (
-        (tmp_path / "a.fits").read_bytes().replace(b"EXTEND  =                    T", b"EXTEND  = what is this    ", 1)
+        (tmp_path / "a.fits")
+        .read_bytes()
+        .replace(b"EXTEND  =                    T", b"EXTEND  = what is this    ", 1)
     )
     (tmp_path / "a.fits").write_bytes(content)
     assert cli.main(["check", str(tmp_path / "a.fits")]) in (0, 1)
@@ -188,7 +200,9 @@ def with_bad_images(images: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", LISTED)
-def test_a_bad_image_in_a_folder_is_rejected_with_its_reason(kind: str, with_bad_images: Path) -> None:
+def test_a_bad_image_in_a_folder_is_rejected_with_its_reason(
+    kind: str, with_bad_images: Path
+) -> None:
     row = tables.read_stage(with_bad_images).set_index("frame").loc[kind.replace(" ", "_")]
     assert row["status"] == "rejected"
     assert BAD[kind][2] in row["reason"]
@@ -198,16 +212,26 @@ def test_a_bad_image_in_a_folder_is_rejected_with_its_reason(kind: str, with_bad
 
 def test_the_other_images_of_the_folder_go_on(with_bad_images: Path) -> None:
     table = tables.read_stage(with_bad_images).set_index("frame")
-    assert dict(table["status"].value_counts()) == {"rejected": len(LISTED) + 1, "stack": len(GOOD), "ok": 1}
+    assert dict(table["status"].value_counts()) == {
+        "rejected": len(LISTED) + 1,
+        "stack": len(GOOD),
+        "ok": 1,
+    }
     assert "half.fits: found 512x512 pixels, expected 1024x1024" in table.loc["half", "reason"]
     assert table.loc["last", "status"] == "ok"
     assert table.loc["last", "n_stack"] == len(GOOD)
     assert table.loc["last", "noise_frac"] == pytest.approx(0.0076 * np.hypot(1, 0.56), rel=0.1)
-    assert sorted(path.name for path in with_bad_images.glob("*.fits.fz")) == ["last.fits.fz", "reference.fits.fz"]
+    assert sorted(path.name for path in with_bad_images.glob("*.fits.fz")) == [
+        "last.fits.fz",
+        "reference.fits.fz",
+    ]
 
 
 def test_scan_rejects_bad_images_and_goes_on(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     model_file.save_model(tmp_path / "m.safetensors", report_network.new_network(1, "plain"), {})
     paths = [images / "empty.fits", images / "integer.fits", images / "four-dimensional.fits"]
@@ -231,7 +255,9 @@ def test_scan_rejects_bad_images_and_goes_on(
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "without PATTERN", "truncated"])
-def test_a_bad_reference_is_named(project: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_a_bad_reference_is_named(
+    project: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     path = project / "data/difference/reference.fits.fz"
     match kind:
         case "missing":
@@ -278,22 +304,50 @@ FRAME_FAULTS = {
     "no column mjd": ("frame,mjd", "frame,date", "column mjd is missing"),
     "unknown frame": ("frame1,2", "frame9,2", "frame frame9 has no image"),
     "frame without a name": ("frame1,2", ",2", "frame is '', expected the name of a file"),
-    "a path for a frame": ("frame1,2", "../scale/frame1,2", "frame is '../scale/frame1', expected the name of a file"),
-    "the name of the stack": ("frame1,2", "Reference,2", "frame reference would overwrite the median stack"),
-    "names that differ by case alone": ("frame1,2", "FRAME0,2", "frame FRAME0 is there in other letters"),
-    "a Julian date": ("frame5,6", "frame5,2456197.8", "row 7: mjd is 2456197.8, expected a modified Julian date"),
+    "a path for a frame": (
+        "frame1,2",
+        "../scale/frame1,2",
+        "frame is '../scale/frame1', expected the name of a file",
+    ),
+    "the name of the stack": (
+        "frame1,2",
+        "Reference,2",
+        "frame reference would overwrite the median stack",
+    ),
+    "names that differ by case alone": (
+        "frame1,2",
+        "FRAME0,2",
+        "frame FRAME0 is there in other letters",
+    ),
+    "a Julian date": (
+        "frame5,6",
+        "frame5,2456197.8",
+        "row 7: mjd is 2456197.8, expected a modified Julian date",
+    ),
     "duplicate row": ("frame1,2", "frame0,2", "frame frame0 stands twice"),
-    "date in words": ("frame1,2", "frame1,2010-03-01", "row 3: mjd is '2010-03-01', expected a number"),
+    "date in words": (
+        "frame1,2",
+        "frame1,2010-03-01",
+        "row 3: mjd is '2010-03-01', expected a number",
+    ),
     "date missing": ("frame1,2", "frame1,", "row 3: mjd is"),
     "date infinite": ("frame1,2", "frame1,inf", "row 3: mjd is"),
     "unsorted": ("frame1,2", "frame1,9", "does not increase"),
-    "too many fields": ("frame1,2", "frame1,2,3,4", "cannot be read as CSV (line 3: 4 fields, 2 in the header)"),
+    "too many fields": (
+        "frame1,2",
+        "frame1,2,3,4",
+        "cannot be read as CSV (line 3: 4 fields, 2 in the header)",
+    ),
     "one comma more in each row": (
         FRAMES,
         FRAMES.replace("\nf", "\n,f").strip(","),
         "line 2: 3 fields, 2 in the header",
     ),
-    "too few fields": ("frame1,2", "frame1", "cannot be read as CSV (line 3: 1 fields, 2 in the header)"),
+    "too few fields": (
+        "frame1,2",
+        "frame1",
+        "cannot be read as CSV (line 3: 1 fields, 2 in the header)",
+    ),
     "a column twice": ("frame,mjd", "frame,frame", "two columns are called 'frame'"),
     "semicolons": (",", ";", "semicolons between its fields, commas expected"),
     "open quote": ("frame1,2", 'frame1,"2', "frames.csv: "),
@@ -319,7 +373,9 @@ def test_a_bad_list_of_frames_is_explained(
     assert files_in(project / "data") == before
 
 
-BLOBS = "blob,x_px,y_px,radius_px,depth_frac,first_frame\nb0,60,70,7,0.05,\nb1,200,300,5,0.1,frame5\n"
+BLOBS = (
+    "blob,x_px,y_px,radius_px,depth_frac,first_frame\nb0,60,70,7,0.05,\nb1,200,300,5,0.1,frame5\n"
+)
 BLOB_FAULTS = {
     "no column": ("depth_frac", "depth", "column depth_frac is missing"),
     "text for a number": ("200,300", "200,three", "row 3: y_px is 'three', expected a number"),
@@ -334,7 +390,9 @@ BLOB_FAULTS = {
     "more than all light": ("5,0.1", "5,1.5", "row 3: depth_frac is 1.5"),
     "an unknown shape": (
         BLOBS,
-        BLOBS.replace("\nb0", ",shape\nb0").replace("0.05,", "0.05,,star").replace("frame5", "frame5,"),
+        BLOBS.replace("\nb0", ",shape\nb0")
+        .replace("0.05,", "0.05,,star")
+        .replace("frame5", "frame5,"),
         "shape is 'star'",
     ),
     "empty": (BLOBS, "", "cannot be read as CSV"),
@@ -342,7 +400,9 @@ BLOB_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", BLOB_FAULTS)
-def test_a_bad_catalogue_is_explained(project: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+def test_a_bad_catalogue_is_explained(
+    project: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
     good, bad, message = BLOB_FAULTS[fault]
     assert good in BLOBS
     (project / "data/raw/blobs.csv").write_text(BLOBS.replace(good, bad, 1))
@@ -374,7 +434,15 @@ def test_a_shifted_catalogue_is_refused_by_every_command(
             "--difference",
             *given,
         ],
-        "quicklook": ["quicklook", "data/raw", "--log", "log.sqlite", "--model", str(dense_model), *given],
+        "quicklook": [
+            "quicklook",
+            "data/raw",
+            "--log",
+            "log.sqlite",
+            "--model",
+            str(dense_model),
+            *given,
+        ],
         "catalogue": ["catalogue", "update", "--log", "log.sqlite", *given],
         "export": ["export", str(path), "--out", "out"],
         "cutout": ["cutout"],
@@ -385,7 +453,9 @@ def test_a_shifted_catalogue_is_refused_by_every_command(
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("stage", ["clip", "scale", "cutout", "augment", "train", "evaluate", "regression"])
+@pytest.mark.parametrize(
+    "stage", ["clip", "scale", "cutout", "augment", "train", "evaluate", "regression"]
+)
 def test_a_stage_without_the_one_before_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
 ) -> None:
@@ -396,7 +466,9 @@ def test_a_stage_without_the_one_before_says_so(
     assert list(Path().iterdir()) == [Path("params.yaml")]
 
 
-def test_a_batch_that_does_not_exist_says_so(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_batch_that_does_not_exist_says_so(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for stage in ("difference", "clip", "scale"):
         for batch in ("7", "-1"):
             line = one_line(capsys, stage, "--batch", batch)
@@ -515,7 +587,8 @@ def test_an_interrupted_stage_leaves_no_half_file_and_goes_on(
     at: int,
 ) -> None:
     shutil.rmtree(project / OUTPUTS[stage])
-    count, replace = [0], os.replace
+    count = [0]
+    replace = os.replace
 
     def interrupt(source: Path, target: Path) -> None:
         count[0] += 1
@@ -526,11 +599,16 @@ def test_an_interrupted_stage_leaves_no_half_file_and_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", interrupt)
         assert cli.main([stage]) == 130
-    assert capsys.readouterr().err == "blobpipe: interrupted; the next run goes on where this one stopped\n"
+    assert (
+        capsys.readouterr().err
+        == "blobpipe: interrupted; the next run goes on where this one stopped\n"
+    )
     whole = files_in(made_project / OUTPUTS[stage])
     left = files_in(project / OUTPUTS[stage])
     assert left.items() < whole.items()
-    assert not [name for name in left if name.startswith("frames-")], "the table comes last: it says that all is there"
+    assert not [name for name in left if name.startswith("frames-")], (
+        "the table comes last: it says that all is there"
+    )
     assert cli.main([stage]) == 0
     assert files_in(project / OUTPUTS[stage]) == whole
 
@@ -547,13 +625,17 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize(("stage", "file"), [("scale", "frame3.fits.fz"), ("augment", "contact_sheet.png")])
+@pytest.mark.parametrize(
+    ("stage", "file"), [("scale", "frame3.fits.fz"), ("augment", "contact_sheet.png")]
+)
 def test_a_killed_stage_leaves_no_half_file_under_its_name_and_goes_on(
     made_project: Path, project: Path, stage: str, file: str
 ) -> None:
     """kill -9 between writing and renaming: all that stays is a hidden file, which no stage reads."""
     shutil.rmtree(project / OUTPUTS[stage])
-    done = subprocess.run([sys.executable, "-c", KILL, file, stage], cwd=project, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILL, file, stage], cwd=project, capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     whole = files_in(made_project / OUTPUTS[stage])
     left = files_in(project / OUTPUTS[stage])

@@ -122,7 +122,9 @@ def test_works_are_done_in_turn_and_the_first_turn_does_not_count() -> None:
         done.append(name)
         return 1.0
 
-    rates = measure.interleave({"a": lambda: work("a"), "b": lambda: work("b")}, least=2, most=3, seconds=60)
+    rates = measure.interleave(
+        {"a": lambda: work("a"), "b": lambda: work("b")}, least=2, most=3, seconds=60
+    )
     assert "".join(done) == "ab" + "ab" + "ba" + "ab"
     assert {name: len(values) for name, values in rates.items()} == {"a": 3, "b": 3}
     assert len(measure.interleave({"a": lambda: work("a")}, least=2, most=9, seconds=0)["a"]) == 2
@@ -131,7 +133,9 @@ def test_works_are_done_in_turn_and_the_first_turn_does_not_count() -> None:
 def test_figures_are_medians_and_know_their_targets() -> None:
     part = measure.Part("A part")
     part.add("rate", "a rate", "frames/s", [1.0, 2.0, 9.0], at_least=2)
-    part.add_ratio("ours_over_other", "a ratio", np.array([4.0, 6.0]), np.array([2.0, 2.0]), at_most=2)
+    part.add_ratio(
+        "ours_over_other", "a ratio", np.array([4.0, 6.0]), np.array([2.0, 2.0]), at_most=2
+    )
     rate, ratio = part.figures.values()
     assert (rate.median, rate.low, rate.high, rate.n, rate.reached) == (2.0, 1.5, 5.5, 3, True)
     assert (ratio.median, ratio.unit, ratio.reached) == (2.5, measure.TIMES, False)
@@ -154,7 +158,9 @@ def test_both_ways_of_clipping_give_the_same() -> None:
     [image], _ = material.differences(1)
     params = Clip(border_px=0)
     part = image[200:300]
-    np.testing.assert_allclose(images.clip_by_loop(part, params), clip_image(part, params)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        images.clip_by_loop(part, params), clip_image(part, params)[0], rtol=1e-6
+    )
 
 
 def test_recipes_are_like_those_of_the_pipeline() -> None:

@@ -23,7 +23,9 @@ from blobpipe import cli
 from blobpipe.monitor import logbook
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+)
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -53,7 +55,10 @@ class Site:
     def decisions(self) -> dict[int, str]:
         """Of each candidate."""
         with contextlib.closing(logbook.connect(self.log)) as connection:
-            return {row["id"]: row["decision"] for row in connection.execute("SELECT * FROM candidate_list")}
+            return {
+                row["id"]: row["decision"]
+                for row in connection.execute("SELECT * FROM candidate_list")
+            }
 
 
 @dataclass
@@ -64,7 +69,12 @@ class Heard:
     requests: list[str] = field(default_factory=list)
 
     def listen(self, page: Any) -> None:
-        page.on("console", lambda said: self.faults.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda said: (
+                self.faults.append(said.text) if said.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("requestfailed", self._failed)
         page.on("request", lambda asked: self.requests.append(asked.url))
@@ -93,7 +103,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     connection = synthetic_log.make_log(log, 220)
     with logbook.writing(connection):
         for number, decision in ((1, "confirmed"), (2, "unsure"), (3, "rejected")):
-            review = {"candidate": number, "decision": decision, "reviewer": "Ada", "reason": "as round as one"}
+            review = {
+                "candidate": number,
+                "decision": decision,
+                "reviewer": "Ada",
+                "reason": "as round as one",
+            }
             logbook.insert(connection, "reviews", review | {"at": logbook.now()})
     connection.close()
     with served(log) as address:
@@ -101,13 +116,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 @contextmanager
-def tab(browser: Any, width: int = 1280, *, site: Site | None = None, **more: Any) -> Iterator[tuple[Any, Heard]]:
+def tab(
+    browser: Any, width: int = 1280, *, site: Site | None = None, **more: Any
+) -> Iterator[tuple[Any, Heard]]:
     """A fresh browser window, signed in to ``site``; no fault may be heard by its end."""
     context = browser.new_context(viewport={"width": width, "height": SIZES[width]}, **more)
     if site:
         context.request.get(f"{site.address}/?token={TOKEN}")
     context.set_default_timeout(1e3 * SECONDS)
-    page, heard = context.new_page(), Heard()
+    page = context.new_page()
+    heard = Heard()
     heard.listen(page)
     try:
         yield page, heard
@@ -127,7 +145,12 @@ def desk(browser: Any, site: Site) -> Iterator[Any]:
 def load_all(page: Any) -> None:
     """Let the browser fetch the pictures that are not in sight yet too."""
     page.evaluate(LOADED)
-    assert page.evaluate("[...document.images].filter(image => !image.naturalWidth).map(image => image.src)") == []
+    assert (
+        page.evaluate(
+            "[...document.images].filter(image => !image.naturalWidth).map(image => image.src)"
+        )
+        == []
+    )
 
 
 def insist_on_soundness(page: Any) -> None:
@@ -160,7 +183,10 @@ def test_every_page_is_sound_for_everybody(browser: Any, site: Site, name: str) 
     with tab(browser, site=site) as (page, heard):
         answer = page.goto(site.address + PAGES[name])
         insist_on_soundness(page)
-        assert {urlsplit(url).netloc for url in heard.requests} <= {urlsplit(site.address).netloc, ""}
+        assert {urlsplit(url).netloc for url in heard.requests} <= {
+            urlsplit(site.address).netloc,
+            "",
+        }
         if answer.status == 404:  # the browser's own words about the page that was asked for
             assert [fault for fault in heard.faults if "404" not in fault] == []
             heard.faults.clear()
@@ -195,7 +221,9 @@ def test_signing_in_is_sound_and_a_wrong_token_is_told(browser: Any, site: Site)
 
 
 @pytest.mark.parametrize("which", ["a day", "everything"])
-def test_the_single_file_is_sound_and_asks_for_nothing(browser: Any, site: Site, which: str, tmp_path: Path) -> None:
+def test_the_single_file_is_sound_and_asks_for_nothing(
+    browser: Any, site: Site, which: str, tmp_path: Path
+) -> None:
     path = tmp_path / "page.html"
     whole = ["--all"] if which == "everything" else []
     assert cli.main(["page", "--log", str(site.log), "--out", str(path), *whole]) == 0
@@ -218,21 +246,29 @@ def tab_to(page: Any, words: str) -> None:
     """Press Tab until something that says so has the focus."""
     for _ in range(60):
         press(page, "Tab")
-        if words in page.evaluate("(e => e.innerText + (e.getAttribute('name') || ''))(document.activeElement)"):
+        if words in page.evaluate(
+            "(e => e.innerText + (e.getAttribute('name') || ''))(document.activeElement)"
+        ):
             return
     raise AssertionError(f"Tab does not lead to {words}")
 
 
 def focused(page: Any) -> int:
     """The candidate that has the focus."""
-    return int(page.evaluate("(document.activeElement.closest('.card') || {id: 'candidate-0'}).id").split("-")[1])
+    return int(
+        page.evaluate("(document.activeElement.closest('.card') || {id: 'candidate-0'}).id").split(
+            "-"
+        )[1]
+    )
 
 
 def said(page: Any) -> str:
     return str(page.get_by_role("status").inner_text())
 
 
-def test_a_candidate_confirmed_by_keyboard_alone_is_in_the_catalogue(desk: Any, site: Site, tmp_path: Path) -> None:
+def test_a_candidate_confirmed_by_keyboard_alone_is_in_the_catalogue(
+    desk: Any, site: Site, tmp_path: Path
+) -> None:
     tab_to(desk, "candidates to decide on")
     press(desk, "Enter")
     desk.wait_for_url("**/queue")
@@ -252,16 +288,25 @@ def test_a_candidate_confirmed_by_keyboard_alone_is_in_the_catalogue(desk: Any, 
     assert said(desk).startswith(f"Candidate {number}: confirmed.")
     assert focused(desk) not in (0, number)
     catalogue = tmp_path / "blobs.csv"
-    assert cli.main(["catalogue", "update", "--log", str(site.log), "--catalogue", str(catalogue)]) == 0
+    assert (
+        cli.main(["catalogue", "update", "--log", str(site.log), "--catalogue", str(catalogue)])
+        == 0
+    )
     with contextlib.closing(logbook.connect(site.log)) as connection:
         row = connection.execute("SELECT * FROM candidate_list WHERE id = ?", (number,)).fetchone()
     table = pd.read_csv(catalogue)
     mine = table[table["reviewer"] == "Ada Lovelace"]
-    assert mine[["x_px", "y_px"]].to_numpy().ravel() == pytest.approx([row["x_px"], row["y_px"]], abs=1e-3)
+    assert mine[["x_px", "y_px"]].to_numpy().ravel() == pytest.approx(
+        [row["x_px"], row["y_px"]], abs=1e-3
+    )
 
 
-@pytest.mark.parametrize(("key", "decision"), [("r", "rejected"), ("u", "unsure"), ("c", "confirmed")])
-def test_a_key_decides_and_goes_on_to_the_next(desk: Any, site: Site, key: str, decision: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "decision"), [("r", "rejected"), ("u", "unsure"), ("c", "confirmed")]
+)
+def test_a_key_decides_and_goes_on_to_the_next(
+    desk: Any, site: Site, key: str, decision: str
+) -> None:
     desk.goto(f"{site.address}/queue")
     press(desk, "j")
     number = focused(desk)
@@ -330,7 +375,9 @@ FOCUS = """() => {
 
 @pytest.mark.parametrize("width", SIZES)
 @pytest.mark.parametrize("name", ["today", "queue", "candidate", "images", "map"])
-def test_the_focus_is_seen_and_goes_in_reading_order(browser: Any, site: Site, name: str, width: int) -> None:
+def test_the_focus_is_seen_and_goes_in_reading_order(
+    browser: Any, site: Site, name: str, width: int
+) -> None:
     with tab(browser, width, site=site) as (page, _):
         page.goto(site.address + PAGES[name])
         places = []
@@ -370,10 +417,16 @@ def in_sight(page: Any, height: int) -> Callable[[Any], bool]:
 def test_what_a_decision_needs_is_in_sight_at_once(desk: Any, site: Site, where: str) -> None:
     desk.goto(site.address + where)
     card = desk.locator("article.card").first
-    parts = [*card.get_by_role("img").all(), *card.locator("dd").all(), *card.get_by_role("button").all()]
+    parts = [
+        *card.get_by_role("img").all(),
+        *card.locator("dd").all(),
+        *card.get_by_role("button").all(),
+    ]
     assert len(parts) == 4 + 1 + 8 + 3
     seen = in_sight(desk, SIZES[1280])
-    assert [part.inner_text() or part.get_attribute("alt") for part in parts if not seen(part)] == []
+    assert [
+        part.inner_text() or part.get_attribute("alt") for part in parts if not seen(part)
+    ] == []
 
 
 def test_on_a_phone_the_decisions_stay_in_sight(browser: Any, site: Site) -> None:
@@ -401,7 +454,10 @@ def test_words_in_graphs_are_not_cut(browser: Any, site: Site) -> None:
 def test_a_browser_asks_again_only_for_what_has_changed(browser: Any, site: Site) -> None:
     with tab(browser) as (page, _):
         statuses: list[int] = []
-        page.on("response", lambda answer: statuses.append(answer.status) if "/picture/" in answer.url else None)
+        page.on(
+            "response",
+            lambda answer: statuses.append(answer.status) if "/picture/" in answer.url else None,
+        )
         page.goto(f"{site.address}/candidate/1")
         load_all(page)
         assert set(statuses) == {200}

@@ -25,16 +25,27 @@ from blobpipe.monitor import logbook
 from blobpipe.params import Notices, Params, Regression, to_yaml
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
-D, C = "data", "results"
+D = "data"
+C = "results"
 PARAMS = Params(regression=Regression(min_cases=7))
 EXPECTED: dict[str, Calls] = {
-    "campaign --threads 2": [("simulation.campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})],
+    "campaign --threads 2": [
+        ("simulation.campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})
+    ],
     "difference": [
         ("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {}),
-        ("images.difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, None), {}),
+        (
+            "images.difference.subtract",
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, None),
+            {},
+        ),
     ],
-    "difference --reference": [("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})],
-    "difference --batch 3": [("images.difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3), {})],
+    "difference --reference": [
+        ("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})
+    ],
+    "difference --batch 3": [
+        ("images.difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3), {})
+    ],
     "clip": [("images.clip.clip", (f"{D}/difference", f"{D}/clip", PARAMS.clip, None), {})],
     "scale --batch 0": [("images.scale.scale", (f"{D}/clip", f"{D}/scale", PARAMS.scale, 0), {})],
     "cutout": [
@@ -54,14 +65,28 @@ EXPECTED: dict[str, Calls] = {
     "train": [
         (
             "networks.train.train",
-            (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/train", PARAMS.train),
+            (
+                f"{D}/difference",
+                f"{D}/scale",
+                f"{C}/cutout",
+                f"{C}/augment",
+                f"{C}/train",
+                PARAMS.train,
+            ),
             {"noise_sigma": 0.75},
         )
     ],
     "dense": [
         (
             "networks.dense.train_dense",
-            (f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment", f"{C}/dense", PARAMS.dense),
+            (
+                f"{D}/difference",
+                f"{D}/scale",
+                f"{C}/cutout",
+                f"{C}/augment",
+                f"{C}/dense",
+                PARAMS.dense,
+            ),
             {},
         )
     ],
@@ -92,7 +117,10 @@ EXPECTED: dict[str, Calls] = {
                 *((f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"), f"{C}/detect"),
                 *(cli.MODEL, f"{C}/regression", PARAMS.regression),
             ),
-            {"radii_px": PARAMS.evaluate.radii_px, "per_100_frames": PARAMS.detect.false_alarms_per_100_frames},
+            {
+                "radii_px": PARAMS.evaluate.radii_px,
+                "per_100_frames": PARAMS.detect.false_alarms_per_100_frames,
+            },
         ),
         (
             "validation.cases_page.write_cases",
@@ -105,7 +133,11 @@ EXPECTED: dict[str, Calls] = {
             "validation.completeness.measure_completeness",
             (
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
-                *((f"{C}/detect/model.safetensors", cli.MODEL), f"{C}/completeness", PARAMS.completeness),
+                *(
+                    (f"{C}/detect/model.safetensors", cli.MODEL),
+                    f"{C}/completeness",
+                    PARAMS.completeness,
+                ),
             ),
             {
                 "setting": (
@@ -153,7 +185,8 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
 
 
 def test_every_stage_of_the_settings_is_a_command() -> None:
-    stages = set(Params.model_fields) - {"quicklook", "notices", "health"}  # those are of the daily routine
+    # those are of the daily routine
+    stages = set(Params.model_fields) - {"quicklook", "notices", "health"}
     assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
 
 
@@ -171,11 +204,17 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(f"    {command}" in out for command in (*cli.STAGES, "check", "scan", "gate", "params"))
+    assert all(
+        f"    {command}" in out for command in (*cli.STAGES, "check", "scan", "gate", "params")
+    )
 
 
-@pytest.mark.parametrize("argv", [[], ["unknown"], ["clip", "--batch", "x"], ["scan", "a.fits"], ["check"]])
-def test_a_wrong_command_line_is_explained(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "argv", [[], ["unknown"], ["clip", "--batch", "x"], ["scan", "a.fits"], ["check"]]
+)
+def test_a_wrong_command_line_is_explained(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(argv)
     assert done.value.code == 2
@@ -194,7 +233,12 @@ def test_check_answers_for_every_file(folder: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["check", "good.fits"]) == 0
     assert cli.main(["check", "bad.fits", "good.fits", "none.fits"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["good.fits", "bad.fits", "good.fits", "none.fits"]
+    assert [line.split(":")[0] for line in lines] == [
+        "good.fits",
+        "bad.fits",
+        "good.fits",
+        "none.fits",
+    ]
     assert ["not usable" in line for line in lines] == [False, True, False, True]
 
 
@@ -210,7 +254,9 @@ def test_gate_passes_or_says_what_failed(folder: Path, capsys: pytest.CaptureFix
         "passed": True,
     }
     for cases, code in ((7, 0), (6, 1)):
-        tables.write_json("results/regression/metrics.json", {**good, "n_cases": cases, "passed": cases == 7})
+        tables.write_json(
+            "results/regression/metrics.json", {**good, "n_cases": cases, "passed": cases == 7}
+        )
         assert cli.main(["gate"]) == code
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "passed"
@@ -219,10 +265,14 @@ def test_gate_passes_or_says_what_failed(folder: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_scan_needs_no_settings_but_takes_them(folder: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+def test_scan_needs_no_settings_but_takes_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
     calls: Calls = []
     scan = importlib.import_module("blobpipe.monitor.scan")
-    monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
+    monkeypatch.setattr(
+        scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0
+    )
     if not own:
         (folder / "params.yaml").unlink()
     assert cli.main(["scan", "a.fits", "b.fits", "--difference", "--out", "o"]) == 0
@@ -237,7 +287,9 @@ def test_scan_needs_no_settings_but_takes_them(folder: Path, monkeypatch: pytest
 def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: Calls = []
     scan = importlib.import_module("blobpipe.monitor.scan")
-    monkeypatch.setattr(scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0)
+    monkeypatch.setattr(
+        scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0
+    )
     own = _own_model(folder)
     assert cli.main(["scan", "a.fits", "--out", "o"]) == 0
     assert cli.main(["scan", "a.fits", "--out", "o", "--model", "m"]) == 0
@@ -263,10 +315,17 @@ def _own_model(folder: Path, **metrics: object) -> Path:
     ("metrics", "found"),
     [
         ({"recall": 0.0, "passed": False}, "recall: found 0.0, expected at least 0.6"),
-        ({"n_cases": 6, "passed": True}, "n_cases: found 6, expected at least 7"),  # by the settings of today
+        # by the settings of today
+        ({"n_cases": 6, "passed": True}, "n_cases: found 6, expected at least 7"),
         ({"recall": "high"}, "recall: found high, expected at least 0.6"),
-        ({"dense_sha256": "0" * 64}, "results/regression/metrics.json is of the model 000000000000, not of this one"),
-        ({"dense_sha256": None}, "results/regression/metrics.json is of the model None, not of this one"),
+        (
+            {"dense_sha256": "0" * 64},
+            "results/regression/metrics.json is of the model 000000000000, not of this one",
+        ),
+        (
+            {"dense_sha256": None},
+            "results/regression/metrics.json is of the model None, not of this one",
+        ),
         (None, "results/regression/metrics.json: not found; run the stage regression"),
         ("[", "results/regression/metrics.json: cannot be read as JSON"),
         ("[" * 100_000, "results/regression/metrics.json: cannot be read as JSON"),
@@ -290,11 +349,14 @@ def test_a_model_that_the_regression_test_has_not_passed_is_refused(
     (folder / "in").mkdir()
     noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
     fits_images.write_image(folder / "a.fits", noise, name="DIFFERENCE")
-    scan, quicklook = ["scan", "a.fits", "--difference", "--out", "o"], ["quicklook", "in", "--difference"]
+    scan = ["scan", "a.fits", "--difference", "--out", "o"]
+    quicklook = ["quicklook", "in", "--difference"]
     for words in (scan, quicklook):
         assert cli.main(words) == 1
         [line] = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"blobpipe: {cli.OWN_MODEL}: the regression test has not passed it ({found}")
+        assert line.startswith(
+            f"blobpipe: {cli.OWN_MODEL}: the regression test has not passed it ({found}"
+        )
         assert f"--model {cli.OWN_MODEL}, or the packaged one, --model " in line
     assert not Path("o").exists()
     assert not Path(cli.LOG).exists()
@@ -338,12 +400,16 @@ def test_quicklook_has_its_folder_log_and_model(
     calls: Calls = []
     quicklook = importlib.import_module("blobpipe.monitor.quicklook")
     for name in ("quicklook", "watch"):
-        monkeypatch.setattr(quicklook, name, lambda *args, name=name: calls.append((name, args, {})))
+        monkeypatch.setattr(
+            quicklook, name, lambda *args, name=name: calls.append((name, args, {}))
+        )
     told = PARAMS.model_copy(update={"notices": Notices(digest="daily")})
     (folder / "params.yaml").write_text(to_yaml(told))
     assert cli.main(["quicklook", "in", *words]) == 0
     expected = told.model_copy(update={"notices": Notices()}) if words == ["--silent"] else told
-    routine = quicklook.Routine(Path(cli.LOG), Path(cli.__file__).with_name("model.safetensors"), expected)
+    routine = quicklook.Routine(
+        Path(cli.LOG), Path(cli.__file__).with_name("model.safetensors"), expected
+    )
     assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), routine), {})]
 
 
@@ -398,12 +464,16 @@ def test_an_error_is_one_line_and_status_1(
     assert not out
     assert err.startswith(f"blobpipe: {message}")
     assert err.count("\n") == 1
-    assert ("space" in err) == (getattr(ERRORS[message], "errno", None) in (errno.ENOSPC, errno.EDQUOT))
+    assert ("space" in err) == (
+        getattr(ERRORS[message], "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    )
     assert "xdc" not in err
 
 
 @pytest.mark.parametrize("message", ERRORS)
-def test_debug_shows_the_traceback(message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback(
+    message: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fail_with(ERRORS[message], monkeypatch)
     with pytest.raises(type(ERRORS[message])):
         cli.main(["clip", "--debug"])
@@ -424,14 +494,19 @@ def test_a_fault_of_ours_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "words", [["params"], ["log", "images"], ["log", "notices"], ["check", "none.fits", "none.fits"]]
+    "words",
+    [["params"], ["log", "images"], ["log", "notices"], ["check", "none.fits", "none.fits"]],
 )
 def test_a_closed_pipe_ends_it_without_a_word(folder: Path, words: list[str]) -> None:
     synthetic_log.make_log(Path(cli.LOG), 40).close()
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "blobpipe", *words], stdout=write, stderr=subprocess.PIPE, timeout=60, check=False
+        [sys.executable, "-m", "blobpipe", *words],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (cli.PIPE_CLOSED, b"")
@@ -440,10 +515,17 @@ def test_a_closed_pipe_ends_it_without_a_word(folder: Path, words: list[str]) ->
 def test_output_without_space_is_one_line(folder: Path) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "blobpipe", "params"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-m", "blobpipe", "params"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == "blobpipe: writing: No space left on device; free some space or choose another folder\n"
+    assert (
+        done.stderr
+        == "blobpipe: writing: No space left on device; free some space or choose another folder\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -453,7 +535,10 @@ def test_output_without_space_is_one_line(folder: Path) -> None:
         (["quicklook", "x" * 300], "File name too long; choose a shorter one"),
         (["page", "--log", "there/x", "--out", "out"], "there/x: not found"),
         (["log", "images", "--log", "there"], "it cannot be opened"),
-        (["log", "images", "--log", cli.LOG, "--out", "there/file/x.csv"], "this is a file, expected a folder"),
+        (
+            ["log", "images", "--log", cli.LOG, "--out", "there/file/x.csv"],
+            "this is a file, expected a folder",
+        ),
         (["log", "images", "--log", cli.LOG, "--out", f"{'y' * 300}.csv"], "File name too long"),
     ],
 )
@@ -483,7 +568,9 @@ def test_the_commands_make_what_the_functions_make(project: Path, made_project: 
         names = sorted(path.name for path in (made_project / made).iterdir())
         assert sorted(path.name for path in (project / made).iterdir()) == names
         for name in names:
-            assert (project / made / name).read_bytes() == (made_project / made / name).read_bytes(), name
+            assert (project / made / name).read_bytes() == (
+                made_project / made / name
+            ).read_bytes(), name
 
 
 def test_the_installed_command_and_the_module_are_the_same() -> None:
@@ -498,7 +585,9 @@ def test_the_installed_command_and_the_module_are_the_same() -> None:
     assert "Traceback" in done.stderr
     script = shutil.which("blobpipe", path=str(Path(sys.executable).parent))
     if script:
-        version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+        version = subprocess.run(
+            [script, "--version"], capture_output=True, text=True, check=True
+        ).stdout
         assert version.split()[-1] == __version__
 
 

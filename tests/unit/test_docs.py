@@ -38,7 +38,18 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
 ]
-OTHER_PROGRAMS = {".", "cp", "git", "pip", "pytest", "python", "ruff", "mypy", "snakefmt", "sphinx-build"}
+OTHER_PROGRAMS = {
+    ".",
+    "cp",
+    "git",
+    "pip",
+    "pytest",
+    "python",
+    "ruff",
+    "mypy",
+    "snakefmt",
+    "sphinx-build",
+}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 sys.path.insert(0, str(DOCS / "_ext"))
@@ -51,7 +62,9 @@ def _blocks(language: str) -> list[tuple[str, str]]:
 
 
 def _commands() -> list[tuple[str, str]]:
-    return [(page, line) for page, code in _blocks("bash") for line in code.splitlines() if line.strip()]
+    return [
+        (page, line) for page, code in _blocks("bash") for line in code.splitlines() if line.strip()
+    ]
 
 
 @pytest.mark.parametrize(("page", "line"), _commands())
@@ -97,8 +110,12 @@ def _make_targets() -> set[str]:
 def test_the_image_of_the_tutorial_shows_what_it_says() -> None:
     params = Params()
     names = campaign.frame_names(params.campaign)
-    [name] = {name for page in PAGES for code in _bash(page) for name in re.findall(r"id\w{7}_blob", code)}
-    [blob] = [blob for blob in campaign.population(params.campaign) if names[max(blob.first, 0)] == name]
+    [name] = {
+        name for page in PAGES for code in _bash(page) for name in re.findall(r"id\w{7}_blob", code)
+    }
+    [blob] = [
+        blob for blob in campaign.population(params.campaign) if names[max(blob.first, 0)] == name
+    ]
     assert names.index(name) == params.difference.stack_size
     assert f"x = {blob.x_px:.0f}, y = {blob.y_px:.0f}" in (DOCS / "tutorial.md").read_text()
     assert regression.blob_snr(blob, campaign.DIFFERENCE_NOISE_FRAC) > 20
@@ -120,8 +137,14 @@ def test_python_examples_use_what_exists(page: str, code: str) -> None:
                 except ModuleNotFoundError:
                     imported[alias.name] = getattr(importlib.import_module(node.module), alias.name)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
-            assert hasattr(imported[node.value.id], node.attr), f"{page}: {node.value.id}.{node.attr}"
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in imported
+        ):
+            assert hasattr(imported[node.value.id], node.attr), (
+                f"{page}: {node.value.id}.{node.attr}"
+            )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -133,21 +156,31 @@ def test_every_stage_has_its_paragraphs(stage: str) -> None:
 
 def test_every_command_is_in_the_reference() -> None:
     [commands] = [action for action in build_parser()._actions if action.dest == "command"]
-    shown = re.findall(r"^```\{command-help\} (\w+)$", (DOCS / "commands.md").read_text(), re.MULTILINE)
+    shown = re.findall(
+        r"^```\{command-help\} (\w+)$", (DOCS / "commands.md").read_text(), re.MULTILINE
+    )
     assert sorted(shown) == sorted(commands.choices)  # type: ignore[arg-type]
 
 
 def test_relative_links_lead_somewhere() -> None:
-    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", _prose(page))]
-    paths = [(page, link.split("#")[0]) for page, link in links if not link.startswith(("http", "#"))]
+    links = [
+        (page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", _prose(page))
+    ]
+    paths = [
+        (page, link.split("#")[0]) for page, link in links if not link.startswith(("http", "#"))
+    ]
     assert [(page.name, path) for page, path in paths if not (page.parent / path).exists()] == []
 
 
 def test_contents_are_complete() -> None:
     listed = re.findall(
-        r"^[a-z/-]+$", "\n".join(re.findall(r":caption:.*?\n\n(.*?)```", _index(), re.DOTALL)), re.MULTILINE
+        r"^[a-z/-]+$",
+        "\n".join(re.findall(r":caption:.*?\n\n(.*?)```", _index(), re.DOTALL)),
+        re.MULTILINE,
     )
-    pages = {str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if page.is_relative_to(DOCS)}
+    pages = {
+        str(page.relative_to(DOCS).with_suffix("")) for page in PAGES if page.is_relative_to(DOCS)
+    }
     assert set(listed) ^ pages == {"index"}
 
 
@@ -165,7 +198,10 @@ def _prose(page: Path) -> str:
 def _tables() -> dict[str, list[str]]:
     """Heading of each table of outputs.md, and its first column."""
     sections = re.split(r"^### ", (DOCS / "outputs.md").read_text(), flags=re.MULTILINE)[1:]
-    return {section.splitlines()[0]: re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE) for section in sections}
+    return {
+        section.splitlines()[0]: re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE)
+        for section in sections
+    }
 
 
 def _step(report: type) -> tuple[str, ...]:
@@ -173,7 +209,8 @@ def _step(report: type) -> tuple[str, ...]:
 
 
 def _curve(name: str) -> Sequence[str]:
-    labels, probability = np.array([0, 1]), np.array([0.2, 0.8])
+    labels = np.array([0, 1])
+    probability = np.array([0.2, 0.8])
     return list({"calibration": metrics.reliability(labels, probability)}[name].columns)
 
 
@@ -187,7 +224,11 @@ COMPARED = regression.compare_detectors(NO_CASES, dict.fromkeys(("isr", *DETECTO
 
 
 def _regression_metrics() -> Sequence[str]:
-    parts = (regression.summarise(NO_CASES), regression.side_by_side(COMPARED), regression.accuracy(NO_CASES.cases))
+    parts = (
+        regression.summarise(NO_CASES),
+        regression.side_by_side(COMPARED),
+        regression.accuracy(NO_CASES.cases),
+    )
     return [*(key for part in parts for key in part), "passed", "dense_sha256"]
 
 
@@ -268,7 +309,11 @@ def test_columns_stand_in_the_code(path: str) -> None:
 
 def test_columns_are_those_of_the_last_run() -> None:
     for path in _tables():
-        if path.startswith(("data/clip", "data/scale", "results")) and path.endswith(".csv") and (ROOT / path).exists():
+        if (
+            path.startswith(("data/clip", "data/scale", "results"))
+            and path.endswith(".csv")
+            and (ROOT / path).exists()
+        ):
             with open(ROOT / path, newline="") as file:
                 found = set(next(csv.reader(file)))
             assert set(_tables()[path]) <= found, path
@@ -279,7 +324,9 @@ def test_columns_are_those_of_the_last_run() -> None:
 
 
 def test_measured_numbers_have_a_documented_name() -> None:
-    roles = [key for page in PAGES for key in re.findall(r"\{measured\}`(\w+ \S+)`", page.read_text())]
+    roles = [
+        key for page in PAGES for key in re.findall(r"\{measured\}`(\w+ \S+)`", page.read_text())
+    ]
     places = re.findall(r"<!-- (\w+ \S+) -->", (ROOT / "README.md").read_text())
     assert len(roles) > 20
     assert places
@@ -293,7 +340,14 @@ def test_measured_numbers_have_a_documented_name() -> None:
 def test_numbers_come_from_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("measured.ROOT", tmp_path)
     assert measured("evaluate", "tpr") == UNKNOWN
-    content = {"tpr": 0.95, "n": 12, "passed": True, "nothing": None, "seconds": 61.7, "tpr_at_fpr_0.01": 0.5}
+    content = {
+        "tpr": 0.95,
+        "n": 12,
+        "passed": True,
+        "nothing": None,
+        "seconds": 61.7,
+        "tpr_at_fpr_0.01": 0.5,
+    }
     content |= {"recall": 0.7, "recall_interval": [0.6, 0.8]}
     content |= {
         "matched_filter": {"tpr": 0.5},
@@ -305,7 +359,12 @@ def test_numbers_come_from_the_metrics(tmp_path: Path, monkeypatch: pytest.Monke
     assert measured("evaluate", "tpr_at_fpr_0.01") == "0.500"
     assert measured("evaluate", "recall") == "0.700 (0.600 to 0.800)"
     assert measured("evaluate", "matched_filter.brier") == UNKNOWN
-    assert [measured("evaluate", key) for key in ("n", "passed", "nothing", "seconds")] == ["12", "yes", "none", "62"]
+    assert [measured("evaluate", key) for key in ("n", "passed", "nothing", "seconds")] == [
+        "12",
+        "yes",
+        "none",
+        "62",
+    ]
 
 
 def test_filling_in_keeps_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +373,10 @@ def test_filling_in_keeps_the_places(tmp_path: Path, monkeypatch: pytest.MonkeyP
     page.write_text("a <!-- train seconds -->old<!-- --> b <!-- train epochs --><!-- --> c\n")
     fill_in(page)
     once = page.read_text()
-    assert once == f"a <!-- train seconds -->{UNKNOWN}<!-- --> b <!-- train epochs -->{UNKNOWN}<!-- --> c\n"
+    assert (
+        once
+        == f"a <!-- train seconds -->{UNKNOWN}<!-- --> b <!-- train epochs -->{UNKNOWN}<!-- --> c\n"
+    )
     fill_in(page)
     assert page.read_text() == once
 

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc, which compiles tests/faults.c")
+pytestmark = pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="no gcc, which compiles tests/faults.c"
+)
 
 
 def run(*words: str) -> str:
     """What the command says at its end; in a process of its own, as faults are preloaded."""
     command = (sys.executable, "-m", "tests.faults", *words)
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 

@@ -29,11 +29,15 @@ runner.main(case)
 """
 
 
-def test_the_runner_names_the_seed_of_a_crash_a_hang_and_a_memory_hog_and_goes_on(tmp_path: Path) -> None:
+def test_the_runner_names_the_seed_of_a_crash_a_hang_and_a_memory_hog_and_goes_on(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     command = [sys.executable, "broken.py", "--count", "9"]
     environment = {"PYTHONPATH": str(runner.ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr
     for line in (
         "--- seed 1: the process died: SIGABRT",
@@ -51,4 +55,6 @@ def test_damaged_images_are_read_right_or_refused() -> None:
 
 @pytest.mark.long
 def test_ten_thousand_damaged_images_are_read_right_or_refused() -> None:
-    assert "10000 cases from seed 1000: 0 faults" in runner.check("tests.fuzz.fits", seed=1000, count=10_000)
+    assert "10000 cases from seed 1000: 0 faults" in runner.check(
+        "tests.fuzz.fits", seed=1000, count=10_000
+    )

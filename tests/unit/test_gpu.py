@@ -14,13 +14,19 @@ from blobpipe.networks import fused
 from blobpipe.simulation import augment, clutter, cutout, render, render_gpu
 from blobpipe.simulation.recipes import Recipes, Scene
 
-CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
+CUDA = pytest.param(
+    "cuda",
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")],
+)
 
 
 def opened(project: Path) -> tuple[Scene, Recipes]:
-    data, results = project / "data", project / "results"
+    data = project / "data"
+    results = project / "results"
     augmented = augment.read_augmentation(results / "augment")
-    return cutout.open_split(data / "difference", data / "scale", results / "cutout", "train", augmented, n=60)
+    return cutout.open_split(
+        data / "difference", data / "scale", results / "cutout", "train", augmented, n=60
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
@@ -32,7 +38,9 @@ def test_renders_what_the_cpu_renders(device: str, made_project: Path) -> None:
     renderer = render_gpu.Renderer(scene, recipes, torch.device(device))
     for copy in range(renderer.copies):
         for noise_sigma in (0.0, 0.75):
-            expected = render.render_subframes(scene, recipes, rows, copy=copy, noise_sigma=noise_sigma)
+            expected = render.render_subframes(
+                scene, recipes, rows, copy=copy, noise_sigma=noise_sigma
+            )
             there = torch.from_numpy(rows).to(device)
             pixels = renderer.render(there, torch.tensor(copy, device=device), noise_sigma)
             np.testing.assert_allclose(pixels[:, 0].cpu(), expected, atol=2e-5)
@@ -42,9 +50,11 @@ def test_renders_what_the_cpu_renders(device: str, made_project: Path) -> None:
 def test_varies_as_the_cpu_varies(device: str, made_project: Path) -> None:
     """Clutter with pixels without a value, weaker blobs, and none of that."""
     scene, recipes = opened(made_project)
-    rng, pieces = np.random.default_rng(1), clutter.draw_pieces(1, 8)
+    rng = np.random.default_rng(1)
+    pieces = clutter.draw_pieces(1, 8)
     assert (pieces == clutter.NO_VALUE).any()
-    rows, piece = rng.permutation(60)[:40], rng.integers(-1, 8, 40)
+    rows = rng.permutation(60)[:40]
+    piece = rng.integers(-1, 8, 40)
     strength = rng.uniform(0.2, 1.5, len(recipes.blob)).astype(np.float32)
     noise_sigma = rng.uniform(0, 0.5, 40).astype(np.float32)
     varied = {"strength": strength, "noise_sigma": noise_sigma, "piece": piece}
@@ -68,9 +78,18 @@ def test_drops_what_the_cpu_drops(device: str, dropout: float, seed: int) -> Non
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(
-    "shape", [(3, 1, 8, 256, 256), (2, 8, 16, 64, 64), (1, 2, 4, 30, 43), (5, 4, 8, 19, 64), (0, 1, 8, 64, 64)]
+    "shape",
+    [
+        (3, 1, 8, 256, 256),
+        (2, 8, 16, 64, 64),
+        (1, 2, 4, 30, 43),
+        (5, 4, 8, 19, 64),
+        (0, 1, 8, 64, 64),
+    ],
 )
-def test_the_kernels_give_what_the_plain_modules_give(shape: tuple[int, ...], dropout: float) -> None:
+def test_the_kernels_give_what_the_plain_modules_give(
+    shape: tuple[int, ...], dropout: float
+) -> None:
     from blobpipe.networks import fused_gpu
 
     n, channels, filters, ny, nx = shape
@@ -86,7 +105,8 @@ def test_the_kernels_give_what_the_plain_modules_give(shape: tuple[int, ...], dr
     expected = expected * render_gpu.keep_mask(expected.shape, dropout, seed)
     gradient = torch.randn(result.shape, device="cuda", generator=draw)
     found, right = (
-        torch.autograd.grad(value, inputs, gradient.to(value.dtype), retain_graph=True) for value in (result, expected)
+        torch.autograd.grad(value, inputs, gradient.to(value.dtype), retain_graph=True)
+        for value in (result, expected)
     )
     for mine, theirs in zip((result, *found), (expected, *right), strict=True):
         assert _distance(mine, theirs) < 1e-6

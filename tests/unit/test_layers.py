@@ -26,9 +26,22 @@ ROOMS = {  # and of which an import may come
 }
 HALL = ("errors", "params", "cli", "__init__", "__main__")
 MODULES = sorted(
-    path.relative_to(SOURCE).with_suffix("").as_posix() for path in SOURCE.rglob("*.py") if path.stem != "__init__"
+    path.relative_to(SOURCE).with_suffix("").as_posix()
+    for path in SOURCE.rglob("*.py")
+    if path.stem != "__init__"
 )
-HEAVY = ("torch", "pandas", "astropy", "matplotlib", "numba", "scipy", "skimage", "photutils", "ginga", "numpy")
+HEAVY = (
+    "torch",
+    "pandas",
+    "astropy",
+    "matplotlib",
+    "numba",
+    "scipy",
+    "skimage",
+    "photutils",
+    "ginga",
+    "numpy",
+)
 
 
 def room_of(module: str) -> str:
@@ -54,7 +67,9 @@ def imported(module: str) -> set[str]:
 
 def own(module: str) -> set[str]:
     """The modules of blobpipe that a module imports."""
-    return {name.removeprefix("blobpipe.").replace(".", "/") for name in imported(module)} & set(MODULES)
+    return {name.removeprefix("blobpipe.").replace(".", "/") for name in imported(module)} & set(
+        MODULES
+    )
 
 
 def test_each_folder_is_a_room_and_each_file_beside_them_of_the_hall() -> None:
@@ -98,7 +113,9 @@ def test_the_documents_name_the_rooms_in_one_order() -> None:
 
 
 def test_contributors_are_told_every_module() -> None:
-    rows = re.findall(r"^\| `(\w+)/` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)/` \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+    )
     told = {f"{room}/{name}" for room, names in rows for name in re.findall(r"`(\w+)`", names)}
     assert told == set(in_rooms(*ROOMS))
 
@@ -106,7 +123,8 @@ def test_contributors_are_told_every_module() -> None:
 def test_tests_mirror_the_rooms() -> None:
     assert {path.parent.name for path in (ROOT / "tests/unit").glob("*/test_*.py")} == set(ROOMS)
     tested = {
-        f"{path.parent.name}/{path.stem.removeprefix('test_')}" for path in (ROOT / "tests/unit").glob("*/test_*.py")
+        f"{path.parent.name}/{path.stem.removeprefix('test_')}"
+        for path in (ROOT / "tests/unit").glob("*/test_*.py")
     }
     assert tested <= set(MODULES)
 
@@ -139,7 +157,9 @@ def test_only_the_command_line_prints(module: str) -> None:
 
 def loaded_after(statement: str) -> set[str]:
     script = f"import sys; {statement}; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.splitlines()[-1].split()) & set(HEAVY)
 
 
@@ -154,14 +174,17 @@ def test_light_modules_import_nothing_heavy() -> None:
 
 
 def test_arrays_do_without_torch_and_networks_without_astropy() -> None:
-    arrays = ", ".join(f"blobpipe.{module.replace('/', '.')}" for module in in_rooms("core", "images"))
+    arrays = ", ".join(
+        f"blobpipe.{module.replace('/', '.')}" for module in in_rooms("core", "images")
+    )
     assert "torch" not in loaded_after(f"import {arrays}")
     assert "astropy" not in loaded_after("import blobpipe.networks.train")
 
 
 def test_help_answers_at_once() -> None:
     """In 0.6 s of processor time, the best of three: other work on the machine is not ours to measure."""
-    command, times = [sys.executable, "-m", "blobpipe", "--help"], []
+    command = [sys.executable, "-m", "blobpipe", "--help"]
+    times = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, capture_output=True, check=True)

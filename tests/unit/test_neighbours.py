@@ -23,7 +23,9 @@ from blobpipe.errors import printable
 from blobpipe.monitor import logbook, scan
 from blobpipe.params import Difference, Params, Quicklook, to_yaml
 
-SIDE, IMAGES, NEIGHBOURS = 256, 60, 40
+SIDE = 256
+IMAGES = 60
+NEIGHBOURS = 40
 KNOWN = ((100, 120, 6.5, 0.08), (190, 60, 5.5, 0.1))
 STARTS = 3  # a file that crashes its reader costs one
 CARD = 80  # bytes
@@ -41,7 +43,9 @@ def content(day: int, data: np.ndarray | None = None, **cards: object) -> bytes:
     """An image of our own as a FITS file."""
     header = fits.Header({"FILTER": "F153M", "EXPSTART": 57000.0 + day} | cards)
     hdu = fits.PrimaryHDU(pixels(day) if data is None else data, header)
-    return hdu.header.tostring().encode() + padded(hdu.data.astype(hdu.data.dtype.newbyteorder(">")).tobytes())
+    return hdu.header.tostring().encode() + padded(
+        hdu.data.astype(hdu.data.dtype.newbyteorder(">")).tobytes()
+    )
 
 
 def padded(data: bytes, fill: bytes = b"\0") -> bytes:
@@ -55,12 +59,16 @@ def header(*cards: str) -> bytes:
 
 def with_card(day: int, card: str) -> bytes:
     """An image with a card that is written as it stands."""
-    return content(day, KEYWORD=1).replace(b"KEYWORD =                    1".ljust(CARD), card.ljust(CARD).encode())
+    return content(day, KEYWORD=1).replace(
+        b"KEYWORD =                    1".ljust(CARD), card.ljust(CARD).encode()
+    )
 
 
 def crashing(folder: Path) -> bytes:
     """A compressed image whose decompressor is told of negative bytes per pixel."""
-    fits_images.write_image(folder / "sound.fits.fz", pixels(500), name="SCI", header={"EXPSTART": 57500.0})
+    fits_images.write_image(
+        folder / "sound.fits.fz", pixels(500), name="SCI", header={"EXPSTART": 57500.0}
+    )
     sound = (folder / "sound.fits.fz").read_bytes()
     assert b"ZVAL2   =                    4" in sound
     return sound.replace(b"ZVAL2   =                    4", b"ZVAL2   =                   -1")
@@ -70,9 +78,14 @@ def hostile(folder: Path, outside: Path) -> list[str]:
     """Put files of every bad kind into a folder; their names."""
     outside.mkdir()
     before = set(folder.iterdir())
-    whole, first = content(900), b"SIMPLE  =                    T"
+    whole = content(900)
+    first = b"SIMPLE  =                    T"
     packed = gzip.compress(content(901))
-    big = "NAXIS   =                    2", "NAXIS1  =                20000", "NAXIS2  =                20000"
+    big = (
+        "NAXIS   =                    2",
+        "NAXIS1  =                20000",
+        "NAXIS2  =                20000",
+    )
     files = {
         "notes.txt": b"weather: fine\n",
         "text.fits": b"no image at all\n" * 300,
@@ -84,16 +97,26 @@ def hostile(folder: Path, outside: Path) -> list[str]:
         "flipped.fits.gz": packed[:5000] + bytes([packed[5000] ^ 4]) + packed[5001:],
         "cut.fits.fz": crashing(outside)[:-20000],
         "crash.fits.fz": crashing(outside),
-        "endless.fits": header(first.decode(), "BITPIX  =                    8", "NAXIS   =           2000000000"),
-        "endless_table.fits": header(first.decode(), "BITPIX  =                    8", "NAXIS   =                    0")
-        + header("XTENSION= 'BINTABLE'", "BITPIX  =                    8", *big, "TFIELDS =           2000000000"),
+        "endless.fits": header(
+            first.decode(), "BITPIX  =                    8", "NAXIS   =           2000000000"
+        ),
+        "endless_table.fits": header(
+            first.decode(), "BITPIX  =                    8", "NAXIS   =                    0"
+        )
+        + header(
+            "XTENSION= 'BINTABLE'",
+            "BITPIX  =                    8",
+            *big,
+            "TFIELDS =           2000000000",
+        ),
         "huge.fits": header(first.decode(), "BITPIX  =                  -64", *big) + bytes(BLOCK),
         "comma.fits": with_card(902, "EXPSTART=           57902,5"),
         "unquoted.fits": with_card(903, "LEVEL_E = about a hundred"),
         "complex.fits": content(904, LEVEL_E=1 + 2j),
         "text_level.fits": content(905, LEVEL_E="high"),
         "long_number.fits": with_card(906, f"LEVEL_E = {10**60}"),
-        "undated.fits": fits.PrimaryHDU(pixels(1)).header.tostring().encode() + padded(pixels(1).tobytes()),
+        "undated.fits": fits.PrimaryHDU(pixels(1)).header.tostring().encode()
+        + padded(pixels(1).tobytes()),
         "unix_date.fits": content(907, EXPSTART=1.7e9),
         "nan.fits": content(908, np.full((SIDE, SIDE), np.nan, np.float32)),
         "constant.fits": content(909, np.ones((SIDE, SIDE), np.float32)),
@@ -114,7 +137,12 @@ def hostile(folder: Path, outside: Path) -> list[str]:
     os.mkfifo(folder / "pipe.fits")
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as unix, contextlib.chdir(folder):
         unix.bind("socket.fits")
-    targets = {"dangling": outside / "none", "self": folder / "self.fits", "device": "/dev/zero", "to_folder": outside}
+    targets = {
+        "dangling": outside / "none",
+        "self": folder / "self.fits",
+        "device": "/dev/zero",
+        "to_folder": outside,
+    }
     for name, target in targets.items():
         (folder / f"{name}.fits").symlink_to(target)
     with open(folder / "terabyte.fits", "wb") as sparse:
@@ -126,8 +154,19 @@ def quicklook(root: Path, *words: str) -> tuple[int, str]:
     """Run the command until it does not crash; the exit status of the last start, and all that was said."""
     said = ""
     for _ in range(STARTS):
-        command = (sys.executable, "-m", "blobpipe", "quicklook", "in", "--log", "out/log.sqlite", *words)
-        ended = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300)
+        command = (
+            sys.executable,
+            "-m",
+            "blobpipe",
+            "quicklook",
+            "in",
+            "--log",
+            "out/log.sqlite",
+            *words,
+        )
+        ended = subprocess.run(
+            command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+        )
         said += ended.stdout.decode("utf-8", "surrogateescape")
         if ended.returncode >= 0:
             break
@@ -154,14 +193,18 @@ def test_sixty_images_beside_forty_hostile_neighbours_are_all_searched(root: Pat
     assert status == 0, said
     assert "Traceback" not in said
     log = logbook.connect(root / "out" / "log.sqlite")
-    rows = log.execute("SELECT f.path, i.outcome FROM files f JOIN images i ON i.id = f.image").fetchall()
+    rows = log.execute(
+        "SELECT f.path, i.outcome FROM files f JOIN images i ON i.id = f.image"
+    ).fetchall()
     logged = {Path(row["path"]).name: row["outcome"] for row in rows}
     assert {logged.get(f"day{day:03d}.fits") for day in range(IMAGES)} == {"searched"}
     unaccounted = [name for name in names if name not in logged and printable(name) not in said]
     assert unaccounted == []
 
 
-def test_a_bug_that_one_frame_brings_to_light_does_not_end_a_scan(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_that_one_frame_brings_to_light_does_not_end_a_scan(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = [root / "in" / f"day{day:03d}.fits" for day in range(3)]
     for day, path in enumerate(paths):
         path.write_bytes(content(day))
@@ -175,6 +218,10 @@ def test_a_bug_that_one_frame_brings_to_light_does_not_end_a_scan(root: Path, mo
     monkeypatch.setattr(scan, "_prepare", fail_on_the_second)
     model = Path(blobpipe.__file__).with_name("model.safetensors")
     assert scan.scan(paths, root / "out", model, Params(), reference=root / "stack.fits") == 1
-    table = tables.read_table(root / "out" / "frames.csv", ("frame", "status", "reason")).set_index("frame")
+    table = tables.read_table(root / "out" / "frames.csv", ("frame", "status", "reason")).set_index(
+        "frame"
+    )
     assert table["status"].tolist() == ["ok", "rejected", "ok"]
-    assert table.loc["day001", "reason"].endswith("internal fault (KeyError: 'no such column'): please report it")
+    assert table.loc["day001", "reason"].endswith(
+        "internal fault (KeyError: 'no such column'): please report it"
+    )

@@ -48,7 +48,10 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
 def test_it_is_that_of_the_last_default_run() -> None:
     """Its threshold is in the metrics that git has; a run that gives another says so here, and gives a new model."""
     _, point = operating_point.load_operating_point(MODEL)
-    assert point.threshold == json.loads((ROOT / "results/detect/metrics.json").read_text())["threshold"]
+    assert (
+        point.threshold
+        == json.loads((ROOT / "results/detect/metrics.json").read_text())["threshold"]
+    )
 
 
 @pytest.mark.parametrize("seed", [1, 2])

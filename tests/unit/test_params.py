@@ -22,11 +22,15 @@ SECTIONS = list(Params.model_fields)
 
 
 def test_the_file_in_the_project_holds_the_defaults() -> None:
-    assert (ROOT / "params.yaml").read_text(encoding="utf-8") == to_yaml(Params()), "regenerate it: blobpipe params"
+    assert (ROOT / "params.yaml").read_text(encoding="utf-8") == to_yaml(Params()), (
+        "regenerate it: blobpipe params"
+    )
 
 
 def test_the_schema_in_the_project_is_in_step() -> None:
-    assert (ROOT / "workflow/schemas/params.schema.json").read_text(encoding="utf-8") == json_schema()
+    assert (ROOT / "workflow/schemas/params.schema.json").read_text(
+        encoding="utf-8"
+    ) == json_schema()
 
 
 def test_the_schema_forbids_unknown_keys_everywhere() -> None:
@@ -65,7 +69,11 @@ def test_settings_are_frozen() -> None:
     amplitude=st.sampled_from(typing.get_args(Cutout.model_fields["amplitude"].annotation)),
 )
 def test_what_is_written_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, factor: float, strength: tuple[float, float], amplitude: str
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    factor: float,
+    strength: tuple[float, float],
+    amplitude: str,
 ) -> None:
     params = Params(
         clip=Clip(factor=factor),
@@ -79,7 +87,11 @@ def test_what_is_written_is_read_back(
 
 def test_a_whole_number_may_stand_for_a_float(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
-    path.write_text(to_yaml(Params()).replace("  factor: 0.5", "  factor: 1").replace("[12000.0, 30000.0]", "[9, 10]"))
+    path.write_text(
+        to_yaml(Params())
+        .replace("  factor: 0.5", "  factor: 1")
+        .replace("[12000.0, 30000.0]", "[9, 10]")
+    )
     params = load_params(path)
     assert params.clip.factor == 1.0
     assert params.campaign.photons_e == (9.0, 10.0)
@@ -89,7 +101,11 @@ FAULTS = {
     "unknown key": ("  factor: ", "  faktor: ", "unknown key clip.faktor"),
     "unknown section": ("augment:", "augmentation:", "unknown key augmentation"),
     "text for a number": ("  factor", "half", 'clip.factor: found "half", expected'),
-    "number without a point in YAML 1.1": ("  factor", "5e-1", 'clip.factor: found "5e-1", expected'),
+    "number without a point in YAML 1.1": (
+        "  factor",
+        "5e-1",
+        'clip.factor: found "5e-1", expected',
+    ),
     "float for an integer": ("  epochs", "4.5", "train.epochs: found 4.5, expected"),
     "yes for an integer": ("  epochs", "yes", "train.epochs: found true, expected"),
     "number for a choice": ("  amplitude", "1", "cutout.amplitude: found 1, expected"),
@@ -99,7 +115,11 @@ FAULTS = {
     "not a number": ("  factor", ".nan", "clip.factor: found NaN, expected"),
     "infinite": ("  factor", ".inf", "clip.factor: found Infinity, expected"),
     "one value for a range": ("  strength", "[0.5]", "cutout.strength"),
-    "a range the wrong way round": ("  strength", "[1.5, 0.5]", "cutout.strength: found [1.5, 0.5], expected"),
+    "a range the wrong way round": (
+        "  strength",
+        "[1.5, 0.5]",
+        "cutout.strength: found [1.5, 0.5], expected",
+    ),
     "a range from zero": ("  dip_px", "[0.0, 3.0]", "cutout.dip_px"),
     "no photons": ("  photons_e", "[-1.0, 30000.0]", "campaign.photons_e"),
     "no radii": ("  radii_px", "[]", "evaluate.radii_px"),
@@ -117,7 +137,13 @@ def with_fault(key: str, value: str | None) -> str:
     """The defaults with another value; with a section or a key renamed (``key:``), or left out (None)."""
     text = re.sub("  # .*", "", to_yaml(Params()))
     if value is None:
-        return re.sub(rf"^{key}.*\n" + ("" if key.startswith(" ") else "(  .*\n)*"), "", text, count=1, flags=re.M)
+        return re.sub(
+            rf"^{key}.*\n" + ("" if key.startswith(" ") else "(  .*\n)*"),
+            "",
+            text,
+            count=1,
+            flags=re.M,
+        )
     if ":" in key:
         return re.sub(rf"^{key}", value, text, count=1, flags=re.M)
     return re.sub(rf"^{key}: .*$", f"{key}: {value}", text, count=1, flags=re.M)
@@ -167,26 +193,59 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         (WHOLE.encode("utf-16"), "expected a text file in UTF-8"),
         ((WHOLE + "# \u00e9\n").encode("latin-1"), "expected a text file in UTF-8"),
         (WHOLE.replace("  factor", "\tfactor"), r"line 25: .*cannot start any token: '\\t'"),
-        (WHOLE.replace("  factor", "  factor: 0.6\n  factor"), "line 26: factor is listed twice; remove one"),
+        (
+            WHOLE.replace("  factor", "  factor: 0.6\n  factor"),
+            "line 26: factor is listed twice; remove one",
+        ),
         (WHOLE + "clip:\n  factor: 0.5\n", "line 173: clip is listed twice; remove one"),
-        (WHOLE.replace("clip:\n", "<<<<<<< HEAD\nclip:\n"), "line 24: found <<<<<<<, the mark of a merge"),
+        (
+            WHOLE.replace("clip:\n", "<<<<<<< HEAD\nclip:\n"),
+            "line 24: found <<<<<<<, the mark of a merge",
+        ),
         (LAUGHS, r"line 2: found the alias \*a, expected the value itself"),
         ("a: " + "[" * 100_000, "line 1: found more than 20 levels of nesting"),
         ("[" * 100_000 + "]" * 100_000, "line 1: found more than 20 levels of nesting"),
         ("".join(f"{' ' * n}a:\n" for n in range(1000)), "found more than 20 levels of nesting"),
-        (WHOLE.replace("factor: 0.5", "factor: .nan"), "clip.factor: found NaN, expected: input should be a finite"),
+        (
+            WHOLE.replace("factor: 0.5", "factor: .nan"),
+            "clip.factor: found NaN, expected: input should be a finite",
+        ),
         (WHOLE.replace("factor: 0.5", "factor: -.inf"), "clip.factor: found -Infinity, expected"),
-        (WHOLE.replace("factor: 0.5", f"factor: 1{'0' * 400}"), r"clip.factor: found 1000+\.\.\., expected"),
+        (
+            WHOLE.replace("factor: 0.5", f"factor: 1{'0' * 400}"),
+            r"clip.factor: found 1000+\.\.\., expected",
+        ),
         (WHOLE.replace("border_px: 5", f"border_px: 1{'0' * 400}"), "clip.border_px: found 1000"),
-        (WHOLE.replace("border_px: 5", f"border_px: 1{'0' * 5000}"), "cannot be read as YAML: Exceeds the limit"),
-        (WHOLE.replace("border_px: 5", "border_px: 0x_"), "cannot be read as YAML: invalid literal"),
-        (WHOLE.replace("factor: 0.5", "factor: 2020-01-01"), "line 25: found a date, expected a number"),
-        (WHOLE.replace("factor: 0.5", "factor: 2020-13-01"), "line 25: found a date, expected a number"),
-        (WHOLE.replace("factor: 0.5", "factor: !!binary aGVsbG8="), "line 25: found the tag tag:yaml.org,2002:binary"),
-        (WHOLE.replace("factor: 0.5", "factor: !!python/name:os.system"), "line 25: found the tag .*os.system"),
+        (
+            WHOLE.replace("border_px: 5", f"border_px: 1{'0' * 5000}"),
+            "cannot be read as YAML: Exceeds the limit",
+        ),
+        (
+            WHOLE.replace("border_px: 5", "border_px: 0x_"),
+            "cannot be read as YAML: invalid literal",
+        ),
+        (
+            WHOLE.replace("factor: 0.5", "factor: 2020-01-01"),
+            "line 25: found a date, expected a number",
+        ),
+        (
+            WHOLE.replace("factor: 0.5", "factor: 2020-13-01"),
+            "line 25: found a date, expected a number",
+        ),
+        (
+            WHOLE.replace("factor: 0.5", "factor: !!binary aGVsbG8="),
+            "line 25: found the tag tag:yaml.org,2002:binary",
+        ),
+        (
+            WHOLE.replace("factor: 0.5", "factor: !!python/name:os.system"),
+            "line 25: found the tag .*os.system",
+        ),
         (WHOLE.replace("factor: 0.5", "factor: !!float half"), "line 25: found the tag"),
         (WHOLE.replace("factor: 0.5", "<<: {factor: 0.5}"), "line 25: found a merge"),
-        (WHOLE.replace("factor: 0.5", f"factor: {'x' * 100_000}"), r'clip.factor: found "x{76}\.\.\., expected'),
+        (
+            WHOLE.replace("factor: 0.5", f"factor: {'x' * 100_000}"),
+            r'clip.factor: found "x{76}\.\.\., expected',
+        ),
         (WHOLE + "? [a, b]\n: 1\n", "line 173: found a list or a section in place of a key"),
         (WHOLE + '"a\\nb": 1\n', r'unknown key "a\\nb"'),
         (WHOLE + "\0", "control characters are not allowed"),
@@ -195,7 +254,9 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         ("#" * 1_000_001, "found 1000001 bytes, expected a YAML file of at most 1000000"),
     ],
 )
-def test_what_is_no_file_of_settings_is_one_line(content: str | bytes, expected: str, tmp_path: Path) -> None:
+def test_what_is_no_file_of_settings_is_one_line(
+    content: str | bytes, expected: str, tmp_path: Path
+) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ParamsError, match=expected) as caught:
@@ -215,13 +276,17 @@ def test_a_folder_or_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
         load_params(tmp_path / "missing.yaml")
 
 
-@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + WHOLE.encode(), WHOLE.replace("\n", "\r\n").encode()])
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbf" + WHOLE.encode(), WHOLE.replace("\n", "\r\n").encode()]
+)
 def test_a_byte_order_mark_or_other_ends_of_lines_are_read(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(content)
     assert load_params(path) == Params()
 
 
-@pytest.mark.parametrize(("seed", "count"), [(0, 500), pytest.param(1000, 3000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 500), pytest.param(1000, 3000, marks=pytest.mark.long)]
+)
 def test_mutated_settings_are_read_right_or_refused_in_one_line(seed: int, count: int) -> None:
     assert ": 0 faults;" in runner.check("tests.fuzz.params", seed=seed, count=count)

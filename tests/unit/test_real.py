@@ -23,8 +23,10 @@ from blobpipe.params import Clip, Scale
 from blobpipe.simulation import render, stamps
 
 ROOT = Path(__file__).parents[2]
-BLOB, STACK = "example_blob.fits.gz", "example_median_stack.fits.gz"
-EXPOSURE, BAD_PIXELS = "ibxy01z8q_ima.fits.gz", "wfc3ir_badpix_spars200_22.03.31.fits.gz"
+BLOB = "example_blob.fits.gz"
+STACK = "example_median_stack.fits.gz"
+EXPOSURE = "ibxy01z8q_ima.fits.gz"
+BAD_PIXELS = "wfc3ir_badpix_spars200_22.03.31.fits.gz"
 
 
 def _folder() -> Path | None:
@@ -36,7 +38,9 @@ def _folder() -> Path | None:
 REAL = _folder()
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(REAL is None, reason="no real images at hand: name their folder in BLOBPIPE_REAL"),
+    pytest.mark.skipif(
+        REAL is None, reason="no real images at hand: name their folder in BLOBPIPE_REAL"
+    ),
 ]
 
 
@@ -51,7 +55,9 @@ def difference(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Blob image minus median stack, as a file."""
     data = fits_images.read_frame(real / BLOB).data - fits_images.read_frame(real / STACK).data
     path = tmp_path_factory.mktemp("real") / "difference.fits.fz"
-    fits_images.write_image(path, data, name="DIFFERENCE", sigma=fits_images.median_and_noise(data)[1])
+    fits_images.write_image(
+        path, data, name="DIFFERENCE", sigma=fits_images.median_and_noise(data)[1]
+    )
     return path
 
 
@@ -64,13 +70,27 @@ def scaled_stack(real: Path) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "words", "fault"),
     [
-        (BLOB, ("HDU 0 (PRIMARY), 1024x1024", "DARK-EARTH-CALIB", "filter F153M", "noise 0.0078"), ""),
-        (STACK, ("HDU 1 (SCI), 1024x1024x3", "DARK-EARTH-CALIB", "filter F153M", "noise 0.0057"), ""),
-        (EXPOSURE, ("HDU 1 (SCI), 266x266", "filter F130N", "ELECTRONS/S"), "a calibrated exposure, not a blob image"),
+        (
+            BLOB,
+            ("HDU 0 (PRIMARY), 1024x1024", "DARK-EARTH-CALIB", "filter F153M", "noise 0.0078"),
+            "",
+        ),
+        (
+            STACK,
+            ("HDU 1 (SCI), 1024x1024x3", "DARK-EARTH-CALIB", "filter F153M", "noise 0.0057"),
+            "",
+        ),
+        (
+            EXPOSURE,
+            ("HDU 1 (SCI), 266x266", "filter F130N", "ELECTRONS/S"),
+            "a calibrated exposure, not a blob image",
+        ),
         (BAD_PIXELS, ("HDU 0 (PRIMARY), 1014x1014", "98.1% finite"), "a constant image or a mask"),
     ],
 )
-def test_each_file_is_said_what_it_is(real: Path, name: str, words: tuple[str, ...], fault: str) -> None:
+def test_each_file_is_said_what_it_is(
+    real: Path, name: str, words: tuple[str, ...], fault: str
+) -> None:
     found = check.describe(real / name)
     assert all(word in found.found for word in words), found.found
     assert fault in found.fault
@@ -85,12 +105,17 @@ def test_the_reference_border_is_missing(real: Path) -> None:
         assert np.isnan(data[:, -1]).all()
 
 
-def test_limits_approach_three_sigma_as_more_pixels_are_sampled(real: Path, difference: Path) -> None:
+def test_limits_approach_three_sigma_as_more_pixels_are_sampled(
+    real: Path, difference: Path
+) -> None:
     """The two images were published without their extremes, and zscale does not go beyond those of its sample.
 
     So the usual thousand pixels give about two sigma, where an image with all its bad pixels gives 3.0 to 3.4.
     """
-    for data in (fits_images.read_frame(difference).data, fits_images.read_frame(real / STACK).data):
+    for data in (
+        fits_images.read_frame(difference).data,
+        fits_images.read_frame(real / STACK).data,
+    ):
         noise = fits_images.median_and_noise(data)[1]
         for points, lowest in ((1000, 1.5), (100_000, 2.2)):
             _, done = clip_image(data, Clip(zscale_points=points))
@@ -113,7 +138,8 @@ def test_stamps_are_cut_out_of_the_real_stack(scaled_stack: np.ndarray) -> None:
     assert table["peak_sigma"].between(1, scaled_stack.max() + 1).all()
     ys, xs = np.mgrid[:41, :41]
     light = cube.clip(0).sum(axis=(1, 2))
-    x, y = (cube.clip(0) * xs).sum(axis=(1, 2)) / light, (cube.clip(0) * ys).sum(axis=(1, 2)) / light
+    x = (cube.clip(0) * xs).sum(axis=(1, 2)) / light
+    y = (cube.clip(0) * ys).sum(axis=(1, 2)) / light
     assert np.hypot(x - 20, y - 20).max() < 2
     assert not cube[:, np.hypot(xs - 20, ys - 20) > 5 + stamps.TAPER_PX].any()
 
@@ -126,8 +152,16 @@ def test_stamps_look_like_the_published_ones(real: Path, scaled_stack: np.ndarra
         smooth = gaussian_filter(stamp, stamps.SMOOTHING_PX)[2:-2, 2:-2]
         ny, nx = smooth.shape
         places = [(dy, dx) for dy in range(-3, 4) for dx in range(-3, 4)]
-        windows = [cube[:, 20 - ny // 2 + dy :, 20 - nx // 2 + dx :][:, :ny, :nx] for dy, dx in places]
-        best.append(max(np.corrcoef(smooth.ravel(), ours.ravel())[0, 1] for window in windows for ours in window))
+        windows = [
+            cube[:, 20 - ny // 2 + dy :, 20 - nx // 2 + dx :][:, :ny, :nx] for dy, dx in places
+        ]
+        best.append(
+            max(
+                np.corrcoef(smooth.ravel(), ours.ravel())[0, 1]
+                for window in windows
+                for ours in window
+            )
+        )
     assert len(best) == 9
     assert np.median(best) > 0.85
     assert min(best) > 0.6
@@ -170,6 +204,8 @@ def test_the_whole_is_scanned(
     assert len(subframes) == 16
     assert subframes["probability"].between(0, 1).all()
     assert (subframes["y0_px"] == 256 * subframes["row"]).all()
-    detections = tables.read_table("out/detections.csv", ("frame", "x_px", "y_px", "probability", "status"))
+    detections = tables.read_table(
+        "out/detections.csv", ("frame", "x_px", "y_px", "probability", "status")
+    )
     assert len(detections) == subframes["is_blob"].sum() == table["n_positive"][0]
     assert len(list(Path("out").glob("*.png"))) == len(detections)

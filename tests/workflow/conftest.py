@@ -61,7 +61,11 @@ class Project:
         printed = self.run("snakemake", "-n")
         assert self.listing() == before
         lines = printed.partition("Job stats:")[2].partition("total")[0].splitlines()
-        return {line.split()[0] for line in lines if len(line.split()) == 2 and line.split()[1].isdigit()} - {"all"}
+        return {
+            line.split()[0]
+            for line in lines
+            if len(line.split()) == 2 and line.split()[1].isdigit()
+        } - {"all"}
 
     def planned_stages(self) -> set[str]:
         """The same, without the commits to DVC."""
@@ -73,9 +77,13 @@ class Project:
 
     def listing(self) -> dict[str, tuple[int, int, int]]:
         """Every file, those of both tools too, with what changes when it is written or touched."""
-        files = [path for path in self.root.rglob("*") if path.is_file() and ".git" not in path.parts]
+        files = [
+            path for path in self.root.rglob("*") if path.is_file() and ".git" not in path.parts
+        ]
         states = {str(path.relative_to(self.root)): path.stat() for path in files}
-        return {path: (state.st_ino, state.st_size, state.st_mtime_ns) for path, state in states.items()}
+        return {
+            path: (state.st_ino, state.st_size, state.st_mtime_ns) for path, state in states.items()
+        }
 
     def set(self, section: str, key: str, value: object) -> None:
         """Change a setting."""
@@ -91,8 +99,17 @@ class Project:
 
     def made(self) -> dict[str, str]:
         """Checksum of every file that the stages made, timings left out."""
-        files = [path for top in ("data", "results") for path in sorted((self.root / top).rglob("*")) if path.is_file()]
-        return {str(path.relative_to(self.root)): _checksum(path) for path in files if path.name != ".gitignore"}
+        files = [
+            path
+            for top in ("data", "results")
+            for path in sorted((self.root / top).rglob("*"))
+            if path.is_file()
+        ]
+        return {
+            str(path.relative_to(self.root)): _checksum(path)
+            for path in files
+            if path.name != ".gitignore"
+        }
 
     def wait_for(self, pattern: str, process: subprocess.Popen[str], newer_than: float = 0) -> None:
         """Wait until a file of that name is there while a process is running."""
@@ -111,7 +128,9 @@ def _checksum(path: Path) -> str:
     content = path.read_bytes()
     if path.name == "metrics.json":
         metrics = json.loads(content)
-        content = json.dumps({key: metrics[key] for key in sorted(metrics) if key not in TIMINGS}).encode()
+        content = json.dumps(
+            {key: metrics[key] for key in sorted(metrics) if key not in TIMINGS}
+        ).encode()
     return hashlib.sha256(content).hexdigest()
 
 
@@ -130,14 +149,23 @@ def environment() -> dict[str, str]:
     tools = str(Path(sys.executable).parent)
     if tools not in env["PATH"].split(os.pathsep):
         env["PATH"] = f"{tools}{os.pathsep}{env['PATH']}"
-    author = {f"GIT_{who}_{what}": "tests@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    author = {
+        f"GIT_{who}_{what}": "tests@localhost"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
     return env | author
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs come first: they use one core most of the time, and other tests fill the other."""
-    items.sort(key=lambda item: (not item.path.is_relative_to(Path(__file__).parent), "from_nothing" not in item.name))
+    items.sort(
+        key=lambda item: (
+            not item.path.is_relative_to(Path(__file__).parent),
+            "from_nothing" not in item.name,
+        )
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -176,7 +204,11 @@ def _make_pristine(root: Path) -> None:
         capture_output=True,
     ).stdout.decode()
     for name in filter(None, listed.split("\0")):
-        if (HERE / name).is_file() and not name.startswith(("results/", "tests/")) and name != "dvc.lock":
+        if (
+            (HERE / name).is_file()
+            and not name.startswith(("results/", "tests/"))
+            and name != "dvc.lock"
+        ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(HERE / name, root / name)
     compiled = HERE / "src/blobpipe/__pycache__"

@@ -29,7 +29,9 @@ NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, er
 
 def test_a_stage_has_one_name_everywhere() -> None:
     names = list(STAGES)
-    sections = [name for name in Params.model_fields if name not in ("quicklook", "notices", "health")]
+    sections = [
+        name for name in Params.model_fields if name not in ("quicklook", "notices", "health")
+    ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
     assert [*names, *OPTIONAL] == list(cli.STAGES)
     for name, stage in STAGES.items():
@@ -48,13 +50,17 @@ def test_code_deps_are_what_a_stage_imports(name: str) -> None:
 def test_optional_rules_name_the_code_that_they_import(name: str) -> None:
     rule = (HERE / f"workflow/rules/{name}.smk").read_text()
     listed = rule.partition("module=[")[2].partition("]")[0]
-    assert [f"src/blobpipe/{module}.py" for module in re.findall(r'"([\w/]+)"', listed)] == _code_of(name)
+    assert [
+        f"src/blobpipe/{module}.py" for module in re.findall(r'"([\w/]+)"', listed)
+    ] == _code_of(name)
 
 
 def _code_of(name: str) -> list[str]:
     """The modules that a command imports, by way of others too."""
     tree = ast.parse((HERE / "src/blobpipe/cli.py").read_text())
-    command = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == f"_{name}")
+    command = next(
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == f"_{name}"
+    )
     found: set[str] = set()
     todo = set(_imports(command))
     while todo:
@@ -81,13 +87,17 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 def test_library_knows_neither_tool() -> None:
     for path in (HERE / "src").rglob("*.py"):
-        assert not re.search(r"^\s*(from|import) (snakemake|dvc)\b", path.read_text(), re.MULTILINE), path
+        assert not re.search(
+            r"^\s*(from|import) (snakemake|dvc)\b", path.read_text(), re.MULTILINE
+        ), path
 
 
 def test_rules_agree_with_dvc_yaml(finished: Project) -> None:
     for job in _jobs(finished):
         stage = next(stage for stage in STAGES.values() if job["rule"] in stage.rules)
-        assert _inside(job["output_file"], stage.made), f"{stage.name}: {job['output_file']} is in none of its outs"
+        assert _inside(job["output_file"], stage.made), (
+            f"{stage.name}: {job['output_file']} is in none of its outs"
+        )
         for path in filter(None, job["input-file(s)"].split(",")):
             assert _inside(path, stage.deps), f"{stage.name}: {path} is in none of its deps"
 
@@ -105,7 +115,9 @@ def test_dvc_yaml_agrees_with_rules(finished: Project) -> None:
 
 def _jobs(project: Project) -> list[dict[str, str]]:
     command = ["snakemake", "--detailed-summary", "--quiet", "host"]
-    process = subprocess.run(command, cwd=project.root, check=True, capture_output=True, text=True, env=environment())
+    process = subprocess.run(
+        command, cwd=project.root, check=True, capture_output=True, text=True, env=environment()
+    )
     rows = csv.DictReader(io.StringIO(process.stdout), delimiter="\t")
     return [row for row in rows if row["rule"] != "-" and not row["rule"].startswith("dvc_")]
 
@@ -117,8 +129,12 @@ def _inside(path: str, places: tuple[str, ...] | list[str]) -> bool:
 def test_inputs_are_plain_paths() -> None:
     """An input written as rules.X.output lets Snakemake run rule X, whatever --allowed-rules says."""
     for path in (HERE / "workflow/rules").glob("*.smk"):
-        lines = [line for line in path.read_text().splitlines() if re.search(r"rules\.\w+\.output", line)]
-        assert all(line.startswith("STAGE_FILES[") and "map(str, rules." in line for line in lines), path
+        lines = [
+            line for line in path.read_text().splitlines() if re.search(r"rules\.\w+\.output", line)
+        ]
+        assert all(
+            line.startswith("STAGE_FILES[") and "map(str, rules." in line for line in lines
+        ), path
 
 
 def test_snakemake_lint_finds_nothing(pristine: Project) -> None:
@@ -141,13 +157,19 @@ def test_schema_is_in_step() -> None:
     assert (HERE / "workflow/schemas/params.schema.json").read_text() == json_schema()
 
 
-@pytest.mark.parametrize("path", sorted((HERE / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((HERE / "experiments").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_experiments_are_whole_files(path: Path) -> None:
     assert path.read_text() == to_yaml(load_params(path))
 
 
 def test_constraints_name_no_place() -> None:
-    lines = [line for line in (HERE / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (HERE / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), lines
 
 

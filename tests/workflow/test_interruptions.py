@@ -50,14 +50,17 @@ def test_killed_in_every_stage_snakemake_ends_as_if_undisturbed(
 
 
 @pytest.mark.long
-def test_interrupted_in_a_fresh_clone_loses_at_most_a_batch(project: Project, tmp_path: Path) -> None:
+def test_interrupted_in_a_fresh_clone_loses_at_most_a_batch(
+    project: Project, tmp_path: Path
+) -> None:
     """dvc.lock lists the files of other settings, and nothing has been committed here when the run is cut off."""
     project.run("git", "clone", "--quiet", ".", str(tmp_path / "clone"))
     clone = Project(tmp_path / "clone")
     code = clone.root / "src/blobpipe/core/fits_images.py"
     code.write_text(code.read_text().replace("BATCH = 64", "BATCH = 2"))
     clone.set("campaign", "n_known", 20)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
+    # a shell's background jobs ignore it, and what they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     draw = random.Random(18)
     finished: dict[Path, int] = {}
     for end in (signal.SIGKILL, signal.SIGINT, signal.SIGKILL):
@@ -83,7 +86,9 @@ def test_interrupted_in_a_fresh_clone_loses_at_most_a_batch(project: Project, tm
 
 def _batches(project: Project) -> dict[Path, int]:
     """When each batch of the image stages was finished."""
-    return {path: path.stat().st_mtime_ns for path in (project.root / "data").glob("*/frames-*.csv")}
+    return {
+        path: path.stat().st_mtime_ns for path in (project.root / "data").glob("*/frames-*.csv")
+    }
 
 
 @pytest.mark.long
@@ -112,7 +117,9 @@ def test_dvc_waits_for_snakemake(project: Project) -> None:
 @pytest.mark.long
 def test_snakemake_waits_for_dvc(project: Project) -> None:
     first = _start_regression(project, "dvc", "repro")
-    assert "is working in this folder: wait until it ends" in project.fails("snakemake", "--cores", "2")
+    assert "is working in this folder: wait until it ends" in project.fails(
+        "snakemake", "--cores", "2"
+    )
     printed, _ = first.communicate()
     assert first.returncode == 0, printed
     assert project.is_at_rest()
@@ -141,7 +148,12 @@ def test_a_killed_run_that_nobody_waited_for_is_over(project: Project) -> None:
     process = project.start("true")
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     started = psutil.Process(process.pid).create_time()
-    owner = {"pid": process.pid, "started": started, "command": "snakemake", "host": platform.node()}
+    owner = {
+        "pid": process.pid,
+        "started": started,
+        "command": "snakemake",
+        "host": platform.node(),
+    }
     (project.root / ".snakemake/blobpipe/owner.json").write_text(json.dumps([owner]))
     assert "Nothing to be done" in project.run("snakemake", "-n")
     process.communicate()

@@ -22,7 +22,9 @@ def test_explore_runs_on_request_alone(project: Project) -> None:
     }
     assert {path: made[path] for path in before} == before
     assert project.is_at_rest()
-    assert project.run("git", "status", "--porcelain", "-uall") == "?? results/explore/metrics.json\n"
+    assert (
+        project.run("git", "status", "--porcelain", "-uall") == "?? results/explore/metrics.json\n"
+    )
     assert "Nothing to be done" in project.run("snakemake", "-n", "explore")
     project.set("explore", "seed", 2)
     assert project.is_at_rest()
@@ -43,7 +45,9 @@ def test_back_processing_runs_on_request_alone_and_keeps_its_log(project: Projec
     assert set(outcomes) == {path.name.removesuffix(".fits.fz") for path in images}
     assert set(outcomes.values()) == {"stack", "searched"}
     log = sqlite3.connect(project.root / "quicklook/log.sqlite")
-    log.execute("INSERT INTO reviews (candidate, decision, reviewer, at) VALUES (1, 'confirmed', 'Ada', 'today')")
+    log.execute(
+        "INSERT INTO reviews (candidate, decision, reviewer, at) VALUES (1, 'confirmed', 'Ada', 'today')"
+    )
     log.commit()
     project.run("snakemake", "--cores", "2", "--force", "quicklook")
     assert log.execute("SELECT count(*) FROM images").fetchone()[0] == len(images)

@@ -48,7 +48,11 @@ def test_an_image_more_or_less_is_noticed(own: Project) -> None:
     assert "difference" in own.planned_stages()
     images = sorted((own.root / "data/raw").glob("*.fits.fz"))
     shutil.copyfile(images[-1], own.root / "data/raw/another.fits.fz")
-    table.write_text(whole + whole.splitlines()[-1].replace(images[-1].name.removesuffix(".fits.fz"), "another") + "\n")
+    table.write_text(
+        whole
+        + whole.splitlines()[-1].replace(images[-1].name.removesuffix(".fits.fz"), "another")
+        + "\n"
+    )
     assert "difference" in own.planned_stages()
     table.write_text(whole + "unknown,99999\n")
     assert "frame unknown has no image" in own.fails("snakemake", "-n")
@@ -61,7 +65,9 @@ def test_a_shorter_list_leaves_nothing_behind(own: Project) -> None:
     frame = last.partition(",")[0]
     table.write_text("".join(rows))
     blobs = own.root / "data/raw/blobs.csv"
-    blobs.write_text("".join(row for row in blobs.read_text().splitlines(keepends=True) if frame not in row))
+    blobs.write_text(
+        "".join(row for row in blobs.read_text().splitlines(keepends=True) if frame not in row)
+    )
     (own.root / f"data/raw/{frame}.fits.fz").unlink()
     own.run("snakemake", "--cores", "2", "--until", "dvc_difference", "dvc_clip", "dvc_scale")
     assert [path for path in own.made() if frame in path] == []
@@ -71,5 +77,7 @@ def test_images_dropped_among_the_simulated_ones_are_not_removed(project: Projec
     """Who forgot `dvc remove campaign` must not lose images."""
     stranger = project.root / "data/raw/mine.fits"
     stranger.write_bytes(b"precious")
-    assert "mine.fits: not an image of the simulated campaign" in project.fails("snakemake", "--cores", "2")
+    assert "mine.fits: not an image of the simulated campaign" in project.fails(
+        "snakemake", "--cores", "2"
+    )
     assert stranger.read_bytes() == b"precious"

@@ -64,9 +64,12 @@ def test_after_snakemake_nothing_is_left_to_do(finished: Project) -> None:
 
 
 @pytest.mark.parametrize(
-    "sections", [("campaign", "train", "detect"), pytest.param(tuple(BELOW), marks=pytest.mark.long, id="all")]
+    "sections",
+    [("campaign", "train", "detect"), pytest.param(tuple(BELOW), marks=pytest.mark.long, id="all")],
 )
-def test_a_changed_setting_reruns_what_depends_on_it(sections: tuple[str, ...], project: Project) -> None:
+def test_a_changed_setting_reruns_what_depends_on_it(
+    sections: tuple[str, ...], project: Project
+) -> None:
     settings = project.root / "params.yaml"
     before = settings.read_text()
     for section in sections:
@@ -78,9 +81,15 @@ def test_a_changed_setting_reruns_what_depends_on_it(sections: tuple[str, ...], 
 def test_everything_made_is_declared(finished: Project) -> None:
     """Else DVC would not version it, and a later stage could read it unseen."""
     entry = yaml.safe_load((finished.root / "dvc.yaml").read_text())["stages"].values()
-    outs = [out if isinstance(out, str) else next(iter(out)) for stage in entry for out in stage["outs"]]
+    outs = [
+        out if isinstance(out, str) else next(iter(out)) for stage in entry for out in stage["outs"]
+    ]
     declared = outs + [f"results/{name}/metrics.json" for name in BELOW]
-    assert [path for path in finished.made() if not any(f"{path}/".startswith(f"{out}/") for out in declared)] == []
+    assert [
+        path
+        for path in finished.made()
+        if not any(f"{path}/".startswith(f"{out}/") for out in declared)
+    ] == []
 
 
 @pytest.mark.long
@@ -95,10 +104,15 @@ def test_experiment_and_back(section: str, project: Project) -> None:
     assert (project.made()[MODEL] != before[MODEL]) == (section == "train")
     project.commit("an experiment")
     assert f"{section}.{setting}" in project.run("dvc", "params", "diff", "HEAD~1")
-    assert "results/evaluate/metrics.json" in project.run("dvc", "metrics", "diff", "--all", "HEAD~1")
+    assert "results/evaluate/metrics.json" in project.run(
+        "dvc", "metrics", "diff", "--all", "HEAD~1"
+    )
     assert "file://" in project.run("dvc", "plots", "show")
     page = (project.root / "dvc_plots/index.html").read_text()
-    assert all(title in page for title in ("train_loss", "ROC curve", "Precision and recall", "Calibration"))
+    assert all(
+        title in page
+        for title in ("train_loss", "ROC curve", "Precision and recall", "Calibration")
+    )
     project.run("git", "checkout", "-q", "HEAD~1")
     project.run("dvc", "checkout", "--quiet")
     assert project.is_at_rest()
@@ -151,7 +165,8 @@ def test_edited_output_is_refused(path: str, project: Project) -> None:
     victim.unlink()  # it may be linked to the cache
     victim.write_bytes(content.replace(b"0", b"1"))
     project.fails("snakemake", "--cores", "2")
-    printed = project.fails("snakemake", "--cores", "2")  # and again, for as long as it is not settled
+    # and again, for as long as it is not settled
+    printed = project.fails("snakemake", "--cores", "2")
     assert f"{name} differ from dvc.lock although nothing that they are made from does" in printed
     undo = printed.partition("reproducible; '")[2].partition("'")[0]
     project.run("sh", "-c", undo)
@@ -286,17 +301,30 @@ def test_a_stage_of_dvc_runs_its_own_rules_alone(project: Project) -> None:
     for path in sorted((project.root / "results").rglob("*.csv"), reverse=True):
         path.touch()
     for stage in ("regression", "detect"):
-        command = yaml.safe_load((project.root / "dvc.yaml").read_text())["stages"][stage]["cmd"].split()
+        command = yaml.safe_load((project.root / "dvc.yaml").read_text())["stages"][stage][
+            "cmd"
+        ].split()
         printed = project.run(*command[:1], "--dry-run", *command[5:], BLOBPIPE_DVC="0")
         lines = printed.partition("Job stats:")[2].partition("total")[0].splitlines()
-        ran = {line.split()[0] for line in lines if len(line.split()) == 2 and line.split()[1].isdigit()}
+        ran = {
+            line.split()[0]
+            for line in lines
+            if len(line.split()) == 2 and line.split()[1].isdigit()
+        }
         assert ran <= {stage, f"stage_{stage}"}
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", [["--queue"], ["--temp"]], ids=["queue", "temp"])
-def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str], project: Project) -> None:
-    changed = ["--set-param", "regression.threshold=0.4", "--set-param", "detect.new_blobs_per_100_frames=7.0"]
+def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(
+    way: list[str], project: Project
+) -> None:
+    changed = [
+        "--set-param",
+        "regression.threshold=0.4",
+        "--set-param",
+        "detect.new_blobs_per_100_frames=7.0",
+    ]
     printed = project.run("dvc", "exp", "run", *way, "--name", "other", *changed)
     if way == ["--queue"]:
         project.run("dvc", "queue", "start")
@@ -308,18 +336,31 @@ def test_an_experiment_of_its_own_folder_runs_what_depends_on_it(way: list[str],
     assert project.is_at_rest()
     entry = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["regression"]
     recorded = {out["path"]: out["md5"] for out in entry["outs"]}["results/regression/metrics.json"]
-    assert recorded == hashlib.md5((project.root / "results/regression/metrics.json").read_bytes()).hexdigest()
+    assert (
+        recorded
+        == hashlib.md5((project.root / "results/regression/metrics.json").read_bytes()).hexdigest()
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["dvc.lock", *(pytest.param(name, marks=pytest.mark.long) for name in ("dvc.yaml", "params.yaml"))]
+    "name",
+    [
+        "dvc.lock",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("dvc.yaml", "params.yaml")),
+    ],
 )
 def test_marks_of_a_merge_are_one_line(name: str, project: Project) -> None:
     path = project.root / name
     path.write_text(f"<<<<<<< HEAD\na: 1\n=======\na: 2\n>>>>>>> other\n{path.read_text()}")
     printed = project.fails("snakemake", "-n")
     assert "Traceback" not in printed
-    assert sum(f"{name}: line 1: found <<<<<<<, the mark of a merge" in line for line in printed.splitlines()) == 1
+    assert (
+        sum(
+            f"{name}: line 1: found <<<<<<<, the mark of a merge" in line
+            for line in printed.splitlines()
+        )
+        == 1
+    )
 
 
 def _damage(project: Project, digest: str) -> Path:
@@ -336,7 +377,9 @@ def _damage(project: Project, digest: str) -> Path:
 def test_a_damaged_object_of_the_cache_is_named(tool: str, project: Project) -> None:
     entry = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
     victim = project.root / "results/cutout/train_subframes.csv"
-    digest = {out["path"]: out["md5"] for out in entry["cutout"]["outs"]}["results/cutout/train_subframes.csv"]
+    digest = {out["path"]: out["md5"] for out in entry["cutout"]["outs"]}[
+        "results/cutout/train_subframes.csv"
+    ]
     damaged = _damage(project, digest)
     victim.unlink()
     project.run("dvc", "checkout", "--quiet")
@@ -347,9 +390,11 @@ def test_a_damaged_object_of_the_cache_is_named(tool: str, project: Project) -> 
     printed = project.fails(*command)
     assert f"train_subframes.csv: DVC's cache holds a damaged copy of it, {damaged}" in printed
     if tool == "snakemake":
-        assert {path: state for path, state in project.listing().items() if path.startswith(("data", "results"))} == {
-            path: state for path, state in before.items() if path.startswith(("data", "results"))
-        }
+        assert {
+            path: state
+            for path, state in project.listing().items()
+            if path.startswith(("data", "results"))
+        } == {path: state for path, state in before.items() if path.startswith(("data", "results"))}
 
 
 def test_merged_locks_conflict(project: Project) -> None:

@@ -15,7 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from records import LOCK, BridgeError, all_files, cached, dvc, entries, listed_images, note, replace, stamp, versions
+from records import (
+    LOCK,
+    BridgeError,
+    all_files,
+    cached,
+    dvc,
+    entries,
+    listed_images,
+    note,
+    replace,
+    stamp,
+    versions,
+)
 from run_lock import only_one
 from stages import Stage, settings, stages
 
@@ -32,7 +44,11 @@ def pointers() -> list[str]:
 def fingerprint(name: str) -> str:
     """Digest of all that decides a stage's files except data: its settings, its code, its entry in dvc.yaml."""
     stage = stages()[name]
-    content = [stage.entry.encode(), settings(name).encode(), *(Path(path).read_bytes() for path in stage.sources)]
+    content = [
+        stage.entry.encode(),
+        settings(name).encode(),
+        *(Path(path).read_bytes() for path in stage.sources),
+    ]
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 
 
@@ -66,7 +82,8 @@ def commit(name: str) -> None:
     """
     with only_one(COMMITTING):
         before = LOCK.read_text(encoding="utf-8") if LOCK.exists() else ""
-        dvc("commit", "--quiet", "--force", "--no-relink", name)  # a job may be reading what relinking would replace
+        # a job may be reading what relinking would replace
+        dvc("commit", "--quiet", "--force", "--no-relink", name)
         changed = _changed_alone(stages()[name], entries(before).get(name, {}), entries()[name])
         if changed and os.environ.get("BLOBPIPE_ACCEPT") != "1":
             replace(LOCK, before)
@@ -91,8 +108,12 @@ def _forget(stage: Stage) -> None:
 
 def _prune(name: str, folder: Path) -> None:
     """Remove images that no table of the folder lists."""
-    wanted = {frame for table in folder.glob("frames*.csv") for frame in listed_images(table)} | {"reference"}
-    surplus = [path for path in sorted(folder.glob("*.fits*")) if path.name.split(".fits")[0] not in wanted]
+    wanted = {frame for table in folder.glob("frames*.csv") for frame in listed_images(table)} | {
+        "reference"
+    }
+    surplus = [
+        path for path in sorted(folder.glob("*.fits*")) if path.name.split(".fits")[0] not in wanted
+    ]
     if name == "campaign" and surplus:
         _refuse_unknown(folder, surplus)
     for path in surplus:
@@ -101,7 +122,10 @@ def _prune(name: str, folder: Path) -> None:
 
 def _refuse_unknown(folder: Path, surplus: list[Path]) -> None:
     """Never remove images that are not the simulation's: someone put them there."""
-    recorded = {folder / entry["path"] for entry in json.loads(dvc("ls", "--dvc-only", "--json", ".", str(folder)))}
+    recorded = {
+        folder / entry["path"]
+        for entry in json.loads(dvc("ls", "--dvc-only", "--json", ".", str(folder)))
+    }
     unknown = [path for path in surplus if path not in recorded]
     if unknown:
         raise BridgeError(
@@ -118,9 +142,15 @@ def _changed_alone(stage: Stage, before: dict[str, Any], after: dict[str, Any]) 
     if not before or any(before.get(key) != after.get(key) for key in ("cmd", "deps", "params")):
         return []
     compared = stage.outs if stage.timed else stage.made
-    changed = [out["path"] for out in before["outs"] if out["path"] in compared and out not in after["outs"]]
+    changed = [
+        out["path"]
+        for out in before["outs"]
+        if out["path"] in compared and out not in after["outs"]
+    ]
     at_hand = (
-        all(cached(out["md5"]).exists() for out in before["outs"] if out["path"] in stage.outs) if changed else False
+        all(cached(out["md5"]).exists() for out in before["outs"] if out["path"] in stage.outs)
+        if changed
+        else False
     )
     return changed if at_hand else []
 
@@ -128,11 +158,15 @@ def _changed_alone(stage: Stage, before: dict[str, Any], after: dict[str, Any]) 
 def _refusal(stage: Stage, changed: list[str]) -> str:
     """Which files changed, and the ways out; called with the old dvc.lock in place."""
     state = json.loads(dvc("data", "status", "--granular", "--json")).get("uncommitted", {})
-    files = sorted(path for kind in ("modified", "added", "deleted") for path in state.get(kind, []))
+    files = sorted(
+        path for kind in ("modified", "added", "deleted") for path in state.get(kind, [])
+    )
     inside = [path for path in files if any(path.startswith(f"{out}/") for out in changed)]
     named = [path for path in (*changed, *inside) if not Path(path).is_dir()] or changed
     metrics = [path for path in changed if path in stage.metrics]
-    undo = [f"dvc checkout --force {stage.name}"] * (metrics != changed) + [f"git checkout {path}" for path in metrics]
+    undo = [f"dvc checkout --force {stage.name}"] * (metrics != changed) + [
+        f"git checkout {path}" for path in metrics
+    ]
     return (
         f"{stage.name}: {', '.join(named[:5])} differ from dvc.lock although nothing that they are made from does: edited "
         f"by hand, or not reproducible; '{' && '.join(undo)}' takes the recorded ones back, "

@@ -69,9 +69,17 @@ def reconcile(files: Files) -> None:
         minutes for ten thousand images.
     """
     recorded = versions()
-    there = [name for name in files if name in recorded and existing(set(files[name]) - set(stages()[name].metrics))]
+    there = [
+        name
+        for name in files
+        if name in recorded and existing(set(files[name]) - set(stages()[name].metrics))
+    ]
     foreign = [name for name in there if known(name).get("version") != recorded[name]]
-    touched = [name for name in there if name not in foreign and known(name)["files"] != look(stages()[name].made)]
+    touched = [
+        name
+        for name in there
+        if name not in foreign and known(name)["files"] != look(stages()[name].made)
+    ]
     if not foreign and not touched:
         return
     faults = json.loads(dvc("status", "--json"))
@@ -104,9 +112,16 @@ def _look_again(name: str, paths: list[str], version: str, fault: list[Any] | No
         return
     Path(stamp(name)).unlink(missing_ok=True)
     _drop_incomplete(name)
-    changes = [change["changed deps"] for change in fault if isinstance(change, dict) and "changed deps" in change]
-    if any(not path.endswith(".smk") for deps in changes for path in deps) and _as_recorded(name, existing(paths)):
-        _drop_memory(existing(paths))  # `dvc checkout` after a change that was run, but not committed
+    changes = [
+        change["changed deps"]
+        for change in fault
+        if isinstance(change, dict) and "changed deps" in change
+    ]
+    if any(not path.endswith(".smk") for deps in changes for path in deps) and _as_recorded(
+        name, existing(paths)
+    ):
+        # `dvc checkout` after a change that was run, but not committed
+        _drop_memory(existing(paths))
 
 
 def _as_recorded(name: str, paths: list[str]) -> bool:
@@ -115,7 +130,9 @@ def _as_recorded(name: str, paths: list[str]) -> bool:
     changed = json.loads(dvc("data", "status", "--granular", "--json")).get("uncommitted", {})
     others = {path for group in changed.values() for path in group}
     return all(
-        hashlib.md5(Path(path).read_bytes()).hexdigest() == digests[path] if path in digests else path not in others
+        hashlib.md5(Path(path).read_bytes()).hexdigest() == digests[path]
+        if path in digests
+        else path not in others
         for path in paths
     )
 
@@ -130,7 +147,9 @@ def _drop_incomplete(name: str) -> None:
 
 def _remake(faults: dict[str, list[Any]], files: Files) -> None:
     """Let Snakemake make anew what it did not make here; its finished batches stay, whatever dvc.lock says of their stage."""
-    strange = {name: [path for path in existing(files[name]) if not made_here(path)] for name in faults}
+    strange = {
+        name: [path for path in existing(files[name]) if not made_here(path)] for name in faults
+    }
     for name in faults:
         Path(stamp(name)).unlink(missing_ok=True)
         _drop_incomplete(name)
@@ -146,7 +165,11 @@ def _remake(faults: dict[str, list[Any]], files: Files) -> None:
 
 def _lost(fault: list[Any]) -> str:
     """The outs that DVC's cache has lost, or has found damaged and thrown away."""
-    outs = [change["changed outs"] for change in fault if isinstance(change, dict) and "changed outs" in change]
+    outs = [
+        change["changed outs"]
+        for change in fault
+        if isinstance(change, dict) and "changed outs" in change
+    ]
     lost = [path for states in outs for path, state in states.items() if state == "not in cache"]
     return (
         f" ({', '.join(lost)} missing or damaged in DVC's cache: 'dvc pull' first, if there is a remote)"
@@ -176,7 +199,9 @@ def _adopt(names: list[str], recorded: dict[str, str]) -> None:
         Path(stamp(name)).touch()
     targets = [f"dvc_{name}" for name in names]
     rules = [rule for name in names for rule in stages()[name].rules]
-    done = snakemake("--touch", "--forceall", "--cores", "1", "--allowed-rules", *rules, *targets, "--", *targets)
+    done = snakemake(
+        "--touch", "--forceall", "--cores", "1", "--allowed-rules", *rules, *targets, "--", *targets
+    )
     if done.returncode:
         print(f"could not adopt them, going on without:\n{done.stdout[-2000:]}", file=sys.stderr)
         return

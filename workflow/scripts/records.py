@@ -67,7 +67,9 @@ def snakemake(*words: str) -> subprocess.CompletedProcess[str]:
     """Run Snakemake without the bridge; its output is kept for messages."""
     command = [sys.executable, "-m", "snakemake", "--quiet", "host", "progress", "rules", *words]
     env = {**os.environ, **INNER}
-    return subprocess.run(command, env=env, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(
+        command, env=env, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 # ---------------------------------------------------------------- dvc.lock
@@ -99,9 +101,17 @@ def refuse_damaged(names: Iterable[str]) -> None:
     BridgeError
         One line that names the file, its object in the cache, and the ways out.
     """
-    seen: dict[str, str] = json.loads(CHECKED.read_text(encoding="utf-8")) if CHECKED.exists() else {}
-    now = {name: version for name, version in versions().items() if name in names and seen.get(name) != version}
-    found = [fault for name in now for out in entries()[name].get("outs", ()) for fault in _damaged(out)]
+    seen: dict[str, str] = (
+        json.loads(CHECKED.read_text(encoding="utf-8")) if CHECKED.exists() else {}
+    )
+    now = {
+        name: version
+        for name, version in versions().items()
+        if name in names and seen.get(name) != version
+    }
+    found = [
+        fault for name in now for out in entries()[name].get("outs", ()) for fault in _damaged(out)
+    ]
     if found:
         path, copy = found[0]
         raise BridgeError(
@@ -152,7 +162,9 @@ def note(name: str, version: str, made: Iterable[str]) -> None:
 
 def look(made: Iterable[str]) -> str:
     """Digest of the names, sizes and dates of all files of a stage."""
-    states = sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in all_files(made))
+    states = sorted(
+        (str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in all_files(made)
+    )
     return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 

@@ -45,7 +45,9 @@ def claim() -> None:
         refuse_if_busy(owners())
         if _is_locked() and OWNER.exists():
             _unlock()
-        OWNER.write_text(json.dumps([_identity(process) for process in _processes()]), encoding="utf-8")
+        OWNER.write_text(
+            json.dumps([_identity(process) for process in _processes()]), encoding="utf-8"
+        )
 
 
 def hold() -> None:
@@ -57,9 +59,16 @@ def hold() -> None:
     from dvc.lock import LockError
     from dvc.rwlock import rwlock
 
-    rules = [str(Path(path).resolve()) for stage in stages().values() for path in stage.deps if path.endswith(".smk")]
+    rules = [
+        str(Path(path).resolve())
+        for stage in stages().values()
+        for path in stage.deps
+        if path.endswith(".smk")
+    ]
     Path(".dvc/tmp").mkdir(exist_ok=True)
-    lock = rwlock(str(Path(".dvc/tmp").resolve()), localfs, _command(psutil.Process()), [], rules, False)
+    lock = rwlock(
+        str(Path(".dvc/tmp").resolve()), localfs, _command(psutil.Process()), [], rules, False
+    )
     try:
         lock.__enter__()
     except LockError as error:
@@ -129,7 +138,9 @@ def _alive(owner: dict[str, Any]) -> bool:
         return False
     try:
         process = psutil.Process(owner["pid"])
-        return bool(process.create_time() == owner["started"] and process.status() != psutil.STATUS_ZOMBIE)
+        return bool(
+            process.create_time() == owner["started"] and process.status() != psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return False
 
@@ -145,7 +156,9 @@ def _unlock() -> None:
 
 def _is_job_here(process: psutil.Process) -> bool:
     words = process.info["cmdline"] or []
-    if not any(Path(word).name == "blobpipe" and stage in stages() for word, stage in pairwise(words)):
+    if not any(
+        Path(word).name == "blobpipe" and stage in stages() for word, stage in pairwise(words)
+    ):
         return False
     try:
         return Path(process.cwd()) == Path.cwd()
@@ -156,7 +169,10 @@ def _is_job_here(process: psutil.Process) -> bool:
 def _processes() -> list[psutil.Process]:
     """This process, and the DVC that started it: between two stages that one alone is left."""
     me = psutil.Process()
-    return [me, *(parent for parent in me.parents() if "DVC_STAGE" in os.environ and _is_dvc(parent))]
+    return [
+        me,
+        *(parent for parent in me.parents() if "DVC_STAGE" in os.environ and _is_dvc(parent)),
+    ]
 
 
 def _is_dvc(process: psutil.Process) -> bool:
@@ -165,7 +181,12 @@ def _is_dvc(process: psutil.Process) -> bool:
 
 def _identity(process: psutil.Process) -> dict[str, Any]:
     started = process.create_time()
-    return {"pid": process.pid, "started": started, "command": _command(process), "host": platform.node()}
+    return {
+        "pid": process.pid,
+        "started": started,
+        "command": _command(process),
+        "host": platform.node(),
+    }
 
 
 def _command(process: psutil.Process) -> str:

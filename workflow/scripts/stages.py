@@ -70,7 +70,9 @@ def entries_of(text: str, path: str) -> dict[str, dict[str, Any]]:
     content = parsed(text, path)
     found = content.get("stages") if isinstance(content, dict) else content
     if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
-        raise ParamsError(f"{path}: found no stages, expected a section 'stages'; take the file back from git")
+        raise ParamsError(
+            f"{path}: found no stages, expected a section 'stages'; take the file back from git"
+        )
     return found
 
 
@@ -106,7 +108,9 @@ def _allowed_rules(cmd: str) -> list[str]:
 
 def _paths(entry: dict[str, Any], kind: str, *, cached: bool | None = None) -> tuple[str, ...]:
     paths = [{path: {}} if isinstance(path, str) else path for path in entry.get(kind, ())]
-    wanted = [path for path in paths if cached in (None, next(iter(path.values())).get("cache", True))]
+    wanted = [
+        path for path in paths if cached in (None, next(iter(path.values())).get("cache", True))
+    ]
     return tuple(next(iter(path)) for path in wanted)
 
 

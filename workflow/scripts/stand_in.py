@@ -65,7 +65,11 @@ def mode(*, dry: bool) -> str:
         return "plan"
     if options.report_after_run:
         return "run"
-    return "errand" if any(getattr(options, name, None) not in (None, False) for name in ERRANDS) else "run"
+    return (
+        "errand"
+        if any(getattr(options, name, None) not in (None, False) for name in ERRANDS)
+        else "run"
+    )
 
 
 def go_to_stand_in() -> None:
@@ -82,7 +86,9 @@ def go_to_stand_in() -> None:
                 if (entry / name).is_dir():
                     shutil.copytree(entry / name, there / entry.name / name)
         elif entry.is_dir() and not entry.name.startswith("."):
-            shutil.copytree(entry, there / entry.name, copy_function=_link, ignore_dangling_symlinks=True)
+            shutil.copytree(
+                entry, there / entry.name, copy_function=_link, ignore_dangling_symlinks=True
+            )
         else:
             _link(entry, there / entry.name)
     os.chdir(there)

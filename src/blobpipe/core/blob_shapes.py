@@ -52,8 +52,12 @@ def blob_profile(
     spectrum, peak = _spectrum(shape, float(radius_px), size)
     fx, fy = _frequencies(size)
     middle = size // 2
-    ramp = np.exp(-2j * np.pi * fy * (y_offset + middle)) * np.exp(-2j * np.pi * fx * (x_offset + middle))
-    return (_fine_image(spectrum * ramp, size)[::OVERSAMPLING, ::OVERSAMPLING] / peak).astype(np.float32)
+    ramp = np.exp(-2j * np.pi * fy * (y_offset + middle)) * np.exp(
+        -2j * np.pi * fx * (x_offset + middle)
+    )
+    return (_fine_image(spectrum * ramp, size)[::OVERSAMPLING, ::OVERSAMPLING] / peak).astype(
+        np.float32
+    )
 
 
 def typical_radius(x_px: FloatArray, y_px: FloatArray) -> FloatArray:
@@ -117,7 +121,9 @@ def _annulus(f: FloatArray, radius: float, hole: float) -> FloatArray:
 @lru_cache(maxsize=8)
 def _frequencies(size: int) -> tuple[FloatArray, FloatArray]:
     fine = size * OVERSAMPLING
-    return np.fft.rfftfreq(fine, 1 / OVERSAMPLING)[None, :], np.fft.fftfreq(fine, 1 / OVERSAMPLING)[:, None]
+    return np.fft.rfftfreq(fine, 1 / OVERSAMPLING)[None, :], np.fft.fftfreq(fine, 1 / OVERSAMPLING)[
+        :, None
+    ]
 
 
 def _fine_image(spectrum: FloatArray, size: int) -> FloatArray:

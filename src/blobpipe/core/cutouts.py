@@ -20,7 +20,10 @@ def cut_square(image: Image | Mask, x: int, y: int, side: int) -> Image:
     """A square whose first pixel is at x, y; NaN off the image."""
     ny, nx = image.shape
     window = np.full((side, side), np.nan, np.float32)
-    top, left, bottom, right = max(y, 0), max(x, 0), min(y + side, ny), min(x + side, nx)
+    top = max(y, 0)
+    left = max(x, 0)
+    bottom = min(y + side, ny)
+    right = min(x + side, nx)
     if top < bottom and left < right:
         window[top - y : bottom - y, left - x : right - x] = image[top:bottom, left:right]
     return window
@@ -38,5 +41,7 @@ def window_around(
     """The square around a place, as far as it is on the image, and each pixel's distance from the place."""
     rows = slice(max(0, int(y - reach)), max(0, min(shape[0], int(y + reach) + 2)))
     columns = slice(max(0, int(x - reach)), max(0, min(shape[1], int(x + reach) + 2)))
-    distance = np.hypot(np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x)
+    distance = np.hypot(
+        np.arange(rows.start, rows.stop)[:, None] - y, np.arange(columns.start, columns.stop) - x
+    )
     return (rows, columns), distance

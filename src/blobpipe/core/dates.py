@@ -17,15 +17,27 @@ from blobpipe.errors import BlobpipeError, FrameError
 
 if TYPE_CHECKING:
     pass
-MJD_CARDS = ("EXPSTART", "MJD-OBS", "MJD-BEG", "MJD-AVG")  # in order: the first that is a date counts
+# in order: the first that is a date counts
+MJD_CARDS = ("EXPSTART", "MJD-OBS", "MJD-BEG", "MJD-AVG")
 DATE_CARDS = ("DATE-OBS", "DATE-BEG", "DATE-AVG")  # ISO 8601 in UTC, with or without the time
 ISO_DATE = re.compile(r"(\d{4}-\d\d-\d\d)(?:(?:T| +)([\d:.]+))? *Z?")
 ISO_TIME = re.compile(r"(\d\d):(\d\d)(?::(\d\d(?:\.\d*)?))? *Z?")
 FIRST_MJD = 54960.0  # 2009-05-09, two days before the launch that brought the instrument
 UNIX_MJD = 40587.0  # 1970-01-01
 
-SAME_EXPOSURE_D, SAME_START_D = 1.0, 1.0 / 86_400  # between the dates of two versions: of one ROOTNAME, of one date
-EXPOSURE_CARDS = (*MJD_CARDS, *DATE_CARDS, "TIME-OBS", "ROOTNAME", "FILTER", "TARGNAME", "DATE", "CAL_VER")
+# between the dates of two versions: of one ROOTNAME, of one date
+SAME_EXPOSURE_D = 1.0
+SAME_START_D = 1.0 / 86_400
+EXPOSURE_CARDS = (
+    *MJD_CARDS,
+    *DATE_CARDS,
+    "TIME-OBS",
+    "ROOTNAME",
+    "FILTER",
+    "TARGNAME",
+    "DATE",
+    "CAL_VER",
+)
 
 
 class Exposure(NamedTuple):
@@ -58,7 +70,9 @@ def exposure_mjd(frame: fits_images.Frame, path: str | Path) -> float:
         found.append(f"{card} {text[:30]!r}")
     names = ", ".join(MJD_CARDS[:2])
     if not found:
-        raise FrameError(f"{path}: no date of the exposure, expected {names} (MJD) or DATE-OBS in its header; add one")
+        raise FrameError(
+            f"{path}: no date of the exposure, expected {names} (MJD) or DATE-OBS in its header; add one"
+        )
     raise FrameError(
         f"{path}: no date of the exposure, found {', '.join(found)}, expected {names} (MJD) or DATE-OBS, from MJD "
         f"{FIRST_MJD:.0f} (2009-05-09) to tomorrow; correct its header"
@@ -108,7 +122,11 @@ def exposure_of(frame: fits_images.Frame, path: str | Path) -> Exposure:
         mjd = exposure_mjd(frame, path)
     except FrameError:
         mjd = float("nan")
-    return Exposure(frame.name, mjd, {card: frame.header[card] for card in EXPOSURE_CARDS if card in frame.header})
+    return Exposure(
+        frame.name,
+        mjd,
+        {card: frame.header[card] for card in EXPOSURE_CARDS if card in frame.header},
+    )
 
 
 def is_same_exposure(one: Exposure, other: Exposure) -> bool:
@@ -128,7 +146,9 @@ def is_same_exposure(one: Exposure, other: Exposure) -> bool:
     for card in ("FILTER", "TARGNAME"):
         if len({_text(one, card), _text(other, card)} - {""}) > 1:
             return False
-    return apart_d <= SAME_START_D and ((_has_time(one) and _has_time(other)) or one.name == other.name)
+    return apart_d <= SAME_START_D and (
+        (_has_time(one) and _has_time(other)) or one.name == other.name
+    )
 
 
 def is_older_version(one: Exposure, other: Exposure) -> bool:
@@ -136,7 +156,9 @@ def is_older_version(one: Exposure, other: Exposure) -> bool:
 
     False if the headers do not say: then the later arrival is the newer version.
     """
-    made = [text if ISO_DATE.match(text) else "" for text in (_text(one, "DATE"), _text(other, "DATE"))]
+    made = [
+        text if ISO_DATE.match(text) else "" for text in (_text(one, "DATE"), _text(other, "DATE"))
+    ]
     if all(made) and made[0] != made[1]:
         return made[0] < made[1]
     calibrated = [_version(_text(each, "CAL_VER")) for each in (one, other)]
@@ -182,9 +204,13 @@ def to_mjd(text: str, where: str, *, whole_day: bool = False) -> float:
         if moment.tzinfo:
             moment = moment.astimezone(UTC).replace(tzinfo=None)
     except (ValueError, OverflowError) as error:
-        raise BlobpipeError(f"{where}: found {text[:40]!r}, expected a date such as 2012-09-27, or an MJD") from error
+        raise BlobpipeError(
+            f"{where}: found {text[:40]!r}, expected a date such as 2012-09-27, or an MJD"
+        ) from error
     mjd = (moment - MJD_0) / timedelta(days=1)
-    return float(np.nextafter(mjd + 1, mjd)) if whole_day and len(text) <= len("2012-09-27") else mjd
+    return (
+        float(np.nextafter(mjd + 1, mjd)) if whole_day and len(text) <= len("2012-09-27") else mjd
+    )
 
 
 def format_mjd(mjd: float, form: str = "%Y-%m-%d") -> str:

@@ -53,7 +53,12 @@ def is_name(name: str) -> bool:
     That is what can be printed, without slash or backslash, without a dot or dash at its start, and no longer than
     `MAX_NAME_BYTES`.
     """
-    tidy = name.isprintable() and not name.startswith((".", "-")) and "/" not in name and "\\" not in name
+    tidy = (
+        name.isprintable()
+        and not name.startswith((".", "-"))
+        and "/" not in name
+        and "\\" not in name
+    )
     return tidy and 0 < len(name.encode()) <= MAX_NAME_BYTES
 
 

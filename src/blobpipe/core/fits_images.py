@@ -19,7 +19,8 @@ BORDER_PX = 5  # reference pixels that FLT files leave out on each side
 IMAGE = "a FITS image; fetch or write the file again"  # what a file should be
 SUFFIXES = (".fits.fz", ".fits", ".fits.gz")
 MIN_PX = 256  # one subframe
-MIN_NOISE_FRAC = 1e-5  # photon noise of 10^10 electrons; 200 images of a full well (80,000) have 1.6 x 10^7
+# photon noise of 10^10 electrons; 200 images of a full well (80,000) have 1.6 x 10^7
+MIN_NOISE_FRAC = 1e-5
 MAX_NOISE_FRAC = 0.5  # beyond it, an image cannot be a fraction of the light
 NOISE_STEPS = 32  # quantisation of stored images: this many steps to one sigma of their noise
 TILE_ROWS = 16  # rows compressed together: half the time of one by one, and smaller files
@@ -52,7 +53,9 @@ class Frame:
 def frame_name(path: str | Path) -> str:
     """The file name without ``.fits``, ``.fits.fz`` or ``.fits.gz``; what cannot be printed is escaped."""
     name = printable(Path(path).name)
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), Path(name).stem)
+    return next(
+        (name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), Path(name).stem
+    )
 
 
 def find_image(folder: str | Path, frame: str) -> Path:
@@ -95,7 +98,10 @@ def read_frame(path: str | Path) -> Frame:
     with hdus.opened(path, IMAGE) as file:
         index, image = _science_image(path, file)
         header = {
-            name: value for hdu in (file.hdus[0], image) for name, value in hdu.cards.items() if value is not None
+            name: value
+            for hdu in (file.hdus[0], image)
+            for name, value in hdu.cards.items()
+            if value is not None
         }
         layout = f"HDU {index} ({image.name or 'unnamed'}), {'x'.join(map(str, image.shape[::-1]))}"
         plane = _plane(file, image)
@@ -143,7 +149,9 @@ def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
         )
     image = file.hdus[index]
     if len(image.shape) not in (2, 3) or min(image.shape[-2:]) < 2:
-        raise FrameError(f"{path}: found an array of shape {image.shape}, expected (ny, nx) or (planes, ny, nx)")
+        raise FrameError(
+            f"{path}: found an array of shape {image.shape}, expected (ny, nx) or (planes, ny, nx)"
+        )
     return index, image
 
 
@@ -187,10 +195,14 @@ def require_usable(frame: Frame, path: str | Path) -> float:
         )
     finite = np.count_nonzero(np.isfinite(frame.data)) / frame.data.size
     if finite < 0.5:
-        raise FrameError(f"{path}: {finite:.0%} of its pixels are finite, expected at least 50%; reject it")
+        raise FrameError(
+            f"{path}: {finite:.0%} of its pixels are finite, expected at least 50%; reject it"
+        )
     median, noise = median_and_noise(frame.data)
     if not noise > 0:
-        raise FrameError(f"{path}: most pixels are {median:.6g}: a constant image or a mask, expected noise; reject it")
+        raise FrameError(
+            f"{path}: most pixels are {median:.6g}: a constant image or a mask, expected noise; reject it"
+        )
     if noise < MIN_NOISE_FRAC:
         raise FrameError(
             f"{path}: noise {noise:.3g}, expected light lost as a fraction (noise about 0.01): in other units, or scaled; "
@@ -239,7 +251,9 @@ def median(values: npt.NDArray[np.float32]) -> np.floating[Any]:
     """
     half = len(values) // 2
     parted = np.partition(values, half)
-    return np.mean(parted[half : half + 1] if len(values) % 2 else [parted[:half].max(), parted[half]])
+    return np.mean(
+        parted[half : half + 1] if len(values) % 2 else [parted[:half].max(), parted[half]]
+    )
 
 
 def write_image(

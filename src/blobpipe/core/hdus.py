@@ -29,7 +29,9 @@ Value = str | int | float | bool
 Cards = Mapping[str, Value | None]
 Stored = npt.NDArray[Any]
 
-BLOCK, CARD = 2880, 80  # bytes, of the standard
+# bytes, of the standard
+BLOCK = 2880
+CARD = 80
 MAX_BYTES = 1 << 29  # of a file, unpacked by gzip: twice an IMA file of 16 reads
 MAX_PX = 4096 * 4096  # of an image: 16 times the detector
 MAX_HDUS = 500  # an IMA file of 16 reads has 81
@@ -139,10 +141,14 @@ class File:
         header = self._file.read(BLOCK)
         if index and not header.startswith(b"XTENSION"):
             if len(header) == BLOCK and any(header):
-                raise ValueError(f"{self._size - place} bytes behind HDU {index - 1} that are no HDU")
+                raise ValueError(
+                    f"{self._size - place} bytes behind HDU {index - 1} that are no HDU"
+                )
             return None
         if not index and not header.startswith(b"SIMPLE  ="):
-            raise ValueError(f"{self._size} bytes that are not a whole FITS file (they begin with {header[:8]!r})")
+            raise ValueError(
+                f"{self._size} bytes that are not a whole FITS file (they begin with {header[:8]!r})"
+            )
         cards, ended = _cards(header)
         while not ended:
             block = self._file.read(BLOCK)
@@ -156,14 +162,19 @@ class File:
 
     def _verify(self, hdu: HDU) -> None:
         """Compare with the checksums that the header has; most have none."""
-        wanted = {name: hdu.cards.get(name) for name in ("DATASUM", "CHECKSUM") if name in hdu.cards}
+        wanted = {
+            name: hdu.cards.get(name) for name in ("DATASUM", "CHECKSUM") if name in hdu.cards
+        }
         wanted = {name: value for name, value in wanted.items() if str(value).strip()}
         if not wanted:
             return
         self._file.seek(hdu.start)
         data = _checksum(self._file.read(hdu.size))
         whole = _checksum(hdu.header, data)
-        found = {"DATASUM": str(data) == str(wanted.get("DATASUM")), "CHECKSUM": whole in (0, 0xFFFFFFFF)}
+        found = {
+            "DATASUM": str(data) == str(wanted.get("DATASUM")),
+            "CHECKSUM": whole in (0, 0xFFFFFFFF),
+        }
         for name in wanted:
             if not found[name]:
                 raise ValueError(
@@ -195,7 +206,9 @@ def opened(path: str | Path, expected: str) -> Iterator[File]:
     except FileNotFoundError as error:
         raise FrameError(f"{path}: not found, expected {expected}") from error
     except OSError as error:
-        raise FrameError(f"{path}: cannot be read ({error.strerror or error}), expected {expected}") from error
+        raise FrameError(
+            f"{path}: cannot be read ({error.strerror or error}), expected {expected}"
+        ) from error
     except (ValueError, EOFError, zlib.error) as error:
         raise FrameError(f"{path}: {' '.join(str(error).split())}; expected {expected}") from error
 
@@ -237,7 +250,8 @@ def _cards(header: bytes) -> tuple[dict[str, Value | None], bool]:
         if keyword == "END":
             return cards, True
         if keyword == "CONTINUE":
-            before, more = cards.get(name), _value(text[start + 8 : start + CARD])
+            before = cards.get(name)
+            more = _value(text[start + 8 : start + CARD])
             if isinstance(before, str) and before.endswith("&") and isinstance(more, str):
                 cards[name] = before[:-1] + more if len(before) < MAX_TEXT else None
         elif text[start + 8 : start + 10] == "= ":
@@ -262,7 +276,9 @@ def _value(text: str) -> Value | None:
     return value if math.isfinite(value) else None
 
 
-def count(cards: Cards, name: str, default: int | None = None, low: int = 0, high: int = 1 << 40) -> int:
+def count(
+    cards: Cards, name: str, default: int | None = None, low: int = 0, high: int = 1 << 40
+) -> int:
     """A whole number that a header has, or should have.
 
     Raises
@@ -297,7 +313,8 @@ def physical(cards: Cards, stored: Stored) -> npt.NDArray[np.float32]:
     blank = None
     if stored.dtype.kind != "f" and ("BLANK" in cards or "ZBLANK" in cards):
         blank = number(cards, "BLANK" if "BLANK" in cards else "ZBLANK")
-    scale, zero = number(cards, "BSCALE", 1), number(cards, "BZERO", 0)
+    scale = number(cards, "BSCALE", 1)
+    zero = number(cards, "BZERO", 0)
     with np.errstate(all="ignore"):
         values = stored if (scale, zero) == (1, 0) else stored.astype(np.float64) * scale + zero
         pixels = np.array(values, dtype=np.float32, order="C")
@@ -327,12 +344,16 @@ def _described(cards: dict[str, Value | None], header: bytes, place: int, index:
         shape = (count(cards, "NPIX2"), count(cards, "NPIX1")) if constant else axes
     name = cards.get("EXTNAME")
     name = name.strip().upper() if isinstance(name, str) else ""
-    return HDU(kind, name or ("" if index else "PRIMARY"), cards, header, place + len(header), size, shape)
+    return HDU(
+        kind, name or ("" if index else "PRIMARY"), cards, header, place + len(header), size, shape
+    )
 
 
 def _axes(cards: Cards, name: str) -> tuple[int, ...]:
     """Lengths of the axes of an array, the last axis first."""
-    return tuple(count(cards, f"{name}{axis}") for axis in range(count(cards, name, high=999), 0, -1))
+    return tuple(
+        count(cards, f"{name}{axis}") for axis in range(count(cards, name, high=999), 0, -1)
+    )
 
 
 def _dtype(hdu: HDU) -> str:

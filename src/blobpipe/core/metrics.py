@@ -20,7 +20,17 @@ N_BINS = 10  # of the reliability table
 BLOCK = 64  # resamplings at a time: bounds the memory
 INTERVAL_PERCENT = (2.5, 97.5)
 FPR_POINT = 0.01
-KEYS = ("tpr", "tnr", "fpr", "fnr", "roc_auc", "average_precision", "tpr_at_fpr_0.01", "brier", "pointing_hit_rate")
+KEYS = (
+    "tpr",
+    "tnr",
+    "fpr",
+    "fnr",
+    "roc_auc",
+    "average_precision",
+    "tpr_at_fpr_0.01",
+    "brier",
+    "pointing_hit_rate",
+)
 
 
 def share(part: FloatArray, whole: FloatArray) -> FloatArray:
@@ -52,7 +62,11 @@ def cumulative(
     """
     weights = np.ones((1, len(labels))) if weights is None else weights
     order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) if len(scores) else np.zeros(0, np.int64)
+    last = (
+        np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+        if len(scores)
+        else np.zeros(0, np.int64)
+    )
     ordered = weights[:, order]
     start = np.zeros((len(weights), 1))
     true = np.hstack([start, np.cumsum(ordered * labels[order], axis=1)[:, last]])
@@ -61,7 +75,9 @@ def cumulative(
     return true, false, np.append(above, scores[order][last])
 
 
-def roc_curve(labels: npt.NDArray[np.int64], scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def roc_curve(
+    labels: npt.NDArray[np.int64], scores: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """False-positive rate, true-positive rate and threshold, from (0, 0) to (1, 1); NaN for a class without members."""
     true, false, thresholds = cumulative(labels, scores)
     return share(false[0], false[0, -1]), share(true[0], true[0, -1]), thresholds
@@ -76,7 +92,9 @@ def precision_recall_curve(
     return recall[0], precision[0], thresholds
 
 
-def roc_auc(labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None) -> FloatArray:
+def roc_auc(
+    labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None
+) -> FloatArray:
     """Area under the ROC curve for each resampling, shape (b,): the chance that a blob outscores a background."""
     true, false, _ = cumulative(labels, scores, weights)
     return _area(true, false)
@@ -108,7 +126,9 @@ def threshold_at_fpr(labels: npt.NDArray[np.int64], scores: FloatArray, fpr: flo
     return float(thresholds[false[0] <= fpr * false[0, -1]].min())
 
 
-def brier(labels: npt.NDArray[np.int64], probability: FloatArray, weights: FloatArray) -> FloatArray:
+def brier(
+    labels: npt.NDArray[np.int64], probability: FloatArray, weights: FloatArray
+) -> FloatArray:
     """Mean squared difference of probability and label, shape (b,): 0 is perfect, 0.25 is always saying one half."""
     return share(weights @ (probability - labels) ** 2, weights.sum(axis=1))
 
@@ -158,7 +178,9 @@ def measures(
     true, false, _ = cumulative(labels, probability, weights)
     tpr = share(weights @ (positive & (labels == 1)), true[:, -1])
     fpr = share(weights @ (positive & (labels == 0)), false[:, -1])
-    pointing = share(weights @ (hit & positive & (labels == 1)), weights @ (positive & (labels == 1)))
+    pointing = share(
+        weights @ (hit & positive & (labels == 1)), weights @ (positive & (labels == 1))
+    )
     values = (tpr, 1 - fpr, fpr, 1 - tpr, _area(true, false), _average_precision(true, false))
     others = (tpr_at_fpr(true, false, FPR_POINT), brier(labels, probability, weights), pointing)
     return dict(zip(KEYS, (*values, *others), strict=True))
@@ -184,7 +206,11 @@ def bootstrap(
         NaN where no resampling has a value.
     """
     blocks = [
-        measure(rng.multinomial(n, np.full(n, 1 / n), size=min(BLOCK, n_bootstrap - done)).astype(np.float64))
+        measure(
+            rng.multinomial(n, np.full(n, 1 / n), size=min(BLOCK, n_bootstrap - done)).astype(
+                np.float64
+            )
+        )
         for done in range(0, n_bootstrap, BLOCK)
     ]
     values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
@@ -213,7 +239,9 @@ def wilson_interval(successes: FloatArray, trials: FloatArray) -> tuple[FloatArr
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
-def share_by_bin(values: FloatArray, success: npt.NDArray[np.bool_], edges: tuple[float, ...]) -> pd.DataFrame:
+def share_by_bin(
+    values: FloatArray, success: npt.NDArray[np.bool_], edges: tuple[float, ...]
+) -> pd.DataFrame:
     """Share of successes in bins of some value, with its Wilson interval; values outside all bins do not count.
 
     Returns
@@ -223,7 +251,9 @@ def share_by_bin(values: FloatArray, success: npt.NDArray[np.bool_], edges: tupl
     """
     index = np.searchsorted(edges, values, side="right") - 1
     inside = (index >= 0) & (index < len(edges) - 1)
-    n, successes = (np.bincount(index[kept], minlength=len(edges) - 1) for kept in (inside, inside & success))
+    n, successes = (
+        np.bincount(index[kept], minlength=len(edges) - 1) for kept in (inside, inside & success)
+    )
     low, high = wilson_interval(successes, n)
     ends = [np.where(np.isfinite(end), end, np.nan) for end in (edges[:-1], edges[1:])]
     columns = (*ends, n, successes, share(successes, n), low, high)
@@ -231,7 +261,9 @@ def share_by_bin(values: FloatArray, success: npt.NDArray[np.bool_], edges: tupl
     return pd.DataFrame(dict(zip(names, columns, strict=True)))
 
 
-def reliability(labels: npt.NDArray[np.int64], probability: FloatArray, n_bins: int = N_BINS) -> pd.DataFrame:
+def reliability(
+    labels: npt.NDArray[np.int64], probability: FloatArray, n_bins: int = N_BINS
+) -> pd.DataFrame:
     """How often a blob is there where the classifier says a probability.
 
     Returns

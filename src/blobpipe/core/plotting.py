@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"  # Okabe and Ito
+# Okabe and Ito
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+PURPLE = "#CC79A7"
+GREY = "#666666"
 NAMES = {"dense": "dense network", "report": "report's network", "matched_filter": "matched filter"}
 STYLES = {  # colour, line and marker of each detector
     "report": (BLUE, "-", "o"),
@@ -36,7 +41,9 @@ def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
     from blobpipe.core import files
 
     with files.atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
+        figure.savefig(
+            temporary, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None}
+        )
     plt.close(figure)
 
 
@@ -76,7 +83,11 @@ def history(path: str | Path, table: pd.DataFrame, loss: str) -> None:
     left.set(xlabel="epoch", ylabel=loss, title="Loss")
     left.legend()
     right.plot(table["epoch"], table["val_accuracy"], "s--", color=ORANGE)
-    right.set(xlabel="epoch", ylabel="accuracy on validation (fraction)", title="Accuracy at probability 0.5")
+    right.set(
+        xlabel="epoch",
+        ylabel="accuracy on validation (fraction)",
+        title="Accuracy at probability 0.5",
+    )
     save(figure, path)
 
 
@@ -125,19 +136,32 @@ def _new_sheet(ny: int, nx: int) -> _Sheet:
     from matplotlib.figure import Figure
 
     zoom = max(2, 384 // max(ny, nx))  # whole: each pixel is a square
-    width, height, first, second, bottom = zoom * nx, zoom * ny, 75, 95 + zoom * nx, 50  # px
+    # px
+    width = zoom * nx
+    height = zoom * ny
+    first = 75
+    second = 95 + zoom * nx
+    bottom = 50
     size = np.array([second + width + 15, bottom + height + 75])
     figure = Figure(tuple(size / DPI), DPI)
     FigureCanvasAgg(figure)
     left = figure.add_axes((*((first, bottom) / size), *((width, height) / size)))
-    right = figure.add_axes((*((second, bottom) / size), *((width, height) / size)), sharex=left, sharey=left)
+    right = figure.add_axes(
+        (*((second, bottom) / size), *((width, height) / size)), sharex=left, sharey=left
+    )
     left.set(ylabel="y (px)")
     left.set_title("image, -3 to 3 sigma", y=1)  # said, it need not be sought
     right.tick_params(labelleft=False)
-    sheet, nothing = _Sheet(figure, [], []), np.zeros((ny, nx))
-    for axis, shades in ((left, {"cmap": "gray", "vmin": -3, "vmax": 3}), (right, {"cmap": "magma"})):
+    sheet = _Sheet(figure, [], [])
+    nothing = np.zeros((ny, nx))
+    for axis, shades in (
+        (left, {"cmap": "gray", "vmin": -3, "vmax": 3}),
+        (right, {"cmap": "magma"}),
+    ):
         axis.set(xlabel="x (px)")
-        sheet.pictures.append(axis.imshow(nothing, origin="lower", interpolation="nearest", **shades))
+        sheet.pictures.append(
+            axis.imshow(nothing, origin="lower", interpolation="nearest", **shades)
+        )
         sheet.marks.extend(axis.plot(0, 0, "o", ms=22, mfc="none", mec=ORANGE, mew=1.5))
     return sheet
 
@@ -167,7 +191,9 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
     import matplotlib.pyplot as plt
 
     columns = max(1, *(len(panels) for panels in rows.values()))
-    figure, axes = plt.subplots(len(rows), columns, figsize=(2.5 * columns + 0.6, 2.9 * len(rows) + 0.5), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(2.5 * columns + 0.6, 2.9 * len(rows) + 0.5), squeeze=False
+    )
     for (name, panels), line in zip(rows.items(), axes, strict=True):
         line[0].annotate(
             name if panels else f"{name}: none",
@@ -179,10 +205,13 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
         )
         for axis in line:
             axis.set_axis_off()
-            axis.set(xticks=[], yticks=[])  # although they are off, matplotlib would measure them again and again
+            # although they are off, matplotlib would measure them again and again
+            axis.set(xticks=[], yticks=[])
         for axis, panel in zip(line, panels, strict=False):
             _draw_panel(axis, panel)
-    figure.suptitle(f"{title}; 256 x 256 px in means of 2 x 2, -2 (black) to 2 sigma (white)", fontsize=10)
+    figure.suptitle(
+        f"{title}; 256 x 256 px in means of 2 x 2, -2 (black) to 2 sigma (white)", fontsize=10
+    )
     figure.tight_layout()
     save(figure, path)
 
@@ -191,11 +220,16 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     from matplotlib.patches import Circle
 
     ny, nx = panel.image.shape
-    binned = panel.image.reshape(ny // 2, 2, nx // 2, 2).mean(axis=(1, 3))  # less noise to see, a tenth to store
+    # less noise to see, a tenth to store
+    binned = panel.image.reshape(ny // 2, 2, nx // 2, 2).mean(axis=(1, 3))
     extent = (-0.5, nx - 0.5, -0.5, ny - 0.5)
-    axis.imshow(binned, origin="lower", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest")
+    axis.imshow(
+        binned, origin="lower", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest"
+    )
     if panel.saliency.max() > 0:
-        axis.contour(panel.saliency / panel.saliency.max(), [0.5, 0.9], colors=ORANGE, linewidths=0.8)
+        axis.contour(
+            panel.saliency / panel.saliency.max(), [0.5, 0.9], colors=ORANGE, linewidths=0.8
+        )
     for x, y, radius in panel.circles:
         axis.add_patch(Circle((x, y), radius + 4, fill=False, ec=BLUE, lw=1.2))
     axis.set(xlim=(-0.5, nx - 0.5), ylim=(-0.5, ny - 0.5))
@@ -207,7 +241,12 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
     import matplotlib.pyplot as plt
 
     figure, (upper, lower) = plt.subplots(
-        2, 1, figsize=(5.4, 5.6), sharex=True, gridspec_kw={"height_ratios": [3, 1]}, layout="constrained"
+        2,
+        1,
+        figsize=(5.4, 5.6),
+        sharex=True,
+        gridspec_kw={"height_ratios": [3, 1]},
+        layout="constrained",
     )
     upper.plot([0, 1], [0, 1], color=GREY, lw=0.8)
     for name, table in tables.items():
@@ -230,6 +269,7 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
     upper.set(ylabel=f"{of} with a blob (fraction)", title="Calibration, with 95 % intervals")
     upper.legend(loc="upper left")
     lower.set(xlabel="probability of a blob (fraction)", ylabel=f"{of} (count)")
-    if any(table["n"].any() for table in tables.values()):  # nothing at all cannot be drawn on such an axis
+    # nothing at all cannot be drawn on such an axis
+    if any(table["n"].any() for table in tables.values()):
         lower.set_yscale("log")
     save(figure, path)

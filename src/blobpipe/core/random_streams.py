@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 def stream(seed: int, stage: str, *items: int | str) -> np.random.Generator:
     """An independent random stream for one item of one stage, whatever the order or number of cores."""
-    words = [zlib.crc32(item.encode()) if isinstance(item, str) else item for item in (stage, *items)]
+    words = [
+        zlib.crc32(item.encode()) if isinstance(item, str) else item for item in (stage, *items)
+    ]
     # the count, because NumPy takes a short list of words for one with zeros at its end
     return np.random.default_rng([seed, len(words), *words])

@@ -32,10 +32,22 @@ BLOB_RANGES = {  # of a blob that can be; from the least to the largest that is 
 }
 MJD_RANGE = (0.0, 100_000.0)  # 1858 to 2132; a Julian date or a time in seconds lies beyond
 TEXT_COLUMNS = (
-    *("frame", "blob", "first_frame", "first_date", "status", "reason", "shape", "label_name", "sha256", "decision"),
+    *(
+        "frame",
+        "blob",
+        "first_frame",
+        "first_date",
+        "status",
+        "reason",
+        "shape",
+        "label_name",
+        "sha256",
+        "decision",
+    ),
     *("reviewer", "at", "model", "params_hash", "model_sha256", "params_sha256", "stack_sha256"),
 )
-NUMBER_COLUMN = re.compile(r"(.*_)?(px|px2|frac|sigma|mjd|snr|score|probability)")  # words are none of their values
+# words are none of their values
+NUMBER_COLUMN = re.compile(r"(.*_)?(px|px2|frac|sigma|mjd|snr|score|probability)")
 MAX_TABLE_BYTES = 2**28  # four times the largest table of 10,000 images
 
 
@@ -98,10 +110,14 @@ def read_table_bytes(path: Path, columns: Sequence[str]) -> bytes:
         if path.exists() and not path.is_file():
             raise _no_table(path, "not a file: a folder, a pipe or a device")
         if path.stat().st_size > MAX_TABLE_BYTES:
-            raise _no_table(path, f"{path.stat().st_size} bytes, at most {MAX_TABLE_BYTES} expected")
+            raise _no_table(
+                path, f"{path.stat().st_size} bytes, at most {MAX_TABLE_BYTES} expected"
+            )
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise TableError(f"{path}: not found, expected a table with the columns {', '.join(columns)}") from error
+        raise TableError(
+            f"{path}: not found, expected a table with the columns {', '.join(columns)}"
+        ) from error
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise _no_table(path, getattr(error, "strerror", None) or str(error)) from error
 
@@ -126,7 +142,9 @@ def table_rows(path: Path, content: bytes) -> Iterator[tuple[list[str], str]]:
     try:
         yield from _checked_rows(rows, written)
     except UnicodeDecodeError as error:
-        raise _no_table(path, f"byte {error.object[error.start]:#x} is not UTF-8; save it as UTF-8") from error
+        raise _no_table(
+            path, f"byte {error.object[error.start]:#x} is not UTF-8; save it as UTF-8"
+        ) from error
     except (ValueError, csv.Error) as error:
         raise _no_table(path, f"line {max(rows.line_num, 1)}: {error}") from error
 
@@ -163,7 +181,9 @@ def _checked_header(header: list[str]) -> list[str]:
         raise ValueError(f"two columns are called {twice[0][:40]!r}; rename or remove one")
     for other, mark in (("semicolons", ";"), ("tabs", "\t")):
         if len(header) == 1 and mark in header[0]:
-            raise ValueError(f"{other} between its fields, commas expected, and points in its numbers")
+            raise ValueError(
+                f"{other} between its fields, commas expected, and points in its numbers"
+            )
     return header
 
 
@@ -201,8 +221,11 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series[Any]:
 
 def csv_text(table: pd.DataFrame, *, header: bool = True, newline: str = "\n") -> str:
     """A table as CSV: nine significant digits, the same bytes everywhere."""
-    text = str(table.to_csv(index=False, header=header, float_format="%.9g", lineterminator=newline))
-    if "\r" in text.replace(newline, ""):  # Python's csv leaves one alone unquoted, and it would end the row
+    text = str(
+        table.to_csv(index=False, header=header, float_format="%.9g", lineterminator=newline)
+    )
+    # Python's csv leaves one alone unquoted, and it would end the row
+    if "\r" in text.replace(newline, ""):
         return csv_text(table.replace("\r\n?", "\n", regex=True), header=header, newline=newline)
     return text
 
@@ -216,7 +239,9 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file, keys in the order given."""
     with files.atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
 
 
 def read_frame_list(raw_dir: str | Path) -> pd.DataFrame:
@@ -230,9 +255,13 @@ def read_frame_list(raw_dir: str | Path) -> pd.DataFrame:
     path = Path(raw_dir) / "frames.csv"
     table = read_image_list(path)
     if table.empty:
-        raise TableError(f"{path}: found no row below its header, expected one for each image; list the images")
+        raise TableError(
+            f"{path}: found no row below its header, expected one for each image; list the images"
+        )
     for frame in table["frame"]:
-        if not any((Path(raw_dir) / f"{frame}{suffix}").is_file() for suffix in fits_images.SUFFIXES):
+        if not any(
+            (Path(raw_dir) / f"{frame}{suffix}").is_file() for suffix in fits_images.SUFFIXES
+        ):
             raise TableError(
                 f"{path}: frame {frame} has no image {frame}{fits_images.SUFFIXES[0]} beside it; add it or drop the row"
             )
@@ -256,7 +285,13 @@ def read_image_list(path: str | Path) -> pd.DataFrame:
     _refuse_one_file(path, table["frame"])
     low, high = MJD_RANGE
     _require(path, table, "mjd", np.isfinite(table["mjd"]), "a number")
-    _require(path, table, "mjd", table["mjd"].between(low, high), f"a modified Julian date, {low:g} to {high:g}")
+    _require(
+        path,
+        table,
+        "mjd",
+        table["mjd"].between(low, high),
+        f"a modified Julian date, {low:g} to {high:g}",
+    )
     if not table["mjd"].is_monotonic_increasing:
         raise TableError(
             f"{path}: the column mjd does not increase; sort the rows by date, the stack is of preceding images"
@@ -273,7 +308,9 @@ def _refuse_one_file(path: Path, names: pd.Series[str]) -> None:
         )
     if folded.duplicated().any():
         again = names[folded.duplicated()].iloc[0]
-        raise TableError(f"{path}: frame {again} is there in other letters, one file on some disks; rename one image")
+        raise TableError(
+            f"{path}: frame {again} is there in other letters, one file on some disks; rename one image"
+        )
 
 
 def read_known(path: str | Path, columns: Sequence[str] = BLOB_COLUMNS) -> pd.DataFrame:
@@ -319,7 +356,9 @@ def require_blobs(path: str | Path, table: pd.DataFrame, columns: Sequence[str])
         table[column] = _numbers(Path(path), table, column)
         low, high = BLOB_RANGES[column]
         _require(Path(path), table, column, np.isfinite(table[column]), "a number")
-        _require(Path(path), table, column, table[column].between(low, high), f"{low:g} to {high:g}")
+        _require(
+            Path(path), table, column, table[column].between(low, high), f"{low:g} to {high:g}"
+        )
     return table
 
 
@@ -343,10 +382,14 @@ def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
     for column, default in (("shape", "disc"), ("first_frame", "")):
         if column not in table:
             table[column] = default
-    _require(path, table, "shape", table["shape"].isin(BLOB_SHAPES), f"one of {', '.join(BLOB_SHAPES)}")
+    _require(
+        path, table, "shape", table["shape"].isin(BLOB_SHAPES), f"one of {', '.join(BLOB_SHAPES)}"
+    )
     unknown = sorted(set(table["first_frame"]) - {""} - set(read_frame_list(raw_dir)["frame"]))
     if unknown:
-        raise TableError(f"{path}: first_frame {unknown[0]} is not a frame of frames.csv; correct it or add the frame")
+        raise TableError(
+            f"{path}: first_frame {unknown[0]} is not a frame of frames.csv; correct it or add the frame"
+        )
     return table
 
 
@@ -357,12 +400,16 @@ def require_once(path: Path, table: pd.DataFrame, column: str) -> None:
         raise TableError(f"{path}: {column} {found} stands twice, expected once; remove a row")
 
 
-def _require(path: Path, table: pd.DataFrame, column: str, good: pd.Series[bool], expected: str) -> None:
+def _require(
+    path: Path, table: pd.DataFrame, column: str, good: pd.Series[bool], expected: str
+) -> None:
     if not good.all():
         row = table.index[~good][0]
         found = np.asarray(table[column], dtype=object)[~good][0]
         found = f"{found[:40]}..." if isinstance(found, str) and len(found) > 40 else found
-        raise TableError(f"{path}: row {row + 2}: {column} is {found!r}, expected {expected}; correct it")
+        raise TableError(
+            f"{path}: row {row + 2}: {column} is {found!r}, expected {expected}; correct it"
+        )
 
 
 def read_stage(folder: str | Path) -> pd.DataFrame:
@@ -381,7 +428,9 @@ def read_stage(folder: str | Path) -> pd.DataFrame:
     return table
 
 
-def image_table(raw_dir: str | Path, difference_dir: str | Path, scale_dir: str | Path) -> pd.DataFrame:
+def image_table(
+    raw_dir: str | Path, difference_dir: str | Path, scale_dir: str | Path
+) -> pd.DataFrame:
     """All images in order of date, and whether they came through to the scale stage.
 
     Returns
@@ -392,11 +441,17 @@ def image_table(raw_dir: str | Path, difference_dir: str | Path, scale_dir: str 
     listed = read_frame_list(raw_dir)[["frame", "mjd"]]
     subtracted = read_stage(difference_dir).drop(columns=["mjd"], errors="ignore")
     table = listed.merge(subtracted, on="frame", how="left", validate="one_to_one")
-    scaled = listed[["frame"]].merge(read_stage(scale_dir)[["frame", "status", "reason"]], on="frame", how="left")
+    scaled = listed[["frame"]].merge(
+        read_stage(scale_dir)[["frame", "status", "reason"]], on="frame", how="left"
+    )
     lost = (table["status"] == "ok") & (scaled["status"] != "ok")
     table["status"] = table["status"].mask(lost, "rejected").fillna("rejected")
     unusual = "rejected by the stage clip or scale, see their tables"
-    table["reason"] = table["reason"].mask(lost, scaled["reason"].fillna(unusual)).fillna("not in the difference stage")
+    table["reason"] = (
+        table["reason"]
+        .mask(lost, scaled["reason"].fillna(unusual))
+        .fillna("not in the difference stage")
+    )
     return table
 
 
@@ -408,9 +463,13 @@ def stage_tables(folder: str | Path, batch: int | None = None) -> list[Path]:
     TableError
         If the stage has made none.
     """
-    paths = sorted(Path(folder).glob("frames-*.csv" if batch is None else f"frames-{batch:03d}.csv"))
+    paths = sorted(
+        Path(folder).glob("frames-*.csv" if batch is None else f"frames-{batch:03d}.csv")
+    )
     if not paths:
-        raise TableError(f"{folder}: no table frames-*.csv found; run the stage '{Path(folder).name}' first")
+        raise TableError(
+            f"{folder}: no table frames-*.csv found; run the stage '{Path(folder).name}' first"
+        )
     return paths
 
 

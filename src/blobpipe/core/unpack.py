@@ -24,8 +24,23 @@ from blobpipe.core.hdus import TYPES, Cards, count, number
 Pixels = npt.NDArray[Any]
 
 MAX_TILES = 1 << 15  # of an image: 4096 x 4096 pixels in tiles of 32 x 32 are half as many
-WIDTHS = {"L": 1, "B": 1, "I": 2, "J": 4, "K": 8, "A": 1, "E": 4, "D": 8, "C": 8, "M": 16, "P": 8, "Q": 16}  # bytes
-RICE_BITS = {1: (8, 3, 6), 2: (16, 4, 14), 4: (32, 5, 25)}  # BYTEPIX: bits of a pixel, of a code, the raw block's code
+# bytes
+WIDTHS = {
+    "L": 1,
+    "B": 1,
+    "I": 2,
+    "J": 4,
+    "K": 8,
+    "A": 1,
+    "E": 4,
+    "D": 8,
+    "C": 8,
+    "M": 16,
+    "P": 8,
+    "Q": 16,
+}
+# BYTEPIX: bits of a pixel, of a code, the raw block's code
+RICE_BITS = {1: (8, 3, 6), 2: (16, 4, 14), 4: (32, 5, 25)}
 DITHERS = {"NO_DITHER": 0, "NONE": 0, "SUBTRACTIVE_DITHER_1": 1, "SUBTRACTIVE_DITHER_2": 2}
 N_RANDOM = 10_000  # numbers of the standard's own generator, appendix I
 DITHERED_ZERO = -2147483646  # stands for 0.0 with the second method
@@ -100,10 +115,15 @@ class _Tiles:
 
     def __init__(self, cards: Cards, content: npt.NDArray[np.uint8]) -> None:
         self.algorithm = _algorithm(cards)
-        width, self.n_rows = count(cards, "NAXIS1"), count(cards, "NAXIS2")
+        width = count(cards, "NAXIS1")
+        self.n_rows = count(cards, "NAXIS2")
         end = width * self.n_rows
         heap = count(cards, "THEAP", end)
-        if count(cards, "NAXIS") != 2 or count(cards, "BITPIX") != 8 or not end <= heap <= len(content):
+        if (
+            count(cards, "NAXIS") != 2
+            or count(cards, "BITPIX") != 8
+            or not end <= heap <= len(content)
+        ):
             raise ValueError("a compressed image whose table has no place")
         self.rows = content[:end].reshape(self.n_rows, width)
         self.heap = content[heap:]
@@ -116,7 +136,10 @@ class _Tiles:
         self.plain = self._descriptors("UNCOMPRESSED_DATA")
         self.scale, self.zero = self._numbers(cards, "ZSCALE"), self._numbers(cards, "ZZERO")
         self.blank = self._numbers(cards, "ZBLANK")
-        self.block, self.pixel_bytes = _setting(cards, "BLOCKSIZE", 32), _setting(cards, "BYTEPIX", 4)
+        self.block, self.pixel_bytes = (
+            _setting(cards, "BLOCKSIZE", 32),
+            _setting(cards, "BYTEPIX", 4),
+        )
         if self.algorithm == "RICE_1" and (self.block < 1 or self.pixel_bytes not in RICE_BITS):
             raise ValueError(f"RICE_1 with BLOCKSIZE {self.block} and BYTEPIX {self.pixel_bytes}")
         method = cards.get("ZQUANTIZ", "NO_DITHER")
@@ -143,7 +166,9 @@ class _Tiles:
         places = pairs[:, 1:].clip(-1, len(self.heap) + 1)
         bad = (lengths < 0) | (places < 0) | (lengths + places > len(self.heap))
         if np.any(bad & (pairs[:, :1] != 0)):
-            raise ValueError(f"tile {int(np.argmax(bad))} lies outside of the heap of {len(self.heap)} bytes")
+            raise ValueError(
+                f"tile {int(np.argmax(bad))} lies outside of the heap of {len(self.heap)} bytes"
+            )
         return np.hstack([lengths, places])
 
     def _numbers(self, cards: Cards, name: str) -> npt.NDArray[np.float64] | None:
@@ -206,7 +231,8 @@ class _Tiles:
 
 def _columns(cards: Cards, width: int) -> dict[str, Column]:
     """Columns of the table by name; they fill its rows."""
-    columns, start = {}, 0
+    columns = {}
+    start = 0
     for field in range(1, count(cards, "TFIELDS", high=999) + 1):
         form = str(cards.get(f"TFORM{field}")).strip()
         match = re.match(r"(\d{0,9})([A-Z])", form)
@@ -221,9 +247,14 @@ def _columns(cards: Cards, width: int) -> dict[str, Column]:
 
 def _algorithm(cards: Cards) -> str:
     found = cards.get("ZCMPTYPE")
-    names = {"RICE_ONE": "RICE_1", **{name: name for name in ("RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS")}}
+    names = {
+        "RICE_ONE": "RICE_1",
+        **{name: name for name in ("RICE_1", "GZIP_1", "GZIP_2", "NOCOMPRESS")},
+    }
     if found not in names:
-        raise ValueError(f"compressed by {found!r} instead of {', '.join(list(names)[1:])}: unpack it first (funpack)")
+        raise ValueError(
+            f"compressed by {found!r} instead of {', '.join(list(names)[1:])}: unpack it first (funpack)"
+        )
     return names[str(found)]
 
 
@@ -258,9 +289,15 @@ def _rice_pixels(packed: npt.NDArray[np.uint8], n: int, block: int, pixel_bytes:
     words = np.zeros(len(packed) // 8 + 4, ">u8")  # beyond the end there are zeros to read
     words.view(np.uint8)[: len(packed)] = packed
     pixels = np.empty(n, np.uint32)
-    if not _unrice(words.astype(np.uint64), 8 * len(packed), pixels, block, *RICE_BITS[pixel_bytes]):
+    if not _unrice(
+        words.astype(np.uint64), 8 * len(packed), pixels, block, *RICE_BITS[pixel_bytes]
+    ):
         raise ValueError(f"a tile whose {len(packed)} bytes are no {n} pixels compressed by RICE_1")
-    return pixels.astype("u1") if pixel_bytes == 1 else pixels.astype(f"u{pixel_bytes}").view(f"i{pixel_bytes}")
+    return (
+        pixels.astype("u1")
+        if pixel_bytes == 1
+        else pixels.astype(f"u{pixel_bytes}").view(f"i{pixel_bytes}")
+    )
 
 
 def _leading_zeros_of(typing: Any, word: Any) -> Any:
@@ -312,7 +349,8 @@ def _unrice(words, end, pixels, block, bits, code_bits, raw):  # type: ignore[no
 @nb.njit(cache=True, nogil=True, inline="always")
 def _ahead(words, at):  # type: ignore[no-untyped-def]
     """The next 64 bits."""
-    here, shift = at >> 6, np.uint64(at & 63)
+    here = at >> 6
+    shift = np.uint64(at & 63)
     return words[here] << shift | (words[here + 1] >> np.uint64(1)) >> (np.uint64(63) - shift)
 
 
@@ -343,7 +381,8 @@ def _dither(row: int, n: int) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=1)
 def _randoms() -> npt.NDArray[np.float64]:
-    seed, values = 1, np.empty(N_RANDOM, np.float32)
+    seed = 1
+    values = np.empty(N_RANDOM, np.float32)
     for k in range(N_RANDOM):
         seed = 16807 * seed % 2147483647
         values[k] = seed / 2147483647

@@ -61,7 +61,11 @@ def detect(
     out_dir = Path(out_dir)
     network, about = model_file.load_dense(model_path)
     report_network.set_threads(1)  # frames share the cores
-    images = tables.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
+    images = (
+        tables.image_table(raw_dir, difference_dir, scale_dir)
+        .query("status == 'ok'")
+        .reset_index(drop=True)
+    )
     blobs = tables.read_blobs(raw_dir)
     folders = (difference_dir, scale_dir, cutout_dir)
     searcher = dense_network.folded(network)
@@ -71,13 +75,15 @@ def detect(
         search_images(searcher, images, blobs, difference_dir, scale_dir, params.threads), weights
     )
     true = score_candidates(practised.query("is_blob == 1"), weights)["score"].to_numpy()
-    point = operating_point.set_operating_point(candidates, true, images, blobs, folders, params)._replace(
-        weights=weights
-    )
+    point = operating_point.set_operating_point(
+        candidates, true, images, blobs, folders, params
+    )._replace(weights=weights)
     candidates["probability"] = np.round(point.probability(candidates["score"].to_numpy()), 5)
     table = count_alarms(images, blobs, candidates, point.threshold)
     reliability = _reliability(candidates, blobs)
-    model_file.save_model(out_dir / "model.safetensors", network, {**about, "operating_point": point._asdict()})
+    model_file.save_model(
+        out_dir / "model.safetensors", network, {**about, "operating_point": point._asdict()}
+    )
     for name, rows in (("candidates", candidates), ("frames", table), ("reliability", reliability)):
         tables.write_table(out_dir / f"{name}.csv", rows)
     plotting.calibration(out_dir / "reliability.png", {"dense": reliability}, "candidates")
@@ -112,7 +118,9 @@ def search_images(
         return found.assign(is_blob=near_blobs(found, blobs[first == i]).any(axis=1).astype(int))
 
     with ThreadPoolExecutor(threads) as pool:
-        done = tqdm(pool.map(one, range(len(images))), "detect", len(images), unit="image", disable=None)
+        done = tqdm(
+            pool.map(one, range(len(images))), "detect", len(images), unit="image", disable=None
+        )
         return pd.concat(list(done), ignore_index=True)
 
 
@@ -138,14 +146,19 @@ def inject_training_frames(
     difference_dir, scale_dir, cutout_dir = folders
     reference = read_reference(difference_dir)
     limits = tables.read_stage(scale_dir).set_index("frame")
-    first, part = held_out.first_image_index(images, blobs), held_out.seen_part(images, blobs, cutout_dir)
+    first = held_out.first_image_index(images, blobs)
+    part = held_out.seen_part(images, blobs, cutout_dir)
 
     def one(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
         data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, reference)
-        signal, put = random_blobs(params.seed, name, (len(data), part.border_px), about["noise_frac"])
+        signal, put = random_blobs(
+            params.seed, name, (len(data), part.border_px), about["noise_frac"]
+        )
         signal = np.pad(signal, ((0, 0), (0, data.shape[1] - signal.shape[1])))
-        low, high, sigma = limits.loc[name, ["low_sigma", "high_sigma", "sigma_frac"]].to_numpy(np.float32)
+        low, high, sigma = limits.loc[name, ["low_sigma", "high_sigma", "sigma_frac"]].to_numpy(
+            np.float32
+        )
         scaled = fits_images.read_frame(fits_images.find_image(scale_dir, name)).data
         cells = dense.probability_map(network, np.clip(scaled + signal / sigma, low, high))
         found = vet_peaks(cells, data + signal, **about)
@@ -155,11 +168,15 @@ def inject_training_frames(
     rows = np.flatnonzero(images["frame"].isin(part.frames))
     with ThreadPoolExecutor(params.threads) as pool:
         done = list(tqdm(pool.map(one, rows), "practise", len(rows), unit="image", disable=None))
-    nothing = vet_peaks(np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), noise_frac=1.0, **NOTHING_KNOWN)
+    nothing = vet_peaks(
+        np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), noise_frac=1.0, **NOTHING_KNOWN
+    )
     return pd.concat([nothing.assign(is_blob=0), *done], ignore_index=True)
 
 
-def count_alarms(images: pd.DataFrame, blobs: pd.DataFrame, candidates: pd.DataFrame, threshold: float) -> pd.DataFrame:
+def count_alarms(
+    images: pd.DataFrame, blobs: pd.DataFrame, candidates: pd.DataFrame, threshold: float
+) -> pd.DataFrame:
     """False alarms of each image: detections that are no blob that it is the first to show."""
     detections = candidates[(candidates["score"] >= threshold) & (candidates["status"] == "new")]
     alarms = detections[detections["is_blob"] == 0].groupby("frame").size()
@@ -172,8 +189,14 @@ def count_alarms(images: pd.DataFrame, blobs: pd.DataFrame, candidates: pd.DataF
 
 def summarise(table: pd.DataFrame, point: operating_point.OperatingPoint) -> dict[str, Any]:
     """The numbers of ``metrics.json``."""
-    metrics: dict[str, Any] = {"threshold": point.threshold, "held_out_frames": round(point.frames, 2)}
-    for name, part in (("quiet", table[table["kind"] == "quiet"]), ("shifted", table[table["shift_px"] >= SHIFTED_PX])):
+    metrics: dict[str, Any] = {
+        "threshold": point.threshold,
+        "held_out_frames": round(point.frames, 2),
+    }
+    for name, part in (
+        ("quiet", table[table["kind"] == "quiet"]),
+        ("shifted", table[table["shift_px"] >= SHIFTED_PX]),
+    ):
         metrics[f"n_{name}"] = len(part)
         alarms = round(100 * float(part["false_alarms"].mean()), 3) if len(part) else None
         metrics[f"false_alarms_per_100_{name}"] = alarms
@@ -185,5 +208,7 @@ def _reliability(candidates: pd.DataFrame, blobs: pd.DataFrame) -> pd.DataFrame:
 
     These images show new blobs more often than the prior says: more are, throughout, than the probability promises.
     """
-    part = candidates[candidates["frame"].isin(blobs["first_frame"]) & (candidates["status"] == "new")]
+    part = candidates[
+        candidates["frame"].isin(blobs["first_frame"]) & (candidates["status"] == "new")
+    ]
     return metrics.reliability(part["is_blob"].to_numpy(np.int64), part["probability"].to_numpy())

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DETECTION_COLUMNS = (
-    *("x_px", "y_px", "x_err_px", "y_err_px", "radius_px", "radius_err_px", "depth_frac", "depth_err_frac"),
+    *(
+        "x_px",
+        "y_px",
+        "x_err_px",
+        "y_err_px",
+        "radius_px",
+        "radius_err_px",
+        "depth_frac",
+        "depth_err_frac",
+    ),
     *("loss_frac_px2", "snr", "score", "status"),
 )
 MEASURED = len(DETECTION_COLUMNS) - 2
@@ -32,12 +41,17 @@ CUT_SIDE = 2 * CUT_HALF + 1
 FOOTPRINT_MARGIN_PX = 1.5  # beyond the radius, what belongs to a blob's edge
 FEWEST_PIXELS = 60  # fewer good pixels do not hold five parameters and a background
 FARTHEST_PX = 8.0  # a peak of the search is nearer to its blob than this
-NEIGHBOUR_PX = 15.0  # peaks nearer than this lie on one blob; beyond it, each keeps the pixels nearest to it
-OUTLIER_SIGMA, OUTLIER_FRAC = 5.0, 0.5  # noise, and the top of the smallest blob, lie nearer to the median around them
-SUSPECT_SIGMA = 3.0  # off the mean around it, a pixel may be an outlier: one of a cluster of eight lifts the mean
+# peaks nearer than this lie on one blob; beyond it, each keeps the pixels nearest to it
+NEIGHBOUR_PX = 15.0
+# noise, and the top of the smallest blob, lie nearer to the median around them
+OUTLIER_SIGMA = 5.0
+OUTLIER_FRAC = 0.5
+# off the mean around it, a pixel may be an outlier: one of a cluster of eight lifts the mean
+SUSPECT_SIGMA = 3.0
 START_SMOOTHING_PX = 3.0  # finds where to start the fit
 
-RADII_PX = np.linspace(0.7, 12.7, 25)  # of the tabulated shapes: from less than a bad pixel's to more than a blob's
+# of the tabulated shapes: from less than a bad pixel's to more than a blob's
+RADII_PX = np.linspace(0.7, 12.7, 25)
 FIRST_RADII = (4, 9, 14)  # of these are tried before the fit: 2.7, 5.2 and 7.7 px
 PERIOD_PX = 49  # of the cosines that make up a shape: neither blob nor cut-out reaches around it
 HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to nothing beyond
@@ -47,14 +61,20 @@ WAVES = np.exp(1j * np.multiply.outer(np.arange(CUT_SIDE), FREQUENCIES)).astype(
 SQUARES_PX = (5, 11)  # in which a rough S/N is taken: of the sharpest blobs, and of all others
 STEPS = 10  # of a fit at most; four are the rule
 ENOUGH = 0.1  # a step that gains less chi square than this is the last
-STOP_IF_WORSE = 0.1  # or less than so much of what a shape lags behind the best: it will have no weight
-TYPICAL_RADIUS_PX, RADIUS_SPREAD_PX = 5.7, 2.5  # of blobs all over the detector; the spread is twice the measured one
-SHAPE_SHARES = (0.35, 0.45, 0.2)  # prior of each shape: evens out what a wrong one does to the depth of faint blobs
-OTHER_SHAPES = (
-    0.15  # of the depth, rms: so far a blob may differ from the shapes that are fitted; allowed, not measured
-)
-NOISE_FITTED = 3.0  # place and radius follow the noise and deepen the fit by this over the squared S/N: simulated
-WANDERING = 40.0  # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
+# or less than so much of what a shape lags behind the best: it will have no weight
+STOP_IF_WORSE = 0.1
+# of blobs all over the detector; the spread is twice the measured one
+TYPICAL_RADIUS_PX = 5.7
+RADIUS_SPREAD_PX = 2.5
+# prior of each shape: evens out what a wrong one does to the depth of faint blobs
+SHAPE_SHARES = (0.35, 0.45, 0.2)
+# of the depth, rms: so far a blob may differ from the shapes that are fitted; allowed, not
+# measured
+OTHER_SHAPES = 0.15
+# place and radius follow the noise and deepen the fit by this over the squared S/N: simulated
+NOISE_FITTED = 3.0
+# their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
+WANDERING = 40.0
 
 
 class Cut(NamedTuple):
@@ -97,7 +117,11 @@ class Model(NamedTuple):
 
 
 def fit_blobs(
-    difference: Image, x: FloatArray, y: FloatArray, score: FloatArray, noise_frac: float | None = None
+    difference: Image,
+    x: FloatArray,
+    y: FloatArray,
+    score: FloatArray,
+    noise_frac: float | None = None,
 ) -> pd.DataFrame:
     """Fit a blob at each peak.
 
@@ -138,7 +162,9 @@ def fit_blobs(
             rows[k] = _measure_one(cut, peaks[k], noise)
     table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
     found = pd.DataFrame(table[:, :-1], columns=list(DETECTION_COLUMNS[:MEASURED]))
-    return found.assign(score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str), misfit=table[:, -1])
+    return found.assign(
+        score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str), misfit=table[:, -1]
+    )
 
 
 def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float) -> FloatArray:
@@ -168,14 +194,18 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
     for k, window in enumerate(windows):
         finite = np.isfinite(window)
         if finite.any():
-            found[k] = _brightest_square(np.where(finite, window - bottleneck.median(window[finite]), 0)) / noise_frac
+            found[k] = (
+                _brightest_square(np.where(finite, window - bottleneck.median(window[finite]), 0))
+                / noise_frac
+            )
     return found
 
 
 @nb.njit(cache=True, nogil=True)
 def _brightest_square(signal):  # type: ignore[no-untyped-def]
     """Highest sum of a square, by the root of its area."""
-    side, brightest = len(signal), 0.0
+    side = len(signal)
+    brightest = 0.0
     sums = np.zeros((side + 1, side + 1))
     for y in range(side):
         for x in range(side):
@@ -184,14 +214,19 @@ def _brightest_square(signal):  # type: ignore[no-untyped-def]
         trim = (max(SQUARES_PX) - square) // 2
         for y in range(trim, side + 1 - square - trim):
             for x in range(trim, side + 1 - square - trim):
-                right, top = x + square, y + square
+                right = x + square
+                top = y + square
                 inside = sums[top, right] - sums[y, right] - sums[top, x] + sums[y, x]
                 brightest = max(brightest, inside / square)
     return brightest
 
 
 def _noise(difference: Image) -> float:
-    return fits_images.median_and_noise(difference)[1] if np.isfinite(difference).any() else float("nan")
+    return (
+        fits_images.median_and_noise(difference)[1]
+        if np.isfinite(difference).any()
+        else float("nan")
+    )
 
 
 def _measure_one(cut: Cut, peak: FloatArray, noise: float) -> list[float]:
@@ -221,7 +256,8 @@ def _reduced_chi2(cut: Cut, model: Model) -> float:
 def _limits(start: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Between which the parameters of fits may lie."""
     reach = np.array([FARTHEST_PX, FARTHEST_PX, 0, np.inf, np.inf])
-    low, high = start - reach, start + reach
+    low = start - reach
+    high = start + reach
     low[2], high[2] = RADII_PX[[0, -1]]
     return low, high
 
@@ -241,12 +277,16 @@ def _without_outliers(values: Image) -> Mask:
     if not good.any():
         return good
     filled = np.where(good, values, bottleneck.median(values[good]))
-    rows, columns = np.nonzero(good & (np.abs(filled - uniform_filter(filled, 5, mode="nearest")) > SUSPECT_SIGMA))
+    rows, columns = np.nonzero(
+        good & (np.abs(filled - uniform_filter(filled, 5, mode="nearest")) > SUSPECT_SIGMA)
+    )
     steps = np.arange(-2, 3)
     near_rows = np.clip(rows[:, None, None] + steps[:, None], 0, CUT_SIDE - 1)
     near_columns = np.clip(columns[:, None, None] + steps, 0, CUT_SIDE - 1)
     usual = np.partition(filled[near_rows, near_columns].reshape(-1, 25), 12, axis=1)[:, 12]
-    good[rows, columns] = np.abs(filled[rows, columns] - usual) < OUTLIER_SIGMA + OUTLIER_FRAC * np.abs(usual)
+    good[rows, columns] = np.abs(
+        filled[rows, columns] - usual
+    ) < OUTLIER_SIGMA + OUTLIER_FRAC * np.abs(usual)
     return good
 
 
@@ -273,7 +313,9 @@ def _table() -> FloatArray:
     """
     from scipy.interpolate import CubicSpline
 
-    amplitudes = [[_amplitudes(shape, float(radius)) for shape in blob_shapes.SHAPES] for radius in RADII_PX]
+    amplitudes = [
+        [_amplitudes(shape, float(radius)) for shape in blob_shapes.SHAPES] for radius in RADII_PX
+    ]
     coefficients = np.moveaxis(CubicSpline(RADII_PX, np.array(amplitudes)).c, 0, 2)
     return np.ascontiguousarray(coefficients.reshape(*coefficients.shape[:3], -1), dtype=np.float32)
 
@@ -285,7 +327,9 @@ def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
         fine[i::2, j::2] = blob_shapes.blob_profile(shape, radius, -j / 2, -i / 2, PERIOD_PX)
     fine[1::2, ::2] = fine[::2, 1::2].T  # blobs are alike along x and y
     middle = 2 * (PERIOD_PX // 2)
-    spectrum = np.fft.rfft2(np.roll(fine, (-middle, -middle), (0, 1))).real[:HIGHEST, :HIGHEST] / fine.size
+    spectrum = (
+        np.fft.rfft2(np.roll(fine, (-middle, -middle), (0, 1))).real[:HIGHEST, :HIGHEST] / fine.size
+    )
     twice = np.minimum(1 + np.arange(HIGHEST), 2)
     return np.asarray(spectrum * twice * twice[:, None])
 
@@ -294,10 +338,15 @@ def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
 def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
     """Amplitudes of a shape at a radius, and their derivatives by it; both of shape (HIGHEST, HIGHEST), float32."""
     place = min(max(np.searchsorted(RADII_PX, radius) - 1, 0), len(RADII_PX) - 2)
-    t, cubes = np.float32(radius - RADII_PX[place]), table[place, shape]
-    amplitudes, slopes = np.empty(HIGHEST * HIGHEST, np.float32), np.empty(HIGHEST * HIGHEST, np.float32)
+    t = np.float32(radius - RADII_PX[place])
+    cubes = table[place, shape]
+    amplitudes = np.empty(HIGHEST * HIGHEST, np.float32)
+    slopes = np.empty(HIGHEST * HIGHEST, np.float32)
     for k in range(HIGHEST * HIGHEST):
-        a, b, c, d = cubes[0, k], cubes[1, k], cubes[2, k], cubes[3, k]
+        a = cubes[0, k]
+        b = cubes[1, k]
+        c = cubes[2, k]
+        d = cubes[3, k]
         amplitudes[k] = ((a * t + b) * t + c) * t + d
         slopes[k] = (np.float32(3) * a * t + np.float32(2) * b) * t + c
     return amplitudes.reshape(HIGHEST, HIGHEST), slopes.reshape(HIGHEST, HIGHEST)
@@ -306,9 +355,11 @@ def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def _waves(centre):  # type: ignore[no-untyped-def]
     """Cosines around a centre, and their derivatives by it; both of shape (SIDE, HIGHEST), float32."""
-    waves, slopes = np.empty((CUT_SIDE, HIGHEST), np.float32), np.empty((CUT_SIDE, HIGHEST), np.float32)
+    waves = np.empty((CUT_SIDE, HIGHEST), np.float32)
+    slopes = np.empty((CUT_SIDE, HIGHEST), np.float32)
     for k in range(HIGHEST):
-        cos, sin = np.float32(np.cos(centre * FREQUENCIES[k])), np.float32(np.sin(centre * FREQUENCIES[k]))
+        cos = np.float32(np.cos(centre * FREQUENCIES[k]))
+        sin = np.float32(np.sin(centre * FREQUENCIES[k]))
         for x in range(CUT_SIDE):
             wave = WAVES[x, k]
             waves[x, k] = wave.real * cos + wave.imag * sin
@@ -323,7 +374,8 @@ def _multiply(left, right, product):  # type: ignore[no-untyped-def]
         row = product[y]
         row[:] = 0
         for k in range(left.shape[1]):
-            factor, other = left[y, k], right[k]
+            factor = left[y, k]
+            other = right[k]
             for x in range(len(row)):
                 row[x] += factor * other[x]
 
@@ -347,9 +399,12 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
     """
     x, y, radius, depth, background = parameters
     amplitudes, by_radius = _interpolated(table, shape, radius)
-    (cos_x, sin_x), (cos_y, sin_y) = _waves(x), _waves(y)
-    cos_x, sin_x = np.ascontiguousarray(cos_x.T), np.ascontiguousarray(sin_x.T)
-    along_y, images = np.empty((CUT_SIDE, HIGHEST), np.float32), slopes.reshape(5, CUT_SIDE, CUT_SIDE)
+    (cos_x, sin_x) = _waves(x)
+    (cos_y, sin_y) = _waves(y)
+    cos_x = np.ascontiguousarray(cos_x.T)
+    sin_x = np.ascontiguousarray(sin_x.T)
+    along_y = np.empty((CUT_SIDE, HIGHEST), np.float32)
+    images = slopes.reshape(5, CUT_SIDE, CUT_SIDE)
     _multiply(cos_y, amplitudes, along_y)
     _multiply(along_y, sin_x, images[0])
     _multiply(along_y, cos_x, images[3])
@@ -357,7 +412,8 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
     _multiply(along_y, cos_x, images[1])
     _multiply(cos_y, by_radius, along_y)
     _multiply(along_y, cos_x, images[2])
-    depth, background = np.float32(depth), np.float32(background)
+    depth = np.float32(depth)
+    background = np.float32(background)
     for k in range(len(values)):
         slopes[0, k] *= good[k] * depth
         slopes[1, k] *= good[k] * depth
@@ -379,18 +435,24 @@ def _start(cut: Cut, x: float, y: float) -> FloatArray:
 @nb.njit(cache=True, nogil=True)
 def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
     """Radius of the disc at x, y that explains most, its depth and the background around it; only discs that darken do."""
-    n, total = 0, 0.0
+    n = 0
+    total = 0.0
     for k in range(len(values)):
         n += good[k]
         total += good[k] * values[k]
-    along_y, disc = np.empty((CUT_SIDE, HIGHEST), np.float32), np.empty((CUT_SIDE, CUT_SIDE), np.float32)
-    cos_y, cos_x = _waves(y)[0], np.ascontiguousarray(_waves(x)[0].T)
-    most, best = -1.0, (0.0, 0.0, 0.0)
+    along_y = np.empty((CUT_SIDE, HIGHEST), np.float32)
+    disc = np.empty((CUT_SIDE, CUT_SIDE), np.float32)
+    cos_y = _waves(y)[0]
+    cos_x = np.ascontiguousarray(_waves(x)[0].T)
+    most = -1.0
+    best = (0.0, 0.0, 0.0)
     for place in FIRST_RADII:
         radius = RADII_PX[place]
         _multiply(cos_y, _interpolated(table, 0, radius)[0], along_y)
         _multiply(along_y, cos_x, disc)
-        sum_d, sum_dd, sum_dv = 0.0, 0.0, 0.0
+        sum_d = 0.0
+        sum_dd = 0.0
+        sum_dv = 0.0
         for k, d in enumerate(disc.ravel()):
             sum_d += good[k] * d
             sum_dd += good[k] * d * d
@@ -399,7 +461,8 @@ def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
         depth = (sum_dv - sum_d * total / n) / power
         explained = depth * depth * power if depth > 0 else 0.0
         if explained > most:
-            most, best = explained, (radius, depth, (total - depth * sum_d) / n)
+            most = explained
+            best = (radius, depth, (total - depth * sum_d) / n)
     return best
 
 
@@ -408,7 +471,9 @@ def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
     from scipy.ndimage import gaussian_filter
 
     image = np.where(cut.good, cut.values - bottleneck.median(cut.values[cut.good]), np.float32(0))
-    smooth = gaussian_filter(image.reshape(CUT_SIDE, CUT_SIDE), START_SMOOTHING_PX, mode="constant", truncate=2.0)
+    smooth = gaussian_filter(
+        image.reshape(CUT_SIDE, CUT_SIDE), START_SMOOTHING_PX, mode="constant", truncate=2.0
+    )
     place = int(np.where(distance_from(x, y, CUT_SIDE) < FARTHEST_PX - 1, smooth, -np.inf).argmax())
     return float(place % CUT_SIDE), float(place // CUT_SIDE)
 
@@ -416,11 +481,17 @@ def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
 @nb.njit(cache=True, nogil=True)
 def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
     """All shapes at a peak by Levenberg's and Marquardt's least squares, within limits: what makes a `Model`."""
-    n_shapes, n = table.shape[1], len(values)
-    parameters, chi2 = np.empty((n_shapes, 5)), np.empty(n_shapes)
-    residual, slopes = np.empty((n_shapes, n), np.float32), np.empty((n_shapes, 5, n), np.float32)
-    new_residual, new_slopes = np.empty(n, np.float32), np.empty((5, n), np.float32)
-    damping, gain, moved = np.full(n_shapes, 1e-3), np.empty(n_shapes), np.empty(5)
+    n_shapes = table.shape[1]
+    n = len(values)
+    parameters = np.empty((n_shapes, 5))
+    chi2 = np.empty(n_shapes)
+    residual = np.empty((n_shapes, n), np.float32)
+    slopes = np.empty((n_shapes, 5, n), np.float32)
+    new_residual = np.empty(n, np.float32)
+    new_slopes = np.empty((5, n), np.float32)
+    damping = np.full(n_shapes, 1e-3)
+    gain = np.empty(n_shapes)
+    moved = np.empty(5)
     for shape in range(n_shapes):
         parameters[shape] = start
         chi2[shape] = _model(values, good, table, shape, start, residual[shape], slopes[shape])
@@ -438,7 +509,8 @@ def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
             if gain[shape] >= 0:
                 parameters[shape], residual[shape], slopes[shape] = moved, new_residual, new_slopes
                 chi2[shape] = new_chi2
-        best, going = chi2.min(), False
+        best = chi2.min()
+        going = False
         for shape in range(n_shapes):
             going |= abs(gain[shape]) >= max(ENOUGH, STOP_IF_WORSE * (chi2[shape] - best))
         if not going:
@@ -464,7 +536,8 @@ def _solve(matrix, vector):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
     """The normal matrix of a shape, and its right-hand side."""
-    normal, slope = np.empty((5, 5)), np.empty(5)
+    normal = np.empty((5, 5))
+    slope = np.empty(5)
     for i in range(5):
         slope[i] = _dot(slopes[i], residual)
         for j in range(i + 1):
@@ -477,31 +550,49 @@ def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
 
 def _averaged(cut: Cut, model: Model, usable: Mask) -> list[float]:
     """The mean over the usable shapes, each with the weight of its likelihood: x, y and errors, radius, depth, ..."""
-    chi2, n_pixels = model.chi2[usable], cut.good.sum()
+    chi2 = model.chi2[usable]
+    n_pixels = cut.good.sum()
     misfit = max(float(chi2.min()) / (n_pixels - 5), 1.0)
     weights = np.exp((chi2.min() - chi2) / (2 * misfit))
     weights /= weights.sum()
-    values, depths = model.parameters[usable], model.parameters[usable, 3]
+    values = model.parameters[usable]
+    depths = model.parameters[usable, 3]
     normal = np.array([_normal(*each)[0] for each in zip(*model[:3], strict=True)])[usable]
     snr = depths * np.sqrt(normal[:, 3, 3])
     sums = [_profile_sum(shape, radius) for shape, radius in enumerate(model.parameters[:, 2])]
     loss = depths * np.array(sums)[usable]
     variances = misfit * np.einsum("kii->ki", np.linalg.inv(normal))
     mean = weights @ values
-    x_err, y_err, radius_err, depth_err, _ = np.sqrt(weights @ (variances + np.square(values - mean)))
+    x_err, y_err, radius_err, depth_err, _ = np.sqrt(
+        weights @ (variances + np.square(values - mean))
+    )
     mean_snr = float(weights @ snr)
     wider = np.sqrt(1 + WANDERING / max(mean_snr, 1.0) ** 2)
     depth = mean[3] * (1 - NOISE_FITTED / max(mean_snr, NOISE_FITTED) ** 2)
-    x_err, y_err, radius_err = wider * x_err, wider * y_err, wider * radius_err
-    return [*mean[:2], x_err, y_err, mean[2], radius_err, depth, depth_err, float(weights @ loss), mean_snr]
+    x_err = wider * x_err
+    y_err = wider * y_err
+    radius_err = wider * radius_err
+    return [
+        *mean[:2],
+        x_err,
+        y_err,
+        mean[2],
+        radius_err,
+        depth,
+        depth_err,
+        float(weights @ loss),
+        mean_snr,
+    ]
 
 
 def _unfitted(cut: Cut, start: FloatArray) -> list[float]:
     """The disc that a failed fit started from, without errors, in the order of `_averaged`."""
     x, y, radius, depth, _ = start
-    residual, slopes = np.empty_like(cut.values), np.empty((5, len(cut.values)), np.float32)
+    residual = np.empty_like(cut.values)
+    slopes = np.empty((5, len(cut.values)), np.float32)
     _model(cut.values, cut.good.astype(np.float32), _table(), 0, start, residual, slopes)
-    loss, snr = depth * _profile_sum(0, radius), float(depth * np.linalg.norm(slopes[3]))
+    loss = depth * _profile_sum(0, radius)
+    snr = float(depth * np.linalg.norm(slopes[3]))
     return [x, y, np.nan, np.nan, radius, np.nan, depth, np.nan, loss, snr]
 
 

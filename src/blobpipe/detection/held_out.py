@@ -35,13 +35,18 @@ class HeldOut(NamedTuple):
 
 
 def find_held_out(
-    candidates: pd.DataFrame, images: pd.DataFrame, blobs: pd.DataFrame, cutout_dir: str | Path, width: int
+    candidates: pd.DataFrame,
+    images: pd.DataFrame,
+    blobs: pd.DataFrame,
+    cutout_dir: str | Path,
+    width: int,
 ) -> HeldOut:
     """What neither training nor the regression test uses: the validation windows' side of quiet images."""
     seen, border = seen_part(images, blobs, cutout_dir)
     quiet = set(images["frame"]) - set(blobs["first_frame"])
     share = max(0.0, 1 - border / width)
-    unseen, beyond = candidates["frame"].isin(quiet - seen), candidates["frame"].isin(seen)
+    unseen = candidates["frame"].isin(quiet - seen)
+    beyond = candidates["frame"].isin(seen)
     rows = unseen | (beyond & (candidates["x_px"] >= border))
     return HeldOut(rows.to_numpy(bool), len(quiet - seen) + share * len(seen))
 

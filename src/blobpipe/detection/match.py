@@ -18,7 +18,9 @@ NEAR_PX = 6.0  # a detection this near to a blob's centre, or within its radius,
 def near_blobs(found: pd.DataFrame, blobs: pd.DataFrame) -> npt.NDArray[np.bool_]:
     """Which places name which blobs, shape (places, blobs): they lie within 6 px, or within the blob's radius."""
     x, y, radius = (blobs[column].to_numpy(float) for column in ("x_px", "y_px", "radius_px"))
-    distance = np.hypot(found["x_px"].to_numpy()[:, None] - x, found["y_px"].to_numpy()[:, None] - y)
+    distance = np.hypot(
+        found["x_px"].to_numpy()[:, None] - x, found["y_px"].to_numpy()[:, None] - y
+    )
     return np.asarray(distance <= np.maximum(NEAR_PX, radius))
 
 
@@ -44,7 +46,9 @@ def without_repeats(detections: pd.DataFrame, within_px: float = KNOWN_PX) -> pd
     return detections.iloc[kept].reset_index(drop=True)
 
 
-def mark_seen_again(previous: pd.DataFrame, current: pd.DataFrame, tolerance_px: float = 3.0) -> pd.DataFrame:
+def mark_seen_again(
+    previous: pd.DataFrame, current: pd.DataFrame, tolerance_px: float = 3.0
+) -> pd.DataFrame:
     """Mark new blobs that a later image shows again: a blob never moves and never vanishes.
 
     Parameters
@@ -94,7 +98,9 @@ def pair(detections_xy: FloatArray, blobs_xy: FloatArray, tolerance: float) -> n
     """
     from scipy.optimize import linear_sum_assignment
 
-    detections, blobs = (np.reshape(np.asarray(xy, np.float64), (-1, 2)) for xy in (detections_xy, blobs_xy))
+    detections, blobs = (
+        np.reshape(np.asarray(xy, np.float64), (-1, 2)) for xy in (detections_xy, blobs_xy)
+    )
     offset = detections[:, None] - blobs
     distance = np.nan_to_num(np.hypot(offset[..., 0], offset[..., 1]), nan=np.inf, posinf=np.inf)
     near = distance <= tolerance

@@ -17,8 +17,10 @@ T = TypeVar("T")
 
 BATCH = 4  # subframes worked on together: what is made of them stays in the cache
 THREADS = 2  # batches at a time; their number changes no bit
-GAP_PX = 2.0  # between the top-hat and its background ring, so that a soft edge does not count as background
-SPREAD_STEP = 4  # every 4th pixel, per axis, is enough for the spread of a map that varies over 3 px and more
+# between the top-hat and its background ring, so that a soft edge does not count as background
+GAP_PX = 2.0
+# every 4th pixel, per axis, is enough for the spread of a map that varies over 3 px and more
+SPREAD_STEP = 4
 
 
 class Match(NamedTuple):
@@ -66,10 +68,16 @@ def filter_subframes(subframes: npt.NDArray[np.float32], radii_px: tuple[float, 
     return Match(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def in_batches(work: Callable[[npt.NDArray[np.float32]], T], subframes: npt.NDArray[np.float32]) -> list[T]:
+def in_batches(
+    work: Callable[[npt.NDArray[np.float32]], T], subframes: npt.NDArray[np.float32]
+) -> list[T]:
     """What ``work`` gives for each batch; there is at least one, if need be an empty one."""
     starts = range(0, max(1, len(subframes)), BATCH)
-    return list(threads.pool("baselines", THREADS).map(lambda start: work(subframes[start : start + BATCH]), starts))
+    return list(
+        threads.pool("baselines", THREADS).map(
+            lambda start: work(subframes[start : start + BATCH]), starts
+        )
+    )
 
 
 def _match(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ...]) -> Match:
@@ -99,7 +107,8 @@ def _spread(responses: FloatArray) -> FloatArray:
 
 def row_median(values: FloatArray) -> FloatArray:
     """Of each row, none of them NaN. NumPy's own takes twice as long: it sorts less, but not with vectors."""
-    ordered, n = np.sort(values, axis=1), values.shape[1]
+    ordered = np.sort(values, axis=1)
+    n = values.shape[1]
     return np.asarray((ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2)
 
 
@@ -116,5 +125,7 @@ def _filter(radius: float, ny: int, nx: int, size: int) -> tuple[FloatArray, Flo
     kernel = hat / hat.sum() - ring / ring.sum()
     inside = np.zeros((size, size))
     inside[:ny, :nx] = 1
-    variance = scipy.fft.irfft2(scipy.fft.rfft2(inside) * scipy.fft.rfft2(kernel**2), (size, size))[:ny, :nx]
+    variance = scipy.fft.irfft2(scipy.fft.rfft2(inside) * scipy.fft.rfft2(kernel**2), (size, size))[
+        :ny, :nx
+    ]
     return scipy.fft.rfft2(kernel.astype(np.float32)), (1 / np.sqrt(variance)).astype(np.float32)

@@ -28,8 +28,14 @@ from blobpipe.networks import dense_network, model_file
 from blobpipe.params import Detect
 
 TAIL = 25  # of the highest false peaks; their tail is exponential, as that of logits is
-LARGEST_WEIGHT = 1e3  # of the calibration and the joint score; those of a trained model are below 10
-POINT_BOUNDS = {"threshold": (CANDIDATE, 1.0), "slope": (-40.0, 40.0), "offset": (-40.0, 40.0), "frames": (0.0, 1e6)}
+# of the calibration and the joint score; those of a trained model are below 10
+LARGEST_WEIGHT = 1e3
+POINT_BOUNDS = {
+    "threshold": (CANDIDATE, 1.0),
+    "slope": (-40.0, 40.0),
+    "offset": (-40.0, 40.0),
+    "frames": (0.0, 1e6),
+}
 
 
 class OperatingPoint(NamedTuple):
@@ -77,11 +83,15 @@ def set_operating_point(
     aside = held_out.find_held_out(candidates, images, blobs, folders[2], width)
     n_frames = aside.frames
     if n_frames == 0:
-        raise TableError(f"{folders[2]}: no image is held out, expected some without a new blob; add images")
+        raise TableError(
+            f"{folders[2]}: no image is held out, expected some without a new blob; add images"
+        )
     false = candidates[aside.rows & (candidates["status"] == "new")]["score"].to_numpy()
     allowed = params.false_alarms_per_100_frames / 100 * n_frames
     slope, offset = calibrate(true, false, n_frames, params.new_blobs_per_100_frames / 100)
-    return OperatingPoint(round(tail_threshold(false, allowed), 5), round(slope, 5), round(offset, 5), n_frames)
+    return OperatingPoint(
+        round(tail_threshold(false, allowed), 5), round(slope, 5), round(offset, 5), n_frames
+    )
 
 
 def tail_threshold(scores: FloatArray, allowed: float) -> float:
@@ -97,12 +107,15 @@ def tail_threshold(scores: FloatArray, allowed: float) -> float:
     highest = np.sort(logit(scores))[::-1][:TAIL]
     if len(highest) <= max(allowed, 1):
         return CANDIDATE
-    start, excess = highest[-1], highest[:-1] - highest[-1]
+    start = highest[-1]
+    excess = highest[:-1] - highest[-1]
     level = start + excess.mean() * math.log(len(highest) / allowed)
     return float(max(CANDIDATE, 1 / (1 + math.exp(-level))))
 
 
-def calibrate(true: FloatArray, false: FloatArray, n_frames: float, per_frame: float) -> tuple[float, float]:
+def calibrate(
+    true: FloatArray, false: FloatArray, n_frames: float, per_frame: float
+) -> tuple[float, float]:
     """Slope and offset of the logistic calibration, at the real rate of new blobs.
 
     Parameters
@@ -155,23 +168,33 @@ def baseline_thresholds(
     pattern = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
     origins = tiles.tile(pattern)[1]
     names = images["frame"].to_numpy()
-    rows = pd.DataFrame({"frame": names.repeat(len(origins)), "x_px": np.tile(origins[:, 2], len(names))})
+    rows = pd.DataFrame(
+        {"frame": names.repeat(len(origins)), "x_px": np.tile(origins[:, 2], len(names))}
+    )
     aside = held_out.find_held_out(rows, images, blobs, cutout_dir, pattern.shape[1]).rows.reshape(
         len(names), len(origins)
     )
     if not aside.any():
-        raise TableError(f"{cutout_dir}: no subframe is held out, expected some without a new blob; add images")
+        raise TableError(
+            f"{cutout_dir}: no subframe is held out, expected some without a new blob; add images"
+        )
 
     def one(i: np.int64) -> Answers:
-        subframes, origins = subframes_of(fits_images.read_frame(fits_images.find_image(scale_dir, names[i])).data)
+        subframes, origins = subframes_of(
+            fits_images.read_frame(fits_images.find_image(scale_dir, names[i])).data
+        )
         return ask(others, subframes[aside[i]], origins[aside[i]])
 
     with ThreadPoolExecutor(threads) as pool:
         answers = list(pool.map(one, np.flatnonzero(aside.any(axis=1))))
     allowed = per_100_frames / 100 * aside.sum() / len(origins)
     return {
-        "report": tail_level(logit(np.concatenate([answer.probability for answer in answers])), allowed),
-        "matched_filter": tail_level(np.concatenate([answer.match.snr for answer in answers]), allowed),
+        "report": tail_level(
+            logit(np.concatenate([answer.probability for answer in answers])), allowed
+        ),
+        "matched_filter": tail_level(
+            np.concatenate([answer.match.snr for answer in answers]), allowed
+        ),
     }
 
 
@@ -200,9 +223,13 @@ def load_operating_point(path: str | Path) -> tuple[dense_network.DenseNetwork, 
         As `model_file.load_dense`; or if its operating point is none.
     """
     network, about = model_file.load_dense(path)
-    found = about.get("operating_point", {"threshold": 0.5, "slope": 1.0, "offset": 0.0, "frames": 0.0})
+    found = about.get(
+        "operating_point", {"threshold": 0.5, "slope": 1.0, "offset": 0.0, "frames": 0.0}
+    )
     if fault := _fault(found):
-        raise ModelError(f"{path}: the operating point is none ({fault}); run the stage detect again or restore it")
+        raise ModelError(
+            f"{path}: the operating point is none ({fault}); run the stage detect again or restore it"
+        )
     point = OperatingPoint(**{**found, "weights": tuple(found.get("weights", ()))})
     return dense_network.folded(network), point
 
@@ -215,10 +242,17 @@ def _fault(point: Any) -> str:
     weights = point.get("weights", [])
     if not isinstance(weights, list) or len(weights) not in (0, N_WEIGHTS):
         return f"weights: found {str(weights)[:60]}, expected a list of {N_WEIGHTS} numbers, or an empty one"
-    numbers = {**{name: point[name] for name in needed}, **{f"weights[{i}]": w for i, w in enumerate(weights)}}
+    numbers = {
+        **{name: point[name] for name in needed},
+        **{f"weights[{i}]": w for i, w in enumerate(weights)},
+    }
     for name, value in numbers.items():
         low, high = POINT_BOUNDS.get(name, (-LARGEST_WEIGHT, LARGEST_WEIGHT))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+        ):
             return f"{name}: found {str(value)[:40]!r}, expected a number from {low:g} to {high:g}"
     return ""
 

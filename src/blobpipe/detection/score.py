@@ -50,7 +50,9 @@ def logistic(features: FloatArray, weights: FloatArray) -> npt.NDArray[np.float6
 
 
 SURE = 1e-6  # scores nearer to 0 or 1 are taken for this near
-SNRS, MISFITS = (3.0, 40.0), (0.5, 5.0)  # beyond these nothing more is learnt from either
+# beyond these nothing more is learnt from either
+SNRS = (3.0, 40.0)
+MISFITS = (0.5, 5.0)
 N_WEIGHTS = 10  # of the joint score: one for each of the nine features, and a constant before them
 FEWEST = 20  # blobs, and as many other candidates, make a fit
 

@@ -21,9 +21,13 @@ from blobpipe.networks import dense, report_network
 from blobpipe.simulation import render
 
 CANDIDATE = 0.05  # of the map: a peak below it is no candidate; some twenty to a frame are above
-LIKELY, BRIGHT_SNR = 0.2, 5.0  # and one below this is a candidate only if it is bright; some eight to a frame are left
+# and one below this is a candidate only if it is bright; some eight to a frame are left
+LIKELY = 0.2
+BRIGHT_SNR = 5.0
 DETECTORS = ("dense", "report", "matched_filter")
-CLEAR, FAINT = (7.0, math.inf), (5.0, 7.0)  # S/N of blobs that must be found, and of those that should be
+# S/N of blobs that must be found, and of those that should be
+CLEAR = (7.0, math.inf)
+FAINT = (5.0, 7.0)
 NOTHING_KNOWN = {"catalogue": None, "shift_px": (0.0, 0.0), "pattern": None}
 
 
@@ -38,7 +42,8 @@ class Reference(NamedTuple):
 def read_reference(difference_dir: str | Path) -> Reference:
     """Of ``reference.fits.fz`` of the stage difference."""
     stack, pattern = (
-        fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", name) for name in ("STACK", "PATTERN")
+        fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", name)
+        for name in ("STACK", "PATTERN")
     )
     return Reference(stack, pattern, bad_pixels(stack, pattern))
 
@@ -74,7 +79,11 @@ def read_difference(
 
 
 def vet_peaks(
-    cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], *, noise_frac: float, **about: Any
+    cells: npt.NDArray[np.float32],
+    difference: npt.NDArray[np.float32],
+    *,
+    noise_frac: float,
+    **about: Any,
 ) -> pd.DataFrame:
     """Peaks of the dense network's map, measured on the unclipped difference, and judged; scores are the network's.
 
@@ -90,12 +99,16 @@ def vet_peaks(
     return vet(fit_peaks(cells, difference, noise_frac), difference, noise_frac=noise_frac, **about)
 
 
-def fit_peaks(cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], noise_frac: float) -> pd.DataFrame:
+def fit_peaks(
+    cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], noise_frac: float
+) -> pd.DataFrame:
     """The same before they are judged, for who wants to judge a few of them."""
     return fit_at(dense.peaks(cells, CANDIDATE), difference, noise_frac)
 
 
-def fit_at(peaks: dense.Peaks, difference: npt.NDArray[np.float32], noise_frac: float) -> pd.DataFrame:
+def fit_at(
+    peaks: dense.Peaks, difference: npt.NDArray[np.float32], noise_frac: float
+) -> pd.DataFrame:
     """The same at some peaks.
 
     Those that are both low on the map and faint on the image are not measured: of those tried, none scored half.
@@ -123,7 +136,9 @@ def highest_scores(candidates: pd.DataFrame, corners_px: npt.NDArray[np.int64]) 
     candidates = candidates[candidates["status"].isin(["", "new"])]
     place = candidates[["x_px", "y_px"]].to_numpy() - corners_px[:, None]
     inside = ((place >= -0.5) & (place < tiles.SIDE - 0.5)).all(axis=2)
-    return np.asarray(np.where(inside, candidates["score"].to_numpy(), 0.0).max(axis=1, initial=0.0))
+    return np.asarray(
+        np.where(inside, candidates["score"].to_numpy(), 0.0).max(axis=1, initial=0.0)
+    )
 
 
 class Baselines(NamedTuple):
@@ -151,13 +166,17 @@ class Answers(NamedTuple):
     match: matched_filter.Match
 
 
-def subframes_of(scaled: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def subframes_of(
+    scaled: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """A scaled frame as standardised subframes, and their origins (`tiles.tile`)."""
     subframes, origins = tiles.tile(scaled)
     return render.standardise(subframes), origins
 
 
-def ask(others: Baselines, subframes: npt.NDArray[np.float32], origins: npt.NDArray[np.int64]) -> Answers:
+def ask(
+    others: Baselines, subframes: npt.NDArray[np.float32], origins: npt.NDArray[np.int64]
+) -> Answers:
     """Ask the baselines about subframes."""
     match = matched_filter.filter_subframes(subframes, others.radii_px)
     match = match._replace(x=match.x + origins[:, 2], y=match.y + origins[:, 3])

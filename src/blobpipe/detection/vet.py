@@ -24,26 +24,37 @@ if TYPE_CHECKING:
     import pandas as pd
 KNOWN_RADII = 0.5  # nor by so much of the known one's radius
 KNOWN_HALF = 2  # the middle of a blob, of any size
-EXPLAINED = 0.5  # of the signal predicted by the shift; a shift is known to better than half of itself
-MIN_NEGATIVE_LOBE = 0.4  # of the predicted negative side is there, or the shift has been taken off already
+# of the signal predicted by the shift; a shift is known to better than half of itself
+EXPLAINED = 0.5
+# of the predicted negative side is there, or the shift has been taken off already
+MIN_NEGATIVE_LOBE = 0.4
 RING_PX = (4.0, 8.0)  # around a footprint: what its scatter is compared with
 EDGE_PX = 1.6  # a cluster of bad pixels is smaller than the blob that is fitted to it
-MIN_RMS_RATIO = (
-    1.2  # times the scatter that a quarter of the surroundings exceed, streaks and single bad pixels among them
-)
-MAX_DEPTH_OVER_RMS = (
-    10.0  # times the scatter: one outburst on 27 images is 5 of its own; chosen on simulated images of both kinds
-)
+# times the scatter that a quarter of the surroundings exceed, streaks and single bad pixels among
+# them
+MIN_RMS_RATIO = 1.2
+# times the scatter: one outburst on 27 images is 5 of its own; chosen on simulated images of both
+# kinds
+MAX_DEPTH_OVER_RMS = 10.0
 DARK_SIDE = 0.25  # what is above this part of the deepest is too faint to be a witness
 DIP_REACH = 1.5  # radii of the known blob, within which its crescents lie
 DIP_MARGIN_PX = 3.0  # and the largest shift that leaves two crescents and not two blobs
-COUNTERPART, COUNTERPART_SNR = 0.5, 3.0  # the two crescents are alike; noise next to a new blob is not
+# the two crescents are alike; noise next to a new blob is not
+COUNTERPART = 0.5
+COUNTERPART_SNR = 3.0
 SMALLEST_RADIUS_PX = 1.5  # a blob is blurred to more
-FEW_PIXELS, FEW_SHARE = 8, 6  # the largest cluster of bad pixels, but no more than a sixth of a small blob
+# the largest cluster of bad pixels, but no more than a sixth of a small blob
+FEW_PIXELS = 8
+FEW_SHARE = 6
 REST_SNR = 3.0  # what is fainter without them could be noise
-HARD_SIGMA, HARD_FRAC = 1.3, 0.13  # no simulated blob loses so much; clusters of 3 x 3 to 7 x 7 do
-UNEXPLAINED_SIGMA, UNEXPLAINED_FRAC = 5.0, 0.3  # no good pixel of a stack lies so far off; blobs have soft edges
-OF_STACK = 0.5  # of the signal: where the stack is so much brighter than around, the image itself is not dark
+# no simulated blob loses so much; clusters of 3 x 3 to 7 x 7 do
+HARD_SIGMA = 1.3
+HARD_FRAC = 0.13
+# no good pixel of a stack lies so far off; blobs have soft edges
+UNEXPLAINED_SIGMA = 5.0
+UNEXPLAINED_FRAC = 0.3
+# of the signal: where the stack is so much brighter than around, the image itself is not dark
+OF_STACK = 0.5
 MOST_MISSING = 1 / 3  # of a footprint without values, or bad; what is left does not make a blob
 
 
@@ -103,14 +114,22 @@ def vet(
 
     residual = _shift_residual(pattern, shift_px) if len(detections) else None
     lit = _lit(difference)
-    known = np.zeros((0, 3)) if catalogue is None else catalogue[["x_px", "y_px", "radius_px"]].to_numpy(float)
+    known = (
+        np.zeros((0, 3))
+        if catalogue is None
+        else catalogue[["x_px", "y_px", "radius_px"]].to_numpy(float)
+    )
     places = detections[["x_px", "y_px", "radius_px", "depth_frac", "snr"]].to_numpy(float)
     status = []
     for x, y, radius, depth, snr in places.tolist():
-        catalogued = _is_near((x, y), known[:, :2], shift_px, np.maximum(KNOWN_PX, KNOWN_RADII * known[:, 2]))
+        catalogued = _is_near(
+            (x, y), known[:, :2], shift_px, np.maximum(KNOWN_PX, KNOWN_RADII * known[:, 2])
+        )
         learning = seen is not None and _is_near((x, y), seen, shift_px, KNOWN_PX)
         of_stack = (scatter, None, None) if learning else (scatter, bad, stack)
-        if not catalogued and _is_bad((x, y, radius, depth, snr), difference, lit, noise_frac, *of_stack):
+        if not catalogued and _is_bad(
+            (x, y, radius, depth, snr), difference, lit, noise_frac, *of_stack
+        ):
             status.append("bad_pixels")
         elif _is_dip((x, y), radius, known, difference, residual, noise_frac):
             status.append("dip")
@@ -122,10 +141,16 @@ def vet(
 
 
 def _is_near(
-    place: tuple[float, float], others: FloatArray, shift_px: tuple[float, float], within_px: FloatArray | float
+    place: tuple[float, float],
+    others: FloatArray,
+    shift_px: tuple[float, float],
+    within_px: FloatArray | float,
 ) -> bool:
     """Whether a place of an image is that of a blob, where the mirror has put it or where it usually is."""
-    return any(bool((np.hypot(*(others + moved - place).T) <= within_px).any()) for moved in (shift_px, (0.0, 0.0)))
+    return any(
+        bool((np.hypot(*(others + moved - place).T) <= within_px).any())
+        for moved in (shift_px, (0.0, 0.0))
+    )
 
 
 def _is_bad(
@@ -187,11 +212,16 @@ def _lit(difference: Image) -> Mask:
     return np.logical_and.outer(finite.any(axis=1), finite.any(axis=0))
 
 
-def _on_few_pixels(x: float, y: float, radius: float, difference: Image, lit: Mask, noise: float) -> bool:
+def _on_few_pixels(
+    x: float, y: float, radius: float, difference: Image, lit: Mask, noise: float
+) -> bool:
     """Whether too much of a footprint has no value, or nothing is left without its few highest pixels."""
-    left, top = round(x) - CUT_HALF, round(y) - CUT_HALF
-    window, distance = cut_square(difference, left, top, CUT_SIDE), distance_from(x - left, y - top, CUT_SIDE)
-    finite, footprint = np.isfinite(window), distance <= radius
+    left = round(x) - CUT_HALF
+    top = round(y) - CUT_HALF
+    window = cut_square(difference, left, top, CUT_SIDE)
+    distance = distance_from(x - left, y - top, CUT_SIDE)
+    finite = np.isfinite(window)
+    footprint = distance <= radius
     inside = footprint & (cut_square(lit.astype(np.float32), left, top, CUT_SIDE) > 0)
     if (inside & ~finite).sum() >= MOST_MISSING * inside.sum():
         return True
@@ -204,12 +234,15 @@ def _hard(x: float, y: float, radius: float, depth: float, difference: Image, no
     """Whether smoothing takes more away than from a blob: bad pixels are not blurred."""
     from scipy.ndimage import gaussian_filter
 
-    left, top = round(x) - CUT_HALF, round(y) - CUT_HALF
+    left = round(x) - CUT_HALF
+    top = round(y) - CUT_HALF
     window = np.nan_to_num(cut_square(difference, left, top, CUT_SIDE))
     once = gaussian_filter(window, SMOOTHING_PX)
     lost = window - once - gaussian_filter(window - once, SMOOTHING_PX)
     edge = distance_from(x - left, y - top, CUT_SIDE) <= radius + FOOTPRINT_MARGIN_PX
-    return bool(1.4826 * bottleneck.median(np.abs(lost[edge])) > HARD_SIGMA * noise + HARD_FRAC * depth)
+    return bool(
+        1.4826 * bottleneck.median(np.abs(lost[edge])) > HARD_SIGMA * noise + HARD_FRAC * depth
+    )
 
 
 def flickers(x: float, y: float, radius: float, depth: float, scatter: Image) -> bool:
@@ -227,17 +260,20 @@ def flickers(x: float, y: float, radius: float, depth: float, scatter: Image) ->
     cell = CELL_PX
     half = int(np.ceil((radius + RING_PX[1]) / cell)) + 1
     column, row = ((at + 0.5) / cell - 0.5 for at in (x, y))
-    left, top = round(column) - half, round(row) - half
-    window, distance = (
-        cut_square(scatter, left, top, 2 * half + 1),
-        cell * distance_from(column - left, row - top, 2 * half + 1),
-    )
-    around = window[(distance > radius + RING_PX[0]) & (distance <= radius + RING_PX[1]) & (window > 0)]
+    left = round(column) - half
+    top = round(row) - half
+    window = cut_square(scatter, left, top, 2 * half + 1)
+    distance = cell * distance_from(column - left, row - top, 2 * half + 1)
+    around = window[
+        (distance > radius + RING_PX[0]) & (distance <= radius + RING_PX[1]) & (window > 0)
+    ]
     if not len(around):
         return False
     middle = float(bottleneck.nanmedian(window[distance <= max(radius - EDGE_PX, cell)]))
     excess = np.sqrt(max(middle**2 - float(bottleneck.median(around)) ** 2, 0.0))
-    return bool(middle > MIN_RMS_RATIO * np.percentile(around, 75) and depth < MAX_DEPTH_OVER_RMS * excess)
+    return bool(
+        middle > MIN_RMS_RATIO * np.percentile(around, 75) and depth < MAX_DEPTH_OVER_RMS * excess
+    )
 
 
 def bad_pixels(stack: Image, pattern: Image) -> Mask:
@@ -262,7 +298,9 @@ def bad_pixels(stack: Image, pattern: Image) -> Mask:
     Source: ours.
     """
     noise = clean_noise(stack)
-    return np.asarray(np.abs(stack - pattern) > UNEXPLAINED_SIGMA * noise + UNEXPLAINED_FRAC * np.abs(pattern))
+    return np.asarray(
+        np.abs(stack - pattern) > UNEXPLAINED_SIGMA * noise + UNEXPLAINED_FRAC * np.abs(pattern)
+    )
 
 
 def on_bad_pixels(x: float, y: float, radius: float, bad: Mask) -> bool:
@@ -273,7 +311,8 @@ def on_bad_pixels(x: float, y: float, radius: float, bad: Mask) -> bool:
     bad
         As in `judge`.
     """
-    left, top = round(x) - CUT_HALF, round(y) - CUT_HALF
+    left = round(x) - CUT_HALF
+    top = round(y) - CUT_HALF
     window = cut_square(bad, left, top, CUT_SIDE)
     footprint = (distance_from(x - left, y - top, CUT_SIDE) <= radius) & np.isfinite(
         window
@@ -281,7 +320,9 @@ def on_bad_pixels(x: float, y: float, radius: float, bad: Mask) -> bool:
     return bool(footprint.any() and window[footprint].mean() >= MOST_MISSING)
 
 
-def is_of_the_stack(x: float, y: float, radius: float, depth: float, difference: Image, stack: Image) -> bool:
+def is_of_the_stack(
+    x: float, y: float, radius: float, depth: float, difference: Image, stack: Image
+) -> bool:
     """Whether a signal is there because the stack is bright, and not because the image is dark, as a blob makes it.
 
     Parameters
@@ -297,15 +338,19 @@ def is_of_the_stack(x: float, y: float, radius: float, depth: float, difference:
     -----
     Source: ours. On a real pair of other dates, all highest false peaks are clusters of bad pixels in the stack alone.
     """
-    left, top = round(x) - CUT_HALF, round(y) - CUT_HALF
+    left = round(x) - CUT_HALF
+    top = round(y) - CUT_HALF
     distance = distance_from(x - left, y - top, CUT_SIDE)
-    inside, around = distance <= radius, distance > DIP_REACH * radius
+    inside = distance <= radius
+    around = distance > DIP_REACH * radius
     both = [cut_square(image, left, top, CUT_SIDE) for image in (difference, stack)]
     finite: Mask = np.isfinite(both[0]) & np.isfinite(both[1])
     if not (finite[inside].any() and finite[around].any()):
         return False
     signal, of_stack = (
-        np.clip(window[inside & finite] - bottleneck.median(window[around & finite]), -depth, depth).mean()
+        np.clip(
+            window[inside & finite] - bottleneck.median(window[around & finite]), -depth, depth
+        ).mean()
         for window in both
     )
     return bool(signal > 0 and -of_stack > OF_STACK * signal)
@@ -317,9 +362,12 @@ def _trimmed_snr(values: FloatArray) -> float:
     return float(np.sort(values)[few : len(values) - few].mean() * np.sqrt(len(values)))
 
 
-def _predicted(x: float, y: float, radius: float, difference: Image, residual: Image, noise: float) -> bool:
+def _predicted(
+    x: float, y: float, radius: float, difference: Image, residual: Image, noise: float
+) -> bool:
     """Whether the shift predicts much of the signal, and the negative side that belongs to it is there too."""
-    left, top = round(x) - CUT_HALF, round(y) - CUT_HALF
+    left = round(x) - CUT_HALF
+    top = round(y) - CUT_HALF
     window, expected = (cut_square(image, left, top, CUT_SIDE) for image in (difference, residual))
     both = np.isfinite(window) & np.isfinite(expected)
     footprint = both & (distance_from(x - left, y - top, CUT_SIDE) <= radius)
@@ -339,8 +387,10 @@ def _has_counterpart(
 
     reach = DIP_REACH * blob[2] + DIP_MARGIN_PX
     half = int(np.ceil(reach + radius)) + 3
-    left, top = round(blob[0]) - half, round(blob[1]) - half
-    (x, y), (blob_x, blob_y) = np.subtract(place, (left, top)), np.subtract(blob[:2], (left, top))
+    left = round(blob[0]) - half
+    top = round(blob[1]) - half
+    (x, y) = np.subtract(place, (left, top))
+    (blob_x, blob_y) = np.subtract(blob[:2], (left, top))
     side = int(np.clip(round(blob[2] / 2), 1, 3)) * 2 + 1
     window = np.nan_to_num(cut_square(difference, left, top, 2 * half + 1)).clip(-1, 1)
     mean = uniform_filter(window, side, mode="constant")
@@ -353,7 +403,8 @@ def _has_counterpart(
 def _beyond(place: tuple[float, float], centre: tuple[float, float], side: int) -> Mask:
     """Pixels within 60 degrees of the direction from a place to a centre; all, where the two are nearly the same."""
     pixels = np.arange(side)
-    x, y = pixels - place[0], (pixels - place[1])[:, None]
+    x = pixels - place[0]
+    y = (pixels - place[1])[:, None]
     along = np.subtract(centre, place)
     length = float(np.hypot(*along))
     return np.asarray((x * along[0] + y * along[1] >= 0.5 * length * np.hypot(x, y)) | (length < 1))

@@ -21,7 +21,9 @@ class Description:
 
     def __str__(self) -> str:
         verdict = f"not usable: {self.fault}" if self.fault else "usable"
-        return printable(f"{self.path}: {self.found}; {verdict}" if self.found else f"{self.path}: {verdict}")
+        return printable(
+            f"{self.path}: {self.found}; {verdict}" if self.found else f"{self.path}: {verdict}"
+        )
 
 
 def describe(path: str | Path) -> Description:

@@ -74,19 +74,28 @@ def clip_image(data: Image, params: Clip) -> tuple[Image, Clipping]:
     -----
     Source: ISR 3.1. Unlike the original, the median that fills the border is that of the finite pixels inside it.
     """
-    border, (ny, nx) = params.border_px, data.shape
+    border = params.border_px
+    (ny, nx) = data.shape
     inside = np.s_[border : ny - border, border : nx - border]
     finite = np.isfinite(data[inside])
     n_finite = np.count_nonzero(finite)
     if not n_finite:
-        raise FrameError(f"none of its {data.size} pixels inside the border is finite; expected an image; reject it")
+        raise FrameError(
+            f"none of its {data.size} pixels inside the border is finite; expected an image; reject it"
+        )
     filled = np.full(data.shape, fits_images.median(data[inside][finite]), np.float32)
     np.copyto(filled[inside], data[inside], where=finite)
-    low, high = (np.float32(params.factor * limit) for limit in zscale_limits(filled, params.zscale_points))
+    low, high = (
+        np.float32(params.factor * limit) for limit in zscale_limits(filled, params.zscale_points)
+    )
     if not low < high:
-        raise FrameError(f"zscale limits {low:.6g} and {high:.6g} coincide, expected noise; reject it")
+        raise FrameError(
+            f"zscale limits {low:.6g} and {high:.6g} coincide, expected noise; reject it"
+        )
     clipped_frac = _limit(filled, low, high) / data.size
-    return filled, Clipping(float(low), float(high), clipped_frac, (data.size - n_finite) / data.size)
+    return filled, Clipping(
+        float(low), float(high), clipped_frac, (data.size - n_finite) / data.size
+    )
 
 
 @nb.njit(cache=True, nogil=True)
@@ -127,13 +136,31 @@ def each_frame(
         for frame in tables.read_table(path, ("frame", "status")).query("status == 'ok'")["frame"]:
             out = Path(out_dir) / f"{frame}.fits.fz"
             try:
-                data, done = work(fits_images.read_frame(fits_images.find_image(in_dir, frame)).data)
+                data, done = work(
+                    fits_images.read_frame(fits_images.find_image(in_dir, frame)).data
+                )
             except FrameError as error:
                 log.warning("%s rejected: %s", frame, error)
                 out.unlink(missing_ok=True)  # of an earlier run
-                rows.append({"frame": frame, "status": "rejected", "reason": str(error), **empty, "sha256": ""})
+                rows.append(
+                    {
+                        "frame": frame,
+                        "status": "rejected",
+                        "reason": str(error),
+                        **empty,
+                        "sha256": "",
+                    }
+                )
                 continue
             fits_images.write_image(out, data, name=name, sigma=float(data.std()))
-            rows.append({"frame": frame, "status": "ok", "reason": "", **asdict(done), "sha256": files.sha256(out)})
+            rows.append(
+                {
+                    "frame": frame,
+                    "status": "ok",
+                    "reason": "",
+                    **asdict(done),
+                    "sha256": files.sha256(out),
+                }
+            )
         columns = ["frame", "status", "reason", *empty, "sha256"]
         tables.write_table(Path(out_dir) / path.name, pd.DataFrame(rows, columns=columns))

@@ -112,8 +112,11 @@ def difference_image(
         If the two differ in size.
     """
     if image.shape != stack.shape:
-        (ny, nx), (stack_ny, stack_nx) = image.shape, stack.shape
-        raise FrameError(f"found {nx}x{ny} pixels, expected {stack_nx}x{stack_ny} as in the median stack")
+        (ny, nx) = image.shape
+        (stack_ny, stack_nx) = stack.shape
+        raise FrameError(
+            f"found {nx}x{ny} pixels, expected {stack_nx}x{stack_ny} as in the median stack"
+        )
     if not params.register_shift:
         return image - stack, NO_SHIFT
     pattern = blob_pattern(stack, blobs)
@@ -121,7 +124,9 @@ def difference_image(
     return image - (stack + move_pattern(pattern, shift) - pattern), shift
 
 
-def subtract(raw_dir: str | Path, out_dir: str | Path, params: Difference, batch: int | None = None) -> None:
+def subtract(
+    raw_dir: str | Path, out_dir: str | Path, params: Difference, batch: int | None = None
+) -> None:
     """Write the difference image of each image that has a whole stack before it (stage ``difference``).
 
     Parameters
@@ -146,7 +151,8 @@ def subtract(raw_dir: str | Path, out_dir: str | Path, params: Difference, batch
     """
     import pandas as pd
 
-    table, blobs = tables.read_frame_list(raw_dir), _catalogue(raw_dir)
+    table = tables.read_frame_list(raw_dir)
+    blobs = _catalogue(raw_dir)
     batches = tables.batches(len(table))
     if batch is not None and batch not in range(len(batches)):
         raise TableError(
@@ -161,13 +167,19 @@ def subtract(raw_dir: str | Path, out_dir: str | Path, params: Difference, batch
 
 def _catalogue(raw_dir: str | Path) -> pd.DataFrame:
     """The catalogue, with the row of each blob's first image (-1: before all) as ``first``."""
-    blobs, names = tables.read_blobs(raw_dir), tables.read_frame_list(raw_dir)["frame"]
+    blobs = tables.read_blobs(raw_dir)
+    names = tables.read_frame_list(raw_dir)["frame"]
     rows = {name: row for row, name in enumerate(names)}
     return blobs.assign(first=[rows.get(name, -1) for name in blobs["first_frame"]])
 
 
 def _subtract_rows(
-    raw_dir: Path, out_dir: Path, params: Difference, table: pd.DataFrame, blobs: pd.DataFrame, rows: slice
+    raw_dir: Path,
+    out_dir: Path,
+    params: Difference,
+    table: pd.DataFrame,
+    blobs: pd.DataFrame,
+    rows: slice,
 ) -> list[dict[str, Any]]:
     read, images = _read_rows(raw_dir, table, rows, params.stack_size)
     candidates = [candidate for candidate in read if candidate.row >= rows.start]
@@ -177,7 +189,9 @@ def _subtract_rows(
         registered = _register(images, usable, params, blobs)
         medians = running_median(registered.images[:-1], params.stack_size)
         for candidate, median in zip(usable[params.stack_size :], medians, strict=True):
-            made[candidate.name] = _subtract_one(out_dir, params, candidate, registered, median, blobs)
+            made[candidate.name] = _subtract_one(
+                out_dir, params, candidate, registered, median, blobs
+            )
     mjd = dict(zip(table["frame"], table["mjd"], strict=True))
     return [
         {"frame": candidate.name, "mjd": mjd[candidate.name]}
@@ -194,22 +208,36 @@ def _without_difference(candidate: Candidate, usable: list[Candidate]) -> dict[s
     return _result("stack", reason=f"{n_stack} usable images before it", n_stack=n_stack)
 
 
-def _result(status: str, *, reason: str = "", shift: Shift = NO_SHIFT, **found: Any) -> dict[str, Any]:
+def _result(
+    status: str, *, reason: str = "", shift: Shift = NO_SHIFT, **found: Any
+) -> dict[str, Any]:
     shifts = {"shift_x_px": shift.x_px, "shift_y_px": shift.y_px}
-    return {"status": status, "reason": reason} | shifts | {"noise_frac": np.nan, "n_stack": 0, "sha256": ""} | found
+    return (
+        {"status": status, "reason": reason}
+        | shifts
+        | {"noise_frac": np.nan, "n_stack": 0, "sha256": ""}
+        | found
+    )
 
 
-def _read_rows(raw_dir: Path, table: pd.DataFrame, rows: slice, wanted: int) -> tuple[list[Candidate], list[Image]]:
+def _read_rows(
+    raw_dir: Path, table: pd.DataFrame, rows: slice, wanted: int
+) -> tuple[list[Candidate], list[Image]]:
     """The images of some rows and before them, as many usable ones as ``wanted`` or there are; those that are usable."""
     read = [_read(raw_dir, table, row) for row in range(rows.start, rows.stop)]
     found = _compared([candidate for candidate, _ in read])
     start = rows.start
-    while start and sum(not candidate.reason for candidate in found if candidate.row < rows.start) < wanted:
+    while (
+        start
+        and sum(not candidate.reason for candidate in found if candidate.row < rows.start) < wanted
+    ):
         start -= 1
         read.insert(0, _read(raw_dir, table, start))
         found = _compared([candidate for candidate, _ in read])
     images = [
-        image for candidate, (_, image) in zip(found, read, strict=True) if image is not None and not candidate.reason
+        image
+        for candidate, (_, image) in zip(found, read, strict=True)
+        if image is not None and not candidate.reason
     ]
     return found, images
 
@@ -220,7 +248,10 @@ def _compared(candidates: list[Candidate]) -> list[Candidate]:
     if not noise:
         return candidates
     expected = noise_near(float(np.median(noise)))
-    return [candidate if candidate.reason else _with_noise(candidate, expected) for candidate in candidates]
+    return [
+        candidate if candidate.reason else _with_noise(candidate, expected)
+        for candidate in candidates
+    ]
 
 
 def _with_noise(candidate: Candidate, expected: Range) -> Candidate:
@@ -243,40 +274,59 @@ def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Imag
     except FrameError as error:
         return Candidate(row, name, {}, str(error)), None
     cards = {card: frame.header[card] for card in KEPT_CARDS if card in frame.header}
-    return Candidate(row, name, cards, "", noise), np.where(np.isfinite(frame.data), frame.data, np.float32(np.nan))
+    return Candidate(row, name, cards, "", noise), np.where(
+        np.isfinite(frame.data), frame.data, np.float32(np.nan)
+    )
 
 
-def _register(images: list[Image], usable: list[Candidate], params: Difference, blobs: pd.DataFrame) -> Registered:
+def _register(
+    images: list[Image], usable: list[Candidate], params: Difference, blobs: pd.DataFrame
+) -> Registered:
     """Move the blobs of images to their usual place, as the first of them show it; empties the list."""
     rows = [candidate.row for candidate in usable]
     stacked = np.stack(images)
     images.clear()  # a batch is large: it need not be held twice
     if not params.register_shift:
-        return Registered(stacked, [NO_SHIFT] * len(rows), np.zeros(stacked.shape[1:], np.float32), rows)
+        return Registered(
+            stacked, [NO_SHIFT] * len(rows), np.zeros(stacked.shape[1:], np.float32), rows
+        )
     first = stacked[: params.stack_size]
     known = blobs[blobs["first"] <= rows[len(first) - 1]]
     plain = _stack(first, rows[: len(first)], params, known)
-    once, shifts = register(first.copy(), plain, blob_pattern(plain, known))  # images that lie off blur the median
+    # images that lie off blur the median
+    once, shifts = register(first.copy(), plain, blob_pattern(plain, known))
     stack = _stack(once, rows[: len(first)], params, known, shifts)
     pattern = blob_pattern(stack, known)
     return Registered(*register(stacked, stack, pattern, n_first=len(first)), pattern, rows)
 
 
 def _stack(
-    images: Image, rows: list[int], params: Difference, known: pd.DataFrame, shifts: Sequence[Shift] | None = None
+    images: Image,
+    rows: list[int],
+    params: Difference,
+    known: pd.DataFrame,
+    shifts: Sequence[Shift] | None = None,
 ) -> Image:
     median = running_median(images, len(images))[0]
     return with_recent_blobs(median, images, _recent(known, rows, median.shape, params), shifts)
 
 
 def _subtract_one(
-    out_dir: Path, params: Difference, candidate: Candidate, registered: Registered, median: Image, blobs: pd.DataFrame
+    out_dir: Path,
+    params: Difference,
+    candidate: Candidate,
+    registered: Registered,
+    median: Image,
+    blobs: pd.DataFrame,
 ) -> dict[str, Any]:
     place = registered.rows.index(candidate.row)
     members = slice(place - params.stack_size, place)
-    known, shift = blobs[blobs["first"] < candidate.row], registered.shifts[place]
+    known = blobs[blobs["first"] < candidate.row]
+    shift = registered.shifts[place]
     recent = _recent(known, registered.rows[members], median.shape, params)
-    stack = with_recent_blobs(median, registered.images[members], recent, registered.shifts[members])
+    stack = with_recent_blobs(
+        median, registered.images[members], recent, registered.shifts[members]
+    )
     difference = registered.images[place] - stack
     if np.hypot(*shift) > NEGLIGIBLE_PX:
         rest = blob_pattern(stack, known) - registered.pattern  # mostly of blobs that landed later
@@ -284,12 +334,19 @@ def _subtract_one(
     noise = clean_noise(difference)
     path = out_dir / f"{candidate.name}.fits.fz"
     found = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
-    planes = {"DIFFERENCE": difference, "SCATTER": rms_map(registered.images[members], stack, recent)}
+    planes = {
+        "DIFFERENCE": difference,
+        "SCATTER": rms_map(registered.images[members], stack, recent),
+    }
     fits_images.write_images(path, planes, header=candidate.cards | found, sigma=noise)
-    return _result("ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=files.sha256(path))
+    return _result(
+        "ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=files.sha256(path)
+    )
 
 
-def _recent(blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...], params: Difference) -> list[Recent]:
+def _recent(
+    blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...], params: Difference
+) -> list[Recent]:
     return landed_within(blobs, rows, shape) if params.known_blobs else []
 
 
@@ -301,7 +358,8 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     FrameError
         If there are fewer usable images than a stack takes.
     """
-    table, blobs = tables.read_frame_list(raw_dir), _catalogue(raw_dir)
+    table = tables.read_frame_list(raw_dir)
+    blobs = _catalogue(raw_dir)
     members: list[Candidate] = []
     images: list[Image] = []
     stop = 0

@@ -29,7 +29,8 @@ SIZE = 1024
 # but: 512, which is how known blobs are flagged and would mask what is sought; 64, in no use; and 2048, signal in the
 # zeroth read, which calwf3 has corrected and which a bright Earth sets on much of the frame.
 KEPT_FLAGS = 64 | 512 | 2048
-BOX_PX = 78  # of the background: three times the largest blob, and 13 of them are the 1014 px exactly
+# of the background: three times the largest blob, and 13 of them are the 1014 px exactly
+BOX_PX = 78
 SMOOTHING_PX = 2.0  # what stands out is sought on this scale
 STANDS_OUT_SIGMA = 4.0
 FAINTEST_FRAC = 1e-4  # nothing fainter stands out: an image without noise has no sigma
@@ -37,7 +38,17 @@ MARGIN_PX = 6  # around what stands out: the faint feet of a blob
 MOST_MASKED = 0.75  # of a frame: some box has as many good pixels
 MOSTLY = 80.0  # per cent of a box without good pixels: its neighbours tell its background
 CARDS = (
-    *("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "PROPOSID", "EXPSTART", "EXPTIME"),
+    *(
+        "TELESCOP",
+        "INSTRUME",
+        "DETECTOR",
+        "FILTER",
+        "TARGNAME",
+        "ROOTNAME",
+        "PROPOSID",
+        "EXPSTART",
+        "EXPTIME",
+    ),
     *("SAMP_SEQ", "NSAMP", "CAL_VER", "BPIXTAB", "PFLTFILE", "DFLTFILE"),
 )
 
@@ -74,8 +85,11 @@ def flatten(path: str | Path, out_dir: str | Path) -> Path:
         raise FrameError(
             f"{path}: found {nx}x{ny} pixels, expected a full frame, 1014x1014 (FLT) or 1024x1024 (IMA); leave it out"
         )
-    science, flags = _without_border(frame.data), _flags(path)
-    _insist_on_light(path, frame.header, np.where(_bad(science, flags), np.float32(np.nan), science))
+    science = _without_border(frame.data)
+    flags = _flags(path)
+    _insist_on_light(
+        path, frame.header, np.where(_bad(science, flags), np.float32(np.nan), science)
+    )
     try:
         loss = np.pad(light_loss(science, flags), fits_images.BORDER_PX, constant_values=np.nan)
     except FrameError as error:
@@ -140,7 +154,9 @@ def light_loss(science: Image, flags: npt.NDArray[np.int32]) -> Image:
     once = science / background(science, bad)
     masked = bad | _standing_out(1 - once, bad)
     if masked.mean() > MOST_MASKED:
-        raise FrameError(f"{masked.mean():.0%} of it stands out or is flagged, expected airglow; leave it out")
+        raise FrameError(
+            f"{masked.mean():.0%} of it stands out or is flagged, expected airglow; leave it out"
+        )
     twice = once / background(once, masked)
     return np.where(bad, np.float32(np.nan), 1 - twice).astype(np.float32)
 
@@ -171,7 +187,12 @@ def background(image: Image, masked: Mask) -> Image:
     from scipy.interpolate import make_interp_spline
 
     boxes = Background2D(
-        image, BOX_PX, mask=masked, exclude_percentile=MOSTLY, filter_size=1, bkg_estimator=MedianBackground()
+        image,
+        BOX_PX,
+        mask=masked,
+        exclude_percentile=MOSTLY,
+        filter_size=1,
+        bkg_estimator=MedianBackground(),
     )
     surface = boxes.background_mesh
     for axis, n in enumerate(image.shape):
@@ -190,7 +211,9 @@ def _standing_out(loss: Image, bad: Mask) -> Mask:
     from scipy import ndimage
 
     weight = ndimage.gaussian_filter((~bad).astype(np.float32), SMOOTHING_PX)
-    smoothed = ndimage.gaussian_filter(np.where(bad, np.float32(0), loss), SMOOTHING_PX) / np.maximum(weight, 0.05)
+    smoothed = ndimage.gaussian_filter(
+        np.where(bad, np.float32(0), loss), SMOOTHING_PX
+    ) / np.maximum(weight, 0.05)
     middle, sigma = fits_images.median_and_noise(smoothed)
     out = np.abs(smoothed - middle) > max(STANDS_OUT_SIGMA * sigma, FAINTEST_FRAC)
     return np.asarray(ndimage.binary_dilation(out, iterations=MARGIN_PX))
@@ -204,7 +227,9 @@ def _flags(path: Path) -> npt.NDArray[np.int32]:
             f"{path}: no image DQ can be read, expected a calibrated exposure with SCI and DQ; fetch the FLT file"
         ) from error
     if plane.shape != (SIZE - 2 * fits_images.BORDER_PX,) * 2:
-        raise FrameError(f"{path}: DQ has the shape {plane.shape}, expected that of SCI; fetch the file again")
+        raise FrameError(
+            f"{path}: DQ has the shape {plane.shape}, expected that of SCI; fetch the file again"
+        )
     return plane.astype(np.int32)  # read as float32, which keeps 16 bits exactly
 
 
@@ -220,7 +245,9 @@ def _insist_on_light(path: Path, header: Mapping[str, Any], good: Image) -> None
         )
     share = np.isfinite(good).mean()
     if share < 0.5:
-        raise FrameError(f"{path}: {share:.0%} of its pixels are good, expected at least 50%; leave it out")
+        raise FrameError(
+            f"{path}: {share:.0%} of its pixels are good, expected at least 50%; leave it out"
+        )
     median, noise = fits_images.median_and_noise(good)
     if not noise < fits_images.MAX_NOISE_FRAC * median:
         raise FrameError(
@@ -228,7 +255,11 @@ def _insist_on_light(path: Path, header: Mapping[str, Any], good: Image) -> None
             "fraction of it, expected an exposure of the dark Earth; leave it out"
         )
     if header.get("DFLTFILE", "N/A") not in ("N/A", ""):
-        log.warning("%s: divided by a delta flat (%s): known blobs may be corrected already", path, header["DFLTFILE"])
+        log.warning(
+            "%s: divided by a delta flat (%s): known blobs may be corrected already",
+            path,
+            header["DFLTFILE"],
+        )
 
 
 def _header(path: Path, exposure: Mapping[str, Any]) -> Header:
@@ -238,6 +269,8 @@ def _header(path: Path, exposure: Mapping[str, Any]) -> Header:
     header["BUNIT"] = ("", "fraction of the light that is missing")
     header["HISTORY"] = f"blobpipe {__version__} flatten: {ascii(path.name)[1:-1]}"
     header["HISTORY"] = "1 - SCI / background, light lost positive"
-    header["HISTORY"] = f"background: medians of {BOX_PX} px boxes, cubic spline, blobs and stars left out"
+    header["HISTORY"] = (
+        f"background: medians of {BOX_PX} px boxes, cubic spline, blobs and stars left out"
+    )
     header["HISTORY"] = f"NaN: DQ other than {KEPT_FLAGS} (64, 512 and 2048), reference border"
     return header

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     pass
 
 log = logging.getLogger(__name__)
-NOISE_FACTOR = (
-    4.0  # an image's noise is within this factor of the usual one: half or twice the light changes it by 1.4; ours
-)
-STACK_NOISE = (
-    6.0  # an image's noise is at most so many times that of its stack: 4.4 times for 30 without a common pattern
-)
+# an image's noise is within this factor of the usual one: half or twice the light changes it by
+# 1.4; ours
+NOISE_FACTOR = 4.0
+# an image's noise is at most so many times that of its stack: 4.4 times for 30 without a common
+# pattern
+STACK_NOISE = 6.0
 
 
 def clean_noise(image: Image) -> float:

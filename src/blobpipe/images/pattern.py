@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 SMOOTHING_PX = 1.1  # of the pattern: loses little of a blob's edge, most of the pixels' own pattern
 FILL_PX = 6  # around a bad pixel from which it is filled: four standard deviations
 MOSTLY = 0.85  # of a blob's pixels are good
-NO_BLOBS = ((362.0, 59.0, 28.0), (968.0, 50.0, 28.0))  # x, y, reach (px): the Death Star and the wagon wheel's hub
+# x, y, reach (px): the Death Star and the wagon wheel's hub
+NO_BLOBS = ((362.0, 59.0, 28.0), (968.0, 50.0, 28.0))
 DEEPEST_FRAC = 0.35  # a blob takes up to 30 % of the light
 
 
@@ -61,7 +62,9 @@ def _continued(stack: Image) -> Image:
     if not lines[0].size:
         return stack
     inner = stack[tuple(slice(line[0], line[-1] + 1) for line in lines)]
-    beyond = [(line[0], length - 1 - line[-1]) for line, length in zip(lines, stack.shape, strict=True)]
+    beyond = [
+        (line[0], length - 1 - line[-1]) for line, length in zip(lines, stack.shape, strict=True)
+    ]
     return np.pad(inner, beyond, mode="symmetric")
 
 
@@ -73,7 +76,9 @@ def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, npt.NDArray[
     good = alike & (stack > -4 * noise) & (stack < DEEPEST_FRAC)
     filled = _filled(stack, good)
     sharp = smooth_gaussian(filled, SMOOTHING_PX, twice=True)
-    rough = smooth_gaussian(np.square(filled - sharp), 1.0) > np.square(2 * noise + 0.1 * np.abs(sharp))
+    rough = smooth_gaussian(np.square(filled - sharp), 1.0) > np.square(
+        2 * noise + 0.1 * np.abs(sharp)
+    )
     good &= ~rough  # a cluster of bad pixels has harder edges than any blob
     return _filled(stack, good), good
 
@@ -82,7 +87,8 @@ def _filled(stack: Image, good: npt.NDArray[np.bool_]) -> Image:
     """Pixels that are not good have the mean of the good ones around, or less where these are few."""
     weights = np.exp(-np.square(np.arange(-FILL_PX, FILL_PX + 1) / 1.5) / 2).astype(np.float32)
     filled = np.where(good, stack, 0).astype(np.float32)
-    padded, share = np.pad(filled, FILL_PX), np.pad(good.astype(np.float32), FILL_PX)
+    padded = np.pad(filled, FILL_PX)
+    share = np.pad(good.astype(np.float32), FILL_PX)
     _fill(padded, share, good, filled, weights / weights.sum())
     return filled
 
@@ -93,10 +99,13 @@ def _fill(values, share, good, filled, weights):  # type: ignore[no-untyped-def]
     for y in range(good.shape[0]):
         for x in range(good.shape[1]):
             if not good[y, x]:
-                total, counted = np.float32(0), np.float32(0)
+                total = np.float32(0)
+                counted = np.float32(0)
                 for j in range(n):
-                    row, row_good = values[y + j, x : x + n], share[y + j, x : x + n]
-                    row_total, row_counted = np.float32(0), np.float32(0)
+                    row = values[y + j, x : x + n]
+                    row_good = share[y + j, x : x + n]
+                    row_total = np.float32(0)
+                    row_counted = np.float32(0)
                     for i in range(n):
                         row_total += weights[i] * row[i]
                         row_counted += weights[i] * row_good[i]
@@ -110,7 +119,9 @@ def _near_blobs(shape: tuple[int, ...], blobs: pd.DataFrame) -> Image:
     near = np.zeros(shape, np.float32)
     for x, y, radius in blobs[["x_px", "y_px", "radius_px"]].itertuples(index=False):
         window, distance = window_around(shape, x, y, 1.55 * radius + 3)
-        np.maximum(near[window], np.clip((1.55 * radius + 2.5 - distance) / 2, 0, 1), out=near[window])
+        np.maximum(
+            near[window], np.clip((1.55 * radius + 2.5 - distance) / 2, 0, 1), out=near[window]
+        )
     return near
 
 
@@ -167,5 +178,6 @@ def gaussian_transfer(shape: tuple[int, int], sigma: float, twice: bool) -> Imag
 
 def frequencies(shape: tuple[int, ...]) -> tuple[Image, Image]:
     """Cycles per pixel along x and y of an image's `rfft2`."""
-    fx, fy = np.fft.rfftfreq(shape[1])[None, :], np.fft.fftfreq(shape[0])[:, None]
+    fx = np.fft.rfftfreq(shape[1])[None, :]
+    fy = np.fft.fftfreq(shape[0])[:, None]
     return fx.astype(np.float32), fy.astype(np.float32)

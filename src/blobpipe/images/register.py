@@ -64,7 +64,10 @@ def _inverse(spectrum: npt.NDArray[Any], shape: tuple[int, ...], x_px: Any, y_px
     from scipy.fft import irfft2
 
     fx, fy = frequencies(shape)
-    x, y = (np.exp(-2j * np.pi * f * shift).astype(np.complex64) for f, shift in ((fx, x_px), (fy, y_px)))
+    x, y = (
+        np.exp(-2j * np.pi * f * shift).astype(np.complex64)
+        for f, shift in ((fx, x_px), (fy, y_px))
+    )
     moved = spectrum * y
     moved *= x
     return np.asarray(irfft2(moved, s=shape))
@@ -117,10 +120,13 @@ def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
 
 def _measure(rest: Image, known: _Known) -> Shift:
     noise = clean_noise(rest)
-    if noise > LARGEST_ERROR_PX * known.steepness:  # the standard error in white noise is their ratio
+    # the standard error in white noise is their ratio
+    if noise > LARGEST_ERROR_PX * known.steepness:
         return NO_SHIFT
     limit = 4 * noise + known.pattern.max()
-    shift = _correlate(np.clip(np.nan_to_num(rest + known.pattern), -limit, limit) * known.near, known)
+    shift = _correlate(
+        np.clip(np.nan_to_num(rest + known.pattern), -limit, limit) * known.near, known
+    )
     if max(map(abs, shift)) > LARGEST_SHIFT_PX:
         log.warning("a shift of %.1f, %.1f px is taken for a mistake and ignored", *shift)
         return NO_SHIFT
@@ -133,8 +139,11 @@ def _correlate(image: Image, known: _Known) -> Shift:
     from skimage.registration import phase_cross_correlation
 
     correlate: Any = phase_cross_correlation
-    spectrum, steps = fft2(_binned(image)), 2 * STEPS_PER_PX
-    (y, x), _, _ = correlate(spectrum, known.correlated, space="fourier", upsample_factor=steps, normalization=None)
+    spectrum = fft2(_binned(image))
+    steps = 2 * STEPS_PER_PX
+    (y, x), _, _ = correlate(
+        spectrum, known.correlated, space="fourier", upsample_factor=steps, normalization=None
+    )
     return Shift(2 * float(x), 2 * float(y))
 
 
@@ -150,15 +159,24 @@ def _refine(shift: Shift, rest: Image, known: _Known, noise: float) -> Shift:
     pixels, x, y = _slopes(moved, known.near)
     steep = np.hypot(x, y)
     flanks = (steep > STEEP * np.median(steep)) & np.isfinite(rest.flat[pixels])
-    pixels, x, y = pixels[flanks], x[flanks], y[flanks]
+    pixels = pixels[flanks]
+    x = x[flanks]
+    y = y[flanks]
     left = rest.flat[pixels] + known.pattern.flat[pixels] - moved.flat[pixels]
     left = left.clip(-3 * noise, 3 * noise)
-    xx, xy, yy, xl, yl = (float(np.sum(product)) for product in (x * x, x * y, y * y, x * left, y * left))
+    xx, xy, yy, xl, yl = (
+        float(np.sum(product)) for product in (x * x, x * y, y * y, x * left, y * left)
+    )
     determinant = max(xx * yy - xy**2, 1e-30)
-    return Shift(shift.x_px - (yy * xl - xy * yl) / determinant, shift.y_px - (xx * yl - xy * xl) / determinant)
+    return Shift(
+        shift.x_px - (yy * xl - xy * yl) / determinant,
+        shift.y_px - (xx * yl - xy * xl) / determinant,
+    )
 
 
-def _slopes(image: Image, near: Image) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[Any]]:
+def _slopes(
+    image: Image, near: Image
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[Any]]:
     """The pixels of a neighbourhood (as flat indices), and the slope there along x and along y, per pixel."""
     width = image.shape[1]
     pixels = width + np.flatnonzero(near[1:-1] > 0.5)
@@ -168,7 +186,9 @@ def _slopes(image: Image, near: Image) -> tuple[npt.NDArray[np.intp], npt.NDArra
     return pixels, slope_x / 2, slope_y / 2
 
 
-def register(images: Image, stack: Image, pattern: Image, *, n_first: int | None = None) -> tuple[Image, list[Shift]]:
+def register(
+    images: Image, stack: Image, pattern: Image, *, n_first: int | None = None
+) -> tuple[Image, list[Shift]]:
     """Move the blobs of images to their usual place, in the array itself.
 
     Parameters

@@ -60,14 +60,17 @@ def scale_image(data: Image, params: Scale) -> tuple[Image, Scaling]:
 
 
 def _clipped_moments(data: Image, params: Scale) -> tuple[float, float]:
-    low, high = -np.inf, np.inf
+    low = -np.inf
+    high = np.inf
     n, mean, sigma = _moments_within(data, low, high, float(data[0, 0]))
     for _ in range(params.iterations):
-        low, high = max(low, mean - params.clip_sigma * sigma), min(high, mean + params.clip_sigma * sigma)
+        low = max(low, mean - params.clip_sigma * sigma)
+        high = min(high, mean + params.clip_sigma * sigma)
         n_left, *narrower = _moments_within(data, low, high, mean)
         if n_left in (0, n):
             break
-        n, (mean, sigma) = n_left, narrower
+        n = n_left
+        (mean, sigma) = narrower
     return mean, sigma
 
 
@@ -78,7 +81,9 @@ def _moments_within(image, low, high, about):  # type: ignore[no-untyped-def]
     Column by column: vectors of columns are added at a time, yet in the same order on every machine.
     """
     ny, nx = image.shape
-    number, total, squares = np.zeros(nx, np.int64), np.zeros(nx), np.zeros(nx)
+    number = np.zeros(nx, np.int64)
+    total = np.zeros(nx)
+    squares = np.zeros(nx)
     for y in range(ny):
         for x in range(nx):
             value = np.float64(image[y, x])

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 ROWS = 64  # of so many rows at a time the scatter is taken: they fit the cache
 TOGETHER = 256  # pixels, whose ordered values fit the cache
 CELL_PX = 2  # side of the cells of `scatter`
-NEWEST = 3  # images of a stack may show a blob that nobody has confirmed yet: they have no part in its scatter
+# images of a stack may show a blob that nobody has confirmed yet: they have no part in its scatter
+NEWEST = 3
 
 
 def running_median(images: Image, size: int) -> Image:
@@ -66,8 +67,10 @@ def _slide(images, medians, size):  # type: ignore[no-untyped-def]
     infinite = np.float32(np.inf)
     for first in range(0, n_pixels, TOGETHER):
         count = min(TOGETHER, n_pixels - first)
-        ordered, number = np.full((size + 1, TOGETHER), infinite), np.zeros(TOGETHER, np.int64)
-        leaving, coming = np.full(TOGETHER, infinite), np.full(TOGETHER, infinite)
+        ordered = np.full((size + 1, TOGETHER), infinite)
+        number = np.zeros(TOGETHER, np.int64)
+        leaving = np.full(TOGETHER, infinite)
+        coming = np.full(TOGETHER, infinite)
         for k in range(n):
             _take(images[k, first : first + count], coming, number, 1)
             if k >= size:
@@ -90,7 +93,10 @@ def _take(values, taken, number, sign):  # type: ignore[no-untyped-def]
 def _exchange(here, above, leaving, coming):  # type: ignore[no-untyped-def]
     """One place in the order: from that of what leaves on, what is above moves down; what comes pushes what is higher up."""
     for x in range(TOGETHER):
-        value, next_value, old, new = here[x], above[x], leaving[x], coming[x]
+        value = here[x]
+        next_value = above[x]
+        old = leaving[x]
+        new = coming[x]
         kept = value if value < old else next_value
         here[x] = kept if kept < new else new
         coming[x] = new if kept < new else kept
@@ -99,7 +105,8 @@ def _exchange(here, above, leaving, coming):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def _middle(ordered, number, median):  # type: ignore[no-untyped-def]
     for x in range(len(median)):
-        low, high = ordered[max(number[x] - 1, 0) // 2, x], ordered[number[x] // 2, x]
+        low = ordered[max(number[x] - 1, 0) // 2, x]
+        high = ordered[number[x] // 2, x]
         middle = (np.float64(low) + np.float64(high)) / 2
         median[x] = np.float32(middle) if number[x] else np.float32(np.nan)
 
@@ -129,7 +136,12 @@ class Recent(NamedTuple):
         return self.distance < 1.55 * self.radius_px + 2.5
 
 
-def rms_map(images: Image, stack: Image, recent: Sequence[Recent] = (), shifts: Sequence[Shift] | None = None) -> Image:
+def rms_map(
+    images: Image,
+    stack: Image,
+    recent: Sequence[Recent] = (),
+    shifts: Sequence[Shift] | None = None,
+) -> Image:
     """How much each place varied from image to image: bad pixels that flicker stand out, blobs do not.
 
     Parameters
@@ -155,25 +167,31 @@ def rms_map(images: Image, stack: Image, recent: Sequence[Recent] = (), shifts: 
     -----
     Source: ours.
     """
-    counted, square = max(len(images) - NEWEST, 0), np.empty_like(stack)
+    counted = max(len(images) - NEWEST, 0)
+    square = np.empty_like(stack)
     for row in range(0, len(stack), ROWS):
         rest = images[:counted, row : row + ROWS] - stack[row : row + ROWS]
         np.einsum("nij,nij->ij", rest, rest, out=square[row : row + ROWS])
     square /= max(counted, 1)
     for blob in recent:
-        since, level = images[blob.start :, *blob.window], stack[blob.window]
+        since = images[blob.start :, *blob.window]
+        level = stack[blob.window]
         if shifts is not None:
             since = since_landing(images, blob, shifts, level)
             level = _median_of(since)
         rest = since[: max(counted - blob.start, 0)] - level
         square[blob.window][blob.inside] = np.square(rest).sum(0)[blob.inside] / max(len(rest), 1)
     ny, nx = (side // CELL_PX for side in stack.shape)
-    cells = square[: ny * CELL_PX, : nx * CELL_PX].reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
+    cells = (
+        square[: ny * CELL_PX, : nx * CELL_PX].reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
+    )
     found: Image = np.nan_to_num(np.sqrt(cells))
     return found
 
 
-def landed_within(blobs: pd.DataFrame, rows: Sequence[float], shape: tuple[int, ...]) -> list[Recent]:
+def landed_within(
+    blobs: pd.DataFrame, rows: Sequence[float], shape: tuple[int, ...]
+) -> list[Recent]:
     """The blobs that landed within a stack.
 
     Parameters
@@ -187,8 +205,14 @@ def landed_within(blobs: pd.DataFrame, rows: Sequence[float], shape: tuple[int, 
     """
     recent = blobs[(blobs["first"] > rows[0]) & (blobs["first"] <= rows[-1])]
     return [
-        Recent(*window_around(shape, x, y, 1.55 * radius + LARGEST_SHIFT_PX), radius, int(np.searchsorted(rows, first)))
-        for x, y, radius, first in recent[["x_px", "y_px", "radius_px", "first"]].itertuples(index=False)
+        Recent(
+            *window_around(shape, x, y, 1.55 * radius + LARGEST_SHIFT_PX),
+            radius,
+            int(np.searchsorted(rows, first)),
+        )
+        for x, y, radius, first in recent[["x_px", "y_px", "radius_px", "first"]].itertuples(
+            index=False
+        )
     ]
 
 
@@ -221,7 +245,9 @@ def with_recent_blobs(
 
 def since_landing(images: Image, blob: Recent, shifts: Sequence[Shift], stack: Image) -> Image:
     """The window of a recent blob on the images since it landed, the blob moved to its usual place."""
-    near = np.clip(1.55 * blob.radius_px + LARGEST_SHIFT_PX - blob.distance, 0, 1).astype(np.float32)
+    near = np.clip(1.55 * blob.radius_px + LARGEST_SHIFT_PX - blob.distance, 0, 1).astype(
+        np.float32
+    )
     return _moved_back(images[blob.start :, *blob.window], shifts[blob.start :], stack, near)
 
 

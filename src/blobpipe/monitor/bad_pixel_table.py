@@ -27,16 +27,20 @@ log = logging.getLogger(__name__)
 BoolImage = npt.NDArray[np.bool_]
 DqImage = npt.NDArray[np.int64]
 
-SIZE_PX, BORDER_PX = tables.SIZE_PX, fits_images.BORDER_PX
+SIZE_PX = tables.SIZE_PX
+BORDER_PX = fits_images.BORDER_PX
 BLOB = 512  # the DQ bit of a blob
-MARGIN_PX = 1.5  # beyond a blob's radius and so much, 5 % of its depth is left (mean of all shapes, radii of 3 to 8 px)
+# beyond a blob's radius and so much, 5 % of its depth is left (mean of all shapes, radii of 3 to 8
+# px)
+MARGIN_PX = 1.5
 RADII_PX = (7.0, 8.2)  # of the discs in real DQ images
 MEASURED = ("SCI", "ERR", "SAMP", "TIME")  # images of exposures that are no DQ, integers or not
 MAX_LABEL = 24  # characters of a name where it is only to be read
 RUN_COLUMNS = ("PIX1", "PIX2", "LENGTH", "AXIS", "VALUE")
 DETECTOR = {"CCDAMP": "ABCD", "CCDCHIP": 1, "CCDGAIN": 2.5}  # as the headers of exposures have them
 MAX_COLUMNS = 999  # of a table, by the standard
-MAX_BAD_FRAC = 0.5  # more flagged pixels are no DQ image but counts; 20,438 pixels of a real one are 0.02
+# more flagged pixels are no DQ image but counts; 20,438 pixels of a real one are 0.02
+MAX_BAD_FRAC = 0.5
 MAX_RUN_PX = 2**25  # pixels of all rows together: each bit of each pixel said once
 USEAFTER_FORMS = ("%b %d %Y %H:%M:%S", "%b %d %Y", "%B %d %Y %H:%M:%S", "%B %d %Y", "%d/%m/%Y")
 BLOCK = 2880  # bytes; FITS files are made of such blocks
@@ -53,7 +57,9 @@ def date_span(blobs: pd.DataFrame) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------- bad pixels
 
 
-def disc_radius(radius_px: npt.ArrayLike, radii_px: tuple[float, float] = RADII_PX) -> npt.NDArray[np.float64]:
+def disc_radius(
+    radius_px: npt.ArrayLike, radii_px: tuple[float, float] = RADII_PX
+) -> npt.NDArray[np.float64]:
     """Radius of the disc to flag (px): a blob's own and its blurred edge, within the limits of real masks.
 
     Parameters
@@ -74,7 +80,9 @@ def disc_radius(radius_px: npt.ArrayLike, radii_px: tuple[float, float] = RADII_
     """
     low, high = radii_px
     if not 0 < low <= high < SIZE_PX:
-        raise BlobpipeError(f"radii of discs: found {low:g} and {high:g}, expected smallest and largest (px)")
+        raise BlobpipeError(
+            f"radii of discs: found {low:g} and {high:g}, expected smallest and largest (px)"
+        )
     return np.clip(np.asarray(radius_px, np.float64) + MARGIN_PX, low, high)
 
 
@@ -91,11 +99,15 @@ def disc_mask(x_px: npt.ArrayLike, y_px: npt.ArrayLike, radius_px: npt.ArrayLike
     ndarray, shape (1024, 1024), bool
     """
     mask = np.zeros((SIZE_PX, SIZE_PX), np.bool_)
-    low, high = BORDER_PX, SIZE_PX - BORDER_PX
-    discs = np.column_stack([np.atleast_1d(np.asarray(values, float)) for values in (x_px, y_px, radius_px)])
+    low = BORDER_PX
+    high = SIZE_PX - BORDER_PX
+    discs = np.column_stack(
+        [np.atleast_1d(np.asarray(values, float)) for values in (x_px, y_px, radius_px)]
+    )
     for x, y, radius in discs:
         columns, rows = (
-            np.arange(max(low, int(np.ceil(at - radius))), min(high, int(at + radius) + 1)) for at in (x, y)
+            np.arange(max(low, int(np.ceil(at - radius))), min(high, int(at + radius) + 1))
+            for at in (x, y)
         )
         mask[np.ix_(rows, columns)] |= np.hypot(columns - x, (rows - y)[:, None]) <= radius
     return mask
@@ -113,11 +125,14 @@ def runs(dq: npt.NDArray[Any]) -> pd.DataFrame:
     DataFrame
         PIX1, PIX2 (first pixel, 1-based, 1014 frame), LENGTH, AXIS (1), VALUE; int64.
     """
-    line = np.pad(dq, ((0, 0), (0, 1))).ravel().astype(np.int64)  # a good pixel ends each line of the image
+    # a good pixel ends each line of the image
+    line = np.pad(dq, ((0, 0), (0, 1))).ravel().astype(np.int64)
     ends = np.flatnonzero(np.diff(line, prepend=0))
-    start, length = ends[:-1], np.diff(ends)
+    start = ends[:-1]
+    length = np.diff(ends)
     bad = line[start] != 0
-    start, length = start[bad], length[bad]
+    start = start[bad]
+    length = length[bad]
     y, x = np.divmod(start, SIZE_PX + 1)
     first = BORDER_PX - 1
     columns = (x - first, y - first, length, np.ones_like(length), line[start])
@@ -220,7 +235,9 @@ def _with_runs(path: str | Path, content: bytes) -> fits.HDUList:
         raise
     except Exception as error:  # a damaged table makes astropy raise nearly anything
         reason = " ".join(str(error).split())[:120]
-        raise TableError(f"{path}: not a whole FITS table ({reason}), expected a bad-pixel table") from error
+        raise TableError(
+            f"{path}: not a whole FITS table ({reason}), expected a bad-pixel table"
+        ) from error
 
 
 def _content(hdus: fits.HDUList) -> bytes:
@@ -236,7 +253,9 @@ def _opened(content: bytes) -> fits.HDUList:
     """Compressed images are tables here, and stay as they are."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fits.open(io.BytesIO(content), memmap=False, disable_image_compression=True, lazy_load_hdus=False)
+        return fits.open(
+            io.BytesIO(content), memmap=False, disable_image_compression=True, lazy_load_hdus=False
+        )
 
 
 def _dq_plane(file: File) -> DqImage | None:
@@ -259,7 +278,8 @@ def _integers(file: File, hdu: HDU) -> DqImage | None:
         stored = unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu))
     else:
         stored = file.plane(hdu)
-    zero, constant = number(hdu.cards, "BZERO", 0), not hdu.size and float(stored.flat[0]).is_integer()
+    zero = number(hdu.cards, "BZERO", 0)
+    constant = not hdu.size and float(stored.flat[0]).is_integer()
     if (stored.dtype.kind not in "iu" and not constant) or number(hdu.cards, "BSCALE", 1) != 1:
         return None
     values = stored.astype(np.int64)
@@ -272,14 +292,19 @@ def _integers(file: File, hdu: HDU) -> DqImage | None:
 
 def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
     """Refuse rows that are not runs of pixels, and columns that do not hold one number each."""
-    width, found = table.header["NAXIS1"], np.asarray(table.data).dtype.itemsize
+    width = table.header["NAXIS1"]
+    found = np.asarray(table.data).dtype.itemsize
     if width != found:
-        raise TableError(f"{path}: rows of {width} bytes, expected {found} by its columns; fetch or write it again")
+        raise TableError(
+            f"{path}: rows of {width} bytes, expected {found} by its columns; fetch or write it again"
+        )
     for name in RUN_COLUMNS:
         column = table.columns[name]
         stored = np.asarray(table.data)[name]
         if stored.dtype.kind not in "iuf" or stored.ndim != 1 or _is_scaled(column, stored.dtype):
-            raise TableError(f"{path}: column {name} has the format {column.format}, expected one number in each row")
+            raise TableError(
+                f"{path}: column {name} has the format {column.format}, expected one number in each row"
+            )
         values = np.asarray(table.data[name])
         if isinstance(column.null, int):
             _require(path, name, stored != column.null, values, "a number (it is TNULL)")
@@ -293,12 +318,16 @@ def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
     length = np.asarray(rows["LENGTH"])
     _require(path, "LENGTH", (length > 0) & (length <= SIZE_PX), length, f"1 to {SIZE_PX}")
     if length.astype(np.int64).sum() > MAX_RUN_PX:
-        raise TableError(f"{path}: its rows flag {length.sum():g} pixels, expected at most {MAX_RUN_PX}; take out some")
+        raise TableError(
+            f"{path}: its rows flag {length.sum():g} pixels, expected at most {MAX_RUN_PX}; take out some"
+        )
 
 
 def _require(path: str | Path, name: str, good: Any, values: Any, expected: str) -> None:
     for row in np.flatnonzero(~np.broadcast_to(good, len(values))):
-        raise TableError(f"{path}: row {row + 1}: {name} is {values[row]}, expected {expected}; correct it")
+        raise TableError(
+            f"{path}: row {row + 1}: {name} is {values[row]}, expected {expected}; correct it"
+        )
 
 
 def find_table(hdus: fits.HDUList) -> fits.BinTableHDU:
@@ -329,9 +358,15 @@ def new_table(values: npt.ArrayLike = ()) -> fits.HDUList:
     primary = fits.PrimaryHDU()
     cards = {"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "IR", "FILETYPE": "BAD PIXELS"}
     primary.header.update(cards | {"DESCRIP": DESCRIP.ljust(DESCRIP_LENGTH, "-")})
-    wide = {np.dtype(np.int16): "I", np.dtype(np.int32): "J", np.dtype(np.int64): "K"}[_int_type(values)]
-    formats = dict(zip((*DETECTOR, *RUN_COLUMNS), ("4A", "I", "E", "I", "I", "I", "I", wide), strict=True))
-    table = fits.BinTableHDU.from_columns([fits.Column(name, form) for name, form in formats.items()], name="BPIX")
+    wide = {np.dtype(np.int16): "I", np.dtype(np.int32): "J", np.dtype(np.int64): "K"}[
+        _int_type(values)
+    ]
+    formats = dict(
+        zip((*DETECTOR, *RUN_COLUMNS), ("4A", "I", "E", "I", "I", "I", "I", wide), strict=True)
+    )
+    table = fits.BinTableHDU.from_columns(
+        [fits.Column(name, form) for name, form in formats.items()], name="BPIX"
+    )
     return fits.HDUList([primary, table])
 
 
@@ -339,7 +374,9 @@ def _int_type(values: npt.ArrayLike) -> np.dtype[Any]:
     """The smallest of int16, int32 and int64 that holds some integers as they are."""
     values = np.asarray(values, np.int64)
     low, high = (int(end) for end in (values.min(initial=0), values.max(initial=0)))
-    return np.dtype(next(f"i{n}" for n in (2, 4, 8) if -(2 ** (8 * n - 1)) <= low and high < 2 ** (8 * n - 1)))
+    return np.dtype(
+        next(f"i{n}" for n in (2, 4, 8) if -(2 ** (8 * n - 1)) <= low and high < 2 ** (8 * n - 1))
+    )
 
 
 def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
@@ -357,9 +394,11 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
     TableError
         If a column of the table cannot hold a value.
     """
-    index, content = _tables(hdus)[0], _content(hdus)
+    index = _tables(hdus)[0]
+    content = _content(hdus)
     hdus = _opened(content)
-    table, place = hdus[index], hdus.fileinfo(index)
+    table = hdus[index]
+    place = hdus.fileinfo(index)
     added = _stored_rows(table, rows)
     header = table.header.copy()
     header["NAXIS2"] = len(table.data) + len(added)
@@ -372,13 +411,16 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
         for sum_card in ("CHECKSUM", "DATASUM"):  # no longer true
             each.remove(sum_card, ignore_missing=True)
     # old rows, new rows, then the arrays of variable length that rows point to
-    start, n_bytes = place["datLoc"], table.header["NAXIS1"] * table.header["NAXIS2"]
+    start = place["datLoc"]
+    n_bytes = table.header["NAXIS1"] * table.header["NAXIS2"]
     heap = content[start + n_bytes : start + n_bytes + header.get("PCOUNT", 0)]
     data = content[start : start + n_bytes] + added.tobytes() + heap
     before = content[hdus.fileinfo(0)["datLoc"] : place["hdrLoc"]]
     after = content[start + place["datSpan"] :]
     heads = [each.tostring().encode("ascii") for each in (primary, header)]
-    return _opened(heads[0] + before + heads[1] + data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0") + after)
+    return _opened(
+        heads[0] + before + heads[1] + data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0") + after
+    )
 
 
 def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any]:
@@ -400,7 +442,8 @@ def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any
 
 def _stored(table: fits.BinTableHDU, name: str, values: list[Any]) -> npt.NDArray[Any]:
     """Values as a column stores them."""
-    column, kind = table.columns[name], np.asarray(table.data).dtype[name]
+    column = table.columns[name]
+    kind = np.asarray(table.data).dtype[name]
     zero = int(column.bzero or 0)
     less = [value - zero if zero else value for value in values]
     with contextlib.suppress(OverflowError, ValueError, TypeError):
@@ -425,7 +468,9 @@ def _usual(table: fits.BinTableHDU) -> dict[str, Any]:
     names = [name for name in DETECTOR if name in table.columns.names and not old.dtype[name].shape]
     if not len(old) or not names:
         return {name: _stored(table, name, [DETECTOR[name]])[0] for name in names}
-    found = pd.DataFrame({name: old[name].tolist() for name in names}).value_counts(sort=False, dropna=False)
+    found = pd.DataFrame({name: old[name].tolist() for name in names}).value_counts(
+        sort=False, dropna=False
+    )
     return dict(zip(names, found.index[int(np.argmax(found.to_numpy()))], strict=True))
 
 
@@ -465,7 +510,9 @@ def add_discs(
     added = read_rows(merged)[len(old) :]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a logical value that is not known reads as false
-        return merged, pd.DataFrame({name: np.asarray(added[name]).tolist() for name in added.names})
+        return merged, pd.DataFrame(
+            {name: np.asarray(added[name]).tolist() for name in added.names}
+        )
 
 
 def _describe(header: fits.Header, blobs: pd.DataFrame, useafter_mjd: float | None) -> None:
@@ -478,7 +525,10 @@ def _describe(header: fits.Header, blobs: pd.DataFrame, useafter_mjd: float | No
         )
     if after != own:  # its own stays as it is written
         header["USEAFTER"] = format_mjd(after, "%b %d %Y %H:%M:%S")
-    days = [format_mjd(mjd, "%d/%m/%Y") for mjd in ((first, last) if np.isfinite(first) else (after, after))]
+    days = [
+        format_mjd(mjd, "%d/%m/%Y")
+        for mjd in ((first, last) if np.isfinite(first) else (after, after))
+    ]
     header.setdefault("PEDIGREE", f"INFLIGHT {' '.join(days)}")
 
 
@@ -510,7 +560,9 @@ def _useafter(header: fits.Header) -> float:
 def _add_history(header: fits.Header, blobs: pd.DataFrame) -> None:
     if blobs.empty:
         return
-    header.add_history(f"blobpipe {__version__} flagged {len(blobs)} blobs with DQ {BLOB} (PIX1, PIX2, radius):")
+    header.add_history(
+        f"blobpipe {__version__} flagged {len(blobs)} blobs with DQ {BLOB} (PIX1, PIX2, radius):"
+    )
     for blob in blobs.to_dict("records"):
         x, y = (blob[name] + 1 - BORDER_PX for name in ("x_px", "y_px"))
         since = blob.get("first_date") or "the first image"

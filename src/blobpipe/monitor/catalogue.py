@@ -69,21 +69,33 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
 
 def _confirmed(connection: sqlite3.Connection) -> pd.DataFrame:
     rows = logbook.table(connection, "candidate_list").query("decision == 'confirmed'")
-    reviews = logbook.table(connection, "reviews").drop_duplicates("candidate", keep="last").set_index("candidate")
+    reviews = (
+        logbook.table(connection, "reviews")
+        .drop_duplicates("candidate", keep="last")
+        .set_index("candidate")
+    )
     # the fit knows three shapes and averages over them: which one it is stays open; that a person has confirmed it
     # stands above what the search made of it
-    rows = rows.assign(shape="disc", status="confirmed", reviewer=rows["id"].map(reviews["reviewer"]))
+    rows = rows.assign(
+        shape="disc", status="confirmed", reviewer=rows["id"].map(reviews["reviewer"])
+    )
     return rows.reset_index(drop=True)
 
 
 def _measured(rows: pd.DataFrame) -> pd.DataFrame:
     ranges = tables.BLOB_RANGES.items()
-    good = pd.DataFrame({column: rows[column].astype(float).between(*limits) for column, limits in ranges})
+    good = pd.DataFrame(
+        {column: rows[column].astype(float).between(*limits) for column, limits in ranges}
+    )
     good["first_frame"] = rows["first_frame"].map(files.is_name).astype(bool)
     for number, measured in zip(rows["id"], good.to_numpy(), strict=True):
         if not measured.all():
             wrong = " and ".join(good.columns[~measured])
-            log.warning("candidate %d: confirmed, but not with the %s of a blob; add its row by hand", number, wrong)
+            log.warning(
+                "candidate %d: confirmed, but not with the %s of a blob; add its row by hand",
+                number,
+                wrong,
+            )
     return rows[good.all(axis=1)].reset_index(drop=True)
 
 
@@ -165,7 +177,9 @@ def _images_beside(connection: sqlite3.Connection, path: Path, listed: set[str])
         if not files.is_name(name):
             log.warning("%s: not listed, for no frame can be called %r; rename it", path, name)
     rows = [row for row in rows if files.is_name(row[0])]
-    table = pd.DataFrame(rows, columns=list(tables.FRAME_COLUMNS)).drop_duplicates("frame", keep="last")
+    table = pd.DataFrame(rows, columns=list(tables.FRAME_COLUMNS)).drop_duplicates(
+        "frame", keep="last"
+    )
     return table[~table["frame"].isin(listed)].sort_values(["mjd", "frame"], ignore_index=True)
 
 
@@ -181,7 +195,9 @@ def reviews(connection: sqlite3.Connection, path: Path) -> int:
     """
     table = logbook.table(connection, "reviews")
     if table.empty:
-        raise TableError(f"{path}: no review in the log; review candidates first ('blobpipe serve')")
+        raise TableError(
+            f"{path}: no review in the log; review candidates first ('blobpipe serve')"
+        )
     if not _is_there(path):
         tables.write_table(path, table)
         return len(table)
@@ -190,7 +206,9 @@ def reviews(connection: sqlite3.Connection, path: Path) -> int:
     ours = _values(tables.csv_text(table).encode())
     if here != ours[: len(here)]:
         row = next((i for i, fields in enumerate(here) if fields not in ours[i : i + 1]), 0)
-        raise TableError(f"{path}: row {row + 1} is not of this log's reviews; name another file, or another --log")
+        raise TableError(
+            f"{path}: row {row + 1} is not of this log's reviews; name another file, or another --log"
+        )
     if len(ours) > len(here):
         _append(path, table.iloc[len(here) - 1 :], tuple(map(str, table)))
     return len(table)
@@ -198,7 +216,10 @@ def reviews(connection: sqlite3.Connection, path: Path) -> int:
 
 def _values(content: bytes) -> list[list[str]]:
     """The fields of a table; git may have changed how lines within them end."""
-    return [[field.replace("\r\n", "\n") for field in fields] for fields, _ in tables.table_rows(Path(), content)]
+    return [
+        [field.replace("\r\n", "\n") for field in fields]
+        for fields, _ in tables.table_rows(Path(), content)
+    ]
 
 
 def _is_there(path: Path) -> bool:
@@ -230,7 +251,9 @@ def _before_newline(row: str, text: str) -> str:
 
 
 def _lines(rows: pd.DataFrame, newline: str) -> list[str]:
-    return [tables.csv_text(rows.iloc[[i]], header=False, newline=newline) for i in range(len(rows))]
+    return [
+        tables.csv_text(rows.iloc[[i]], header=False, newline=newline) for i in range(len(rows))
+    ]
 
 
 def _write(path: Path, rows: list[str], newline: str) -> None:

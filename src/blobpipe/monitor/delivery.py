@@ -31,15 +31,23 @@ from blobpipe import __version__
 from blobpipe.errors import NoticeError
 from blobpipe.params import Notices, is_host_name
 
-USER, PASSWORD, WEBHOOK = "BLOBPIPE_SMTP_USER", "BLOBPIPE_SMTP_PASSWORD", "BLOBPIPE_WEBHOOK_URL"
+USER = "BLOBPIPE_SMTP_USER"
+PASSWORD = "BLOBPIPE_SMTP_PASSWORD"
+WEBHOOK = "BLOBPIPE_WEBHOOK_URL"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-NOT_THE_LETTERS_FAULT = (401, 403, 404, 407, 408, 409, 410, 425, 429)  # HTTP: the address, or the moment
+# HTTP: the address, or the moment
+NOT_THE_LETTERS_FAULT = (401, 403, 404, 407, 408, 409, 410, 425, 429)
 LOGIN_WANTED = (530, 534, 535, 538)  # SMTP: the settings
-PATIENT_ATTEMPTS = 4  # greylisting is over by then; one full mailbox must not keep the others waiting
-TITLE_LENGTH, TEXT_LENGTH = 150, 3000  # characters that Slack's blocks hold
-TIMES_PATIENCE = 3  # timeouts that a whole letter may take, from the name of the server to its last answer; ours
+# greylisting is over by then; one full mailbox must not keep the others waiting
+PATIENT_ATTEMPTS = 4
+# characters that Slack's blocks hold
+TITLE_LENGTH = 150
+TEXT_LENGTH = 3000
+# timeouts that a whole letter may take, from the name of the server to its last answer; ours
+TIMES_PATIENCE = 3
 MOST_ANSWERED = 1 << 20  # bytes of a mail server's answers to one letter; usual are 2000; ours
-LONGEST_FIRST = 360  # bytes that a login may add to its command in base64: a command has 512 characters, RFC 5321
+# bytes that a login may add to its command in base64: a command has 512 characters, RFC 5321
+LONGEST_FIRST = 360
 TELLING = 4  # characters in a row of a password that tell something of it; ours
 
 
@@ -102,10 +110,13 @@ class _Deadline:
         self._timer.daemon = True
         self._timer.start()
 
-    def connect(self, address: Any, timeout: Any = None, source_address: Any = None) -> socket.socket:
+    def connect(
+        self, address: Any, timeout: Any = None, source_address: Any = None
+    ) -> socket.socket:
         """Connect as `socket.create_connection` does, so that the time limit holds for what is said."""
         connection = socket.create_connection(address, timeout, source_address)
-        self._held.append(connection.dup())  # still this connection when TLS has taken the other one
+        # still this connection when TLS has taken the other one
+        self._held.append(connection.dup())
         if self.over:  # the addresses of the server's name have taken all the time
             self._cut()
         return connection
@@ -126,7 +137,9 @@ class _Deadline:
 # --- mail ------------------------------------------------------------------------------------------------------------
 
 
-def by_mail(letter: Letter, params: Notices, environ: Mapping[str, str], afterwards: ExitStack) -> str:
+def by_mail(
+    letter: Letter, params: Notices, environ: Mapping[str, str], afterwards: ExitStack
+) -> str:
     """Have the mail server accept a letter for all recipients at once.
 
     Parameters
@@ -154,7 +167,9 @@ def by_mail(letter: Letter, params: Notices, environ: Mapping[str, str], afterwa
     try:
         server = _connect(params, login, deadline, afterwards)
         return _hand_over(server, letter, params, login)
-    except Exception as error:  # whatever a server makes of us: the letter waits, the search goes on
+    except (
+        Exception
+    ) as error:  # whatever a server makes of us: the letter waits, the search goes on
         reason = f"{params.smtp_host}: {_overdue(deadline)}"
         failure = DeliveryError(reason) if deadline.over else _mail_failure(error, params, login)
         raise failure from None  # the chain of errors could hold the login
@@ -168,12 +183,17 @@ def smtp_login(environ: Mapping[str, str]) -> tuple[str, str] | None:
     NoticeError
         If only one of them is set, or one is not UTF-8.
     """
-    user, password = environ.get(USER, ""), environ.get(PASSWORD, "")
+    user = environ.get(USER, "")
+    password = environ.get(PASSWORD, "")
     if bool(user) != bool(password):
-        raise NoticeError(f"only one of {USER} and {PASSWORD} is set; set both, or none, where blobpipe is started")
+        raise NoticeError(
+            f"only one of {USER} and {PASSWORD} is set; set both, or none, where blobpipe is started"
+        )
     for name, value in ((USER, user), (PASSWORD, password)):
         if not _is_utf8(value):
-            raise NoticeError(f"{name}: found bytes that are not UTF-8, expected UTF-8; set it anew in that encoding")
+            raise NoticeError(
+                f"{name}: found bytes that are not UTF-8, expected UTF-8; set it anew in that encoding"
+            )
     return (user, password) if user else None
 
 
@@ -193,7 +213,9 @@ class _Answers:
         line = self.stream.readline(size)
         self.left -= len(line)
         if self.left < 0:
-            raise DeliveryError(f"the mail server answered more than {MOST_ANSWERED} bytes to one letter")
+            raise DeliveryError(
+                f"the mail server answered more than {MOST_ANSWERED} bytes to one letter"
+            )
         return line
 
     def close(self) -> None:
@@ -215,7 +237,9 @@ class _MailServer(smtplib.SMTP):
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         connection = self.deadline.connect((host, port), timeout)
         return (
-            ssl.create_default_context().wrap_socket(connection, server_hostname=host) if self.encrypted else connection
+            ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+            if self.encrypted
+            else connection
         )
 
     def getreply(self) -> tuple[int, bytes]:
@@ -231,7 +255,8 @@ def _connect(
     server = _MailServer(params, deadline)
     afterwards.callback(_part, server)
     if params.security == "starttls":
-        server.starttls(context=ssl.create_default_context())  # fails where the server offers no encryption
+        # fails where the server offers no encryption
+        server.starttls(context=ssl.create_default_context())
     if login and params.security != "none":
         _log_in(server, *login)
     return server
@@ -251,7 +276,9 @@ def _log_in(server: smtplib.SMTP, user: str, password: str) -> None:
     offered = server.esmtp_features.get("auth", "").upper().split()
     way = next((name for name in ways if name in offered), "")
     if not way:
-        raise smtplib.SMTPNotSupportedError("the server offers no login that blobpipe knows (PLAIN, LOGIN, CRAM-MD5)")
+        raise smtplib.SMTPNotSupportedError(
+            "the server offers no login that blobpipe knows (PLAIN, LOGIN, CRAM-MD5)"
+        )
     first, *others = ways[way]
     if len(first) > LONGEST_FIRST:
         first, others = b"", [first]
@@ -276,7 +303,9 @@ def _part(server: smtplib.SMTP) -> None:
     server.close()
 
 
-def _hand_over(server: smtplib.SMTP, letter: Letter, params: Notices, login: tuple[str, str] | None) -> str:
+def _hand_over(
+    server: smtplib.SMTP, letter: Letter, params: Notices, login: tuple[str, str] | None
+) -> str:
     server.ehlo_or_helo_if_needed()
     _insist(*server.mail(params.mail_from))
     answers = {to: server.rcpt(to) for to in params.mail_to}
@@ -285,7 +314,9 @@ def _hand_over(server: smtplib.SMTP, letter: Letter, params: Notices, login: tup
     if refused and (len(refused) == len(answers) or (later and letter.attempt < PATIENT_ATTEMPTS)):
         _insist(*(later or list(refused.values()))[0])
     _insist(*server.data(_message(letter, params).as_bytes()))
-    return "; ".join(f"refused for {to}: {_answer(*answer, login)}" for to, answer in refused.items())
+    return "; ".join(
+        f"refused for {to}: {_answer(*answer, login)}" for to, answer in refused.items()
+    )
 
 
 def _insist(code: int, text: bytes) -> None:
@@ -318,10 +349,21 @@ def _without(words: str, login: tuple[str, str] | None) -> str:
     user, password = login
     for secret in (password, user):
         words = re.sub(re.escape(" ".join(secret.split())), "***", words, flags=re.IGNORECASE)
-    sent = [password, *(_base64(part.encode()) for part in (password, user, f"\0{user}\0{password}"))]
+    sent = [
+        password,
+        *(_base64(part.encode()) for part in (password, user, f"\0{user}\0{password}")),
+    ]
     said = "".join(words.split()).casefold()
-    telling = (secret[at : at + TELLING] for secret in sent for at in range(max(1, len(secret) - TELLING + 1)))
-    return "(words that repeat the login)" if any(part.casefold() in said for part in telling) else words
+    telling = (
+        secret[at : at + TELLING]
+        for secret in sent
+        for at in range(max(1, len(secret) - TELLING + 1))
+    )
+    return (
+        "(words that repeat the login)"
+        if any(part.casefold() in said for part in telling)
+        else words
+    )
 
 
 def _message(letter: Letter, params: Notices) -> EmailMessage:
@@ -332,13 +374,18 @@ def _message(letter: Letter, params: Notices) -> EmailMessage:
     message["Date"] = datetime.fromisoformat(letter.created)
     message["Message-ID"] = f"<{letter.id}@{params.mail_from.partition('@')[2]}>"
     message["Auto-Submitted"] = "auto-generated"  # no answer from the absent
-    message.set_content("\n".join([letter.text, *(["", letter.link] if letter.link else [])]), cte="quoted-printable")
+    message.set_content(
+        "\n".join([letter.text, *(["", letter.link] if letter.link else [])]),
+        cte="quoted-printable",
+    )
     for name, content in letter.pictures:
         message.add_attachment(content, "image", name.rpartition(".")[2], filename=name)
     return message
 
 
-def _mail_failure(error: Exception, params: Notices, login: tuple[str, str] | None) -> DeliveryError:
+def _mail_failure(
+    error: Exception, params: Notices, login: tuple[str, str] | None
+) -> DeliveryError:
     match error:
         case DeliveryError():
             return error
@@ -347,11 +394,14 @@ def _mail_failure(error: Exception, params: Notices, login: tuple[str, str] | No
                 f"{params.smtp_host} refused the login ({error.smtp_code})"
             )  # its words could repeat it
         case smtplib.SMTPResponseException():
-            reason = f"{params.smtp_host} answered {_answer(error.smtp_code, error.smtp_error, login)}"
+            reason = (
+                f"{params.smtp_host} answered {_answer(error.smtp_code, error.smtp_error, login)}"
+            )
             return DeliveryError(reason, lasting=_is_lasting(error.smtp_code))
         case smtplib.SMTPServerDisconnected() if not isinstance(error.__context__, TimeoutError):
             return DeliveryError(f"{params.smtp_host} closed the connection")
-        case smtplib.SMTPServerDisconnected():  # so smtplib calls it when an answer does not come in time
+        # so smtplib calls it when an answer does not come in time
+        case smtplib.SMTPServerDisconnected():
             return DeliveryError(f"{params.smtp_host}: {_trouble(TimeoutError(), params)}")
         case smtplib.SMTPException():
             return DeliveryError(f"{params.smtp_host}: {_without(str(error), login)}")
@@ -377,16 +427,21 @@ class _Connections(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         kind = self._connection(http.client.HTTPSConnection)
         return self.do_open(kind, request, context=ssl.create_default_context())
 
-    def _connection(self, kind: type[http.client.HTTPConnection]) -> Callable[..., http.client.HTTPConnection]:
+    def _connection(
+        self, kind: type[http.client.HTTPConnection]
+    ) -> Callable[..., http.client.HTTPConnection]:
         def make(host: str, **settings: Any) -> http.client.HTTPConnection:
             connection = kind(host, **settings)
-            connection._create_connection = self.deadline.connect  # type: ignore[attr-defined]  # no other way in
+            # no other way in
+            connection._create_connection = self.deadline.connect  # type: ignore[attr-defined]
             return connection
 
         return make
 
 
-def by_webhook(letter: Letter, params: Notices, environ: Mapping[str, str], afterwards: ExitStack) -> str:
+def by_webhook(
+    letter: Letter, params: Notices, environ: Mapping[str, str], afterwards: ExitStack
+) -> str:
     """Have a webhook accept a letter, as Slack and those like it take them: JSON with ``text`` and ``blocks``.
 
     Parameters
@@ -412,11 +467,16 @@ def by_webhook(letter: Letter, params: Notices, environ: Mapping[str, str], afte
     request = urllib.request.Request(
         url,
         json.dumps(_payload(letter)).encode(),
-        {"Content-Type": "application/json", "Idempotency-Key": letter.id, "User-Agent": f"blobpipe/{__version__}"},
+        {
+            "Content-Type": "application/json",
+            "Idempotency-Key": letter.id,
+            "User-Agent": f"blobpipe/{__version__}",
+        },
     )
     deadline = _Deadline(TIMES_PATIENCE * params.timeout_s)
     afterwards.callback(deadline.end)
-    opener = urllib.request.OpenerDirector()  # that follows no redirect: a letter goes where its address says
+    # that follows no redirect: a letter goes where its address says
+    opener = urllib.request.OpenerDirector()
     for handler in (
         # to this machine without: a proxy would get the secret unencrypted
         urllib.request.ProxyHandler({} if urlsplit(url).scheme == "http" else None),
@@ -447,7 +507,9 @@ def webhook_url(environ: Mapping[str, str]) -> str:
     """
     url = environ.get(WEBHOOK, "")
     if not url:
-        raise NoticeError(f"notices.webhook is true, but {WEBHOOK} is not set; set it where blobpipe is started")
+        raise NoticeError(
+            f"notices.webhook is true, but {WEBHOOK} is not set; set it where blobpipe is started"
+        )
     try:
         parts = urlsplit(url)
         safe = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
@@ -466,14 +528,24 @@ def webhook_url(environ: Mapping[str, str]) -> str:
 def _payload(letter: Letter) -> dict[str, Any]:
     whole = "\n".join([letter.subject, letter.text, *([letter.link] if letter.link else [])])
     blocks: list[dict[str, Any]] = [
-        {"type": "header", "text": {"type": "plain_text", "text": _short(letter.subject, TITLE_LENGTH)}},
-        {"type": "section", "text": {"type": "plain_text", "text": _short(letter.text, TEXT_LENGTH)}},
+        {
+            "type": "header",
+            "text": {"type": "plain_text", "text": _short(letter.subject, TITLE_LENGTH)},
+        },
+        {
+            "type": "section",
+            "text": {"type": "plain_text", "text": _short(letter.text, TEXT_LENGTH)},
+        },
     ]
     if letter.link:
         blocks.append(
-            {"type": "section", "text": {"type": "mrkdwn", "text": f"<{html.escape(letter.link)}|Look at it>"}}
+            {
+                "type": "section",
+                "text": {"type": "mrkdwn", "text": f"<{html.escape(letter.link)}|Look at it>"},
+            }
         )
-    return {"text": html.escape(whole, quote=False), "blocks": blocks}  # & < > have a meaning in Slack's text
+    # & < > have a meaning in Slack's text
+    return {"text": html.escape(whole, quote=False), "blocks": blocks}
 
 
 def _short(text: str, length: int) -> str:
@@ -481,17 +553,23 @@ def _short(text: str, length: int) -> str:
 
 
 def _refusal(error: urllib.error.HTTPError) -> DeliveryError:
-    phrase = http.client.responses.get(error.code, "")  # the server's own words could repeat the address
+    # the server's own words could repeat the address
+    phrase = http.client.responses.get(error.code, "")
     wait = error.headers.get("Retry-After", "")
     lasting = 400 <= error.code < 500 and error.code not in NOT_THE_LETTERS_FAULT
     return DeliveryError(
-        f"the webhook answered {error.code} {phrase}", lasting=lasting, wait_s=float(wait) if wait.isdecimal() else 0.0
+        f"the webhook answered {error.code} {phrase}",
+        lasting=lasting,
+        wait_s=float(wait) if wait.isdecimal() else 0.0,
     )
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
 
-BY: dict[str, Callable[[Letter, Notices, Mapping[str, str], ExitStack], str]] = {"mail": by_mail, "webhook": by_webhook}
+BY: dict[str, Callable[[Letter, Notices, Mapping[str, str], ExitStack], str]] = {
+    "mail": by_mail,
+    "webhook": by_webhook,
+}
 
 
 def _trouble(error: BaseException, params: Notices) -> str:

@@ -22,7 +22,9 @@ from blobpipe.networks import model_file
 from blobpipe.params import Notices, Params, Regression, load_params
 from blobpipe.validation import gate
 
-LEAST_GB, LITTLE_GB = 0.5, 5.0  # the cache of 60 images is 0.13 GB, the log of 100 images 0.04 GB
+# the cache of 60 images is 0.13 GB, the log of 100 images 0.04 GB
+LEAST_GB = 0.5
+LITTLE_GB = 5.0
 EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
 NAME = re.compile(r"[\w.-]+")
 
@@ -52,7 +54,9 @@ class Setup:
     judged: Path | None = None
 
 
-def examine(setup: Setup, environ: Mapping[str, str], *, send_test: bool = False) -> Iterator[Check]:
+def examine(
+    setup: Setup, environ: Mapping[str, str], *, send_test: bool = False
+) -> Iterator[Check]:
     """Check the installation, settings, model, catalogue, log, outbox, readings, disk, mail and webhook.
 
     Nothing is changed, and no server is spoken to unless ``send_test``.
@@ -97,20 +101,29 @@ def _installation() -> Iterator[Check]:
     try:
         wanted = importlib.metadata.requires("blobpipe") or []
     except importlib.metadata.PackageNotFoundError:
-        yield Check("warn", "installation", "blobpipe is not installed but run from its sources; pip install -e .")
+        yield Check(
+            "warn",
+            "installation",
+            "blobpipe is not installed but run from its sources; pip install -e .",
+        )
         return
     yield Check("ok", "installation", f"blobpipe {__version__}, Python {platform.python_version()}")
     missing: dict[str, list[str]] = {}
     for requirement in wanted:
         extra = EXTRA.search(requirement)
-        if not _installed(NAME.match(requirement)[0]):  # type: ignore[index]  # a requirement begins with a name
+        # a requirement begins with a name
+        if not _installed(NAME.match(requirement)[0]):  # type: ignore[index]
             missing.setdefault(extra[1] if extra else "", []).append(NAME.match(requirement)[0])  # type: ignore[index]
     if "" in missing:
-        yield Check("fail", "packages", f"missing: {', '.join(missing.pop(''))}; install blobpipe again")
+        yield Check(
+            "fail", "packages", f"missing: {', '.join(missing.pop(''))}; install blobpipe again"
+        )
     missing.pop("dev", None)  # for those who change blobpipe: it holds the others
     for extra_name, names in missing.items():
         yield Check(
-            "ok", "packages", f"without [{extra_name}] ({', '.join(names)}): pip install 'blobpipe[{extra_name}]'"
+            "ok",
+            "packages",
+            f"without [{extra_name}] ({', '.join(names)}): pip install 'blobpipe[{extra_name}]'",
         )
 
 
@@ -126,7 +139,9 @@ def _model(setup: Setup, params: Regression) -> Iterator[Check]:
     path = setup.model
     if model_file.kind_of_model(path) != "dense":
         yield Check(
-            "fail", "model", f"{path}: the report's network, expected the dense one, which measures; name its file"
+            "fail",
+            "model",
+            f"{path}: the report's network, expected the dense one, which measures; name its file",
         )
         return
     if setup.judged is not None:
@@ -136,7 +151,11 @@ def _model(setup: Setup, params: Regression) -> Iterator[Check]:
     if point.frames:
         yield Check("ok", "model", f"{found}, set on {point.frames:.0f} held-out images")
     else:
-        yield Check("warn", "model", f"{found}, which nobody has set: run the stage detect, and name its model")
+        yield Check(
+            "warn",
+            "model",
+            f"{found}, which nobody has set: run the stage detect, and name its model",
+        )
 
 
 def _catalogue(path: Path | None) -> Iterator[Check]:
@@ -153,36 +172,56 @@ def _log(path: Path | None, params: Notices) -> Iterator[Check]:
         yield Check("warn", "log", f"{where}; 'blobpipe quicklook' makes it, --log names it")
         return
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)) as log:
+        with closing(
+            sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)
+        ) as log:
             log.row_factory = sqlite3.Row
             yield from _database(log, path)
             if log.execute("PRAGMA user_version").fetchone()[0] == len(logbook.versions()):
                 yield from _outbox(log, params)
                 yield from _readings(log)
     except sqlite3.OperationalError as error:
-        yield Check("fail", "log", f"{path}: {error}; let no other program hold it, and see who may write there")
+        yield Check(
+            "fail",
+            "log",
+            f"{path}: {error}; let no other program hold it, and see who may write there",
+        )
     except sqlite3.DatabaseError as error:
-        yield Check("fail", "log", f"{path}: {error}; put the last copy of it back, or name another --log")
+        yield Check(
+            "fail", "log", f"{path}: {error}; put the last copy of it back, or name another --log"
+        )
 
 
 def _database(connection: sqlite3.Connection, path: Path) -> Iterator[Check]:
-    [version], [mode] = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "journal_mode"))
+    [version], [mode] = (
+        connection.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "journal_mode")
+    )
     damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
     strays = connection.execute("PRAGMA foreign_key_check").fetchall()
     connection.execute("BEGIN IMMEDIATE")  # fails where it cannot be written
     connection.execute("ROLLBACK")
     if damage != "ok" or strays:
-        damage = damage if damage != "ok" else f"{len(strays)} rows refer to rows that are not there"
+        damage = (
+            damage if damage != "ok" else f"{len(strays)} rows refer to rows that are not there"
+        )
         yield Check("fail", "log", f"{path}: damaged ({damage}); put the last copy of it back")
     elif version > len(logbook.versions()):
         yield Check(
-            "fail", "log", f"{path}: version {version}, later than this blobpipe's {len(logbook.versions())}; update it"
+            "fail",
+            "log",
+            f"{path}: version {version}, later than this blobpipe's {len(logbook.versions())}; update it",
         )
     elif version < len(logbook.versions()):
-        yield Check("warn", "log", f"{path}: version {version}; the next run brings it to {len(logbook.versions())}")
+        yield Check(
+            "warn",
+            "log",
+            f"{path}: version {version}; the next run brings it to {len(logbook.versions())}",
+        )
     elif mode != "wal":
         yield Check(
-            "warn", "log", f"{path}: journal mode {mode}, not wal: is it on a network drive? move it to a local one"
+            "warn",
+            "log",
+            f"{path}: journal mode {mode}, not wal: is it on a network drive? move it to a local one",
         )
     else:
         yield Check("ok", "log", f"{path}: whole, version {version}, wal, writable")
@@ -196,14 +235,26 @@ def _outbox(connection: sqlite3.Connection, params: Notices) -> Iterator[Check]:
     for row in rows:
         what = f"{row['n']} by {row['channel']}"
         if row["state"] == "given_up":
-            yield Check("fail", "outbox", f"GIVEN UP: {what} ({row['error']}); mend it, then blobpipe notify --again")
+            yield Check(
+                "fail",
+                "outbox",
+                f"GIVEN UP: {what} ({row['error']}); mend it, then blobpipe notify --again",
+            )
         elif row["channel"] not in notices.channels(params):
-            yield Check("warn", "outbox", f"waiting: {what}, which the settings do not use; set it up again")
+            yield Check(
+                "warn", "outbox", f"waiting: {what}, which the settings do not use; set it up again"
+            )
         elif row["attempts"]:
-            yield Check("warn", "outbox", f"waiting: {what}, after {row['attempts']} attempts ({row['error']})")
+            yield Check(
+                "warn",
+                "outbox",
+                f"waiting: {what}, after {row['attempts']} attempts ({row['error']})",
+            )
         else:
             yield Check("ok", "outbox", f"waiting: {what}")
-    last = connection.execute("SELECT error FROM notices WHERE state = 'sent' ORDER BY id DESC LIMIT 1").fetchone()
+    last = connection.execute(
+        "SELECT error FROM notices WHERE state = 'sent' ORDER BY id DESC LIMIT 1"
+    ).fetchone()
     if last and last["error"]:
         yield Check("warn", "outbox", f"the last notice was {last['error']}; correct mail_to")
     if not rows:
@@ -222,8 +273,12 @@ def _disk(log: Path | None) -> Iterator[Check]:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
-    state: Literal["ok", "warn", "fail"] = "ok" if free > LITTLE_GB else "warn" if free > LEAST_GB else "fail"
-    yield Check(state, "disk", f"{free:.1f} GB free in {folder}" + ("" if state == "ok" else "; make room"))
+    state: Literal["ok", "warn", "fail"] = (
+        "ok" if free > LITTLE_GB else "warn" if free > LEAST_GB else "fail"
+    )
+    yield Check(
+        state, "disk", f"{free:.1f} GB free in {folder}" + ("" if state == "ok" else "; make room")
+    )
 
 
 def _mail(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
@@ -233,16 +288,26 @@ def _mail(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
     login = delivery.smtp_login(environ)
     way = f"to {', '.join(params.mail_to)} by {params.smtp_host}:{params.smtp_port}, {params.security}"
     if params.security == "none" and (login or params.smtp_host not in delivery.LOOPBACK):
-        yield Check("warn", "mail", f"{way}: not encrypted, and the login is not used; set security to starttls or tls")
+        yield Check(
+            "warn",
+            "mail",
+            f"{way}: not encrypted, and the login is not used; set security to starttls or tls",
+        )
     else:
-        yield Check("ok", "mail", f"{way}, {'with' if login else 'without'} a login; --send-test tries it")
+        yield Check(
+            "ok", "mail", f"{way}, {'with' if login else 'without'} a login; --send-test tries it"
+        )
 
 
 def _webhook(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
     if params.webhook:
         delivery.webhook_url(environ)
     yield Check(
-        "ok", "webhook", "set up; --send-test tries it" if params.webhook else "not set up: notices.webhook is false"
+        "ok",
+        "webhook",
+        "set up; --send-test tries it"
+        if params.webhook
+        else "not set up: notices.webhook is false",
     )
 
 

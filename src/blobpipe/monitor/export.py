@@ -30,7 +30,8 @@ STATUSES = ("known", "confirmed")  # what is handed on unless more is asked for;
 SAME_PX = 3.0  # two blobs do not lie so near each other: they are sightings of one
 
 COLUMNS = ("x_px", "y_px", "radius_px", "depth_frac")
-ORIGIN = ("model", "params_hash", "model_sha256", "params_sha256", "stack_sha256")  # go into the meta data
+# go into the meta data
+ORIGIN = ("model", "params_hash", "model_sha256", "params_sha256", "stack_sha256")
 UNITS = {"_px": "pix", "_px2": "pix2", "_mjd": "d", "_frac": ""}
 DESCRIPTIONS = {
     "blob": "name",
@@ -105,22 +106,35 @@ def export_blobs(
     blobs = select(catalogue, read_catalogue(catalogue, dates), statuses, limit)
     blobs["disc_px"] = bad_pixel_table.disc_radius(blobs["radius_px"], radii_px)
     table, rows = bad_pixel_table.add_discs(
-        bad_pixel_table.new_table() if bpixtab is None else bad_pixel_table.read_bad_pixels(bpixtab), blobs, after
+        bad_pixel_table.new_table()
+        if bpixtab is None
+        else bad_pixel_table.read_bad_pixels(bpixtab),
+        blobs,
+        after,
     )
-    flags = bad_pixel_table.dq_image(bad_pixel_table.read_rows(table)) & (-1 if all_flags else bad_pixel_table.BLOB)
+    flags = bad_pixel_table.dq_image(bad_pixel_table.read_rows(table)) & (
+        -1 if all_flags else bad_pixel_table.BLOB
+    )
     write_regions(out_dir / "blobs.reg", blobs, flt=flt)
     write_catalogue(out_dir / "blobs.ecsv", blobs)
     bad_pixel_table.write_fits(out_dir / "blobs_bpx.fits", table)
     tables.write_table(out_dir / "blobs_bpx.csv", rows)
     bad_pixel_table.write_dq(out_dir / "blobs_dq.fits", flags, flt=flt)
-    log.info("blobs handed on: %d, rows added to the bad-pixel table: %d, in %s", len(blobs), len(rows), out_dir)
+    log.info(
+        "blobs handed on: %d, rows added to the bad-pixel table: %d, in %s",
+        len(blobs),
+        len(rows),
+        out_dir,
+    )
 
 
 def _refuse_overwriting(out_dir: Path, *inputs: str | Path | None) -> None:
     for name in OUTPUTS:
         for path in [Path(given) for given in inputs if given]:
             if (out_dir / name).exists() and path.exists() and path.samefile(out_dir / name):
-                raise TableError(f"{path}: would be overwritten by the {name} made of it; name another --out")
+                raise TableError(
+                    f"{path}: would be overwritten by the {name} made of it; name another --out"
+                )
 
 
 # ------------------------------------------------------------------------------------------------------ catalogue
@@ -163,7 +177,9 @@ def _read_ecsv(path: str | Path) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            table: pd.DataFrame = Table.read(content.decode("utf-8-sig"), format="ascii.ecsv").to_pandas()
+            table: pd.DataFrame = Table.read(
+                content.decode("utf-8-sig"), format="ascii.ecsv"
+            ).to_pandas()
     except Exception as error:  # what is no ECSV makes astropy raise nearly anything
         reason = " ".join(str(error).split())[:120]
         raise TableError(
@@ -171,7 +187,9 @@ def _read_ecsv(path: str | Path) -> pd.DataFrame:
         ) from error
     missing = [column for column in COLUMNS if column not in table]
     if missing:
-        raise TableError(f"{path}: column {missing[0]} is missing; expected {', '.join(COLUMNS)}; add it")
+        raise TableError(
+            f"{path}: column {missing[0]} is missing; expected {', '.join(COLUMNS)}; add it"
+        )
     text = [name for name in table if table[name].dtype.kind not in "biuf"]
     for name in text:
         table[name] = table[name].fillna("").astype(str)
@@ -189,14 +207,19 @@ def _status(table: pd.DataFrame) -> pd.Series[str]:
     return decision.where(decision != "", found).replace("", "known")
 
 
-def _first_mjd(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.Series[float] | None:
+def _first_mjd(
+    path: Path, table: pd.DataFrame, dates: str | Path | None
+) -> pd.Series[float] | None:
     """When each blob was first seen, or None where nothing says so; a catalogue that has grown says it in two ways."""
     said = []
     if "first_mjd" in table:
         said.append(table["first_mjd"].astype(float))
     if "first_date" in table:
         texts = enumerate(table["first_date"].fillna("").astype(str), start=2)
-        days = [to_mjd(text, f"{path}: row {row}: first_date") if text else np.nan for row, text in texts]
+        days = [
+            to_mjd(text, f"{path}: row {row}: first_date") if text else np.nan
+            for row, text in texts
+        ]
         said.append(pd.Series(days, table.index))
     looked_up = _looked_up(path, table, dates)
     if looked_up is not None:
@@ -212,7 +235,9 @@ def _first_mjd(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.
     return mjd
 
 
-def _looked_up(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.Series[float] | None:
+def _looked_up(
+    path: Path, table: pd.DataFrame, dates: str | Path | None
+) -> pd.Series[float] | None:
     """Dates of the frames that first show the blobs, where there is a table of dates."""
     frame = "first_frame" if "first_frame" in table else "frame"
     images_csv = Path(dates or path.with_name("frames.csv"))
@@ -222,15 +247,21 @@ def _looked_up(path: Path, table: pd.DataFrame, dates: str | Path | None) -> pd.
     if "mjd" not in images:
         return None
     tables.require_once(images_csv, images, "frame")
-    named, undated = table[frame], table.get("first_mjd", pd.Series(np.nan, table.index)).isna()
+    named = table[frame]
+    undated = table.get("first_mjd", pd.Series(np.nan, table.index)).isna()
     unknown = sorted(set(named[undated]) - {""} - set(images["frame"]))
     if unknown:
-        raise TableError(f"{path}: {frame} {unknown[0]} is not a frame of {images_csv}; correct it or add the frame")
+        raise TableError(
+            f"{path}: {frame} {unknown[0]} is not a frame of {images_csv}; correct it or add the frame"
+        )
     return named.map(dict(zip(images["frame"], images["mjd"], strict=True))).astype(float)
 
 
 def select(
-    path: str | Path, table: pd.DataFrame, statuses: Collection[str] = STATUSES, until_mjd: float | None = None
+    path: str | Path,
+    table: pd.DataFrame,
+    statuses: Collection[str] = STATUSES,
+    until_mjd: float | None = None,
 ) -> pd.DataFrame:
     """The blobs to hand on, in the order of their first sighting, each with a name.
 
@@ -297,7 +328,11 @@ def write_catalogue(path: str | Path, blobs: pd.DataFrame) -> None:
 
 
 def _plain(column: pd.Series[Any]) -> npt.NDArray[Any]:
-    return column.to_numpy() if column.dtype.kind in "biuf" else np.array(column.fillna("").astype(str).tolist())
+    return (
+        column.to_numpy()
+        if column.dtype.kind in "biuf"
+        else np.array(column.fillna("").astype(str).tolist())
+    )
 
 
 def _origin(blobs: pd.DataFrame) -> dict[str, Any]:
@@ -325,10 +360,16 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
     flt : bool
         For images of 1014 x 1014 pixels, without the reference pixels.
     """
-    lines = ["# Region file format: DS9 version 4.1", f'global font="helvetica 10 normal" width=1 color={OTHER_COLOR}']
+    lines = [
+        "# Region file format: DS9 version 4.1",
+        f'global font="helvetica 10 normal" width=1 color={OTHER_COLOR}',
+    ]
     lines += [
         "image",
-        *(_circle(blob, 1 - bad_pixel_table.BORDER_PX if flt else 1) for blob in blobs.to_dict("records")),
+        *(
+            _circle(blob, 1 - bad_pixel_table.BORDER_PX if flt else 1)
+            for blob in blobs.to_dict("records")
+        ),
     ]
     with files.atomic(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -336,8 +377,16 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
 
 def _circle(blob: dict[Any, Any], shift: int) -> str:
     # braces would end the text
-    name, status = (re.sub(r"[^\w.+-]", "_", str(blob[key]))[: bad_pixel_table.MAX_LABEL] for key in ("blob", "status"))
-    label = [name, f"r={blob['radius_px']:.1f}px", blob.get("first_date", ""), f"{100 * blob['depth_frac']:.1f}%"]
+    name, status = (
+        re.sub(r"[^\w.+-]", "_", str(blob[key]))[: bad_pixel_table.MAX_LABEL]
+        for key in ("blob", "status")
+    )
+    label = [
+        name,
+        f"r={blob['radius_px']:.1f}px",
+        blob.get("first_date", ""),
+        f"{100 * blob['depth_frac']:.1f}%",
+    ]
     place = f"{blob['x_px'] + shift:.4f},{blob['y_px'] + shift:.4f},{blob['radius_px']:.4f}"
     text = " ".join(part for part in label if part)
     return f"circle({place}) # color={COLORS.get(status, OTHER_COLOR)} text={{{text}}} tag={{{status}}}"

@@ -32,13 +32,16 @@ MONITORS = {
         "faint blobs go unseen; look at the latest images, their flat field and their exposure times",
     ),
     "signal_e": Monitor(
-        "median photon level (electrons per pixel)", "the airglow or the exposures have changed; so does the noise"
+        "median photon level (electrons per pixel)",
+        "the airglow or the exposures have changed; so does the noise",
     ),
     "shift_px": Monitor(
-        "median shift of the mirror (px)", "it stops elsewhere than on the stack; a stack of newer images ends that"
+        "median shift of the mirror (px)",
+        "it stops elsewhere than on the stack; a stack of newer images ends that",
     ),
     "clipped_frac": Monitor(
-        "median share of clipped pixels", "more bad pixels or structure than before; look at the differences"
+        "median share of clipped pixels",
+        "more bad pixels or structure than before; look at the differences",
     ),
     "false_alarms_per_100": Monitor(
         "candidates on 100 images that faded or were rejected (count)",
@@ -48,11 +51,11 @@ MONITORS = {
         "distance of the subframes' probabilities from those before (0 to 1)",
         "the model sees another kind of images than it used to; compare them",
     ),
-    "rejected_frac": Monitor("share of rejected images", "read their reasons: something in their making broke"),
+    "rejected_frac": Monitor(
+        "share of rejected images", "read their reasons: something in their making broke"
+    ),
 }
-LATEST = (
-    "FROM images WHERE id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL ORDER BY id DESC LIMIT ?"
-)
+LATEST = "FROM images WHERE id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL ORDER BY id DESC LIMIT ?"
 
 
 def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
@@ -77,7 +80,13 @@ def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> li
     lines = []
     for what, value in _readings_now(connection, image_id, params).items():
         bound = _nearest_bound(value, getattr(params, what))
-        since = _since(connection, image_id, what, _excess(value, bound, getattr(params, what)), params.hysteresis_frac)
+        since = _since(
+            connection,
+            image_id,
+            what,
+            _excess(value, bound, getattr(params, what)),
+            params.hysteresis_frac,
+        )
         row = {"image": image_id, "what": what, "value": value, "bound": bound, "since": since}
         logbook.insert(connection, "health", row)
         if since == image_id:
@@ -94,7 +103,8 @@ def line(row: sqlite3.Row | dict[str, Any]) -> str:
 def standing(connection: sqlite3.Connection) -> list[str]:
     """A line for each reading that is beyond its limit after the latest image."""
     rows = connection.execute(
-        "SELECT h.*, max(h.image) FROM health h GROUP BY h.what"  # SQLite: the other columns are of the row of the maximum
+        # SQLite: the other columns are of the row of the maximum
+        "SELECT h.*, max(h.image) FROM health h GROUP BY h.what"
     ).fetchall()
     return [line(row) for row in rows if row["since"] is not None]
 
@@ -136,7 +146,9 @@ def _readings_now(connection: sqlite3.Connection, image: int, params: Health) ->
 def _medians(connection: sqlite3.Connection, image: int, window: int) -> dict[str, float | None]:
     columns = {"noise_frac": "noise_frac", "signal_e": "signal_e", "clipped_frac": "clipped_frac"}
     columns["shift_px"] = "sqrt(shift_x_px * shift_x_px + shift_y_px * shift_y_px)"
-    rows = connection.execute(f"SELECT {', '.join(columns.values())} {LATEST}", (image, window)).fetchall()
+    rows = connection.execute(
+        f"SELECT {', '.join(columns.values())} {LATEST}", (image, window)
+    ).fetchall()
     values = [[row[i] for row in rows if row[i] is not None] for i in range(len(columns))]
     return {
         what: float(np.median(there)) if len(rows) == window and 2 * len(there) > window else None
@@ -144,9 +156,13 @@ def _medians(connection: sqlite3.Connection, image: int, window: int) -> dict[st
     }
 
 
-def _false_alarms_per_100(connection: sqlite3.Connection, image: int, params: Health) -> float | None:
+def _false_alarms_per_100(
+    connection: sqlite3.Connection, image: int, params: Health
+) -> float | None:
     """Candidates of the latest images that faded, unless somebody confirmed them, or that somebody rejected."""
-    images = [row["id"] for row in connection.execute(f"SELECT id {LATEST}", (image, params.baseline))]
+    images = [
+        row["id"] for row in connection.execute(f"SELECT id {LATEST}", (image, params.baseline))
+    ]
     if len(images) < params.window:
         return None
     [alarms] = connection.execute(
@@ -157,7 +173,9 @@ def _false_alarms_per_100(connection: sqlite3.Connection, image: int, params: He
     return 100 * float(alarms) / len(images)
 
 
-def _probability_distance(connection: sqlite3.Connection, image: int, params: Health) -> float | None:
+def _probability_distance(
+    connection: sqlite3.Connection, image: int, params: Health
+) -> float | None:
     """Kolmogorov-Smirnov distance of the window's subframes from the baseline's, of one and the same model."""
     from scipy.stats import ks_2samp
 
@@ -174,7 +192,9 @@ def _probability_distance(connection: sqlite3.Connection, image: int, params: He
         _probabilities(connection, [row["id"] for row in part])
         for part in (images[: params.window], images[params.window :])
     )
-    return float(ks_2samp(now, before, method="asymp").statistic) if len(now) and len(before) else None
+    return (
+        float(ks_2samp(now, before, method="asymp").statistic) if len(now) and len(before) else None
+    )
 
 
 def _probabilities(connection: sqlite3.Connection, images: list[int]) -> npt.NDArray[np.float64]:
@@ -185,9 +205,12 @@ def _probabilities(connection: sqlite3.Connection, images: list[int]) -> npt.NDA
 
 def _rejected_frac(connection: sqlite3.Connection, image: int, window: int) -> float | None:
     rows = connection.execute(
-        "SELECT outcome FROM images WHERE id <= ? AND superseded_by IS NULL ORDER BY id DESC LIMIT ?", (image, window)
+        "SELECT outcome FROM images WHERE id <= ? AND superseded_by IS NULL ORDER BY id DESC LIMIT ?",
+        (image, window),
     ).fetchall()
-    return sum(row["outcome"] == "rejected" for row in rows) / window if len(rows) == window else None
+    return (
+        sum(row["outcome"] == "rejected" for row in rows) / window if len(rows) == window else None
+    )
 
 
 def _nearest_bound(value: float, limit: float | tuple[float, float]) -> float:
@@ -204,10 +227,13 @@ def _excess(value: float, bound: float, limit: float | tuple[float, float]) -> f
     return sign * (value - bound) / bound if bound else sign * float(value > 0)
 
 
-def _since(connection: sqlite3.Connection, image: int, what: str, excess: float, hysteresis: float) -> int | None:
+def _since(
+    connection: sqlite3.Connection, image: int, what: str, excess: float, hysteresis: float
+) -> int | None:
     """The image that crossed the limit: this one, or that of the reading before, until the way back is far enough."""
     before = connection.execute(
-        "SELECT since FROM health WHERE what = ? AND image < ? ORDER BY image DESC LIMIT 1", (what, image)
+        "SELECT since FROM health WHERE what = ? AND image < ? ORDER BY image DESC LIMIT 1",
+        (what, image),
     ).fetchone()
     since = before["since"] if before else None
     if since is None:

@@ -21,9 +21,11 @@ from blobpipe.errors import FrameError, printable
 
 log = logging.getLogger(__name__)
 
-SURELY_WHOLE_S = 86_400.0  # age by its own times; the clocks of drives and cards may be hours off, seldom a day
+# age by its own times; the clocks of drives and cards may be hours off, seldom a day
+SURELY_WHOLE_S = 86_400.0
 RETRY_S = 60.0  # until a file that could not be read is tried again, if it has not changed before
-MOST_BYTES = 2**30  # of an exposure of many readouts, and some more: what is longer is not even read for its hash
+# of an exposure of many readouts, and some more: what is longer is not even read for its hash
+MOST_BYTES = 2**30
 MOST_NAMED = 20  # other files in the one line that says that they are left alone
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -93,7 +95,11 @@ class Inbox:
             before = self._seen.get(name)
             seen[name] = before if before and before.stamp == stamp else _Seen(stamp, now, now)
         self._seen = seen
-        return [File(folder / name, seen[name].stamp) for name in sorted(seen) if seen[name].due_s <= now]
+        return [
+            File(folder / name, seen[name].stamp)
+            for name in sorted(seen)
+            if seen[name].due_s <= now
+        ]
 
     def unsettled_s(self, file: File) -> float:
         """For how long a file has yet to stay as it is before it counts as whole; not by its own times, which may lie."""
@@ -119,7 +125,9 @@ class Inbox:
             raise FrameError(
                 f"{self.folder}: {error.strerror}, expected a folder of images that can be read"
             ) from error
-        self._tell_of_others([entry.name for entry in entries if not entry.name.endswith(fits_images.SUFFIXES)])
+        self._tell_of_others(
+            [entry.name for entry in entries if not entry.name.endswith(fits_images.SUFFIXES)]
+        )
         for entry in entries:
             if not entry.name.endswith(fits_images.SUFFIXES):
                 continue
@@ -127,24 +135,36 @@ class Inbox:
                 found = entry.stat()
             except FileNotFoundError:
                 if entry.is_symlink():  # else it has been moved while we looked
-                    self._tell(entry.name, f"a link to {_target(entry)}, which is not there; mend or remove it")
+                    self._tell(
+                        entry.name,
+                        f"a link to {_target(entry)}, which is not there; mend or remove it",
+                    )
                 continue
             except OSError as error:
                 loop = error.errno == errno.ELOOP
-                self._tell(entry.name, "a link that leads back to itself; remove it" if loop else str(error.strerror))
+                self._tell(
+                    entry.name,
+                    "a link that leads back to itself; remove it" if loop else str(error.strerror),
+                )
                 continue
             if not stat.S_ISREG(found.st_mode):
                 kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
                 self._tell(entry.name, f"{kind}, expected a FITS file; move it elsewhere")
             elif found.st_size > MOST_BYTES:
-                self._tell(entry.name, f"{found.st_size} bytes, expected an image of at most {MOST_BYTES}")
+                self._tell(
+                    entry.name, f"{found.st_size} bytes, expected an image of at most {MOST_BYTES}"
+                )
             else:
                 yield entry.name, Stamp.of(found)
 
     def _tell(self, name: str, reason: str) -> None:
         if self._told.get(name) != reason:
             self._told[name] = reason
-            log.warning("blobpipe: %s: %s (left alone)", printable(str(self.folder / name)), printable(reason))
+            log.warning(
+                "blobpipe: %s: %s (left alone)",
+                printable(str(self.folder / name)),
+                printable(reason),
+            )
 
     def _tell_of_others(self, names: list[str]) -> None:
         """Name the files that are no images by their names, at the first look only."""
@@ -169,4 +189,6 @@ def path_text(path: Path) -> str:
 
 def path_of(text: str) -> Path:
     """The path that `path_text` wrote."""
-    return Path(re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text))
+    return Path(
+        re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
+    )

@@ -87,7 +87,9 @@ def connect(path: str | Path, *, make: bool = False) -> Log:
     """
     path = Path(path)
     if not (make or path.exists()):
-        raise LogError(f"{path}: not found, expected the log of 'blobpipe quicklook'; run it first or name its --log")
+        raise LogError(
+            f"{path}: not found, expected the log of 'blobpipe quicklook'; run it first or name its --log"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         connection = sqlite3.connect(
@@ -95,15 +97,20 @@ def connect(path: str | Path, *, make: bool = False) -> Log:
         )
         connection.row_factory = sqlite3.Row
         # tables first: another process may make the log between the two questions
-        if connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() and _version(connection) == 0:
+        if (
+            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+            and _version(connection) == 0
+        ):
             raise LogError(
                 f"{path}: another program's database, expected the log of 'blobpipe quicklook'; name another --log"
             )
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # what was acknowledged outlives a power cut
+        # what was acknowledged outlives a power cut
+        connection.execute("PRAGMA synchronous = FULL")
         connection.path = path.absolute()
         connection.file = path.stat() if path.exists() else None
-        connection.execute("PRAGMA foreign_keys = OFF")  # else a table that is made anew would take its rows' with it
+        # else a table that is made anew would take its rows' with it
+        connection.execute("PRAGMA foreign_keys = OFF")
         _migrate(connection, path)
         connection.execute("PRAGMA foreign_keys = ON")
     except sqlite3.Error as error:
@@ -113,7 +120,8 @@ def connect(path: str | Path, *, make: bool = False) -> Log:
 
 def reason(error: BaseException) -> str:
     """Say what SQLite has refused, and what to do."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF  # the primary one, without its details
+    # the primary one, without its details
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code not in REASONS:
         return f"{error}; expected the log of 'blobpipe quicklook'; name another --log"
     return f"{error}: {REASONS[code]}"
@@ -192,7 +200,9 @@ def _path(connection: sqlite3.Connection) -> str:
 def insert(connection: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> int:
     """Add a row; its id. NaN is kept as NULL."""
     marks = ", ".join("?" * len(row))
-    cursor = connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", _values(row))
+    cursor = connection.execute(
+        f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", _values(row)
+    )
     return int(cursor.lastrowid or 0)
 
 
@@ -203,12 +213,18 @@ def update(connection: sqlite3.Connection, table: str, number: int, row: Mapping
 
 
 def _values(row: Mapping[str, Any]) -> list[Any]:
-    return [None if isinstance(value, float) and value != value else value for value in row.values()]
+    return [
+        None if isinstance(value, float) and value != value else value for value in row.values()
+    ]
 
 
 def now(later_s: float = 0.0) -> str:
     """The time, or one so many seconds later, as the log writes it: ISO 8601, UTC, to the millisecond."""
-    return (datetime.now(UTC) + timedelta(seconds=later_s)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        (datetime.now(UTC) + timedelta(seconds=later_s))
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 def table(connection: sqlite3.Connection, name: str) -> pd.DataFrame:
@@ -250,7 +266,9 @@ def export_tables(connection: sqlite3.Connection, name: str, path: str | Path) -
             with files.atomic(path) as temporary:
                 rows.to_json(temporary, orient="records", indent=2, double_precision=12)
         case _:
-            raise LogError(f"{path}: found the suffix {path.suffix!r}, expected one of .{', .'.join(FORMATS)}")
+            raise LogError(
+                f"{path}: found the suffix {path.suffix!r}, expected one of .{', .'.join(FORMATS)}"
+            )
 
 
 def _write_ecsv(path: Path, rows: pd.DataFrame) -> None:

@@ -29,14 +29,16 @@ CRITERIA = {
     "target_name": "DARK-EARTH-CALIB",
 }
 PRODUCT = "FLT"
-FILE_NAME = re.compile(r"i[a-z0-9]{8}_flt\.fits")  # not hst_..._flt.fits, which are the same pixels once more
+# not hst_..._flt.fits, which are the same pixels once more
+FILE_NAME = re.compile(r"i[a-z0-9]{8}_flt\.fits")
 MJD_ZERO = date(1858, 11, 17)
 DOWNLOAD = "/api/v0.1/Download/file"
 OBSERVATIONS = 200  # to a question for their files
 WAITS_S = (1.0, 4.0, 16.0, 60.0)  # before each further attempt
 TIMEOUT_S = 60.0  # without a byte
 CHUNK = 1 << 16  # bytes: so much is lost when a download is cut
-PASSING = (408, 429)  # of the answers that say that the request is at fault, these are worth another attempt
+# of the answers that say that the request is at fault, these are worth another attempt
+PASSING = (408, 429)
 MANIFEST = "manifest.csv"
 COLUMNS = ("file", "uri", "size_bytes", "sha256")
 
@@ -65,10 +67,16 @@ def find_exposures(start: date, end: date) -> list[Exposure]:
         If the days are the wrong way round, astroquery is not installed, or MAST does not answer or answers with an error.
     """
     if end < start:
-        raise ArchiveError(f"found --start {start} after --end {end}, expected the earlier day first; swap them")
+        raise ArchiveError(
+            f"found --start {start} after --end {end}, expected the earlier day first; swap them"
+        )
     first, last = ((day - MJD_ZERO).days for day in (start, end))
     portal = _portal()
-    ids = _ask(lambda: [str(row["obsid"]) for row in portal.query_criteria(**CRITERIA, t_min=[first, last + 1])])
+    ids = _ask(
+        lambda: [
+            str(row["obsid"]) for row in portal.query_criteria(**CRITERIA, t_min=[first, last + 1])
+        ]
+    )
     exposures: dict[str, Exposure] = {}
     for place in range(0, len(ids), OBSERVATIONS):
         some = ids[place : place + OBSERVATIONS]
@@ -95,7 +103,14 @@ def _ask(question: Callable[[], Answer]) -> Answer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoResultsWarning)
             return _patiently(question, "the list of exposures")
-    except (InvalidQueryError, RemoteServiceError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (
+        InvalidQueryError,
+        RemoteServiceError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:
         raise ArchiveError(
             f"MAST answered with an error ({_one_line(error)}), expected a list of exposures; try again later"
         ) from error
@@ -105,7 +120,8 @@ def _exposures(products: Any) -> Iterator[Exposure]:
     for row in products:
         file = str(row["productFilename"])
         if str(row["productSubGroupDescription"]) == PRODUCT and FILE_NAME.fullmatch(file):
-            uri, size = str(row["dataURI"]), str(row["size"])
+            uri = str(row["dataURI"])
+            size = str(row["size"])
             for name, there in (("dataURI", uri.startswith("mast:")), ("size", size.isdecimal())):
                 if not there:
                     raise ArchiveError(
@@ -133,7 +149,8 @@ def fetch(exposures: Sequence[Exposure], out_dir: str | Path) -> list[str]:
     """
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    manifest, failed = _read_manifest(out_dir), []
+    manifest = _read_manifest(out_dir)
+    failed = []
     for number, exposure in enumerate(exposures, start=1):
         path = out_dir / exposure.file
         digest = _digest_if_whole(path, exposure, manifest.get(exposure.file))
@@ -141,7 +158,9 @@ def fetch(exposures: Sequence[Exposure], out_dir: str | Path) -> list[str]:
             if not digest:
                 _patiently(partial(_download, exposure, path), str(path))
                 digest = files.sha256(path)
-                log.info("%s: %.1f MB, %d of %d", path, exposure.size_bytes / 1e6, number, len(exposures))
+                log.info(
+                    "%s: %.1f MB, %d of %d", path, exposure.size_bytes / 1e6, number, len(exposures)
+                )
         except ArchiveError as error:
             failed.append(str(error))
             continue
@@ -163,7 +182,10 @@ def _read_manifest(out_dir: Path) -> dict[str, list[Any]]:
 def _write_manifest(out_dir: Path, manifest: dict[str, list[Any]]) -> None:
     import pandas as pd
 
-    tables.write_table(out_dir / MANIFEST, pd.DataFrame([manifest[file] for file in sorted(manifest)], columns=COLUMNS))
+    tables.write_table(
+        out_dir / MANIFEST,
+        pd.DataFrame([manifest[file] for file in sorted(manifest)], columns=COLUMNS),
+    )
 
 
 def _digest_if_whole(path: Path, exposure: Exposure, known: list[Any] | None) -> str:
@@ -186,7 +208,8 @@ def _download(exposure: Exposure, path: Path) -> None:
         _transfer(exposure, part, tag)
     found = part.stat().st_size
     if found != exposure.size_bytes:
-        part.unlink()  # the server thinks that this was all: going on from it would make another file
+        # the server thinks that this was all: going on from it would make another file
+        part.unlink()
         raise requests.RequestException(f"{found} bytes came, {exposure.size_bytes} expected")
     os.replace(part, path)
     tag.unlink(missing_ok=True)
@@ -219,7 +242,8 @@ def _first_byte(answer: Response, exposure: Exposure, have: int) -> int:
     ArchiveError
         If it goes on elsewhere, or the whole has another length than MAST's list says.
     """
-    start, total = 0, answer.headers.get("Content-Length", "")
+    start = 0
+    total = answer.headers.get("Content-Length", "")
     if answer.status_code == 206:
         said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
         start, total = (int(said[1]), said[2].strip("*")) if said else (-1, "")
@@ -256,7 +280,9 @@ def _patiently(work: Callable[[], Answer], what: str) -> Answer:
 
 def _is_final(error: Exception) -> bool:
     answer = getattr(error, "response", None)
-    return answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in PASSING
+    return (
+        answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in PASSING
+    )
 
 
 def _one_line(error: Exception) -> str:

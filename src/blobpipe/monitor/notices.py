@@ -50,7 +50,9 @@ def queue(connection: sqlite3.Connection, image_id: int, params: Notices) -> Non
     queue_digest(connection, params, image["logged"])
     for candidate in _candidates_to_tell(connection, image_id):
         _put(connection, params, **_about_candidate(candidate, image))
-    for row in connection.execute("SELECT * FROM health WHERE image = ? AND since = image ORDER BY what", (image_id,)):
+    for row in connection.execute(
+        "SELECT * FROM health WHERE image = ? AND since = image ORDER BY what", (image_id,)
+    ):
         _put(connection, params, **_about_health(row, image))
 
 
@@ -60,7 +62,8 @@ def queue_digest(connection: sqlite3.Connection, params: Notices, now: str) -> N
         return
     today = datetime.fromisoformat(now).astimezone(UTC).date()
     last = connection.execute(
-        "SELECT max(logged) FROM images WHERE logged < ?", (_first_day(today, params.digest).isoformat(),)
+        "SELECT max(logged) FROM images WHERE logged < ?",
+        (_first_day(today, params.digest).isoformat(),),
     ).fetchone()[0]
     if last is not None:
         first = _first_day(date.fromisoformat(last[:10]), params.digest)
@@ -112,7 +115,9 @@ def _about_candidate(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, An
     }
 
 
-def _number(value: float | None, error: float | None = None, unit: str = "", factor: float = 1.0) -> str:
+def _number(
+    value: float | None, error: float | None = None, unit: str = "", factor: float = 1.0
+) -> str:
     if value is None:
         return "not measured"
     plus_minus = "" if error is None else f" +- {factor * error:.2f}"
@@ -136,22 +141,35 @@ def _first_day(day: date, digest: str) -> date:
 def _digest(connection: sqlite3.Connection, first: date, digest: str) -> dict[str, Any]:
     end = first + timedelta(days=1 if digest == "daily" else 7)
     span = (first.isoformat(), end.isoformat())
-    images = connection.execute("SELECT * FROM images WHERE logged >= ? AND logged < ? ORDER BY id", span).fetchall()
+    images = connection.execute(
+        "SELECT * FROM images WHERE logged >= ? AND logged < ? ORDER BY id", span
+    ).fetchall()
     found = connection.execute(
         "SELECT d.status, count(*) FROM detections d JOIN images i ON i.id = d.image "
         "WHERE i.logged >= ? AND i.logged < ? GROUP BY d.status ORDER BY d.status",
         span,
     ).fetchall()
-    rejected = [image for image in images if image["outcome"] == "rejected" and image["superseded_by"] is None]
+    rejected = [
+        image
+        for image in images
+        if image["outcome"] == "rejected" and image["superseded_by"] is None
+    ]
     period = first.isoformat() if digest == "daily" else f"{first} to {end - timedelta(days=1)}"
     lines = [
         f"images: {len(images)}, searched {sum(image['outcome'] == 'searched' for image in images)}",
-        *(f"rejected: {_one_line(image['name'])}: {_one_line(image['reason'])}" for image in rejected),
+        *(
+            f"rejected: {_one_line(image['name'])}: {_one_line(image['reason'])}"
+            for image in rejected
+        ),
         "detections: " + (", ".join(f"{count} {status}" for status, count in found) or "none"),
-        *(f"health: {line}" for line in health.standing(connection) or ["all readings within their limits"]),
+        *(
+            f"health: {line}"
+            for line in health.standing(connection) or ["all readings within their limits"]
+        ),
     ]
     return {
-        "key": f"digest-{first}" if digest == "daily" else f"digest-week-{first}",  # a week begins on a day
+        # a week begins on a day
+        "key": f"digest-{first}" if digest == "daily" else f"digest-week-{first}",
         "subject": f"blobpipe: digest of {period}, {len(images)} images, {len(rejected)} rejected",
         "text": "\n".join(lines),
     }
@@ -161,7 +179,9 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def send(connection: sqlite3.Connection, params: Notices, environ: Mapping[str, str] = os.environ) -> int:
+def send(
+    connection: sqlite3.Connection, params: Notices, environ: Mapping[str, str] = os.environ
+) -> int:
     """Send what is due, oldest first, unless another process does so; how many notices were accepted.
 
     A failure is no error: the notice waits for first_wait_s, then for twice that, and so on, and those of its channel
@@ -176,7 +196,11 @@ def send(connection: sqlite3.Connection, params: Notices, environ: Mapping[str, 
     if not due:
         return 0
     with _sole_sender(connection) as alone:
-        return sum(_send_channel(connection, channel, params, environ) for channel in due) if alone else 0
+        return (
+            sum(_send_channel(connection, channel, params, environ) for channel in due)
+            if alone
+            else 0
+        )
 
 
 def send_test(params: Notices, environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -192,19 +216,25 @@ def send_test(params: Notices, environ: Mapping[str, str] = os.environ) -> list[
             "no channel for notices: set mail_to, or webhook: true, in the section notices of params.yaml"
         )
     now = logbook.now()
-    letter = Letter(_digested(now), "blobpipe: test", "A test: notices of new blobs will come like this.", now)
+    letter = Letter(
+        _digested(now), "blobpipe: test", "A test: notices of new blobs will come like this.", now
+    )
     for channel in channels(params):
         with ExitStack() as afterwards:
             try:
                 delivery.BY[channel](letter, params, environ, afterwards)
             except DeliveryError as failure:
-                raise NoticeError(f"{channel}: the test notice was not accepted: {failure}") from None
+                raise NoticeError(
+                    f"{channel}: the test notice was not accepted: {failure}"
+                ) from None
     return channels(params)
 
 
 def waiting(connection: sqlite3.Connection) -> list[sqlite3.Row]:
     """What is in the outbox and has not been given up, oldest first."""
-    return connection.execute("SELECT * FROM notices WHERE state = 'waiting' ORDER BY id").fetchall()
+    return connection.execute(
+        "SELECT * FROM notices WHERE state = 'waiting' ORDER BY id"
+    ).fetchall()
 
 
 def again(connection: sqlite3.Connection) -> int:
@@ -224,7 +254,9 @@ def _warn_once(line: str) -> None:
 @contextmanager
 def _sole_sender(connection: sqlite3.Connection) -> Iterator[bool]:
     """Whether no other process sends from this log; the system frees the lock of one that is killed."""
-    path = Path(connection.execute("PRAGMA database_list").fetchone()["file"]).with_suffix(".sending")
+    path = Path(connection.execute("PRAGMA database_list").fetchone()["file"]).with_suffix(
+        ".sending"
+    )
     with ExitStack() as until_sent:
         try:
             fcntl.flock(until_sent.enter_context(path.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -240,12 +272,15 @@ def _sole_sender(connection: sqlite3.Connection) -> Iterator[bool]:
 def _next_due(connection: sqlite3.Connection, channel: str) -> sqlite3.Row | None:
     """The oldest that waits, if its time has come: none overtakes another."""
     row: sqlite3.Row | None = connection.execute(
-        "SELECT * FROM notices WHERE channel = ? AND state = 'waiting' ORDER BY id LIMIT 1", (channel,)
+        "SELECT * FROM notices WHERE channel = ? AND state = 'waiting' ORDER BY id LIMIT 1",
+        (channel,),
     ).fetchone()
     return row if row and (row["next_attempt"] or "") <= logbook.now() else None
 
 
-def _send_channel(connection: sqlite3.Connection, channel: str, params: Notices, environ: Mapping[str, str]) -> int:
+def _send_channel(
+    connection: sqlite3.Connection, channel: str, params: Notices, environ: Mapping[str, str]
+) -> int:
     sent = 0
     while notice := _next_due(connection, channel):
         letter = _letter(connection, notice, params)
@@ -260,7 +295,8 @@ def _send_channel(connection: sqlite3.Connection, channel: str, params: Notices,
             except Exception as error:  # a fault of ours: it must not end the search, and its words could hold a secret
                 _keep_failure(connection, notice, DeliveryError(type(error).__name__), params)
             else:
-                _keep_success(connection, notice, remark)  # before anything else, a farewell to the server included
+                # before anything else, a farewell to the server included
+                _keep_success(connection, notice, remark)
                 sent += 1
     return sent
 
@@ -273,7 +309,9 @@ def _letter(connection: sqlite3.Connection, notice: sqlite3.Row, params: Notices
         subject=notice["subject"],
         text=notice["text"],
         created=notice["created"],
-        link=f"{params.page_url.rstrip('/')}/{page}" if params.page_url and notice["image"] else params.page_url,
+        link=f"{params.page_url.rstrip('/')}/{page}"
+        if params.page_url and notice["image"]
+        else params.page_url,
         pictures=_pictures(connection, notice),
         attempt=notice["attempts"] + 1,
     )
@@ -292,7 +330,10 @@ def _pictures(connection: sqlite3.Connection, notice: sqlite3.Row) -> tuple[tupl
         (notice["candidate"], notice["image"]),
     ).fetchall()
     return tuple(
-        (f"candidate-{notice['candidate']}-{row['kind']}.{row['type'].removeprefix('image/')}", row["bytes"])
+        (
+            f"candidate-{notice['candidate']}-{row['kind']}.{row['type'].removeprefix('image/')}",
+            row["bytes"],
+        )
         for row in rows
         if row["kind"] in PICTURES
     )
@@ -306,14 +347,21 @@ def _keep_success(connection: sqlite3.Connection, notice: sqlite3.Row, remark: s
         )
 
 
-def _keep_failure(connection: sqlite3.Connection, notice: sqlite3.Row, failure: DeliveryError, params: Notices) -> None:
+def _keep_failure(
+    connection: sqlite3.Connection, notice: sqlite3.Row, failure: DeliveryError, params: Notices
+) -> None:
     attempts = notice["attempts"] + 1
     state = "given_up" if failure.lasting or attempts >= params.attempts else "waiting"
-    wait_s = min(max(params.first_wait_s * 2.0 ** min(attempts - 1, 64), failure.wait_s), params.longest_wait_s)
+    wait_s = min(
+        max(params.first_wait_s * 2.0 ** min(attempts - 1, 64), failure.wait_s),
+        params.longest_wait_s,
+    )
     with logbook.writing(connection):
         connection.execute(
             "UPDATE notices SET state = ?, attempts = ?, next_attempt = ?, error = ? WHERE id = ?",
             (state, attempts, logbook.now(wait_s), str(failure), notice["id"]),
         )
     fate = "given up" if state == "given_up" else f"next attempt in {wait_s:.0f} s"
-    log.warning("blobpipe: notice %s by %s: %s (%s)", notice["key"], notice["channel"], failure, fate)
+    log.warning(
+        "blobpipe: notice %s by %s: %s (%s)", notice["key"], notice["channel"], failure, fate
+    )

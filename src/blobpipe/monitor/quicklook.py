@@ -46,7 +46,14 @@ from blobpipe.detection.match import NEAR_PX, pair
 from blobpipe.detection.score import score_candidates
 from blobpipe.detection.search import highest_scores, vet_peaks
 from blobpipe.detection.vet import bad_pixels
-from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, internal_fault, printable
+from blobpipe.errors import (
+    BlobpipeError,
+    FrameError,
+    LogError,
+    ModelError,
+    internal_fault,
+    printable,
+)
 from blobpipe.images import difference as subtraction
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
@@ -61,13 +68,18 @@ from blobpipe.params import Params, to_yaml
 
 log = logging.getLogger(__name__)
 
-KEPT_CARDS = (*dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),)
-LEVEL_CARD = "LEVEL_E"  # photon level of the airglow (electrons per pixel), where the image's maker wrote it
+KEPT_CARDS = (
+    *dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),
+)
+# photon level of the airglow (electrons per pixel), where the image's maker wrote it
+LEVEL_CARD = "LEVEL_E"
 PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
 PAUSE_S = 1.0  # between two looks at a watched folder at most
 REHEARSAL_S = 120.0  # in which a process of its own must have read a file
-NO_FAULT_OF_THE_MEDIUM = (None, errno.EINVAL, errno.EOVERFLOW)  # astropy's own, and seeking where damaged sizes lead
-NO_FAULT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)  # somebody's wish, not what a file does to its reader
+# astropy's own, and seeking where damaged sizes lead
+NO_FAULT_OF_THE_MEDIUM = (None, errno.EINVAL, errno.EOVERFLOW)
+# somebody's wish, not what a file does to its reader
+NO_FAULT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,8 @@ class Arrival(NamedTuple):
     path: Path
     sha256: str
     stamp: Stamp
-    mjd: float = np.inf  # of the exposure, for the order of the search; what cannot be read comes last
+    # of the exposure, for the order of the search; what cannot be read comes last
+    mjd: float = np.inf
     shape: tuple[int, ...] = ()  # none: it could not be read
     fatal: str = ""  # what became of a process of its own that read it, if it did not live
 
@@ -188,7 +201,9 @@ def quicklook(folder: Path, routine: Routine) -> int:
         logged = _process(inbox, tools, routine)
         for file in _unknown(inbox, tools.connection):
             if inbox.unsettled_s(file):
-                log.info("%s: still being written; left for the next look", printable(str(file.path)))
+                log.info(
+                    "%s: still being written; left for the next look", printable(str(file.path))
+                )
         notices.send(tools.connection, routine.params.notices)
         return logged
 
@@ -221,17 +236,27 @@ def _ticks(folder: Path, pause_s: float) -> Iterator[None]:
     while True:
         try:
             for _ in changes(
-                folder, rust_timeout=int(1000 * pause_s), yield_on_timeout=True, debounce=50, recursive=False
+                folder,
+                rust_timeout=int(1000 * pause_s),
+                yield_on_timeout=True,
+                debounce=50,
+                recursive=False,
             ):
                 yield
-        except (RuntimeError, OSError, UnicodeError):  # a name that is no UTF-8, or too many watches: we look anyway
+        except (
+            RuntimeError,
+            OSError,
+            UnicodeError,
+        ):  # a name that is no UTF-8, or too many watches: we look anyway
             time.sleep(pause_s)
             yield
 
 
 def _insist_on_folder(folder: Path) -> None:
     if not folder.is_dir():
-        raise FrameError(f"{folder}: not found, expected a folder of images; make it or correct the name")
+        raise FrameError(
+            f"{folder}: not found, expected a folder of images; make it or correct the name"
+        )
 
 
 @contextmanager
@@ -260,20 +285,28 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
         with logbook.writing(connection):
             connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), run))
     except LogError:
-        with suppress(sqlite3.Error):  # a log that was moved without its -wal file is whole at its new place
+        # a log that was moved without its -wal file is whole at its new place
+        with suppress(sqlite3.Error):
             connection.execute("PRAGMA wal_checkpoint")
         raise
     finally:
         connection.close()
 
 
-def _insist_on_size(reference: running_stack.Stack, connection: logbook.Log, inbox: Inbox, path: Path | None) -> None:
+def _insist_on_size(
+    reference: running_stack.Stack, connection: logbook.Log, inbox: Inbox, path: Path | None
+) -> None:
     """Refuse a stack that fits neither the images of the log nor, before the first of them, one that lies there."""
     size = running_stack.size_of(connection)
     lying = [] if size else [_read(file, inbox, connection) for file in _unknown(inbox, connection)]
-    found = [size] if size else [arrival.shape for arrival in lying if arrival is not None and arrival.shape]
+    found = (
+        [size]
+        if size
+        else [arrival.shape for arrival in lying if arrival is not None and arrival.shape]
+    )
     if found and reference.data.shape not in found:
-        (stack_ny, stack_nx), (ny, nx) = reference.data.shape, found[0]
+        (stack_ny, stack_nx) = reference.data.shape
+        (ny, nx) = found[0]
         raise FrameError(
             f"{path}: found {stack_nx}x{stack_ny} pixels, expected {nx}x{ny} as the images; name their stack"
         )
@@ -294,8 +327,14 @@ def _run_row(routine: Routine, point: operating_point.OperatingPoint) -> dict[st
 def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
     """Log what is new in the folder; how many images that were."""
     tools.connection.insist_on_file()
-    whole = [file for file in _unknown(inbox, tools.connection, routine.again) if not inbox.unsettled_s(file)]
-    arrivals = [arrival for file in whole if (arrival := _read(file, inbox, tools.connection)) is not None]
+    whole = [
+        file
+        for file in _unknown(inbox, tools.connection, routine.again)
+        if not inbox.unsettled_s(file)
+    ]
+    arrivals = [
+        arrival for file in whole if (arrival := _read(file, inbox, tools.connection)) is not None
+    ]
     dated = sorted(arrivals, key=lambda arrival: (arrival.mjd, arrival.path.name))
     logged = 0
     for arrival in tqdm(dated, "quicklook", unit="image", disable=None if dated else True):
@@ -357,7 +396,9 @@ def _rehearsed(path: Path) -> str:
     """Have a process of its own read a file that may end whoever reads it; what became of it, empty if it lives."""
     read = "import sys; from blobpipe.core import check; check.describe(sys.argv[1])"
     try:
-        ended = subprocess.run((sys.executable, "-c", read, path), capture_output=True, timeout=REHEARSAL_S)
+        ended = subprocess.run(
+            (sys.executable, "-c", read, path), capture_output=True, timeout=REHEARSAL_S
+        )
     except subprocess.TimeoutExpired:
         return f"takes longer than {REHEARSAL_S:.0f} s"
     if ended.returncode >= 0 or -ended.returncode in NO_FAULT:
@@ -395,18 +436,27 @@ def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> 
 def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine) -> bool:
     """Bring a file into the log; whether it was a new image."""
     connection = tools.connection
-    image = connection.execute("SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)).fetchone()
+    image = connection.execute(
+        "SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)
+    ).fetchone()
     again = routine.again and image is not None and image["outcome"] == "rejected"
-    if image is not None and not again:  # another process, another name, or the time of the file has changed
+    # another process, another name, or the time of the file has changed
+    if image is not None and not again:
         with logbook.writing(connection):
             _log_file(connection, arrival, image["id"], _known_as(connection, arrival, image["id"]))
         return False
     try:
         searched = search(arrival, tools, routine)
-    except (FrameError, MemoryError) as error:  # no fault of the image, but of where it lies, or of the moment
-        searched, passing = None, str(error) or "not enough memory"
+    except (
+        FrameError,
+        MemoryError,
+    ) as error:  # no fault of the image, but of where it lies, or of the moment
+        searched = None
+        passing = str(error) or "not enough memory"
     if not _as_it_was(arrival):
-        log.info("%s: moved or changed meanwhile; left for the next look", printable(str(arrival.path)))
+        log.info(
+            "%s: moved or changed meanwhile; left for the next look", printable(str(arrival.path))
+        )
         return False
     if searched is None:
         inbox.leave(arrival.file, passing)
@@ -416,21 +466,29 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine)
     except Exception as error:
         if not _is_internal(error):
             raise
-        searched = _not_searched(searched.row | {"outcome": "rejected", "reason": _internal_fault(error)})
+        searched = _not_searched(
+            searched.row | {"outcome": "rejected", "reason": _internal_fault(error)}
+        )
         _log_searched(arrival, searched, tools, routine)
     running_stack.prune(connection, routine.cache, routine.params.difference.stack_size)
     row = searched.row
-    log.info("%s: %s%s", row["name"], row["outcome"], f" ({row['reason']})" if row["reason"] else "")
+    log.info(
+        "%s: %s%s", row["name"], row["outcome"], f" ({row['reason']})" if row["reason"] else ""
+    )
     return True
 
 
 def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: Routine) -> None:
     """Write all that an image leads to, in one transaction."""
     connection = tools.connection
-    changed = connection.execute("SELECT 1 FROM files WHERE path = ?", (path_text(arrival.path),)).fetchone()
+    changed = connection.execute(
+        "SELECT 1 FROM files WHERE path = ?", (path_text(arrival.path),)
+    ).fetchone()
     with logbook.writing(connection):
         if searched.row["outcome"] == "searched" and running_stack.size_of(connection) is None:
-            running_stack.reject_other_sizes(connection, (searched.row["ny_px"], searched.row["nx_px"]))
+            running_stack.reject_other_sizes(
+                connection, (searched.row["ny_px"], searched.row["nx_px"])
+            )
         number = _log_image(connection, searched.row)
         _log_file(connection, arrival, number, "changed" if changed else "logged")
         _supersede(connection, number)
@@ -441,7 +499,9 @@ def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: R
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
     """Add an image, or put what came of it now in the place of a rejection; its id."""
-    rejected = connection.execute("SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)).fetchone()
+    rejected = connection.execute(
+        "SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)
+    ).fetchone()
     if rejected is None:
         return logbook.insert(connection, "images", row)
     connection.execute("DELETE FROM health WHERE image = ?", (rejected["id"],))  # read anew
@@ -452,7 +512,8 @@ def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
 def _is_internal(error: Exception) -> bool:
     """Whether an error is a bug that one image has brought to light: no fault of the disk, the log or the machine."""
     outer = (BlobpipeError, OSError, MemoryError, sqlite3.OperationalError)
-    return not isinstance(error, outer) and type(error) is not sqlite3.DatabaseError  # the latter: a damaged log
+    # the latter: a damaged log
+    return not isinstance(error, outer) and type(error) is not sqlite3.DatabaseError
 
 
 def _internal_fault(error: Exception) -> str:
@@ -471,8 +532,14 @@ def _as_it_was(arrival: Arrival) -> bool:
 def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:
     """Whether the bytes are there under another name too, or have only been moved."""
     path = path_text(arrival.path)
-    earlier = connection.execute("SELECT path FROM files WHERE image = ? AND path != ?", (image, path))
-    return "duplicate" if any(os.access(path_of(row["path"]), os.F_OK) for row in earlier) else "renamed"
+    earlier = connection.execute(
+        "SELECT path FROM files WHERE image = ? AND path != ?", (image, path)
+    )
+    return (
+        "duplicate"
+        if any(os.access(path_of(row["path"]), os.F_OK) for row in earlier)
+        else "renamed"
+    )
 
 
 def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outcome: str) -> None:
@@ -547,7 +614,9 @@ def _value(frame: fits_images.Frame, card: str) -> Any:
 def _is_passing(error: BlobpipeError) -> bool:
     """Whether a file could not be read for a reason that is not in its bytes."""
     cause = error.__cause__
-    return isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in NO_FAULT_OF_THE_MEDIUM)
+    return isinstance(cause, MemoryError) or (
+        isinstance(cause, OSError) and cause.errno not in NO_FAULT_OF_THE_MEDIUM
+    )
 
 
 def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sqlite3.Row]:
@@ -595,7 +664,8 @@ def _supersede(connection: sqlite3.Connection, image: int) -> None:
 
 def _is_late(connection: sqlite3.Connection, mjd: float) -> int:
     found = connection.execute(
-        "SELECT 1 FROM images WHERE outcome != 'rejected' AND superseded_by IS NULL AND mjd > ? LIMIT 1", (mjd,)
+        "SELECT 1 FROM images WHERE outcome != 'rejected' AND superseded_by IS NULL AND mjd > ? LIMIT 1",
+        (mjd,),
     )
     return int(found.fetchone() is not None)
 
@@ -604,17 +674,26 @@ def _not_searched(row: dict[str, Any]) -> Searched:
     return Searched(row, pd.DataFrame(), [], b"", lambda _: {})
 
 
-def _subtract_and_search(row: dict[str, Any], image: Image, tools: Tools, routine: Routine) -> Searched:
+def _subtract_and_search(
+    row: dict[str, Any], image: Image, tools: Tools, routine: Routine
+) -> Searched:
     params = routine.params.difference
     blobs = _blobs(tools, row["mjd"])
     reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
     running_stack.insist_on_size(tools.connection, image.shape)
     try:
         stack = running_stack.stack_before(
-            tools.connection, routine.cache, row["mjd"], params, routine.reference, blobs.landed, shape=image.shape
+            tools.connection,
+            routine.cache,
+            row["mjd"],
+            params,
+            routine.reference,
+            blobs.landed,
+            shape=image.shape,
         )
     except FrameError as error:  # no fault of this image
-        stack, reason = None, str(error)
+        stack = None
+        reason = str(error)
     if stack is None:
         return _not_searched(row | {"outcome": "stack", "reason": reason})
     expected = noise_for_stack(stack.data, stack.scatter)
@@ -622,7 +701,9 @@ def _subtract_and_search(row: dict[str, Any], image: Image, tools: Tools, routin
     data, shift = subtraction.difference_image(image, stack.data, params, blobs.known)
     corrections = dict(stack.corrections)
     if stack.n_images:
-        packed = corrections[row["sha256"]] = running_stack.correction(image, data, stack.data, shift)
+        packed = corrections[row["sha256"]] = running_stack.correction(
+            image, data, stack.data, shift
+        )
         running_stack.keep(routine.cache, row["sha256"], image, packed)
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
     searched = _search(row, data, (stack.data, stack.scatter), shift, blobs, tools, routine.params)
@@ -660,11 +741,17 @@ def _search(
     )
     table = score_candidates(found, tools.point.weights)
     table["probability"] = tools.point.probability(table["score"].to_numpy())
-    row |= {"outcome": "searched", "shift_x_px": shift.x_px, "shift_y_px": shift.y_px, "noise_frac": noise}
+    row |= {
+        "outcome": "searched",
+        "shift_x_px": shift.x_px,
+        "shift_y_px": shift.y_px,
+        "noise_frac": noise,
+    }
     row |= {"clipped_frac": clipping.clipped_frac}
 
     def draw(at: dict[str, Any]) -> dict[str, bytes]:
-        x, y = at["x_px"], at["y_px"]
+        x = at["x_px"]
+        y = at["y_px"]
         drawn = {
             "difference": thumbnails.cutout(data, x, y, noise),
             "map": thumbnails.probability(cells, x, y, dense.STRIDE),
@@ -673,7 +760,9 @@ def _search(
             drawn["stack"] = thumbnails.cutout(stack, x, y, fits_images.median_and_noise(stack)[1])
         return drawn | {"surface": thumbnails.surface(data, x, y)}
 
-    return Searched(row, table, _subframes(cells, table, tools.point), thumbnails.overview(scaled), draw)
+    return Searched(
+        row, table, _subframes(cells, table, tools.point), thumbnails.overview(scaled), draw
+    )
 
 
 def _blobs(tools: Tools, mjd: float) -> Blobs:
@@ -683,14 +772,18 @@ def _blobs(tools: Tools, mjd: float) -> Blobs:
         "WHERE radius_px IS NOT NULL AND (decision = 'confirmed' OR decision != 'rejected' AND status != 'faded') "
         "ORDER BY first_mjd, id"
     ).fetchall()
-    rows = pd.DataFrame([tuple(row) for row in found], columns=[*PLACE_COLUMNS, "first", "known"], dtype=float)
+    rows = pd.DataFrame(
+        [tuple(row) for row in found], columns=[*PLACE_COLUMNS, "first", "known"], dtype=float
+    )
     known = [rows.loc[rows["known"] == 1, list(PLACE_COLUMNS)]]
     if tools.known is not None:
         known.insert(0, tools.known[list(PLACE_COLUMNS)])
     return Blobs(pd.concat(known, ignore_index=True), rows[rows["first"] < mjd])
 
 
-def _subframes(cells: Image, table: pd.DataFrame, point: operating_point.OperatingPoint) -> list[dict[str, Any]]:
+def _subframes(
+    cells: Image, table: pd.DataFrame, point: operating_point.OperatingPoint
+) -> list[dict[str, Any]]:
     side = tiles.SIDE // dense.STRIDE
     rows = []
     for row in range(-(-cells.shape[0] // side)):
@@ -709,22 +802,38 @@ def _subframes(cells: Image, table: pd.DataFrame, point: operating_point.Operati
     return rows
 
 
-def _log_findings(connection: sqlite3.Connection, image: int, searched: Searched, tools: Tools, params: Params) -> None:
+def _log_findings(
+    connection: sqlite3.Connection, image: int, searched: Searched, tools: Tools, params: Params
+) -> None:
     for row in searched.subframes:
         logbook.insert(connection, "subframes", {"image": image, **row})
     for sha256, packed in searched.corrections.items():
         connection.execute(
-            "INSERT INTO corrections (image, bytes) SELECT id, ? FROM images WHERE sha256 = ?", (packed, sha256)
+            "INSERT INTO corrections (image, bytes) SELECT id, ? FROM images WHERE sha256 = ?",
+            (packed, sha256),
         )
     for sha256, reason in searched.rejected.items():
-        connection.execute("UPDATE images SET outcome = 'rejected', reason = ? WHERE sha256 = ?", (reason, sha256))
+        connection.execute(
+            "UPDATE images SET outcome = 'rejected', reason = ? WHERE sha256 = ?", (reason, sha256)
+        )
     if searched.overview:
-        whole = {"image": image, "kind": "difference", "type": "image/jpeg", "bytes": searched.overview}
+        whole = {
+            "image": image,
+            "kind": "difference",
+            "type": "image/jpeg",
+            "bytes": searched.overview,
+        }
         logbook.insert(connection, "pictures", whole)
     if searched.row["outcome"] == "searched":
         for number, row in _log_detections(connection, image, searched, tools.point, params):
             for kind, png in searched.draw(row).items():
-                picture = {"image": image, "detection": number, "kind": kind, "type": "image/png", "bytes": png}
+                picture = {
+                    "image": image,
+                    "detection": number,
+                    "kind": kind,
+                    "type": "image/png",
+                    "bytes": png,
+                }
                 logbook.insert(connection, "pictures", picture)
 
 
@@ -738,20 +847,30 @@ def _log_detections(
     """Detections, and fainter sightings of candidates; those to be drawn: a candidate's first two sightings."""
     columns = (*DETECTION_COLUMNS, "probability")
     shift = np.array([searched.row["shift_x_px"], searched.row["shift_y_px"]])
-    pending = {row["id"] for row in connection.execute("SELECT id FROM candidates WHERE status = 'new'")}
+    pending = {
+        row["id"] for row in connection.execute("SELECT id FROM candidates WHERE status = 'new'")
+    }
     drawn = []
     seen = set()
-    for row, candidate in _with_candidates(connection, searched.table, shift, params.quicklook.match_px):
+    for row, candidate in _with_candidates(
+        connection, searched.table, shift, params.quicklook.match_px
+    ):
         above = row["score"] >= point.threshold
         fresh = candidate is None and above and row["status"] == "new"
         if fresh:
             place = {"x_px": row["x_px"] - shift[0], "y_px": row["y_px"] - shift[1]}
-            candidate = logbook.insert(connection, "candidates", {"image": image, "status": "new", **place})
+            candidate = logbook.insert(
+                connection, "candidates", {"image": image, "status": "new", **place}
+            )
         if candidate is not None:
             seen.add(candidate)
         if candidate is not None or above:
             waiting = fresh or candidate in pending
-            detection = {"image": image, "candidate": candidate, **{name: row[name] for name in columns}}
+            detection = {
+                "image": image,
+                "candidate": candidate,
+                **{name: row[name] for name in columns},
+            }
             number = logbook.insert(connection, "detections", detection)
             drawn += [(number, row)] if waiting else []
     _update_candidates(connection, image, seen, params.quicklook.fade_after)
@@ -759,33 +878,52 @@ def _log_detections(
 
 
 def _with_candidates(
-    connection: sqlite3.Connection, table: pd.DataFrame, shift: npt.NDArray[np.float64], match_px: float
+    connection: sqlite3.Connection,
+    table: pd.DataFrame,
+    shift: npt.NDArray[np.float64],
+    match_px: float,
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
     """Each row of a search, with the candidate of the log that lies there; bad pixels show none.
 
     What the stack has not learnt yet of a known blob may be measured off its centre: it is matched in a second round.
     """
-    places = connection.execute("SELECT id, status, x_px, y_px FROM candidates ORDER BY id").fetchall()
+    places = connection.execute(
+        "SELECT id, status, x_px, y_px FROM candidates ORDER BY id"
+    ).fetchall()
     rows = [dict(row) for _, row in table.iterrows()]
     candidate: dict[int, int] = {}
-    for of, status, within_px in ((("new", "known", "dip"), "", match_px), (("known",), "seen_again", NEAR_PX)):
+    for of, status, within_px in (
+        (("new", "known", "dip"), "", match_px),
+        (("known",), "seen_again", NEAR_PX),
+    ):
         open_rows = [k for k, row in enumerate(rows) if row["status"] in of and k not in candidate]
         taken = set(candidate.values())
-        free = [place for place in places if place["id"] not in taken and status in ("", place["status"])]
-        found = np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in open_rows]).reshape(-1, 2) - shift
+        free = [
+            place
+            for place in places
+            if place["id"] not in taken and status in ("", place["status"])
+        ]
+        found = (
+            np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in open_rows]).reshape(-1, 2) - shift
+        )
         there = np.array([[place["x_px"], place["y_px"]] for place in free]).reshape(-1, 2)
         candidate |= {open_rows[i]: int(free[j]["id"]) for i, j in pair(found, there, within_px)}
     for k, row in enumerate(rows):
         yield row, candidate.get(k)
 
 
-def _update_candidates(connection: sqlite3.Connection, image: int, seen: set[int], fade_after: int) -> None:
+def _update_candidates(
+    connection: sqlite3.Connection, image: int, seen: set[int], fade_after: int
+) -> None:
     """Mark what is seen again; let fade what later images do not show: a blob never vanishes.
 
     Where the image replaces older versions of its exposure, what these have shown or missed is counted anew.
     """
     mjd = connection.execute("SELECT mjd FROM images WHERE id = ?", (image,)).fetchone()["mjd"]
-    replaced = [row["id"] for row in connection.execute("SELECT id FROM images WHERE superseded_by = ?", (image,))]
+    replaced = [
+        row["id"]
+        for row in connection.execute("SELECT id FROM images WHERE superseded_by = ?", (image,))
+    ]
     rows = connection.execute(
         "SELECT c.id, c.status, c.missed, c.image, i.mjd, i.superseded_by FROM candidates c JOIN images i ON i.id = c.image"
     ).fetchall()
@@ -796,17 +934,23 @@ def _update_candidates(connection: sqlite3.Connection, image: int, seen: set[int
     }
     for row in rows:
         of_old = row["superseded_by"] is not None and row["id"] in seen
-        if of_old or row["id"] in shown or (replaced and row["status"] == "new" and row["image"] != image):
+        if (
+            of_old
+            or row["id"] in shown
+            or (replaced and row["status"] == "new" and row["image"] != image)
+        ):
             _count_anew(connection, row["id"], fade_after)
         elif row["id"] in seen and row["image"] != image:
             earliest = image if mjd < row["mjd"] else row["image"]
             connection.execute(
-                "UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?", (earliest, row["id"])
+                "UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?",
+                (earliest, row["id"]),
             )
         elif row["id"] not in seen and row["status"] == "new" and mjd > row["mjd"]:
             status = "faded" if row["missed"] + 1 >= fade_after else "new"
             connection.execute(
-                "UPDATE candidates SET missed = missed + 1, status = ? WHERE id = ?", (status, row["id"])
+                "UPDATE candidates SET missed = missed + 1, status = ? WHERE id = ?",
+                (status, row["id"]),
             )
 
 
@@ -827,7 +971,10 @@ def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int)
     )
     image, mjd = sightings[0]
     if len(sightings) > 1:
-        connection.execute("UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?", (image, candidate))
+        connection.execute(
+            "UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?",
+            (image, candidate),
+        )
         return
     [missed] = connection.execute(
         "SELECT count(*) FROM images WHERE outcome = 'searched' AND superseded_by IS NULL AND mjd > ? AND id > ?",

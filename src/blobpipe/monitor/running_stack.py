@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEPT = 2  # stacks' worth of images in the cache: those that a late image needs as well
-STEP_FRAC = 2.0**-13  # of the light: corrections are kept in such steps, 1/60 of the noise of an image
+# of the light: corrections are kept in such steps, 1/60 of the noise of an image
+STEP_FRAC = 2.0**-13
 LARGEST = np.iinfo(np.int16).max  # steps: all of the light
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -132,13 +133,20 @@ def stack_before(
         If an image that the log knows is neither cached nor a file any more, or is of another size.
     """
     rejected: dict[str, str] = {}
-    while len(found := members_before(connection, mjd, params.stack_size, shape, rejected)) == params.stack_size:
+    while (
+        len(found := members_before(connection, mjd, params.stack_size, shape, rejected))
+        == params.stack_size
+    ):
         images, corrections, unlike = _at_usual_place(found, cache, params)
         if unlike:
             rejected |= unlike
             continue
         median = _median(images)
-        recent = [] if landed is None else landed_within(landed, [each.mjd for each in found], median.shape)
+        recent = (
+            []
+            if landed is None
+            else landed_within(landed, [each.mjd for each in found], median.shape)
+        )
         scatter = rms_map(images, median, recent, [each.shift for each in found])
         return _stack(median, scatter, len(found), corrections, rejected)
     if reference is None:
@@ -155,10 +163,13 @@ def named(path: Path) -> Stack:
     FrameError
         If it is no usable image, or its scatter is of another size.
     """
-    data, scatter = fits_images.usable_image(path).data, fits_images.find_plane(path, "SCATTER")
+    data = fits_images.usable_image(path).data
+    scatter = fits_images.find_plane(path, "SCATTER")
     expected = tuple(side // 2 for side in data.shape)
     if scatter is not None and scatter.shape != expected:
-        raise FrameError(f"{path}: found a SCATTER of shape {scatter.shape}, expected {expected}; make the stack again")
+        raise FrameError(
+            f"{path}: found a SCATTER of shape {scatter.shape}, expected {expected}; make the stack again"
+        )
     return _stack(data, scatter, 0)
 
 
@@ -190,11 +201,14 @@ def reject_other_sizes(connection: sqlite3.Connection, shape: tuple[int, int]) -
     ).fetchall()
     for row in rows:
         reason = _other_size((row["ny_px"], row["nx_px"]), shape)
-        connection.execute("UPDATE images SET outcome = 'rejected', reason = ? WHERE id = ?", (reason, row["id"]))
+        connection.execute(
+            "UPDATE images SET outcome = 'rejected', reason = ? WHERE id = ?", (reason, row["id"])
+        )
 
 
 def _other_size(found: tuple[int, ...], expected: tuple[int, ...] | None) -> str:
-    (ny, nx), (expected_ny, expected_nx) = found, expected or (0, 0)
+    (ny, nx) = found
+    (expected_ny, expected_nx) = expected or (0, 0)
     return f"found {nx}x{ny} pixels, expected {expected_nx}x{expected_ny} as the images that this log searches; give it another log"
 
 
@@ -213,7 +227,8 @@ def members_before(
         "(SELECT json_group_array(path) FROM (SELECT path FROM files WHERE image = images.id ORDER BY files.id DESC)) AS paths "
         "FROM images WHERE kind = 'image' AND outcome != 'rejected' AND superseded_by IS NULL AND mjd < ? "
         "AND sha256 NOT IN (SELECT value FROM json_each(?)) "
-        "AND coalesce(ny_px = ? AND nx_px = ?, 1) ORDER BY mjd DESC, sha256 LIMIT ?",  # version 1 noted no size
+        # version 1 noted no size
+        "AND coalesce(ny_px = ? AND nx_px = ?, 1) ORDER BY mjd DESC, sha256 LIMIT ?",
         (mjd, json.dumps(list(left_out)), ny, nx, size),
     ).fetchall()
     return [
@@ -283,7 +298,9 @@ def prune(connection: sqlite3.Connection, cache: Path, size: int) -> None:
 
     What the cache holds then hangs on the log alone. Nobody else may be using it meanwhile.
     """
-    needed = {_cached(cache, member.sha256) for member in members_before(connection, np.inf, KEPT * size)}
+    needed = {
+        _cached(cache, member.sha256) for member in members_before(connection, np.inf, KEPT * size)
+    }
     for path in cache.glob("*.npy"):  # the temporary names of `files.atomic` too
         if path not in needed:
             path.unlink(missing_ok=True)
@@ -357,7 +374,8 @@ def _loaded(member: Member, cache: Path) -> npt.NDArray[np.float16] | None:
         content = memoryview(_cached(cache, member.sha256).read_bytes())
     except OSError:
         return None
-    body, digest = content[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+    body = content[:-DIGEST_BYTES]
+    digest = content[-DIGEST_BYTES:]
     if digest != _digest(member.sha256, member.correction or b"", body):
         return None
     image: npt.NDArray[np.float16] = np.load(io.BytesIO(body))
@@ -384,7 +402,9 @@ def _changes(images: Image, new: list[int], params: Difference) -> Image:
         both = np.concatenate([others, images[new]])
         _, shifts = register(both, median, blob_pattern(median), n_first=len(others) or None)
         moved = np.hypot(*np.array(shifts[len(others) :]).T) > NEGLIGIBLE_PX
-        changes = np.where(moved[:, None, None], np.nan_to_num(images[new] - both[len(others) :]), np.float32(0))
+        changes = np.where(
+            moved[:, None, None], np.nan_to_num(images[new] - both[len(others) :]), np.float32(0)
+        )
     return changes
 
 
@@ -414,7 +434,9 @@ def _median(images: Image) -> Image:
     median = np.empty(images.shape[1:], np.float32)
 
     def block(rows: slice) -> None:
-        median[rows] = bottleneck.nanmedian(np.ascontiguousarray(np.moveaxis(images[:, rows], 0, -1)), axis=-1)
+        median[rows] = bottleneck.nanmedian(
+            np.ascontiguousarray(np.moveaxis(images[:, rows], 0, -1)), axis=-1
+        )
 
     starts = range(0, len(median), ROWS)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

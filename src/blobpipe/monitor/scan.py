@@ -40,10 +40,20 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 4  # frames that are looked at, or wait to be told of
 STANDARDISING = Lock()  # not every way that Numba runs threads can be asked by two at once
 
-FRAME_COLUMNS = ("frame", "status", "reason", "shift_x_px", "shift_y_px", "noise_frac", "n_positive", "model_sha256")
+FRAME_COLUMNS = (
+    "frame",
+    "status",
+    "reason",
+    "shift_x_px",
+    "shift_y_px",
+    "noise_frac",
+    "n_positive",
+    "model_sha256",
+)
 SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
 PLACE_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
-FIT_COLUMNS = tuple(name for name in DETECTION_COLUMNS if name not in PLACE_COLUMNS)  # dense network
+# dense network
+FIT_COLUMNS = tuple(name for name in DETECTION_COLUMNS if name not in PLACE_COLUMNS)
 SIDE_PX = 128  # of the picture of a detection
 
 
@@ -118,9 +128,13 @@ def scan(
     names = [fits_images.frame_name(path) for path in paths]
     for name in names:
         if names.count(name) > 1:
-            raise FrameError(f"{name}: two images of this name; the tables could not tell them apart; rename one")
+            raise FrameError(
+                f"{name}: two images of this name; the tables could not tell them apart; rename one"
+            )
     report_network.set_threads(1)  # whole frames share the cores: no thread waits for another
-    known = None if catalogue is None else tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
+    known = (
+        None if catalogue is None else tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
+    )
     stack = None if difference else _read_stack(reference)
     search = _choose_search(model, stack, known, params)
     log.info("model: %s", model_file.described(model))
@@ -128,7 +142,16 @@ def scan(
     for path, seen in _look_ahead(paths, stack, search.look, params):
         if isinstance(seen, BlobpipeError):
             log.warning("blobpipe: %s (rejected)", " ".join(str(seen).split()))
-            row = (fits_images.frame_name(path), "rejected", str(seen), np.nan, np.nan, np.nan, 0, found.model_sha256)
+            row = (
+                fits_images.frame_name(path),
+                "rejected",
+                str(seen),
+                np.nan,
+                np.nan,
+                np.nan,
+                0,
+                found.model_sha256,
+            )
             found.frames.append(dict(zip(FRAME_COLUMNS, row, strict=True)))
         else:
             search.tell(seen, out_dir, found)
@@ -139,7 +162,9 @@ def scan(
         ("detections", found.detections, (*PLACE_COLUMNS, *FIT_COLUMNS)),
     ):
         tables.write_table(out_dir / f"{name}.csv", pd.DataFrame(rows, columns=list(columns)))
-    log.info("images scanned: %d, detections: %d, in %s", len(paths), len(found.detections), out_dir)
+    log.info(
+        "images scanned: %d, detections: %d, in %s", len(paths), len(found.detections), out_dir
+    )
     return int(any(row["status"] == "rejected" for row in found.frames))
 
 
@@ -154,8 +179,11 @@ class MedianStack(NamedTuple):
 def _read_stack(reference: Path | None) -> MedianStack:
     path = reference or Path("data/difference/reference.fits.fz")
     if not path.exists():
-        raise FrameError(f"{path}: not found; name a median stack (--reference STACK) or say --difference")
-    data, scatter = fits_images.usable_image(path).data, fits_images.find_plane(path, "SCATTER")
+        raise FrameError(
+            f"{path}: not found; name a median stack (--reference STACK) or say --difference"
+        )
+    data = fits_images.usable_image(path).data
+    scatter = fits_images.find_plane(path, "SCATTER")
     return MedianStack(data, scatter, noise_for_stack(data, scatter))
 
 
@@ -167,7 +195,10 @@ class Search(NamedTuple):
 
 
 def _look_ahead(
-    paths: Sequence[Path], stack: MedianStack | None, look: Callable[[Prepared], Any], params: Params
+    paths: Sequence[Path],
+    stack: MedianStack | None,
+    look: Callable[[Prepared], Any],
+    params: Params,
 ) -> Iterator[tuple[Path, Any]]:
     """Prepare and look at the frames in threads, a few ahead of the one that is asked for: memory does not grow."""
 
@@ -194,7 +225,9 @@ def _look_ahead(
 
 def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared:
     frame = fits_images.read_frame(path)
-    data, shift, noise = frame.data, (0.0, 0.0), fits_images.require_usable(frame, path)
+    data = frame.data
+    shift = (0.0, 0.0)
+    noise = fits_images.require_usable(frame, path)
     if stack is None:
         scatter = fits_images.find_plane(path, "SCATTER")
         require_noise_of_rms_map(data, scatter, path)
@@ -208,7 +241,9 @@ def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared:
     return Prepared(exposure_of(frame, path), data, scatter, scaled, shift, noise)
 
 
-def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params) -> Search:
+def _choose_search(
+    model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params
+) -> Search:
     """The way of the network that the model file holds."""
     if model_file.kind_of_model(model) == "dense":
         dense_network, point = operating_point.load_operating_point(model)
@@ -219,7 +254,9 @@ def _choose_search(model: Path, stack: MedianStack | None, catalogue: pd.DataFra
         look = partial(_look_dense, dense_network, point, catalogue, reference)
         return Search(look, partial(_tell_dense, point))
     network, _ = model_file.load_model(model)
-    return Search(partial(_look_report, network), partial(_tell_report, network, params.evaluate.threshold))
+    return Search(
+        partial(_look_report, network), partial(_tell_report, network, params.evaluate.threshold)
+    )
 
 
 class Looked(NamedTuple):
@@ -239,7 +276,9 @@ def _look_dense(
     frame: Prepared,
 ) -> Looked:
     cells = dense.probability_map(network, frame.scaled)
-    candidates = score_candidates(fit_peaks(cells, frame.difference, frame.noise_frac), point.weights)
+    candidates = score_candidates(
+        fit_peaks(cells, frame.difference, frame.noise_frac), point.weights
+    )
     candidates["probability"] = point.probability(candidates["score"].to_numpy())
     detections = vet(
         candidates[candidates["score"] >= point.threshold],
@@ -257,7 +296,9 @@ def _look_dense(
     return Looked(frame, cells, candidates, detections)
 
 
-def _tell_dense(point: operating_point.OperatingPoint, seen: Looked, out_dir: Path, found: Found) -> None:
+def _tell_dense(
+    point: operating_point.OperatingPoint, seen: Looked, out_dir: Path, found: Found
+) -> None:
     found.detections += [dict(row) for _, row in seen.detections.iterrows()]
     _, origins = tiles.tile(seen.frame.scaled)
     highest = highest_scores(seen.candidates, origins[:, 2:])
@@ -266,12 +307,16 @@ def _tell_dense(point: operating_point.OperatingPoint, seen: Looked, out_dir: Pa
         _draw(seen.frame, seen.cells, row, out_dir)
 
 
-def _within(cells: npt.NDArray[np.float32], x0: int, y0: int, side: int = tiles.SIDE) -> npt.NDArray[np.float32]:
+def _within(
+    cells: npt.NDArray[np.float32], x0: int, y0: int, side: int = tiles.SIDE
+) -> npt.NDArray[np.float32]:
     stride = dense.STRIDE
     return cells[y0 // stride : (y0 + side) // stride, x0 // stride : (x0 + side) // stride]
 
 
-def _draw(frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], out_dir: Path) -> None:
+def _draw(
+    frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], out_dir: Path
+) -> None:
     """The surroundings of a detection, and the network's map of them."""
     ny, nx = frame.scaled.shape
     x0, y0 = (
@@ -286,7 +331,13 @@ def _draw(frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], 
     )
     path = out_dir / f"{frame.name}_x{round(row['x_px'])}y{round(row['y_px'])}.png"
     plotting.draw_detection(
-        path, image, part, (x0, y0), (row["x_px"] - x0, row["y_px"] - y0), title, map_name="probability"
+        path,
+        image,
+        part,
+        (x0, y0),
+        (row["x_px"] - x0, row["y_px"] - y0),
+        title,
+        map_name="probability",
     )
 
 
@@ -314,9 +365,19 @@ def _note(
     found.exposures.append(frame.exposure)
     for (row, col, x0, y0), p, is_blob in zip(origins, probability, positive, strict=True):
         found.subframes.append(
-            dict(zip(SUBFRAME_COLUMNS, (frame.name, row, col, x0, y0, p, int(is_blob)), strict=True))
+            dict(
+                zip(SUBFRAME_COLUMNS, (frame.name, row, col, x0, y0, p, int(is_blob)), strict=True)
+            )
         )
-    about = (frame.name, "ok", "", *frame.shift, frame.noise_frac, int(positive.sum()), found.model_sha256)
+    about = (
+        frame.name,
+        "ok",
+        "",
+        *frame.shift,
+        frame.noise_frac,
+        int(positive.sum()),
+        found.model_sha256,
+    )
     found.frames.append(dict(zip(FRAME_COLUMNS, about, strict=True)))
 
 
@@ -337,13 +398,25 @@ def _look_report(network: report_network.ReportNetwork, frame: Prepared) -> Answ
 
 
 def _tell_report(
-    network: report_network.ReportNetwork, threshold: float, seen: Answered, out_dir: Path, found: Found
+    network: report_network.ReportNetwork,
+    threshold: float,
+    seen: Answered,
+    out_dir: Path,
+    found: Found,
 ) -> None:
     frame, subframes, origins, probability = seen
     positive = probability >= threshold
     _note(frame, origins, probability, positive, found)
     if positive.any():
-        _locate(network, frame, subframes[positive], origins[positive], probability[positive], out_dir, found)
+        _locate(
+            network,
+            frame,
+            subframes[positive],
+            origins[positive],
+            probability[positive],
+            out_dir,
+            found,
+        )
 
 
 def _locate(
@@ -362,5 +435,10 @@ def _locate(
         found.detections.append(dict(zip(PLACE_COLUMNS, detection, strict=True)))
         title = f"{frame.name}, subframe row {row}, column {col}: probability {probability[k]:.3f}"
         plotting.draw_detection(
-            out_dir / f"{frame.name}_r{row}c{col}.png", subframes[k], maps[k], (x0, y0), (x, y), title
+            out_dir / f"{frame.name}_r{row}c{col}.png",
+            subframes[k],
+            maps[k],
+            (x0, y0),
+            (x, y),
+            title,
         )

@@ -72,10 +72,14 @@ def surface(image: Image, x: float, y: float) -> bytes:
     from scipy.ndimage import gaussian_filter, median_filter
 
     part = gaussian_filter(median_filter(np.nan_to_num(window(image, x, y, SURFACE_PX)), 3), 1.0)
-    columns, rows = np.meshgrid(*(round(place) - SURFACE_PX // 2 + np.arange(SURFACE_PX) for place in (x, y)))
+    columns, rows = np.meshgrid(
+        *(round(place) - SURFACE_PX // 2 + np.arange(SURFACE_PX) for place in (x, y))
+    )
     figure = plt.figure(figsize=(4, 4), dpi=96)
     axis: Any = figure.add_axes((-0.04, 0.03, 0.96, 0.97), projection="3d")
-    axis.plot_surface(columns, rows, 100 * part, cmap="cividis", rcount=SURFACE_PX, ccount=SURFACE_PX, linewidth=0)
+    axis.plot_surface(
+        columns, rows, 100 * part, cmap="cividis", rcount=SURFACE_PX, ccount=SURFACE_PX, linewidth=0
+    )
     axis.set(xlabel="x (px)", ylabel="y (px)", zlabel="light loss (%)")
     axis.set_box_aspect(None, zoom=0.95)
     buffer = io.BytesIO()
@@ -89,14 +93,19 @@ def window(image: Image, x: float, y: float, side: int) -> Image:
     left, bottom = (round(place) - side // 2 for place in (x, y))
     ny, nx = image.shape
     part = np.full((side, side), np.nan, np.float32)
-    rows, columns = slice(max(bottom, 0), min(bottom + side, ny)), slice(max(left, 0), min(left + side, nx))
-    part[rows.start - bottom : rows.stop - bottom, columns.start - left : columns.stop - left] = image[rows, columns]
+    rows = slice(max(bottom, 0), min(bottom + side, ny))
+    columns = slice(max(left, 0), min(left + side, nx))
+    part[rows.start - bottom : rows.stop - bottom, columns.start - left : columns.stop - left] = (
+        image[rows, columns]
+    )
     return part
 
 
 def _grey(values: Image, limit: float) -> npt.NDArray[np.uint8]:
     """8 bit, from -limit to limit, the top row first as pictures have it."""
-    return np.ascontiguousarray(np.clip(127.5 * (values[::-1] / limit + 1), 0, 255).astype(np.uint8))
+    return np.ascontiguousarray(
+        np.clip(127.5 * (values[::-1] / limit + 1), 0, 255).astype(np.uint8)
+    )
 
 
 def _enlarged(grey: npt.NDArray[np.uint8], times: int = ENLARGED) -> bytes:

@@ -103,18 +103,25 @@ class DenseRun(train.Run):
     network: dense_network.DenseNetwork  # type: ignore[assignment]
 
     def __init__(
-        self, params: Dense, identity: dict[str, Any], checkpoint: Path, choice: npt.NDArray[np.int32]
+        self,
+        params: Dense,
+        identity: dict[str, Any],
+        checkpoint: Path,
+        choice: npt.NDArray[np.int32],
     ) -> None:
         super().__init__(params, 0.0, identity, checkpoint)  # type: ignore[arg-type]
-        self.choice = choice  # of stamps, shape (2, n): smooth ones, and what ragged ones are made of them
+        # of stamps, shape (2, n): smooth ones, and what ragged ones are made of them
+        self.choice = choice
         self.pieces = clutter.draw_pieces(params.seed, params.n_clutter)
         self.copies = [self.network, *(_twin(self.network) for _ in range(params.threads - 1))]
         self.pool = ThreadPoolExecutor(params.threads, "dense", torch.set_num_threads, (1,))
 
     def watch(self, scene: Scene, recipes: Recipes) -> None:
         """Measure progress on these, as they are."""
-        rows, strength = np.arange(len(recipes)), np.ones(len(recipes.blob), np.float32)
-        noise_sigma, piece = np.zeros(len(rows), np.float32), np.full(len(rows), -1)
+        rows = np.arange(len(recipes))
+        strength = np.ones(len(recipes.blob), np.float32)
+        noise_sigma = np.zeros(len(rows), np.float32)
+        piece = np.full(len(rows), -1)
         pixels = render.render_varied(
             scene,
             recipes,
@@ -135,12 +142,15 @@ class DenseRun(train.Run):
         pass
 
     def _new_optimiser(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.network.parameters(), self.params.rate, weight_decay=1e-4, fused=True)
+        return torch.optim.AdamW(
+            self.network.parameters(), self.params.rate, weight_decay=1e-4, fused=True
+        )
 
     def _set_rate(self, epoch: float) -> None:
         """Rising for a tenth of the time, then falling to zero along a cosine."""
         done = epoch / self.params.epochs
-        rising, falling = min(1.0, (done + 1e-3) / 0.1), 0.5 + 0.5 * math.cos(math.pi * max(0.0, done - 0.1) / 0.9)
+        rising = min(1.0, (done + 1e-3) / 0.1)
+        falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, done - 0.1) / 0.9)
         for group in self.optimiser.param_groups:
             group["lr"] = self.params.rate * rising * falling
 
@@ -160,12 +170,16 @@ class DenseRun(train.Run):
                 corner=draw.corner[rows],
                 side=self.params.crop_px,
             )
-            return torch.from_numpy(shown[:, None]), self._targets(recipes, rows, signal, draw.corner)
+            return torch.from_numpy(shown[:, None]), self._targets(
+                recipes, rows, signal, draw.corner
+            )
 
         return train.Way(prepare, lambda prepared, _: self._update_dense(*prepared))
 
     def _resident(self, scene: Scene, recipes: Recipes) -> train.Way:
-        renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device, self.pieces)
+        renderer = self.renderer = self.renderer or render_gpu.Renderer(
+            scene, recipes, self.device, self.pieces
+        )
         draw, recipes, signal = self._draw(scene, recipes)
         renderer.place(recipes)
         strength = render_gpu.by_row(recipes, draw.strength)
@@ -178,26 +192,37 @@ class DenseRun(train.Run):
             rows, wanted = prepared
             values = (rows, strength[rows], draw.noise_sigma[rows], draw.piece[rows])
             there, *varied = (torch.from_numpy(value).to(self.device) for value in values)
-            pixels, side = renderer.vary(there, turn, *varied), self.params.crop_px
+            pixels = renderer.vary(there, turn, *varied)
+            side = self.params.crop_px
             corner = zip(pixels, draw.corner[rows], strict=True)
             return self._update_dense(
-                torch.stack([each[:, y : y + side, x : x + side] for each, (x, y) in corner]), wanted
+                torch.stack([each[:, y : y + side, x : x + side] for each, (x, y) in corner]),
+                wanted,
             )
 
         return train.Way(prepare, update)
 
     def _targets(
-        self, recipes: Recipes, rows: npt.NDArray[np.int64], snr: FloatArray, corner: npt.NDArray[np.int64]
+        self,
+        recipes: Recipes,
+        rows: npt.NDArray[np.int64],
+        snr: FloatArray,
+        corner: npt.NDArray[np.int64],
     ) -> Targets:
         params = self.params
-        return targets(recipes, rows, self.epoch, snr, params.min_snr, corner=corner[rows], side=params.crop_px)
+        return targets(
+            recipes, rows, self.epoch, snr, params.min_snr, corner=corner[rows], side=params.crop_px
+        )
 
     def _draw(self, scene: Scene, recipes: Recipes) -> tuple[Drawn, Recipes, FloatArray]:
         """What is different in every epoch; the recipes with other stamps; and the S/N of their blobs as they are drawn."""
         params, rng = self.params, stream(self.params.seed, "dense", self.epoch)
-        n, n_blobs = len(recipes), len(recipes.blob)
+        n = len(recipes)
+        n_blobs = len(recipes.blob)
         low, high = map(math.log, params.strength)
-        piece = np.where(rng.random(n) < params.clutter_frac, rng.integers(0, params.n_clutter, n), -1)
+        piece = np.where(
+            rng.random(n) < params.clutter_frac, rng.integers(0, params.n_clutter, n), -1
+        )
         strength = np.exp(rng.uniform(low, high, n_blobs)).astype(np.float32)
         noise = rng.uniform(0, params.noise_sigma, n).astype(np.float32)
         is_ragged = (rng.random(n_blobs) < params.ragged_frac).astype(np.int64)
@@ -210,14 +235,20 @@ class DenseRun(train.Run):
         """Each thread takes a part of the batch on its own: convolutions of small images share badly."""
         core, weight = (torch.from_numpy(array).to(shown.device) for array in wanted)
         parts = [
-            torch.from_numpy(part) for part in np.array_split(np.arange(len(shown)), self.params.threads) if len(part)
+            torch.from_numpy(part)
+            for part in np.array_split(np.arange(len(shown)), self.params.threads)
+            if len(part)
         ]
 
         def differentiate(network: dense_network.DenseNetwork, part: Tensor) -> tuple[Tensor, ...]:
             images = shown[part].contiguous(memory_format=torch.channels_last)
-            with torch.autocast(shown.device.type, torch.bfloat16, enabled=shown.device.type == "cuda"):
+            with torch.autocast(
+                shown.device.type, torch.bfloat16, enabled=shown.device.type == "cuda"
+            ):
                 logits = network(images)
-            loss = cell_loss(logits.float(), core[part], weight[part], self.params.focus) * (len(part) / len(shown))
+            loss = cell_loss(logits.float(), core[part], weight[part], self.params.focus) * (
+                len(part) / len(shown)
+            )
             return loss.detach(), *torch.autograd.grad(loss, list(self.network.parameters()))
 
         run = self.pool.map if shown.device.type == "cpu" else map
@@ -227,7 +258,9 @@ class DenseRun(train.Run):
         self.optimiser.step()
         return torch.stack(losses).sum()
 
-    def _record(self, train_loss: float, monitor: FloatArray | Tensor, labels: npt.NDArray[np.int64]) -> None:
+    def _record(
+        self, train_loss: float, monitor: FloatArray | Tensor, labels: npt.NDArray[np.int64]
+    ) -> None:
         searcher = dense_network.folded(self.network)
         core, weight = map(torch.from_numpy, self.watched.targets)
 
@@ -235,9 +268,13 @@ class DenseRun(train.Run):
             part = slice(start, start + 16)
             with torch.inference_mode():
                 images = torch.as_tensor(monitor[part, None], device=self.device)
-                logits = searcher(images.contiguous(memory_format=torch.channels_last)).float().cpu()
+                logits = (
+                    searcher(images.contiguous(memory_format=torch.channels_last)).float().cpu()
+                )
             hits = (logits.amax((1, 2)) >= 0).numpy() == (labels[part] == 1)
-            return cell_loss(logits, core[part], weight[part], self.params.focus).item() * len(logits), int(hits.sum())
+            return cell_loss(logits, core[part], weight[part], self.params.focus).item() * len(
+                logits
+            ), int(hits.sum())
 
         run = self.pool.map if self.device.type == "cpu" else map
         losses, hits = zip(*run(watch, range(0, len(labels), 16)), strict=True)
@@ -281,22 +318,33 @@ def evenly_sized(table: pd.DataFrame) -> npt.NDArray[np.int32]:
     return numbers
 
 
-def with_ragged(scene: Scene, numbers: npt.NDArray[np.int32], seed: int) -> tuple[Scene, npt.NDArray[np.int32]]:
+def with_ragged(
+    scene: Scene, numbers: npt.NDArray[np.int32], seed: int
+) -> tuple[Scene, npt.NDArray[np.int32]]:
     """A scene with a ragged stamp more for each of some numbers, and both numbers of each, shape (2, n)."""
     ragged = stamps.ragged_stamps(stream(seed, "dense", "ragged"), scene.stamps[numbers])
     more = len(scene.stamps) + np.arange(len(numbers), dtype=np.int32)
     return replace(scene, stamps=np.concatenate([scene.stamps, ragged])), np.stack([numbers, more])
 
 
-def corners(rng: np.random.Generator, recipes: Recipes, copy: int, side: int) -> npt.NDArray[np.int64]:
+def corners(
+    rng: np.random.Generator, recipes: Recipes, copy: int, side: int
+) -> npt.NDArray[np.int64]:
     """Corners (x, y; px) of squares to show of each subframe, with one of its blobs somewhere on them if it has any."""
-    n, last = len(recipes), (tiles.SIDE - side) // STRIDE
-    low, high = np.zeros((n, 2), np.int64), np.full((n, 2), last)
+    n = len(recipes)
+    last = (tiles.SIDE - side) // STRIDE
+    low = np.zeros((n, 2), np.int64)
+    high = np.full((n, 2), last)
     count = np.diff(recipes.first_blob)
     some = np.flatnonzero(count)
     blob = recipes.blob[recipes.first_blob[some] + rng.integers(0, count[some])]
-    at = np.stack(render.turned(blob[:, 1], blob[:, 2], recipes.turn[copy % len(recipes.turn), some]), axis=1)
-    low[some], high[some] = np.maximum(0, -((side - 1 - at) // STRIDE)), np.minimum(last, at // STRIDE)
+    at = np.stack(
+        render.turned(blob[:, 1], blob[:, 2], recipes.turn[copy % len(recipes.turn), some]), axis=1
+    )
+    low[some], high[some] = (
+        np.maximum(0, -((side - 1 - at) // STRIDE)),
+        np.minimum(last, at // STRIDE),
+    )
     corner: npt.NDArray[np.int64] = STRIDE * rng.integers(low, high + 1)
     return corner
 
@@ -331,15 +379,23 @@ def targets(
     corner, side
         Which part of each, as in `render.render_varied`.
     """
-    cells, first, turn = side // STRIDE, recipes.first_blob, recipes.turn[copy % len(recipes.turn)]
-    nearest = np.full((2, len(rows), cells, cells), np.inf, np.float32)  # any blob, and any that is clear
+    cells = side // STRIDE
+    first = recipes.first_blob
+    turn = recipes.turn[copy % len(recipes.turn)]
+    # any blob, and any that is clear
+    nearest = np.full((2, len(rows), cells, cells), np.inf, np.float32)
     middle = np.arange(cells, dtype=np.float32) * STRIDE + np.float32((STRIDE - 1) / 2)
     left_top = np.zeros((len(rows), 2), np.int64) if corner is None else corner
     for i, row in enumerate(rows):
         blobs = np.arange(first[row], first[row + 1])
         if len(blobs):
-            at = render.turned(recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[np.full(len(blobs), row)])
-            x, y = (np.subtract(*each).astype(np.float32)[:, None, None] for each in zip(at, left_top[i], strict=True))
+            at = render.turned(
+                recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[np.full(len(blobs), row)]
+            )
+            x, y = (
+                np.subtract(*each).astype(np.float32)[:, None, None]
+                for each in zip(at, left_top[i], strict=True)
+            )
             distance = np.hypot(middle - x, middle[:, None] - y)
             nearest[0, i] = distance.min(0)
             nearest[1, i] = distance[snr[blobs] >= min_snr].min(0, initial=np.inf)
@@ -394,7 +450,8 @@ def peaks(cells: FloatArray, at_least: float) -> Peaks:
     highest = ndimage.maximum_filter(cells, 5, mode="constant")
     rows, columns = np.nonzero((cells == highest) & (cells >= at_least))
     order = np.argsort(-cells[rows, columns], kind="stable")
-    rows, columns = rows[order], columns[order]
+    rows = rows[order]
+    columns = columns[order]
     offsets = np.mgrid[-1:2, -1:2].reshape(2, -1)
     padded = np.pad(cells.astype(np.float64), 1)
     around = padded[rows[:, None] + 1 + offsets[0], columns[:, None] + 1 + offsets[1]]

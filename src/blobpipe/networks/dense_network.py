@@ -27,7 +27,9 @@ class DenseNetwork(nn.Module):
         self.at4 = _convolution(16, 24)
         self.at8 = nn.Sequential(_convolution(24, 40, stride=2), _convolution(40, 40))
         self.at16 = nn.Sequential(
-            _convolution(40, 48, stride=2), _convolution(48, 48, dilation=2), _convolution(48, 48, dilation=4)
+            _convolution(40, 48, stride=2),
+            _convolution(48, 48, dilation=2),
+            _convolution(48, 48, dilation=4),
         )
         self.to8, self.to4 = nn.Conv2d(48, 40, 1), nn.Conv2d(40, 24, 1)
         self.last, self.head = _convolution(24, 24), nn.Conv2d(24, 1, 1)
@@ -54,7 +56,9 @@ class DenseNetwork(nn.Module):
         return logits[:, 0]
 
 
-def _convolution(channels: int, filters: int, *, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+def _convolution(
+    channels: int, filters: int, *, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
     convolution = nn.Conv2d(channels, filters, 3, stride, dilation, dilation, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(filters), nn.ReLU(inplace=True))
 

@@ -59,8 +59,10 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES = _vector_bytes()
 PATCH_BYTES = min(VECTOR_BYTES, 32)  # of the vectors that read patches, whose rows are short
-BAND_BYTES = 2**15  # of an image, whose patches are read for all filters before the next: what the nearest cache holds
-ACCUMULATORS = 16 if VECTOR_BYTES == 64 else 8  # half of the registers; pixels and weights take the others
+# of an image, whose patches are read for all filters before the next: what the nearest cache holds
+BAND_BYTES = 2**15
+# half of the registers; pixels and weights take the others
+ACCUMULATORS = 16 if VECTOR_BYTES == 64 else 8
 
 
 def conv_relu_pool(
@@ -140,27 +142,39 @@ def available() -> bool:
     try:
         return _agree_with_plain()
     except Exception as error:  # whatever a compiler may raise on an unknown machine
-        log.warning("the fused kernels do not run on this machine (%s); the plain ones are used", error)
+        log.warning(
+            "the fused kernels do not run on this machine (%s); the plain ones are used", error
+        )
         return False
 
 
 def _agree_with_plain() -> bool:
     x = torch.linspace(-9, 9, 16 * 16).sin().reshape(1, 1, 16, 16)
-    weight, bias = torch.linspace(-9, 9, 2 * 25).cos().reshape(2, 1, 5, 5), torch.zeros(2)
+    weight = torch.linspace(-9, 9, 2 * 25).cos().reshape(2, 1, 5, 5)
+    bias = torch.zeros(2)
     plain = F.max_pool2d(F.relu(F.conv2d(x, weight, bias, padding=2)), 4)
     return torch.allclose(conv_relu_pool(x, weight, bias), plain, atol=1e-4)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float) -> None:
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[1] != weight.shape[1] or bias.shape != weight.shape[:1]:
+    if (
+        x.ndim != 4
+        or weight.ndim != 4
+        or x.shape[1] != weight.shape[1]
+        or bias.shape != weight.shape[:1]
+    ):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, weight, bias))
         raise ValueError(f"expected (n, c, ny, nx), (f, c, size, size) and (f,), found {shapes}")
     if weight.shape[2] != weight.shape[3] or weight.shape[2] % 2 == 0:
         raise ValueError(f"expected a square kernel of odd size, found {tuple(weight.shape[2:])}")
     if {x.dtype, weight.dtype, bias.dtype} not in ({torch.float32}, {torch.float64}):
-        raise ValueError(f"expected float32 or float64 for all, found {x.dtype}, {weight.dtype}, {bias.dtype}")
+        raise ValueError(
+            f"expected float32 or float64 for all, found {x.dtype}, {weight.dtype}, {bias.dtype}"
+        )
     if not 1 <= pool <= 15 or min(x.shape[2:]) < pool:
-        raise ValueError(f"expected a pool from 1 to 15 and images no smaller, found {pool} and {tuple(x.shape[2:])}")
+        raise ValueError(
+            f"expected a pool from 1 to 15 and images no smaller, found {pool} and {tuple(x.shape[2:])}"
+        )
     if not 0 <= dropout < 1:
         raise ValueError(f"expected a dropout in [0, 1), found {dropout}")
 
@@ -168,17 +182,25 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float) -
 # ------------------------------------------------------------------------------------------ operators of PyTorch
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float, seed: int) -> tuple[Tensor, Tensor]:
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor, pool: int, dropout: float, seed: int
+) -> tuple[Tensor, Tensor]:
     """The pooled images, and the winner of each window: its row times pool plus its column, or NO_WINNER."""
-    images, packing = _array(x), (_pack(weight, pool), *_pack_columns(weight, pool), _pad_filters(bias, pool))
-    bits, weights = images.reshape(-1).view(f"i{images.itemsize}"), tuple(map(_array, packing))
+    images = _array(x)
+    packing = (_pack(weight, pool), *_pack_columns(weight, pool), _pad_filters(bias, pool))
+    bits = images.reshape(-1).view(f"i{images.itemsize}")
+    weights = tuple(map(_array, packing))
     pooled, winner = _new_results(x, weight, pool)
-    results, winners = pooled.numpy(), winner.numpy()
+    results = pooled.numpy()
+    winners = winner.numpy()
     drop = (*_dropout_key(dropout, seed), results.dtype.type(1 / (1 - dropout)))
-    sizes, tame_px = _sizes(weight, pool), results.dtype.type(_tame_px(weight, bias))
+    sizes = _sizes(weight, pool)
+    tame_px = results.dtype.type(_tame_px(weight, bias))
 
     def work(_: int, first: int, last: int) -> None:
-        _convolve_chunk(*weights, images, bits, results, winners, *sizes, tame_px, drop, first, last)
+        _convolve_chunk(
+            *weights, images, bits, results, winners, *sizes, tame_px, drop, first, last
+        )
 
     _run_chunks(len(x), work)
     return pooled, winner
@@ -196,20 +218,32 @@ def _new_results(x: Tensor, weight: Tensor, pool: int) -> tuple[Tensor, Tensor]:
 
 
 def _backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, winner: Tensor, pool: int, dropout: float, want_x: bool
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    winner: Tensor,
+    pool: int,
+    dropout: float,
+    want_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x (empty unless wanted), weight and bias."""
     filters, channels, size, _ = weight.shape
     gain = 1 / (1 - dropout)
-    images, gradients, winners = _array(x), _array(gradient), _array(winner)
+    images = _array(x)
+    gradients = _array(gradient)
+    winners = _array(winner)
     x_gradient, weight_gradient, _ = _new_gradients(x, weight, want_x)
-    kernels, x_results, sizes = _array(_shifted_kernels(weight * gain)), x_gradient.numpy(), _sizes(weight, pool)
+    kernels = _array(_shifted_kernels(weight * gain))
+    x_results = x_gradient.numpy()
+    sizes = _sizes(weight, pool)
     length = _round_up(size * channels, _lanes(x, PATCH_BYTES))
     patches = np.zeros((_n_chunks(len(x)), filters, size, length), images.dtype)
     biases = np.zeros((len(patches), filters), images.dtype)
 
     def work(chunk: int, *span: int) -> None:
-        _differentiate_chunk(images, gradients, winners, kernels, x_results, patches, biases, chunk, *sizes, *span)
+        _differentiate_chunk(
+            images, gradients, winners, kernels, x_results, patches, biases, chunk, *sizes, *span
+        )
 
     _run_chunks(len(x), work)
     rows = torch.from_numpy(_sum_in_order(patches, gain))[:, :, : size * channels]
@@ -218,7 +252,13 @@ def _backward(
 
 
 def _imagine_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, winner: Tensor, pool: int, dropout: float, want_x: bool
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    winner: Tensor,
+    pool: int,
+    dropout: float,
+    want_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _new_gradients(x, weight, want_x)
 
@@ -243,9 +283,11 @@ def _differentiate(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None
 
 
 # Defined step by step, since torch.library.custom_op would import PyTorch's compiler: a second at every start.
-FORWARD, BACKWARD = "blobpipe::conv_relu_pool", "blobpipe::conv_relu_pool_backward"
+FORWARD = "blobpipe::conv_relu_pool"
+BACKWARD = "blobpipe::conv_relu_pool_backward"
 torch.library.define(
-    FORWARD, "(Tensor x, Tensor weight, Tensor bias, int pool, float dropout, int seed) -> (Tensor, Tensor)"
+    FORWARD,
+    "(Tensor x, Tensor weight, Tensor bias, int pool, float dropout, int seed) -> (Tensor, Tensor)",
 )
 torch.library.define(
     BACKWARD,
@@ -295,7 +337,12 @@ def _pack_columns(weight: Tensor, pool: int) -> tuple[Tensor, Tensor]:
     factors = torch.einsum("uy,fcyx->fcux", kernel, weight.detach().double())
     amount = factors.abs().sum((1, 3)) * pixels.abs().sum(1)
     terms = channels * size + len(pixels)
-    doubt = 2 * torch.finfo(weight.dtype).eps * math.sqrt(terms) * (amount.square() @ products.square()).sqrt().amax(1)
+    doubt = (
+        2
+        * torch.finfo(weight.dtype).eps
+        * math.sqrt(terms)
+        * (amount.square() @ products.square()).sqrt().amax(1)
+    )
     return _pack(factors.to(weight.dtype), pool), _pad_filters(doubt.to(weight.dtype), pool)
 
 
@@ -317,20 +364,28 @@ def _column_transforms(size: int, pool: int) -> tuple[Tensor, Tensor, Tensor]:
     """
 
     def powers(degrees: int) -> Tensor:
-        rows = [[point**k for k in range(degrees)] for point in POINTS] + [[0.0] * (degrees - 1) + [1.0]]
+        rows = [[point**k for k in range(degrees)] for point in POINTS] + [
+            [0.0] * (degrees - 1) + [1.0]
+        ]
         return torch.tensor(rows, dtype=torch.float64)
 
     inverse = torch.linalg.inv(powers(len(POINTS) + 1)).T
-    scale = inverse[:, [-2]].clone()  # by which rows become quarters and halves, besides the first and last
+    # by which rows become quarters and halves, besides the first and last
+    scale = inverse[:, [-2]].clone()
     scale[0], scale[-1] = inverse[0, 0], inverse[-1, -1]
     return powers(size) * scale, (inverse / scale * 32).round() / 32, powers(pool)
 
 
 def _tame_px(weight: Tensor, bias: Tensor) -> float:
     """Pixels, none of which is so large (or NaN), can convolve to nothing but finite numbers."""
-    gain, offset = weight.double().abs().flatten(1).sum(1), bias.double().abs()
+    gain = weight.double().abs().flatten(1).sum(1)
+    offset = bias.double().abs()
     highest = torch.finfo(weight.dtype).max / 2**16
-    return float(((highest - offset) / gain.clamp(min=1.0)).nan_to_num(0.0).amin()) if len(weight) else 0.0
+    return (
+        float(((highest - offset) / gain.clamp(min=1.0)).nan_to_num(0.0).amin())
+        if len(weight)
+        else 0.0
+    )
 
 
 def _block_size(pool: int) -> int:
@@ -401,32 +456,65 @@ def _jit(function: Callable[..., Any], **options: Any) -> Any:
 
 @_jit
 def _convolve_chunk(
-    packed, columns, doubts, biases, images, bits, pooled, winners, taps, window, tame_px, drop, first, last
+    packed,
+    columns,
+    doubts,
+    biases,
+    images,
+    bits,
+    pooled,
+    winners,
+    taps,
+    window,
+    tame_px,
+    drop,
+    first,
+    last,
 ):
     threshold, key, gain = drop
-    channels, pool, margin = images.shape[1], len(window), len(taps) // 2
+    channels = images.shape[1]
+    pool = len(window)
+    margin = len(taps) // 2
     lanes = VECTOR_BYTES // images.itemsize
-    block, block_weights = packed.shape[4], packed[0].size
+    block = packed.shape[4]
+    block_weights = packed[0].size
     ny, nx = pooled.shape[2:]
     width = -(-nx // lanes) * lanes
-    pad = -(-margin // (pool * lanes)) * lanes  # zeros on either side of a plane's row, in whole vectors
+    # zeros on either side of a plane's row, in whole vectors
+    pad = -(-margin // (pool * lanes)) * lanes
     plane_step = pad + width + pad + lanes
     row_step = pool * plane_step
     channel_step = (ny * pool + 2 * margin) * row_step
-    planes, weights = _aligned_zeros(channels * channel_step, images.dtype), packed.ravel()
+    planes = _aligned_zeros(channels * channel_step, images.dtype)
+    weights = packed.ravel()
     products_step = (pool + len(taps) - 1) * row_step
     products = _aligned_zeros(channels * products_step if columns.size else 0, images.dtype)
-    column_weights, column_block = columns.ravel(), columns.size // packed.shape[0]
+    column_weights = columns.ravel()
+    column_block = columns.size // packed.shape[0]
     maxima = np.empty((packed.shape[0] * block, width), images.dtype)
     codes = np.empty(maxima.shape, np.int32)
-    flat_maxima, flat_codes = maxima.ravel(), codes.ravel()
+    flat_maxima = maxima.ravel()
+    flat_codes = codes.ravel()
     for i in range(first, last):
-        largest = _deal_image(images, bits, i, planes, channel_step, row_step, plane_step, pad, margin, window)
+        largest = _deal_image(
+            images, bits, i, planes, channel_step, row_step, plane_step, pad, margin, window
+        )
         tame = largest < tame_px
         for y in range(ny):
             start = y * pool * row_step
             if tame and columns.size:
-                _transform_row(planes, start, channel_step, row_step, plane_step, pad, products, images, taps, window)
+                _transform_row(
+                    planes,
+                    start,
+                    channel_step,
+                    row_step,
+                    plane_step,
+                    pad,
+                    products,
+                    images,
+                    taps,
+                    window,
+                )
             for x in range(0, width, lanes):
                 for k in range(packed.shape[0]):
                     if tame and columns.size and _convolve_columns(
@@ -455,9 +543,11 @@ def _aligned_zeros(size, dtype):
 def _deal_image(images, bits, i, planes, channel_step, row_step, plane_step, pad, margin, window):
     """Returns the largest pixel, signs apart; NaN or infinity if there is one."""
     channels, ny, nx = images.shape[1:]
-    pool, stretch = len(window), len(window) * VECTOR_BYTES // images.itemsize
+    pool = len(window)
+    stretch = len(window) * VECTOR_BYTES // images.itemsize
     rest = nx % stretch
-    flat, end = images.ravel(), np.zeros(stretch, images.dtype)
+    flat = images.ravel()
+    end = np.zeros(stretch, images.dtype)
     largest = np.zeros(1, bits.dtype)
     for c in range(channels):
         for y in range(min(ny, channel_step // row_step - margin)):
@@ -483,16 +573,27 @@ def _largest_magnitude(pixels, largest):
 
 
 @_jit
-def _transform_row(planes, start, channel_step, row_step, plane_step, pad, products, images, taps, window):
+def _transform_row(
+    planes, start, channel_step, row_step, plane_step, pad, products, images, taps, window
+):
     """What kernels are multiplied with for a row of windows, from the pixels of their columns."""
-    lanes, pool = VECTOR_BYTES // images.itemsize, len(window)
+    lanes = VECTOR_BYTES // images.itemsize
+    pool = len(window)
     stretch = pool * lanes
     for c in range(images.shape[1]):
         for s in range(pool):
             at = s * plane_step + pad
             to = c * (pool + len(taps) - 1) * row_step + at
             for x in range(0, -(-images.shape[3] // stretch) * lanes, lanes):
-                _transform_columns(planes, start + c * channel_step + at + x, products, to + x, row_step, taps, window)
+                _transform_columns(
+                    planes,
+                    start + c * channel_step + at + x,
+                    products,
+                    to + x,
+                    row_step,
+                    taps,
+                    window,
+                )
 
 
 @_jit
@@ -508,38 +609,70 @@ def _write_row(maxima, codes, pooled, winners, i, y, key, threshold, gain):
 
 @_jit
 def _differentiate_chunk(
-    images, gradients, winners, kernels, x_gradient, patches, biases, chunk, taps, window, first, last
+    images,
+    gradients,
+    winners,
+    kernels,
+    x_gradient,
+    patches,
+    biases,
+    chunk,
+    taps,
+    window,
+    first,
+    last,
 ):
     """Gradients of weights and biases, summed over a chunk, and of its images unless ``x_gradient`` is empty.
 
     Each winner adds the patch of image it came from to the weights' gradient, and its kernel to the image's, there.
     """
     filters, ny = winners.shape[1:3]
-    pool, margin, channels = len(window), len(taps) // 2, images.shape[1]
-    lanes, length = PATCH_BYTES // images.itemsize, patches.shape[3]
+    pool = len(window)
+    margin = len(taps) // 2
+    channels = images.shape[1]
+    lanes = PATCH_BYTES // images.itemsize
+    length = patches.shape[3]
     row_step = _row_step(images, margin)
     size = (images.shape[2] + 2 * margin) * row_step + max(length, kernels.shape[3])
     pixels = _aligned_zeros(size, images.dtype)
     band = max(1, BAND_BYTES // (pool * row_step * images.itemsize))
-    positions, gains = np.empty(winners[0].size, np.uint32), np.empty(winners[0].size, images.dtype)
-    ends, corners = np.empty((filters, ny + 1), np.int64), _corners(row_step, channels, window)
-    sums, table, shape = patches[chunk].ravel(), kernels.ravel(), kernels.shape
+    positions = np.empty(winners[0].size, np.uint32)
+    gains = np.empty(winners[0].size, images.dtype)
+    ends = np.empty((filters, ny + 1), np.int64)
+    corners = _corners(row_step, channels, window)
+    sums = patches[chunk].ravel()
+    table = kernels.ravel()
+    shape = kernels.shape
     for i in range(first, last):
         _interleave(images, i, pixels, margin)
         spread = _aligned_zeros(size if x_gradient.size else 0, images.dtype)
         for f in range(filters):
             biases[chunk, f] += _sum_of_winners(gradients, winners, i, f)
-            _locate(gradients, winners, i, f, corners, pool * row_step, pool * channels, positions, gains, ends)
+            _locate(
+                gradients,
+                winners,
+                i,
+                f,
+                corners,
+                pool * row_step,
+                pool * channels,
+                positions,
+                gains,
+                ends,
+            )
         for y in range(0, ny, band):
             for f in range(filters):
-                begin, end = ends[f, y], ends[f, min(y + band, ny)]
+                begin = ends[f, y]
+                end = ends[f, min(y + band, ny)]
                 for x in range(0, length, lanes):
                     _gather(
                         pixels, x, row_step, positions, gains, begin, end,
                         sums, f * len(taps) * length + x, length, taps,
                     )  # fmt: skip
                 if x_gradient.size:
-                    _scatter_all(spread, row_step, positions, gains, begin, end, table, shape, f, taps)
+                    _scatter_all(
+                        spread, row_step, positions, gains, begin, end, table, shape, f, taps
+                    )
         if x_gradient.size:
             _separate(spread, x_gradient, i, margin)
 
@@ -555,30 +688,39 @@ def _row_step(images, margin):
 def _interleave(images, i, pixels, margin):
     """Pixel after pixel, each with all its channels, inside a margin of zeros."""
     channels, ny, nx = images.shape[1:]
-    flat, row_step = images.ravel(), _row_step(images, margin)
+    flat = images.ravel()
+    row_step = _row_step(images, margin)
     for y in range(ny):
         start = (y + margin) * row_step + margin * channels
-        _transpose(flat, (i * channels * ny + y) * nx, ny * nx, pixels, start, channels, channels, nx)
+        _transpose(
+            flat, (i * channels * ny + y) * nx, ny * nx, pixels, start, channels, channels, nx
+        )
 
 
 @_jit
 def _separate(pixels, images, i, margin):
     """The inverse of `_interleave`."""
     channels, ny, nx = images.shape[1:]
-    flat, row_step = images.ravel(), _row_step(images, margin)
+    flat = images.ravel()
+    row_step = _row_step(images, margin)
     for y in range(ny):
         start = (y + margin) * row_step + margin * channels
-        _transpose(pixels, start, channels, flat, (i * channels * ny + y) * nx, ny * nx, nx, channels)
+        _transpose(
+            pixels, start, channels, flat, (i * channels * ny + y) * nx, ny * nx, nx, channels
+        )
 
 
 @_jit
 def _transpose(source, at, step, target, to, to_step, rows, columns):
     """Rows, ``step`` apart from ``at`` on, become columns of what begins at ``to`` and has rows ``to_step`` apart."""
     lanes = PATCH_BYTES // source.itemsize
-    whole_rows, whole_columns = rows - rows % lanes, columns - columns % lanes
+    whole_rows = rows - rows % lanes
+    whole_columns = columns - columns % lanes
     for y in range(0, whole_rows, lanes):
         for x in range(0, whole_columns, lanes):
-            _transpose_square(source, at + y * step + x, step, target, to + x * to_step + y, to_step)
+            _transpose_square(
+                source, at + y * step + x, step, target, to + x * to_step + y, to_step
+            )
     for y in range(whole_rows, rows):
         for x in range(columns):
             target[np.uint64(to + x * to_step + y)] = source[np.uint64(at + y * step + x)]
@@ -592,7 +734,11 @@ def _sum_of_winners(gradients, winners, i, f):
     total = gradients.dtype.type(0)
     for y in range(winners.shape[2]):
         for x in range(winners.shape[3]):
-            total += gradients[i, f, y, x] if winners[i, f, y, x] != NO_WINNER else gradients.dtype.type(0)
+            total += (
+                gradients[i, f, y, x]
+                if winners[i, f, y, x] != NO_WINNER
+                else gradients.dtype.type(0)
+            )
     return total
 
 
@@ -613,7 +759,8 @@ def _locate(gradients, winners, i, f, corners, row_step, window_step, positions,
     end = np.uint64(f * ny * nx)
     ends[f, 0] = end
     for y in range(ny):
-        begin, row = end, np.uint32(y * row_step)
+        begin = end
+        row = np.uint32(y * row_step)
         for x in range(nx):  # what did not win gets overwritten: no jump that a CPU must foresee
             positions[end] = x
             end += np.uint64(winners[i, f, y, x] != NO_WINNER)
@@ -631,7 +778,8 @@ def _scatter_all(pixels, row_step, positions, gains, begin, end, table, shape, f
     That begins anywhere, but what is added begins at a whole vector: the table holds the kernel moved right to its
     place. So patches overlap by whole vectors, which a CPU hands from one addition to the next without waiting.
     """
-    lanes, length = shape[1], shape[3]
+    lanes = shape[1]
+    length = shape[3]
     for k in range(begin, end):
         at = np.int64(positions[k])
         moved = at & (lanes - 1)
@@ -684,7 +832,13 @@ def _inner_loop(emit: Callable[..., Any], result: types.Type = types.void) -> An
     def generate(context, builder, signature, values):
         kind = signature.args[0].dtype
         v = _Vectors(builder, context.get_data_type(kind), VECTOR_BYTES * 8 // kind.bitwidth)
-        value = emit(v, *(_unwrap(context, builder, *pair) for pair in zip(signature.args, values, strict=True)))
+        value = emit(
+            v,
+            *(
+                _unwrap(context, builder, *pair)
+                for pair in zip(signature.args, values, strict=True)
+            ),
+        )
         return context.get_dummy_value() if value is None else value
 
     @functools.wraps(emit)
@@ -734,7 +888,9 @@ class _Vectors:
 
     def spread(self, scalar):
         """The scalar in every lane."""
-        first = self.builder.insert_element(ir.Constant(self.type, ir.Undefined), scalar, ir.IntType(32)(0))
+        first = self.builder.insert_element(
+            ir.Constant(self.type, ir.Undefined), scalar, ir.IntType(32)(0)
+        )
         return self.pick(first, [0] * self.lanes)
 
     def spread_at(self, pointer, index):
@@ -744,18 +900,23 @@ class _Vectors:
         """These lanes of the vector, or of two, counted on."""
         order = list(lanes)
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), order)
-        return self.builder.shuffle_vector(vector, second or ir.Constant(vector.type, ir.Undefined), mask)
+        return self.builder.shuffle_vector(
+            vector, second or ir.Constant(vector.type, ir.Undefined), mask
+        )
 
     def multiply_add(self, a, b, c):
         """``a * b + c``, rounded once where the CPU can do that."""
         name = f"llvm.fmuladd.v{self.lanes}{self.element.intrinsic_name}"
         kind = ir.FunctionType(self.type, [self.type] * 3)
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
+        return self.builder.call(
+            cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c]
+        )
 
     def weighted_sum(self, numbers, vectors):
         """Of vectors by constant numbers; ones and zeros cost nothing."""
         terms = sorted(
-            ((n, vector) for n, vector in zip(numbers, vectors, strict=True) if n), key=lambda term: term[0] != 1
+            ((n, vector) for n, vector in zip(numbers, vectors, strict=True) if n),
+            key=lambda term: term[0] != 1,
         )
         (number, total), *rest = terms
         total = total if number == 1 else self.builder.fmul(self.constant(number), total)
@@ -790,24 +951,33 @@ def _loop(b, n):
 @_inner_loop
 def _deal(v, pixels, start, planes, at, plane_step, window):
     """Deal as many pixels as fill a vector of each plane."""
-    b, pool = v.builder, len(window)
+    b = v.builder
+    pool = len(window)
     stretch = _Vectors(b, v.element, v.lanes * pool).load(pixels, start)
     for s in window:
-        v.store(v.pick(stretch, range(s, v.lanes * pool, pool)), planes, _offset(b, at, (s, plane_step)))
+        v.store(
+            v.pick(stretch, range(s, v.lanes * pool, pool)), planes, _offset(b, at, (s, plane_step))
+        )
 
 
 @_inner_loop
 def _transpose_square(v, source, at, step, target, to, to_step):
     """As many numbers of as many rows as a vector of patches has lanes: in each pass neighbours exchange halves."""
-    b, v = v.builder, v.of_patches()
+    b = v.builder
+    v = v.of_patches()
     rows = [v.load(source, _offset(b, at, (y, step))) for y in range(v.lanes)]
     half = v.lanes // 2
     while half:
-        kept = [x if not x & half else x - half + v.lanes for x in range(v.lanes)]  # lanes of the second row come last
+        # lanes of the second row come last
+        kept = [x if not x & half else x - half + v.lanes for x in range(v.lanes)]
         for y in range(v.lanes):
             if not y & half:
-                above, below = rows[y], rows[y + half]
-                rows[y], rows[y + half] = v.pick(above, kept, below), v.pick(above, [x + half for x in kept], below)
+                above = rows[y]
+                below = rows[y + half]
+                rows[y], rows[y + half] = (
+                    v.pick(above, kept, below),
+                    v.pick(above, [x + half for x in kept], below),
+                )
         half //= 2
     for x, column in enumerate(rows):
         v.store(column, target, _offset(b, to, (x, to_step)))
@@ -822,19 +992,32 @@ def _convolve_windows(
 
     ``maxima`` receives the maximum of each window, and ``codes`` its place (row * pool + column) plus one, or 0.
     """
-    b, size, pool = v.builder, len(taps), len(window)
+    b = v.builder
+    size = len(taps)
+    pool = len(window)
     block = _block_size(pool)
     integers = _Vectors(b, ir.IntType(32), v.lanes)
-    best, winner = v.variables(v.constant(0.0), block), integers.variables(integers.constant(0), block)
+    best = v.variables(v.constant(0.0), block)
+    winner = integers.variables(integers.constant(0), block)
     sums = v.variables(v.constant(0.0), block, pool)
     with _loop(b, pool) as window_row:
         _emit_biases(v, sums, biases, first_filter)
         with _loop(b, channels) as channel, _loop(b, size) as tap_row:
             rows = b.add(window_row.index, tap_row.index)
             pixels = _offset(b, start, (rows, row_step), (channel.index, channel_step))
-            weights = _offset(b, first_weight, (channel.index, size * size * block), (tap_row.index, size * block))
+            weights = _offset(
+                b, first_weight, (channel.index, size * size * block), (tap_row.index, size * block)
+            )
             _emit_row_of_taps(v, sums, planes, pixels, plane_step, packed, weights, size)
-        _emit_contest(v, integers, sums, best, winner, _offset(b, ir.IntType(64)(1), (window_row.index, pool)), tame)
+        _emit_contest(
+            v,
+            integers,
+            sums,
+            best,
+            winner,
+            _offset(b, ir.IntType(64)(1), (window_row.index, pool)),
+            tame,
+        )
     for f in range(block):
         v.store(b.load(best[f]), maxima, _offset(b, at, (f, width)))
         integers.store(b.load(winner[f]), codes, _offset(b, at, (f, width)))
@@ -845,7 +1028,8 @@ def _transform_columns(v, planes, start, products, at, row_step, taps, window):
     """A vector of columns, each of as many pixels as there are products. Opposite points share their sums."""
     if not _has_columns(len(taps), len(window)):
         return
-    b, n = v.builder, len(taps) + len(window) - 1
+    b = v.builder
+    n = len(taps) + len(window) - 1
     pixels = [v.load(planes, _offset(b, start, (y, row_step))) for y in range(n)]
     rows = _column_transforms(len(taps), len(window))[1].tolist()
     factors = [v.weighted_sum(rows[0], pixels)]
@@ -865,10 +1049,13 @@ def _convolve_columns(
 
     It is where just one, of the results and zero, is no lower than the highest less its doubt.
     """
-    b, size, pool = v.builder, len(taps), len(window)
+    b = v.builder
+    size = len(taps)
+    pool = len(window)
     if not _has_columns(size, pool):
         return ir.Constant(ir.IntType(1), False)
-    n, block = size + pool - 1, _block_size(pool)
+    n = size + pool - 1
+    block = _block_size(pool)
     sums = v.variables(v.constant(0.0), block, pool)
     place = cgutils.alloca_once(b, v.type, size=ir.IntType(32)(n * block * pool))
     kept = b.bitcast(place, v.element.as_pointer())
@@ -877,19 +1064,25 @@ def _convolve_columns(
             b.store(v.constant(0.0), variable)
         with _loop(b, channels) as channel:
             row = b.add(b.mul(channel.index, ir.IntType(64)(n)), product.index)
-            pixels, weights = _offset(b, start, (row, row_step)), _offset(b, first_weight, (row, size * block))
+            pixels = _offset(b, start, (row, row_step))
+            weights = _offset(b, first_weight, (row, size * block))
             _emit_row_of_taps(v, sums, products, pixels, plane_step, packed, weights, size)
         for column, variable in enumerate(itertools.chain(*sums)):
             row = b.mul(product.index, ir.IntType(64)(block * pool * v.lanes))
             v.store(b.load(variable), kept, _offset(b, row, (column, v.lanes)))
-    integers, unsure = _Vectors(b, ir.IntType(32), v.lanes), ir.Constant(ir.IntType(v.lanes), 0)
+    integers = _Vectors(b, ir.IntType(32), v.lanes)
+    unsure = ir.Constant(ir.IntType(v.lanes), 0)
     for f in range(block):
         columns = []
         for q in range(pool):
             index = (ir.IntType(64)(((u * block + f) * pool + q) * v.lanes) for u in range(n))
             columns.append(_emit_results(v, [v.load(kept, each) for each in index], size, pool))
-        bias, doubt = (v.spread_at(array, _offset(b, first_filter, (f, 1))) for array in (biases, doubts))
-        best, code = _emit_sure_contest(v, integers, columns, b.fneg(bias), b.fmul(doubt, v.spread(largest)))
+        bias, doubt = (
+            v.spread_at(array, _offset(b, first_filter, (f, 1))) for array in (biases, doubts)
+        )
+        best, code = _emit_sure_contest(
+            v, integers, columns, b.fneg(bias), b.fmul(doubt, v.spread(largest))
+        )
         v.store(b.fadd(best, bias), maxima, _offset(b, at, (f, width)))
         integers.store(code, codes, _offset(b, at, (f, width)))
         several = b.icmp_unsigned(">=", code, integers.constant(ONE_CLAIM))
@@ -899,7 +1092,9 @@ def _convolve_columns(
 
 def _emit_results(v, products, size, pool):
     """Of a column of a window, one after another."""
-    b, first, last = v.builder, products[0], products[-1]
+    b = v.builder
+    first = products[0]
+    last = products[-1]
     pairs = list(zip(products[1:-1:2], products[2:-1:2], strict=True))
     halves = [[b.fadd(*pair) for pair in pairs], [b.fsub(*pair) for pair in pairs]]
     powers = _column_transforms(size, pool)[2].T.tolist()
@@ -912,17 +1107,21 @@ ONE_CLAIM = 256  # more than any code: claims are added, and two are told from o
 
 def _emit_sure_contest(v, integers, columns, zero, doubt):
     """The highest of the results and zero, and the code of the only one that may be it; ONE_CLAIM or more if several may."""
-    b, pool = v.builder, len(columns)
+    b = v.builder
+    pool = len(columns)
     best = zero
     for result in itertools.chain(*columns):
         best = b.select(b.fcmp_ordered(">", result, best), result, best)
-    least, claims = b.fsub(best, doubt), integers.constant(-ONE_CLAIM)
+    least = b.fsub(best, doubt)
+    claims = integers.constant(-ONE_CLAIM)
     for y in range(pool):
         for q in range(pool):
             claim = integers.constant(ONE_CLAIM + y * pool + q + 1)
             holds = b.fcmp_ordered(">=", columns[q][y], least)
             claims = b.add(claims, b.select(holds, claim, integers.constant(0)))
-    claim = b.select(b.fcmp_ordered(">=", zero, least), integers.constant(ONE_CLAIM), integers.constant(0))
+    claim = b.select(
+        b.fcmp_ordered(">=", zero, least), integers.constant(ONE_CLAIM), integers.constant(0)
+    )
     return best, b.add(claims, claim)
 
 
@@ -935,9 +1134,13 @@ def _emit_biases(v, sums, biases, first_filter):
 
 def _emit_row_of_taps(v, sums, planes, pixels, plane_step, packed, weights, size):
     """``pool + size - 1`` vectors of pixels and ``size * block`` weights serve ``size * block * pool`` products."""
-    b, block, pool = v.builder, len(sums), len(sums[0])
+    b = v.builder
+    block = len(sums)
+    pool = len(sums[0])
     columns = range(-(size // 2), pool + size // 2)
-    row = [v.load(planes, _offset(b, pixels, (x % pool, plane_step), (x // pool, 1))) for x in columns]
+    row = [
+        v.load(planes, _offset(b, pixels, (x % pool, plane_step), (x // pool, 1))) for x in columns
+    ]
     running = [[b.load(variable) for variable in variables] for variables in sums]
     for tap in range(size):
         for f in range(block):
@@ -967,7 +1170,9 @@ def _emit_rounds(v, integers, sums, best, winner, first_code, compare):
     for q in range(len(sums[0])):
         code = integers.spread(b.trunc(_offset(b, first_code, (q, 1)), integers.element))
         for f in range(len(sums)):
-            outcome = compare(v, integers, b.load(sums[f][q]), b.load(best[f]), code, b.load(winner[f]))
+            outcome = compare(
+                v, integers, b.load(sums[f][q]), b.load(best[f]), code, b.load(winner[f])
+            )
             for result, variable in zip(outcome, (best[f], winner[f]), strict=True):
                 b.store(result, variable)
 
@@ -981,7 +1186,8 @@ def _by_value(v, _, pixel, leader, code, holder):
 def _by_bits(v, integers, pixel, leader, code, holder):
     b = v.builder
     bits = ir.VectorType(ir.IntType(VECTOR_BYTES * 8 // v.lanes), v.lanes)
-    ours, theirs = b.bitcast(pixel, bits), b.bitcast(leader, bits)
+    ours = b.bitcast(pixel, bits)
+    theirs = b.bitcast(leader, bits)
     wins = b.icmp_signed(">", ours, theirs)
     claim = b.select(wins, code, integers.constant(0))
     higher = b.icmp_signed(">", claim, holder)
@@ -994,7 +1200,8 @@ def _gather(v, pixels, first, row_step, positions, gains, begin, end, sums, at, 
 
     Of what is read beyond the end of a row nothing is used.
     """
-    b, v = v.builder, v.of_patches()
+    b = v.builder
+    v = v.of_patches()
     rows = [_offset(b, at, (tap, length)) for tap in taps]
     running = [v.variables(v.load(sums, row)) for row in rows]
     with cgutils.for_range(b, end, begin) as winner:
@@ -1010,8 +1217,11 @@ def _gather(v, pixels, first, row_step, positions, gains, begin, end, sums, at, 
 @_inner_loop
 def _scatter(v, pixels, at, row_step, kernels, kernel, length, gain, taps):
     """Add ``gain`` times a kernel, whose rows have this length, to the patch at ``at``."""
-    b, gains = v.builder, v.spread(gain)
-    with cgutils.for_range_slice(b, ir.IntType(64)(0), length, ir.IntType(64)(v.lanes), inc=True) as (x, _):
+    b = v.builder
+    gains = v.spread(gain)
+    with cgutils.for_range_slice(
+        b, ir.IntType(64)(0), length, ir.IntType(64)(v.lanes), inc=True
+    ) as (x, _):
         for tap in taps:
             target = _offset(b, at, (x, 1), (tap, row_step))
             weight = v.load(kernels, _offset(b, kernel, (x, 1), (tap, length)))

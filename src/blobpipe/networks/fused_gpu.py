@@ -19,7 +19,9 @@ WINNERS = 128  # backward, in the gradient of the weights
 PIXELS = 128  # in the gradient of the input
 
 
-def conv_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, *, dropout: float = 0.0, seed: Tensor) -> Tensor:
+def conv_relu_pool(
+    x: Tensor, weight: Tensor, bias: Tensor, *, dropout: float = 0.0, seed: Tensor
+) -> Tensor:
     """``fused.conv_relu_pool`` with a pool of 4 on CUDA tensors.
 
     Parameters
@@ -41,15 +43,19 @@ def conv_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, *, dropout: float = 
 
 class _Block(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dropout: float, seed: Tensor) -> Tensor:
-        x, weight = x.contiguous(), weight.contiguous()
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dropout: float, seed: Tensor
+    ) -> Tensor:
+        x = x.contiguous()
+        weight = weight.contiguous()
         n, channels, ny, nx = x.shape
         filters = len(weight)
         pooled = x.new_empty(n, filters, ny // 4, nx // 4)
         winner = torch.empty_like(pooled, dtype=torch.uint8)
         ctx.gain = gain = 1 / (1 - dropout)
         if pooled.numel():
-            grid, low = (triton.cdiv(pooled[0, 0].numel(), BLOCK), n), int(dropout * 2**64) - 2**63
+            grid = (triton.cdiv(pooled[0, 0].numel(), BLOCK), n)
+            low = int(dropout * 2**64) - 2**63
             _forward[grid](
                 x, weight, bias, pooled, winner, seed, low, gain, ny, nx,
                 CHANNELS=channels, FILTERS=filters, BLOCK=BLOCK, DROP=dropout > 0,
@@ -67,15 +73,37 @@ class _Block(torch.autograd.Function):
         parts = x.new_empty(n, filters, channels, 32)
         if n:
             _backward_weight[(n, filters, channels)](
-                x, gradient, winner, parts, ny, nx, CHANNELS=channels, FILTERS=filters, BLOCK=WINNERS
+                x,
+                gradient,
+                winner,
+                parts,
+                ny,
+                nx,
+                CHANNELS=channels,
+                FILTERS=filters,
+                BLOCK=WINNERS,
             )
         if ctx.needs_input_grad[0]:
             of_input = torch.empty_like(x)
             if n:
                 _backward_input[(triton.cdiv(ny * nx, PIXELS), n)](
-                    gradient, winner, weight, of_input, ny, nx, CHANNELS=channels, FILTERS=filters, PIXELS=PIXELS
+                    gradient,
+                    winner,
+                    weight,
+                    of_input,
+                    ny,
+                    nx,
+                    CHANNELS=channels,
+                    FILTERS=filters,
+                    PIXELS=PIXELS,
                 )
-        return of_input, parts.sum(0)[..., :25].reshape(weight.shape), gradient.sum((0, 2, 3)), None, None
+        return (
+            of_input,
+            parts.sum(0)[..., :25].reshape(weight.shape),
+            gradient.sum((0, 2, 3)),
+            None,
+            None,
+        )
 
 
 @triton.jit
@@ -90,7 +118,8 @@ def _forward(  # type: ignore[no-untyped-def]
     images, weights, biases, pooled, winners, seed, low, gain, ny, nx,
     CHANNELS: tl.constexpr, FILTERS: tl.constexpr, BLOCK: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
-    image, n_pooled = tl.program_id(1), (ny // 4) * (nx // 4)
+    image = tl.program_id(1)
+    n_pooled = (ny // 4) * (nx // 4)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     place = tl.arange(0, 16)
     y = (at // (nx // 4))[:, None] * 4 + (place // 4)[None, :]
@@ -100,7 +129,8 @@ def _forward(  # type: ignore[no-untyped-def]
     for channel in range(CHANNELS):
         plane = images + (image * CHANNELS + channel) * ny * nx
         for tap in tl.static_range(25):
-            yy, xx = y + tap // 5 - 2, x + tap % 5 - 2
+            yy = y + tap // 5 - 2
+            xx = x + tap % 5 - 2
             inside = (yy >= 0) & (yy < ny) & (xx >= 0) & (xx < nx) & (at < n_pooled)[:, None]
             value = tl.load(plane + yy * nx + xx, mask=inside, other=0.0)
             weight = tl.load(weights + (f * CHANNELS + channel) * 25 + tap)
@@ -124,7 +154,9 @@ def _backward_weight(  # type: ignore[no-untyped-def]
     images, gradients, winners, parts, ny, nx,
     CHANNELS: tl.constexpr, FILTERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    image, f, channel = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    image = tl.program_id(0)
+    f = tl.program_id(1)
+    channel = tl.program_id(2)
     n_pooled = (ny // 4) * (nx // 4)
     plane = images + (image * CHANNELS + channel) * ny * nx
     start = (image * FILTERS + f) * n_pooled
@@ -136,7 +168,14 @@ def _backward_weight(  # type: ignore[no-untyped-def]
         gradient = tl.load(gradients + start + at, mask=at < n_pooled, other=0.0)
         y = (at // (nx // 4) * 4 + winner // 4)[:, None] + (tap // 5 - 2)[None, :]
         x = (at % (nx // 4) * 4 + winner % 4)[:, None] + (tap % 5 - 2)[None, :]
-        inside = (winner != 255)[:, None] & (tap < 25)[None, :] & (y >= 0) & (y < ny) & (x >= 0) & (x < nx)
+        inside = (
+            (winner != 255)[:, None]
+            & (tap < 25)[None, :]
+            & (y >= 0)
+            & (y < ny)
+            & (x >= 0)
+            & (x < nx)
+        )
         total += gradient[:, None] * tl.load(plane + y * nx + x, mask=inside, other=0.0)
     tl.store(parts + ((image * FILTERS + f) * CHANNELS + channel) * 32 + tap, tl.sum(total, axis=0))
 
@@ -146,15 +185,18 @@ def _backward_input(  # type: ignore[no-untyped-def]
     gradients, winners, weights, of_input, ny, nx,
     CHANNELS: tl.constexpr, FILTERS: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    image, n_pooled = tl.program_id(1), (ny // 4) * (nx // 4)
+    image = tl.program_id(1)
+    n_pooled = (ny // 4) * (nx // 4)
     at = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
-    y, x = at // nx, at % nx
+    y = at // nx
+    x = at % nx
     channel = tl.arange(0, CHANNELS)
     total = tl.zeros([CHANNELS, PIXELS], tl.float32)
     for f in range(FILTERS):
         start = (image * FILTERS + f) * n_pooled
         for tap in tl.static_range(25):
-            yy, xx = y + 2 - tap // 5, x + 2 - tap % 5
+            yy = y + 2 - tap // 5
+            xx = x + 2 - tap % 5
             inside = (yy >= 0) & (yy < ny // 4 * 4) & (xx >= 0) & (xx < nx // 4 * 4)
             window = start + (yy // 4) * (nx // 4) + xx // 4
             winner = tl.load(winners + window, mask=inside, other=255)

@@ -23,11 +23,16 @@ LARGEST_SIGMA = 1000.0  # of a pixel that a network is asked about; clipping lea
 
 
 def save_model(
-    path: str | Path, network: report_network.ReportNetwork | dense_network.DenseNetwork, metadata: dict[str, Any]
+    path: str | Path,
+    network: report_network.ReportNetwork | dense_network.DenseNetwork,
+    metadata: dict[str, Any],
 ) -> None:
     """Write weights and ``metadata`` (JSON) as one safetensors file."""
     with files.atomic(path) as temporary:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in network.state_dict().items()
+        }
         name = "report" if isinstance(network, report_network.ReportNetwork) else "dense"
         story = {"blobpipe": json.dumps({**metadata, "network": name}, sort_keys=True)}
         temporary.write_bytes(save(tensors, story))
@@ -89,7 +94,9 @@ def _load(
         network.load_state_dict(tensors)
         fault = _unbounded(network.eval())
     if fault:
-        raise ModelError(f"{path}: no model of the {kind} network ({fault}); train it again or restore it")
+        raise ModelError(
+            f"{path}: no model of the {kind} network ({fault}); train it again or restore it"
+        )
     return metadata
 
 
@@ -113,7 +120,9 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: not found, expected a model; train one (blobpipe train, blobpipe dense) or name one (--model)"
         ) from error
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:150]
+        reason = (
+            f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:150]
+        )
         raise ModelError(
             f"{path}: no model of the report or dense network ({reason}); train it again or restore it"
         ) from error
@@ -129,7 +138,9 @@ def _misfit(network: nn.Module, tensors: dict[str, Tensor]) -> str:
     expected = network.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         found, wanted = (
-            f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" if tensor is not None else "none"
+            f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            if tensor is not None
+            else "none"
             for tensor in (tensors.get(name), expected.get(name))
         )
         if found != wanted:
@@ -149,7 +160,9 @@ def _unbounded(network: report_network.ReportNetwork | dense_network.DenseNetwor
         if not torch.isfinite(tensor).all():
             return f"{name}: found weights that are NaN or infinite, expected numbers"
     bounding = (
-        dense_network.folded(network) if isinstance(network, dense_network.DenseNetwork) else copy.deepcopy(network)
+        dense_network.folded(network)
+        if isinstance(network, dense_network.DenseNetwork)
+        else copy.deepcopy(network)
     )
     if isinstance(bounding, report_network.ReportNetwork):
         bounding.kernels = "plain"
@@ -157,4 +170,8 @@ def _unbounded(network: report_network.ReportNetwork | dense_network.DenseNetwor
         for parameter in bounding.parameters():
             parameter.abs_()
         bound = bounding(torch.full((1, 1, 256, 256), LARGEST_SIGMA))
-    return "" if torch.isfinite(bound).all() else "found weights so large that an answer may be infinite"
+    return (
+        ""
+        if torch.isfinite(bound).all()
+        else "found weights so large that an answer may be infinite"
+    )

@@ -58,7 +58,9 @@ class ReportNetwork(nn.Module):
         assert conv.bias is not None
         dropout = dropout if self.training else 0.0
         if self.kernels == "fused" and x.device.type == "cpu":
-            return fused.conv_relu_pool(x, conv.weight, conv.bias, 4, dropout=dropout, seed=int(seed))
+            return fused.conv_relu_pool(
+                x, conv.weight, conv.bias, 4, dropout=dropout, seed=int(seed)
+            )
         if self.kernels == "fused" and x.device.type == "cuda":
             from blobpipe.networks import fused_gpu
 
@@ -74,7 +76,9 @@ class ReportNetwork(nn.Module):
 def choose_kernels(kernels: Literal["auto", "fused", "plain"], device: str = "cpu") -> Kernels:
     """``auto`` is ``fused`` where it runs: on this CPU, or on a CUDA device with Triton."""
     if kernels == "auto":
-        runs = fused.available() if device == "cpu" else importlib.util.find_spec("triton") is not None
+        runs = (
+            fused.available() if device == "cpu" else importlib.util.find_spec("triton") is not None
+        )
         return "fused" if runs else "plain"
     return kernels
 
@@ -143,7 +147,9 @@ def predict(
     def ask(start: int) -> npt.NDArray[np.float64]:
         x = torch.as_tensor(subframes[start : start + batch, None], device=device)
         with torch.inference_mode():
-            answer: npt.NDArray[np.float64] = torch.softmax(network(x).double(), 1)[:, 1].cpu().numpy()
+            answer: npt.NDArray[np.float64] = (
+                torch.softmax(network(x).double(), 1)[:, 1].cpu().numpy()
+            )
         return answer
 
     starts = range(0, len(subframes), batch)

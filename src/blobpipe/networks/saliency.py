@@ -10,12 +10,15 @@ from scipy.ndimage import gaussian_filter
 from blobpipe.core import threads
 from blobpipe.networks.report_network import ReportNetwork
 
-SMOOTHING_PX = 4.0  # Gaussian sigma: one pooling cell; 0.93 of the peaks then lie on a blob (raw 0.78, 8 px 0.95)
+# Gaussian sigma: one pooling cell; 0.93 of the peaks then lie on a blob (raw 0.78, 8 px 0.95)
+SMOOTHING_PX = 4.0
 BATCH = 32  # subframes at a time: bounds the memory of the gradients
 THREADS = 2  # maps smoothed at a time; their number changes no bit
 
 
-def saliency_maps(network: ReportNetwork, subframes: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def saliency_maps(
+    network: ReportNetwork, subframes: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     """How strongly each pixel moves the blob neuron: its gradient's absolute value, smoothed.
 
     The raw gradient is a scatter of single pixels, because max pooling hands it down to one pixel of
@@ -65,5 +68,7 @@ def peaks(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     ndarray, shape (n, 2), int64
         x, y (px, 0-based); the first one where several are equally high.
     """
-    y, x = np.divmod(maps.reshape(len(maps), maps.shape[1] * maps.shape[2]).argmax(axis=1), maps.shape[2])
+    y, x = np.divmod(
+        maps.reshape(len(maps), maps.shape[1] * maps.shape[2]).argmax(axis=1), maps.shape[2]
+    )
     return np.stack([x, y], axis=1).astype(np.int64)

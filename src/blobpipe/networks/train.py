@@ -104,8 +104,15 @@ class Run:
 
     LOSS = "cross entropy (nat)"
 
-    def __init__(self, params: Train, noise_sigma: float, identity: dict[str, Any], checkpoint: Path) -> None:
-        self.params, self.noise_sigma, self.identity, self.checkpoint = params, noise_sigma, identity, checkpoint
+    def __init__(
+        self, params: Train, noise_sigma: float, identity: dict[str, Any], checkpoint: Path
+    ) -> None:
+        self.params, self.noise_sigma, self.identity, self.checkpoint = (
+            params,
+            noise_sigma,
+            identity,
+            checkpoint,
+        )
         self.device = choose_device(params.device)
         self.network = self._new_network().to(self.device)
         self.epoch, self.seconds, self.n_seen = 0, 0.0, 0
@@ -132,8 +139,14 @@ class Run:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.network.train()
         steps = tqdm(batches, f"epoch {self.epoch + 1}/{params.epochs}", unit="batch", disable=None)
-        way = self._resident(scene, recipes) if self.device.type == "cuda" else self._streamed(scene, recipes)
-        for step, (rows, prepared) in enumerate(zip(steps, _ahead(way.prepare, batches), strict=True)):
+        way = (
+            self._resident(scene, recipes)
+            if self.device.type == "cuda"
+            else self._streamed(scene, recipes)
+        )
+        for step, (rows, prepared) in enumerate(
+            zip(steps, _ahead(way.prepare, batches), strict=True)
+        ):
             self._set_rate(self.epoch + step / len(batches))
             total += way.update(prepared, int(seeds[step])).double() * len(rows)
         train_loss = total.item() / len(recipes)
@@ -145,12 +158,16 @@ class Run:
         """Updates from subframes that are rendered on the CPU, or were, in an earlier epoch."""
 
         def rendered(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            return render.render_subframes(scene, recipes, rows, copy=self.epoch, noise_sigma=self.noise_sigma)
+            return render.render_subframes(
+                scene, recipes, rows, copy=self.epoch, noise_sigma=self.noise_sigma
+            )
 
         copy = self.epoch % len(recipes.noise_seed)
         if self.params.keep_rendered and copy not in self.kept:
             self.kept[copy] = np.empty((len(recipes), tiles.SIDE, tiles.SIDE), np.float16)
-            for rows in np.array_split(np.arange(len(recipes)), math.ceil(len(recipes) / self.params.batch_size)):
+            for rows in np.array_split(
+                np.arange(len(recipes)), math.ceil(len(recipes) / self.params.batch_size)
+            ):
                 self.kept[copy][rows] = rendered(rows)
 
         def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -167,12 +184,16 @@ class Run:
         renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device)
 
         def work(rows: Tensor, copy: Tensor, seed: Tensor) -> Tensor:
-            return self._update(renderer.render(rows, copy, self.noise_sigma), renderer.label[rows], seed)
+            return self._update(
+                renderer.render(rows, copy, self.noise_sigma), renderer.label[rows], seed
+            )
 
         recorded = self.recorded = self.recorded or render_gpu.Recorded(work)
         return Way(
             torch.as_tensor,
-            lambda rows, seed: recorded(rows, *map(torch.as_tensor, (self.epoch % renderer.copies, seed))),
+            lambda rows, seed: recorded(
+                rows, *map(torch.as_tensor, (self.epoch % renderer.copies, seed))
+            ),
         )
 
     def _update(self, subframes: Tensor, labels: Tensor, seed: int | Tensor) -> Tensor:
@@ -183,7 +204,10 @@ class Run:
         return loss.detach()
 
     def _record(
-        self, train_loss: float, monitor: npt.NDArray[np.float32] | Tensor, labels: npt.NDArray[np.int64]
+        self,
+        train_loss: float,
+        monitor: npt.NDArray[np.float32] | Tensor,
+        labels: npt.NDArray[np.int64],
     ) -> None:
         probability = np.clip(report_network.predict(self.network, monitor), 1e-12, 1 - 1e-12)
         val_loss = float(-np.mean(np.log(np.where(labels == 1, probability, 1 - probability))))
@@ -195,7 +219,10 @@ class Run:
         self.epoch += 1
         row = dict(zip(HISTORY, (self.epoch, train_loss, val_loss, accuracy, rate), strict=True))
         self.history.append(row)
-        log.info("epoch %d: train loss %.4f, validation loss %.4f, accuracy %.4f", *list(row.values())[:4])
+        log.info(
+            "epoch %d: train loss %.4f, validation loss %.4f, accuracy %.4f",
+            *list(row.values())[:4],
+        )
 
     def _new_network(self) -> report_network.ReportNetwork:
         kernels = report_network.choose_kernels(self.params.kernels, self.device.type)
@@ -206,11 +233,13 @@ class Run:
             self.optimiser = self._new_optimiser()
 
     def _new_optimiser(self) -> torch.optim.Optimizer:
-        params, weights = self.params, self.network.parameters()
+        params = self.params
+        weights = self.network.parameters()
         self.recorded = None
         on_gpu = self.device.type == "cuda"
         adam_rate, sgd_rate = (
-            torch.tensor(x, device=self.device) if on_gpu else x for x in (params.adam_rate, params.sgd_rate)
+            torch.tensor(x, device=self.device) if on_gpu else x
+            for x in (params.adam_rate, params.sgd_rate)
         )
         if self.epoch < params.adam_epochs:
             return torch.optim.Adam(weights, lr=adam_rate, fused=True, capturable=on_gpu)
@@ -234,7 +263,11 @@ class Run:
         """Write the whole state as one file, so that it is either there or not."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{key}": value for key, value in state.items() if torch.is_tensor(value)}
+            tensors |= {
+                f"optimiser.{i}.{key}": value
+                for key, value in state.items()
+                if torch.is_tensor(value)
+            }
         about = {
             **self.identity,
             "git_revision": git_revision(),
@@ -261,12 +294,18 @@ class Run:
             log.warning("%s is of another run: starting anew", self.checkpoint)
             return
         log.info("going on after epoch %d of %s", about["epoch"], self.checkpoint)
-        self.history, self.seconds, self.n_seen = about["history"], about["seconds"], about["n_seen"]
+        self.history, self.seconds, self.n_seen = (
+            about["history"],
+            about["seconds"],
+            about["n_seen"],
+        )
         self._restore(tensors, about["epoch"])
 
     def _restore(self, tensors: dict[str, torch.Tensor], epoch: int) -> None:
         prefix = "network."
-        self.network.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        self.network.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        )
         self.epoch = epoch - 1  # the optimiser that made the checkpoint is that of its last epoch
         self.optimiser = self._new_optimiser()
         self.epoch = epoch
@@ -290,17 +329,25 @@ def _ahead(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
 
 def choose_device(device: str) -> torch.device:
     """``auto`` is CUDA where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return torch.device(
+        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    )
 
 
-def _monitor_set(scene: Scene, recipes: Recipes) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+def _monitor_set(
+    scene: Scene, recipes: Recipes
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     return render.render_subframes(scene, recipes, np.arange(len(recipes))), recipes.label
 
 
 def data_hash(*folders: str | Path) -> str:
     """Checksum of all tables and stamps in some folders."""
     digest = hashlib.sha256()
-    paths = sorted(path for folder in folders for path in (*Path(folder).glob("*.csv"), *Path(folder).glob("*.fits")))
+    paths = sorted(
+        path
+        for folder in folders
+        for path in (*Path(folder).glob("*.csv"), *Path(folder).glob("*.fits"))
+    )
     for path in paths:
         if not path.name.startswith("."):  # what a killed run left half-written
             digest.update(files.sha256(path).encode())
@@ -310,7 +357,9 @@ def data_hash(*folders: str | Path) -> str:
 def git_revision() -> str:
     """The commit of the working folder, or an empty string outside a repository."""
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.strip()

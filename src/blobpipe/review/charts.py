@@ -13,8 +13,14 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
 
-WIDTH, HEIGHT = 440, 200  # of a graph; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 52, 432, 10, 174  # where its axes lie
+# of a graph; the page scales it
+WIDTH = 440
+HEIGHT = 200
+# where its axes lie
+LEFT = 52
+RIGHT = 432
+TOP = 10
+BOTTOM = 174
 MOST = 240  # points of a line; of more images, each point stands for several
 EPOCH = datetime(1858, 11, 17, tzinfo=UTC)  # MJD 0
 DATE_CLASSES = 5  # colours of a map
@@ -83,7 +89,9 @@ class Scale(NamedTuple):
 
     def __call__(self, value: float) -> float:
         """The place of a value, to a tenth of a unit."""
-        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+        return round(
+            self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1
+        )
 
 
 def scatter(samples: Sequence[Sample], *, from_zero: bool = False) -> Graph | None:
@@ -107,7 +115,9 @@ def trend(mjd: Values, values: Values, *, from_zero: bool = False) -> Graph | No
     """
     if len(mjd) <= MOST:
         said = [f"{date(at):%Y-%m-%d}: {value:.4g}" for at, value in zip(mjd, values, strict=True)]
-        samples = [Sample(at, v, v, v, text=text) for at, v, text in zip(mjd, values, said, strict=True)]
+        samples = [
+            Sample(at, v, v, v, text=text) for at, v, text in zip(mjd, values, said, strict=True)
+        ]
         return scatter(samples, from_zero=from_zero)
     groups = thinned(mjd, values)
     x, y = _scales(groups, from_zero)
@@ -123,7 +133,11 @@ def count(dates: Sequence[float], low: float, high: float) -> Graph | None:
         return None
     ends = [Sample(low, 0, 0, 0), Sample(high, len(dates), len(dates), len(dates))]
     x, y = _scales(ends, from_zero=True)
-    line = f"M{x(low)} {y(0)}" + "".join(f"H{x(mjd)}V{y(n)}" for n, mjd in enumerate(sorted(dates), 1)) + f"H{x(high)}"
+    line = (
+        f"M{x(low)} {y(0)}"
+        + "".join(f"H{x(mjd)}V{y(n)}" for n, mjd in enumerate(sorted(dates), 1))
+        + f"H{x(high)}"
+    )
     return Graph(date_ticks(x), value_ticks(y), line)
 
 
@@ -133,13 +147,23 @@ def thinned(mjd: Values, values: Values) -> list[Sample]:
     groups = np.full((2, math.ceil(len(mjd) / size) * size), np.nan)
     groups[:, : len(mjd)] = mjd, values
     at, of = groups.reshape(2, -1, size)
-    columns = [bn.nanmedian(at, axis=1), bn.nanmedian(of, axis=1), bn.nanmin(of, axis=1), bn.nanmax(of, axis=1)]
-    return [Sample(middle, value, low, high) for middle, value, low, high in np.array(columns).T.tolist()]
+    columns = [
+        bn.nanmedian(at, axis=1),
+        bn.nanmedian(of, axis=1),
+        bn.nanmin(of, axis=1),
+        bn.nanmax(of, axis=1),
+    ]
+    return [
+        Sample(middle, value, low, high)
+        for middle, value, low, high in np.array(columns).T.tolist()
+    ]
 
 
 def _scales(samples: Sequence[Sample], from_zero: bool) -> tuple[Scale, Scale]:
-    first, last = min(s.mjd for s in samples), max(s.mjd for s in samples)
-    low, high = min(s.low for s in samples), max(s.high for s in samples)
+    first = min(s.mjd for s in samples)
+    last = max(s.mjd for s in samples)
+    low = min(s.low for s in samples)
+    high = max(s.high for s in samples)
     beside = 0.03 * (last - first) or 0.5
     above = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     low = min(low, 0.0) if from_zero else low - above
@@ -154,7 +178,10 @@ def value_ticks(scale: Scale, most: int = 5) -> list[Tick]:
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     first = math.ceil(scale.low / step - 1e-9)
     values = [step * n for n in range(first, math.floor(scale.high / step + 1e-9) + 1)]
-    return [Tick(scale(value), f"{value + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")) for value in values]
+    return [
+        Tick(scale(value), f"{value + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}"))
+        for value in values
+    ]
 
 
 def date_ticks(scale: Scale, most: int = 5) -> list[Tick]:
@@ -163,17 +190,25 @@ def date_ticks(scale: Scale, most: int = 5) -> list[Tick]:
     if days < most * 28:
         step = max(1, math.ceil(days / most))
         first = math.ceil(scale.low)
-        return [Tick(scale(day), f"{date(day):%Y-%m-%d}") for day in range(first, math.floor(scale.high) + 1, step)]
+        return [
+            Tick(scale(day), f"{date(day):%Y-%m-%d}")
+            for day in range(first, math.floor(scale.high) + 1, step)
+        ]
     months = next((n for n in MONTHS if days / (30.4 * n) <= most), MONTHS[-1])
     form = "%Y" if months >= 12 else "%Y-%m"
-    return [Tick(scale(mjd), f"{date(mjd):{form}}") for mjd in _firsts(scale.low, scale.high, months)]
+    return [
+        Tick(scale(mjd), f"{date(mjd):{form}}") for mjd in _firsts(scale.low, scale.high, months)
+    ]
 
 
 def _firsts(low: float, high: float, months: int) -> list[float]:
     """MJD of the first day of every so manieth month."""
-    start, end = date(low), date(high)
+    start = date(low)
+    end = date(high)
     numbers = range(12 * start.year // months * months, 12 * end.year + end.month, months)
-    firsts = [(datetime(n // 12, n % 12 + 1, 1, tzinfo=UTC) - EPOCH) / timedelta(days=1) for n in numbers]
+    firsts = [
+        (datetime(n // 12, n % 12 + 1, 1, tzinfo=UTC) - EPOCH) / timedelta(days=1) for n in numbers
+    ]
     return [mjd for mjd in firsts if low <= mjd <= high]
 
 
@@ -184,4 +219,8 @@ def date(mjd: float) -> datetime:
 
 def date_class(mjd: float, low: float, high: float) -> int:
     """Which of the colours of a map a date has: 0 is the earliest."""
-    return min(DATE_CLASSES - 1, int(DATE_CLASSES * (mjd - low) / (high - low))) if high > low else DATE_CLASSES - 1
+    return (
+        min(DATE_CLASSES - 1, int(DATE_CLASSES * (mjd - low) / (high - low)))
+        if high > low
+        else DATE_CLASSES - 1
+    )

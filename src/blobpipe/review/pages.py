@@ -45,9 +45,13 @@ PERSISTENCE = {"new": "not yet seen again", "seen_again": "seen again", "faded":
 
 SIDE_PX = 1024  # of the detector
 NEAR_PX = 8.0  # what else was seen so near a candidate is part of its history
-CARDS, LINES = 10, 50  # candidates, and rows of a table, on a page
+# candidates, and rows of a table, on a page
+CARDS = 10
+LINES = 50
 LATEST = 8  # images named on the first page
-MARK_PX, FULL_FRAC = (9.0, 30.0), 0.15  # radii of the faintest mark of the map, and of one that takes so much light
+# radii of the faintest mark of the map, and of one that takes so much light
+MARK_PX = (9.0, 30.0)
+FULL_FRAC = 0.15
 DAYS = 92  # a timeline longer than this is told by month
 OFFLINE_BYTES = 6_000_000  # of pictures in a single file: a mail of 8 MB
 
@@ -220,10 +224,14 @@ def today(connection: sqlite3.Connection, reader: Reader) -> str:
     ).fetchone()
     shown = _image(connection, newest["id"]) if newest else None
     latest = _rows(connection, "SELECT * FROM images ORDER BY id DESC LIMIT ?", LATEST)
-    return _render("today.html", reader, image=shown, latest=latest, counts=_decision_counts(connection))
+    return _render(
+        "today.html", reader, image=shown, latest=latest, counts=_decision_counts(connection)
+    )
 
 
-def queue(connection: sqlite3.Connection, reader: Reader, *, show: Show = "all", page: int = 1) -> str:
+def queue(
+    connection: sqlite3.Connection, reader: Reader, *, show: Show = "all", page: int = 1
+) -> str:
     """Candidates to decide on: the undecided first, then the unsure, the newest of each first."""
     counts = _decision_counts(connection)
     listed = part(page, CARDS, counts[show])
@@ -236,7 +244,9 @@ def queue(connection: sqlite3.Connection, reader: Reader, *, show: Show = "all",
         listed.offset,
     )
     cards = [_card(connection, row) for row in rows]
-    return _render("queue.html", reader, cards=cards, show=show, shows=SHOWS, counts=counts, listed=listed)
+    return _render(
+        "queue.html", reader, cards=cards, show=show, shows=SHOWS, counts=counts, listed=listed
+    )
 
 
 def candidate(connection: sqlite3.Connection, reader: Reader, number: int) -> str:
@@ -247,9 +257,16 @@ def candidate(connection: sqlite3.Connection, reader: Reader, number: int) -> st
     LogError
         If there is no such candidate.
     """
-    card = _card(connection, _one(connection, "candidate", "SELECT * FROM candidate_list WHERE id = ?", number))
-    before = connection.execute("SELECT max(id) FROM candidates WHERE id < ?", (number,)).fetchone()[0]
-    after = connection.execute("SELECT min(id) FROM candidates WHERE id > ?", (number,)).fetchone()[0]
+    card = _card(
+        connection,
+        _one(connection, "candidate", "SELECT * FROM candidate_list WHERE id = ?", number),
+    )
+    before = connection.execute(
+        "SELECT max(id) FROM candidates WHERE id < ?", (number,)
+    ).fetchone()[0]
+    after = connection.execute("SELECT min(id) FROM candidates WHERE id > ?", (number,)).fetchone()[
+        0
+    ]
     return _render("candidate.html", reader, card=card, before=before, after=after)
 
 
@@ -261,7 +278,12 @@ def image(connection: sqlite3.Connection, reader: Reader, number: int) -> str:
     LogError
         If there is no such image.
     """
-    return _render("image.html", reader, image=_image(connection, number), neighbours=_neighbours(connection, number))
+    return _render(
+        "image.html",
+        reader,
+        image=_image(connection, number),
+        neighbours=_neighbours(connection, number),
+    )
 
 
 def images(connection: sqlite3.Connection, reader: Reader, choice: Choice, page: int = 1) -> str:
@@ -278,7 +300,9 @@ def images(connection: sqlite3.Connection, reader: Reader, choice: Choice, page:
         listed.size,
         listed.offset,
     )
-    return _render("images.html", reader, images=rows, listed=listed, choice=choice, outcomes=OUTCOMES)
+    return _render(
+        "images.html", reader, images=rows, listed=listed, choice=choice, outcomes=OUTCOMES
+    )
 
 
 def blob_map(connection: sqlite3.Connection, reader: Reader, page: int = 1) -> str:
@@ -286,7 +310,9 @@ def blob_map(connection: sqlite3.Connection, reader: Reader, page: int = 1) -> s
     rows = _rows(connection, "SELECT * FROM candidate_list ORDER BY first_mjd DESC, id DESC")
     listed = part(page, LINES, len(rows))
     lines = rows[listed.offset : listed.offset + listed.size]
-    return _render("map.html", reader, marks=_map_marks(rows), dates=_legend(rows), rows=lines, listed=listed)
+    return _render(
+        "map.html", reader, marks=_map_marks(rows), dates=_legend(rows), rows=lines, listed=listed
+    )
 
 
 def timeline(connection: sqlite3.Connection, reader: Reader) -> str:
@@ -336,9 +362,13 @@ def newest_day(connection: sqlite3.Connection) -> str:
     LogError
         If no image of the log has a date.
     """
-    mjd = connection.execute("SELECT max(mjd) FROM images WHERE mjd BETWEEN ? AND ?", date_range()).fetchone()[0]
+    mjd = connection.execute(
+        "SELECT max(mjd) FROM images WHERE mjd BETWEEN ? AND ?", date_range()
+    ).fetchone()[0]
     if mjd is None:
-        raise LogError("no image in the log has a date; expected at least one, name a day with --date or say --all")
+        raise LogError(
+            "no image in the log has a date; expected at least one, name a day with --date or say --all"
+        )
     return _day(mjd)
 
 
@@ -363,7 +393,9 @@ def subframe(connection: sqlite3.Connection, image: int, row: int, col: int) -> 
         If there is none.
     """
     query = "SELECT saliency FROM subframes WHERE image = ? AND row = ? AND col = ?"
-    return Picture(_one(connection, "subframe of image", query, image, row, col)["saliency"], "image/png")
+    return Picture(
+        _one(connection, "subframe of image", query, image, row, col)["saliency"], "image/png"
+    )
 
 
 def asset(name: Literal["style.css", "review.js"]) -> str:
@@ -387,12 +419,17 @@ def _one(connection: sqlite3.Connection, what: str, query: str, *values: int) ->
 
 def _dated(row: sqlite3.Row) -> Row:
     """A row without a date that is none: earlier versions logged what the header said, Unix seconds too."""
-    return {name: None if name.endswith("mjd") and not is_date(value) else value for name, value in dict(row).items()}
+    return {
+        name: None if name.endswith("mjd") and not is_date(value) else value
+        for name, value in dict(row).items()
+    }
 
 
 def _decision_counts(connection: sqlite3.Connection) -> dict[str, int]:
     counts: dict[str, int] = dict.fromkeys(SHOWS, 0)
-    for row in connection.execute("SELECT decision, count(*) AS n FROM candidate_list GROUP BY decision"):
+    for row in connection.execute(
+        "SELECT decision, count(*) AS n FROM candidate_list GROUP BY decision"
+    ):
         counts[row["decision"] or "undecided"] = row["n"]
     return counts | {"all": sum(counts.values())}
 
@@ -412,16 +449,25 @@ def _card(connection: sqlite3.Connection, row: Row) -> Card:
         connection,
         """SELECT d.*, i.name, i.mjd FROM detections d JOIN images i ON i.id = d.image
         WHERE d.x_px BETWEEN ? AND ? AND d.y_px BETWEEN ? AND ? AND d.candidate IS NOT ? AND i.superseded_by IS NULL ORDER BY i.mjd, d.id""",
-        *(row["x_px"] - NEAR_PX, row["x_px"] + NEAR_PX, row["y_px"] - NEAR_PX, row["y_px"] + NEAR_PX, row["id"]),
+        *(
+            row["x_px"] - NEAR_PX,
+            row["x_px"] + NEAR_PX,
+            row["y_px"] - NEAR_PX,
+            row["y_px"] + NEAR_PX,
+            row["id"],
+        ),
     )
-    reviews = _rows(connection, "SELECT * FROM reviews WHERE candidate = ? ORDER BY id DESC", row["id"])
+    reviews = _rows(
+        connection, "SELECT * FROM reviews WHERE candidate = ? ORDER BY id DESC", row["id"]
+    )
     samples = [_sample(d, "sighting") for d in sightings] + [_sample(d, "other") for d in others]
     history = charts.scatter([s for s in samples if s is not None], from_zero=True)
     return Card(row, _pictures_of(connection, row["id"]), sightings, reviews, history)
 
 
 def _sample(detection: Row, kind: str) -> charts.Sample | None:
-    depth, mjd = detection["depth_frac"], detection["mjd"]
+    depth = detection["depth_frac"]
+    mjd = detection["mjd"]
     if depth is None or mjd is None:
         return None
     error = detection["depth_err_frac"] or 0.0
@@ -436,7 +482,11 @@ def _pictures_of(connection: sqlite3.Connection, number: int) -> list[Row]:
         AND EXISTS (SELECT 1 FROM pictures p WHERE p.detection = d.id) ORDER BY d.snr DESC, d.id LIMIT 1""",
         (number,),
     ).fetchone()
-    found = _rows(connection, "SELECT id, kind FROM pictures WHERE detection = ?", best["id"]) if best else []
+    found = (
+        _rows(connection, "SELECT id, kind FROM pictures WHERE detection = ?", best["id"])
+        if best
+        else []
+    )
     return sorted(found, key=lambda row: list(KINDS).index(row["kind"]))
 
 
@@ -445,7 +495,8 @@ def _image(connection: sqlite3.Connection, number: int) -> Row:
     row = _one(connection, "image", "SELECT * FROM images WHERE id = ?", number)
     run = _one(connection, "run", "SELECT * FROM runs WHERE id = ?", row["run"])
     found = connection.execute(
-        "SELECT id FROM pictures WHERE image = ? AND detection IS NULL AND kind = 'difference'", (number,)
+        "SELECT id FROM pictures WHERE image = ? AND detection IS NULL AND kind = 'difference'",
+        (number,),
     ).fetchone()
     detections = _rows(
         connection,
@@ -465,7 +516,8 @@ def _image(connection: sqlite3.Connection, number: int) -> Row:
 
 def _mark(detection: Row) -> Mark:
     """Around a sighting on the picture of its image."""
-    number, radius = detection["candidate"], 2.0 * (detection["radius_px"] or 8.0) + 8.0
+    number = detection["candidate"]
+    radius = 2.0 * (detection["radius_px"] or 8.0) + 8.0
     x, y = _downwards(detection)
     text = f"candidate {number}: probability {detection['probability']:.3f}"
     return Mark(number, x, y, round(radius, 1), detection["decision"] or "undecided", text)
@@ -482,7 +534,9 @@ def _neighbours(connection: sqlite3.Connection, number: int) -> dict[str, int | 
         "before": "SELECT id FROM images WHERE mjd < ? AND superseded_by IS NULL ORDER BY mjd DESC LIMIT 1",
         "after": "SELECT id FROM images WHERE mjd > ? AND superseded_by IS NULL ORDER BY mjd LIMIT 1",
     }
-    found = {name: connection.execute(query, (row["mjd"],)).fetchone() for name, query in queries.items()}
+    found = {
+        name: connection.execute(query, (row["mjd"],)).fetchone() for name, query in queries.items()
+    }
     return {name: row["id"] if row else None for name, row in found.items()}
 
 
@@ -521,7 +575,9 @@ def mjd_of(day: str) -> float:
 def _map_marks(rows: Iterable[Row]) -> list[Mark]:
     rows = [row for row in rows if row["first_mjd"] is not None]
     low, high = _date_range(rows)
-    return [_map_mark(row, charts.date_class(row["first_mjd"], low, high)) for row in reversed(rows)]
+    return [
+        _map_mark(row, charts.date_class(row["first_mjd"], low, high)) for row in reversed(rows)
+    ]
 
 
 def _map_mark(row: Row, date_class: int) -> Mark:
@@ -580,10 +636,16 @@ def _timeline(connection: sqlite3.Connection) -> dict[str, Any]:
     found = _rows(connection, query, *date_range())
     mjd = table["mjd"]
     ends = (float(mjd[0]), float(mjd[-1])) if len(mjd) else (0.0, 0.0)
-    confirmed, rejected = ([c["first_mjd"] for c in found if c["decision"] == name] for name in DECISIONS[:2])
+    confirmed, rejected = (
+        [c["first_mjd"] for c in found if c["decision"] == name] for name in DECISIONS[:2]
+    )
     lines = [
         Line("Confirmed blobs (count)", f"{len(confirmed)} in all", charts.count(confirmed, *ends)),
-        Line("False alarms (count of rejected)", f"{len(rejected)} in all", charts.count(rejected, *ends)),
+        Line(
+            "False alarms (count of rejected)",
+            f"{len(rejected)} in all",
+            charts.count(rejected, *ends),
+        ),
         *(_trend(series, mjd, table[series.column]) for series in SERIES),
     ]
     return {"lines": lines, "periods": _periods(table, found), "n_images": len(mjd)}
@@ -596,17 +658,28 @@ def _dated_images(connection: sqlite3.Connection) -> dict[str, Values]:
         WHERE mjd BETWEEN ? AND ? AND superseded_by IS NULL ORDER BY mjd""",
         date_range(),
     )
-    mjd, bad, noise, signal, x, y = np.array([tuple(row) for row in rows], np.float64).reshape(-1, 6).T
-    return {"mjd": mjd, "bad": bad, "noise_frac": noise, "signal_e": signal, "shift_px": np.hypot(x, y)}
+    mjd, bad, noise, signal, x, y = (
+        np.array([tuple(row) for row in rows], np.float64).reshape(-1, 6).T
+    )
+    return {
+        "mjd": mjd,
+        "bad": bad,
+        "noise_frac": noise,
+        "signal_e": signal,
+        "shift_px": np.hypot(x, y),
+    }
 
 
 def _trend(series: Series, mjd: Values, values: Values) -> Line:
     there = np.isfinite(values)
-    mjd, values = mjd[there], series.factor * values[there]
+    mjd = mjd[there]
+    values = series.factor * values[there]
     if not len(values):
         return Line(series.name, "no values", None)
     summary = f"median {bn.median(values):.{series.digits}f}, newest {values[-1]:.{series.digits}f}"
-    return Line(series.name, summary, charts.trend(mjd, values, from_zero=series.column == "shift_px"))
+    return Line(
+        series.name, summary, charts.trend(mjd, values, from_zero=series.column == "shift_px")
+    )
 
 
 def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
@@ -615,7 +688,9 @@ def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
     unit = "M" if len(mjd) and mjd[-1] - mjd[0] > DAYS else "D"
     names, starts = np.unique(_calendar(mjd, unit), return_index=True)
     decisions: dict[str, list[str]] = {str(name): [] for name in names}
-    for name, row in zip(_calendar(np.array([c["first_mjd"] for c in found], np.float64), unit), found, strict=True):
+    for name, row in zip(
+        _calendar(np.array([c["first_mjd"] for c in found], np.float64), unit), found, strict=True
+    ):
         if str(name) in decisions:  # else its only image has been superseded by one of another day
             decisions[str(name)].append(row["decision"])
     ends = np.append(starts, len(mjd))[1:]
@@ -627,7 +702,9 @@ def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
 
 
 def _calendar(mjd: Values, unit: str) -> npt.NDArray[np.datetime64]:
-    return (np.datetime64("1858-11-17") + np.floor(mjd).astype("timedelta64[D]")).astype(f"datetime64[{unit}]")
+    return (np.datetime64("1858-11-17") + np.floor(mjd).astype("timedelta64[D]")).astype(
+        f"datetime64[{unit}]"
+    )
 
 
 def _period(name: str, table: dict[str, Values], decisions: Sequence[str]) -> Row:
@@ -655,15 +732,26 @@ def _of_day(connection: sqlite3.Connection, day: str) -> tuple[str, str]:
         *(start, start + 1, day),
     )
     if not shown:
-        raise LogError(f"no image of {day} in the log, expected the day of an exposure; name another day or say --all")
+        raise LogError(
+            f"no image of {day} in the log, expected the day of an exposure; name another day or say --all"
+        )
     found = [_image(connection, row["id"]) for row in shown]
-    numbers = sorted({d["candidate"] for row in found for d in row["detections"] if d["candidate"] is not None})
+    numbers = sorted(
+        {d["candidate"] for row in found for d in row["detections"] if d["candidate"] is not None}
+    )
     cards = [
-        _card(connection, _one(connection, "candidate", "SELECT * FROM candidate_list WHERE id = ?", number))
+        _card(
+            connection,
+            _one(connection, "candidate", "SELECT * FROM candidate_list WHERE id = ?", number),
+        )
         for number in numbers
     ]
-    anchors = {("image", row["id"]) for row in found} | {("candidate", number) for number in numbers}
-    content = _file(connection, anchors, title=f"Images of {day}", images=found, cards=cards, bad=[])
+    anchors = {("image", row["id"]) for row in found} | {
+        ("candidate", number) for number in numbers
+    }
+    content = _file(
+        connection, anchors, title=f"Images of {day}", images=found, cards=cards, bad=[]
+    )
     return content, f"the images exposed on {day}: {len(found)}, candidates: {len(cards)}"
 
 
@@ -671,14 +759,23 @@ def _of_everything(connection: sqlite3.Connection) -> tuple[str, str]:
     rows = _rows(connection, "SELECT * FROM candidate_list ORDER BY first_mjd DESC, id DESC")
     cards = [_card(connection, row) for row in rows if row["decision"] != "rejected"]
     bad = _rows(
-        connection, "SELECT * FROM images WHERE outcome = 'rejected' AND superseded_by IS NULL ORDER BY id DESC"
+        connection,
+        "SELECT * FROM images WHERE outcome = 'rejected' AND superseded_by IS NULL ORDER BY id DESC",
     )
     n = connection.execute("SELECT count(*) FROM images").fetchone()[0]
     if not n:
         raise LogError("no image in the log; run 'blobpipe quicklook' first")
     everything = {"marks": _map_marks(rows), "dates": _legend(rows), **_timeline(connection)}
     anchors = {("candidate", card.row["id"]) for card in cards}
-    content = _file(connection, anchors, title="Everything in the log", images=[], cards=cards, bad=bad, **everything)
+    content = _file(
+        connection,
+        anchors,
+        title="Everything in the log",
+        images=[],
+        cards=cards,
+        bad=bad,
+        **everything,
+    )
     return content, f"everything: images {n}, candidates {len(rows)}"
 
 
@@ -706,7 +803,9 @@ def _moment(mjd: float | None) -> str:
     return "no date" if mjd is None else f"{charts.date(mjd):%Y-%m-%d %H:%M}"
 
 
-def _measured(value: float | None, error: float | None = None, digits: int = 2, factor: float = 1.0) -> str:
+def _measured(
+    value: float | None, error: float | None = None, digits: int = 2, factor: float = 1.0
+) -> str:
     """A number with its error, or a dash."""
     if value is None:
         return "\N{EN DASH}"
@@ -727,7 +826,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"day": _day, "moment": _moment, "measured": _measured, "percent": _percent}
+    environment.filters |= {
+        "day": _day,
+        "moment": _moment,
+        "measured": _measured,
+        "percent": _percent,
+    }
     environment.globals |= {
         "kinds": KINDS,
         "persistence": PERSISTENCE,

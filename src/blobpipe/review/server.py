@@ -52,9 +52,12 @@ LONGEST_BODY = 16_384  # bytes of a form
 REQUEST_S = 20.0  # for a whole request to arrive; ours
 WRITERS = 40  # threads in which reviews wait for the log, so that those who read have their own
 LONGEST = {"reviewer": 80, "reason": 500}  # characters
-SIGNED_IN, REVIEWER = "blobpipe_session", "blobpipe_reviewer"  # cookies
+# cookies
+SIGNED_IN = "blobpipe_session"
+REVIEWER = "blobpipe_reviewer"
 SESSION_S = 30 * 86_400
-PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]\\]+)(:[0-9]{0,5})?")  # host and port, as in Host and Origin
+# host and port, as in Host and Origin
+PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]\\]+)(:[0-9]{0,5})?")
 MOST_DIGITS = 18  # of a number that SQLite takes
 
 HEADERS = {
@@ -102,7 +105,9 @@ def serve(
         If the log cannot be opened.
     """
     if not 0 < port < 65_536:
-        raise ServeError(f"--port: found {port}, expected a number from 1 to 65535, such as 8000; correct it")
+        raise ServeError(
+            f"--port: found {port}, expected a number from 1 to 65535, such as 8000; correct it"
+        )
     for option, name in (("--host", host), *(("--name", name) for name in names)):
         if not is_host_name(name):
             raise ServeError(
@@ -151,14 +156,18 @@ def _read_token(path: Path) -> str:
         with path.open("rb") as file:
             text = file.read(LONGEST_TOKEN_FILE).decode("utf-8-sig")
     except OSError as error:
-        raise ServeError(f"{path}: {error.strerror}, expected a file with the token; correct --token-file") from None
+        raise ServeError(
+            f"{path}: {error.strerror}, expected a file with the token; correct --token-file"
+        ) from None
     except UnicodeDecodeError:
         raise ServeError(
             f"{path}: found bytes that are not UTF-8, expected the token; save the file as UTF-8"
         ) from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
-        raise ServeError(f"{path}: found {len(lines)} lines, expected one, the token; leave that one alone there")
+        raise ServeError(
+            f"{path}: found {len(lines)} lines, expected one, the token; leave that one alone there"
+        )
     return lines[0] if lines else ""
 
 
@@ -214,14 +223,18 @@ class Desk:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection that cannot write."""
-        with self._connected("The log cannot be read at the moment. Try again later.") as connection:
+        with self._connected(
+            "The log cannot be read at the moment. Try again later."
+        ) as connection:
             connection.execute("PRAGMA query_only = ON")
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: what is not answered with an error has been kept."""
-        refusal = "The log cannot be written at the moment: nothing was kept. Go back and try again."
+        refusal = (
+            "The log cannot be written at the moment: nothing was kept. Go back and try again."
+        )
         with self._connected(refusal) as connection, logbook.writing(connection):
             yield connection
 
@@ -288,9 +301,13 @@ def make_application(path: Path, token: str, names: tuple[str, ...]) -> ASGIApp:
         Route("/sign-in", _sign_in, methods=["POST"]),
         Route("/sign-out", _sign_out, methods=["POST"]),
     ]
-    application = Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed})
+    application = Starlette(
+        routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed}
+    )
     own = frozenset(name.encode("idna").decode("ascii").lower().rstrip(".") for name in names)
-    application.state.desk = Desk(path, token, frozenset(name for name in own if not _is_loopback(name)))
+    application.state.desk = Desk(
+        path, token, frozenset(name for name in own if not _is_loopback(name))
+    )
     return Guard(application, own | {"127.0.0.1", "localhost", "::1"})
 
 
@@ -352,7 +369,8 @@ def _same(found: str, expected: str) -> bool:
 
 def _said(request: Request) -> tuple[str, int]:
     """What the review before this page did, and to which candidate; whatever the address says, no other words."""
-    number, decision = request.query_params.get("candidate", ""), request.query_params.get("decision", "")
+    number = request.query_params.get("candidate", "")
+    decision = request.query_params.get("decision", "")
     if not _is_number(number) or decision not in pages.DECISIONS:
         return "", 0
     return f"Candidate {int(number)}: {decision}.", int(number)
@@ -391,11 +409,15 @@ def _queue(request: Request) -> Response:
     show = request.query_params.get("show", "all")
     if show not in pages.SHOWS:
         raise HTTPException(404, f"Found {show!r}, expected one of {', '.join(pages.SHOWS)}.")
-    return _shown(request, lambda log, reader: pages.queue(log, reader, show=show, page=_page(request)))
+    return _shown(
+        request, lambda log, reader: pages.queue(log, reader, show=show, page=_page(request))
+    )
 
 
 def _candidate(request: Request) -> Response:
-    return _shown(request, lambda log, reader: pages.candidate(log, reader, _number(request, "number")))
+    return _shown(
+        request, lambda log, reader: pages.candidate(log, reader, _number(request, "number"))
+    )
 
 
 def _image(request: Request) -> Response:
@@ -403,8 +425,14 @@ def _image(request: Request) -> Response:
 
 
 def _images(request: Request) -> Response:
-    asked = {name: _line(request.query_params.get(name, ""), 100) for name in ("name", "first", "last", "outcome")}
-    return _shown(request, lambda log, reader: pages.images(log, reader, pages.Choice(**asked), _page(request)))
+    asked = {
+        name: _line(request.query_params.get(name, ""), 100)
+        for name in ("name", "first", "last", "outcome")
+    }
+    return _shown(
+        request,
+        lambda log, reader: pages.images(log, reader, pages.Choice(**asked), _page(request)),
+    )
 
 
 def _map(request: Request) -> Response:
@@ -424,7 +452,9 @@ def _number(request: Request, name: str) -> int:
 
 def _picture(request: Request) -> Response:
     with _desk(request).reading() as connection:
-        return _content(request, _found(lambda: pages.picture(connection, _number(request, "number"))))
+        return _content(
+            request, _found(lambda: pages.picture(connection, _number(request, "number")))
+        )
 
 
 def _subframe(request: Request) -> Response:
@@ -459,7 +489,9 @@ async def _sign_in(request: Request) -> Response:
 
 def _signed_in(request: Request, token: str) -> Response:
     if not _same(token, _desk(request).token):
-        raise HTTPException(403, "That is not the token of this server. It was printed when the server was started.")
+        raise HTTPException(
+            403, "That is not the token of this server. It was printed when the server was started."
+        )
     response = RedirectResponse("/", 303)
     _remember(request, response, SIGNED_IN, _desk(request).sign_in())
     return response
@@ -467,8 +499,12 @@ def _signed_in(request: Request, token: str) -> Response:
 
 def _remember(request: Request, response: Response, name: str, value: str) -> None:
     # a proxy need not say that the browser reaches it by TLS; the browser does
-    secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
-    response.set_cookie(name, value, max_age=SESSION_S, httponly=True, samesite="strict", secure=secure)
+    secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith(
+        "https://"
+    )
+    response.set_cookie(
+        name, value, max_age=SESSION_S, httponly=True, samesite="strict", secure=secure
+    )
 
 
 async def _sign_out(request: Request) -> Response:
@@ -483,7 +519,8 @@ async def _sign_out(request: Request) -> Response:
 async def _review(request: Request) -> Response:
     """Note a decision, and go on with the next candidate."""
     form = await _signed_form(request)
-    desk, row = _desk(request), _decision(form)
+    desk = _desk(request)
+    row = _decision(form)
     await asyncio.get_running_loop().run_in_executor(desk.writers, _note, desk, row)
     response = RedirectResponse(_next_page(form, row), 303)
     _remember(request, response, REVIEWER, quote(str(row["reviewer"])))
@@ -495,7 +532,9 @@ async def _signed_form(request: Request) -> dict[str, str]:
     form = await _form(request)
     expected = _reader(request).form_token
     if not expected or not _same(form.get("form_token", ""), expected):
-        raise HTTPException(403, "Not signed in. Open the address that the server printed when it was started.")
+        raise HTTPException(
+            403, "Not signed in. Open the address that the server printed when it was started."
+        )
     return form
 
 
@@ -515,7 +554,9 @@ async def _form(request: Request) -> dict[str, str]:
             async for piece in request.stream():
                 body += piece
                 if len(body) > LONGEST_BODY:
-                    raise HTTPException(413, f"Found more than {LONGEST_BODY} bytes, expected a review.")
+                    raise HTTPException(
+                        413, f"Found more than {LONGEST_BODY} bytes, expected a review."
+                    )
     except TimeoutError as error:
         said = f"The form did not arrive within {REQUEST_S:g} s."
         raise HTTPException(408, said, {"Connection": "close"}) from error
@@ -541,13 +582,21 @@ def _is_own(request: Request) -> bool:
 
 def _decision(form: dict[str, str]) -> dict[str, str | int]:
     """The columns of ``reviews`` that a form says."""
-    candidate, decision = form.get("candidate", ""), form.get("decision", "")
+    candidate = form.get("candidate", "")
+    decision = form.get("decision", "")
     reviewer, reason = (_line(form.get(name, ""), length) for name, length in LONGEST.items())
     if not _is_number(candidate) or decision not in pages.DECISIONS:
-        raise HTTPException(400, f"Expected a candidate's number and one of {', '.join(pages.DECISIONS)}.")
+        raise HTTPException(
+            400, f"Expected a candidate's number and one of {', '.join(pages.DECISIONS)}."
+        )
     if not reviewer:
         raise HTTPException(400, "Found no name, expected the reviewer's. Go back and fill it in.")
-    return {"candidate": int(candidate), "decision": decision, "reviewer": reviewer, "reason": reason}
+    return {
+        "candidate": int(candidate),
+        "decision": decision,
+        "reviewer": reviewer,
+        "reason": reason,
+    }
 
 
 def _line(text: str, longest: int) -> str:
@@ -557,14 +606,17 @@ def _line(text: str, longest: int) -> str:
 
 def _note(desk: Desk, row: dict[str, str | int]) -> None:
     with desk.writing() as connection:
-        if not connection.execute("SELECT 1 FROM candidates WHERE id = ?", (row["candidate"],)).fetchone():
+        if not connection.execute(
+            "SELECT 1 FROM candidates WHERE id = ?", (row["candidate"],)
+        ).fetchone():
             raise HTTPException(404, f"No candidate {row['candidate']} in the log.")
         logbook.insert(connection, "reviews", row | {"at": logbook.now()})
 
 
 def _next_page(form: dict[str, str], row: dict[str, str | int]) -> str:
     """Where the form was; only numbers and known words of it are used."""
-    done, following = f"candidate={row['candidate']}&decision={row['decision']}", form.get("following", "")
+    done = f"candidate={row['candidate']}&decision={row['decision']}"
+    following = form.get("following", "")
     match form.get("then", "").split("-"):
         case ["queue", show, page] if show in pages.SHOWS and _is_number(page):
             place = f"#candidate-{following}" if _is_number(following) else ""
@@ -578,7 +630,11 @@ def _next_page(form: dict[str, str], row: dict[str, str | int]) -> str:
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = "There is no such page." if error.detail == HTTPStatus(error.status_code).phrase else error.detail
+    text = (
+        "There is no such page."
+        if error.detail == HTTPStatus(error.status_code).phrase
+        else error.detail
+    )
     response = _says(_reader(request), error.status_code, text)
     response.headers.update(error.headers or {})
     return response
@@ -586,7 +642,11 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _failed(request: Request, error: Exception) -> Response:
     """Tell the client nothing; the server's own messages hold the traceback."""
-    return _says(pages.Reader(), 500, "Something went wrong here. What it was stands in the messages of the server.")
+    return _says(
+        pages.Reader(),
+        500,
+        "Something went wrong here. What it was stands in the messages of the server.",
+    )
 
 
 def _says(reader: pages.Reader, status: int, text: str) -> Response:

@@ -19,7 +19,11 @@ COLUMNS = ("copy", "subframe", "noise_seed", "rotation", "flip")
 
 
 def augment(
-    difference_dir: str | Path, scale_dir: str | Path, cutout_dir: str | Path, out_dir: str | Path, params: Augment
+    difference_dir: str | Path,
+    scale_dir: str | Path,
+    cutout_dir: str | Path,
+    out_dir: str | Path,
+    params: Augment,
 ) -> None:
     """Write ``train.csv``, the augmentation of every training subframe, and a contact sheet (stage ``augment``).
 
@@ -31,8 +35,12 @@ def augment(
     table = draw_augmentation(stream(params.seed, "augment"), len(subframes), params)
     tables.write_table(Path(out_dir) / "train.csv", table)
     scene, recipes = cutout.open_split(difference_dir, scale_dir, cutout_dir, "train", table, n=48)
-    pixels = render.render_subframes(scene, recipes, np.arange(len(recipes)), noise_sigma=params.noise_sigma)
-    plotting.contact_sheet(Path(out_dir) / "contact_sheet.png", pixels, recipes.label, "Augmented training subframes")
+    pixels = render.render_subframes(
+        scene, recipes, np.arange(len(recipes)), noise_sigma=params.noise_sigma
+    )
+    plotting.contact_sheet(
+        Path(out_dir) / "contact_sheet.png", pixels, recipes.label, "Augmented training subframes"
+    )
 
 
 def draw_augmentation(rng: np.random.Generator, n: int, params: Augment) -> pd.DataFrame:

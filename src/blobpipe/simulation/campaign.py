@@ -33,13 +33,18 @@ log = logging.getLogger(__name__)
 SIZE = 1024
 READ_NOISE_E = 20.0
 DIFFERENCE_NOISE_FRAC = 0.0101  # measured; the scale on which a new blob is faint or strong
-COARSER = 3  # steps of stored values than elsewhere: a tenth of the noise, a quarter off the files' size
-FIRST_MJD, MEAN_INTERVAL_D = 55_250.0, 21.0
+# steps of stored values than elsewhere: a tenth of the noise, a quarter off the files' size
+COARSER = 3
+FIRST_MJD = 55_250.0
+MEAN_INTERVAL_D = 21.0
 
 STAMP = 41
 SEPARATION_PX = 26.0  # between centres: neighbours touch, but none lies on another
 MARGIN_PX = 14.0  # of new blobs from the light's edge: nearly all of each is on the detector
-MEDIAN_DEPTH_FRAC, DEPTH_SPREAD, DEEPEST_FRAC = 0.025, 0.8, 0.30  # 4 in 10 peak above 3 %
+# 4 in 10 peak above 3 %
+MEDIAN_DEPTH_FRAC = 0.025
+DEPTH_SPREAD = 0.8
+DEEPEST_FRAC = 0.30
 FAINTEST_SNR = 3.0
 NEW_BLOBS = (0.6, 0.28, 0.12)  # chances of one, two or three on a historical image
 
@@ -148,7 +153,11 @@ def _write_frame(job: tuple[Path, Campaign, int]) -> None:
     header = _header(name, float(dates(params)[index]))
     sigma = COARSER * pixel_noise(params, conditions(params, index).photons_e)
     fits_images.write_image(
-        out_dir / f"{name}.fits.fz", render_image(params, index), name="SCI", header=header, sigma=sigma
+        out_dir / f"{name}.fits.fz",
+        render_image(params, index),
+        name="SCI",
+        header=header,
+        sigma=sigma,
     )
 
 
@@ -176,7 +185,9 @@ def _write_tables(out_dir: Path, params: Campaign) -> None:
     blobs = pd.DataFrame(population(params))
     blobs["first_frame"] = ["" if first < 0 else names[first] for first in blobs.pop("first")]
     tables.write_table(out_dir / "blobs.csv", blobs)
-    table = pd.DataFrame({"frame": names, "mjd": dates(params), "label": labels(params), "seed": params.seed})
+    table = pd.DataFrame(
+        {"frame": names, "mjd": dates(params), "label": labels(params), "seed": params.seed}
+    )
     each = pd.DataFrame([conditions(params, index) for index in range(params.n_frames)])
     tables.write_table(out_dir / "frames.csv", table.join(each))
 
@@ -203,7 +214,9 @@ def _cases(params: Campaign) -> list[int]:
             f"campaign.n_cases={params.n_cases}, expected fewer than the {len(candidates)} images after the first "
             f"{params.first_frames}; lower n_cases or raise n_frames"
         )
-    chosen = stream(params.seed, "campaign", "cases").choice(candidates, params.n_cases, replace=False)
+    chosen = stream(params.seed, "campaign", "cases").choice(
+        candidates, params.n_cases, replace=False
+    )
     return [int(index) for index in np.sort(chosen)]
 
 
@@ -221,7 +234,8 @@ def _conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
     low, high = params.photons_e
     photons_e = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     small = rng.normal(0, params.shift_px, 2)
-    distance, angle = params.large_shift_px * rng.uniform(0.1, 1), rng.uniform(0, 2 * np.pi)
+    distance = params.large_shift_px * rng.uniform(0.1, 1)
+    angle = rng.uniform(0, 2 * np.pi)
     large = distance * np.array([np.cos(angle), np.sin(angle)])
     x, y = large if rng.random() < params.large_shift_frac else small
     return Conditions(photons_e, float(x), float(y))
@@ -229,7 +243,9 @@ def _conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
 
 def pixel_noise(params: Campaign, photons_e: float) -> float:
     """Standard deviation of an undisturbed pixel from image to image (fraction)."""
-    return float(np.sqrt(1 / photons_e + (READ_NOISE_E / photons_e) ** 2 + params.flattening_noise_frac**2))
+    return float(
+        np.sqrt(1 / photons_e + (READ_NOISE_E / photons_e) ** 2 + params.flattening_noise_frac**2)
+    )
 
 
 @lru_cache(maxsize=2)
@@ -237,7 +253,9 @@ def population(params: Campaign) -> tuple[Blob, ...]:
     """All blobs, those known before the first image first, then the new ones by date."""
     rng = stream(params.seed, "campaign", "blobs")
     per_case = rng.choice(1 + np.arange(len(NEW_BLOBS)), params.n_cases, p=NEW_BLOBS)
-    first = [-1] * params.n_known + [i for i, n in zip(_cases(params), per_case, strict=True) for _ in range(n)]
+    first = [-1] * params.n_known + [
+        i for i, n in zip(_cases(params), per_case, strict=True) for _ in range(n)
+    ]
     x, y = _places(rng, first)
     return tuple(_blob(rng, f"b{k + 1:04d}", x[k], y[k], first[k]) for k in range(len(first)))
 
@@ -259,7 +277,8 @@ def _blob(rng: np.random.Generator, name: str, x: float, y: float, first: int) -
     """Large diamonds and rings lower left, small discs upper right."""
     radius = float(typical_radius(np.asarray(x), np.asarray(y)) * rng.normal(1, 0.1))
     lower_left = 1 - (x + y) / (2 * SIZE)
-    disc, diamond = 1 - 0.9 * lower_left, 0.6 * lower_left
+    disc = 1 - 0.9 * lower_left
+    diamond = 0.6 * lower_left
     shape: Shape = rng.choice(["disc", "diamond", "ring"], p=[disc, diamond, 1 - disc - diamond])
     shape = str(shape)  # type: ignore[assignment]
     radius = max(radius, 2.0)
@@ -270,7 +289,9 @@ def _depth(rng: np.random.Generator, shape: Shape, radius: float) -> float:
     """A few per cent mostly, and never so little that nobody could have seen it."""
     snr_of_1 = matched_snr(blob_profile(shape, radius, size=STAMP), DIFFERENCE_NOISE_FRAC)
     small = 0.5 if shape == "ring" else 1.0  # a ring's particle covers little of the pupil
-    depths = small * MEDIAN_DEPTH_FRAC * np.exp(small**0.5 * DEPTH_SPREAD * rng.standard_normal(100))
+    depths = (
+        small * MEDIAN_DEPTH_FRAC * np.exp(small**0.5 * DEPTH_SPREAD * rng.standard_normal(100))
+    )
     seen = depths[(depths <= DEEPEST_FRAC) & (depths * snr_of_1 >= FAINTEST_SNR)]
     return float(seen[0])
 
@@ -286,7 +307,9 @@ def render_image(params: Campaign, index: int) -> Image:
     rng = _frame_stream(params, index)
     state = _conditions(params, rng)
     shared = detector(params.seed, params.fixed_pattern_frac)
-    loss = blob_layer([b for b in population(params) if b.first <= index], state.shift_x_px, state.shift_y_px)
+    loss = blob_layer(
+        [b for b in population(params) if b.first <= index], state.shift_x_px, state.shift_y_px
+    )
     image = shared.fixed + loss
     image += shared.glow * np.float32(rng.normal(1, STEADY_GLOW))
     image += _illumination(rng) + _stripes(rng)
@@ -302,10 +325,14 @@ def blob_layer(blobs: list[Blob], shift_x_px: float, shift_y_px: float) -> Image
     half = STAMP // 2
     padded = np.zeros((SIZE + 2 * STAMP, SIZE + 2 * STAMP), np.float32)
     for blob in blobs:
-        x, y = blob.x_px + shift_x_px, blob.y_px + shift_y_px
-        i, j = round(y), round(x)
+        x = blob.x_px + shift_x_px
+        y = blob.y_px + shift_y_px
+        i = round(y)
+        j = round(x)
         stamp = blob_profile(blob.shape, blob.radius_px, x - j, y - i, STAMP)
-        padded[i + half + 1 :, j + half + 1 :][:STAMP, :STAMP] += np.float32(blob.depth_frac) * stamp
+        padded[i + half + 1 :, j + half + 1 :][:STAMP, :STAMP] += (
+            np.float32(blob.depth_frac) * stamp
+        )
     return padded[STAMP:-STAMP, STAMP:-STAMP]
 
 
@@ -320,13 +347,17 @@ def _illumination(rng: np.random.Generator) -> Image:
     """What the high-pass filter leaves of the airglow's large-scale structure."""
     from scipy.ndimage import gaussian_filter, zoom
 
-    coarse = gaussian_filter(rng.standard_normal((SIZE // 8, SIZE // 8), np.float32), 2, mode="wrap")
+    coarse = gaussian_filter(
+        rng.standard_normal((SIZE // 8, SIZE // 8), np.float32), 2, mode="wrap"
+    )
     return np.asarray(zoom(coarse * np.float32(3e-4 / coarse.std()), 8, order=1), dtype=np.float32)
 
 
 def _stripes(rng: np.random.Generator, columns: float = 2e-4, rows: float = 2e-4) -> Image:
     """Columns and rows whose zero point is off, a few of them visibly."""
-    lines = rng.standard_normal((2, SIZE)) * [[columns], [rows]] + np.where(rng.random((2, SIZE)) < 0.004, 3e-3, 0)
+    lines = rng.standard_normal((2, SIZE)) * [[columns], [rows]] + np.where(
+        rng.random((2, SIZE)) < 0.004, 3e-3, 0
+    )
     return np.asarray(np.add.outer(lines[1], lines[0]), dtype=np.float32)
 
 
@@ -344,35 +375,53 @@ def _streaks(image: Image, rng: np.random.Generator) -> None:
     """Pairs and triples of parallel, nearly horizontal streaks, faint or strong, light added or missing."""
     for _ in range(rng.poisson(2.0)):
         x, y = rng.uniform(0, SIZE, 2)
-        length, angle, spacing = rng.uniform(100, 270), np.radians(rng.normal(0, 4)), rng.uniform(10, 18)
+        length = rng.uniform(100, 270)
+        angle = np.radians(rng.normal(0, 4))
+        spacing = rng.uniform(10, 18)
         strong = rng.random() < 0.4
-        value = rng.choice([-1, 1]) * (rng.uniform(0.02, 0.06) if strong else rng.uniform(0.004, 0.012))
+        value = rng.choice([-1, 1]) * (
+            rng.uniform(0.02, 0.06) if strong else rng.uniform(0.004, 0.012)
+        )
         for k in range(rng.choice([2, 3])):
             start = x + rng.normal(0, 12), y + k * spacing
-            _draw_line(image, start, length * rng.normal(1, 0.05), angle, rng.uniform(0.8, 1.5), value)
+            _draw_line(
+                image, start, length * rng.normal(1, 0.05), angle, rng.uniform(0.8, 1.5), value
+            )
 
 
 def _trails(image: Image, rng: np.random.Generator) -> None:
     """City lights and stars: slanted, faint, of any length, always light added."""
     for _ in range(rng.poisson(0.8)):
         angle = np.radians(rng.uniform(-60, 60))
-        length, width, value = rng.uniform(60, 700), rng.uniform(1, 2.5), -np.exp(rng.normal(np.log(0.005), 0.5))
+        length = rng.uniform(60, 700)
+        width = rng.uniform(1, 2.5)
+        value = -np.exp(rng.normal(np.log(0.005), 0.5))
         _draw_line(image, tuple(rng.uniform(0, SIZE, 2)), length, angle, width, value)
 
 
 def _draw_line(
-    image: Image, start: tuple[float, float], length: float, angle: float, width: float, value: float
+    image: Image,
+    start: tuple[float, float],
+    length: float,
+    angle: float,
+    width: float,
+    value: float,
 ) -> None:
     """Add a line with a Gaussian cross-section (sigma ``width`` px) and soft ends."""
-    dx, dy = np.cos(angle), np.sin(angle)
+    dx = np.cos(angle)
+    dy = np.sin(angle)
     reach = 4 * width
     ends = np.array([start, (start[0] + length * dx, start[1] + length * dy)])
     x0, y0 = np.clip(np.floor(ends.min(axis=0) - reach), 0, SIZE).astype(int)
     x1, y1 = np.clip(np.ceil(ends.max(axis=0) + reach), 0, SIZE).astype(int)
-    x, y = np.arange(x0, x1)[None, :] - start[0], np.arange(y0, y1)[:, None] - start[1]
-    along, across = x * dx + y * dy, y * dx - x * dy
+    x = np.arange(x0, x1)[None, :] - start[0]
+    y = np.arange(y0, y1)[:, None] - start[1]
+    along = x * dx + y * dy
+    across = y * dx - x * dy
     beyond = np.maximum(np.maximum(-along, along - length), 0)
-    image[y0:y1, x0:x1] += (value * np.exp(-(across**2 + beyond**2) / (2 * width**2))).astype(np.float32)
+    image[y0:y1, x0:x1] += (value * np.exp(-(across**2 + beyond**2) / (2 * width**2))).astype(
+        np.float32
+    )
 
 
 def _without_border(image: Image) -> Image:
@@ -396,7 +445,9 @@ def detector(seed: int, fixed_pattern_frac: float) -> Detector:
         fixed[pixels] = sign * np.exp(rng.normal(np.log(0.15), 0.7, len(pixels[0])))
     rim = _add_death_star(fixed, rng)
     hub = tuple(int(c) for c in WAGON_WHEEL)
-    fixed[hub[1] - 5 : hub[1] + 1, hub[0] - 1 : hub[0] + 2] = fixed[hub[1] : hub[1] + 3, hub[0] + 1 : hub[0] + 5] = -0.1
+    fixed[hub[1] - 5 : hub[1] + 1, hub[0] - 1 : hub[0] + 2] = fixed[
+        hub[1] : hub[1] + 3, hub[0] + 1 : hub[0] + 5
+    ] = -0.1
     _add_edges(fixed, flicker, rng)
     glow = _dark_streak() + _wagon_wheel()
     for array in (fixed, flicker, glow):
@@ -407,7 +458,9 @@ def detector(seed: int, fixed_pattern_frac: float) -> Detector:
 def _add_bad_pixels(fixed: Image, flicker: Image, rng: np.random.Generator) -> None:
     """One pixel in seventy: some are merely off, some never read the same twice."""
     bad = rng.choice(SIZE * SIZE, SIZE * SIZE // 70, replace=False)
-    fixed.flat[bad] += rng.choice([-1, 1], len(bad)) * np.exp(rng.normal(np.log(0.03), 1.0, len(bad)))
+    fixed.flat[bad] += rng.choice([-1, 1], len(bad)) * np.exp(
+        rng.normal(np.log(0.03), 1.0, len(bad))
+    )
     flicker.flat[bad] = np.exp(rng.normal(np.log(0.008), 1.2, len(bad)))
 
 
@@ -419,14 +472,19 @@ def _cluster(rng: np.random.Generator) -> tuple[npt.NDArray[Any], npt.NDArray[An
     stretch = rng.uniform(0.75, 1.33)
     ragged = np.hypot(rows * stretch, columns / stretch) + rng.normal(0, 0.35, rows.shape)
     inside = (ragged <= across / 2) | ((rows == 0) & (columns == 0))
-    found = np.clip(np.stack([rows[inside], columns[inside]]) + centre[:, None].astype(int), 0, SIZE - 1)
+    found = np.clip(
+        np.stack([rows[inside], columns[inside]]) + centre[:, None].astype(int), 0, SIZE - 1
+    )
     return found[0], found[1]
 
 
-def _add_death_star(fixed: Image, rng: np.random.Generator) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _add_death_star(
+    fixed: Image, rng: np.random.Generator
+) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
     """A disc of dead pixels, patched over; only its rim shows, in pieces that read high or low."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
-    x, y = columns - DEATH_STAR[0], rows - DEATH_STAR[1]
+    x = columns - DEATH_STAR[0]
+    y = rows - DEATH_STAR[1]
     near_rim = np.abs(np.hypot(x, y) - DEATH_STAR[2]) < 1.6
     piece = ((np.arctan2(y, x) / (2 * np.pi) % 1) * 28).astype(int)
     rim = [np.nonzero(near_rim & (piece == k)) for k in range(28)]
@@ -439,7 +497,9 @@ def _add_edges(fixed: Image, flicker: Image, rng: np.random.Generator) -> None:
     """The notch in the upper edge, the two upper corners and the outermost rows and columns: bright and unsteady."""
     rows, columns = np.mgrid[:SIZE, :SIZE]
     ragged = rng.normal(0, 1.2, (SIZE, SIZE)) + np.repeat(rng.normal(0, 1.5, SIZE // 4), 4)
-    notch = (np.abs(columns - 487) < 103) & (SIZE - 1 - rows < 16 - 7 * np.abs(columns - 487) / 103 + ragged)
+    notch = (np.abs(columns - 487) < 103) & (
+        SIZE - 1 - rows < 16 - 7 * np.abs(columns - 487) / 103 + ragged
+    )
     left = (columns + 0.9 * (SIZE - 1 - rows)) < 34 + ragged
     right = (SIZE - 1 - columns + 1.1 * (SIZE - 1 - rows)) < 24 + ragged
     from_edge = np.minimum.reduce([rows, columns, SIZE - 1 - rows, SIZE - 1 - columns])
@@ -455,14 +515,20 @@ def _dark_streak() -> Image:
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     centre = 891 - 9 * ((rows - 700) / 260) ** 2 * (rows > 700)
     strength = np.clip((rows - 380) / 500, 0, 1) * (rows < 960)
-    return np.asarray(4.5e-3 * strength * np.exp(-(((columns - centre) / 2.2) ** 2) / 2), dtype=np.float32)
+    return np.asarray(
+        4.5e-3 * strength * np.exp(-(((columns - centre) / 2.2) ** 2) / 2), dtype=np.float32
+    )
 
 
 def _wagon_wheel() -> Image:
     """Rings and spokes around a point in the lower right corner."""
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    x, y = columns - WAGON_WHEEL[0], rows - WAGON_WHEEL[1]
-    r, angle = np.hypot(x, y), np.arctan2(y, x)
+    x = columns - WAGON_WHEEL[0]
+    y = rows - WAGON_WHEEL[1]
+    r = np.hypot(x, y)
+    angle = np.arctan2(y, x)
     rings = 6e-3 * np.cos(2 * np.pi * r / 11) * np.exp(-r / 12) * (1 + np.cos(angle - 1))
-    spokes = 1.2e-3 * np.cos(24 * angle) * np.exp(-((r / 150) ** 2)) * (1 - np.exp(-((r / 30) ** 2)))
+    spokes = (
+        1.2e-3 * np.cos(24 * angle) * np.exp(-((r / 150) ** 2)) * (1 - np.exp(-((r / 30) ** 2)))
+    )
     return np.asarray(rings + spokes, dtype=np.float32)

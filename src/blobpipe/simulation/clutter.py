@@ -57,23 +57,30 @@ def _streaks(image: Image, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(1, 4)):
         angle = np.radians(rng.normal(0, 5)) if rng.random() < 0.8 else rng.uniform(0, np.pi)
         x, y = rng.uniform(-60, SIDE, 2)
-        length, spacing, width = rng.uniform(30, 300), rng.uniform(7, 22), rng.uniform(0.5, 2.5)
+        length = rng.uniform(30, 300)
+        spacing = rng.uniform(7, 22)
+        width = rng.uniform(0.5, 2.5)
         value = rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(0.4), np.log(10)))
         for k in range(rng.integers(1, 4)):
-            start = x + rng.normal(0, 15) - k * spacing * np.sin(angle), y + k * spacing * np.cos(angle)
+            start = (
+                x + rng.normal(0, 15) - k * spacing * np.sin(angle),
+                y + k * spacing * np.cos(angle),
+            )
             _line(image, start, length * rng.normal(1, 0.1), angle, width, value)
 
 
 def _trails(image: Image, rng: np.random.Generator) -> None:
     """Single slanted lines, some with gaps."""
     for _ in range(rng.integers(1, 4)):
-        angle, width = rng.uniform(0, np.pi), rng.uniform(0.6, 4)
+        angle = rng.uniform(0, np.pi)
+        width = rng.uniform(0.6, 4)
         value = rng.choice([-1, -1, 1]) * np.exp(rng.uniform(np.log(0.3), np.log(6)))
         x, y = rng.uniform(0, SIDE, 2)
         for _ in range(rng.integers(1, 4)):
             length = rng.uniform(15, 250)
             _line(image, (x, y), length, angle, width, value)
-            x, y = x + (length + 20) * np.cos(angle), y + (length + 20) * np.sin(angle)
+            x = x + (length + 20) * np.cos(angle)
+            y = y + (length + 20) * np.sin(angle)
 
 
 def _clusters(image: Image, rng: np.random.Generator) -> None:
@@ -85,13 +92,18 @@ def _clusters(image: Image, rng: np.random.Generator) -> None:
     rows, columns = np.mgrid[:SIDE, :SIDE]
     for _ in range(rng.integers(1, 9)):
         sign = rng.choice([-1, 1])
-        across, stretch = np.clip(rng.lognormal(np.log(3.0), 0.45), 1, 3 if sign > 0 else 8), rng.uniform(0.6, 1.7)
+        across = np.clip(rng.lognormal(np.log(3.0), 0.45), 1, 3 if sign > 0 else 8)
+        stretch = rng.uniform(0.6, 1.7)
         x, y = rng.uniform(0, SIDE, 2)
         near = np.s_[max(0, int(y) - 9) : int(y) + 10, max(0, int(x) - 9) : int(x) + 10]
         distance = np.hypot((columns[near] - x) * stretch, (rows[near] - y) / stretch)
         inside = distance + rng.normal(0, rng.uniform(0.2, 1.2), distance.shape) <= across / 2
         level = sign * np.exp(rng.uniform(np.log(2), np.log(100)))
-        values = level * np.exp(rng.normal(0, 0.5, distance.shape)) * np.where(rng.random(distance.shape) < 0.1, -1, 1)
+        values = (
+            level
+            * np.exp(rng.normal(0, 0.5, distance.shape))
+            * np.where(rng.random(distance.shape) < 0.1, -1, 1)
+        )
         _set(image[near], inside, np.nan if rng.random() < 0.2 else values)
 
 
@@ -99,8 +111,10 @@ def _rims(image: Image, rng: np.random.Generator) -> None:
     """Rings in pieces that read high or low, like the Death Star's, around a patched or an ordinary disc."""
     x, y = rng.uniform(0, SIDE, 2)
     rows, columns = np.mgrid[:SIDE, :SIDE]
-    r, angle = np.hypot(columns - x, rows - y), np.arctan2(rows - y, columns - x) / (2 * np.pi) % 1
-    radius, width = rng.uniform(8, 40), rng.uniform(0.7, 2.5)
+    r = np.hypot(columns - x, rows - y)
+    angle = np.arctan2(rows - y, columns - x) / (2 * np.pi) % 1
+    radius = rng.uniform(8, 40)
+    width = rng.uniform(0.7, 2.5)
     if rng.random() < 0.5:
         image[r < radius] = np.nan
     levels = rng.normal(0, np.exp(rng.uniform(np.log(1), np.log(15))), rng.integers(6, 40))
@@ -111,10 +125,13 @@ def _rims(image: Image, rng: np.random.Generator) -> None:
 def _stripes(image: Image, rng: np.random.Generator) -> None:
     """Rows and columns whose zero point is off, one by one or in bands, along the whole image or a part."""
     for _ in range(rng.integers(1, 6)):
-        start, width = rng.integers(0, SIDE), 1 if rng.random() < 0.7 else rng.integers(2, 7)
+        start = rng.integers(0, SIDE)
+        width = 1 if rng.random() < 0.7 else rng.integers(2, 7)
         first, last = np.sort(rng.integers(0, SIDE, 2)) if rng.random() < 0.4 else (0, SIDE)
         lines = image.T if rng.random() < 0.6 else image
-        lines[start : start + width, first:last] += rng.normal(0, 1) * np.exp(rng.uniform(np.log(0.3), np.log(5)))
+        lines[start : start + width, first:last] += rng.normal(0, 1) * np.exp(
+            rng.uniform(np.log(0.3), np.log(5))
+        )
 
 
 def _slopes(image: Image, rng: np.random.Generator) -> None:
@@ -133,9 +150,15 @@ def _borders(image: Image, rng: np.random.Generator) -> None:
     depth = np.arange(SIDE)[:, None]
     if rng.random() < 0.5:
         extent = rng.uniform(40, 150)
-        bump = np.clip(1 - np.abs(np.arange(SIDE) - rng.uniform(0, SIDE)) / extent, 0, 1) * rng.uniform(5, 25)
+        bump = np.clip(
+            1 - np.abs(np.arange(SIDE) - rng.uniform(0, SIDE)) / extent, 0, 1
+        ) * rng.uniform(5, 25)
         ragged = ragged + bump.astype(int)
-    _set(turned, depth < 5 + ragged, rng.normal(-rng.uniform(0, 15), rng.uniform(0.5, 8), (SIDE, SIDE)))
+    _set(
+        turned,
+        depth < 5 + ragged,
+        rng.normal(-rng.uniform(0, 15), rng.uniform(0.5, 8), (SIDE, SIDE)),
+    )
     turned[:5] = np.nan
 
 
@@ -151,9 +174,11 @@ def _points(image: Image, rng: np.random.Generator) -> None:
 def _crescents(image: Image, rng: np.random.Generator) -> None:
     """Known blobs that have moved: a positive and a negative edge; or blobs of the wrong sign."""
     for _ in range(rng.integers(1, 5)):
-        shape, radius = SHAPES[rng.integers(len(SHAPES))], rng.uniform(2.5, 11)
+        shape = SHAPES[rng.integers(len(SHAPES))]
+        radius = rng.uniform(2.5, 11)
         depth = np.exp(rng.uniform(np.log(1), np.log(12)))
-        size, angle = np.exp(rng.uniform(np.log(0.1), np.log(4))), rng.uniform(0, 2 * np.pi)
+        size = np.exp(rng.uniform(np.log(0.1), np.log(4)))
+        angle = rng.uniform(0, 2 * np.pi)
         here = blob_profile(shape, radius, 0.0, 0.0, 49)
         there = blob_profile(shape, radius, size * np.cos(angle), size * np.sin(angle), 49)
         residual = -here if rng.random() < 0.25 else there - here
@@ -165,15 +190,37 @@ def _crescents(image: Image, rng: np.random.Generator) -> None:
 def _rings(image: Image, rng: np.random.Generator) -> None:
     """Concentric rings and spokes, like those of the wagon wheel."""
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    x, y = columns - rng.uniform(-40, SIDE + 40), rows - rng.uniform(-40, SIDE + 40)
-    r, angle = np.hypot(x, y), np.arctan2(y, x)
-    period, reach = rng.uniform(6, 24), rng.uniform(15, 90)
-    image += rng.uniform(0.3, 2.5) * np.cos(2 * np.pi * r / period + rng.uniform(0, 6)) * np.exp(-r / reach)
-    image += rng.uniform(0, 0.6) * np.cos(rng.integers(8, 40) * angle) * np.exp(-((r / (3 * reach)) ** 2))
+    x = columns - rng.uniform(-40, SIDE + 40)
+    y = rows - rng.uniform(-40, SIDE + 40)
+    r = np.hypot(x, y)
+    angle = np.arctan2(y, x)
+    period = rng.uniform(6, 24)
+    reach = rng.uniform(15, 90)
+    image += (
+        rng.uniform(0.3, 2.5)
+        * np.cos(2 * np.pi * r / period + rng.uniform(0, 6))
+        * np.exp(-r / reach)
+    )
+    image += (
+        rng.uniform(0, 0.6)
+        * np.cos(rng.integers(8, 40) * angle)
+        * np.exp(-((r / (3 * reach)) ** 2))
+    )
 
 
 KINDS: tuple[Callable[[Image, np.random.Generator], None], ...] = (
-    *(_streaks, _trails, _clusters, _rims, _stripes, _slopes, _borders, _points, _crescents, _rings),
+    *(
+        _streaks,
+        _trails,
+        _clusters,
+        _rims,
+        _stripes,
+        _slopes,
+        _borders,
+        _points,
+        _crescents,
+        _rings,
+    ),
 )
 
 
@@ -181,18 +228,32 @@ def _level(rng: np.random.Generator, low: float, high: float) -> float:
     return float(rng.choice([-1, 1]) * np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-def _set(image: Image, where: npt.NDArray[np.bool_], values: npt.NDArray[np.float64] | float) -> None:
+def _set(
+    image: Image, where: npt.NDArray[np.bool_], values: npt.NDArray[np.float64] | float
+) -> None:
     image[where] = values[where] if isinstance(values, np.ndarray) else values
 
 
-def _line(image: Image, start: tuple[float, float], length: float, angle: float, width: float, value: float) -> None:
+def _line(
+    image: Image,
+    start: tuple[float, float],
+    length: float,
+    angle: float,
+    width: float,
+    value: float,
+) -> None:
     """Add a line with a Gaussian cross-section (sigma ``width`` px) and soft ends, as far as it is above nothing."""
-    ends, length = np.array([start, start]), max(length, 0)
+    ends = np.array([start, start])
+    length = max(length, 0)
     ends[1] += length * np.cos(angle), length * np.sin(angle)
     left, top = np.clip(ends.min(0) - FAR * width, 0, SIDE).astype(int)
     right, bottom = np.clip(ends.max(0) + FAR * width + 1, 0, SIDE).astype(int)
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
-    x, y = x - np.float32(start[0]), y - np.float32(start[1])
-    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    x = x - np.float32(start[0])
+    y = y - np.float32(start[1])
+    along = x * np.cos(angle) + y * np.sin(angle)
+    across = y * np.cos(angle) - x * np.sin(angle)
     beyond = np.maximum(np.maximum(-along, along - length), 0)
-    image[top:bottom, left:right] += (value * np.exp(-(across**2 + beyond**2) / (2 * width**2))).astype(np.float32)
+    image[top:bottom, left:right] += (
+        value * np.exp(-(across**2 + beyond**2) / (2 * width**2))
+    ).astype(np.float32)

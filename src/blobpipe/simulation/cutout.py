@@ -100,16 +100,23 @@ def _make_stamps(
     clipped, _ = clip_image(stack, clip)
     scaled, scaling = scale_image(clipped, scale)
     rng = stream(params.seed, "cutout", "stamps")
-    cubes, sources = [], []
+    cubes = []
+    sources = []
     if params.stamps != "profiles":
         known = tables.read_blobs(raw_dir).query("first_frame == ''")
         cube, table = stamps.extract_stamps(scaled, known)
-        cubes, sources = [cube], [table.assign(source="stack")]
+        cubes = [cube]
+        sources = [table.assign(source="stack")]
     if params.stamps != "stack":
         cube, table = stamps.profile_stamps(
-            rng, params.n_profiles, stack.shape, sigma_frac=scaling.sigma_frac, high_sigma=scaling.high_sigma
+            rng,
+            params.n_profiles,
+            stack.shape,
+            sigma_frac=scaling.sigma_frac,
+            high_sigma=scaling.high_sigma,
         )
-        cubes, sources = [*cubes, cube], [*sources, table.assign(source="profile")]
+        cubes = [*cubes, cube]
+        sources = [*sources, table.assign(source="profile")]
     catalogue = pd.concat(sources, ignore_index=True)
     if len(catalogue) < 2:
         raise TableError(
@@ -171,7 +178,15 @@ def draw_subframes(
     x0 = [int(rng.integers(r.x_range[0], r.x_range[1] - tiles.SIDE + 1)) for r in region]
     label = rng.permutation((np.arange(n) < round(params.blob_frac * n)).astype(int))
     dip = _draw_dips(rng, n, params)
-    columns = (np.arange(n), names, x0, rng.integers(0, shape[0] - tiles.SIDE + 1, n), label, dip[:, 0], dip[:, 1])
+    columns = (
+        np.arange(n),
+        names,
+        x0,
+        rng.integers(0, shape[0] - tiles.SIDE + 1, n),
+        label,
+        dip[:, 0],
+        dip[:, 1],
+    )
     return pd.DataFrame(dict(zip(SUBFRAME_COLUMNS, columns, strict=True)))
 
 
@@ -217,7 +232,9 @@ def draw_blobs(
     x, y = rng.integers(0, tiles.SIDE, (2, n))
     factor = np.round(rng.uniform(*params.strength, n) * ratio.loc[frame].to_numpy(), 5)
     snr = factor * [_visible_norm(cube[s], cx, cy) for s, cx, cy in zip(stamp, x, y, strict=True)]
-    return pd.DataFrame(dict(zip(BLOB_COLUMNS, (subframe, stamp, x, y, factor, np.round(snr, 3)), strict=True)))
+    return pd.DataFrame(
+        dict(zip(BLOB_COLUMNS, (subframe, stamp, x, y, factor, np.round(snr, 3)), strict=True))
+    )
 
 
 def _visible_norm(stamp: stamps.Stamps, cx: int, cy: int) -> float:
@@ -245,7 +262,8 @@ def open_split(
     """Everything that `render.render_subframes` needs for ``train`` or ``validation``, or for its first ``n`` rows."""
     subframes, blobs = read_recipes(cutout_dir, split)
     if n is not None:
-        subframes, blobs = subframes[:n], blobs[blobs["subframe"] < n]
+        subframes = subframes[:n]
+        blobs = blobs[blobs["subframe"] < n]
     if augmented is not None:
         augmented = augmented[augmented["subframe"] < len(subframes)]
     names = sorted(set(subframes["frame"]))
@@ -257,4 +275,6 @@ def open_split(
 def _contact_sheet(difference_dir: str | Path, scale_dir: str | Path, out_dir: Path) -> None:
     scene, recipes = open_split(difference_dir, scale_dir, out_dir, "validation", n=48)
     pixels = render.render_subframes(scene, recipes, np.arange(len(recipes)))
-    plotting.contact_sheet(out_dir / "contact_sheet.png", pixels, recipes.label, "Validation subframes")
+    plotting.contact_sheet(
+        out_dir / "contact_sheet.png", pixels, recipes.label, "Validation subframes"
+    )

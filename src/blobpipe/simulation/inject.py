@@ -14,7 +14,9 @@ from blobpipe.images import tiles
 from blobpipe.simulation import render, stamps
 from blobpipe.simulation.recipes import Recipes, Scene
 
-PRACTICE_SNR, PRACTICE_RADII_PX = (4.0, 40.0), (2.4, 10.0)  # of superimposed blobs, each evenly in its logarithm
+# of superimposed blobs, each evenly in its logarithm
+PRACTICE_SNR = (4.0, 40.0)
+PRACTICE_RADII_PX = (2.4, 10.0)
 PRACTICE_RAGGED = 0.5  # of them, as real ones are: a misfit says less against a blob then
 HALF_PX = 20  # half the side of a blob's stamp
 
@@ -30,11 +32,13 @@ def add_blob(
     ragged: np.random.Generator | None = None,
 ) -> None:
     """Add a blob to an image (fraction of the light), in place, cut where the image ends; uneven at random if ``ragged``."""
-    x, y = round(x_px), round(y_px)
+    x = round(x_px)
+    y = round(y_px)
     stamp = blob_shapes.blob_profile(shape, radius_px, x_px - x, y_px - y, 2 * HALF_PX + 1)
     if ragged is not None:
         stamp = stamps.ragged_stamps(ragged, stamp[None])[0]
-    top, left = max(0, y - HALF_PX), max(0, x - HALF_PX)
+    top = max(0, y - HALF_PX)
+    left = max(0, x - HALF_PX)
     part = image[top : y + HALF_PX + 1, left : x + HALF_PX + 1]
     visible = stamp[top - y + HALF_PX :, left - x + HALF_PX :][: part.shape[0], : part.shape[1]]
     part += np.float32(depth_frac) * visible
@@ -53,19 +57,34 @@ def random_blobs(
         x_px, y_px, radius_px of each.
     """
     rng = stream(seed, "detect", frame)
-    signal, put = np.zeros(shape, np.float32), []
+    signal = np.zeros(shape, np.float32)
+    put = []
     for top, left in product(*(range(0, side - tiles.SIDE + 1, tiles.SIDE) for side in shape)):
         y, x = (start + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX) for start in (top, left))
-        radius, snr = (float(np.exp(rng.uniform(*np.log(ends)))) for ends in (PRACTICE_RADII_PX, PRACTICE_SNR))
+        radius, snr = (
+            float(np.exp(rng.uniform(*np.log(ends)))) for ends in (PRACTICE_RADII_PX, PRACTICE_SNR)
+        )
         shape_of = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
-        depth = snr / blob_shapes.matched_snr(blob_shapes.blob_profile(shape_of, radius), noise_frac)
+        depth = snr / blob_shapes.matched_snr(
+            blob_shapes.blob_profile(shape_of, radius), noise_frac
+        )
         ragged = rng if rng.random() < PRACTICE_RAGGED else None
-        add_blob(signal, shape=shape_of, x_px=x, y_px=y, radius_px=radius, depth_frac=depth, ragged=ragged)
+        add_blob(
+            signal,
+            shape=shape_of,
+            x_px=x,
+            y_px=y,
+            radius_px=radius,
+            depth_frac=depth,
+            ragged=ragged,
+        )
         put.append((x, y, radius))
     return signal, pd.DataFrame(put, columns=["x_px", "y_px", "radius_px"], dtype=float)
 
 
-def render_in_sigma(scene: Scene, recipes: Recipes, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def render_in_sigma(
+    scene: Scene, recipes: Recipes, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
     """Some subframes as the dense network meets them: the pixels of `render.render_subframes`, not standardised."""
     return render.render_varied(
         scene,

@@ -66,7 +66,9 @@ class Recipes:
         return len(self.frame)
 
 
-def load_scene(difference_dir: str | Path, scale_dir: str | Path, names: list[str], stamps: Subframes) -> Scene:
+def load_scene(
+    difference_dir: str | Path, scale_dir: str | Path, names: list[str], stamps: Subframes
+) -> Scene:
     """Read the scaled images of some frames, and the known blobs, into memory (2 bytes a pixel)."""
     table = tables.read_stage(scale_dir).set_index("frame").loc[names]
     pattern = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
@@ -76,17 +78,24 @@ def load_scene(difference_dir: str | Path, scale_dir: str | Path, names: list[st
         path = fits_images.find_image(scale_dir, names[i])
         data = fits_images.read_frame(path).data
         if data.shape != pattern.shape:
-            raise FrameError(f"{path}: found {data.shape} pixels, expected {pattern.shape} as in reference.fits.fz")
+            raise FrameError(
+                f"{path}: found {data.shape} pixels, expected {pattern.shape} as in reference.fits.fz"
+            )
         backgrounds[i] = np.rint(np.clip(data * STEP, -32768, 32767))
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(fill, range(len(names))))
     limits = _columns(table, ["low_sigma", "high_sigma"], np.float32)
-    return Scene(tuple(names), backgrounds, limits, table["sigma_frac"].to_numpy(np.float32), pattern, stamps)
+    return Scene(
+        tuple(names), backgrounds, limits, table["sigma_frac"].to_numpy(np.float32), pattern, stamps
+    )
 
 
 def to_recipes(
-    names: tuple[str, ...], subframes: pd.DataFrame, blobs: pd.DataFrame, augmented: pd.DataFrame | None = None
+    names: tuple[str, ...],
+    subframes: pd.DataFrame,
+    blobs: pd.DataFrame,
+    augmented: pd.DataFrame | None = None,
 ) -> Recipes:
     """The tables of the cutout stage, and that of the augment stage if given, as arrays.
 
@@ -102,7 +111,8 @@ def to_recipes(
     number = {name: i for i, name in enumerate(names)}
     blobs = blobs.sort_values("subframe", kind="stable")
     n = len(subframes)
-    seeds, turns = np.zeros((1, n), np.uint64), np.zeros((1, n, 2), np.int32)
+    seeds = np.zeros((1, n), np.uint64)
+    turns = np.zeros((1, n, 2), np.int32)
     if augmented is not None:
         augmented = augmented.sort_values(["copy", "subframe"], kind="stable")
         seeds = augmented["noise_seed"].to_numpy(np.uint64).reshape(-1, n)

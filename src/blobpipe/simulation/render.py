@@ -20,7 +20,8 @@ from blobpipe.simulation.recipes import STEP, Recipes, Scene, Subframes
 if TYPE_CHECKING:
     pass
 BLOCK = 16  # pixels in a row that are turned together: what a line of the cache holds
-N_QUANTILES = 4096  # of the normal distribution: noise is one of them, the nearest cache holds all beside the image
+# of the normal distribution: noise is one of them, the nearest cache holds all beside the image
+N_QUANTILES = 4096
 
 
 def render_subframes(
@@ -150,7 +151,8 @@ def turned(
     x_px: npt.NDArray[np.float32], y_px: npt.NDArray[np.float32], turn: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Where pixels of a subframe lie after its quarter turns and flip (n, 2)."""
-    last, quarters = tiles.SIDE - 1, turn[:, 0]
+    last = tiles.SIDE - 1
+    quarters = turn[:, 0]
     x = np.choose(quarters, [x_px, y_px, last - x_px, last - y_px])
     y = np.choose(quarters, [y_px, last - x_px, last - y_px, x_px])
     return np.where(turn[:, 1] != 0, last - x, x), y
@@ -186,10 +188,14 @@ def _render(  # type: ignore[no-untyped-def]
     for k in nb.prange(len(rows)):
         row = rows[k]
         image = np.empty((tiles.SIDE, tiles.SIDE), np.float32)
-        i, x0, y0 = frame[row], window[row, 0], window[row, 1]
+        i = frame[row]
+        x0 = window[row, 0]
+        y0 = window[row, 1]
         _background(image, backgrounds[i], x0, y0)
         if dip[row, 0] != 0 or dip[row, 1] != 0:
-            _add_dip(image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i])
+            _add_dip(
+                image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i]
+            )
         for b in range(first_blob[row], first_blob[row + 1]):
             _add_stamp(image, stamps[blob[b, 0]], blob[b, 1], blob[b, 2], factor[b])
         _limit(image, limits[i, 0], limits[i, 1])
@@ -205,13 +211,18 @@ def _vary(  # type: ignore[no-untyped-def]
     turns, noise_sigma, piece, pieces, corner, quantiles,
 ):  # fmt: skip
     for k in nb.prange(len(rows)):
-        row, side = rows[k], out.shape[1]
+        row = rows[k]
+        side = out.shape[1]
         image = np.empty((side, side), np.float32)
         left, top = _unturned(corner[k, 0], corner[k, 1], side, turns[row, 0], turns[row, 1])
-        i, x0, y0 = frame[row], window[row, 0] + left, window[row, 1] + top
+        i = frame[row]
+        x0 = window[row, 0] + left
+        y0 = window[row, 1] + top
         _background(image, backgrounds[i], x0, y0)
         if dip[row, 0] != 0 or dip[row, 1] != 0:
-            _add_dip(image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i])
+            _add_dip(
+                image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i]
+            )
         for b in range(first_blob[row], first_blob[row + 1]):
             _add_stamp(image, stamps[blob[b, 0]], blob[b, 1] - left, blob[b, 2] - top, factor[b])
         _add_noise(image, left, top, seeds[row], noise_sigma[k], quantiles)
@@ -242,7 +253,8 @@ def _unturned(x, y, side, quarters, flip):  # type: ignore[no-untyped-def]
 def _add_clutter(image, piece):  # type: ignore[no-untyped-def]
     step = np.float32(1 / clutter.STEP)
     for y in range(image.shape[0]):
-        to, row = image[y], piece[y]
+        to = image[y]
+        row = piece[y]
         for x in range(len(to)):
             to[x] += row[x] * step
 
@@ -250,7 +262,8 @@ def _add_clutter(image, piece):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True)
 def _remove_values(image, piece):  # type: ignore[no-untyped-def]
     for y in range(image.shape[0]):
-        to, row = image[y], piece[y]
+        to = image[y]
+        row = piece[y]
         for x in range(len(to)):
             if row[x] == clutter.NO_VALUE:
                 to[x] = 0
@@ -258,9 +271,12 @@ def _remove_values(image, piece):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _background(image, frame, x0, y0):  # type: ignore[no-untyped-def]
-    step, side = np.float32(1 / STEP), len(image)
+    step = np.float32(1 / STEP)
+    side = len(image)
     for y in range(side):
-        to, row = image[y], frame[y0 + y, x0 : x0 + side]  # whole rows: indices that cannot wrap around make vectors
+        # whole rows: indices that cannot wrap around make vectors
+        to = image[y]
+        row = frame[y0 + y, x0 : x0 + side]
         for x in range(side):
             to[x] = row[x] * step
 
@@ -268,16 +284,23 @@ def _background(image, frame, x0, y0):  # type: ignore[no-untyped-def]
 @nb.njit(cache=True)
 def _add_dip(image, pattern, x0, y0, dx, dy, per_frac):  # type: ignore[no-untyped-def]
     """The pattern moved, by bilinear interpolation and zero outside, less the pattern itself."""
-    (ny, nx), side = pattern.shape, len(image)
-    left, top = int(np.floor(x0 - dx)), int(np.floor(y0 - dy))
-    fx, fy = np.float32(x0 - dx - left), np.float32(y0 - dy - top)
-    first, last = max(0, -left), min(side, nx - 1 - left)  # of the columns that lie inside
+    (ny, nx) = pattern.shape
+    side = len(image)
+    left = int(np.floor(x0 - dx))
+    top = int(np.floor(y0 - dy))
+    fx = np.float32(x0 - dx - left)
+    fy = np.float32(y0 - dy - top)
+    # of the columns that lie inside
+    first = max(0, -left)
+    last = min(side, nx - 1 - left)
     for y in range(side):
-        to, here = image[y], pattern[y0 + y, x0 : x0 + side]
+        to = image[y]
+        here = pattern[y0 + y, x0 : x0 + side]
         moved = np.zeros(side, np.float32)
         if 0 <= top + y < ny - 1 and first < last:
             there = moved[first:last]
-            below, above = pattern[top + y, left + first : left + last + 1], pattern[top + y + 1, left + first :]
+            below = pattern[top + y, left + first : left + last + 1]
+            above = pattern[top + y + 1, left + first :]
             for x in range(last - first):
                 low = below[x] * (1 - fx) + below[x + 1] * fx
                 high = above[x] * (1 - fx) + above[x + 1] * fx
@@ -288,7 +311,8 @@ def _add_dip(image, pattern, x0, y0, dx, dy, per_frac):  # type: ignore[no-untyp
 
 @nb.njit(cache=True)
 def _add_stamp(image, stamp, cx, cy, factor):  # type: ignore[no-untyped-def]
-    half, side = stamp.shape[0] // 2, len(image)
+    half = stamp.shape[0] // 2
+    side = len(image)
     for y in range(max(0, cy - half), min(side, cy + half + 1)):
         for x in range(max(0, cx - half), min(side, cx + half + 1)):
             image[y, x] += factor * stamp[y - cy + half, x - cx + half]
@@ -308,7 +332,8 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
     A word belongs to a place on the subframe, of which the image is the part from ``left``, ``top`` on.
     """
     for y in range(len(image)):
-        row, first = image[y], ((top + y) * tiles.SIDE + left) // 4 + 1
+        row = image[y]
+        first = ((top + y) * tiles.SIDE + left) // 4 + 1
         for i in range(len(row) // 4):
             word = seed + np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
             word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -322,9 +347,11 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
 
 @nb.njit(cache=True, fastmath={"reassoc", "contract"})
 def _moments(image):  # type: ignore[no-untyped-def]
-    total, squares = np.float64(0), np.float64(0)
+    total = np.float64(0)
+    squares = np.float64(0)
     for y in range(image.shape[0]):
-        row_total, row_squares = np.float32(0), np.float32(0)
+        row_total = np.float32(0)
+        row_squares = np.float32(0)
         for x in range(image.shape[1]):
             row_total += image[y, x]
             row_squares += image[y, x] * image[y, x]
@@ -357,7 +384,8 @@ def _turn(image, out, quarters, flip):  # type: ignore[no-untyped-def]
     last = side - 1
     if quarters % 2 == 0:
         for y in range(side):
-            row, to = image[last - y if quarters else y], out[y]
+            row = image[last - y if quarters else y]
+            to = out[y]
             if (flip != 0) == (quarters != 0):
                 for x in range(side):
                     to[x] = row[x]
@@ -365,10 +393,12 @@ def _turn(image, out, quarters, flip):  # type: ignore[no-untyped-def]
                 for x in range(side):
                     to[x] = row[np.uint32(last - x)]
         return
-    for top in range(0, side, BLOCK):  # columns become rows: block by block, so that the cache holds what is read
+    # columns become rows: block by block, so that the cache holds what is read
+    for top in range(0, side, BLOCK):
         for left in range(0, side, BLOCK):
             for y in range(top, top + BLOCK):
-                to, column = out[y], np.uint32(last - y if quarters == 1 else y)
+                to = out[y]
+                column = np.uint32(last - y if quarters == 1 else y)
                 for x in range(left, left + BLOCK):
                     row = np.uint32(last - x if (flip != 0) == (quarters == 1) else x)
                     to[x] = image[row, column]

@@ -20,7 +20,8 @@ from blobpipe.simulation.recipes import STEP, Recipes, Scene
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as signed 64-bit integers, the only ones that PyTorch computes with
+# as signed 64-bit integers, the only ones that PyTorch computes with
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 FACTORS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 IMAGE_STEP = 0xD1B54A32D192ED03 - 2**64
 
@@ -45,25 +46,41 @@ class Renderer:
         pieces: npt.NDArray[np.int16] | None = None,
     ) -> None:
         def put(array: npt.NDArray[np.generic]) -> Tensor:
-            return torch.tensor(np.ascontiguousarray(array), device=device)  # a copy: some cannot be written to
+            # a copy: some cannot be written to
+            return torch.tensor(np.ascontiguousarray(array), device=device)
 
         self.backgrounds, self.limits = put(scene.backgrounds), put(scene.limits)
-        self.per_frac, self.pattern, self.stamps = put(1 / scene.sigma_frac), put(scene.pattern), put(scene.stamps)
-        self.frame, self.window, self.dip = put(recipes.frame), put(recipes.window), put(recipes.dip)
+        self.per_frac, self.pattern, self.stamps = (
+            put(1 / scene.sigma_frac),
+            put(scene.pattern),
+            put(scene.stamps),
+        )
+        self.frame, self.window, self.dip = (
+            put(recipes.frame),
+            put(recipes.window),
+            put(recipes.dip),
+        )
         self.label = put(recipes.label)
         self.place(recipes)
         self.noise_seed, self.turn = put(recipes.noise_seed.view(np.int64)), put(recipes.turn)
         self.copies = len(recipes.noise_seed)
         self.quantiles = put(render.NORMAL_QUANTILES)
-        self.pieces = put(np.zeros((1, tiles.SIDE, tiles.SIDE), np.int16) if pieces is None else pieces)
+        self.pieces = put(
+            np.zeros((1, tiles.SIDE, tiles.SIDE), np.int16) if pieces is None else pieces
+        )
         compiled = device.type == "cuda"
         self._pixels = torch.compile(self._draw, dynamic=False) if compiled else self._draw
-        self._varied = torch.compile(self._draw_varied, dynamic=False) if compiled else self._draw_varied
+        self._varied = (
+            torch.compile(self._draw_varied, dynamic=False) if compiled else self._draw_varied
+        )
 
     def place(self, recipes: Recipes) -> None:
         """Take the blobs of these recipes from now on, which are the first ones but for their stamps and factors."""
-        blob, factor = by_row(recipes, recipes.blob), by_row(recipes, recipes.factor)
-        self.blob, self.factor = (torch.from_numpy(array).to(self.label.device) for array in (blob, factor))
+        blob = by_row(recipes, recipes.blob)
+        factor = by_row(recipes, recipes.factor)
+        self.blob, self.factor = (
+            torch.from_numpy(array).to(self.label.device) for array in (blob, factor)
+        )
 
     def render(self, rows: Tensor, copy: Tensor, noise_sigma: float = 0.0) -> Tensor:
         """What `render.render_subframes` gives, as a Tensor of shape (n, 1, 256, 256) on the device.
@@ -77,9 +94,13 @@ class Renderer:
             As there.
         """
         at = copy * self.noise_seed.shape[1] + rows
-        return self._pixels(rows, self.noise_seed.view(-1)[at], self.turn.view(-1, 2)[at], noise_sigma)[:, None]
+        return self._pixels(
+            rows, self.noise_seed.view(-1)[at], self.turn.view(-1, 2)[at], noise_sigma
+        )[:, None]
 
-    def vary(self, rows: Tensor, copy: Tensor, strength: Tensor, noise_sigma: Tensor, piece: Tensor) -> Tensor:
+    def vary(
+        self, rows: Tensor, copy: Tensor, strength: Tensor, noise_sigma: Tensor, piece: Tensor
+    ) -> Tensor:
         """What `render.render_varied` gives, as a Tensor of shape (n, 1, 256, 256) on the device.
 
         Parameters
@@ -91,7 +112,8 @@ class Renderer:
         piece : Tensor, shape (n,), int64
         """
         at = copy * self.noise_seed.shape[1] + rows
-        seeds, turns = self.noise_seed.view(-1)[at], self.turn.view(-1, 2)[at]
+        seeds = self.noise_seed.view(-1)[at]
+        turns = self.turn.view(-1, 2)[at]
         return self._varied(rows, seeds, turns, strength, noise_sigma, piece)[:, None]
 
     def _draw(self, rows: Tensor, seeds: Tensor, turns: Tensor, noise_sigma: float) -> Tensor:
@@ -104,7 +126,13 @@ class Renderer:
         return torch.where(spread > 1e-6, (image - mean) / spread, 0.0)
 
     def _draw_varied(
-        self, rows: Tensor, seeds: Tensor, turns: Tensor, strength: Tensor, noise_sigma: Tensor, piece: Tensor
+        self,
+        rows: Tensor,
+        seeds: Tensor,
+        turns: Tensor,
+        strength: Tensor,
+        noise_sigma: Tensor,
+        piece: Tensor,
     ) -> Tensor:
         y, x = _source(turns)
         image = self._sky(rows, self.factor[rows] * strength, y, x)
@@ -120,10 +148,15 @@ class Renderer:
         frame = self.frame[rows].long()
         x0, y0 = self.window[rows].long().T[:, :, None, None]
         ny, nx = self.pattern.shape
-        image = self.backgrounds.view(-1)[(frame[:, None, None] * ny + y0 + y) * nx + x0 + x].float() / STEP
+        image = (
+            self.backgrounds.view(-1)[(frame[:, None, None] * ny + y0 + y) * nx + x0 + x].float()
+            / STEP
+        )
         dx, dy = self.dip[rows].T[:, :, None, None]
         moved = self._sample(x0 + x, y0 + y, dx, dy) - self.pattern.view(-1)[(y0 + y) * nx + x0 + x]
-        image = image + torch.where((dx != 0) | (dy != 0), moved * self.per_frac[frame][:, None, None], 0.0)
+        image = image + torch.where(
+            (dx != 0) | (dy != 0), moved * self.per_frac[frame][:, None, None], 0.0
+        )
         for b in range(self.blob.shape[1]):
             image = image + self._stamp(self.blob[rows, b], factor[:, b], x, y)
         return image
@@ -135,9 +168,12 @@ class Renderer:
     def _sample(self, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
         """The pattern, moved; bilinear, zero outside."""
         ny, nx = self.pattern.shape
-        left, low = torch.floor(-dx), torch.floor(-dy)
-        fx, fy = -dx - left, -dy - low
-        x, y = x + left.long(), y + low.long()
+        left = torch.floor(-dx)
+        low = torch.floor(-dy)
+        fx = -dx - left
+        fy = -dy - low
+        x = x + left.long()
+        y = y + low.long()
         inside = (x >= 0) & (y >= 0) & (x + 1 < nx) & (y + 1 < ny)
         at = torch.where(inside, y * nx + x, 0)
         flat = self.pattern.view(-1)
@@ -148,7 +184,8 @@ class Renderer:
     def _stamp(self, blob: Tensor, factor: Tensor, x: Tensor, y: Tensor) -> Tensor:
         size = self.stamps.shape[-1]
         number, cx, cy = blob.long().T[:, :, None, None]
-        x, y = x - cx + size // 2, y - cy + size // 2
+        x = x - cx + size // 2
+        y = y - cy + size // 2
         inside = (x >= 0) & (y >= 0) & (x < size) & (y < size) & (factor[:, None, None] != 0)
         at = torch.where(inside, (number * size + y) * size + x, 0)
         return torch.where(inside, factor[:, None, None] * self.stamps.view(-1)[at], 0.0)
@@ -186,10 +223,17 @@ def _source(turns: Tensor) -> tuple[Tensor, Tensor]:
     last = tiles.SIDE - 1
     side = torch.arange(tiles.SIDE, device=turns.device)
     quarters, flip = turns.long().T[:, :, None, None]
-    y, x = side[:, None], torch.where(flip != 0, last - side, side)
-    rows = torch.where(quarters == 0, y, torch.where(quarters == 1, x, torch.where(quarters == 2, last - y, last - x)))
+    y = side[:, None]
+    x = torch.where(flip != 0, last - side, side)
+    rows = torch.where(
+        quarters == 0,
+        y,
+        torch.where(quarters == 1, x, torch.where(quarters == 2, last - y, last - x)),
+    )
     columns = torch.where(
-        quarters == 0, x, torch.where(quarters == 1, last - y, torch.where(quarters == 2, last - x, y))
+        quarters == 0,
+        x,
+        torch.where(quarters == 1, last - y, torch.where(quarters == 2, last - x, y)),
     )
     return rows, columns
 

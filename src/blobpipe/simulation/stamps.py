@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 SIZE = 41  # stamp side, pixels: the largest blob, its taper and some room
 TAPER_PX = 4.0  # over which a stamp falls to zero
-SMOOTHING_PX = 1.0  # Gaussian sigma: removes most of the stack's own noise, which must not come along
+# Gaussian sigma: removes most of the stack's own noise, which must not come along
+SMOOTHING_PX = 1.0
 MIN_SNR = 5.0  # a stamp from pixels must be this clear in the stack to be a blob and not noise
 STRETCH = 0.12  # standard deviation of the logarithm of each axis of a ragged stamp
 GRAIN_PX = 1.5  # of its unevenness, the largest Gaussian sigma
@@ -54,7 +55,8 @@ def extract_stamps(stack: Stamps, blobs: pd.DataFrame) -> tuple[Stamps, pd.DataF
     """
     import pandas as pd
 
-    stamps, rows = [], []
+    stamps = []
+    rows = []
     alone = blobs[_alone(stack.shape, blobs)]
     for blob, x, y, radius in alone[["blob", "x_px", "y_px", "radius_px"]].itertuples(index=False):
         stamp = _cut_stamp(stack, x, y, radius)
@@ -73,14 +75,19 @@ def _alone(shape: tuple[int, ...], blobs: pd.DataFrame) -> npt.NDArray[np.bool_]
     free = np.all(distance > reach[:, None] + reach, axis=1)
     half = SIZE // 2
     inside = (
-        (np.rint(x) >= half) & (np.rint(y) >= half) & (np.rint(x) < shape[1] - half) & (np.rint(y) < shape[0] - half)
+        (np.rint(x) >= half)
+        & (np.rint(y) >= half)
+        & (np.rint(x) < shape[1] - half)
+        & (np.rint(y) < shape[0] - half)
     )
     result: npt.NDArray[np.bool_] = free & inside & (reach <= half)
     return result
 
 
 def _cut_stamp(stack: Stamps, x: float, y: float, radius: float) -> Stamps:
-    half, cx, cy = SIZE // 2, round(x), round(y)
+    half = SIZE // 2
+    cx = round(x)
+    cy = round(y)
     cutout = stack[cy - half : cy + half + 1, cx - half : cx + half + 1]
     rows, columns = np.mgrid[-half : half + 1, -half : half + 1]
     distance = np.hypot(columns + cx - x, rows + cy - y)
@@ -91,7 +98,12 @@ def _cut_stamp(stack: Stamps, x: float, y: float, radius: float) -> Stamps:
 
 
 def profile_stamps(
-    rng: np.random.Generator, n: int, shape: tuple[int, int], *, sigma_frac: float, high_sigma: float
+    rng: np.random.Generator,
+    n: int,
+    shape: tuple[int, int],
+    *,
+    sigma_frac: float,
+    high_sigma: float,
 ) -> tuple[Stamps, pd.DataFrame]:
     """Draw stamps from the simulator's profiles, at random sub-pixel positions.
 
@@ -117,10 +129,14 @@ def profile_stamps(
     """
     import pandas as pd
 
-    stamps, rows = np.empty((n, SIZE, SIZE), np.float32), []
+    stamps = np.empty((n, SIZE, SIZE), np.float32)
+    rows = []
     for i in range(n):
-        x, y = rng.uniform(0, shape[1]), rng.uniform(0, shape[0])
-        radius = float(np.clip(typical_radius(np.array(x), np.array(y)) + rng.normal(0, 1), 2.5, 11))
+        x = rng.uniform(0, shape[1])
+        y = rng.uniform(0, shape[0])
+        radius = float(
+            np.clip(typical_radius(np.array(x), np.array(y)) + rng.normal(0, 1), 2.5, 11)
+        )
         depth = float(np.clip(np.exp(rng.normal(np.log(0.022), 0.6)), 0.008, 0.3))
         kind = SHAPES[rng.integers(len(SHAPES))]
         x_offset, y_offset = rng.uniform(-0.5, 0.5, 2)
@@ -146,9 +162,11 @@ def ragged_stamps(rng: np.random.Generator, stamps: Stamps) -> Stamps:
     -----
     Source: ours, after real stamps, which differ from smooth ones by half of themselves.
     """
-    made, middle = np.empty_like(stamps), np.full(2, stamps.shape[1] // 2)
+    made = np.empty_like(stamps)
+    middle = np.full(2, stamps.shape[1] // 2)
     for i, stamp in enumerate(stamps):
-        angle, stretch = rng.uniform(0, np.pi), np.exp(rng.normal(0, STRETCH, 2))
+        angle = rng.uniform(0, np.pi)
+        stretch = np.exp(rng.normal(0, STRETCH, 2))
         axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         shrink = axes.T @ np.diag(1 / stretch) @ axes
         stretched = affine_transform(stamp, shrink, middle - shrink @ middle, order=1)

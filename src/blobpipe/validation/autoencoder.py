@@ -96,11 +96,15 @@ def reconstruct(network: Autoencoder, subframes: Subframes) -> Subframes:
     """What the network makes of subframes, shape (n, ny, nx), float32."""
     starts = range(0, len(subframes), BATCH)
     with torch.inference_mode():
-        parts = [network(torch.from_numpy(subframes[start : start + BATCH, None])) for start in starts]
+        parts = [
+            network(torch.from_numpy(subframes[start : start + BATCH, None])) for start in starts
+        ]
     return np.asarray(torch.cat(parts)[:, 0].numpy())
 
 
-def error_maps(subframes: Subframes, reconstructed: Subframes | float, smooth_px: float) -> Subframes:
+def error_maps(
+    subframes: Subframes, reconstructed: Subframes | float, smooth_px: float
+) -> Subframes:
     """Squared errors, each the mean of its surroundings with a Gaussian's weights.
 
     Parameters

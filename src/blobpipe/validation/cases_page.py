@@ -26,7 +26,8 @@ from blobpipe.validation.evaluate import THREADS
 SIDE_PX = 96  # of a cut-out: a blob, and enough around it to see what it lies on
 GREYS = 32  # enough for the eye, and noise compresses badly
 NOISE_SIGMA = 4.0  # the difference is shown to so many sigma either way
-STACK_FRAC = (-0.03, 0.09)  # the stack from black to white: known blobs lose up to a tenth of the light
+# the stack from black to white: known blobs lose up to a tenth of the light
+STACK_FRAC = (-0.03, 0.09)
 SALIENCY_PX = 4  # the map is smoothed by as much: one pixel of the picture
 GROUPS = {
     "missed": "New blobs that the dense network misses",
@@ -89,8 +90,12 @@ def write_cases(
     -----
     Source: ours.
     """
-    out_dir, detect_dir = Path(out_dir), Path(detect_dir)
-    results = {name: tables.read_table(out_dir / f"{name}.csv", columns) for name, columns in TABLES.items()}
+    out_dir = Path(out_dir)
+    detect_dir = Path(detect_dir)
+    results = {
+        name: tables.read_table(out_dir / f"{name}.csv", columns)
+        for name, columns in TABLES.items()
+    }
     candidates = tables.read_table(detect_dir / "candidates.csv", regression.CANDIDATE_COLUMNS)
     cases = collect(results, candidates)
     network, _ = model_file.load_model(model_path)
@@ -101,27 +106,40 @@ def write_cases(
 
     def views_of(frame: str) -> list[list[View]]:
         data, scaled = (
-            fits_images.read_frame(fits_images.find_image(folder, frame)).data for folder in (difference_dir, scale_dir)
+            fits_images.read_frame(fits_images.find_image(folder, frame)).data
+            for folder in (difference_dir, scale_dir)
         )
         places = [case for case in cases if case.frame == frame]
-        cells, maps = dense.probability_map(dense_network, scaled), saliency_of(network, scaled, places)
+        cells = dense.probability_map(dense_network, scaled)
+        maps = saliency_of(network, scaled, places)
         return [
             [
                 View(
-                    "difference image", cut_out(data, case, 1, -NOISE_SIGMA * noise[frame], NOISE_SIGMA * noise[frame])
+                    "difference image",
+                    cut_out(data, case, 1, -NOISE_SIGMA * noise[frame], NOISE_SIGMA * noise[frame]),
                 ),
                 View("median stack", cut_out(stack, case, 1, *STACK_FRAC)),
-                View("probability map of the dense network", cut_out(cells, case, dense.STRIDE, 0.0, 1.0)),
-                View("saliency map of the report's network", cut_out(saliency, case, SALIENCY_PX, 0.0, 1.0)),
+                View(
+                    "probability map of the dense network",
+                    cut_out(cells, case, dense.STRIDE, 0.0, 1.0),
+                ),
+                View(
+                    "saliency map of the report's network",
+                    cut_out(saliency, case, SALIENCY_PX, 0.0, 1.0),
+                ),
             ]
             for case, saliency in zip(places, maps, strict=True)
         ]
 
     names = list(dict.fromkeys(case.frame for case in cases))
     with ThreadPoolExecutor(THREADS) as pool:
-        views = {name: iter(found) for name, found in zip(names, pool.map(views_of, names), strict=True)}
+        views = {
+            name: iter(found) for name, found in zip(names, pool.map(views_of, names), strict=True)
+        }
     with files.atomic(out_dir / "cases.html") as temporary:
-        temporary.write_text(page([(case, next(views[case.frame])) for case in cases]), encoding="utf-8")
+        temporary.write_text(
+            page([(case, next(views[case.frame])) for case in cases]), encoding="utf-8"
+        )
 
 
 TABLES = {
@@ -149,10 +167,16 @@ def collect(tables: dict[str, pd.DataFrame], candidates: pd.DataFrame) -> list[C
     thresholds = {(detector, point): float(level) for detector, point, level in points}
     images = {row["frame"]: row for row in tables["frames"].to_dict("records")}
     usable = tables["cases"][tables["cases"]["status"] != "unusable"]
-    cases = [_of_blob(blob, images[blob["frame"]], thresholds) for blob in usable.to_dict("records")]
+    cases = [
+        _of_blob(blob, images[blob["frame"]], thresholds) for blob in usable.to_dict("records")
+    ]
     by_frame = dict(tuple(candidates.groupby("frame")))
-    alarms = tables["alarms"].groupby(["detector", "frame", "x_px", "y_px"], sort=False, as_index=False)
-    for alarm in alarms.agg({"operating_point": tuple, "score": "first", "kind": "first"}).to_dict("records"):
+    alarms = tables["alarms"].groupby(
+        ["detector", "frame", "x_px", "y_px"], sort=False, as_index=False
+    )
+    for alarm in alarms.agg({"operating_point": tuple, "score": "first", "kind": "first"}).to_dict(
+        "records"
+    ):
         there = by_frame.get(alarm["frame"], candidates[:0])
         cases.append(_of_alarm(alarm, images[alarm["frame"]], there, thresholds))
     return sorted(cases, key=lambda case: list(GROUPS).index(case.group))
@@ -162,7 +186,9 @@ Thresholds = dict[tuple[str, str], float]
 
 
 def _of_blob(blob: dict[Any, Any], image: dict[Any, Any], thresholds: Thresholds) -> Case:
-    x, y, radius = blob["x_px"], blob["y_px"], blob["radius_px"]
+    x = blob["x_px"]
+    y = blob["y_px"]
+    radius = blob["radius_px"]
     found = "found" if blob["status"] == "found" else "report"
     facts = (
         f"{blob['shape']} at x {x:.1f}, y {y:.1f} px; S/N {blob['snr']:.1f}, radius {radius:.1f} px, "
@@ -174,7 +200,16 @@ def _of_blob(blob: dict[Any, Any], image: dict[Any, Any], thresholds: Thresholds
         "matched_filter": filter_reason(blob, thresholds["matched_filter", "budget"]),
     }
     title = f"Blob {blob['blob']} on {blob['frame']}"
-    return Case(found if blob["found_dense"] else "missed", blob["frame"], title, facts, reasons, x, y, radius)
+    return Case(
+        found if blob["found_dense"] else "missed",
+        blob["frame"],
+        title,
+        facts,
+        reasons,
+        x,
+        y,
+        radius,
+    )
 
 
 def _about(image: dict[Any, Any]) -> str:
@@ -191,7 +226,8 @@ def dense_reason(blob: dict[Any, Any], image: dict[Any, Any], threshold: float) 
     threshold : float
         Of the score.
     """
-    score, status = blob["dense_score"], blob["dense_status"]
+    score = blob["dense_score"]
+    status = blob["dense_status"]
     if not np.isfinite(score):
         return f"missed: no candidate within {max(NEAR_PX, blob['radius_px']):.0f} px; S/N {blob['snr']:.1f}"
     if status in VETOES:
@@ -199,7 +235,8 @@ def dense_reason(blob: dict[Any, Any], image: dict[Any, Any], threshold: float) 
     if not blob["found_dense"]:
         return f"missed: score {score:.3f} below the threshold {threshold:.3f}"
     off = np.hypot(blob["x_found_px"] - blob["x_px"], blob["y_found_px"] - blob["y_px"])
-    depth, error = 100 * blob["depth_found_frac"], 100 * blob["depth_err_frac"]
+    depth = 100 * blob["depth_found_frac"]
+    error = 100 * blob["depth_err_frac"]
     return (
         f"found: score {score:.3f}, threshold {threshold:.3f}; {off:.1f} px off, radius {blob['radius_found_px']:.1f} px, "
         f"depth {depth:.2f} ± {error:.2f} %"
@@ -208,7 +245,9 @@ def dense_reason(blob: dict[Any, Any], image: dict[Any, Any], threshold: float) 
 
 def report_reason(blob: dict[Any, Any], thresholds: Thresholds) -> str:
     """Why the report's network finds or misses a new blob: at its own threshold, and at that of the budget."""
-    probability, isr, budget = blob["probability"], thresholds["report", "isr"], thresholds["report", "budget"]
+    probability = blob["probability"]
+    isr = thresholds["report", "isr"]
+    budget = thresholds["report", "budget"]
     found = blob["status"] == "found"
     looks = f", its saliency peak {blob['saliency_px']:.0f} px off" if found else ""
     at_budget = "found" if blob["found_report"] else "missed"
@@ -227,13 +266,23 @@ def filter_reason(blob: dict[Any, Any], threshold: float) -> str:
     return f"{found}: S/N {snr:.1f}, {where} the threshold {threshold:.1f}"
 
 
-def _of_alarm(alarm: dict[Any, Any], image: dict[Any, Any], candidates: pd.DataFrame, thresholds: Thresholds) -> Case:
-    x, y, detector = alarm["x_px"], alarm["y_px"], alarm["detector"]
+def _of_alarm(
+    alarm: dict[Any, Any], image: dict[Any, Any], candidates: pd.DataFrame, thresholds: Thresholds
+) -> Case:
+    x = alarm["x_px"]
+    y = alarm["y_px"]
+    detector = alarm["detector"]
     near = candidates[np.hypot(candidates["x_px"] - x, candidates["y_px"] - y) <= NEAR_PX]
     best = near.sort_values("score").iloc[-1].to_dict() if len(near) else None
-    named = {"dense": "score", "report": "probability of its subframe", "matched_filter": "S/N"}[detector]
-    levels = " and ".join(f"{thresholds[detector, point]:.4g}" for point in alarm["operating_point"])
-    reasons = {detector: f"raised: {named} {alarm['score']:.4g}, threshold {levels}; {KINDS[alarm['kind']]}"}
+    named = {"dense": "score", "report": "probability of its subframe", "matched_filter": "S/N"}[
+        detector
+    ]
+    levels = " and ".join(
+        f"{thresholds[detector, point]:.4g}" for point in alarm["operating_point"]
+    )
+    reasons = {
+        detector: f"raised: {named} {alarm['score']:.4g}, threshold {levels}; {KINDS[alarm['kind']]}"
+    }
     if detector != "dense":
         reasons["dense"] = _not_raised(best, thresholds["dense", "budget"])
     title = f"False alarm on {alarm['frame']}, {NAMES[detector]}"
@@ -246,7 +295,16 @@ def _of_alarm(alarm: dict[Any, Any], image: dict[Any, Any], candidates: pd.DataF
         )
     )
     facts = f"{alarm['kind']} at x {x:.1f}, y {y:.1f} px; {measured}{_about(image)}"
-    return Case("false" if detector == "dense" else "others", alarm["frame"], title, facts, reasons, x, y, 6.0)
+    return Case(
+        "false" if detector == "dense" else "others",
+        alarm["frame"],
+        title,
+        facts,
+        reasons,
+        x,
+        y,
+        6.0,
+    )
 
 
 def _not_raised(best: dict[Any, Any] | None, threshold: float) -> str:
@@ -255,7 +313,9 @@ def _not_raised(best: dict[Any, Any] | None, threshold: float) -> str:
         return f"not raised: no candidate within {NEAR_PX:.0f} px"
     if best["status"] in VETOES:
         status = best["status"].replace("_", " ")
-        return f"not raised: vetoed as {status} ({VETOES[best['status']]}), score {best['score']:.3f}"
+        return (
+            f"not raised: vetoed as {status} ({VETOES[best['status']]}), score {best['score']:.3f}"
+        )
     if best["is_blob"]:
         return f"a new blob lies there, score {best['score']:.3f}"
     if best["score"] >= threshold:
@@ -266,13 +326,18 @@ def _not_raised(best: dict[Any, Any] | None, threshold: float) -> str:
 # --------------------------------------------------------------------------------------------------- what is shown
 
 
-def saliency_of(network: report_network.ReportNetwork, scaled: FloatArray, cases: list[Case]) -> list[FloatArray]:
+def saliency_of(
+    network: report_network.ReportNetwork, scaled: FloatArray, cases: list[Case]
+) -> list[FloatArray]:
     """For each case a saliency map of the image, in means of 4 x 4 px: that of its subframe, relative to its highest point."""
     subframes, origins = subframes_of(scaled)
     ny, nx = (origins[:, :1:-1].max(axis=0) + subframes.shape[1]) // SALIENCY_PX
-    side, of_subframe = subframes.shape[1] // SALIENCY_PX, [_holding(case, origins) for case in cases]
+    side = subframes.shape[1] // SALIENCY_PX
+    of_subframe = [_holding(case, origins) for case in cases]
     wanted = sorted(set(of_subframe))
-    means = saliency.saliency_maps(network, subframes[wanted]).reshape(-1, side, SALIENCY_PX, side, SALIENCY_PX)
+    means = saliency.saliency_maps(network, subframes[wanted]).reshape(
+        -1, side, SALIENCY_PX, side, SALIENCY_PX
+    )
     images = {}
     for k, part in zip(wanted, means.mean(axis=(2, 4)), strict=True):
         x, y = origins[k, 2:] // SALIENCY_PX
@@ -283,10 +348,14 @@ def saliency_of(network: report_network.ReportNetwork, scaled: FloatArray, cases
 
 def _holding(case: Case, origins: npt.NDArray[np.int64]) -> int:
     """Number of the subframe that holds a case."""
-    return int(np.flatnonzero((origins[:, 2] <= case.x_px + 0.5) & (origins[:, 3] <= case.y_px + 0.5))[-1])
+    return int(
+        np.flatnonzero((origins[:, 2] <= case.x_px + 0.5) & (origins[:, 3] <= case.y_px + 0.5))[-1]
+    )
 
 
-def cut_out(image: FloatArray, case: Case, scale: int, low: float, high: float) -> npt.NDArray[np.uint8]:
+def cut_out(
+    image: FloatArray, case: Case, scale: int, low: float, high: float
+) -> npt.NDArray[np.uint8]:
     """The surroundings of a case as grey levels; what is off the image, or has no value, is of the middle level.
 
     Parameters
@@ -298,17 +367,24 @@ def cut_out(image: FloatArray, case: Case, scale: int, low: float, high: float) 
         Black and white.
     """
     x0, y0 = corner(case)
-    steps, (ny, nx) = np.arange(SIDE_PX // scale), image.shape
-    rows, columns = y0 // scale + steps, x0 // scale + steps
+    steps = np.arange(SIDE_PX // scale)
+    (ny, nx) = image.shape
+    rows = y0 // scale + steps
+    columns = x0 // scale + steps
     inside = np.logical_and.outer((rows >= 0) & (rows < ny), (columns >= 0) & (columns < nx))
     values = image[np.ix_(rows.clip(0, ny - 1), columns.clip(0, nx - 1))]
-    level = np.where(inside & np.isfinite(values), np.clip((values - low) / (high - low), 0, 1), 0.5)
+    level = np.where(
+        inside & np.isfinite(values), np.clip((values - low) / (high - low), 0, 1), 0.5
+    )
     return np.asarray(np.rint(level * (GREYS - 1)) * (255 / (GREYS - 1)), dtype=np.uint8)
 
 
 def corner(case: Case) -> tuple[int, int]:
     """First pixel of the cut-outs of a case in the frame: the case in the middle, in steps of the maps."""
-    x, y = (int(np.floor((at - SIDE_PX / 2) / dense.STRIDE + 0.5)) * dense.STRIDE for at in (case.x_px, case.y_px))
+    x, y = (
+        int(np.floor((at - SIDE_PX / 2) / dense.STRIDE + 0.5)) * dense.STRIDE
+        for at in (case.x_px, case.y_px)
+    )
     return x, y
 
 
@@ -338,7 +414,9 @@ circle { fill: none; stroke: #e69f00; stroke-width: .8; }
 
 def page(cases: list[tuple[Case, list[View]]]) -> str:
     """The page about cases, which are in order of their groups, each with its cut-outs."""
-    groups = {key: [article(case, views) for case, views in cases if case.group == key] for key in GROUPS}
+    groups = {
+        key: [article(case, views) for case, views in cases if case.group == key] for key in GROUPS
+    }
     links = [f'<li><a href="#{key}">{GROUPS[key]}</a>: {len(groups[key])}</li>' for key in GROUPS]
     sections = [
         f'<section id="{key}"><h2>{GROUPS[key]} ({len(articles)})</h2>{"".join(articles) or "<p>None.</p>"}</section>\n'
@@ -362,7 +440,9 @@ INTRODUCTION = (
 
 def article(case: Case, views: list[View]) -> str:
     """One case as HTML."""
-    said = "".join(f"<dt>{NAMES[name]}</dt><dd>{escape(why)}</dd>" for name, why in case.reasons.items())
+    said = "".join(
+        f"<dt>{NAMES[name]}</dt><dd>{escape(why)}</dd>" for name, why in case.reasons.items()
+    )
     figures = "".join(figure(case, view) for view in views)
     return (
         f'<article><h3>{escape(case.title)}</h3><p class="facts">{escape(case.facts)}</p><dl>{said}</dl>'
@@ -373,7 +453,8 @@ def article(case: Case, views: list[View]) -> str:
 def figure(case: Case, view: View) -> str:
     """One cut-out as HTML, with a circle around the case."""
     x0, y0 = corner(case)
-    x, y = case.x_px - x0 + 0.5, SIDE_PX - (case.y_px - y0 + 0.5)
+    x = case.x_px - x0 + 0.5
+    y = SIDE_PX - (case.y_px - y0 + 0.5)
     alt = escape(f"{view.name} around x {case.x_px:.0f}, y {case.y_px:.0f} of {case.frame}")
     return (
         f'<figure><img alt="{alt}" src="data:image/png;base64,{png(view.pixels)}">'

@@ -109,10 +109,20 @@ def measure_completeness(
     report_network.set_threads(1)
     network, point = operating_point.load_operating_point(models[0])
     others = Baselines(model_file.load_model(models[1])[0], setting.radii_px)
-    images = tables.image_table(raw_dir, difference_dir, scale_dir).query("status == 'ok'").reset_index(drop=True)
-    blobs, folders = tables.read_blobs(raw_dir), (difference_dir, scale_dir, cutout_dir)
+    images = (
+        tables.image_table(raw_dir, difference_dir, scale_dir)
+        .query("status == 'ok'")
+        .reset_index(drop=True)
+    )
+    blobs = tables.read_blobs(raw_dir)
+    folders = (difference_dir, scale_dir, cutout_dir)
     levels = operating_point.baseline_thresholds(
-        others, images, blobs, folders, per_100_frames=setting.false_alarms_per_100_frames, threads=params.threads
+        others,
+        images,
+        blobs,
+        folders,
+        per_100_frames=setting.false_alarms_per_100_frames,
+        threads=params.threads,
     )
     detectors = Detectors(network, others, {"dense": point.threshold, **levels}, point.weights)
     backgrounds = read_backgrounds(images, blobs, difference_dir, cutout_dir)
@@ -144,7 +154,9 @@ def read_backgrounds(
     return found
 
 
-def draw(backgrounds: list[Background], params: Completeness) -> list[tuple[Background, pd.DataFrame]]:
+def draw(
+    backgrounds: list[Background], params: Completeness
+) -> list[tuple[Background, pd.DataFrame]]:
     """Blobs for each turn of an image, one to a subframe, the cells of the grid in turn."""
     cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
     rng = stream(params.seed, "completeness")
@@ -156,10 +168,16 @@ def draw(backgrounds: list[Background], params: Completeness) -> list[tuple[Back
     while start < len(wanted):
         image = backgrounds[len(plan) % len(backgrounds)]
         ny, nx = image.difference.shape
-        corners = [(x, y) for y in range(0, ny - side + 1, side) for x in range(0, nx - side + 1, side)]
+        corners = [
+            (x, y) for y in range(0, ny - side + 1, side) for x in range(0, nx - side + 1, side)
+        ]
         rows = []
-        for (x0, y0), (radius, depth) in zip(corners, wanted[start : start + len(corners)], strict=False):
-            x, y = (float(np.clip(c + rng.uniform(0, side), 8, n - 9)) for c, n in ((x0, nx), (y0, ny)))
+        for (x0, y0), (radius, depth) in zip(
+            corners, wanted[start : start + len(corners)], strict=False
+        ):
+            x, y = (
+                float(np.clip(c + rng.uniform(0, side), 8, n - 9)) for c, n in ((x0, nx), (y0, ny))
+            )
             shape = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
             signal = depth * blob_shapes.blob_profile(shape, radius)
             snr = blob_shapes.matched_snr(signal, image.about["noise_frac"])
@@ -169,28 +187,43 @@ def draw(backgrounds: list[Background], params: Completeness) -> list[tuple[Back
     return plan
 
 
-def inject(image: Background, blobs: pd.DataFrame, detectors: Detectors, setting: Setting) -> pd.DataFrame:
+def inject(
+    image: Background, blobs: pd.DataFrame, detectors: Detectors, setting: Setting
+) -> pd.DataFrame:
     """Add the blobs to the image and say which detector found which."""
     data = image.difference.copy()
     for blob in blobs.to_dict("records"):
         place = {"x_px": blob["x_px"], "y_px": blob["y_px"]}
-        add_blob(data, shape=blob["shape"], radius_px=blob["radius_px"], depth_frac=blob["depth_frac"], **place)
+        add_blob(
+            data,
+            shape=blob["shape"],
+            radius_px=blob["radius_px"],
+            depth_frac=blob["depth_frac"],
+            **place,
+        )
     scaled = _scaled(data, setting)
     threshold = detectors.thresholds
-    found = fit_peaks(dense.probability_map(detectors.dense, scaled), data, image.about["noise_frac"])
+    found = fit_peaks(
+        dense.probability_map(detectors.dense, scaled), data, image.about["noise_frac"]
+    )
     found = score_candidates(found, detectors.weights)
     found = vet(found[found["score"] >= threshold["dense"]], data, **image.about)
     found = found[found["status"] == "new"]
     answers = ask(detectors.others, *subframes_of(scaled))
-    score, match = operating_point.logit(answers.probability), answers.match
+    score = operating_point.logit(answers.probability)
+    match = answers.match
     result = {name: [] for name in DETECTORS}  # type: dict[str, list[int]]
     for blob in blobs.to_dict("records"):
-        x, y, near = blob["x_px"], blob["y_px"], max(NEAR_PX, blob["radius_px"])
+        x = blob["x_px"]
+        y = blob["y_px"]
+        near = max(NEAR_PX, blob["radius_px"])
         k = int(np.flatnonzero((answers.origins[:, 2] <= x) & (answers.origins[:, 3] <= y))[-1])
         at = np.hypot(match.x[k] - x, match.y[k] - y)
         result["dense"].append(int((np.hypot(found["x_px"] - x, found["y_px"] - y) <= near).any()))
         result["report"].append(int(score[k] >= threshold["report"]))
-        result["matched_filter"].append(int(match.snr[k] >= threshold["matched_filter"] and at <= near))
+        result["matched_filter"].append(
+            int(match.snr[k] >= threshold["matched_filter"] and at <= near)
+        )
     return blobs.assign(**result)
 
 
@@ -198,8 +231,11 @@ def recovered(injections: pd.DataFrame) -> pd.DataFrame:
     """Share recovered by each detector for each radius and depth, with its Wilson interval."""
     parts = []
     for name in DETECTORS:
-        table = injections.groupby(["radius_px", "depth_frac"])[name].agg(["size", "sum"]).reset_index()
-        n, k = table["size"].to_numpy(), table["sum"].to_numpy()
+        table = (
+            injections.groupby(["radius_px", "depth_frac"])[name].agg(["size", "sum"]).reset_index()
+        )
+        n = table["size"].to_numpy()
+        k = table["sum"].to_numpy()
         low, high = metrics.wilson_interval(k, n)
         parts.append(
             pd.DataFrame(
@@ -235,7 +271,9 @@ def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
             else:
                 k = above[0]
                 part_way = (level - share[k - 1]) / (share[k] - share[k - 1])
-                limits.append(round(float(np.exp(depth[k - 1] + part_way * (depth[k] - depth[k - 1]))), 5))
+                limits.append(
+                    round(float(np.exp(depth[k - 1] + part_way * (depth[k] - depth[k - 1]))), 5)
+                )
         rows.append((name, radius, *limits))
     return pd.DataFrame(rows, columns=list(LIMIT_COLUMNS))
 

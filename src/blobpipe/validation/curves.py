@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def confusion(path: str | Path, counts: dict[str, npt.NDArray[np.int64]], intervals: dict[str, dict[str, Any]]) -> None:
+def confusion(
+    path: str | Path, counts: dict[str, npt.NDArray[np.int64]], intervals: dict[str, dict[str, Any]]
+) -> None:
     """Confusion matrix of each detector: numbers of subframes, and shares of each true class with 95 % intervals.
 
     Parameters
@@ -45,7 +47,12 @@ def _draw_confusion(axis: Axes, counts: npt.NDArray[np.int64], interval: dict[st
         limits = f"\n({low:.3f} - {high:.3f})" if low is not None else ""
         color = "white" if shares[i, j] > 0.5 else "black"
         axis.text(
-            j, i, f"{counts[i, j]}\n{key.upper()} {shares[i, j]:.3f}{limits}", ha="center", va="center", color=color
+            j,
+            i,
+            f"{counts[i, j]}\n{key.upper()} {shares[i, j]:.3f}{limits}",
+            ha="center",
+            va="center",
+            color=color,
         )
     classes = ["no blob", "blob"]
     axis.set_xticks([0, 1], classes)
@@ -57,7 +64,10 @@ Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def roc(
-    path: str | Path, curves: dict[str, Curve], points: dict[str, tuple[float, float]], areas: dict[str, float]
+    path: str | Path,
+    curves: dict[str, Curve],
+    points: dict[str, tuple[float, float]],
+    areas: dict[str, float],
 ) -> None:
     """ROC curves on a linear and a logarithmic axis, with each operating point and that of the report.
 
@@ -81,7 +91,9 @@ def roc(
                 axis.plot(*points[name], marker, color=color)
         axis.plot(0.12, 0.94, "*", color=plotting.GREY, ms=11, label="ISR 2021-08")
         axis.set(xlabel="false-positive rate (fraction)", ylim=(0, 1.02))
-    axes[0].set(ylabel="true-positive rate (fraction)", title="ROC; points: at the threshold in use")
+    axes[0].set(
+        ylabel="true-positive rate (fraction)", title="ROC; points: at the threshold in use"
+    )
     axes[0].legend(loc="lower right")
     axes[1].set(xscale="log", xlim=(3e-4, 1), title="the same, few false alarms")
     plotting.save(figure, path)
@@ -101,13 +113,25 @@ def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str
     figure, axis = plt.subplots(figsize=(5.4, 4.2))
     for name, curve in curves.items():
         area = f", average {areas[name]:.4f}" if areas[name] is not None else ""
-        axis.plot(*curve, plotting.STYLES[name][1], color=plotting.STYLES[name][0], label=plotting.NAMES[name] + area)
-    axis.set(xlabel="recall (fraction)", ylabel="precision (fraction)", ylim=(0, 1.02), title="Precision and recall")
+        axis.plot(
+            *curve,
+            plotting.STYLES[name][1],
+            color=plotting.STYLES[name][0],
+            label=plotting.NAMES[name] + area,
+        )
+    axis.set(
+        xlabel="recall (fraction)",
+        ylabel="precision (fraction)",
+        ylim=(0, 1.02),
+        title="Precision and recall",
+    )
     axis.legend(loc="lower left")
     plotting.save(figure, path)
 
 
-def by_snr(path: str | Path, table: pd.DataFrame, title: str, notes: dict[str, str] | None = None) -> None:
+def by_snr(
+    path: str | Path, table: pd.DataFrame, title: str, notes: dict[str, str] | None = None
+) -> None:
     """Share of blobs that each detector finds, by S/N, with 95 % intervals.
 
     Parameters
@@ -121,23 +145,45 @@ def by_snr(path: str | Path, table: pd.DataFrame, title: str, notes: dict[str, s
 
     figure, axis = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
     for k, (name, part) in enumerate(table.groupby("detector", sort=False)):
-        position, (color, line, marker) = np.arange(len(part)) + 0.12 * (k - 1), plotting.STYLES[str(name)]
-        errors = np.nan_to_num(np.abs([part["share"] - part["share_low"], part["share_high"] - part["share"]]))
+        position = np.arange(len(part)) + 0.12 * (k - 1)
+        (color, line, marker) = plotting.STYLES[str(name)]
+        errors = np.nan_to_num(
+            np.abs([part["share"] - part["share_low"], part["share_high"] - part["share"]])
+        )
         label = plotting.NAMES[str(name)] + (notes or {}).get(str(name), "")
-        axis.errorbar(position, part["share"], errors, ls=line, marker=marker, color=color, capsize=3, label=label)
+        axis.errorbar(
+            position,
+            part["share"],
+            errors,
+            ls=line,
+            marker=marker,
+            color=color,
+            capsize=3,
+            label=label,
+        )
     _name_bins(axis, table.drop_duplicates("low"))
-    axis.set(xlabel="matched-filter S/N (ratio)", ylabel="found (fraction)", ylim=(-0.03, 1.03), title=title)
+    axis.set(
+        xlabel="matched-filter S/N (ratio)",
+        ylabel="found (fraction)",
+        ylim=(-0.03, 1.03),
+        title=title,
+    )
     figure.legend(loc="outside lower center")
     plotting.save(figure, path)
 
 
 def _name_bins(axis: Axes, table: pd.DataFrame) -> None:
     ends = zip(table["low"], table["high"], table["n"], strict=True)
-    labels = [f"{low:g}-{high:g}\nn = {n}" if high == high else f"> {low:g}\nn = {n}" for low, high, n in ends]
+    labels = [
+        f"{low:g}-{high:g}\nn = {n}" if high == high else f"> {low:g}\nn = {n}"
+        for low, high, n in ends
+    ]
     axis.set_xticks(np.arange(len(table)), labels, fontsize=7)
 
 
-def cases(path: str | Path, recall: pd.DataFrame, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
+def cases(
+    path: str | Path, recall: pd.DataFrame, blobs: pd.DataFrame, alarms: pd.DataFrame
+) -> None:
     """Recall of the historical cases by S/N, depth and radius, and where blobs were found, missed and imagined.
 
     Parameters
@@ -164,7 +210,8 @@ def cases(path: str | Path, recall: pd.DataFrame, blobs: pd.DataFrame, alarms: p
 
 
 def _draw_recall(axis: Axes, table: pd.DataFrame, name: str) -> None:
-    position, share = np.arange(len(table)), table["recall"]
+    position = np.arange(len(table))
+    share = table["recall"]
     errors = np.nan_to_num(np.abs([share - table["recall_low"], table["recall_high"] - share]))
     axis.errorbar(position, share, yerr=errors, fmt="o", color=plotting.BLUE, capsize=3)
     _name_bins(axis, table)
@@ -173,12 +220,29 @@ def _draw_recall(axis: Axes, table: pd.DataFrame, name: str) -> None:
 
 def _draw_places(axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
     axis.scatter(
-        alarms["x_px"], alarms["y_px"], s=24, color=plotting.PURPLE, marker="+", label=f"false alarm ({len(alarms)})"
+        alarms["x_px"],
+        alarms["y_px"],
+        s=24,
+        color=plotting.PURPLE,
+        marker="+",
+        label=f"false alarm ({len(alarms)})",
     )
     for status, color, marker in (("found", plotting.BLUE, "o"), ("missed", plotting.ORANGE, "X")):
         rows = blobs[blobs["status"] == status]
-        axis.scatter(rows["x_px"], rows["y_px"], s=26, color=color, marker=marker, label=f"{status} ({len(rows)})")
-    axis.set(aspect="equal", xlabel="x (px)", ylabel="y (px)", title="New blobs, and what was taken for one")
+        axis.scatter(
+            rows["x_px"],
+            rows["y_px"],
+            s=26,
+            color=color,
+            marker=marker,
+            label=f"{status} ({len(rows)})",
+        )
+    axis.set(
+        aspect="equal",
+        xlabel="x (px)",
+        ylabel="y (px)",
+        title="New blobs, and what was taken for one",
+    )
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -193,9 +257,13 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(grid["detector"]))
-    figure, axes = plt.subplots(1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4.2), layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4.2), layout="constrained"
+    )
     for axis, name in zip(axes, names, strict=False):
-        part = grid[grid["detector"] == name].pivot(index="radius_px", columns="depth_frac", values="completeness")
+        part = grid[grid["detector"] == name].pivot(
+            index="radius_px", columns="depth_frac", values="completeness"
+        )
         axis.imshow(part, origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for (row, column), share in np.ndenumerate(part.to_numpy()):
             axis.text(
@@ -209,12 +277,27 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
             )
         axis.set_xticks(range(part.shape[1]), [f"{100 * depth:.2g}" for depth in part.columns])
         axis.set_yticks(range(part.shape[0]), [f"{radius:g}" for radius in part.index])
-        axis.set(xlabel="depth (% of the light)", ylabel="radius (px)", title=f"{name.replace('_', ' ')}: found (%)")
+        axis.set(
+            xlabel="depth (% of the light)",
+            ylabel="radius (px)",
+            title=f"{name.replace('_', ' ')}: found (%)",
+        )
     for name in names:
         part = limits[limits["detector"] == name]
         for column, style in (("depth_50_frac", "o--"), ("depth_90_frac", "s-")):
             label = f"{name.replace('_', ' ')}, {column.split('_')[1]} %"
-            axes[-1].plot(part["radius_px"], 100 * part[column], style, color=plotting.STYLES[name][0], label=label)
-    axes[-1].set(xlabel="radius (px)", ylabel="depth (% of the light)", title="limits of completeness", yscale="log")
+            axes[-1].plot(
+                part["radius_px"],
+                100 * part[column],
+                style,
+                color=plotting.STYLES[name][0],
+                label=label,
+            )
+    axes[-1].set(
+        xlabel="radius (px)",
+        ylabel="depth (% of the light)",
+        title="limits of completeness",
+        yscale="log",
+    )
     axes[-1].legend(fontsize=7)
     plotting.save(figure, path)

@@ -33,7 +33,8 @@ THREADS = 2  # of PyTorch, however many cores there are: the sums come out the s
 CHUNK = 64  # subframes rendered at a time: they stay in the cache, and their memory is used again
 GAP_PX = 64  # between subframes that are searched together: farther than a fit looks
 N_PEAKS = 2  # of a subframe are measured at most
-N_CALIBRATION = 1000  # training subframes with which the others' scores are turned into probabilities
+# training subframes with which the others' scores are turned into probabilities
+N_CALIBRATION = 1000
 
 SNR_EDGES = (0.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, np.inf)
 DIP_SHIFT_PX = 0.3  # a measured shift above this leaves crescents of the known blobs
@@ -88,7 +89,8 @@ def failure_kinds(table: pd.DataFrame) -> npt.NDArray[np.str_]:
     -------
     ndarray of str, shape (n,)
     """
-    missed, dip = table["label"] == 1, table["dip_px"] > 0
+    missed = table["label"] == 1
+    dip = table["dip_px"] > 0
     seen = table["known_px"] <= table["dip_px"] + POINTING_MARGIN_PX
     cases = [
         (missed & (table["edge_px"] < table["radius_px"]), "edge"),
@@ -96,7 +98,9 @@ def failure_kinds(table: pd.DataFrame) -> npt.NDArray[np.str_]:
         (missed & (table["radius_px"] < SMALL_RADIUS_PX), "small"),
         (dip & (missed | seen), "dip"),
     ]
-    return np.select([case.to_numpy(bool) for case, _ in cases], [kind for _, kind in cases], "artefact")
+    return np.select(
+        [case.to_numpy(bool) for case, _ in cases], [kind for _, kind in cases], "artefact"
+    )
 
 
 def dip_sizes(
@@ -120,10 +124,13 @@ def dip_sizes(
     ndarray, shape (n,), float64
     """
     sums = np.pad((pattern != 0).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    (x, y), side = windows.T, tiles.SIDE
+    (x, y) = windows.T
+    side = tiles.SIDE
     known = sums[y + side, x + side] - sums[y, x + side] - sums[y + side, x] + sums[y, x] > 0
     shift = np.hypot(*measured.T)
-    return np.where(known, np.maximum(np.hypot(*drawn.T), np.where(shift > DIP_SHIFT_PX, shift, 0)), 0)
+    return np.where(
+        known, np.maximum(np.hypot(*drawn.T), np.where(shift > DIP_SHIFT_PX, shift, 0)), 0
+    )
 
 
 def distance_to_known(pattern: FloatArray, points: FloatArray) -> npt.NDArray[np.float64]:
@@ -143,7 +150,8 @@ def distance_to_known(pattern: FloatArray, points: FloatArray) -> npt.NDArray[np
     """
     if not pattern.any():
         return np.full(len(points), np.inf)
-    distance, real = distance_transform_edt(pattern == 0), np.isfinite(points).all(axis=1)
+    distance = distance_transform_edt(pattern == 0)
+    real = np.isfinite(points).all(axis=1)
     x, y = points[real].astype(np.int64).T
     found = np.full(len(points), np.nan)
     found[real] = distance[y, x]
@@ -153,7 +161,10 @@ def distance_to_known(pattern: FloatArray, points: FloatArray) -> npt.NDArray[np
 DETECTORS = {  # column of the probability; columns of the place that a detector points at
     "report": ("probability", ["saliency_x_px", "saliency_y_px"]),
     "dense": ("dense_probability", ["dense_x_px", "dense_y_px"]),
-    "matched_filter": ("matched_filter_probability", ["matched_filter_x_px", "matched_filter_y_px"]),
+    "matched_filter": (
+        "matched_filter_probability",
+        ["matched_filter_x_px", "matched_filter_y_px"],
+    ),
 }
 OTHERS = tuple(DETECTORS)[1:]
 
@@ -200,16 +211,23 @@ def evaluate(
     searcher = Searcher(dense_network, point.weights, Path(difference_dir), {})
     report_network.set_threads(THREADS)
     folders = (difference_dir, scale_dir, cutout_dir)
-    weights = _calibrate(searcher, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px)
+    weights = _calibrate(
+        searcher, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px
+    )
     scene, recipes = cutout.open_split(*folders, "validation")
     blobs = _read_blobs(cutout_dir)
     table, features = _predict(network, scene, recipes, params)
     table = pd.concat([table, _search(searcher, scene, recipes)], axis=1)
     for name, feature in _features(table).items():
         table[DETECTORS[name][0]] = logistic(feature, weights[name])
-    table["known_px"] = distance_to_known(scene.pattern, recipes.window + table[DETECTORS["report"][1]].to_numpy(float))
+    table["known_px"] = distance_to_known(
+        scene.pattern, recipes.window + table[DETECTORS["report"][1]].to_numpy(float)
+    )
     table = pd.concat([_describe(difference_dir, scene, recipes, blobs), table], axis=1)
-    hits = {name: points_at_blob(table[place].to_numpy(float), blobs) for name, (_, place) in DETECTORS.items()}
+    hits = {
+        name: points_at_blob(table[place].to_numpy(float), blobs)
+        for name, (_, place) in DETECTORS.items()
+    }
     found = _metrics(table, hits, params)
     found["leakage_auc"] = _plain(leakage.leakage_auc(features, recipes.label))
     failures = _failures(table, params.threshold)
@@ -232,7 +250,9 @@ def _calibrate(
     pixels = (render.render_subframes(scene, recipes, rows) for rows in _chunks(len(recipes)))
     snr = np.concatenate([matched_filter.filter_subframes(part, radii_px).snr for part in pixels])
     scores = _search(searcher, scene, recipes).assign(matched_filter_snr=snr)
-    return {name: fit_logistic(feature, recipes.label) for name, feature in _features(scores).items()}
+    return {
+        name: fit_logistic(feature, recipes.label) for name, feature in _features(scores).items()
+    }
 
 
 def _features(scores: pd.DataFrame) -> dict[str, FloatArray]:
@@ -259,24 +279,34 @@ def _search(searcher: Searcher, scene: Scene, recipes: Recipes) -> pd.DataFrame:
     """The best candidate on each subframe, measured on unclipped pixels as a scan does it; score 0: there is none."""
     by_name = tables.read_stage(searcher.difference_dir).set_index("frame")["noise_frac"]
     noise = by_name[list(scene.names)].to_numpy()
-    gain, cell = (scene.sigma_frac / noise).astype(np.float32), CELL_PX
+    gain = (scene.sigma_frac / noise).astype(np.float32)
+    cell = CELL_PX
     reference = read_reference(searcher.difference_dir)
     limits = np.full_like(scene.limits, (-np.inf, np.inf))
     nothing = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
 
     def unclipped(name: str) -> tuple[FloatArray, FloatArray]:
         path = fits_images.find_image(searcher.difference_dir, name)
-        image, scatter = fits_images.read_frame(path).data, fits_images.find_plane(path, "SCATTER")
+        image = fits_images.read_frame(path).data
+        scatter = fits_images.find_plane(path, "SCATTER")
         if scatter is None:  # of differences that others have made
             scatter = np.zeros([-(-side // cell) for side in image.shape], np.float32)
         return image / np.float32(by_name[name]), scatter / np.float32(by_name[name])
 
     def one(rows: npt.NDArray[np.int64], clipped: FloatArray, signal: FloatArray) -> pd.DataFrame:
-        frame, windows = recipes.frame[rows], recipes.window[rows]
+        frame = recipes.frame[rows]
+        windows = recipes.window[rows]
         images = [searcher.images[scene.names[i]] for i in frame]
         pixels, scatter = (
-            np.stack([image[k][y : y + side, x : x + side] for image, (x, y) in zip(images, at, strict=True)])
-            for k, (at, side) in enumerate(((windows, tiles.SIDE), (windows // cell, tiles.SIDE // cell)))
+            np.stack(
+                [
+                    image[k][y : y + side, x : x + side]
+                    for image, (x, y) in zip(images, at, strict=True)
+                ]
+            )
+            for k, (at, side) in enumerate(
+                ((windows, tiles.SIDE), (windows // cell, tiles.SIDE // cell))
+            )
         )
         bad, stack = (
             np.stack([image[y : y + tiles.SIDE, x : x + tiles.SIDE] for x, y in windows])
@@ -308,7 +338,9 @@ class Below(NamedTuple):
     stack: FloatArray
 
 
-def _best(cells: FloatArray, pixels: FloatArray, below: Below, weights: tuple[float, ...]) -> pd.DataFrame:
+def _best(
+    cells: FloatArray, pixels: FloatArray, below: Below, weights: tuple[float, ...]
+) -> pd.DataFrame:
     """The better of the two highest peaks of each map that the stack does not explain: score, x_px, y_px.
 
     The maps (n, ny / 4, nx / 4) are stacked to a tower, and so is all else: measured together, their peaks take half the time.
@@ -320,7 +352,8 @@ def _best(cells: FloatArray, pixels: FloatArray, below: Below, weights: tuple[fl
     tower = _tower(pixels, GAP_PX, np.nan)
     found = fit_at(dense.Peaks(x[high], y[high], score[high]), tower, noise_frac=1.0)
     restless = _tower(below.scatter, GAP_PX // CELL_PX, np.nan)
-    bad, stack = _tower(below.bad, GAP_PX, False), _tower(below.stack, GAP_PX, np.nan)
+    bad = _tower(below.bad, GAP_PX, False)
+    stack = _tower(below.stack, GAP_PX, np.nan)
     places = found[["x_px", "y_px", "radius_px", "depth_frac"]].to_numpy()
     faulty = [
         flickers(x, y, radius, depth, restless)
@@ -336,21 +369,26 @@ def _best(cells: FloatArray, pixels: FloatArray, below: Below, weights: tuple[fl
 
 
 def _tower(images: FloatArray, gap: int, value: float) -> FloatArray:
-    return np.pad(images, ((0, 0), (0, gap), (0, 0)), constant_values=value).reshape(-1, images.shape[2])
+    return np.pad(images, ((0, 0), (0, gap), (0, 0)), constant_values=value).reshape(
+        -1, images.shape[2]
+    )
 
 
 def _read_blobs(cutout_dir: str | Path) -> pd.DataFrame:
     """The blobs of the validation subframes, each with its stamp's radius."""
     _, blobs = cutout.read_recipes(cutout_dir, "validation")
     stamps = tables.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS)
-    return blobs.merge(stamps[["stamp", "radius_px"]], on="stamp", how="left", validate="many_to_one")
+    return blobs.merge(
+        stamps[["stamp", "radius_px"]], on="stamp", how="left", validate="many_to_one"
+    )
 
 
 def _predict(
     network: report_network.ReportNetwork, scene: Scene, recipes: Recipes, params: Evaluate
 ) -> tuple[pd.DataFrame, FloatArray]:
     """Answers of the report's network and of the matched filter, one row per subframe, and the probe's features."""
-    parts, features = [], []
+    parts = []
+    features = []
     for rows in _chunks(len(recipes)):
         pixels = render.render_subframes(scene, recipes, rows)
         probability = report_network.predict(network, pixels)
@@ -370,15 +408,22 @@ ANSWERS = (
 )
 
 
-def _describe(difference_dir: str | Path, scene: Scene, recipes: Recipes, blobs: pd.DataFrame) -> pd.DataFrame:
+def _describe(
+    difference_dir: str | Path, scene: Scene, recipes: Recipes, blobs: pd.DataFrame
+) -> pd.DataFrame:
     """What is on each subframe: label, dip, number of blobs, and the strongest of them."""
     subframes = pd.DataFrame({"subframe": np.arange(len(recipes)), "label": recipes.label})
     subframes["frame"] = np.array(scene.names)[recipes.frame]
-    shifts = tables.read_stage(difference_dir).set_index("frame").loc[list(scene.names), ["shift_x_px", "shift_y_px"]]
+    shifts = (
+        tables.read_stage(difference_dir)
+        .set_index("frame")
+        .loc[list(scene.names), ["shift_x_px", "shift_y_px"]]
+    )
     measured = shifts.to_numpy(float)[recipes.frame]
     subframes["dip_px"] = dip_sizes(scene.pattern, recipes.window, recipes.dip, measured)
     last = tiles.SIDE - 1
-    x, y = blobs["x_px"], blobs["y_px"]
+    x = blobs["x_px"]
+    y = blobs["y_px"]
     blobs = blobs.assign(edge_px=np.min([x, y, last - x, last - y], axis=0))
     strongest = blobs.sort_values("snr", ascending=False, kind="stable").drop_duplicates("subframe")
     strongest = strongest.set_index("subframe")[["snr", "radius_px", "x_px", "y_px", "edge_px"]]
@@ -386,11 +431,16 @@ def _describe(difference_dir: str | Path, scene: Scene, recipes: Recipes, blobs:
     return subframes.join(strongest, on="subframe")
 
 
-def _metrics(table: pd.DataFrame, hits: dict[str, npt.NDArray[np.bool_]], params: Evaluate) -> dict[str, Any]:
-    labels, n = table["label"].to_numpy(), len(table)
-    plain, interval = {}, {}
+def _metrics(
+    table: pd.DataFrame, hits: dict[str, npt.NDArray[np.bool_]], params: Evaluate
+) -> dict[str, Any]:
+    labels = table["label"].to_numpy()
+    n = len(table)
+    plain = {}
+    interval = {}
     for name, (column, _) in DETECTORS.items():
-        probability, hit = table[column].to_numpy(), hits[name]
+        probability = table[column].to_numpy()
+        hit = hits[name]
 
         def measure(
             weights: FloatArray, p: FloatArray = probability, hit: npt.NDArray[np.bool_] = hit
@@ -408,7 +458,12 @@ def _metrics(table: pd.DataFrame, hits: dict[str, npt.NDArray[np.bool_]], params
         plain[name]["tpr_at_network_fpr"] = at_same
     counts = {"threshold": params.threshold, "n_subframes": n, "n_with_blobs": int(labels.sum())}
     intervals = {**interval["report"], **{name: interval[name] for name in OTHERS}}
-    return {**plain["report"], **counts, **{name: plain[name] for name in OTHERS}, "interval": intervals}
+    return {
+        **plain["report"],
+        **counts,
+        **{name: plain[name] for name in OTHERS},
+        "interval": intervals,
+    }
 
 
 def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
@@ -428,7 +483,8 @@ def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     DataFrame
         detector, operating_point, and the columns of `metrics.share_by_bin`.
     """
-    labels, parts = table["label"].to_numpy(), []
+    labels = table["label"].to_numpy()
+    parts = []
     snr = table["snr"].to_numpy()[labels == 1]
     for name, (column, _) in DETECTORS.items():
         probability = table[column].to_numpy()
@@ -454,16 +510,27 @@ def _failures(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
     confidence = (wrong["probability"] - threshold).abs()
     return (
         wrong.assign(rank=rank, confidence=confidence)
-        .sort_values(["rank", "label", "confidence", "subframe"], ascending=[True, True, False, True])
+        .sort_values(
+            ["rank", "label", "confidence", "subframe"], ascending=[True, True, False, True]
+        )
         .drop(columns=["rank", "confidence"])
     )
 
 
-def _write_tables(out_dir: Path, table: pd.DataFrame, failures: pd.DataFrame, by_snr: pd.DataFrame) -> None:
-    labels, probability = table["label"].to_numpy(), table["probability"].to_numpy()
-    roc = dict(zip(("fpr", "tpr", "threshold"), metrics.roc_curve(labels, probability), strict=True))
+def _write_tables(
+    out_dir: Path, table: pd.DataFrame, failures: pd.DataFrame, by_snr: pd.DataFrame
+) -> None:
+    labels = table["label"].to_numpy()
+    probability = table["probability"].to_numpy()
+    roc = dict(
+        zip(("fpr", "tpr", "threshold"), metrics.roc_curve(labels, probability), strict=True)
+    )
     curve = dict(
-        zip(("recall", "precision", "threshold"), metrics.precision_recall_curve(labels, probability), strict=True)
+        zip(
+            ("recall", "precision", "threshold"),
+            metrics.precision_recall_curve(labels, probability),
+            strict=True,
+        )
     )
     tables.write_table(out_dir / "roc.csv", pd.DataFrame(roc))
     tables.write_table(out_dir / "precision_recall.csv", pd.DataFrame(curve))
@@ -474,27 +541,42 @@ def _write_tables(out_dir: Path, table: pd.DataFrame, failures: pd.DataFrame, by
 
 
 def _draw_curves(
-    out_dir: Path, table: pd.DataFrame, found: dict[str, Any], by_snr: pd.DataFrame, threshold: float
+    out_dir: Path,
+    table: pd.DataFrame,
+    found: dict[str, Any],
+    by_snr: pd.DataFrame,
+    threshold: float,
 ) -> None:
     labels = table["label"].to_numpy()
     scores = {name: table[column].to_numpy() for name, (column, _) in DETECTORS.items()}
     numbers = {"report": found, **{name: found[name] for name in OTHERS}}
     intervals = {"report": found["interval"], **{name: found["interval"][name] for name in OTHERS}}
     roc = {name: metrics.roc_curve(labels, score)[:2] for name, score in scores.items()}
-    precision = {name: metrics.precision_recall_curve(labels, score)[:2] for name, score in scores.items()}
-    points = {
-        name: (numbers[name]["fpr"], numbers[name]["tpr"]) for name in scores if numbers[name]["roc_auc"] is not None
+    precision = {
+        name: metrics.precision_recall_curve(labels, score)[:2] for name, score in scores.items()
     }
-    counts = {name: np.bincount(2 * labels + (score >= threshold), minlength=4) for name, score in scores.items()}
+    points = {
+        name: (numbers[name]["fpr"], numbers[name]["tpr"])
+        for name in scores
+        if numbers[name]["roc_auc"] is not None
+    }
+    counts = {
+        name: np.bincount(2 * labels + (score >= threshold), minlength=4)
+        for name, score in scores.items()
+    }
     squares = {name: count.reshape(2, 2) for name, count in counts.items()}
     curves.confusion(out_dir / "confusion.png", squares, intervals)
-    curves.roc(out_dir / "roc.png", roc, points, {name: numbers[name]["roc_auc"] for name in scores})
+    curves.roc(
+        out_dir / "roc.png", roc, points, {name: numbers[name]["roc_auc"] for name in scores}
+    )
     areas = {name: numbers[name]["average_precision"] for name in scores}
     curves.precision_recall(out_dir / "precision_recall.png", precision, areas)
     reliability = {name: metrics.reliability(labels, score) for name, score in scores.items()}
     plotting.calibration(out_dir / "calibration.png", reliability)
     equal = by_snr[by_snr["operating_point"] == "fpr_0.01"]
-    curves.by_snr(out_dir / "by_snr.png", equal, "Subframes with blobs, at a false-positive rate of 0.01")
+    curves.by_snr(
+        out_dir / "by_snr.png", equal, "Subframes with blobs, at a false-positive rate of 0.01"
+    )
 
 
 def _draw_galleries(
@@ -508,18 +590,22 @@ def _draw_galleries(
     params: Evaluate,
 ) -> None:
     """Saliency of right and wrong cases, and failures by kind."""
-    positive, blob = table["probability"] >= params.threshold, table["label"] == 1
+    positive = table["probability"] >= params.threshold
+    blob = table["label"] == 1
     answers = {
         "blob found": table[positive & blob],
         "blob missed": failures[failures["label"] == 1].sort_values("probability", kind="stable"),
-        "false alarm": failures[failures["label"] == 0].sort_values("probability", ascending=False, kind="stable"),
+        "false alarm": failures[failures["label"] == 0].sort_values(
+            "probability", ascending=False, kind="stable"
+        ),
         "no blob, none found": table[~positive & ~blob],
     }
     kinds = {kind: failures[failures["kind"] == kind] for kind in KINDS}
 
     def panels(rows: pd.DataFrame) -> list[plotting.Panel]:
         rows = rows[: params.n_gallery]
-        which = np.array(rows["subframe"], np.int64)  # a copy: for pandas' own, read-only, all would be compiled again
+        # a copy: for pandas' own, read-only, all would be compiled again
+        which = np.array(rows["subframe"], np.int64)
         pixels = render.render_subframes(scene, recipes, which)
         maps = saliency.saliency_maps(network, pixels)
         return [
@@ -527,11 +613,17 @@ def _draw_galleries(
                 f"subframe {row.subframe}: {row.probability:.2f}",
                 pixels[i],
                 maps[i],
-                blobs[blobs["subframe"] == row.subframe][["x_px", "y_px", "radius_px"]].to_numpy(float),
+                blobs[blobs["subframe"] == row.subframe][["x_px", "y_px", "radius_px"]].to_numpy(
+                    float
+                ),
             )
             for i, row in enumerate(rows.itertuples())
         ]
 
     title = "circles: superimposed blobs; contours: saliency; number: probability of a blob"
-    plotting.gallery(out_dir / "saliency.png", {name: panels(rows) for name, rows in answers.items()}, title)
-    plotting.gallery(out_dir / "failures.png", {kind: panels(rows) for kind, rows in kinds.items()}, title)
+    plotting.gallery(
+        out_dir / "saliency.png", {name: panels(rows) for name, rows in answers.items()}, title
+    )
+    plotting.gallery(
+        out_dir / "failures.png", {kind: panels(rows) for kind, rows in kinds.items()}, title
+    )

@@ -71,12 +71,15 @@ def explore(
     Source: ISR section 7 names the methods; all else is ours.
     """
     insist_on_extra()
-    out_dir, folders = Path(out_dir), (difference_dir, scale_dir, cutout_dir)
+    out_dir = Path(out_dir)
+    folders = (difference_dir, scale_dir, cutout_dir)
     report_network.set_threads(params.threads)
-    report, dense = model_file.load_model(models[0], "plain")[0], model_file.load_dense(models[1])[0]
+    report = model_file.load_model(models[0], "plain")[0]
+    dense = model_file.load_dense(models[1])[0]
     background = _background(*cutout.open_split(*folders, "train"), params.n_train)
     scene, recipes = cutout.open_split(*folders, "validation", n=params.n_validation)
-    subframes, labels = render.render_subframes(scene, recipes, np.arange(len(recipes))), recipes.label
+    subframes = render.render_subframes(scene, recipes, np.arange(len(recipes)))
+    labels = recipes.label
     _insist_on_both_classes(cutout_dir, len(background), labels)
     network = autoencoder.train(background, params)
     reconstructed = autoencoder.reconstruct(network, subframes)
@@ -96,9 +99,13 @@ def explore(
     }
     _write_tables(out_dir, scores, embedded, labels)
     explore_figures.embeddings(out_dir / "embedding.png", embedded, labels, metrics["knn_auc"])
-    rows = np.array([scores["peak_error_sigma2"].where(labels == label).idxmax() for label in (1, 0)])
+    rows = np.array(
+        [scores["peak_error_sigma2"].where(labels == label).idxmax() for label in (1, 0)]
+    )
     maps = autoencoder.error_maps(subframes[rows], reconstructed[rows], params.smooth_px)
-    explore_figures.anomaly(out_dir / "anomaly.png", scores, labels, (subframes[rows], reconstructed[rows], maps))
+    explore_figures.anomaly(
+        out_dir / "anomaly.png", scores, labels, (subframes[rows], reconstructed[rows], maps)
+    )
     tables.write_json(out_dir / "metrics.json", metrics)
 
 
@@ -211,14 +218,19 @@ def embed(features: FloatArray, params: Explore) -> dict[str, FloatArray]:
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    n, seed = len(features), params.seed
+    n = len(features)
+    seed = params.seed
     with threadpool_limits(1):
         scaled = _scaled(features)
-        fewer = PCA(min(MAX_COMPONENTS, *scaled.shape), svd_solver="full", random_state=seed).fit_transform(scaled)
+        fewer = PCA(
+            min(MAX_COMPONENTS, *scaled.shape), svd_solver="full", random_state=seed
+        ).fit_transform(scaled)
         perplexity = min(params.perplexity, (n - 1) / 3)
         embedded = {
             "pca": fewer[:, :2],
-            "tsne": TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(fewer),
+            "tsne": TSNE(
+                perplexity=perplexity, init="pca", random_state=seed, n_jobs=1
+            ).fit_transform(fewer),
         }
         if importlib.util.find_spec("umap") is not None:
             from umap import UMAP
@@ -273,14 +285,17 @@ def silhouette(points: FloatArray, labels: Labels) -> float:
 
 
 def _anomaly_metrics(scores: pd.DataFrame, labels: Labels, explained: float) -> dict[str, Any]:
-    n, n_with_blobs = len(labels), int(labels.sum())
+    n = len(labels)
+    n_with_blobs = int(labels.sum())
     return {
         "n_validation": n,
         "n_with_blobs": n_with_blobs,
         "explained_variance": round(explained, 6),
         "anomaly_auc": {name: _auc(labels, scores[name]) for name in SCORES},
         # of a score that knows nothing (Mann and Whitney), so that nobody takes 0.52 for a find
-        "chance_auc_sd": round(float(np.sqrt((n + 1) / (12 * n_with_blobs * (n - n_with_blobs)))), 6),
+        "chance_auc_sd": round(
+            float(np.sqrt((n + 1) / (12 * n_with_blobs * (n - n_with_blobs)))), 6
+        ),
     }
 
 
@@ -289,7 +304,10 @@ def _auc(labels: Labels, values: pd.Series[float]) -> float:
 
 
 def _embedding_metrics(
-    features: dict[str, Subframes], embedded: dict[str, dict[str, FloatArray]], labels: Labels, params: Explore
+    features: dict[str, Subframes],
+    embedded: dict[str, dict[str, FloatArray]],
+    labels: Labels,
+    params: Explore,
 ) -> dict[str, Any]:
     """``all``: of all features together, before they are embedded."""
     points = {name: {"all": _scaled(values), **embedded[name]} for name, values in features.items()}
@@ -310,7 +328,9 @@ def _write_tables(
     out_dir: Path, scores: pd.DataFrame, embedded: dict[str, dict[str, FloatArray]], labels: Labels
 ) -> None:
     subframes = pd.DataFrame({"subframe": np.arange(len(labels)), "label": labels})
-    tables.write_table(out_dir / "scores.csv", pd.concat([subframes, scores], axis=1)[list(SCORE_COLUMNS)])
+    tables.write_table(
+        out_dir / "scores.csv", pd.concat([subframes, scores], axis=1)[list(SCORE_COLUMNS)]
+    )
     parts = [
         subframes.assign(features=name, method=method, x=at[:, 0], y=at[:, 1])
         for name, methods in embedded.items()

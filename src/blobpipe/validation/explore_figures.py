@@ -44,12 +44,25 @@ def embeddings(
 
     columns = len(next(iter(embedded.values())))
     size = (3.6 * columns, 3.5 * len(embedded))
-    figure, axes = plt.subplots(len(embedded), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(embedded), columns, figsize=size, squeeze=False, layout="constrained"
+    )
     for (name, methods), line in zip(embedded.items(), axes, strict=True):
         for (method, points), axis in zip(methods.items(), line, strict=True):
             for label, color, marker, text in CLASSES:
-                axis.scatter(*points[labels == label].T, s=9, lw=0.7, alpha=0.6, color=color, marker=marker, label=text)
-            axis.set(title=f"{name}, {method}: area {aucs[name][method]:.2f}", xlabel="first axis (any unit)")
+                axis.scatter(
+                    *points[labels == label].T,
+                    s=9,
+                    lw=0.7,
+                    alpha=0.6,
+                    color=color,
+                    marker=marker,
+                    label=text,
+                )
+            axis.set(
+                title=f"{name}, {method}: area {aucs[name][method]:.2f}",
+                xlabel="first axis (any unit)",
+            )
             axis.set(ylabel="second axis (any unit)", xticks=[], yticks=[])
     axes[0, 0].legend(fontsize=7)
     figure.suptitle(
@@ -84,12 +97,21 @@ def anomaly(
         fpr, tpr, _ = metrics.roc_curve(labels, values)
         axes["a"].plot(fpr, tpr, style, color=color, label=f"{text}, area {area:.3f}")
     axes["a"].plot([0, 1], [0, 1], color=plotting.GREY, lw=0.8)
-    axes["a"].set(xlabel="false-positive rate (fraction)", ylabel="true-positive rate (fraction)", title="ROC")
+    axes["a"].set(
+        xlabel="false-positive rate (fraction)", ylabel="true-positive rate (fraction)", title="ROC"
+    )
     axes["a"].legend(loc="lower right")
-    names = ("subframe, -3 to 3 sigma", "reconstruction, -1 to 1 sigma", "smoothed error, 0.5 to 3 sigma\u00b2")
-    limits, colours = ((-3, 3), (-1, 1), (0.5, 3)), ("gray", "gray", "magma")
+    names = (
+        "subframe, -3 to 3 sigma",
+        "reconstruction, -1 to 1 sigma",
+        "smoothed error, 0.5 to 3 sigma\u00b2",
+    )
+    limits = ((-3, 3), (-1, 1), (0.5, 3))
+    colours = ("gray", "gray", "magma")
     for row, (keys, text) in enumerate(zip(("bcd", "efg"), ("with blobs", "without"), strict=True)):
-        for key, images, name, (low, high), colour in zip(keys, examples, names, limits, colours, strict=True):
+        for key, images, name, (low, high), colour in zip(
+            keys, examples, names, limits, colours, strict=True
+        ):
             axes[key].imshow(images[row], origin="lower", cmap=colour, vmin=low, vmax=high)
             axes[key].set(xlabel="x (px)", ylabel="y (px)")
             axes[key].set_title(f"oddest {text}: {name}", fontsize=8)

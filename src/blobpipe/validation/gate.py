@@ -61,7 +61,9 @@ def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
         failed = check_gate(metrics_path, params)
         judged = json.loads(metrics_path.read_text(encoding="utf-8")).get("dense_sha256")
         if judged != found:
-            failed = [f"{metrics_path} is of the model {str(judged)[:12]}, not of this one, {found[:12]}"]
+            failed = [
+                f"{metrics_path} is of the model {str(judged)[:12]}, not of this one, {found[:12]}"
+            ]
     except BlobpipeError as error:
         failed = [str(error)]
     if failed:
@@ -115,13 +117,19 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     try:
         shown = subprocess.run(command, cwd=path.parent, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = " ".join((getattr(error, "stderr", b"").decode(errors="replace") or str(error)).split())
+        reason = " ".join(
+            (getattr(error, "stderr", b"").decode(errors="replace") or str(error)).split()
+        )
         raise BlobpipeError(
             f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
         ) from error
     old = tables.parse_table(Path(f"{revision}:{path}"), shown, regression.CASE_COLUMNS)
     won, lost = compare_cases(old, new)
-    return [f"{len(won)} won, {len(lost)} lost since {revision}", *_lines("won", won), *_lines("lost", lost)]
+    return [
+        f"{len(won)} won, {len(lost)} lost since {revision}",
+        *_lines("won", won),
+        *_lines("lost", lost),
+    ]
 
 
 def _lines(name: str, table: pd.DataFrame) -> list[str]:

@@ -39,9 +39,14 @@ def leakage_features(subframes: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 def _leakage_features(subframes: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     pixels = subframes.reshape(len(subframes), subframes.shape[1] * subframes.shape[2])
     borders = [subframes[:, 0], subframes[:, -1], subframes[:, :, 0], subframes[:, :, -1]]
-    levels = np.stack([matched_filter.row_median(border) for border in borders], axis=1).astype(np.float64)
-    mean, spread = pixels.mean(axis=1, dtype=np.float64), pixels.std(axis=1, dtype=np.float64)
-    return np.column_stack([mean, spread, levels - matched_filter.row_median(pixels[:, ::7])[:, None]])
+    levels = np.stack([matched_filter.row_median(border) for border in borders], axis=1).astype(
+        np.float64
+    )
+    mean = pixels.mean(axis=1, dtype=np.float64)
+    spread = pixels.std(axis=1, dtype=np.float64)
+    return np.column_stack(
+        [mean, spread, levels - matched_filter.row_median(pixels[:, ::7])[:, None]]
+    )
 
 
 def leakage_auc(features: FloatArray, labels: npt.NDArray[np.int64]) -> float:

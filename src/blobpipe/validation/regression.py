@@ -44,12 +44,35 @@ CASE_COLUMNS = (
     *(*MEASURED, "matched_filter_snr"),
 )
 FRAME_COLUMNS = (
-    *("frame", "mjd", "status", "reason", "shift_px", "noise_frac", "new_blobs", "found", "positive", "false_alarms"),
+    *(
+        "frame",
+        "mjd",
+        "status",
+        "reason",
+        "shift_px",
+        "noise_frac",
+        "new_blobs",
+        "found",
+        "positive",
+        "false_alarms",
+    ),
     *(f"{kind}_alarms" for kind in ALARMS),
     *(f"false_alarms_{name}" for name in DETECTORS),
 )
 ALARM_COLUMNS = (
-    *("detector", "operating_point", "frame", "row", "col", "x0_px", "y0_px", "score", "x_px", "y_px", "kind"),
+    *(
+        "detector",
+        "operating_point",
+        "frame",
+        "row",
+        "col",
+        "x0_px",
+        "y0_px",
+        "score",
+        "x_px",
+        "y_px",
+        "kind",
+    ),
 )
 CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 
@@ -138,29 +161,39 @@ def regress(
     -----
     Source: ISR section 7; all but the report's network and its threshold is ours.
     """
-    out_dir, (raw_dir, difference_dir, scale_dir, _) = Path(out_dir), folders
+    out_dir = Path(out_dir)
+    (raw_dir, difference_dir, scale_dir, _) = folders
     others = Baselines(model_file.load_model(model_path)[0], radii_px)
     dense_path = Path(detect_dir) / "model.safetensors"
     _, point = operating_point.load_operating_point(dense_path)
     candidates = tables.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
     report_network.set_threads(1)  # images share the cores
-    images, blobs = tables.image_table(raw_dir, difference_dir, scale_dir), tables.read_blobs(raw_dir)
+    images = tables.image_table(raw_dir, difference_dir, scale_dir)
+    blobs = tables.read_blobs(raw_dir)
     usable = images.query("status == 'ok'").reset_index(drop=True)
     levels = operating_point.baseline_thresholds(
         others, usable, blobs, folders[1:], per_100_frames=per_100_frames, threads=THREADS
     )
-    thresholds = {"isr": operating_point.logit(np.array(params.threshold)).item(), "dense": point.threshold, **levels}
+    thresholds = {
+        "isr": operating_point.logit(np.array(params.threshold)).item(),
+        "dense": point.threshold,
+        **levels,
+    }
     cases = historical_cases(images, blobs)
     lowest = min(thresholds["isr"], thresholds["report"])
     with ThreadPoolExecutor(THREADS) as pool:
         answers = list(pool.map(lambda case: classify(others, scale_dir, case, lowest), cases))
     by_frame = dict(tuple(candidates.groupby("frame")))
     found = [by_frame.get(case.image.frame, candidates[:0]) for case in cases]
-    result = gather([compare(*each, thresholds) for each in zip(cases, answers, found, strict=True)])
-    detectors, recall = compare_detectors(result, thresholds), recall_by_bin(result.cases)
+    result = gather(
+        [compare(*each, thresholds) for each in zip(cases, answers, found, strict=True)]
+    )
+    detectors = compare_detectors(result, thresholds)
+    recall = recall_by_bin(result.cases)
     metrics = {**summarise(result), **side_by_side(detectors), **accuracy(result.cases)}
     metrics["passed"] = not failed_thresholds(metrics, params)
-    metrics["dense_sha256"] = files.sha256(dense_path)  # so that nobody takes this for another model's
+    # so that nobody takes this for another model's
+    metrics["dense_sha256"] = files.sha256(dense_path)
     names = ("cases", "frames", "alarms", "detectors", "recall")
     for name, table in zip(names, (*result, detectors, recall), strict=True):
         tables.write_table(out_dir / f"{name}.csv", table)
@@ -193,9 +226,15 @@ def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
 def classify(others: Baselines, scale_dir: str | Path, case: Case, lowest: float) -> ReportAnswers:
     """Ask the baselines about a historical image, and where the network looks where its log-odds reach ``lowest``."""
     if case.image.status != "ok":
-        nothing = matched_filter.filter_subframes(np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32), others.radii_px)
-        return ReportAnswers(Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing), np.zeros((0, 2)))
-    subframes, origins = subframes_of(fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data)
+        nothing = matched_filter.filter_subframes(
+            np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32), others.radii_px
+        )
+        return ReportAnswers(
+            Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing), np.zeros((0, 2))
+        )
+    subframes, origins = subframes_of(
+        fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data
+    )
     said = ask(others, subframes, origins)
     positive = operating_point.logit(said.probability) >= lowest
     peaks = np.full((len(subframes), 2), np.nan)
@@ -204,7 +243,9 @@ def classify(others: Baselines, scale_dir: str | Path, case: Case, lowest: float
     return ReportAnswers(said, peaks)
 
 
-def compare(case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresholds: dict[str, float]) -> Result:
+def compare(
+    case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresholds: dict[str, float]
+) -> Result:
     """One image as the detectors see it, each at its operating points.
 
     Parameters
@@ -214,9 +255,12 @@ def compare(case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresh
     thresholds : dict of float
         ``isr`` and ``report`` (log-odds), ``dense`` (score), ``matched_filter`` (S/N).
     """
-    odds, match = operating_point.logit(answers.said.probability), answers.said.match
+    odds = operating_point.logit(answers.said.probability)
+    match = answers.said.match
     isr, report = (judge(case, answers, odds >= thresholds[name]) for name in ("isr", "report"))
-    claims = pd.DataFrame({"x_px": match.x, "y_px": match.y, "score": match.snr}).assign(status="new")
+    claims = pd.DataFrame({"x_px": match.x, "y_px": match.y, "score": match.snr}).assign(
+        status="new"
+    )
     best, false = judge_places(case, candidates, thresholds["dense"])
     strongest, false_matches = judge_places(case, claims, thresholds["matched_filter"])
     cases = isr.cases.assign(
@@ -233,7 +277,10 @@ def compare(case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresh
         ("matched_filter", "budget"): _place_alarms(case, false_matches),
     }
     counts = {f"false_alarms_{name}": len(alarms[name, "budget"]) for name in DETECTORS}
-    named = [alarms[point].assign(detector=point[0], operating_point=point[1]) for point in OPERATING_POINTS]
+    named = [
+        alarms[point].assign(detector=point[0], operating_point=point[1])
+        for point in OPERATING_POINTS
+    ]
     return Result(
         cases[list(CASE_COLUMNS)],
         isr.frames.assign(**counts)[list(FRAME_COLUMNS)],
@@ -241,7 +288,9 @@ def compare(case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresh
     )
 
 
-def judge_places(case: Case, claims: pd.DataFrame, threshold: float) -> tuple[pd.DataFrame, pd.DataFrame]:
+def judge_places(
+    case: Case, claims: pd.DataFrame, threshold: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Which new blobs of an image a detector names that says where, and what else it names.
 
     Parameters
@@ -276,13 +325,18 @@ def _place_alarms(case: Case, false: pd.DataFrame) -> pd.DataFrame:
     places = false[["x_px", "y_px"]].to_numpy(float)
     col, row = np.floor((places + 0.5) / tiles.SIDE).astype(np.int64).T
     alarms = false[["score", "x_px", "y_px"]].assign(frame=case.image.frame, row=row, col=col)
-    return alarms.assign(x0_px=col * tiles.SIDE, y0_px=row * tiles.SIDE, kind=_alarm_kinds(case, places))
+    return alarms.assign(
+        x0_px=col * tiles.SIDE, y0_px=row * tiles.SIDE, kind=_alarm_kinds(case, places)
+    )
 
 
 def judge(case: Case, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -> Result:
     """Compare with the catalogue what the report's network says, where these subframes count as positive."""
-    image, origins = case.image, answers.said.origins
-    cases = pd.DataFrame([_judge_blob(image, blob, answers, positive) for blob in case.new.itertuples()])
+    image = case.image
+    origins = answers.said.origins
+    cases = pd.DataFrame(
+        [_judge_blob(image, blob, answers, positive) for blob in case.new.itertuples()]
+    )
     false = positive & ~reaches_into(case.new, origins).any(axis=1)
     kinds = _alarm_kinds(case, answers.peaks[false])
     row = {
@@ -300,8 +354,13 @@ def judge(case: Case, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -
     return Result(cases, pd.DataFrame([row]), alarms)
 
 
-def _judge_blob(image: Any, blob: Any, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    known = {key: getattr(blob, key) for key in ("blob", "x_px", "y_px", "radius_px", "depth_frac", "shape")}
+def _judge_blob(
+    image: Any, blob: Any, answers: ReportAnswers, positive: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    known = {
+        key: getattr(blob, key)
+        for key in ("blob", "x_px", "y_px", "radius_px", "depth_frac", "shape")
+    }
     nothing = dict.fromkeys(("snr", "row", "col", "probability", "saliency_px"), np.nan)
     row = {"frame": image.frame, **known, **nothing, "status": "unusable"}
     if image.status != "ok":
@@ -317,7 +376,9 @@ def _judge_blob(image: Any, blob: Any, answers: ReportAnswers, positive: npt.NDA
         "row": origins[i, 0],
         "col": origins[i, 1],
         "probability": answers.said.probability[i],
-        "saliency_px": np.hypot(*(answers.peaks[i] - (blob.x_px, blob.y_px))) if positive[i] else np.nan,
+        "saliency_px": np.hypot(*(answers.peaks[i] - (blob.x_px, blob.y_px)))
+        if positive[i]
+        else np.nan,
     }
     return {**row, **found, "status": "found" if positive[i] else "missed", "reason": ""}
 
@@ -354,7 +415,9 @@ def reaches_into(blobs: pd.DataFrame, origins: npt.NDArray[np.int64]) -> npt.NDA
     centre = blobs[["x_px", "y_px"]].to_numpy(float)
     low = origins[:, None, 2:] - 0.5
     outside = np.maximum(np.maximum(low - centre, centre - (low + tiles.SIDE)), 0)
-    return np.asarray(np.hypot(outside[..., 0], outside[..., 1]) <= blobs["radius_px"].to_numpy(float))
+    return np.asarray(
+        np.hypot(outside[..., 0], outside[..., 1]) <= blobs["radius_px"].to_numpy(float)
+    )
 
 
 def _alarm_kinds(case: Case, peaks: FloatArray) -> npt.NDArray[np.str_]:
@@ -365,7 +428,9 @@ def _alarm_kinds(case: Case, peaks: FloatArray) -> npt.NDArray[np.str_]:
 
 def _lies_on(points: FloatArray, blobs: pd.DataFrame, margin: float) -> npt.NDArray[np.bool_]:
     offset = points[:, None] - blobs[["x_px", "y_px"]].to_numpy(float)
-    on_blob = np.hypot(offset[..., 0], offset[..., 1]) <= blobs["radius_px"].to_numpy(float) + margin
+    on_blob = (
+        np.hypot(offset[..., 0], offset[..., 1]) <= blobs["radius_px"].to_numpy(float) + margin
+    )
     return np.asarray(on_blob.any(axis=1))
 
 
@@ -421,8 +486,10 @@ def compare_detectors(result: Result, thresholds: dict[str, float]) -> pd.DataFr
         false_alarms, false_alarms_per_100_frames; then of all new blobs, and of those with S/N 5 to 7 and of 7 and
         more: n_blobs, found, recall and its Wilson interval.
     """
-    usable, n_frames = _usable(result.cases), int((result.frames["status"] == "ok").sum())
-    snr, rows = usable["snr"].to_numpy(float), []
+    usable = _usable(result.cases)
+    n_frames = int((result.frames["status"] == "ok").sum())
+    snr = usable["snr"].to_numpy(float)
+    rows = []
     for detector, point in OPERATING_POINTS:
         threshold = thresholds["isr" if point == "isr" else detector]
         mine = (result.alarms["detector"] == detector) & (result.alarms["operating_point"] == point)
@@ -436,7 +503,11 @@ def compare_detectors(result: Result, thresholds: dict[str, float]) -> pd.DataFr
         }
         for band, ends in BANDS.items():
             table = metrics.share_by_bin(snr, _found(usable, detector, point), ends).iloc[0]
-            names = (f"n_blobs{band}", f"found{band}", *(f"recall{band}{end}" for end in ("", "_low", "_high")))
+            names = (
+                f"n_blobs{band}",
+                f"found{band}",
+                *(f"recall{band}{end}" for end in ("", "_low", "_high")),
+            )
             row |= {name: table[column] for name, column in zip(names, _OF_BIN, strict=True)}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -464,17 +535,20 @@ def accuracy(cases: pd.DataFrame) -> dict[str, Any]:
     usable = _usable(cases)
     found = usable[usable["found_dense"] == 1]
     error = np.hypot(
-        *(found[f"{axis}_found_px"].to_numpy(float) - found[f"{axis}_px"].to_numpy(float) for axis in "xy")
+        *(
+            found[f"{axis}_found_px"].to_numpy(float) - found[f"{axis}_px"].to_numpy(float)
+            for axis in "xy"
+        )
     )
-    depth, excess = (
-        found["depth_frac"].to_numpy(float),
-        (found["depth_found_frac"] - found["depth_frac"]).to_numpy(float),
-    )
+    depth = found["depth_frac"].to_numpy(float)
+    excess = (found["depth_found_frac"] - found["depth_frac"]).to_numpy(float)
     pulls = excess / found["depth_err_frac"].to_numpy(float)
     pulls = pulls[np.isfinite(pulls)]
     return {
         "dense_position_error_px": _plain(np.median(error)) if len(found) else None,
-        "dense_depth_bias": _plain(np.nanmedian(excess / depth)) if np.isfinite(excess).any() else None,
+        "dense_depth_bias": _plain(np.nanmedian(excess / depth))
+        if np.isfinite(excess).any()
+        else None,
         "dense_depth_pull_sd": _plain(pulls.std(ddof=1)) if len(pulls) > 1 else None,
     }
 
@@ -497,7 +571,8 @@ def recall_by_bin(cases: pd.DataFrame) -> pd.DataFrame:
         detector, operating_point, quantity, low, high (of the bin; an open end is empty), n, found, recall, recall_low,
         recall_high.
     """
-    usable, tables = _usable(cases), []
+    usable = _usable(cases)
+    tables = []
     for detector, point in OPERATING_POINTS:
         found = _found(usable, detector, point)
         for quantity, edges in BINS.items():
@@ -509,12 +584,20 @@ def recall_by_bin(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 _OF = ("detector", "operating_point", "quantity")
-_AS_RECALL = {"successes": "found", "share": "recall", "share_low": "recall_low", "share_high": "recall_high"}
+_AS_RECALL = {
+    "successes": "found",
+    "share": "recall",
+    "share_low": "recall_low",
+    "share_high": "recall_high",
+}
 
 
 def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.DataFrame) -> None:
     """Found, missed and imagined by the report's network and by the dense one, and all three side by side."""
-    for path, detector, point in (("cases.png", "report", "isr"), ("dense_cases.png", "dense", "budget")):
+    for path, detector, point in (
+        ("cases.png", "report", "isr"),
+        ("dense_cases.png", "dense", "budget"),
+    ):
         mine, alarms = (
             table[(table["detector"] == detector) & (table["operating_point"] == point)]
             for table in (recall, result.alarms)
@@ -522,11 +605,15 @@ def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.Dat
         usable = _usable(result.cases)
         status = np.where(_found(usable, detector, point), "found", "missed")
         curves.cases(out_dir / path, mine, usable.assign(status=status), alarms)
-    rate = detectors[detectors["operating_point"] == "budget"].set_index("detector")["false_alarms_per_100_frames"]
+    rate = detectors[detectors["operating_point"] == "budget"].set_index("detector")[
+        "false_alarms_per_100_frames"
+    ]
     notes = {str(name): f": {value:.1f} false alarms on 100 images" for name, value in rate.items()}
     mine = recall[(recall["operating_point"] == "budget") & (recall["quantity"] == "snr")]
     shares = mine.rename(columns={new: old for old, new in _AS_RECALL.items()})
-    curves.by_snr(out_dir / "detectors.png", shares, "New blobs, at the same budget of false alarms", notes)
+    curves.by_snr(
+        out_dir / "detectors.png", shares, "New blobs, at the same budget of false alarms", notes
+    )
 
 
 def _draw_gallery(
@@ -535,8 +622,12 @@ def _draw_gallery(
     """Found blobs from faint to strong, the clearest misses, and the surest false alarms."""
     n_each = -(-n // 3)
     found = result.cases[result.cases["status"] == "found"].sort_values("snr", kind="stable")
-    missed = result.cases[result.cases["status"] == "missed"].sort_values("snr", ascending=False, kind="stable")
-    alarms = result.alarms[result.alarms["operating_point"] == "isr"].rename(columns={"score": "probability"})
+    missed = result.cases[result.cases["status"] == "missed"].sort_values(
+        "snr", ascending=False, kind="stable"
+    )
+    alarms = result.alarms[result.alarms["operating_point"] == "isr"].rename(
+        columns={"score": "probability"}
+    )
     alarms = alarms.sort_values("probability", ascending=False, kind="stable")
     spread = np.unique(np.linspace(0, max(len(found) - 1, 0), n_each).astype(int))[: len(found)]
     rows = {"found": found.iloc[spread], "missed": missed[:n_each], "false alarm": alarms[:n_each]}
@@ -550,7 +641,9 @@ def _draw_gallery(
 def _panel(
     network: report_network.ReportNetwork, scale_dir: str | Path, row: Any, cases: pd.DataFrame
 ) -> plotting.Panel:
-    subframes, origins = subframes_of(fits_images.read_frame(fits_images.find_image(scale_dir, row.frame)).data)
+    subframes, origins = subframes_of(
+        fits_images.read_frame(fits_images.find_image(scale_dir, row.frame)).data
+    )
     [index] = np.flatnonzero((origins[:, :2] == (row.row, row.col)).all(axis=1))
     subframe = subframes[index : index + 1]
     new = cases[(cases["frame"] == row.frame) & (cases["status"] != "unusable")]
@@ -576,10 +669,18 @@ def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
         ("recall_snr_gt_7", "at least", params.min_recall_snr_gt_7),
         ("false_alarms_per_frame", "at most", params.max_false_alarms_per_frame),
         ("dense_recall_snr_gt_7", "at least", params.min_dense_recall_snr_gt_7),
-        ("dense_false_alarms_per_100_frames", "at most", params.max_dense_false_alarms_per_100_frames),
+        (
+            "dense_false_alarms_per_100_frames",
+            "at most",
+            params.max_dense_false_alarms_per_100_frames,
+        ),
     ):
         value = metrics.get(key)
-        kept = isinstance(value, int | float) and (value >= limit if bound == "at least" else value <= limit)
+        kept = isinstance(value, int | float) and (
+            value >= limit if bound == "at least" else value <= limit
+        )
         if not kept:
-            failed.append(f"{key}: found {'none' if value is None else value}, expected {bound} {limit}")
+            failed.append(
+                f"{key}: found {'none' if value is None else value}, expected {bound} {limit}"
+            )
     return failed

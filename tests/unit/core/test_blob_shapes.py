@@ -38,8 +38,11 @@ def test_array_is_float32_square_and_nothing_at_its_edge(shape: Shape) -> None:
 
 
 def test_disc_is_round_and_diamond_is_pointed() -> None:
-    disc, diamond = blob_profile("disc", 7.0), blob_profile("diamond", 7.0)
-    right, diagonal = (20, 28), (26, 26)  # 8 px and 8.5 px from the centre
+    disc = blob_profile("disc", 7.0)
+    diamond = blob_profile("diamond", 7.0)
+    # 8 px and 8.5 px from the centre
+    right = (20, 28)
+    diagonal = (26, 26)
     assert disc[right] == pytest.approx(disc[diagonal], abs=0.15)
     assert diamond[right] > diamond[diagonal] + 0.2
 
@@ -52,12 +55,16 @@ def test_ring_has_a_bright_rim_around_a_fainter_band_around_a_bright_centre() ->
 
 
 def test_a_whole_pixel_moves_the_array() -> None:
-    still, moved = blob_profile("disc", 5.0, 0.2, 0.1), blob_profile("disc", 5.0, 1.2, -0.9)
+    still = blob_profile("disc", 5.0, 0.2, 0.1)
+    moved = blob_profile("disc", 5.0, 1.2, -0.9)
     np.testing.assert_allclose(np.roll(still, (-1, 1), axis=(0, 1)), moved, atol=1e-6)
 
 
 def test_same_call_gives_the_same_bytes() -> None:
-    assert blob_profile("ring", 6.1, 0.3, 0.4).tobytes() == blob_profile("ring", 6.1, 0.3, 0.4).tobytes()
+    assert (
+        blob_profile("ring", 6.1, 0.3, 0.4).tobytes()
+        == blob_profile("ring", 6.1, 0.3, 0.4).tobytes()
+    )
 
 
 def test_blobs_are_larger_lower_left() -> None:

@@ -99,34 +99,53 @@ def test_the_header_is_that_of_primary_and_image(tmp_path: Path) -> None:
 
 def test_a_plane_may_be_missing(tmp_path: Path) -> None:
     fits_images.write_images(
-        tmp_path / "both.fits.fz", {"ONE": np.ones((20, 30)), "TWO": np.full((5, 6), 2.0)}, sigma=0.1
+        tmp_path / "both.fits.fz",
+        {"ONE": np.ones((20, 30)), "TWO": np.full((5, 6), 2.0)},
+        sigma=0.1,
     )
     assert fits_images.find_plane(tmp_path / "both.fits.fz", "TWO").tolist() == [[2.0] * 6] * 5
     assert fits_images.find_plane(tmp_path / "both.fits.fz", "THREE") is None
 
 
 def test_a_plane_is_read_by_name(tmp_path: Path) -> None:
-    fits_images.write_images(tmp_path / "a.fits.fz", {"STACK": IMAGE, "PATTERN": IMAGE * 0}, sigma=0.01)
+    fits_images.write_images(
+        tmp_path / "a.fits.fz", {"STACK": IMAGE, "PATTERN": IMAGE * 0}, sigma=0.01
+    )
     assert not fits_images.read_plane(tmp_path / "a.fits.fz", "PATTERN").any()
-    np.testing.assert_allclose(fits_images.read_plane(tmp_path / "a.fits.fz", "STACK"), IMAGE, atol=0.01 / 63)
+    np.testing.assert_allclose(
+        fits_images.read_plane(tmp_path / "a.fits.fz", "STACK"), IMAGE, atol=0.01 / 63
+    )
 
 
-@pytest.mark.parametrize("content", ["another image", b"", b"text", b"SIMPLE  =                    T", None])
+@pytest.mark.parametrize(
+    "content", ["another image", b"", b"text", b"SIMPLE  =                    T", None]
+)
 def test_a_plane_that_is_not_there_is_said(tmp_path: Path, content: str | bytes | None) -> None:
     path = tmp_path / "a.fits.fz"
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content:
         fits_images.write_image(path, IMAGE, name="STACK")
-    for read in (lambda: fits_images.read_plane(path, "PATTERN"), lambda: fits_images.read_cube(path)):
-        with pytest.raises(FrameError, match=r"a\.fits\.fz: .*; run the stage that makes it") as caught:
+    for read in (
+        lambda: fits_images.read_plane(path, "PATTERN"),
+        lambda: fits_images.read_cube(path),
+    ):
+        with pytest.raises(
+            FrameError, match=r"a\.fits\.fz: .*; run the stage that makes it"
+        ) as caught:
             read()
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("name", "frame"),
-    [("a/x_blob.fits", "x_blob"), ("x.fits.fz", "x"), ("x.fits.gz", "x"), ("x.y.fits", "x.y"), ("x.txt", "x")],
+    [
+        ("a/x_blob.fits", "x_blob"),
+        ("x.fits.fz", "x"),
+        ("x.fits.gz", "x"),
+        ("x.y.fits", "x.y"),
+        ("x.txt", "x"),
+    ],
 )
 def test_a_frame_is_named_like_its_file(name: str, frame: str) -> None:
     assert fits_images.frame_name(name) == frame
@@ -187,14 +206,18 @@ def test_the_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
     image = IMAGE.copy()
     image[3, 4] = np.nan
     for name in ("a", "b"):
-        fits_images.write_image(tmp_path / f"{name}.fits.fz", image, name="SCI", header={"FILTER": "F153M"}, sigma=0.01)
+        fits_images.write_image(
+            tmp_path / f"{name}.fits.fz", image, name="SCI", header={"FILTER": "F153M"}, sigma=0.01
+        )
     assert files.sha256(tmp_path / "a.fits.fz") == files.sha256(tmp_path / "b.fits.fz")
 
 
 def test_a_written_image_is_read_with_name_header_and_gaps(tmp_path: Path) -> None:
     image = IMAGE.copy()
     image[3, 4] = np.nan
-    fits_images.write_image(tmp_path / "a.fits.fz", image, name="DIFFERENCE", header={"FILTER": "F153M"}, sigma=0.01)
+    fits_images.write_image(
+        tmp_path / "a.fits.fz", image, name="DIFFERENCE", header={"FILTER": "F153M"}, sigma=0.01
+    )
     frame = fits_images.read_frame(tmp_path / "a.fits.fz")
     assert frame.header["FILTER"] == "F153M"
     assert "DIFFERENCE" in frame.layout
@@ -246,7 +269,9 @@ def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 def test_text_stays_text_and_gaps_are_nan(tmp_path: Path) -> None:
-    table = pd.DataFrame({"frame": ["007", "NA"], "reason": ["", "nan"], "sigma_frac": [0.5, np.nan], "n": [1, 2]})
+    table = pd.DataFrame(
+        {"frame": ["007", "NA"], "reason": ["", "nan"], "sigma_frac": [0.5, np.nan], "n": [1, 2]}
+    )
     tables.write_table(tmp_path / "a.csv", table)
     found = tables.read_table(tmp_path / "a.csv", ("frame", "sigma_frac"))
     assert list(found["frame"]) == ["007", "NA"]
@@ -270,13 +295,24 @@ GOOD = b"blob,x_px,y_px,radius_px\nb1,312.5,118,8\nb2,801,644,4.5\n"
         GOOD.replace(b"312.5", b'" 312.5"').replace(b"b2", b'"b2"'),
         GOOD.replace(b"\n", b",\n"),  # an empty column, as spreadsheets leave it
     ],
-    ids=["BOM", "CRLF", "CR", "no last line end", "blank lines", "quotes and blanks", "an empty column"],
+    ids=[
+        "BOM",
+        "CRLF",
+        "CR",
+        "no last line end",
+        "blank lines",
+        "quotes and blanks",
+        "an empty column",
+    ],
 )
 def test_tables_as_other_programs_write_them(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.csv").write_bytes(content)
     table = tables.read_known(tmp_path / "a.csv", ("x_px", "y_px", "radius_px"))
     assert list(table["blob"]) == ["b1", "b2"]
-    assert table[["x_px", "y_px", "radius_px"]].to_numpy().tolist() == [[312.5, 118, 8], [801, 644, 4.5]]
+    assert table[["x_px", "y_px", "radius_px"]].to_numpy().tolist() == [
+        [312.5, 118, 8],
+        [801, 644, 4.5],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +349,9 @@ def test_tables_as_other_programs_write_them(tmp_path: Path, content: bytes) -> 
         (b"b2", b"", "row 3: blob is '', expected a name"),
     ],
 )
-def test_a_table_is_read_as_it_stands_or_refused_in_one_line(tmp_path: Path, old: bytes, new: bytes, says: str) -> None:
+def test_a_table_is_read_as_it_stands_or_refused_in_one_line(
+    tmp_path: Path, old: bytes, new: bytes, says: str
+) -> None:
     assert old in GOOD
     (tmp_path / "a.csv").write_bytes(GOOD.replace(old, new))
     with pytest.raises(TableError) as refusal:
@@ -331,7 +369,9 @@ def test_all_true_is_no_number(tmp_path: Path) -> None:
         tables.read_table(tmp_path / "a.csv", ())
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "loop", "too large", "NUL", "nothing"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "pipe", "device", "loop", "too large", "NUL", "nothing"]
+)
 def test_only_files_are_tables(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "a.csv"
     match kind:
@@ -348,7 +388,9 @@ def test_only_files_are_tables(tmp_path: Path, kind: str) -> None:
             os.truncate(path, tables.MAX_TABLE_BYTES + 1)
         case "NUL":
             path = tmp_path / "a\0.csv"
-    with pytest.raises(TableError, match=r"cannot be read as CSV|not found, expected a table with the columns x_px"):
+    with pytest.raises(
+        TableError, match=r"cannot be read as CSV|not found, expected a table with the columns x_px"
+    ):
         tables.read_table(path, ("x_px",))
 
 
@@ -378,7 +420,11 @@ def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
         fits_images.find_image(tmp_path / "raw", name)
     if "\0" in name:
         return  # no table may hold it
-    for folder, table in (("frames", {"mjd": 1.0}), ("stage", {"status": "ok"}), ("cases", {"first_frame": name})):
+    for folder, table in (
+        ("frames", {"mjd": 1.0}),
+        ("stage", {"status": "ok"}),
+        ("cases", {"first_frame": name}),
+    ):
         path = tmp_path / folder / "frames-000.csv"
         tables.write_table(path, pd.DataFrame({"frame": ["good", name], **table}))
         with pytest.raises(TableError, match="expected the name of a file") as refusal:
@@ -387,7 +433,8 @@ def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ibxy01z8q_blob", "a.b-c_d+e (2)", "Fleck-ä", "日", "x" * 200, "nan", "007", "a.", " a "]
+    "name",
+    ["ibxy01z8q_blob", "a.b-c_d+e (2)", "Fleck-ä", "日", "x" * 200, "nan", "007", "a.", " a "],
 )
 def test_names_that_files_have_are_names(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.fits").touch()
@@ -397,7 +444,9 @@ def test_names_that_files_have_are_names(tmp_path: Path, name: str) -> None:
 
 
 def test_a_lone_carriage_return_does_not_end_a_row(tmp_path: Path) -> None:
-    tables.write_table(tmp_path / "a.csv", pd.DataFrame({"reason": ["a\rb", "a\r\nb"], "n": [1, 2]}))
+    tables.write_table(
+        tmp_path / "a.csv", pd.DataFrame({"reason": ["a\rb", "a\r\nb"], "n": [1, 2]})
+    )
     assert list(tables.read_table(tmp_path / "a.csv", ())["reason"]) == ["a\nb", "a\nb"]
 
 
@@ -506,19 +555,33 @@ def test_the_date_of_an_exposure(cards: dict[str, object], mjd: float) -> None:
 @pytest.mark.parametrize(
     "cards",
     [
-        *({"EXPSTART": value} for value in (2460006.5, 1677373200.0, "NaN", "inf", 0.0, -1, 54000.0, 99999.0, True)),
+        *(
+            {"EXPSTART": value}
+            for value in (2460006.5, 1677373200.0, "NaN", "inf", 0.0, -1, 54000.0, 99999.0, True)
+        ),
         *(
             {"DATE-OBS": text}
-            for text in ("27/09/97", "2012-13-01", "2012-09-27T25:00:00", "2012-09-27X", "1997-09-27")
+            for text in (
+                "27/09/97",
+                "2012-13-01",
+                "2012-09-27T25:00:00",
+                "2012-09-27X",
+                "1997-09-27",
+            )
         ),
-        *({"DATE-OBS": text} for text in ("2099-01-01", "2012-09-27T06:00:00+02:00", "2012-W39-4", "20120927")),
+        *(
+            {"DATE-OBS": text}
+            for text in ("2099-01-01", "2012-09-27T06:00:00+02:00", "2012-W39-4", "20120927")
+        ),
         {"DATE-OBS": "2012-09-27", "TIME-OBS": "noon"},
     ],
     ids=str,
 )
 def test_a_date_that_is_none_is_refused_with_what_was_found(cards: dict[str, object]) -> None:
     card, value = next(iter(cards.items()))
-    with pytest.raises(FrameError, match=r"f\.fits: no date of the exposure, found .* from MJD 54960") as caught:
+    with pytest.raises(
+        FrameError, match=r"f\.fits: no date of the exposure, found .* from MJD 54960"
+    ) as caught:
         _dated(cards)
     assert f"{card} {str(value)!r}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -539,6 +602,11 @@ def test_the_limits_of_dates_are_the_instruments_life_and_tomorrow() -> None:
 
 
 def test_an_exposure_without_a_date_is_named() -> None:
-    frame = fits_images.Frame("f", np.zeros((2, 2), np.float32), fits.Header({"EXPSTART": "soon"}), "")
-    with pytest.raises(FrameError, match=r"f.fits: no date of the exposure, found EXPSTART 'soon', expected EXPSTART"):
+    frame = fits_images.Frame(
+        "f", np.zeros((2, 2), np.float32), fits.Header({"EXPSTART": "soon"}), ""
+    )
+    with pytest.raises(
+        FrameError,
+        match=r"f.fits: no date of the exposure, found EXPSTART 'soon', expected EXPSTART",
+    ):
         exposure_mjd(frame, "f.fits")

@@ -21,7 +21,9 @@ from blobpipe.images import check
 IMAGE = np.random.default_rng(3).normal(0, 0.01, (300, 310)).astype(np.float32)
 
 
-def plain(path: Path, data: np.ndarray = IMAGE, *, checksum: bool = False, **cards: object) -> bytes:
+def plain(
+    path: Path, data: np.ndarray = IMAGE, *, checksum: bool = False, **cards: object
+) -> bytes:
     """Write an image as its own HDU; its bytes."""
     hdu = fits.ImageHDU(data, fits.Header(cards), name="SCI")
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path, checksum=checksum, overwrite=True)
@@ -78,7 +80,9 @@ def test_every_damage_to_a_gzip_stream_is_found_or_harmless(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["a.fits", "a.fits.fz", "a.fits.gz"])
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, bytes])
-def test_the_content_counts_and_not_the_name(tmp_path: Path, name: str, pack: Callable[[bytes], bytes]) -> None:
+def test_the_content_counts_and_not_the_name(
+    tmp_path: Path, name: str, pack: Callable[[bytes], bytes]
+) -> None:
     content = plain(tmp_path / "whole.fits")
     (tmp_path / name).write_bytes(pack(content))
     np.testing.assert_array_equal(fits_images.read_frame(tmp_path / name).data, IMAGE)
@@ -104,7 +108,9 @@ def test_what_follows_a_gzip_stream(tmp_path: Path, more: bytes, good: bool) -> 
         refused(path, r"Not a gzipped file|5760 bytes behind HDU 1")
 
 
-def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hdus, "MAX_BYTES", 1 << 22)
     (tmp_path / "a.fits").write_bytes(gzip.compress(b"\0" * (1 << 26)))
     refused(tmp_path / "a.fits", "more than 4194304 bytes when unpacked")
@@ -131,11 +137,15 @@ def test_a_file_with_checksums_is_as_they_say(tmp_path: Path, where: str) -> Non
 
 def test_checksums_of_compressed_tables_and_of_short_files_are_right(tmp_path: Path) -> None:
     path = tmp_path / "a.fits.fz"
-    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(IMAGE, name="SCI")]).writeto(path, checksum=True)
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(IMAGE, name="SCI")]).writeto(
+        path, checksum=True
+    )
     assert "DATASUM" in fits.getheader(path, 1) or b"DATASUM" in path.read_bytes()
     fits_images.read_frame(path)
     short = plain(tmp_path / "b.fits", checksum=True)
-    (tmp_path / "b.fits").write_bytes(short[: -(-len(short) // 2880) * 2880 - (2880 - IMAGE.nbytes % 2880)])
+    (tmp_path / "b.fits").write_bytes(
+        short[: -(-len(short) // 2880) * 2880 - (2880 - IMAGE.nbytes % 2880)]
+    )
     np.testing.assert_array_equal(fits_images.read_frame(tmp_path / "b.fits").data, IMAGE)
 
 
@@ -195,7 +205,9 @@ def test_bytes_that_belong_to_no_hdu_are_a_wrong_size(tmp_path: Path) -> None:
         ("EXTNAME = 'SCI     '", None),
     ],
 )
-def test_cards_that_tell_the_size_are_checked(tmp_path: Path, card: str, reason: str | None) -> None:
+def test_cards_that_tell_the_size_are_checked(
+    tmp_path: Path, card: str, reason: str | None
+) -> None:
     path = tmp_path / "a.fits"
     path.write_bytes(patched(plain(path), card[:8].strip(), card))
     start = time.monotonic()
@@ -210,7 +222,9 @@ def test_cards_that_tell_the_size_are_checked(tmp_path: Path, card: str, reason:
 def test_a_large_image_is_refused_by_its_header(tmp_path: Path) -> None:
     """20000 x 20000 pixels, 1.6 GB: a file with a hole is enough."""
     path = tmp_path / "a.fits"
-    header = fits.Header([("SIMPLE", True), ("BITPIX", -32), ("NAXIS", 2), ("NAXIS1", 20000), ("NAXIS2", 20000)])
+    header = fits.Header(
+        [("SIMPLE", True), ("BITPIX", -32), ("NAXIS", 2), ("NAXIS1", 20000), ("NAXIS2", 20000)]
+    )
     path.write_bytes(header.tostring().encode())
     os.truncate(path, 2880 + 4 * 20000**2 + 1280)
     refused(path, "1600004160 bytes, at most 536870912 are read")
@@ -240,13 +254,21 @@ def test_a_large_image_is_refused_by_its_header(tmp_path: Path) -> None:
 def test_a_card_that_cannot_be_used_is_left_out(tmp_path: Path, card: bytes) -> None:
     """Only plain values leave the reader, whatever a header holds."""
     path = tmp_path / "a.fits"
-    content = plain(path, EXPTIME=100.0, FILTER="F153M", TARGNAME="DARK-EARTH-CALIB", EXPSTART=56000.0)
-    path.write_bytes(patched(content, card[:8].decode("latin1").strip() if card[0] < 128 else "EXPTIME", card))
+    content = plain(
+        path, EXPTIME=100.0, FILTER="F153M", TARGNAME="DARK-EARTH-CALIB", EXPSTART=56000.0
+    )
+    path.write_bytes(
+        patched(content, card[:8].decode("latin1").strip() if card[0] < 128 else "EXPTIME", card)
+    )
     frame = fits_images.read_frame(path)
     np.testing.assert_array_equal(frame.data, IMAGE)
     assert all(type(value) in (str, int, float, bool) for value in frame.header.values())
     assert all(np.isfinite(value) for value in frame.header.values() if not isinstance(value, str))
-    assert all(value.isascii() and value.isprintable() for value in frame.header.values() if isinstance(value, str))
+    assert all(
+        value.isascii() and value.isprintable()
+        for value in frame.header.values()
+        if isinstance(value, str)
+    )
     assert check.describe(path).fault == ""
 
 
@@ -302,7 +324,9 @@ def test_a_constant_array_is_its_value(tmp_path: Path) -> None:
     """As HST's pipelines leave out a DQ without flags."""
     dq = fits.ImageHDU(name="DQ")
     dq.header.update({"NPIX1": 310, "NPIX2": 300, "PIXVALUE": 4})
-    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(IMAGE, name="SCI"), dq]).writeto(tmp_path / "a.fits")
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(IMAGE, name="SCI"), dq]).writeto(
+        tmp_path / "a.fits"
+    )
     np.testing.assert_array_equal(
         fits_images.read_plane(tmp_path / "a.fits", "DQ"), np.full(IMAGE.shape, 4, np.float32)
     )
@@ -343,17 +367,24 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
             refused(tmp_path / f"{name}.fits", reason)
 
 
-def test_a_file_of_another_user_is_that_files_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_user_is_that_files_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain(tmp_path / "a.fits")
 
     def deny(path: Path, *_: object) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "open", deny)
-    refused(tmp_path / "a.fits", r"cannot be read \(Permission denied\), expected a FITS image|expected an image SCI")
+    refused(
+        tmp_path / "a.fits",
+        r"cannot be read \(Permission denied\), expected a FITS image|expected an image SCI",
+    )
 
 
-@pytest.mark.parametrize("name", [b"day\xe9.fits", b"day\n1.fits", b"day\x1b[31m.fits", "tägɬich.fits".encode()])
+@pytest.mark.parametrize(
+    "name", [b"day\xe9.fits", b"day\n1.fits", b"day\x1b[31m.fits", "tägɬich.fits".encode()]
+)
 def test_a_name_in_another_encoding_can_be_said_and_stored(tmp_path: Path, name: bytes) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     plain(path)

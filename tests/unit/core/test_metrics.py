@@ -21,7 +21,9 @@ def answers(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(answers())
-def test_area_is_the_chance_that_a_blob_outscores_a_background(case: tuple[np.ndarray, np.ndarray]) -> None:
+def test_area_is_the_chance_that_a_blob_outscores_a_background(
+    case: tuple[np.ndarray, np.ndarray],
+) -> None:
     labels, scores = case
     difference = scores[labels == 1][:, None] - scores[labels == 0]
     chance = np.mean((difference > 0) + 0.5 * (difference == 0))
@@ -31,15 +33,21 @@ def test_area_is_the_chance_that_a_blob_outscores_a_background(case: tuple[np.nd
 
 
 @given(answers())
-def test_curves_do_not_depend_on_the_scale_of_the_scores(case: tuple[np.ndarray, np.ndarray]) -> None:
+def test_curves_do_not_depend_on_the_scale_of_the_scores(
+    case: tuple[np.ndarray, np.ndarray],
+) -> None:
     labels, scores = case
     for curve in (metrics.roc_curve, metrics.precision_recall_curve):
-        for before, after in zip(curve(labels, scores)[:2], curve(labels, np.exp(3 * scores) - 7)[:2], strict=True):
+        for before, after in zip(
+            curve(labels, scores)[:2], curve(labels, np.exp(3 * scores) - 7)[:2], strict=True
+        ):
             np.testing.assert_array_equal(before, after)
 
 
 @given(answers(), st.randoms(use_true_random=False))
-def test_order_of_subframes_does_not_matter(case: tuple[np.ndarray, np.ndarray], random: object) -> None:
+def test_order_of_subframes_does_not_matter(
+    case: tuple[np.ndarray, np.ndarray], random: object
+) -> None:
     labels, scores = case
     order = np.random.default_rng(random.getrandbits(32)).permutation(len(labels))  # type: ignore[attr-defined]
     for measure in (metrics.roc_auc, metrics.average_precision):
@@ -49,7 +57,9 @@ def test_order_of_subframes_does_not_matter(case: tuple[np.ndarray, np.ndarray],
 @given(answers())
 def test_exchanging_the_classes_mirrors_the_area(case: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = case
-    np.testing.assert_allclose(metrics.roc_auc(labels, scores) + metrics.roc_auc(1 - labels, scores), 1)
+    np.testing.assert_allclose(
+        metrics.roc_auc(labels, scores) + metrics.roc_auc(1 - labels, scores), 1
+    )
 
 
 @given(answers())
@@ -62,7 +72,9 @@ def test_curve_ends_and_rises(case: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @given(answers())
-def test_points_of_the_curve_are_the_rates_at_the_thresholds(case: tuple[np.ndarray, np.ndarray]) -> None:
+def test_points_of_the_curve_are_the_rates_at_the_thresholds(
+    case: tuple[np.ndarray, np.ndarray],
+) -> None:
     labels, scores = case
     for fpr, tpr, threshold in zip(*metrics.roc_curve(labels, scores), strict=True):
         positive = scores >= threshold
@@ -77,17 +89,23 @@ def test_average_precision_of_a_perfect_ranking_is_one_and_of_any_at_least_its_f
     labels, scores = case
     assert metrics.average_precision(labels, labels + 0.1 * scores)[0] == pytest.approx(1)
     found = metrics.average_precision(labels, scores)[0]
-    n, k = len(labels), labels.sum()
-    worst = np.mean([i / (n - k + i) for i in range(1, k + 1)])  # all backgrounds ranked above all blobs
+    n = len(labels)
+    k = labels.sum()
+    # all backgrounds ranked above all blobs
+    worst = np.mean([i / (n - k + i) for i in range(1, k + 1)])
     assert worst - 1e-9 <= found <= 1
 
 
 def test_average_precision_of_one_score_for_all_is_the_share_of_blobs() -> None:
-    assert metrics.average_precision(np.array([1, 0, 0, 1, 0]), np.full(5, 0.3))[0] == pytest.approx(0.4)
+    assert metrics.average_precision(np.array([1, 0, 0, 1, 0]), np.full(5, 0.3))[
+        0
+    ] == pytest.approx(0.4)
 
 
 @given(answers(), st.data())
-def test_weights_count_like_repeated_subframes(case: tuple[np.ndarray, np.ndarray], data: st.DataObject) -> None:
+def test_weights_count_like_repeated_subframes(
+    case: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
     labels, scores = case
     times = data.draw(arrays.arrays(np.int64, len(labels), elements=st.integers(1, 4)))
     hit = scores > 0.4
@@ -103,7 +121,14 @@ def test_rates_by_hand() -> None:
     probability = np.array([0.9, 0.8, 0.5, 0.4, 0.6, 0.3, 0.2, 0.1])
     hit = np.array([1, 1, 0, 1, 1, 0, 0, 0], bool)
     found = metrics.measures(labels, probability, hit, np.ones((1, 8)), threshold=0.5)
-    expected = {"tpr": 0.75, "tnr": 0.75, "fpr": 0.25, "fnr": 0.25, "roc_auc": 14 / 16, "tpr_at_fpr_0.01": 0.5}
+    expected = {
+        "tpr": 0.75,
+        "tnr": 0.75,
+        "fpr": 0.25,
+        "fnr": 0.25,
+        "roc_auc": 14 / 16,
+        "tpr_at_fpr_0.01": 0.5,
+    }
     for key, value in expected.items():
         assert found[key][0] == pytest.approx(value), key
     assert found["pointing_hit_rate"][0] == pytest.approx(2 / 3)
@@ -113,7 +138,11 @@ def test_rates_by_hand() -> None:
 
 def test_a_class_without_members_gives_no_number_and_no_warning() -> None:
     found = metrics.measures(
-        np.zeros(3, int), np.array([0.1, 0.2, 0.9]), np.zeros(3, bool), np.ones((1, 3)), threshold=0.5
+        np.zeros(3, int),
+        np.array([0.1, 0.2, 0.9]),
+        np.zeros(3, bool),
+        np.ones((1, 3)),
+        threshold=0.5,
     )
     assert found["fpr"][0] == pytest.approx(1 / 3)
     for key in ("tpr", "roc_auc", "average_precision", "pointing_hit_rate"):
@@ -123,7 +152,10 @@ def test_a_class_without_members_gives_no_number_and_no_warning() -> None:
 def test_bootstrap_covers_the_true_rate_and_is_repeatable() -> None:
     def mean(values: np.ndarray) -> metrics.Measures:
         return metrics.bootstrap(
-            lambda weights: {"mean": weights @ values / weights.sum(axis=1)}, len(values), 300, np.random.default_rng(2)
+            lambda weights: {"mean": weights @ values / weights.sum(axis=1)},
+            len(values),
+            300,
+            np.random.default_rng(2),
         )
 
     rng = np.random.default_rng(1)
@@ -137,7 +169,8 @@ def test_bootstrap_covers_the_true_rate_and_is_repeatable() -> None:
 
 def test_wilson_interval_against_the_published_example() -> None:
     low, high = metrics.wilson_interval(np.array([81, 0, 5, 0]), np.array([263, 10, 5, 0]))
-    np.testing.assert_allclose([low[0], high[0]], [0.2553, 0.3662], atol=1e-4)  # Newcombe 1998, method 3
+    # Newcombe 1998, method 3
+    np.testing.assert_allclose([low[0], high[0]], [0.2553, 0.3662], atol=1e-4)
     assert low[1] == pytest.approx(0)
     assert 0 < high[1] < 0.3
     assert high[2] == pytest.approx(1)
@@ -145,7 +178,9 @@ def test_wilson_interval_against_the_published_example() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.data())
-def test_every_subframe_is_in_one_bin_of_the_reliability_table(values: list[float], data: st.DataObject) -> None:
+def test_every_subframe_is_in_one_bin_of_the_reliability_table(
+    values: list[float], data: st.DataObject
+) -> None:
     probability = np.array(values)
     labels = data.draw(arrays.arrays(np.int64, len(values), elements=st.integers(0, 1)))
     table = metrics.reliability(labels, probability)
@@ -160,7 +195,9 @@ def test_every_subframe_is_in_one_bin_of_the_reliability_table(values: list[floa
 
 
 def test_bins_with_open_ends() -> None:
-    table = metrics.share_by_bin(np.array([0.0, 4.9, 5.0, 99.0]), np.array([1, 0, 1, 1], bool), (0.0, 5.0, 7.0, np.inf))
+    table = metrics.share_by_bin(
+        np.array([0.0, 4.9, 5.0, 99.0]), np.array([1, 0, 1, 1], bool), (0.0, 5.0, 7.0, np.inf)
+    )
     assert list(table["n"]) == [2, 1, 1]
     assert list(table["share"]) == [0.5, 1, 1]
     assert np.isnan(table["high"].iloc[-1])

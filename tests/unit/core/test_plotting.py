@@ -19,7 +19,9 @@ RNG = np.random.default_rng(1)
 SUBFRAMES = RNG.normal(size=(10, 256, 256)).astype(np.float32)
 SALIENCY = np.abs(SUBFRAMES[:2])
 LABELS = np.arange(10) % 2
-HISTORY = pd.DataFrame({"epoch": [1, 2], "train_loss": [0.7, 0.6], "val_loss": [0.7, 0.5], "val_accuracy": [0.5, 0.8]})
+HISTORY = pd.DataFrame(
+    {"epoch": [1, 2], "train_loss": [0.7, 0.6], "val_loss": [0.7, 0.5], "val_accuracy": [0.5, 0.8]}
+)
 CURVE = (np.linspace(0, 1, 9), np.linspace(0, 1, 9) ** 0.5)
 PANEL = plotting.Panel("one", SUBFRAMES[0], SALIENCY[0], np.array([[30.0, 40.0, 5.0]]))
 BINS = pd.DataFrame(
@@ -41,7 +43,9 @@ RECALL = pd.DataFrame(
     columns=["quantity", "low", "high", "n", "recall", "recall_low", "recall_high"],
 )
 BLOBS = pd.DataFrame({"x_px": [10.0, 20.0], "y_px": [10.0, 900.0], "status": ["found", "missed"]})
-ALARMS = pd.DataFrame({"x_px": [10, 40, 300], "y_px": [20, 50, 700], "x0_px": [0, 0, 256], "y0_px": [0, 0, 512]})
+ALARMS = pd.DataFrame(
+    {"x_px": [10, 40, 300], "y_px": [20, 50, 700], "x0_px": [0, 0, 256], "y0_px": [0, 0, 512]}
+)
 GRID = pd.DataFrame(
     [
         (name, radius, depth, 0.4)
@@ -79,9 +83,14 @@ WITHOUT_AXES = ("contact_sheet", "gallery")  # pictures whose scale stands in th
 
 
 def test_every_figure_is_tested() -> None:
-    functions = [*inspect.getmembers(curves, inspect.isfunction), *inspect.getmembers(plotting, inspect.isfunction)]
+    functions = [
+        *inspect.getmembers(curves, inspect.isfunction),
+        *inspect.getmembers(plotting, inspect.isfunction),
+    ]
     modules = (curves.__name__, plotting.__name__)
-    ours = {name for name, function in functions if function.__module__ in modules and name[0] != "_"}
+    ours = {
+        name for name, function in functions if function.__module__ in modules and name[0] != "_"
+    }
     assert ours - {"save"} == set(DRAW)
 
 
@@ -97,7 +106,9 @@ def test_a_figure_is_the_same_bytes_each_time_and_closed(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", [name for name in DRAW if name not in WITHOUT_AXES])
-def test_every_axis_has_a_name_with_its_unit(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_axis_has_a_name_with_its_unit(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
     DRAW[name](tmp_path / "a.png")
@@ -120,7 +131,9 @@ def _shares(one: plt.Axes, other: plt.Axes, which: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["contact_sheet", "gallery"])
-def test_pictures_say_their_grey_scale(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_say_their_grey_scale(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
     DRAW[name](tmp_path / "a.png")

@@ -27,20 +27,31 @@ def packed(path: Path, data: np.ndarray, **how: Any) -> Path:
 @pytest.mark.parametrize("tile", [None, (16, 70), (90, 70), (32, 17), (5, 7)])
 @pytest.mark.parametrize("method", [-1, 1, 2])
 @pytest.mark.parametrize("algorithm", ["RICE_1", "GZIP_1", "GZIP_2"])
-def test_quantized_floats_are_those_of_astropy(tmp_path: Path, algorithm: str, method: int, tile: Any) -> None:
+def test_quantized_floats_are_those_of_astropy(
+    tmp_path: Path, algorithm: str, method: int, tile: Any
+) -> None:
     """To the last bit without dither; with it cfitsio rounds in another order."""
     image = NOISE.copy()
     image[3, 4:9], image[40, 7] = np.nan, 0.0
-    how = {"compression_type": algorithm, "quantize_method": method, "tile_shape": tile, "dither_seed": 9999}
+    how = {
+        "compression_type": algorithm,
+        "quantize_method": method,
+        "tile_shape": tile,
+        "dither_seed": 9999,
+    }
     path = packed(tmp_path / "a.fits.fz", image, **how)
     wanted = fits.getdata(path, "SCI")
-    np.testing.assert_allclose(fits_images.read_frame(path).data, wanted, rtol=0 if method < 0 else 1e-6, atol=0)
+    np.testing.assert_allclose(
+        fits_images.read_frame(path).data, wanted, rtol=0 if method < 0 else 1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["GZIP_1", "GZIP_2", "NOCOMPRESS"])
 @pytest.mark.parametrize("kind", ["f4", "f8"])
 def test_floats_without_loss_are_kept(tmp_path: Path, algorithm: str, kind: str) -> None:
-    path = packed(tmp_path / "a.fits.fz", NOISE.astype(kind), compression_type=algorithm, quantize_level=0)
+    path = packed(
+        tmp_path / "a.fits.fz", NOISE.astype(kind), compression_type=algorithm, quantize_level=0
+    )
     np.testing.assert_array_equal(fits_images.read_frame(path).data, NOISE)
 
 
@@ -48,7 +59,8 @@ def test_floats_without_loss_are_kept(tmp_path: Path, algorithm: str, kind: str)
 @pytest.mark.parametrize("kind", ["u1", "i2", "u2", "i4"])
 def test_integers_are_those_that_were_packed(tmp_path: Path, algorithm: str, kind: str) -> None:
     """Noise, steps from the lowest to the highest number, and runs without change: every branch of the code."""
-    low, high = np.iinfo(kind).min, np.iinfo(kind).max
+    low = np.iinfo(kind).min
+    high = np.iinfo(kind).max
     image = (COUNTS % min(high, 3000)).astype(kind)
     image[10:30:2], image[11:30:2], image[60:] = low, high, 5
     image[40:50] = RNG.integers(low, high, (10, 70), dtype=kind)
@@ -66,7 +78,9 @@ def test_missing_integers_become_nan(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.fits.fz", COUNTS, compression_type="RICE_1")
     with fits.open(path, mode="update", disable_image_compression=True) as written:
         written[1].header["BLANK"] = int(COUNTS[4, 5])
-    np.testing.assert_array_equal(np.isnan(fits_images.read_frame(path).data), COUNTS[4, 5] == COUNTS)
+    np.testing.assert_array_equal(
+        np.isnan(fits_images.read_frame(path).data), COUNTS[4, 5] == COUNTS
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["PLIO_1", "HCOMPRESS_1"])
@@ -90,7 +104,8 @@ def patched(path: Path, **cards: Any) -> Path:
 @pytest.mark.parametrize(
     ("cards", "reason"),
     [
-        ({"ZVAL2": -1}, "RICE_1 with BLOCKSIZE 32 and BYTEPIX -1"),  # kills the process in cfitsio's code
+        # kills the process in cfitsio's code
+        ({"ZVAL2": -1}, "RICE_1 with BLOCKSIZE 32 and BYTEPIX -1"),
         ({"ZVAL2": 8}, "BYTEPIX 8"),
         ({"ZVAL1": 0}, "BLOCKSIZE 0"),
         ({"ZVAL1": 2**31 - 1}, "no 1120 pixels compressed by RICE_1"),
@@ -138,7 +153,9 @@ def test_a_table_that_does_not_fit_together_is_refused(
 
 
 @pytest.mark.parametrize(("field", "value"), [(0, 2**30), (4, 2**30), (0, -1), (4, -1)])
-def test_a_descriptor_outside_of_the_heap_is_refused(tmp_path: Path, field: int, value: int) -> None:
+def test_a_descriptor_outside_of_the_heap_is_refused(
+    tmp_path: Path, field: int, value: int
+) -> None:
     path = packed(tmp_path / "a.fits.fz", NOISE, compression_type="RICE_1", tile_shape=(16, 70))
     with hdus.opened(path, "") as file:
         start = file.hdus[1].start + 2 * 32 + field
@@ -151,7 +168,9 @@ def test_a_descriptor_outside_of_the_heap_is_refused(tmp_path: Path, field: int,
 
 @pytest.mark.parametrize("value", [1e300, -1e300, np.inf, np.nan])
 @pytest.mark.parametrize("column", [16, 24])
-def test_a_scale_beyond_all_sense_gives_no_values(tmp_path: Path, column: int, value: float) -> None:
+def test_a_scale_beyond_all_sense_gives_no_values(
+    tmp_path: Path, column: int, value: float
+) -> None:
     path = packed(tmp_path / "a.fits.fz", NOISE, compression_type="RICE_1", tile_shape=(16, 70))
     with hdus.opened(path, "") as file:
         start = file.hdus[1].start + 2 * 32 + column
@@ -185,7 +204,9 @@ def test_any_bytes_are_pixels_or_an_error(pixel_bytes: int) -> None:
 def unpack_input(values: np.ndarray, pixel_bytes: int) -> np.ndarray:
     """A tile as cfitsio packs it."""
     kind = {1: "u1", 2: "i2", 4: "i4"}[pixel_bytes]
-    hdu = fits.CompImageHDU(values.astype(kind)[None], compression_type="RICE_1", tile_shape=(1, len(values)))
+    hdu = fits.CompImageHDU(
+        values.astype(kind)[None], compression_type="RICE_1", tile_shape=(1, len(values))
+    )
     stream = BytesIO()
     fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(stream)
     file = hdus.File(stream, len(stream.getvalue()))

@@ -18,7 +18,14 @@ from blobpipe.detection import detect, held_out, operating_point
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import near_blobs
 from blobpipe.detection.score import N_WEIGHTS, features
-from blobpipe.detection.search import CANDIDATE, Baselines, ask, fit_at, highest_scores, subframes_of
+from blobpipe.detection.search import (
+    CANDIDATE,
+    Baselines,
+    ask,
+    fit_at,
+    highest_scores,
+    subframes_of,
+)
 from blobpipe.errors import ModelError, TableError
 from blobpipe.networks import dense, dense_network, model_file, report_network
 from blobpipe.params import Detect
@@ -47,11 +54,15 @@ def test_the_stage_finds_the_new_blob(detect_dir: Path) -> None:
     assert metrics["n_quiet"] == 5
     reliability = pd.read_csv(detect_dir / "reliability.csv")  # of the image with a new blob
     assert reliability["n"].sum() == len(candidates.query("frame == 'frame5' and status == 'new'"))
-    assert (candidates["is_blob"] == candidates["frame"].eq("frame5") & (near_new(candidates) <= 6)).all()
+    assert (
+        candidates["is_blob"] == candidates["frame"].eq("frame5") & (near_new(candidates) <= 6)
+    ).all()
     assert set(candidates["frame"]) <= {f"frame{i}" for i in range(6)}
 
 
-def test_images_without_a_catalogue_are_searched(made_project: Path, dense_model: Path, tmp_path: Path) -> None:
+def test_images_without_a_catalogue_are_searched(
+    made_project: Path, dense_model: Path, tmp_path: Path
+) -> None:
     """Of images of the user's own without blobs.csv: nothing to find, all detections are false alarms."""
     data = made_project / "data"
     raw = Path(shutil.copytree(data / "raw", tmp_path / "raw"))
@@ -72,9 +83,13 @@ def test_its_model_is_ready_for_use(detect_dir: Path) -> None:
 def test_blobs_to_practise_on_are_of_every_size_and_as_strong_as_they_are_said_to_be() -> None:
     signal, put = random_blobs(1, "frame", (1024, 768), 0.01)
     assert len(put) == 12
-    assert (put["x_px"] // 256 + 3 * (put["y_px"] // 256)).tolist() == list(range(12))  # one to each subframe
+    # one to each subframe
+    assert (put["x_px"] // 256 + 3 * (put["y_px"] // 256)).tolist() == list(range(12))
     for blob in put.itertuples():
-        near = signal[round(blob.y_px) - 20 : round(blob.y_px) + 21, round(blob.x_px) - 20 : round(blob.x_px) + 21]
+        near = signal[
+            round(blob.y_px) - 20 : round(blob.y_px) + 21,
+            round(blob.x_px) - 20 : round(blob.x_px) + 21,
+        ]
         assert 3.9 < np.sqrt((near**2).sum()) / 0.01 < 60  # of two in one window too
         y, x = np.unravel_index(near.argmax(), near.shape)
         assert math.hypot(x - 20, y - 20) <= 1.6 * blob.radius_px
@@ -84,14 +99,17 @@ def test_blobs_to_practise_on_are_of_every_size_and_as_strong_as_they_are_said_t
 
 
 def test_practice_keeps_to_what_training_has_seen(made_project: Path, dense_model: Path) -> None:
-    data, recipes = made_project / "data", made_project / "results/cutout"
+    data = made_project / "data"
+    recipes = made_project / "results/cutout"
     images = tables.image_table(data / "raw", data / "difference", data / "scale")
     blobs = tables.read_blobs(data / "raw")
     network, _ = model_file.load_dense(dense_model)
     folders = (data / "difference", data / "scale", recipes)
     found = detect.inject_training_frames(network, images, blobs, folders, Detect())
     frames_seen, border = held_out.seen_part(images, blobs, recipes)
-    assert frames_seen == set(images["frame"]) & set(pd.read_csv(recipes / "train_subframes.csv")["frame"]) - {"frame5"}
+    assert frames_seen == set(images["frame"]) & set(
+        pd.read_csv(recipes / "train_subframes.csv")["frame"]
+    ) - {"frame5"}
     assert (found["x_px"] < border).all()
     assert set(found["status"]) <= {"new"}
     assert found["is_blob"].sum() > 0
@@ -131,27 +149,39 @@ def test_a_level_is_exceeded_as_often_as_allowed() -> None:
     assert operating_point.tail_level(values, 0.1) > 99
     rng = np.random.default_rng(1)
     above = [
-        (rng.exponential(1, 500) > operating_point.tail_level(rng.exponential(1, 500), 0.5)).sum() for _ in range(400)
+        (rng.exponential(1, 500) > operating_point.tail_level(rng.exponential(1, 500), 0.5)).sum()
+        for _ in range(400)
     ]
     assert np.mean(above) == pytest.approx(0.5, abs=0.25)
 
 
-def test_the_baselines_meet_the_budget_on_held_out_subframes(made_project: Path, model: Path) -> None:
+def test_the_baselines_meet_the_budget_on_held_out_subframes(
+    made_project: Path, model: Path
+) -> None:
     """An image of four subframes is held out; with 200 false alarms on 100 images, the second highest score is the level."""
-    data, recipes = made_project / "data", made_project / "results/cutout"
+    data = made_project / "data"
+    recipes = made_project / "results/cutout"
     images = tables.image_table(data / "raw", data / "difference", data / "scale")
     blobs = tables.read_blobs(data / "raw")
     shown = set(pd.read_csv(recipes / "train_subframes.csv")["frame"])
     [aside] = set(images["frame"]) - shown - {"frame5"}
     others = Baselines(model_file.load_model(model)[0], (4.0, 6.0))
     folders = (data / "difference", data / "scale", recipes)
-    levels = operating_point.baseline_thresholds(others, images, blobs, folders, per_100_frames=200.0, threads=2)
-    answers = ask(others, *subframes_of(fits_images.read_frame(data / f"scale/{aside}.fits.fz").data))
+    levels = operating_point.baseline_thresholds(
+        others, images, blobs, folders, per_100_frames=200.0, threads=2
+    )
+    answers = ask(
+        others, *subframes_of(fits_images.read_frame(data / f"scale/{aside}.fits.fz").data)
+    )
     assert levels["matched_filter"] == pytest.approx(np.sort(answers.match.snr)[-2])
-    assert levels["report"] == pytest.approx(np.sort(operating_point.logit(answers.probability))[-2])
+    assert levels["report"] == pytest.approx(
+        np.sort(operating_point.logit(answers.probability))[-2]
+    )
 
 
-def test_the_matched_filter_says_where_on_the_image_its_peaks_are(blob_finder: report_network.ReportNetwork) -> None:
+def test_the_matched_filter_says_where_on_the_image_its_peaks_are(
+    blob_finder: report_network.ReportNetwork,
+) -> None:
     """A blob on each of four subframes, each elsewhere on it."""
     places = np.array([(60, 80), (400, 130), (90, 300), (331, 470)])
     image = np.random.default_rng(1).normal(0, 1, (512, 512)).astype(np.float32)
@@ -168,7 +198,9 @@ def stages(tmp_path: Path) -> tuple[Path, Path, Path]:
         [(0, "a", 0, 0, 0, 0, 0), (1, "b", 256, 0, 0, 0, 0)], columns=list(cutout.SUBFRAME_COLUMNS)
     )
     tables.write_table(tmp_path / "cutout/train_subframes.csv", subframes)
-    tables.write_table(tmp_path / "cutout/train_blobs.csv", pd.DataFrame(columns=list(cutout.BLOB_COLUMNS)))
+    tables.write_table(
+        tmp_path / "cutout/train_blobs.csv", pd.DataFrame(columns=list(cutout.BLOB_COLUMNS))
+    )
     pattern = np.random.default_rng(1).normal(0, 1, (32, 1024)).astype(np.float32)
     fits_images.write_images(
         tmp_path / "difference/reference.fits.fz", {"STACK": pattern, "PATTERN": pattern}, sigma=1.0
@@ -180,26 +212,38 @@ QUIET = pd.DataFrame({"frame": list("abcd")})
 LANDED = pd.DataFrame({"x_px": [9.0, 9.0], "y_px": 9.0, "radius_px": 2.0, "first_frame": ["", "d"]})
 
 
-def test_held_out_is_what_training_has_not_seen_of_images_without_a_new_blob(stages: tuple[Path, Path, Path]) -> None:
-    candidates = pd.DataFrame({"frame": list("aabccd"), "x_px": [511.9, 512.0, 1000.0, 3.0, 900.0, 900.0]})
+def test_held_out_is_what_training_has_not_seen_of_images_without_a_new_blob(
+    stages: tuple[Path, Path, Path],
+) -> None:
+    candidates = pd.DataFrame(
+        {"frame": list("aabccd"), "x_px": [511.9, 512.0, 1000.0, 3.0, 900.0, 900.0]}
+    )
     aside = held_out.find_held_out(candidates, QUIET, LANDED, stages[2], 1024)
     assert aside.rows.tolist() == [False, True, True, True, True, False]
     assert aside.frames == 2.0  # all of c, half of a and b
     assert held_out.find_held_out(candidates, QUIET, LANDED, stages[2], 500).frames == 1.0
 
 
-def test_the_operating_point_rests_on_held_out_candidates_that_may_be_blobs(stages: tuple[Path, Path, Path]) -> None:
+def test_the_operating_point_rests_on_held_out_candidates_that_may_be_blobs(
+    stages: tuple[Path, Path, Path],
+) -> None:
     scores = np.array([0.3, 0.6, 0.2, 0.35])
     kept = pd.DataFrame({"frame": list("abcc"), "x_px": 700.0, "score": scores, "status": "new"})
-    others = pd.DataFrame({"frame": list("acd"), "x_px": [9.0, 9, 700], "score": 0.9, "status": ["new", "dip", "new"]})
+    others = pd.DataFrame(
+        {"frame": list("acd"), "x_px": [9.0, 9, 700], "score": 0.9, "status": ["new", "dip", "new"]}
+    )
     true = np.array([0.8, 0.9, 0.95])
     params = Detect(false_alarms_per_100_frames=25.0, new_blobs_per_100_frames=10.0)
-    point = operating_point.set_operating_point(pd.concat([others, kept]), true, QUIET, LANDED, stages, params)
+    point = operating_point.set_operating_point(
+        pd.concat([others, kept]), true, QUIET, LANDED, stages, params
+    )
     assert point.frames == 2.0
     assert point.threshold == pytest.approx(operating_point.tail_threshold(scores, 0.5), abs=1e-5)
     assert point[1:3] == pytest.approx(operating_point.calibrate(true, scores, 2.0, 0.1), abs=1e-4)
     with pytest.raises(TableError, match="no image is held out"):
-        operating_point.set_operating_point(kept, true, QUIET.query("frame == 'd'"), LANDED, stages, params)
+        operating_point.set_operating_point(
+            kept, true, QUIET.query("frame == 'd'"), LANDED, stages, params
+        )
 
 
 def test_the_tail_is_exponential_in_the_logits() -> None:
@@ -213,8 +257,11 @@ def test_the_tail_is_exponential_in_the_logits() -> None:
         )
     assert operating_point.tail_threshold(scores, 3.0) == CANDIDATE
     assert operating_point.tail_threshold(scores[:1], 0.5) == CANDIDATE
-    assert operating_point.tail_threshold(np.linspace(1e-5, 1e-4, 40), 2.0) == CANDIDATE  # nothing below is looked at
-    lower = np.concatenate([np.linspace(0.5, 0.9, operating_point.TAIL), np.linspace(0.001, 0.4, 50)])
+    # nothing below is looked at
+    assert operating_point.tail_threshold(np.linspace(1e-5, 1e-4, 40), 2.0) == CANDIDATE
+    lower = np.concatenate(
+        [np.linspace(0.5, 0.9, operating_point.TAIL), np.linspace(0.001, 0.4, 50)]
+    )
     assert operating_point.tail_threshold(lower, 2.0) == operating_point.tail_threshold(
         lower[: operating_point.TAIL], 2.0
     )
@@ -224,7 +271,9 @@ def test_a_probability_is_a_logistic_function_of_the_logit() -> None:
     point = operating_point.OperatingPoint(0.5, 2.0, -1.0, 1.0)
     expected = [1 / (1 + math.e), 81 / (81 + math.e)]  # odds of 1 and 9, squared, over e
     np.testing.assert_allclose(point.probability(np.array([0.5, 0.9])), expected)
-    np.testing.assert_allclose(operating_point.logit(np.array([0.0, 0.5, 1.0])), [-16.118, 0, 16.118], atol=1e-3)
+    np.testing.assert_allclose(
+        operating_point.logit(np.array([0.0, 0.5, 1.0])), [-16.118, 0, 16.118], atol=1e-3
+    )
 
 
 def test_a_model_without_an_operating_point_gives_its_own_probability(tmp_path: Path) -> None:
@@ -236,7 +285,12 @@ def test_a_model_without_an_operating_point_gives_its_own_probability(tmp_path: 
 
 def test_false_alarms_are_detections_that_no_new_blob_explains() -> None:
     images = pd.DataFrame(
-        {"frame": ["a", "b", "c"], "mjd": [1.0, 2, 3], "shift_x_px": [0.3, 0, 0.3], "noise_frac": 0.01}
+        {
+            "frame": ["a", "b", "c"],
+            "mjd": [1.0, 2, 3],
+            "shift_x_px": [0.3, 0, 0.3],
+            "noise_frac": 0.01,
+        }
     )
     images["shift_y_px"] = [-0.4, 0.1, 0.3]
     columns = ["frame", "score", "status", "is_blob"]
@@ -252,7 +306,9 @@ def test_false_alarms_are_detections_that_no_new_blob_explains() -> None:
         **{"false_alarms_per_100_quiet": 100.0, "false_alarms_per_100_shifted": 200.0},
     }
     assert (
-        detect.summarise(table[1:2], operating_point.OperatingPoint(0.6, 1.0, 0.0, 1.0))["false_alarms_per_100_shifted"]
+        detect.summarise(table[1:2], operating_point.OperatingPoint(0.6, 1.0, 0.0, 1.0))[
+            "false_alarms_per_100_shifted"
+        ]
         is None
     )
 
@@ -260,7 +316,12 @@ def test_false_alarms_are_detections_that_no_new_blob_explains() -> None:
 def test_a_detection_names_a_blob_within_six_pixels_or_its_radius() -> None:
     blobs = pd.DataFrame({"x_px": [50.0, 50.0], "y_px": [80.0, 80.0], "radius_px": [2.0, 10.0]})
     found = pd.DataFrame({"x_px": [53.6, 53.7, 42.0, 41.9], "y_px": [84.8, 84.9, 86.0, 86.0]})
-    assert near_blobs(found, blobs).tolist() == [[True, True], [False, True], [False, True], [False, False]]
+    assert near_blobs(found, blobs).tolist() == [
+        [True, True],
+        [False, True],
+        [False, True],
+        [False, False],
+    ]
 
 
 def test_a_blob_has_landed_on_the_image_that_shows_it_first() -> None:
@@ -268,11 +329,16 @@ def test_a_blob_has_landed_on_the_image_that_shows_it_first() -> None:
     assert held_out.first_image_index(QUIET, blobs).tolist() == [-1, 1, -1, 0]
 
 
-@pytest.mark.parametrize(("x", "y"), [(0.3, 1.6), (88.7, 0.2), (1.1, 68.8), (89.4, 69.0), (19.6, 20.4), (50.0, 30.0)])
+@pytest.mark.parametrize(
+    ("x", "y"), [(0.3, 1.6), (88.7, 0.2), (1.1, 68.8), (89.4, 69.0), (19.6, 20.4), (50.0, 30.0)]
+)
 def test_a_blob_is_superimposed_as_far_as_the_image_reaches(x: float, y: float) -> None:
-    image, larger = np.ones((70, 90), np.float32), np.ones((150, 170), np.float32)
+    image = np.ones((70, 90), np.float32)
+    larger = np.ones((150, 170), np.float32)
     for each, margin in ((image, 0), (larger, 40)):
-        add_blob(each, shape="ring", x_px=x + margin, y_px=y + margin, radius_px=6.0, depth_frac=0.2)
+        add_blob(
+            each, shape="ring", x_px=x + margin, y_px=y + margin, radius_px=6.0, depth_frac=0.2
+        )
     np.testing.assert_allclose(image, larger[40:-40, 40:-40], atol=1e-7)
     assert image.max() > 1.15
 
@@ -280,7 +346,8 @@ def test_a_blob_is_superimposed_as_far_as_the_image_reaches(x: float, y: float) 
 def test_peaks_low_on_the_map_are_measured_only_where_the_image_is_bright() -> None:
     image = np.random.default_rng(1).normal(0, 0.01, (128, 128)).astype(np.float32)
     image[20:61, 20:61] += 0.1 * blob_profile("disc", 5.0)
-    x, y = np.array([40, 80, 90, 100]), np.array([40, 40, 80, 110])
+    x = np.array([40, 80, 90, 100])
+    y = np.array([40, 40, 80, 110])
     found = fit_at(dense.Peaks(x, y, np.array([0.06, 0.19, 0.2, 0.9])), image, 0.01)
     assert found["score"].tolist() == [0.06, 0.2, 0.9]
 
@@ -309,15 +376,21 @@ POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weight
         ({"frames": None}, "frames: found 'None'"),
         ({"frames": True}, "frames: found 'True'"),
         ({"weights": [math.nan] * 10}, r"weights\[0\]: found 'nan'"),
-        ({"weights": [1.0] * 3}, r"weights: found \[1.0, 1.0, 1.0\], expected a list of 10 numbers"),
+        (
+            {"weights": [1.0] * 3},
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 10 numbers",
+        ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),
         (None, "found None, expected threshold"),
         ([], r"found \[\], expected threshold"),
     ],
 )
-def test_an_operating_point_that_is_none_is_refused(tmp_path: Path, change: object, found: str) -> None:
-    path, network = tmp_path / "m.safetensors", dense_network.new_dense_network(1)
+def test_an_operating_point_that_is_none_is_refused(
+    tmp_path: Path, change: object, found: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    network = dense_network.new_dense_network(1)
     model_file.save_model(path, network, {"operating_point": POINT})
     assert operating_point.load_operating_point(path)[1] == operating_point.OperatingPoint(
         0.6, 2.0, -1.0, 10.0, (0.5,) * 10
@@ -350,12 +423,25 @@ def two_days(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_a_scan_measures_and_says_what_is_seen_again(two_days: list[Path], dense_model: Path, tmp_path: Path) -> None:
-    argv = ["scan", *map(str, two_days), "--difference", "--model", str(dense_model), "--out", str(tmp_path / "out")]
+def test_a_scan_measures_and_says_what_is_seen_again(
+    two_days: list[Path], dense_model: Path, tmp_path: Path
+) -> None:
+    argv = [
+        "scan",
+        *map(str, two_days),
+        "--difference",
+        "--model",
+        str(dense_model),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert cli.main(argv) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")
     assert set(DETECTION_COLUMNS) <= set(table)
-    stays, goes = (table[np.hypot(table["x_px"] - x, table["y_px"] - y) < 2] for x, y in ((500.3, 299.8), (200, 700)))
+    stays, goes = (
+        table[np.hypot(table["x_px"] - x, table["y_px"] - y) < 2]
+        for x, y in ((500.3, 299.8), (200, 700))
+    )
     assert list(stays["status"]) == ["seen_again", "new"]
     assert list(goes["status"]) == ["new"]
     np.testing.assert_allclose(stays["depth_frac"], 0.04, rtol=0.15)
@@ -373,28 +459,50 @@ def test_two_versions_of_one_exposure_do_not_confirm_each_other(
 ) -> None:
     for path, mjd in zip(two_days, (60000.25, 60000.25001), strict=True):
         plane = fits_images.read_frame(path).data
-        fits_images.write_image(path, plane, name="DIFFERENCE", header={"EXPSTART": mjd, "ROOTNAME": "iabc01q"})
-    argv = ["scan", *map(str, two_days), "--difference", "--model", str(dense_model), "--out", str(tmp_path / "out")]
+        fits_images.write_image(
+            path, plane, name="DIFFERENCE", header={"EXPSTART": mjd, "ROOTNAME": "iabc01q"}
+        )
+    argv = [
+        "scan",
+        *map(str, two_days),
+        "--difference",
+        "--model",
+        str(dense_model),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert cli.main(argv) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")
     there = table[np.hypot(table["x_px"] - 500.3, table["y_px"] - 299.8) < 2]
     assert list(there["status"]) == ["new", "new"]
 
 
-@pytest.mark.parametrize("factor", [40.0, *(pytest.param(f, marks=pytest.mark.long) for f in (1 / 40, 1e-10))])
+@pytest.mark.parametrize(
+    "factor", [40.0, *(pytest.param(f, marks=pytest.mark.long) for f in (1 / 40, 1e-10))]
+)
 def test_an_image_of_another_noise_than_its_stack_is_rejected(
     two_days: list[Path], dense_model: Path, tmp_path: Path, factor: float
 ) -> None:
     rng = np.random.default_rng(5)
     stack = rng.normal(0, 0.01, (1024, 1024)).astype(np.float32)
     fits_images.write_images(tmp_path / "stack.fits", {"STACK": stack})
-    scatter = np.full((512, 512), 0.01, np.float32) + rng.normal(0, 1e-4, (512, 512)).astype(np.float32)
+    scatter = np.full((512, 512), 0.01, np.float32) + rng.normal(0, 1e-4, (512, 512)).astype(
+        np.float32
+    )
     for number, path in enumerate(two_days):
         plane = fits_images.read_frame(path).data * np.float32(factor if number == 0 else 1)
         noise = 0.01 * (factor if number == 0 else 1)
         fits_images.write_images(path, {"DIFFERENCE": plane, "SCATTER": scatter}, sigma=noise)
     for way in (["--difference"], ["--reference", str(tmp_path / "stack.fits")]):
-        argv = ["scan", *map(str, two_days), *way, "--model", str(dense_model), "--out", str(tmp_path / "out")]
+        argv = [
+            "scan",
+            *map(str, two_days),
+            *way,
+            "--model",
+            str(dense_model),
+            "--out",
+            str(tmp_path / "out"),
+        ]
         assert cli.main(argv) == 1
         table = pd.read_csv(tmp_path / "out/frames.csv")
         assert list(table["status"]) == ["rejected", "ok"]
@@ -403,8 +511,18 @@ def test_an_image_of_another_noise_than_its_stack_is_rejected(
 
 def test_a_known_blob_is_known(two_days: list[Path], dense_model: Path, tmp_path: Path) -> None:
     catalogue = tmp_path / "blobs.csv"
-    pd.DataFrame({"x_px": [500.0], "y_px": [300.0], "radius_px": [5.0]}).to_csv(catalogue, index=False)
-    argv = ["scan", str(two_days[0]), "--difference", "--model", str(dense_model), "--catalogue", str(catalogue)]
+    pd.DataFrame({"x_px": [500.0], "y_px": [300.0], "radius_px": [5.0]}).to_csv(
+        catalogue, index=False
+    )
+    argv = [
+        "scan",
+        str(two_days[0]),
+        "--difference",
+        "--model",
+        str(dense_model),
+        "--catalogue",
+        str(catalogue),
+    ]
     assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")
     near = np.hypot(table["x_px"] - 500, table["y_px"] - 300) < 2
@@ -420,9 +538,19 @@ def test_what_is_bad_in_the_stack_is_no_blob(
     rows, columns = np.mgrid[:1024, :1024]
     stack[np.hypot(columns - 200, rows - 700) < 5] += level
     fits_images.write_image(tmp_path / "stack.fits", stack, name="STACK")
-    argv = ["scan", str(two_days[0]), "--reference", str(tmp_path / "stack.fits"), "--model", str(dense_model)]
+    argv = [
+        "scan",
+        str(two_days[0]),
+        "--reference",
+        str(tmp_path / "stack.fits"),
+        "--model",
+        str(dense_model),
+    ]
     assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 0
     table = pd.read_csv(tmp_path / "out/detections.csv")
-    blob, cluster = (table[np.hypot(table["x_px"] - x, table["y_px"] - y) < 3] for x, y in ((500, 300), (200, 700)))
+    blob, cluster = (
+        table[np.hypot(table["x_px"] - x, table["y_px"] - y) < 3]
+        for x, y in ((500, 300), (200, 700))
+    )
     assert list(blob["status"]) == ["new"]
     assert list(cluster["status"]) == (["new"] if level == 0 else ["bad_pixels"])

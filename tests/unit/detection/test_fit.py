@@ -59,11 +59,16 @@ def noise(seed: int = 1, side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, NOISE, (side, side)).astype(np.float32)
 
 
-def blob(x: float, y: float, radius: float, depth: float, shape: Shape = "disc", side: int = SIDE) -> np.ndarray:
+def blob(
+    x: float, y: float, radius: float, depth: float, shape: Shape = "disc", side: int = SIDE
+) -> np.ndarray:
     """A blob alone on an image; what reaches over the edge is cut."""
     padded = np.zeros((side + 82, side + 82), np.float32)
-    row, column = round(y), round(x)
-    padded[row + 21 : row + 62, column + 21 : column + 62] = depth * blob_profile(shape, radius, x - column, y - row)
+    row = round(y)
+    column = round(x)
+    padded[row + 21 : row + 62, column + 21 : column + 62] = depth * blob_profile(
+        shape, radius, x - column, y - row
+    )
     return padded[41:-41, 41:-41]
 
 
@@ -86,7 +91,13 @@ def judged(
     bad: np.ndarray | None = None,
     stack: np.ndarray | None = None,
 ) -> list[str]:
-    about = {"catalogue": catalogue, "shift_px": shift_px, "pattern": pattern, "scatter": scatter, "bad": bad}
+    about = {
+        "catalogue": catalogue,
+        "shift_px": shift_px,
+        "pattern": pattern,
+        "scatter": scatter,
+        "bad": bad,
+    }
     done = vet(measured(image, *peaks), image, noise_frac=NOISE, stack=stack, **about)
     return list(done["status"])
 
@@ -101,22 +112,30 @@ def pattern_of(depths: tuple[float, float] = (0.10, 0.12)) -> np.ndarray:
 def population(shape: Shape, snr: float, n: int = 120) -> tuple[np.ndarray, np.ndarray]:
     """True x, y, radius, depth of blobs of the detector's sizes, and the table of what is measured of them."""
     rng = np.random.default_rng(len(shape))
-    truth, found = [], []
+    truth = []
+    found = []
     for _ in range(n):
         x, y = rng.uniform(30, 34, 2)
         radius = float(np.clip(rng.normal(5.7, 1.4), 2.5, 10))
         depth = depth_of(snr, radius, shape)
-        image = rng.normal(0, NOISE, (64, 64)).astype(np.float32) + blob(x, y, radius, depth, shape, 64)
+        image = rng.normal(0, NOISE, (64, 64)).astype(np.float32) + blob(
+            x, y, radius, depth, shape, 64
+        )
         truth.append((x, y, radius, depth))
         found.append(measured(image, (x + rng.uniform(-3, 3), y + rng.uniform(-3, 3))))
     return np.array(truth), pd.concat(found, ignore_index=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("snr", "bias", "place_px"), [(7, 0.10, 0.9), (10, 0.07, 0.7), (20, 0.03, 0.35)])
-def test_depth_place_and_radius_with_honest_errors(shape: Shape, snr: float, bias: float, place_px: float) -> None:
+@pytest.mark.parametrize(
+    ("snr", "bias", "place_px"), [(7, 0.10, 0.9), (10, 0.07, 0.7), (20, 0.03, 0.35)]
+)
+def test_depth_place_and_radius_with_honest_errors(
+    shape: Shape, snr: float, bias: float, place_px: float
+) -> None:
     """The standard error of the mean depth is 2 % at S/N 7; the best that any unbiased fit can do there is 0.6 px."""
-    (x, y, radius, depth), table = (part := population(shape, snr))[0].T, part[1]
+    (x, y, radius, depth) = (part := population(shape, snr))[0].T
+    table = part[1]
     assert abs(np.mean(table["depth_frac"] / depth) - 1) < bias
     assert 0.8 < np.std((table["depth_frac"] - depth) / table["depth_err_frac"]) < 1.3
     assert np.median(np.hypot(table["x_px"] - x, table["y_px"] - y)) < place_px
@@ -164,7 +183,8 @@ def test_a_blob_that_the_edge_cuts(border: int) -> None:
 
 def test_a_neighbour_does_not_count() -> None:
     alone, pair = (noise() + blob(70, 80, 6, 0.06) + other for other in (0, blob(92, 80, 6, 0.2)))
-    before, after = measured(alone, (70, 80)).iloc[0], measured(pair, (70, 80), (92, 80)).iloc[0]
+    before = measured(alone, (70, 80)).iloc[0]
+    after = measured(pair, (70, 80), (92, 80)).iloc[0]
     assert after["depth_frac"] == pytest.approx(before["depth_frac"], rel=0.15)
     assert after["x_px"] == pytest.approx(before["x_px"], abs=0.5)
 
@@ -173,7 +193,9 @@ def test_a_neighbour_does_not_count() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_blob_is_fitted_down_to_the_noise_and_a_cluster_is_not(shape: Shape, snr: float) -> None:
     misfits = [
-        measured(noise(seed) + blob(80.3, 90.1, 4.5, depth_of(snr, 4.5, shape), shape), (80, 90))["misfit"][0]
+        measured(noise(seed) + blob(80.3, 90.1, 4.5, depth_of(snr, 4.5, shape), shape), (80, 90))[
+            "misfit"
+        ][0]
         for seed in range(9)
     ]
     assert 0.8 < np.median(misfits) < 1.2
@@ -188,11 +210,13 @@ def test_a_fit_does_not_depend_on_the_company() -> None:
     places = [(x, y) for x in range(24, 150, 36) for y in range(24, 150, 36)]
     image = noise() + sum(blob(x, y, 3 + k % 4, 0.02 + 0.01 * k) for k, (x, y) in enumerate(places))
     together = measured(image, *places)
-    near = [place for place in places if np.hypot(*np.subtract(place, places[5])) < 3 * CUT_HALF]  # they share pixels
+    # they share pixels
+    near = [place for place in places if np.hypot(*np.subtract(place, places[5])) < 3 * CUT_HALF]
     few = measured(image, *near)
     assert len(few) < len(together)
     columns = list(DETECTION_COLUMNS[:10])
-    of_few, of_all = few[columns].to_numpy()[near.index(places[5])], together[columns].to_numpy()[5]
+    of_few = few[columns].to_numpy()[near.index(places[5])]
+    of_all = together[columns].to_numpy()[5]
     np.testing.assert_array_equal(of_few, of_all)
 
 
@@ -267,7 +291,9 @@ def test_a_blob_that_the_stack_shows_is_known_if_it_varies_by_less_than_itself()
     assert judged(image, (50, 50), (110, 67), catalogue=None, pattern=pattern) == ["known", "new"]
 
 
-@pytest.mark.parametrize("shift", [(0.3, 0.0), (0.2, -0.25), (1.0, 0.0), (-0.7, 0.7), (3.0, 0.0), (2.0, -2.2)])
+@pytest.mark.parametrize(
+    "shift", [(0.3, 0.0), (0.2, -0.25), (1.0, 0.0), (-0.7, 0.7), (3.0, 0.0), (2.0, -2.2)]
+)
 @pytest.mark.parametrize("told", ["shift and pattern", "catalogue only"])
 def test_dips_of_known_blobs(shift: tuple[float, float], told: str) -> None:
     """The fit of a crescent may be put anywhere on it; a new blob elsewhere on the same image stays new."""
@@ -335,7 +361,9 @@ def test_a_cluster_that_the_stack_shows_is_bad_pixels(level: float) -> None:
     pattern = pattern_of()
     stack = pattern + rng.normal(0, NOISE / 5, (SIDE, SIDE)).astype(np.float32)
     stack[rng.random(stack.shape) < 0.02] += level
-    image, here, there = noise(), (80, 110), (50, 110)
+    image = noise()
+    here = (80, 110)
+    there = (50, 110)
     for place in (here, there):
         image += blob(*place, 3.0, 0.05)
     stack[np.hypot(columns - here[0], rows - here[1]) <= 2.6] += level
@@ -347,7 +375,8 @@ def test_a_cluster_that_the_stack_shows_is_bad_pixels(level: float) -> None:
 
 def test_what_is_bright_in_the_stack_and_not_dark_in_the_image_is_bad_pixels() -> None:
     """Faint clusters, none of whose pixels stands out, that the stack shows and the image does not."""
-    here, there = (80, 110), (50, 110)
+    here = (80, 110)
+    there = (50, 110)
     both = blob(*here, 4.0, 0.024) + blob(*there, 4.0, 0.024)
     rng = np.random.default_rng(5)
     stack = rng.normal(0, NOISE / 2, (SIDE, SIDE)).astype(np.float32) - blob(*here, 4.0, 0.018)
@@ -368,20 +397,27 @@ def test_hot_pixels_in_the_stack_do_not_hide_a_blob() -> None:
 
 def test_a_blob_deeper_than_any_flicker_explains_is_new() -> None:
     cluster = blob(80, 110, 3.0, 0.06)
-    assert judged(noise() + blob(80, 110, 4, 0.2), (80, 110), scatter=scatter_of((3, cluster))) == ["new"]
+    assert judged(noise() + blob(80, 110, 4, 0.2), (80, 110), scatter=scatter_of((3, cluster))) == [
+        "new"
+    ]
 
 
 def test_single_pixels_and_streaks_in_the_stack_do_not_hide_a_blob() -> None:
     image = noise() + blob(80, 110, 5, 0.04)
     pixel, streak = np.zeros((2, SIDE, SIDE), np.float32)
-    pixel[110, 81], streak[109:112] = 0.4, 0.06
-    assert judged(image, (80, 110), scatter=scatter_of((3, pixel), (9, pixel), (11, streak))) == ["new"]
+    pixel[110, 81] = 0.4
+    streak[109:112] = 0.06
+    assert judged(image, (80, 110), scatter=scatter_of((3, pixel), (9, pixel), (11, streak))) == [
+        "new"
+    ]
 
 
 @pytest.mark.parametrize("place", [(2, 2), (SIDE - 3, SIDE - 2)])
 def test_scatter_is_looked_at_next_to_the_corners_too(place: tuple[int, int]) -> None:
     cluster = blob(*place, 3.5, 0.12)
-    assert judged(noise() + 0.5 * cluster, place, scatter=scatter_of((3, cluster), (8, cluster))) == ["bad_pixels"]
+    assert judged(
+        noise() + 0.5 * cluster, place, scatter=scatter_of((3, cluster), (8, cluster))
+    ) == ["bad_pixels"]
 
 
 def test_judging_leaves_the_measurements_alone() -> None:
@@ -398,12 +434,22 @@ def test_judging_leaves_the_measurements_alone() -> None:
 
 def table(*rows: tuple[float, float, str]) -> pd.DataFrame:
     x, y, status = zip(*rows, strict=True)
-    return pd.DataFrame({"x_px": x, "y_px": y, "status": np.array(status, object)}, index=range(7, 7 + len(rows)))
+    return pd.DataFrame(
+        {"x_px": x, "y_px": y, "status": np.array(status, object)}, index=range(7, 7 + len(rows))
+    )
 
 
 def test_a_new_blob_on_a_later_image_is_seen_again() -> None:
-    previous = table((10, 10, "new"), (50, 50, "new"), (90, 90, "dip"), (70, 70, "new"), (30, 30, "known"))
-    current = table((52, 50, "known"), (90, 90, "new"), (70, 70, "bad_pixels"), (30, 30, "new"), (13.1, 10, "new"))
+    previous = table(
+        (10, 10, "new"), (50, 50, "new"), (90, 90, "dip"), (70, 70, "new"), (30, 30, "known")
+    )
+    current = table(
+        (52, 50, "known"),
+        (90, 90, "new"),
+        (70, 70, "bad_pixels"),
+        (30, 30, "new"),
+        (13.1, 10, "new"),
+    )
     done = mark_seen_again(previous, current)
     assert list(done["status"]) == ["new", "seen_again", "dip", "new", "known"]
     assert list(previous["status"]) == ["new", "new", "dip", "new", "known"]
@@ -411,14 +457,16 @@ def test_a_new_blob_on_a_later_image_is_seen_again() -> None:
 
 
 def test_marking_twice_changes_nothing() -> None:
-    previous, current = table((10, 10, "new"), (50, 50, "new")), table((11, 10, "new"), (80, 50, "new"))
+    previous = table((10, 10, "new"), (50, 50, "new"))
+    current = table((11, 10, "new"), (80, 50, "new"))
     once = mark_seen_again(previous, current)
     pd.testing.assert_frame_equal(mark_seen_again(once, current), once)
 
 
 def test_pairs_are_one_to_one_and_within_the_tolerance() -> None:
     rng = np.random.default_rng(3)
-    detections, blobs = rng.uniform(0, 40, (30, 2)), rng.uniform(0, 40, (25, 2))
+    detections = rng.uniform(0, 40, (30, 2))
+    blobs = rng.uniform(0, 40, (25, 2))
     pairs = pair(detections, blobs, 5.0)
     assert len(set(pairs[:, 0])) == len(set(pairs[:, 1])) == len(pairs)
     assert np.hypot(*(detections[pairs[:, 0]] - blobs[pairs[:, 1]]).T).max() <= 5
@@ -452,9 +500,12 @@ def test_two_peaks_on_one_blob_are_one_detection() -> None:
 PLACE = (14.3, 18.8, 5.1, 7.0, 0.4)  # x, y, radius, depth, background on a cut-out
 
 
-def modelled(shape: int, parameters: tuple[float, ...], values: np.ndarray, good: np.ndarray) -> tuple[float, ...]:
+def modelled(
+    shape: int, parameters: tuple[float, ...], values: np.ndarray, good: np.ndarray
+) -> tuple[float, ...]:
     """Chi square, residual and slopes of `fit._model`."""
-    residual, slopes = np.empty_like(values), np.empty((5, len(values)), np.float32)
+    residual = np.empty_like(values)
+    slopes = np.empty((5, len(values)), np.float32)
     chi2 = _model(values, good, _table(), shape, np.array(parameters), residual, slopes)
     return chi2, residual, slopes
 
@@ -496,7 +547,9 @@ def test_a_fit_stays_within_eight_pixels_of_its_start_and_the_table_of_radii() -
 def test_a_fit_that_failed_leaves_the_disc_that_it_started_from() -> None:
     good = a_cut()[1]
     cut = Cut(0, 0, good, good > 0)
-    x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = _unfitted(cut, np.array(PLACE))
+    x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = _unfitted(
+        cut, np.array(PLACE)
+    )
     assert (x, y, radius, depth) == PLACE[:4]
     assert np.isnan([x_err, y_err, radius_err, depth_err]).all()
     profile = blob_profile("disc", PLACE[2], PLACE[0] - 16, PLACE[1] - 16, 33)
@@ -510,7 +563,9 @@ def test_the_slopes_are_the_derivatives_of_the_model(shape: int) -> None:
     slopes = modelled(shape, PLACE, values, good)[2]
     for i, step in enumerate((0.05, 0.05, 0.05, 0.5, 0.5)):
         below, above = (
-            modelled(shape, tuple(p + sign * step * (k == i) for k, p in enumerate(PLACE)), values, good)[1]
+            modelled(
+                shape, tuple(p + sign * step * (k == i) for k, p in enumerate(PLACE)), values, good
+            )[1]
             for sign in (-1, 1)
         )
         np.testing.assert_allclose(slopes[i], (below - above) / (2 * step), atol=0.02)
@@ -521,7 +576,9 @@ def test_normal_equations_are_those_of_least_squares_with_the_prior_of_the_radiu
     _, residual, slopes = modelled(1, PLACE, values, good)
     normal, right = _normal(np.array(PLACE), residual, slopes)
     prior = np.diag([0, 0, 1 / 2.5**2, 0, 0])
-    np.testing.assert_allclose(normal, slopes.astype(float) @ slopes.T + prior, rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(
+        normal, slopes.astype(float) @ slopes.T + prior, rtol=1e-4, atol=1e-2
+    )
     expected = slopes.astype(float) @ residual - [0, 0, (PLACE[2] - 5.7) / 2.5**2, 0, 0]
     np.testing.assert_allclose(right, expected, rtol=1e-4, atol=1e-2)
     assert (normal == normal.T).all()
@@ -555,11 +612,14 @@ def test_a_cut_out_holds_the_good_pixels_nearest_to_its_peak_in_units_of_the_noi
     assert (cut.x, cut.y) == (78 - 16, 70 - 16)
     values, good = (part.reshape(33, 33) for part in (cut.values, cut.good))
     rows, columns = np.mgrid[cut.y : cut.y + 33, cut.x : cut.x + 33]
-    own, other = np.hypot(columns - 78.4, rows - 69.6), np.hypot(columns - 78, rows - 90)
+    own = np.hypot(columns - 78.4, rows - 69.6)
+    other = np.hypot(columns - 78, rows - 90)
     expected = own <= other  # the one 12 px away is on the same blob
     expected[70 - cut.y, 75 - cut.x] = expected[71 - cut.y, 80 - cut.x] = False
     assert (good != expected).sum() <= 1  # an outlier of the noise at most
-    np.testing.assert_allclose(values[good], image[cut.y : cut.y + 33, cut.x : cut.x + 33][good] / NOISE, rtol=1e-5)
+    np.testing.assert_allclose(
+        values[good], image[cut.y : cut.y + 33, cut.x : cut.x + 33][good] / NOISE, rtol=1e-5
+    )
     assert not values[~good].any()
 
 
@@ -583,7 +643,9 @@ def test_outliers_are_single_pixels_and_small_clusters_and_not_the_tops_of_blobs
 
 
 @pytest.mark.parametrize(("level", "limit"), [(0.0, 5.0), (6.0, 8.0), (-6.0, 8.0)])
-def test_an_outlier_is_five_sigma_and_half_of_the_level_around_it_off(level: float, limit: float) -> None:
+def test_an_outlier_is_five_sigma_and_half_of_the_level_around_it_off(
+    level: float, limit: float
+) -> None:
     values = np.full((33, 33), level, np.float32)
     for place, off in (((10, 10), limit - 0.1), ((10, 22), 0.1 - limit), ((22, 10), limit + 0.1)):
         values[place] += off
@@ -614,7 +676,9 @@ def test_a_rough_snr_is_that_of_the_square_within_reach(x: float, y: float) -> N
     found = rough_snr(image, np.array([x]), np.array([y]), NOISE)
     assert found[0] == pytest.approx(5 * 0.02 / NOISE)
     image[0, 0] = np.nan
-    assert rough_snr(image + 1, np.array([x]), np.array([y]), NOISE)[0] == pytest.approx(found[0], rel=1e-4)
+    assert rough_snr(image + 1, np.array([x]), np.array([y]), NOISE)[0] == pytest.approx(
+        found[0], rel=1e-4
+    )
     assert rough_snr(image, np.array([93.0]), np.array([80.0]), NOISE)[0] < found[0] / 2
 
 
@@ -625,13 +689,18 @@ def test_too_few_pixels_are_not_fitted() -> None:
         places = [(y, x) for y in range(76, 84) for x in range(76, 84)][:n]
         for place in places:
             few[place] = image[place]
-        assert np.isfinite(measured(few, (80, 80)).loc[0, ["snr", "depth_frac"]].astype(float)).all() == fitted
+        assert (
+            np.isfinite(measured(few, (80, 80)).loc[0, ["snr", "depth_frac"]].astype(float)).all()
+            == fitted
+        )
 
 
 def test_errors_of_depth_and_place_follow_the_signal() -> None:
     """That of the depth does not depend on it; those of the place go with the inverse S/N, and more where that is low."""
     image = noise()
-    strong, faint = (measured(image + blob(80, 80, 5, depth), (80, 80)).iloc[0] for depth in (0.2, 0.03))
+    strong, faint = (
+        measured(image + blob(80, 80, 5, depth), (80, 80)).iloc[0] for depth in (0.2, 0.03)
+    )
     assert faint["depth_err_frac"] == pytest.approx(strong["depth_err_frac"], rel=0.5)
     for name in ("x_err_px", "y_err_px"):
         fisher = faint[name] / np.sqrt(1 + 40 / faint["snr"] ** 2)
@@ -645,7 +714,9 @@ def test_the_misfit_is_the_mean_square_in_the_footprint_less_what_another_shape_
     cut = Cut(0, 0, np.zeros(good.shape, np.float32), good)
     parameters = np.array([[16, 16, 4.0, 20.0, 0], [3, 3, 2.0, 1.0, 0]])
     for level, expected in ((1.0, 1.0), (3.0, 1.0), (4.0, 16 - 9.0)):
-        residual = np.stack([np.where(distance <= 5.4, level, 50.0), np.zeros_like(distance)]).astype(np.float32)
+        residual = np.stack(
+            [np.where(distance <= 5.4, level, 50.0), np.zeros_like(distance)]
+        ).astype(np.float32)
         model = Model(parameters, residual, np.zeros((2, 5, len(good))), np.array([1.0, 2.0]))
         assert _reduced_chi2(cut, model) == pytest.approx(expected)
     nowhere = Cut(0, 0, cut.values, np.zeros_like(good))
@@ -659,7 +730,11 @@ def test_shapes_are_averaged_by_the_likelihood_that_their_misfit_leaves_them() -
     slopes = np.random.default_rng(1).normal(0, 100, (2, 5, len(cut.values))).astype(np.float32)
     parameters = np.array([[16, 16, 5.0, 1000.0, 0], [16, 16, 5.0, 3000.0, 0]])
     residual = np.zeros((2, len(cut.values)), np.float32)
-    for misfit, more, share in ((1.0, 2 * np.log(3), 0.25), (4.0, 8 * np.log(3), 0.25), (0.5, 2 * np.log(3), 0.25)):
+    for misfit, more, share in (
+        (1.0, 2 * np.log(3), 0.25),
+        (4.0, 8 * np.log(3), 0.25),
+        (0.5, 2 * np.log(3), 0.25),
+    ):
         model = Model(parameters, residual, slopes, misfit * free + np.array([0.0, more]))
         depth = _averaged(cut, model, np.array([True, True]))[6]
         assert depth == pytest.approx(1000 + 2000 * share, rel=1e-3)
@@ -670,21 +745,30 @@ def test_shapes_are_averaged_by_the_likelihood_that_their_misfit_leaves_them() -
 
 def told(x: float, y: float, radius: float, depth: float, snr: float) -> pd.DataFrame:
     """A detection as if it had been measured so."""
-    return pd.DataFrame({"x_px": [x], "y_px": [y], "radius_px": radius, "depth_frac": depth, "snr": snr})
+    return pd.DataFrame(
+        {"x_px": [x], "y_px": [y], "radius_px": radius, "depth_frac": depth, "snr": snr}
+    )
 
 
-def verdict_of(image: np.ndarray, detection: pd.DataFrame, catalogue: pd.DataFrame = KNOWN, **more: object) -> str:
+def verdict_of(
+    image: np.ndarray, detection: pd.DataFrame, catalogue: pd.DataFrame = KNOWN, **more: object
+) -> str:
     about = {"catalogue": catalogue, "shift_px": (0.0, 0.0), "pattern": None, "noise_frac": NOISE}
     return str(vet(detection, image, **(about | more))["status"][0])
 
 
 def test_what_is_sharper_than_any_blob_or_faint_is_bad_pixels() -> None:
     image = noise() + blob(80, 110, 5, 0.1)
-    found = [verdict_of(image, told(80, 110, *each)) for each in ((5, 0.1, 2.9), (5, 0.1, 3.1), (1.4, 0.1, 30))]
+    found = [
+        verdict_of(image, told(80, 110, *each))
+        for each in ((5, 0.1, 2.9), (5, 0.1, 3.1), (1.4, 0.1, 30))
+    ]
     assert found == ["bad_pixels", "new", "bad_pixels"]
 
 
-@pytest.mark.parametrize(("radius", "apart", "status"), [(4.0, 2.9, "known"), (4.0, 3.1, "new"), (10.0, 4.9, "known")])
+@pytest.mark.parametrize(
+    ("radius", "apart", "status"), [(4.0, 2.9, "known"), (4.0, 3.1, "new"), (10.0, 4.9, "known")]
+)
 def test_a_blob_within_three_pixels_or_half_a_radius_of_a_known_one_is_known(
     radius: float, apart: float, status: str
 ) -> None:
@@ -707,7 +791,9 @@ def test_a_shift_leaves_the_known_blobs_where_they_went_less_where_they_were() -
     pattern = pattern_of()
     for shift in ((2.0, 0.0), (0.0, -3.0), (1.0, 2.0)):
         left = _shift_residual(pattern, shift)
-        np.testing.assert_allclose(left, np.roll(pattern, [int(s) for s in shift[::-1]], (0, 1)) - pattern, atol=1e-4)
+        np.testing.assert_allclose(
+            left, np.roll(pattern, [int(s) for s in shift[::-1]], (0, 1)) - pattern, atol=1e-4
+        )
     assert _shift_residual(pattern, (0.04, 0.02)) is None
     assert _shift_residual(None, (2.0, 0.0)) is None
 
@@ -742,9 +828,17 @@ def test_a_shift_explains_what_it_predicts_half_of_if_the_negative_side_is_there
 
 @pytest.mark.parametrize(
     ("negative", "noise_frac", "found"),
-    [(0.055, 0.001, True), (0.045, 0.001, False), (0.055, 0.085, True), (0.055, 0.095, False), (-0.1, 0.001, False)],
+    [
+        (0.055, 0.001, True),
+        (0.045, 0.001, False),
+        (0.055, 0.085, True),
+        (0.055, 0.095, False),
+        (-0.1, 0.001, False),
+    ],
 )
-def test_a_counterpart_is_half_as_strong_and_above_the_noise(negative: float, noise_frac: float, found: bool) -> None:
+def test_a_counterpart_is_half_as_strong_and_above_the_noise(
+    negative: float, noise_frac: float, found: bool
+) -> None:
     """Of the mean of 5 x 5 px for a known blob of 4 px, whose noise is a fifth of a pixel's."""
     known = np.array([80.0, 80.0, 4.0])
     assert _has_counterpart((86, 80), 3, known, sides(0.1, negative), noise_frac) == found
@@ -763,7 +857,8 @@ def test_beyond_is_within_sixty_degrees_of_the_centre_s_direction() -> None:
 
 
 def test_a_trimmed_signal_is_without_its_highest_and_lowest_sixth_or_eight() -> None:
-    values = np.array([900.0, *np.full(14, 2.0), 5.0, 5.0, -900.0])  # three are left out at each end
+    # three are left out at each end
+    values = np.array([900.0, *np.full(14, 2.0), 5.0, 5.0, -900.0])
     assert _trimmed_snr(values) == pytest.approx(2.0 * np.sqrt(18))
     many = np.array([*np.full(8, 100.0), 50.0, *np.zeros(91)])
     assert _trimmed_snr(many) == pytest.approx(50 / 84 * 10)
@@ -773,7 +868,8 @@ def test_a_trimmed_signal_is_without_its_highest_and_lowest_sixth_or_eight() -> 
 @pytest.mark.parametrize(("missing", "too_much"), [(26, False), (27, True)])
 def test_a_third_of_a_footprint_without_values_is_too_much(missing: int, too_much: bool) -> None:
     """Of the 81 within 5 px."""
-    image, footprint = noise(), np.argwhere(distance_from(80, 80, SIDE) <= 5)
+    image = noise()
+    footprint = np.argwhere(distance_from(80, 80, SIDE) <= 5)
     image[tuple(footprint.T)] += 0.2
     assert len(footprint) == 81
     image[tuple(footprint[:missing].T)] = np.nan
@@ -798,7 +894,8 @@ def test_a_third_of_a_footprint_on_bad_pixels_is_too_much(share: float, on_bad: 
 
 
 def test_bad_pixels_lie_five_sigma_and_three_tenths_of_a_known_blob_off() -> None:
-    stack, pattern = noise(), np.zeros((SIDE, SIDE), np.float32)
+    stack = noise()
+    pattern = np.zeros((SIDE, SIDE), np.float32)
     pattern[40:80, 40:80] = 0.5
     stack += pattern
     sigma = clean_noise(stack)
@@ -811,13 +908,16 @@ def test_bad_pixels_lie_five_sigma_and_three_tenths_of_a_known_blob_off() -> Non
 
 
 @pytest.mark.parametrize(("level", "of_stack"), [(-0.06, True), (-0.04, False), (0.06, False)])
-def test_a_signal_is_of_the_stack_if_that_is_brighter_by_half_of_it(level: float, of_stack: bool) -> None:
+def test_a_signal_is_of_the_stack_if_that_is_brighter_by_half_of_it(
+    level: float, of_stack: bool
+) -> None:
     rows, columns = np.mgrid[:SIDE, :SIDE]
     disc = (np.hypot(columns - 80, rows - 110) <= 5).astype(np.float32)
     stack = 0.3 + level * disc
     stack[110, 81] = -9.0  # counts as one pixel of the depth
     image = 0.1 * disc + 0.02
-    stack[111, 80], image[109, 80] = np.nan, np.nan
+    stack[111, 80] = np.nan
+    image[109, 80] = np.nan
     assert is_of_the_stack(80, 110, 4.5, 0.1, image, stack) == of_stack
     assert not is_of_the_stack(80, 110, 4.5, 0.1, 0.04 - image, stack)
 
@@ -831,7 +931,13 @@ def flicker(middle: float, around: float) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("middle", "depth", "flickering"),
-    [(0.0125, 0.07, True), (0.0115, 0.01, False), (0.0125, 0.08, False), (0.05, 0.48, True), (0.05, 0.5, False)],
+    [
+        (0.0125, 0.07, True),
+        (0.0115, 0.01, False),
+        (0.0125, 0.08, False),
+        (0.05, 0.48, True),
+        (0.05, 0.5, False),
+    ],
 )
 def test_flicker_is_a_fifth_above_its_surroundings_and_explains_a_tenth_of_the_depth(
     middle: float, depth: float, flickering: bool
@@ -840,13 +946,16 @@ def test_flicker_is_a_fifth_above_its_surroundings_and_explains_a_tenth_of_the_d
 
 
 def test_flicker_is_compared_with_the_ring_around_alone() -> None:
-    scatter, distance = flicker(0.02, 0.01), np.hypot(*(2 * np.mgrid[:80, :80] + 0.5 - [[[110]], [[80]]]))
+    scatter = flicker(0.02, 0.01)
+    distance = np.hypot(*(2 * np.mgrid[:80, :80] + 0.5 - [[[110]], [[80]]]))
     scatter[(distance > 4 + 8.5) | ((distance > 4.5) & (distance < 4 + 3.5))] = 0.5
     assert flickers(80, 110, 4.0, 0.05, scatter)
     assert not flickers(80, 110, 4.0, 0.05, np.where(distance > 5, 0, scatter))
 
 
-@pytest.mark.parametrize(("inner", "outer", "compared"), [(6, 8, 0), (8, 9, 1), (11, 12, 1), (12, 13, 0)])
+@pytest.mark.parametrize(
+    ("inner", "outer", "compared"), [(6, 8, 0), (8, 9, 1), (11, 12, 1), (12, 13, 0)]
+)
 def test_flicker_is_compared_from_four_to_eight_pixels_outside_a_footprint(
     inner: int, outer: int, compared: int
 ) -> None:

@@ -52,7 +52,10 @@ def test_a_blob_cut_by_the_edge_is_found(x: int, y: int) -> None:
 @given(st.floats(0.1, 10), st.integers(0, 3), st.integers(0, 9))
 def test_scale_and_rotation_change_nothing(scale: float, turns: int, seed: int) -> None:
     image = _noise(1, seed) + 1.5 * _disc(60, 100, 5)
-    before, after = (matched_filter.filter_subframes(i.astype(np.float32), (4.0, 6.0)) for i in (image, scale * image))
+    before, after = (
+        matched_filter.filter_subframes(i.astype(np.float32), (4.0, 6.0))
+        for i in (image, scale * image)
+    )
     assert after.snr == pytest.approx(before.snr, rel=1e-3)
     turned = matched_filter.filter_subframes(np.rot90(image, turns, (1, 2)).copy(), (4.0, 6.0))
     assert turned.snr == pytest.approx(before.snr, rel=0.05)  # the spread is of every 4th pixel
@@ -98,7 +101,9 @@ def test_blobs_well_inside_are_no_leak() -> None:
     assert leakage.leakage_auc(features, labels) == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("fault", ["only one class standardised", "offset", "bright border", "spread"])
+@pytest.mark.parametrize(
+    "fault", ["only one class standardised", "offset", "bright border", "spread"]
+)
 def test_a_leak_is_seen(fault: str) -> None:
     pixels, labels = _labelled(1000)
     match fault:

@@ -64,7 +64,9 @@ def test_gaps_and_border_become_the_median_of_the_rest() -> None:
     assert clipped[0, 0] == clipped[100, 100] == clipped[101, 101] == median
     assert clipped[50, 7] == np.float32(done.high_frac)
     assert done.replaced_frac == pytest.approx(1 - (290 * 310 - 2) / data.size)
-    assert done.clipped_frac == pytest.approx(np.mean((clipped == clipped.min()) | (clipped == clipped.max())))
+    assert done.clipped_frac == pytest.approx(
+        np.mean((clipped == clipped.min()) | (clipped == clipped.max()))
+    )
 
 
 def test_no_border_is_possible() -> None:
@@ -73,7 +75,9 @@ def test_no_border_is_possible() -> None:
     assert done.replaced_frac == 0
 
 
-@pytest.mark.parametrize(("data", "message"), [(np.nan, "finite"), (3.0, "coincide"), (np.inf, "finite")])
+@pytest.mark.parametrize(
+    ("data", "message"), [(np.nan, "finite"), (3.0, "coincide"), (np.inf, "finite")]
+)
 def test_an_image_without_noise_is_refused(data: float, message: str) -> None:
     with pytest.raises(FrameError, match=message):
         clip_image(np.full((300, 300), data, np.float32), Clip())
@@ -103,17 +107,26 @@ def difference(tmp_path: Path) -> Path:
     folder = tmp_path / "difference"
     for name in ("a", "b", "d", "e"):
         fits_images.write_image(
-            folder / f"{name}.fits.fz", image(ord(name)), name="DIFFERENCE", header={"FILTER": "F153M"}
+            folder / f"{name}.fits.fz",
+            image(ord(name)),
+            name="DIFFERENCE",
+            header={"FILTER": "F153M"},
         )
     (folder / "b.fits.fz").write_bytes((folder / "b.fits.fz").read_bytes()[:9000])
-    fits_images.write_image(folder / "d.fits.fz", np.ones((300, 300), np.float32), name="DIFFERENCE")
+    fits_images.write_image(
+        folder / "d.fits.fz", np.ones((300, 300), np.float32), name="DIFFERENCE"
+    )
     first = pd.DataFrame({"frame": ["a", "b", "c"], "status": ["ok", "ok", "rejected"]})
     tables.write_table(folder / "frames-000.csv", first)
-    tables.write_table(folder / "frames-001.csv", pd.DataFrame({"frame": ["d", "e"], "status": ["ok", "ok"]}))
+    tables.write_table(
+        folder / "frames-001.csv", pd.DataFrame({"frame": ["d", "e"], "status": ["ok", "ok"]})
+    )
     return folder
 
 
-def test_a_bad_image_is_rejected_with_its_reason_and_the_rest_go_on(difference: Path, tmp_path: Path) -> None:
+def test_a_bad_image_is_rejected_with_its_reason_and_the_rest_go_on(
+    difference: Path, tmp_path: Path
+) -> None:
     clip(difference, tmp_path / "clip", Clip())
     table = tables.read_stage(tmp_path / "clip").set_index("frame")
     assert list(table.index) == ["a", "b", "d", "e"]
@@ -151,7 +164,9 @@ def test_a_batch_that_is_not_there_is_said(difference: Path, tmp_path: Path) -> 
         clip(difference, tmp_path / "clip", Clip(), 7)
 
 
-def test_an_image_that_became_bad_is_not_left_from_the_run_before(difference: Path, tmp_path: Path) -> None:
+def test_an_image_that_became_bad_is_not_left_from_the_run_before(
+    difference: Path, tmp_path: Path
+) -> None:
     clip(difference, tmp_path / "clip", Clip())
     (difference / "a.fits.fz").write_bytes(b"")
     clip(difference, tmp_path / "clip", Clip())

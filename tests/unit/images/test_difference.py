@@ -28,7 +28,14 @@ from blobpipe.images.pattern import (
     smooth_gaussian,
     soften,
 )
-from blobpipe.images.register import NO_SHIFT, Shift, _binned, measure_shift, move_pattern, usual_place_is_zero
+from blobpipe.images.register import (
+    NO_SHIFT,
+    Shift,
+    _binned,
+    measure_shift,
+    move_pattern,
+    usual_place_is_zero,
+)
 from blobpipe.images.stack import landed_within, rms_map, running_median, with_recent_blobs
 from blobpipe.params import Campaign, Difference
 from blobpipe.simulation import campaign
@@ -47,7 +54,9 @@ def done(campaign_dir: Path, difference_dir: Path) -> pd.DataFrame:
 def images(campaign_dir: Path) -> np.ndarray:
     """The first 18 images of the campaign."""
     names = tables.read_frame_list(campaign_dir)["frame"][:18]
-    return np.stack([fits_images.read_frame(fits_images.find_image(campaign_dir, name)).data for name in names])
+    return np.stack(
+        [fits_images.read_frame(fits_images.find_image(campaign_dir, name)).data for name in names]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +71,18 @@ def reference(difference_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def shifted(campaign_params: Campaign, reference: tuple[np.ndarray, np.ndarray]) -> dict[Shift, np.ndarray]:
+def shifted(
+    campaign_params: Campaign, reference: tuple[np.ndarray, np.ndarray]
+) -> dict[Shift, np.ndarray]:
     """The same images but for the shift of their blobs, and noise."""
     blobs = [blob for blob in campaign.population(campaign_params) if blob.first < 0]
     still = reference[0] - campaign.blob_layer(blobs, 0.0, 0.0)
     rng = np.random.default_rng(1)
-    shifts = [Shift(*rng.uniform(-3, 3, 2)) for _ in range(6)] + [Shift(0.3, 0.0), Shift(0.0, -0.5), Shift(0.0, 0.0)]
+    shifts = [Shift(*rng.uniform(-3, 3, 2)) for _ in range(6)] + [
+        Shift(0.3, 0.0),
+        Shift(0.0, -0.5),
+        Shift(0.0, 0.0),
+    ]
     noise = {shift: NOISE * rng.standard_normal(still.shape, np.float32) for shift in shifts}
     return {shift: still + campaign.blob_layer(blobs, *shift) + noise[shift] for shift in shifts}
 
@@ -78,7 +93,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def snr_at(image: np.ndarray, blob: object, noise: float) -> float:
     """Matched-filter signal-to-noise ratio of a blob of the catalogue on an image."""
-    row, column = round(blob.y_px), round(blob.x_px)
+    row = round(blob.y_px)
+    column = round(blob.x_px)
     window = np.pad(np.nan_to_num(image), 20)[row : row + 41, column : column + 41]
     profile = blob_profile(blob.shape, blob.radius_px, blob.x_px - column, blob.y_px - row)
     return float((window * profile).sum() / np.sqrt((profile**2).sum()) / noise)
@@ -97,10 +113,22 @@ def some(campaign_dir: Path, folder: Path, n: int) -> pd.DataFrame:
 # --- the stage ---
 
 
-def test_each_image_after_the_first_stack_has_a_difference(done: pd.DataFrame, difference_dir: Path) -> None:
+def test_each_image_after_the_first_stack_has_a_difference(
+    done: pd.DataFrame, difference_dir: Path
+) -> None:
     assert done["status"].tolist() == ["stack"] * 16 + ["ok"] * 20
     assert done["n_stack"].tolist() == list(range(16)) + [16] * 20
-    columns = ["frame", "mjd", "status", "reason", "shift_x_px", "shift_y_px", "noise_frac", "n_stack", "sha256"]
+    columns = [
+        "frame",
+        "mjd",
+        "status",
+        "reason",
+        "shift_x_px",
+        "shift_y_px",
+        "noise_frac",
+        "n_stack",
+        "sha256",
+    ]
     assert list(tables.read_stage(difference_dir).columns) == columns
     for row in done.query("status == 'ok'").itertuples():
         assert files.sha256(difference_dir / f"{row.frame}.fits.fz") == row.sha256
@@ -119,7 +147,10 @@ def test_noise_of_the_stack_is_that_of_a_real_one(reference: tuple[np.ndarray, n
 def test_shifts_are_recovered(done: pd.DataFrame) -> None:
     """The requirement is 0.1 px, for shifts above 0.2 px; the usual small ones must not suffer either."""
     ok = done.query("status == 'ok'")
-    error = ok[["shift_x_px", "shift_y_px"]].to_numpy() - ok[["shift_x_px_true", "shift_y_px_true"]].to_numpy()
+    error = (
+        ok[["shift_x_px", "shift_y_px"]].to_numpy()
+        - ok[["shift_x_px_true", "shift_y_px_true"]].to_numpy()
+    )
     large = np.hypot(ok["shift_x_px_true"], ok["shift_y_px_true"]) > 0.2
     assert large.sum() >= 4
     assert (np.sqrt((error[large] ** 2).mean(axis=0)) < 0.1).all()
@@ -135,26 +166,34 @@ def test_new_blob_is_positive_and_as_deep_as_it_is(
         image = fits_images.read_frame(difference_dir / f"{row.frame}.fits.fz").data
         for blob in blobs.loc[[row.frame]].itertuples():
             profile = blob_profile(blob.shape, blob.radius_px) * blob.depth_frac
-            found, true = snr_at(image, blob, row.noise_frac), matched_snr(profile, row.noise_frac)
+            found = snr_at(image, blob, row.noise_frac)
+            true = matched_snr(profile, row.noise_frac)
             assert found > 0
             ratios += [found / true] if true > 10 else []
     assert np.median(ratios) == pytest.approx(1.0, abs=0.1)
 
 
-def test_blob_is_new_only_once(done: pd.DataFrame, campaign_dir: Path, difference_dir: Path) -> None:
+def test_blob_is_new_only_once(
+    done: pd.DataFrame, campaign_dir: Path, difference_dir: Path
+) -> None:
     """In the images after its first, it is gone, though the plain median has not learnt it yet."""
     rows = {name: row for row, name in enumerate(done["frame"])}
-    residuals, plain = [], []
+    residuals = []
+    plain = []
     for blob in tables.read_blobs(campaign_dir).query("first_frame != ''").itertuples():
         for row in range(rows[blob.first_frame] + 1, min(rows[blob.first_frame] + 6, len(done))):
             image = fits_images.read_frame(difference_dir / f"{done['frame'][row]}.fits.fz").data
             residuals.append(abs(snr_at(image, blob, done["noise_frac"][row])))
-            plain.append(matched_snr(blob_profile(blob.shape, blob.radius_px) * blob.depth_frac, NOISE))
+            plain.append(
+                matched_snr(blob_profile(blob.shape, blob.radius_px) * blob.depth_frac, NOISE)
+            )
     assert np.median(residuals) < 2
     assert np.mean(np.array(residuals) > 5) < 0.1 < np.mean(np.array(plain) > 5)
 
 
-def test_header_keeps_the_frame_and_says_what_was_done(done: pd.DataFrame, difference_dir: Path) -> None:
+def test_header_keeps_the_frame_and_says_what_was_done(
+    done: pd.DataFrame, difference_dir: Path
+) -> None:
     row = done.iloc[-1]
     frame = fits_images.read_frame(difference_dir / f"{row['frame']}.fits.fz")
     assert frame.header["EXTNAME"] == "DIFFERENCE"
@@ -178,11 +217,15 @@ def test_another_process_gives_the_same_bytes(campaign_dir: Path, tmp_path: Path
         "difference.subtract(sys.argv[1], sys.argv[2], Difference(stack_size=4), 0)"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "raw"), str(tmp_path / "there")]
-    subprocess.run(words, check=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        words, check=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    )
     assert content(tmp_path / "here") == content(tmp_path / "there")
 
 
-def test_batches_may_be_made_in_any_order(campaign_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_may_be_made_in_any_order(
+    campaign_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some(campaign_dir, tmp_path / "raw", 7)
     params = Difference(stack_size=3)
     monkeypatch.setattr(tables, "BATCH", 4)
@@ -214,10 +257,14 @@ def test_bad_images_are_rejected_and_the_rest_goes_on(campaign_dir: Path, tmp_pa
     truncated, empty, cut = (fits_images.find_image(raw, names[i]) for i in (1, 4, 6))
     truncated.write_bytes(truncated.read_bytes()[:100_000])
     fits_images.write_image(empty, np.full((1024, 1024), np.nan, np.float32), name="SCI")
-    fits_images.write_image(cut, np.random.default_rng(1).normal(0, 0.01, (512, 512)).astype(np.float32), name="SCI")
+    fits_images.write_image(
+        cut, np.random.default_rng(1).normal(0, 0.01, (512, 512)).astype(np.float32), name="SCI"
+    )
     difference.subtract(raw, tmp_path / "out", Difference(stack_size=3))
     done = tables.read_stage(tmp_path / "out")
-    s, o, r = "stack", "ok", "rejected"
+    s = "stack"
+    o = "ok"
+    r = "rejected"
     assert done["status"].tolist() == [s, r, s, s, r, o, r, o, o]
     assert all(done["reason"][i].startswith(str(raw / names[i])) for i in (1, 4, 6))
     assert "512x512 pixels, expected 1024x1024" in done["reason"][6]
@@ -228,7 +275,9 @@ def test_bad_images_are_rejected_and_the_rest_goes_on(campaign_dir: Path, tmp_pa
     )
 
 
-@pytest.mark.parametrize("factor", [1 / 40, *(pytest.param(f, marks=pytest.mark.long) for f in (30.0, 1e-9))])
+@pytest.mark.parametrize(
+    "factor", [1 / 40, *(pytest.param(f, marks=pytest.mark.long) for f in (30.0, 1e-9))]
+)
 def test_images_of_another_noise_are_rejected_and_left_out_of_stacks(
     campaign_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
@@ -242,9 +291,13 @@ def test_images_of_another_noise_are_rejected_and_left_out_of_stacks(
     monkeypatch.setattr(tables, "BATCH", 5)
     difference.subtract(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
     done = tables.read_stage(tmp_path / "out")
-    s, o, r = "stack", "ok", "rejected"
+    s = "stack"
+    o = "ok"
+    r = "rejected"
     assert done["status"].tolist() == [s, r, s, s, r, o, o, r, o]
-    assert all(f"{names[i]}" in done["reason"][i] and "noise" in done["reason"][i] for i in (1, 4, 7))
+    assert all(
+        f"{names[i]}" in done["reason"][i] and "noise" in done["reason"][i] for i in (1, 4, 7)
+    )
     assert done.query("status == 'ok'")["noise_frac"].between(0.005, 0.02).all()
     difference.reference(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
     scatter = fits_images.read_plane(tmp_path / "out" / "reference.fits.fz", "SCATTER")
@@ -257,7 +310,10 @@ def test_unregistered_difference_is_image_minus_median(campaign_dir: Path, tmp_p
     names = some(campaign_dir, tmp_path / "raw", 5)["frame"]
     params = Difference(stack_size=3, register_shift=False, known_blobs=False)
     difference.subtract(tmp_path / "raw", tmp_path / "out", params)
-    images = [fits_images.read_frame(fits_images.find_image(tmp_path / "raw", name)).data for name in names]
+    images = [
+        fits_images.read_frame(fits_images.find_image(tmp_path / "raw", name)).data
+        for name in names
+    ]
     expected = images[4] - np.median(images[1:4], axis=0)
     found = fits_images.read_frame(tmp_path / "out" / f"{names[4]}.fits.fz").data
     np.testing.assert_allclose(found, expected, atol=NOISE / 16)
@@ -266,12 +322,16 @@ def test_unregistered_difference_is_image_minus_median(campaign_dir: Path, tmp_p
 
 def test_too_few_images_for_the_reference(campaign_dir: Path, tmp_path: Path) -> None:
     some(campaign_dir, tmp_path / "raw", 4)
-    with pytest.raises(FrameError, match=r"found 4 usable images, expected at least difference.stack_size=5"):
+    with pytest.raises(
+        FrameError, match=r"found 4 usable images, expected at least difference.stack_size=5"
+    ):
         difference.reference(tmp_path / "raw", tmp_path / "out", Difference(stack_size=5))
     assert not (tmp_path / "out").exists()
 
 
-def test_unknown_batch_is_refused(campaign_dir: Path, tmp_path: Path, difference_params: Difference) -> None:
+def test_unknown_batch_is_refused(
+    campaign_dir: Path, tmp_path: Path, difference_params: Difference
+) -> None:
     with pytest.raises(TableError, match="no 7"):
         difference.subtract(campaign_dir, tmp_path, difference_params, 7)
 
@@ -292,7 +352,9 @@ def test_running_median_leaves_missing_values_out() -> None:
     images = np.arange(12, dtype=np.float32).reshape(4, 1, 3)
     images[1, 0, 0] = np.nan
     images[:, 0, 2] = np.nan
-    np.testing.assert_array_equal(running_median(images, 3)[:, 0], [[3, 4, np.nan], [7.5, 7, np.nan]])
+    np.testing.assert_array_equal(
+        running_median(images, 3)[:, 0], [[3, 4, np.nan], [7.5, 7, np.nan]]
+    )
 
 
 def test_clean_noise_ignores_outliers_edges_and_missing_values() -> None:
@@ -316,7 +378,9 @@ def test_scatter_is_the_noise_and_shows_what_flickers() -> None:
     assert not rms_map(images[:3], images[0]).any()
 
 
-def test_difference_and_reference_hold_the_scatter(done: pd.DataFrame, difference_dir: Path) -> None:
+def test_difference_and_reference_hold_the_scatter(
+    done: pd.DataFrame, difference_dir: Path
+) -> None:
     for name in (done.query("status == 'ok'")["frame"].iloc[0], "reference"):
         found = fits_images.read_plane(difference_dir / f"{name}.fits.fz", "SCATTER")
         assert found.shape == (512, 512)
@@ -327,26 +391,37 @@ def test_pattern_is_the_known_blobs_and_nothing_else(
     reference: tuple[np.ndarray, np.ndarray], known: pd.DataFrame, campaign_params: Campaign
 ) -> None:
     _, pattern = reference
-    truth = campaign.blob_layer([b for b in campaign.population(campaign_params) if b.first < 0], 0, 0)
+    truth = campaign.blob_layer(
+        [b for b in campaign.population(campaign_params) if b.first < 0], 0, 0
+    )
     assert (pattern == 0).mean() > 0.95
     assert np.corrcoef(pattern[20:-20, 20:-20].ravel(), truth[20:-20, 20:-20].ravel())[0, 1] > 0.98
     assert np.abs(pattern[truth == 0]).max() < 0.2 * pattern.max()
 
 
-def test_pattern_is_found_without_a_catalogue(reference: tuple[np.ndarray, np.ndarray], known: pd.DataFrame) -> None:
+def test_pattern_is_found_without_a_catalogue(
+    reference: tuple[np.ndarray, np.ndarray], known: pd.DataFrame
+) -> None:
     found = blob_pattern(reference[0])
-    strong = known.query("depth_frac > 0.03 and x_px > 20 and x_px < 1000 and y_px > 20 and y_px < 1000")
+    strong = known.query(
+        "depth_frac > 0.03 and x_px > 20 and x_px < 1000 and y_px > 20 and y_px < 1000"
+    )
     at = found[strong["y_px"].round().astype(int), strong["x_px"].round().astype(int)]
     assert np.mean(at > 0.5 * strong["depth_frac"]) > 0.9
 
 
 @pytest.mark.parametrize("catalogue", ["whole", "none"])
 def test_shift_is_measured(
-    shifted: dict[Shift, np.ndarray], reference: tuple[np.ndarray, np.ndarray], known: pd.DataFrame, catalogue: str
+    shifted: dict[Shift, np.ndarray],
+    reference: tuple[np.ndarray, np.ndarray],
+    known: pd.DataFrame,
+    catalogue: str,
 ) -> None:
     stack, _ = reference
     pattern = blob_pattern(stack, known if catalogue == "whole" else None)
-    errors = [np.subtract(measure_shift(image, stack, pattern), shift) for shift, image in shifted.items()]
+    errors = [
+        np.subtract(measure_shift(image, stack, pattern), shift) for shift, image in shifted.items()
+    ]
     assert (np.sqrt(np.mean(np.square(errors), axis=0)) < 0.1).all()
     assert np.abs(errors).max() < 0.15
 
@@ -372,7 +447,9 @@ def test_a_burst_next_to_a_known_blob_does_not_pull_the_shift() -> None:
     for x, y, radius in OLD:
         window = pattern[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21]
         window += 0.1 * blob_profile("disc", radius, x - round(x), y - round(y), 41)
-    image = move_pattern(pattern, Shift(1.3, -0.6)) + rng.normal(0, 5e-3, pattern.shape).astype(np.float32)
+    image = move_pattern(pattern, Shift(1.3, -0.6)) + rng.normal(0, 5e-3, pattern.shape).astype(
+        np.float32
+    )
     x, y, radius = OLD[0]
     image[round(y) - 2 : round(y) + 3, round(x + radius) : round(x + radius) + 5] += 500
     found = measure_shift(image, pattern, pattern)
@@ -393,7 +470,9 @@ def test_dips_go_and_noise_stays(
     near = (pattern > 0.01) & np.isfinite(stack)
     for shift, image in shifted.items():
         left, found = difference.difference_image(image, stack, Difference(), known)
-        plain, nowhere = difference.difference_image(image, stack, Difference(register_shift=False), known)
+        plain, nowhere = difference.difference_image(
+            image, stack, Difference(register_shift=False), known
+        )
         assert nowhere == (0.0, 0.0)
         assert tuple(found) == pytest.approx(tuple(shift), abs=0.15)
         assert clean_noise(left) == pytest.approx(clean_noise(plain), rel=0.01)
@@ -404,18 +483,29 @@ def test_dips_go_and_noise_stays(
 @pytest.mark.parametrize("shift", [Shift(1.9, -1.9), Shift(-2.2, 0.7)])
 def test_blob_that_the_border_cuts_leaves_no_dip_either(shift: Shift) -> None:
     rng = np.random.default_rng(4)
-    places = [(6.2, 100.8), (150.3, 250.4), (60.7, 6.1), (130.1, 60.9), (200.4, 150.2), (60.3, 200.7), (250.1, 90.4)]
+    places = [
+        (6.2, 100.8),
+        (150.3, 250.4),
+        (60.7, 6.1),
+        (130.1, 60.9),
+        (200.4, 150.2),
+        (60.3, 200.7),
+        (250.1, 90.4),
+    ]
 
     def image(shift: Shift, noise: float) -> np.ndarray:
         padded = np.zeros((256 + 40, 256 + 40), np.float32)
         for x, y in places:
-            x, y = x + shift.x_px + 20, y + shift.y_px + 20
+            x = x + shift.x_px + 20
+            y = y + shift.y_px + 20
             stamp = blob_profile("diamond", 5.9, x - round(x), y - round(y))
             padded[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21] += 0.066 * stamp
         inner = padded[25:-25, 25:-25] + noise * rng.standard_normal((246, 246), np.float32)
         return np.pad(inner, 5, constant_values=np.nan)
 
-    left, found = difference.difference_image(image(shift, 0.0085), image(Shift(0, 0), 0.0055), Difference())
+    left, found = difference.difference_image(
+        image(shift, 0.0085), image(Shift(0, 0), 0.0055), Difference()
+    )
     assert tuple(found) == pytest.approx(tuple(shift), abs=0.1)
     at_the_border = left[95:107, 5:9], left[5:9, 55:67]
     assert max(abs(part.mean()) for part in at_the_border) < 0.01  # a sixth of the depth
@@ -445,7 +535,8 @@ def test_a_blob_that_landed_within_the_stack_has_not_flickered() -> None:
     blob = pd.DataFrame({"x_px": [32.0], "y_px": [32.0], "radius_px": [5.0], "first": [20]})
     recent = landed_within(blob, list(range(30)), images[0].shape)
     stack = with_recent_blobs(np.median(images, axis=0), images, recent)
-    blind, aware = rms_map(images, stack), rms_map(images, stack, recent)
+    blind = rms_map(images, stack)
+    aware = rms_map(images, stack, recent)
     middle = slice(14, 18)
     assert blind[middle, middle].mean() > 0.05
     assert aware[middle, middle].mean() == pytest.approx(0.01, rel=0.2)
@@ -466,8 +557,15 @@ def test_recent_blob_of_a_shifted_image_is_moved_back() -> None:
 # --- a small campaign, 256 x 256 px ---
 
 SMALL_NOISE = 0.004
-OLD = [(40.2, 60.7, 6.0), (150.4, 40.3, 5.0), (100.0, 100.0, 7.0), (30.8, 150.1, 4.5), (160.6, 150.9, 6.5)]
-LATER = {2: (90.3, 30.2, 5.0), 3: (60.1, 110.4, 5.0), 5: (120.3, 165.6, 5.5)}  # row of the image on which it landed
+OLD = [
+    (40.2, 60.7, 6.0),
+    (150.4, 40.3, 5.0),
+    (100.0, 100.0, 7.0),
+    (30.8, 150.1, 4.5),
+    (160.6, 150.9, 6.5),
+]
+# row of the image on which it landed
+LATER = {2: (90.3, 30.2, 5.0), 3: (60.1, 110.4, 5.0), 5: (120.3, 165.6, 5.5)}
 MIRROR = {4: Shift(1.5, -1.0), 6: Shift(-2.0, 0.6)}
 REJECTED = 7
 
@@ -477,7 +575,8 @@ def small_image(row: int, rng: np.random.Generator) -> np.ndarray:
     image = rng.normal(0, SMALL_NOISE, (256, 256)).astype(np.float32)
     shift = MIRROR.get(row, NO_SHIFT)
     for x, y, radius in [*OLD, *(blob for first, blob in LATER.items() if first <= row)]:
-        x, y = x + shift.x_px, y + shift.y_px
+        x = x + shift.x_px
+        y = y + shift.y_px
         window = image[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21]
         window += 0.1 * blob_profile("disc", radius, x - round(x), y - round(y), 41)
     return image
@@ -486,11 +585,16 @@ def small_image(row: int, rng: np.random.Generator) -> np.ndarray:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images, of which one cannot be read, and their catalogue; only for reading."""
-    raw, rng = tmp_path_factory.mktemp("small") / "raw", np.random.default_rng(6)
+    raw = tmp_path_factory.mktemp("small") / "raw"
+    rng = np.random.default_rng(6)
     names = [f"f{row}" for row in range(10)]
     for row, name in enumerate(names):
-        fits_images.write_image(raw / f"{name}.fits.fz", small_image(row, rng), name="SCI", sigma=SMALL_NOISE)
-    fits_images.write_image(raw / f"f{REJECTED}.fits.fz", np.zeros((50, 256), np.float32), name="SCI", sigma=1.0)
+        fits_images.write_image(
+            raw / f"{name}.fits.fz", small_image(row, rng), name="SCI", sigma=SMALL_NOISE
+        )
+    fits_images.write_image(
+        raw / f"f{REJECTED}.fits.fz", np.zeros((50, 256), np.float32), name="SCI", sigma=1.0
+    )
     tables.write_table(raw / "frames.csv", pd.DataFrame({"frame": names, "mjd": np.arange(10.0)}))
     blobs = pd.DataFrame([*OLD, *LATER.values()], columns=["x_px", "y_px", "radius_px"])
     blobs = blobs.assign(first_frame=[""] * len(OLD) + [f"f{row}" for row in LATER])
@@ -506,7 +610,8 @@ def small_shape(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def light_at(image: np.ndarray, blob: tuple[float, float, float]) -> float:
     """Mean around the middle of a blob."""
-    x, y = round(blob[0]), round(blob[1])
+    x = round(blob[0])
+    y = round(blob[1])
     return float(np.nanmean(image[y - 1 : y + 2, x - 1 : x + 2]))
 
 
@@ -527,30 +632,48 @@ def test_a_blob_is_new_on_the_image_on_which_it_lands(
     ]
     for row in np.flatnonzero(done["status"] == "ok"):
         image = fits_images.read_frame(tmp_path / f"f{row}.fits.fz").data
-        assert tuple(done.loc[row, ["shift_x_px", "shift_y_px"]]) == pytest.approx(MIRROR.get(row, (0, 0)), abs=0.1)
+        assert tuple(done.loc[row, ["shift_x_px", "shift_y_px"]]) == pytest.approx(
+            MIRROR.get(row, (0, 0)), abs=0.1
+        )
         assert clean_noise(image) == pytest.approx(SMALL_NOISE * np.sqrt(1 + np.pi / 6), rel=0.1)
         for first, blob in LATER.items():
-            assert light_at(image, blob) == pytest.approx(0.1 if first == row else 0, abs=0.015), (row, first)
+            assert light_at(image, blob) == pytest.approx(0.1 if first == row else 0, abs=0.015), (
+                row,
+                first,
+            )
         assert max(abs(light_at(image, blob)) for blob in OLD) < 0.015
 
 
 @pytest.mark.usefixtures("small_shape")
-def test_the_reference_knows_what_landed_on_its_images_and_nothing_later(small: Path, tmp_path: Path) -> None:
+def test_the_reference_knows_what_landed_on_its_images_and_nothing_later(
+    small: Path, tmp_path: Path
+) -> None:
     difference.reference(small, tmp_path, Difference(stack_size=3))
-    stack, pattern = (fits_images.read_plane(tmp_path / "reference.fits.fz", name) for name in ("STACK", "PATTERN"))
+    stack, pattern = (
+        fits_images.read_plane(tmp_path / "reference.fits.fz", name)
+        for name in ("STACK", "PATTERN")
+    )
     for image in (stack, pattern):
         assert light_at(image, LATER[2]) == pytest.approx(0.1, abs=0.015)
         assert light_at(image, LATER[3]) == pytest.approx(0, abs=0.01)
         assert [light_at(image, blob) for blob in OLD] == pytest.approx([0.1] * len(OLD), abs=0.015)
     difference.reference(small, tmp_path / "plain", Difference(stack_size=3, known_blobs=False))
-    assert light_at(fits_images.read_plane(tmp_path / "plain/reference.fits.fz", "STACK"), LATER[2]) < 0.02
+    assert (
+        light_at(fits_images.read_plane(tmp_path / "plain/reference.fits.fz", "STACK"), LATER[2])
+        < 0.02
+    )
 
 
 @pytest.mark.usefixtures("small_shape")
-def test_the_blobs_that_are_moved_back_are_those_known_by_the_end_of_the_first_stack(small: Path) -> None:
-    table, blobs = tables.read_frame_list(small), difference._catalogue(small)
+def test_the_blobs_that_are_moved_back_are_those_known_by_the_end_of_the_first_stack(
+    small: Path,
+) -> None:
+    table = tables.read_frame_list(small)
+    blobs = difference._catalogue(small)
     members, images = zip(*(difference._read(small, table, row) for row in range(7)), strict=True)
-    pattern = difference._register(list(images), list(members), Difference(stack_size=3), blobs).pattern
+    pattern = difference._register(
+        list(images), list(members), Difference(stack_size=3), blobs
+    ).pattern
     assert light_at(pattern, LATER[2]) == pytest.approx(0.1, abs=0.015)
     assert light_at(pattern, LATER[3]) == 0  # not even the noise at the place of what lands later
 
@@ -558,7 +681,9 @@ def test_the_blobs_that_are_moved_back_are_those_known_by_the_end_of_the_first_s
 # --- what is a blob of the stack, and what is not ---
 
 
-def stack_with(*structures: tuple[slice, slice, float], shape: tuple[int, int] = (256, 512)) -> np.ndarray:
+def stack_with(
+    *structures: tuple[slice, slice, float], shape: tuple[int, int] = (256, 512)
+) -> np.ndarray:
     """Noise, a blob at 60, 60 that is one in any case, and structures with the soft edges of blobs."""
     image = np.zeros(shape, np.float32)
     for rows, columns, level in structures:
@@ -579,7 +704,9 @@ def stack_with(*structures: tuple[slice, slice, float], shape: tuple[int, int] =
         ((slice(54, 64), slice(357, 367), 0.1), False),  # the Death Star
     ],
 )
-def test_of_the_stack_compact_dark_patches_are_blobs(structure: tuple[slice, slice, float], is_blob: bool) -> None:
+def test_of_the_stack_compact_dark_patches_are_blobs(
+    structure: tuple[slice, slice, float], is_blob: bool
+) -> None:
     pattern = blob_pattern(stack_with(structure))
     inside = pattern[structure[:2]]
     assert inside.mean() > 0.08 if is_blob else np.abs(inside).max() < 0.01
@@ -589,7 +716,9 @@ def test_of_the_stack_compact_dark_patches_are_blobs(structure: tuple[slice, sli
 @pytest.mark.parametrize("side", [2, 4, 6])
 def test_clusters_of_bad_pixels_with_hard_edges_are_no_blobs(side: int) -> None:
     stack = stack_with()
-    stack[150 : 150 + side, 200 : 200 + side] += np.random.default_rng(3).uniform(0.05, 0.2, (side, side))
+    stack[150 : 150 + side, 200 : 200 + side] += np.random.default_rng(3).uniform(
+        0.05, 0.2, (side, side)
+    )
     assert np.abs(blob_pattern(stack)[140:170, 190:220]).max() < 0.01
 
 
@@ -627,7 +756,8 @@ def test_bad_pixels_are_filled_from_around_and_the_rest_is_left_alone() -> None:
 
 
 def test_smoothing_is_a_gaussian_and_twice_what_the_first_time_lost() -> None:
-    image, pixels = np.zeros((64, 80), np.float32), np.arange(-20, 21)
+    image = np.zeros((64, 80), np.float32)
+    pixels = np.arange(-20, 21)
     image[30, 41] = 1
     once = smooth_gaussian(image, 1.7)
     along = np.exp(-((pixels / 1.7) ** 2) / 2) / (1.7 * np.sqrt(2 * np.pi))
@@ -642,8 +772,15 @@ def test_a_shift_is_exact_without_noise() -> None:
     for x, y, radius in OLD:
         window = pattern[round(y) - 20 : round(y) + 21, round(x) - 20 : round(x) + 21]
         window += 0.1 * blob_profile("disc", radius, x - round(x), y - round(y), 41)
-    stack = pattern + rng.normal(0, 0.01, pattern.shape).astype(np.float32)  # of the detector: does not move
-    for shift in (Shift(0.04, 0.0), Shift(0.73, -0.31), Shift(-2.46, 1.87), Shift(0.0, 3.5), Shift(5.2, -4.9)):
+    # of the detector: does not move
+    stack = pattern + rng.normal(0, 0.01, pattern.shape).astype(np.float32)
+    for shift in (
+        Shift(0.04, 0.0),
+        Shift(0.73, -0.31),
+        Shift(-2.46, 1.87),
+        Shift(0.0, 3.5),
+        Shift(5.2, -4.9),
+    ):
         noise = rng.normal(0, 1e-4, pattern.shape).astype(np.float32)
         image = stack - pattern + move_pattern(pattern, shift) + noise
         assert tuple(measure_shift(image, stack, pattern)) == pytest.approx(tuple(shift), abs=0.03)
@@ -655,7 +792,11 @@ def test_a_shift_beyond_any_of_the_mirror_is_a_mistake(caplog: pytest.LogCapture
     noise = np.random.default_rng(2).normal(0, 1e-3, pattern.shape).astype(np.float32)
     image = np.roll(pattern, 7, axis=1) + noise
     assert measure_shift(image, pattern, pattern) == (0.0, 0.0)
-    assert "a shift of 7.0" in caplog.text or "a shift of 6.9" in caplog.text or "a shift of 7.1" in caplog.text
+    assert (
+        "a shift of 7.0" in caplog.text
+        or "a shift of 6.9" in caplog.text
+        or "a shift of 7.1" in caplog.text
+    )
 
 
 def test_the_usual_place_is_where_most_of_the_first_images_have_the_blobs() -> None:
@@ -669,14 +810,17 @@ def test_sums_of_two_by_two_pixels_leave_an_odd_row_and_column_out() -> None:
 
 def test_what_landed_within_a_stack_is_known_by_the_rows_of_its_images() -> None:
     """After the first of them, for that is how all of them show it, and up to the last."""
-    blobs = pd.DataFrame({"x_px": 30.0, "y_px": 40.0, "radius_px": 4.0, "first": [-1, 8, 9, 10, 13, 14, 15]})
+    blobs = pd.DataFrame(
+        {"x_px": 30.0, "y_px": 40.0, "radius_px": 4.0, "first": [-1, 8, 9, 10, 13, 14, 15]}
+    )
     recent = landed_within(blobs, [8, 9, 11, 13, 14], (64, 48))
     assert [blob.start for blob in recent] == [1, 2, 3, 4]
     for blob in recent:
         rows, columns = np.mgrid[blob.window]
         np.testing.assert_allclose(blob.distance, np.hypot(columns - 30, rows - 40))
         assert (blob.inside == (blob.distance < 1.55 * 4 + 2.5)).all()
-        assert (blob.window[0].start, blob.window[1].stop) == (27, 44)  # what a shift of 6 px may touch
+        # what a shift of 6 px may touch
+        assert (blob.window[0].start, blob.window[1].stop) == (27, 44)
 
 
 @pytest.mark.parametrize(("x", "y"), [(1.2, 2.0), (46.9, 60.7), (-3.0, 30.0), (60.0, -9.0)])
@@ -691,9 +835,18 @@ def test_the_square_around_a_place_ends_where_the_image_does(x: float, y: float)
 
 @pytest.mark.parametrize(
     ("shape", "compact"),
-    [((4, 4), True), ((3, 5), False), ((4, 9), True), ((4, 10), False), ((44, 44), True), ((45, 40), False)],
+    [
+        ((4, 4), True),
+        ((3, 5), False),
+        ((4, 9), True),
+        ((4, 10), False),
+        ((44, 44), True),
+        ((45, 40), False),
+    ],
 )
-def test_compact_is_neither_a_few_pixels_nor_long_nor_large(shape: tuple[int, int], compact: bool) -> None:
+def test_compact_is_neither_a_few_pixels_nor_long_nor_large(
+    shape: tuple[int, int], compact: bool
+) -> None:
     assert _compact(np.ones(shape, bool)) == compact
     assert _compact(np.ones(shape[::-1], bool)) == compact
 
@@ -710,6 +863,11 @@ def test_a_soft_region_is_whole_and_ends_within_three_widths() -> None:
 def test_a_blob_is_not_deeper_than_any_and_leaves_noise() -> None:
     rest = np.random.default_rng(1).normal(0, 1, 400)
     rest *= 0.01 / rest.std()
-    for depth, scale, likely in ((0.34, 1.0, True), (0.36, 1.0, False), (0.1, 1.55, True), (0.1, 1.65, False)):
+    for depth, scale, likely in (
+        (0.34, 1.0, True),
+        (0.36, 1.0, False),
+        (0.1, 1.55, True),
+        (0.1, 1.65, False),
+    ):
         values = np.linspace(0, depth, 400)
         assert _blob_like(values, scale * rest, 0.01) == likely, (depth, scale)

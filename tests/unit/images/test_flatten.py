@@ -17,7 +17,8 @@ from blobpipe.errors import FrameError
 from blobpipe.images import check, flatten
 
 N = 1014
-PHOTONS_E, READ_NOISE_E = 20_000.0, 20.0
+PHOTONS_E = 20_000.0
+READ_NOISE_E = 20.0
 REACH = 30
 Places = list[tuple[tuple[slice, slice], np.ndarray]]
 
@@ -25,7 +26,12 @@ Places = list[tuple[tuple[slice, slice], np.ndarray]]
 def light(rng: np.random.Generator) -> np.ndarray:
     """Airglow as no flat takes it out: it falls off by a quarter, with waves and lumps of 1 %."""
     y, x = np.mgrid[:N, :N] / N
-    field = 1 + 0.15 * (x - 0.5) - 0.1 * (y - 0.5) + 0.06 * np.sin(2 * np.pi * x * 1.3 + 0.5) * np.cos(2 * np.pi * y)
+    field = (
+        1
+        + 0.15 * (x - 0.5)
+        - 0.1 * (y - 0.5)
+        + 0.06 * np.sin(2 * np.pi * x * 1.3 + 0.5) * np.cos(2 * np.pi * y)
+    )
     for cx, cy in rng.random((12, 2)):
         field += rng.normal(0, 0.01) * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 2 / (100 / N) ** 2)
     return field
@@ -33,11 +39,16 @@ def light(rng: np.random.Generator) -> np.ndarray:
 
 def with_blobs(rng: np.random.Generator, radius: float, depth: float) -> tuple[np.ndarray, Places]:
     """What is left of the light, and where it goes: 100 blobs of all shapes, between pixels."""
-    loss, places = np.zeros((N, N)), []
+    loss = np.zeros((N, N))
+    places = []
     for x in 96 * np.arange(10) + 70:
         for y in 96 * np.arange(10) + 70:
-            (column, row), (dx, dy) = rng.integers((x - 5, y - 5), (x + 6, y + 6)), rng.uniform(-0.5, 0.5, 2)
-            window = (slice(row - REACH, row + REACH + 1), slice(column - REACH, column + REACH + 1))
+            (column, row) = rng.integers((x - 5, y - 5), (x + 6, y + 6))
+            (dx, dy) = rng.uniform(-0.5, 0.5, 2)
+            window = (
+                slice(row - REACH, row + REACH + 1),
+                slice(column - REACH, column + REACH + 1),
+            )
             profile = blob_profile(SHAPES[rng.integers(3)], radius, dx, dy, 2 * REACH + 1)
             loss[window] += depth * profile
             places.append((window, profile))
@@ -50,7 +61,9 @@ def exposed(rng: np.random.Generator, rate: np.ndarray) -> np.ndarray:
 
 
 def bad_pixels(rng: np.random.Generator) -> np.ndarray:
-    return np.where(rng.random((N, N)) < 0.02, rng.choice([4, 16, 32 + 512, 8], (N, N)), 0).astype(np.int32)
+    return np.where(rng.random((N, N)) < 0.02, rng.choice([4, 16, 32 + 512, 8], (N, N)), 0).astype(
+        np.int32
+    )
 
 
 def measured_depths(loss: np.ndarray, places: Places) -> np.ndarray:
@@ -64,7 +77,12 @@ def write_exposure(path: Path, science: np.ndarray, dq: np.ndarray, **cards: obj
     """An FLT file; with 1024 pixels, an IMA file whose first read has nothing on it."""
     primary = fits.PrimaryHDU()
     primary.header.update(
-        {"TELESCOP": "HST", "FILTER": "F153M", "TARGNAME": "DARK-EARTH-CALIB", "ROOTNAME": "idbb01a1q"}
+        {
+            "TELESCOP": "HST",
+            "FILTER": "F153M",
+            "TARGNAME": "DARK-EARTH-CALIB",
+            "ROOTNAME": "idbb01a1q",
+        }
         | {"EXPSTART": 56197.25, "FLATCORR": "COMPLETE", "NOISY": "not kept"}
         | cards
     )
@@ -72,7 +90,9 @@ def write_exposure(path: Path, science: np.ndarray, dq: np.ndarray, **cards: obj
     for version in range(1, 2 if len(science) == N else 3):
         images = (("SCI", science), ("ERR", np.sqrt(np.abs(science))), ("DQ", dq.astype(np.int16)))
         for name, image in images:
-            hdu = fits.ImageHDU(image if version == 1 else np.zeros_like(image), name=name, ver=version)
+            hdu = fits.ImageHDU(
+                image if version == 1 else np.zeros_like(image), name=name, ver=version
+            )
             hdu.header["BUNIT"] = "ELECTRONS/S"
             hdus.append(hdu)
     fits.HDUList(hdus).writeto(path)
@@ -92,7 +112,8 @@ def test_a_blob_keeps_its_depth(radius: float, depth: float) -> None:
     rng = np.random.default_rng([int(radius), int(100 * depth)])
     rate, places = with_blobs(rng, radius, depth)
     depths = measured_depths(flatten.light_loss(exposed(rng, rate), bad_pixels(rng)), places)
-    bias, error = depths.mean() / depth - 1, depths.std() / depth / np.sqrt(len(depths))
+    bias = depths.mean() / depth - 1
+    error = depths.std() / depth / np.sqrt(len(depths))
     assert error < 0.01
     assert abs(bias) < 0.03
 
@@ -111,7 +132,9 @@ def test_the_file_is_a_blob_image_of_the_products_convention(
     scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path
 ) -> None:
     science, dq, places = scene
-    out = flatten.flatten(write_exposure(tmp_path / "idbb01a1q_flt.fits", science, dq), tmp_path / "out")
+    out = flatten.flatten(
+        write_exposure(tmp_path / "idbb01a1q_flt.fits", science, dq), tmp_path / "out"
+    )
     assert out == tmp_path / "out" / "idbb01a1q_blob.fits.fz"
     frame = fits_images.usable_image(out)
     assert frame.data.shape == (1024, 1024)
@@ -119,9 +142,17 @@ def test_the_file_is_a_blob_image_of_the_products_convention(
     core = frame.data[5:-5, 5:-5]
     np.testing.assert_array_equal(np.isnan(core), (dq & ~512) != 0)
     assert np.isnan(frame.data).sum() == np.isnan(core).sum() + 1024**2 - N**2
-    assert measured_depths(core, places).mean() == pytest.approx(0.1, rel=0.01)  # light lost is positive
-    assert {card: frame.header[card] for card in ("ROOTNAME", "EXPSTART", "FILTER", "TARGNAME", "BUNIT")} == {
-        **{"ROOTNAME": "idbb01a1q", "EXPSTART": 56197.25, "FILTER": "F153M", "TARGNAME": "DARK-EARTH-CALIB"},
+    # light lost is positive
+    assert measured_depths(core, places).mean() == pytest.approx(0.1, rel=0.01)
+    assert {
+        card: frame.header[card] for card in ("ROOTNAME", "EXPSTART", "FILTER", "TARGNAME", "BUNIT")
+    } == {
+        **{
+            "ROOTNAME": "idbb01a1q",
+            "EXPSTART": 56197.25,
+            "FILTER": "F153M",
+            "TARGNAME": "DARK-EARTH-CALIB",
+        },
         "BUNIT": "",
     }
     assert "NOISY" not in frame.header
@@ -130,13 +161,19 @@ def test_the_file_is_a_blob_image_of_the_products_convention(
     assert str(tmp_path) not in history
 
 
-def test_an_ima_gives_what_its_flt_gives(scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path) -> None:
+def test_an_ima_gives_what_its_flt_gives(
+    scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path
+) -> None:
     science, dq, _ = scene
     flt = flatten.flatten(write_exposure(tmp_path / "a_flt.fits", science, dq), tmp_path / "flt")
     padded = np.pad(science, 5, constant_values=1e6)
-    ima = flatten.flatten(write_exposure(tmp_path / "a_ima.fits", padded, np.pad(dq, 5)), tmp_path / "ima")
+    ima = flatten.flatten(
+        write_exposure(tmp_path / "a_ima.fits", padded, np.pad(dq, 5)), tmp_path / "ima"
+    )
     assert flt.name == ima.name == "a_blob.fits.fz"
-    np.testing.assert_array_equal(fits_images.read_frame(flt).data, fits_images.read_frame(ima).data)
+    np.testing.assert_array_equal(
+        fits_images.read_frame(flt).data, fits_images.read_frame(ima).data
+    )
 
 
 def test_the_same_bytes(scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path) -> None:
@@ -157,7 +194,11 @@ BRIGHT = DARK + 5000
         (DARK, {}, "too little light"),
         (-BRIGHT, {}, "too little light"),
         (BRIGHT, {"FLATCORR": "OMIT"}, "FLATCORR is OMIT, expected COMPLETE"),
-        (np.where(np.arange(N) < 600, np.nan, BRIGHT).astype(np.float32), {}, "41% of its pixels are good"),
+        (
+            np.where(np.arange(N) < 600, np.nan, BRIGHT).astype(np.float32),
+            {},
+            "41% of its pixels are good",
+        ),
     ],
 )
 def test_what_is_no_exposure_of_the_dark_earth_is_refused(
@@ -170,7 +211,9 @@ def test_what_is_no_exposure_of_the_dark_earth_is_refused(
 
 
 def test_flags_are_needed_and_of_the_same_size(tmp_path: Path) -> None:
-    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(BRIGHT, name="SCI")]).writeto(tmp_path / "a_flt.fits")
+    fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(BRIGHT, name="SCI")]).writeto(
+        tmp_path / "a_flt.fits"
+    )
     with pytest.raises(FrameError, match="no image DQ"):
         flatten.flatten(tmp_path / "a_flt.fits", tmp_path)
     path = write_exposure(tmp_path / "b_flt.fits", BRIGHT, np.zeros((266, 266)))
@@ -193,15 +236,22 @@ def test_a_frame_full_of_stars_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_delta_flat_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    flatten.flatten(write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.zeros((N, N)), DFLTFILE="N/A"), tmp_path)
+    flatten.flatten(
+        write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.zeros((N, N)), DFLTFILE="N/A"), tmp_path
+    )
     assert not caplog.text
     flatten.flatten(
-        write_exposure(tmp_path / "b_flt.fits", BRIGHT, np.zeros((N, N)), DFLTFILE="iref$x_dfl.fits"), tmp_path
+        write_exposure(
+            tmp_path / "b_flt.fits", BRIGHT, np.zeros((N, N)), DFLTFILE="iref$x_dfl.fits"
+        ),
+        tmp_path,
     )
     assert "known blobs may be corrected already" in caplog.text
 
 
-def test_the_command_goes_on_after_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_goes_on_after_a_bad_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.zeros((N, N)))
     dark = write_exposure(tmp_path / "b_flt.fits", DARK, np.zeros((N, N)))
     assert cli.main(["flatten", str(dark), str(good), "--out", str(tmp_path / "out")]) == 1
@@ -223,7 +273,10 @@ def test_no_blob_image_is_written_over_another_or_over_an_exposure(
     content = named.read_bytes()
     assert cli.main(["flatten", *map(str, (flt, ima, other, named)), "--out", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
-    assert out.splitlines() == [str(tmp_path / "a_blob.fits.fz"), str(tmp_path / "c_blob_blob.fits.fz")]
+    assert out.splitlines() == [
+        str(tmp_path / "a_blob.fits.fz"),
+        str(tmp_path / "c_blob_blob.fits.fz"),
+    ]
     assert [line.partition(": ")[2] for line in err.splitlines()] == [
         f"{ima}: {tmp_path / 'a_blob.fits.fz'} is the blob image of another exposure of this list; leave one of them out",
         f"{other}: {named} is an exposure of this list; choose another folder for the blob images",
@@ -235,17 +288,23 @@ def test_flags_that_are_all_the_same_may_be_one_number(tmp_path: Path) -> None:
     """A DQ without pixels, as HST's pipelines write a constant one."""
     path = write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.zeros((N, N)))
     with fits.open(path) as hdus:
-        constant = fits.ImageHDU(name="DQ", header=fits.Header({"NPIX1": N, "NPIX2": N, "PIXVALUE": 0}))
+        constant = fits.ImageHDU(
+            name="DQ", header=fits.Header({"NPIX1": N, "NPIX2": N, "PIXVALUE": 0})
+        )
         fits.HDUList([hdus[0], hdus["SCI"], constant]).writeto(tmp_path / "b_flt.fits")
     loss = fits_images.read_frame(flatten.flatten(tmp_path / "b_flt.fits", tmp_path)).data
-    np.testing.assert_array_equal(loss, fits_images.read_frame(flatten.flatten(path, tmp_path)).data)
+    np.testing.assert_array_equal(
+        loss, fits_images.read_frame(flatten.flatten(path, tmp_path)).data
+    )
 
 
 def test_pixels_that_are_infinite_have_no_loss(tmp_path: Path) -> None:
     """A name beyond ASCII does not hinder the history."""
     science = BRIGHT.copy()
     science[100, 100:103] = np.inf, -np.inf, 1e30
-    out = flatten.flatten(write_exposure(tmp_path / "tägɬich_flt.fits", science, np.zeros((N, N))), tmp_path)
+    out = flatten.flatten(
+        write_exposure(tmp_path / "tägɬich_flt.fits", science, np.zeros((N, N))), tmp_path
+    )
     assert np.isnan(fits_images.read_frame(out).data[105, 105:108]).all()
     assert out.name == "tägɬich_blob.fits.fz"
 
@@ -259,7 +318,9 @@ REAL = next((folder for folder in FOLDERS if (folder / "example_blob.fits.gz").e
 
 
 def real(test: object) -> object:
-    skip = pytest.mark.skipif(Path() == REAL, reason="no real images at hand: name their folder in BLOBPIPE_REAL")
+    skip = pytest.mark.skipif(
+        Path() == REAL, reason="no real images at hand: name their folder in BLOBPIPE_REAL"
+    )
     return pytest.mark.real(skip(test))  # type: ignore[arg-type]
 
 
@@ -289,7 +350,9 @@ def test_blobs_behind_real_flags_and_real_noise_are_found_where_they_are_flagged
 def test_a_real_blob_image_comes_back() -> None:
     """Airglow dimmed as a real blob image says, behind a real bad-pixel map: flattened, it is that blob image again."""
     truth = fits_images.read_frame(REAL / "example_blob.fits.gz").data[5:-5, 5:-5]
-    flags = np.nan_to_num(fits_images.read_frame(REAL / "wfc3ir_badpix_spars200_22.03.31.fits.gz").data)[5:-5, 5:-5]
+    flags = np.nan_to_num(
+        fits_images.read_frame(REAL / "wfc3ir_badpix_spars200_22.03.31.fits.gz").data
+    )[5:-5, 5:-5]
     science = (PHOTONS_E * light(np.random.default_rng(5)) * (1 - truth)).astype(np.float32)
     loss = flatten.light_loss(science, flags.astype(np.int32))
     good = flags == 0
@@ -297,4 +360,6 @@ def test_a_real_blob_image_comes_back() -> None:
     assert np.std((loss - truth)[good]) < 0.001  # an eighth of the image's noise
     blobs = good & (ndimage.gaussian_filter(truth, 2) > 0.015)
     assert blobs.sum() > 1000
-    assert np.sum((loss * truth)[blobs]) / np.sum(np.square(truth[blobs])) == pytest.approx(1, abs=0.02)
+    assert np.sum((loss * truth)[blobs]) / np.sum(np.square(truth[blobs])) == pytest.approx(
+        1, abs=0.02
+    )

@@ -34,45 +34,89 @@ def log(tmp_path: Path) -> sqlite3.Connection:
         for number in range(1, 5):
             add_image(connection, number)
         for number, place in enumerate([(100, 100), (200, 300), (400, 50), (500, 500)], start=1):
-            add_candidate(connection, 5 - number, *place)  # the first candidate is on the last image
+            # the first candidate is on the last image
+            add_candidate(connection, 5 - number, *place)
     return connection
 
 
 def add_image(log: sqlite3.Connection, number: int, **more: object) -> None:
-    row = {"id": number, "run": 1, "sha256": f"{number:064}", "name": f"day{number}", "kind": "image"}
-    row |= {"mjd": 60000.0 + number, "logged": logbook.now(), "outcome": "searched", "stack_sha256": "c" * 64}
+    row = {
+        "id": number,
+        "run": 1,
+        "sha256": f"{number:064}",
+        "name": f"day{number}",
+        "kind": "image",
+    }
+    row |= {
+        "mjd": 60000.0 + number,
+        "logged": logbook.now(),
+        "outcome": "searched",
+        "stack_sha256": "c" * 64,
+    }
     logbook.insert(log, "images", row | more)
 
 
 def add_candidate(log: sqlite3.Connection, image: int, x: float, y: float, **more: object) -> int:
     place = {"x_px": float(x), "y_px": float(y)}
     number = logbook.insert(log, "candidates", {"image": image, "status": "new", **place})
-    row = {"radius_px": 5.5, "radius_err_px": 0.2, "depth_frac": 0.0312345678912, "depth_err_frac": 0.001, "snr": 20.0}
-    row |= {"image": image, "candidate": number, "status": "new", "score": 0.99, "probability": 0.98}
+    row = {
+        "radius_px": 5.5,
+        "radius_err_px": 0.2,
+        "depth_frac": 0.0312345678912,
+        "depth_err_frac": 0.001,
+        "snr": 20.0,
+    }
+    row |= {
+        "image": image,
+        "candidate": number,
+        "status": "new",
+        "score": 0.99,
+        "probability": 0.98,
+    }
     logbook.insert(log, "detections", row | place | more)
     return number
 
 
 def review(log: sqlite3.Connection, candidate: int, decision: str, reviewer: str = "Ada") -> None:
     with logbook.writing(log):
-        row = {"candidate": candidate, "decision": decision, "reviewer": reviewer, "at": "2024-05-01T12:00:00.000Z"}
+        row = {
+            "candidate": candidate,
+            "decision": decision,
+            "reviewer": reviewer,
+            "at": "2024-05-01T12:00:00.000Z",
+        }
         logbook.insert(log, "reviews", row)
 
 
-def logged_file(log: sqlite3.Connection, folder: Path, number: int, name: str = "", outcome: str = "logged") -> Path:
+def logged_file(
+    log: sqlite3.Connection, folder: Path, number: int, name: str = "", outcome: str = "logged"
+) -> Path:
     path = folder / f"{name or f'day{number}'}.fits.fz"
     path.touch()
-    row = {"path": str(path.resolve()), "sha256": f"{number:064}", "size_bytes": 0, "modified_ns": 0}
+    row = {
+        "path": str(path.resolve()),
+        "sha256": f"{number:064}",
+        "size_bytes": 0,
+        "modified_ns": 0,
+    }
     with logbook.writing(log):
-        logbook.insert(log, "files", row | {"seen": logbook.now(), "outcome": outcome, "image": number})
+        logbook.insert(
+            log, "files", row | {"seen": logbook.now(), "outcome": outcome, "image": number}
+        )
     return path
 
 
 # --- which come in ---------------------------------------------------------------------------------------------------
 
 
-def test_only_what_the_latest_review_confirms_comes_in(log: sqlite3.Connection, tmp_path: Path) -> None:
-    for candidate, *decisions in ((1, "confirmed"), (2, "confirmed", "rejected"), (3, "unsure", "confirmed")):
+def test_only_what_the_latest_review_confirms_comes_in(
+    log: sqlite3.Connection, tmp_path: Path
+) -> None:
+    for candidate, *decisions in (
+        (1, "confirmed"),
+        (2, "confirmed", "rejected"),
+        (3, "unsure", "confirmed"),
+    ):
         for decision in decisions:
             review(log, candidate, decision, "Ada" if decision == "confirmed" else "Bob")
     assert catalogue.update(log, tmp_path / "blobs.csv") == ["b0001", "b0002"]
@@ -85,7 +129,9 @@ def test_only_what_the_latest_review_confirms_comes_in(log: sqlite3.Connection, 
     assert table["depth_frac"].tolist() == [0.0312345679] * 2
 
 
-def test_without_a_confirmed_one_the_table_is_a_header(log: sqlite3.Connection, tmp_path: Path) -> None:
+def test_without_a_confirmed_one_the_table_is_a_header(
+    log: sqlite3.Connection, tmp_path: Path
+) -> None:
     review(log, 1, "rejected")
     assert catalogue.update(log, tmp_path / "blobs.csv") == []
     assert (tmp_path / "blobs.csv").read_text() == ",".join(catalogue.COLUMNS) + "\n"
@@ -95,7 +141,12 @@ def test_the_order_is_that_of_dates_not_of_reviews(log: sqlite3.Connection, tmp_
     for candidate in (2, 4, 1, 3):
         review(log, candidate, "confirmed")
     catalogue.update(log, tmp_path / "blobs.csv")
-    assert pd.read_csv(tmp_path / "blobs.csv")["first_frame"].tolist() == ["day1", "day2", "day3", "day4"]
+    assert pd.read_csv(tmp_path / "blobs.csv")["first_frame"].tolist() == [
+        "day1",
+        "day2",
+        "day3",
+        "day4",
+    ]
 
 
 def test_a_second_time_changes_nothing(log: sqlite3.Connection, tmp_path: Path) -> None:
@@ -107,7 +158,9 @@ def test_a_second_time_changes_nothing(log: sqlite3.Connection, tmp_path: Path) 
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
-def test_what_lies_on_a_known_blob_is_not_added_again(log: sqlite3.Connection, tmp_path: Path) -> None:
+def test_what_lies_on_a_known_blob_is_not_added_again(
+    log: sqlite3.Connection, tmp_path: Path
+) -> None:
     path = tmp_path / "blobs.csv"
     path.write_text(KNOWN)
     with logbook.writing(log):
@@ -133,7 +186,8 @@ def test_one_that_was_not_measured_is_named_and_left_out(
 
 
 @pytest.mark.parametrize(
-    ("radius", "depth", "good"), [(0.0, 0.1, False), (0.5, 1.0, True), (5.0, 1.01, False), (5.0, 0.0, False)]
+    ("radius", "depth", "good"),
+    [(0.0, 0.1, False), (0.5, 1.0, True), (5.0, 1.01, False), (5.0, 0.0, False)],
 )
 def test_a_radius_and_a_depth_are_above_zero(
     log: sqlite3.Connection, tmp_path: Path, radius: float, depth: float, good: bool
@@ -179,7 +233,11 @@ def test_known_rows_are_kept_byte_for_byte(log: sqlite3.Connection, tmp_path: Pa
     assert path.read_text().count("\n") == before.count("\n") + 1
 
 
-ROWS = ('b001,312.40,118.0,8.1,3.5e-2,"5"" scope",', 'b0007,801.9,644.2,4.30,0.021,5" x "y",', "b8,7,6,5,0.1,,")
+ROWS = (
+    'b001,312.40,118.0,8.1,3.5e-2,"5"" scope",',
+    'b0007,801.9,644.2,4.30,0.021,5" x "y",',
+    "b8,7,6,5,0.1,,",
+)
 HEADER = "blob,x_px,y_px,radius_px,depth_frac,remark,first_frame"
 AS_WRITTEN = {
     "stray quotes": "\n".join([HEADER, *ROWS]) + "\n",
@@ -206,9 +264,11 @@ def test_a_catalogue_keeps_its_bytes_however_it_is_written(
     if has_all:  # its columns have been added by an earlier update
         catalogue.update(log, path)
         review(log, 1, "confirmed")
-    before, known = path.read_bytes(), tables.read_known(path)
+    before = path.read_bytes()
+    known = tables.read_known(path)
     [name] = catalogue.update(log, path)
-    after, table = path.read_bytes(), tables.read_known(path, catalogue.COLUMNS)
+    after = path.read_bytes()
+    table = tables.read_known(path, catalogue.COLUMNS)
     pd.testing.assert_frame_equal(table.iloc[:-1][list(known)], known, check_dtype=False)
     assert table["blob"].iloc[-1] == name
     assert table[["x_px", "y_px"]].iloc[-1].tolist() == ([100, 100] if has_all else [500, 500])
@@ -256,7 +316,9 @@ def test_a_link_into_nothing_is_no_empty_catalogue(log: sqlite3.Connection, tmp_
 
 
 @pytest.mark.parametrize("name", ["b\u00b2", "b" + "9" * 5000, "B12", "no number"])
-def test_odd_names_do_not_stop_the_count(log: sqlite3.Connection, tmp_path: Path, name: str) -> None:
+def test_odd_names_do_not_stop_the_count(
+    log: sqlite3.Connection, tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "blobs.csv"
     path.write_text(f"blob,x_px,y_px,radius_px,depth_frac\n{name},1,2,5,0.1\n")
     review(log, 4, "confirmed")
@@ -289,15 +351,21 @@ def test_a_table_without_a_column_is_refused(log: sqlite3.Connection, tmp_path: 
 # --- the chain takes it ----------------------------------------------------------------------------------------------
 
 
-def test_an_image_that_is_not_listed_is_named_and_nothing_is_written(log: sqlite3.Connection, tmp_path: Path) -> None:
+def test_an_image_that_is_not_listed_is_named_and_nothing_is_written(
+    log: sqlite3.Connection, tmp_path: Path
+) -> None:
     (tmp_path / "frames.csv").write_text("frame,mjd\nday1,60001\n")
     review(log, 1, "confirmed")
-    with pytest.raises(TableError, match=r"frames\.csv: found no row for day4, the first image of candidate 1; put"):
+    with pytest.raises(
+        TableError, match=r"frames\.csv: found no row for day4, the first image of candidate 1; put"
+    ):
         catalogue.update(log, tmp_path / "blobs.csv")
     assert not (tmp_path / "blobs.csv").exists()
 
 
-def test_images_are_listed_by_date_between_those_that_are(log: sqlite3.Connection, tmp_path: Path) -> None:
+def test_images_are_listed_by_date_between_those_that_are(
+    log: sqlite3.Connection, tmp_path: Path
+) -> None:
     listed = tmp_path / "frames.csv"
     listed.write_text("frame,seed,mjd\nold,5,59999.50\nday2,6,60002.000\nlast,7,60009\n")
     with logbook.writing(log):
@@ -311,7 +379,9 @@ def test_images_are_listed_by_date_between_those_that_are(log: sqlite3.Connectio
     (tmp_path / "elsewhere").mkdir()
     logged_file(log, tmp_path / "elsewhere", 7)
     assert catalogue.list_images(log, listed) == ["day1", "day4"]
-    wanted = "frame,seed,mjd\nold,5,59999.50\nday1,,60001\nday2,6,60002.000\nday4,,60004\nlast,7,60009\n"
+    wanted = (
+        "frame,seed,mjd\nold,5,59999.50\nday1,,60001\nday2,6,60002.000\nday4,,60004\nlast,7,60009\n"
+    )
     assert listed.read_text() == wanted
     assert catalogue.list_images(log, listed) == []
     assert listed.read_text() == wanted
@@ -324,7 +394,13 @@ def test_a_list_of_images_keeps_its_bytes(
     log: sqlite3.Connection, tmp_path: Path, newline: str, mark: str, last: bool
 ) -> None:
     listed = tmp_path / "frames.csv"
-    lines = ['frame,note,"mjd"', 'old,"5"" a\n,b",59999.50', "", 'mid,5" tall,60002.5', "end,,60009"]
+    lines = [
+        'frame,note,"mjd"',
+        'old,"5"" a\n,b",59999.50',
+        "",
+        'mid,5" tall,60002.5',
+        "end,,60009",
+    ]
     text = mark + newline.join(lines) + (newline if last else "")
     listed.write_bytes(text.encode())
     with logbook.writing(log):
@@ -338,9 +414,12 @@ def test_a_list_of_images_keeps_its_bytes(
 
 
 @pytest.mark.parametrize(
-    "content", ["frame,mjd\nb,2\na,1\n", "frame,mjd\na,x\n", "frame,mjd\n../a,1\n", 'frame,mjd\n"a,1\n']
+    "content",
+    ["frame,mjd\nb,2\na,1\n", "frame,mjd\na,x\n", "frame,mjd\n../a,1\n", 'frame,mjd\n"a,1\n'],
 )
-def test_a_list_that_cannot_be_read_is_left_alone(log: sqlite3.Connection, tmp_path: Path, content: str) -> None:
+def test_a_list_that_cannot_be_read_is_left_alone(
+    log: sqlite3.Connection, tmp_path: Path, content: str
+) -> None:
     (tmp_path / "frames.csv").write_text(content)
     logged_file(log, tmp_path, 1)
     with pytest.raises(TableError, match=r"frames\.csv: "):
@@ -364,22 +443,37 @@ def test_a_list_of_images_is_made(log: sqlite3.Connection, tmp_path: Path) -> No
     assert (tmp_path / "frames.csv").read_text() == "frame,mjd\nday1,60001\nday2,60002\n"
 
 
-def test_the_loop_closes(log: sqlite3.Connection, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_loop_closes(
+    log: sqlite3.Connection, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A confirmed blob is, for the chain, a known blob with a case of its own, and handed on."""
     raw = project / "data" / "raw"
     before = tables.read_blobs(raw)
     image = fits_images.read_frame(raw / "frame5.fits.fz").data
     fits_images.write_image(logged_file(log, raw, 4), image, name="SCI")
     review(log, 1, "confirmed")
-    words = ["catalogue", "update", "--log", str(log.execute("PRAGMA database_list").fetchone()["file"])]
-    words += ["--catalogue", "data/raw/blobs.csv", "--frames", "data/raw/frames.csv", "--reviews", "reviews.csv"]
+    words = [
+        "catalogue",
+        "update",
+        "--log",
+        str(log.execute("PRAGMA database_list").fetchone()["file"]),
+    ]
+    words += [
+        "--catalogue",
+        "data/raw/blobs.csv",
+        "--frames",
+        "data/raw/frames.csv",
+        "--reviews",
+        "reviews.csv",
+    ]
     assert cli.main(words) == 0
     assert capsys.readouterr().out.splitlines() == [
         "data/raw/frames.csv: 1 images added",
         f"data/raw/blobs.csv: 1 blobs added: b{len(before):04d}",
         "reviews.csv: 1 reviews",
     ]
-    images, blobs = tables.read_frame_list(raw), tables.read_blobs(raw)
+    images = tables.read_frame_list(raw)
+    blobs = tables.read_blobs(raw)
     pd.testing.assert_frame_equal(blobs.iloc[:-1][list(before.columns)], before, check_dtype=False)
     cases = regression.historical_cases(images.assign(n_stack=4), blobs)
     assert [list(case.new["blob"]) for case in cases] == [["b4"], [f"b{len(before):04d}"]]
@@ -388,7 +482,9 @@ def test_the_loop_closes(log: sqlite3.Connection, project: Path, capsys: pytest.
     assert handed_on["first_mjd"].iloc[-1] == 60004
 
 
-def test_reviews_are_written_in_the_order_in_which_they_were_made(log: sqlite3.Connection, tmp_path: Path) -> None:
+def test_reviews_are_written_in_the_order_in_which_they_were_made(
+    log: sqlite3.Connection, tmp_path: Path
+) -> None:
     with pytest.raises(TableError, match=r"reviews\.csv: no review in the log"):
         catalogue.reviews(log, tmp_path / "reviews.csv")
     for candidate, decision in ((3, "unsure"), (1, "confirmed"), (3, "rejected")):
@@ -418,10 +514,15 @@ def test_reviews_of_another_log_are_kept(log: sqlite3.Connection, tmp_path: Path
     assert catalogue.reviews(log, path) == 3
     assert path.read_bytes().startswith(kept)
     assert path.read_bytes().count(b"\r\n") == 4
-    for other in (kept.replace(b"Ada", b"Bob"), path.read_bytes() + b"9,1,unsure,Bob,,today\r\n", KNOWN.encode()):
+    for other in (
+        kept.replace(b"Ada", b"Bob"),
+        path.read_bytes() + b"9,1,unsure,Bob,,today\r\n",
+        KNOWN.encode(),
+    ):
         path.write_bytes(other)
         with pytest.raises(
-            TableError, match=r"reviews\.csv: (row \d is not of this log's reviews|column id is missing)"
+            TableError,
+            match=r"reviews\.csv: (row \d is not of this log's reviews|column id is missing)",
         ):
             catalogue.reviews(log, path)
         assert path.read_bytes() == other

@@ -58,7 +58,9 @@ def mail(params: Notices, environ: dict[str, str] | None = None, letter: Letter 
         return delivery.by_mail(letter, params, environ or {}, afterwards)
 
 
-def mail_fails(params: Notices, environ: dict[str, str] | None = None, letter: Letter = LETTER) -> DeliveryError:
+def mail_fails(
+    params: Notices, environ: dict[str, str] | None = None, letter: Letter = LETTER
+) -> DeliveryError:
     with pytest.raises(DeliveryError) as caught:
         mail(params, environ, letter)
     assert caught.value.__cause__ is None
@@ -125,14 +127,19 @@ def test_a_mail_holds_the_numbers_and_the_pictures() -> None:
         assert mail(settings(server.port)) == ""
     [letter] = box.taken
     assert letter["Message-ID"] == f"<{LETTER.id}@example.org>"
-    assert (letter["From"], letter["To"], letter["Subject"]) == ("blobs@example.org", ", ".join(TO), LETTER.subject)
+    assert (letter["From"], letter["To"], letter["Subject"]) == (
+        "blobs@example.org",
+        ", ".join(TO),
+        LETTER.subject,
+    )
     assert letter["Date"].datetime.isoformat() == "2024-05-07T10:00:00+00:00"
     assert letter["Auto-Submitted"] == "auto-generated"
     body = letter.get_body(("plain",))
     assert body is not None
     assert body.get_content().splitlines() == [*TEXT.splitlines(), "", LETTER.link]
     pictures = [
-        (part.get_filename(), part.get_content_type(), part.get_content()) for part in letter.iter_attachments()
+        (part.get_filename(), part.get_content_type(), part.get_content())
+        for part in letter.iter_attachments()
     ]
     assert pictures == [(name, "image/png", content) for name, content in LETTER.pictures]
     assert box.recipients == [list(TO)]
@@ -167,7 +174,9 @@ def test_tls_from_the_first_byte(trusted: tuple[Path, Path]) -> None:
 def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path, security: str) -> None:
     box = Mailbox(login=("robot", PASSWORD))
     context = server_context(certificate(tmp_path / "unknown", HOST))
-    with MailServer(box, **{"tls_context" if security == "starttls" else "ssl_context": context}) as server:
+    with MailServer(
+        box, **{"tls_context" if security == "starttls" else "ssl_context": context}
+    ) as server:
         failure = mail_fails(settings(server.port, security), LOGIN)
     assert "localhost: its certificate is not trusted: self-signed certificate" in str(failure)
     assert not failure.lasting
@@ -182,7 +191,9 @@ def test_a_certificate_of_another_server_is_refused(
     monkeypatch.setenv("SSL_CERT_FILE", str(paths[0]))
     box = Mailbox()
     context = server_context(paths)
-    with MailServer(box, **{"tls_context" if security == "starttls" else "ssl_context": context}) as server:
+    with MailServer(
+        box, **{"tls_context" if security == "starttls" else "ssl_context": context}
+    ) as server:
         failure = mail_fails(settings(server.port, security))
     assert "certificate is not trusted: Hostname mismatch" in str(failure)
     assert box.tried == []
@@ -211,7 +222,9 @@ def test_a_login_over_tls_from_the_first_byte(trusted: tuple[Path, Path]) -> Non
     assert box.logins == [("robot", PASSWORD)]
 
 
-def test_a_wrong_login_is_no_fault_of_the_letter_and_is_not_repeated(trusted: tuple[Path, Path]) -> None:
+def test_a_wrong_login_is_no_fault_of_the_letter_and_is_not_repeated(
+    trusted: tuple[Path, Path],
+) -> None:
     box = Mailbox(login=("robot", "another"), login_answer=f"535 robot {PASSWORD} is wrong")
     with MailServer(box, tls_context=server_context(trusted), auth_required=True) as server:
         failure = mail_fails(settings(server.port, "starttls"), LOGIN)
@@ -220,7 +233,9 @@ def test_a_wrong_login_is_no_fault_of_the_letter_and_is_not_repeated(trusted: tu
     assert box.tried == []
 
 
-def test_a_server_that_wants_a_login_which_is_not_there_is_no_fault_of_the_letter(trusted: tuple[Path, Path]) -> None:
+def test_a_server_that_wants_a_login_which_is_not_there_is_no_fault_of_the_letter(
+    trusted: tuple[Path, Path],
+) -> None:
     with MailServer(Mailbox(), tls_context=server_context(trusted), auth_required=True) as server:
         failure = mail_fails(settings(server.port, "starttls"))
     assert "localhost answered 530" in str(failure)
@@ -236,11 +251,15 @@ def test_no_login_without_encryption() -> None:
 
 
 def test_half_a_login_is_named_before_anything_is_sent() -> None:
-    with pytest.raises(NoticeError, match=r"only one of BLOBPIPE_SMTP_USER and BLOBPIPE_SMTP_PASSWORD is set"):
+    with pytest.raises(
+        NoticeError, match=r"only one of BLOBPIPE_SMTP_USER and BLOBPIPE_SMTP_PASSWORD is set"
+    ):
         mail(settings(1), {delivery.USER: "robot"})
 
 
-@pytest.mark.parametrize(("code", "lasting"), [(421, False), (451, False), (452, False), (550, True), (554, True)])
+@pytest.mark.parametrize(
+    ("code", "lasting"), [(421, False), (451, False), (452, False), (550, True), (554, True)]
+)
 def test_a_refusal_is_for_now_or_for_good(code: int, lasting: bool) -> None:
     with MailServer(Mailbox(answers=[f"{code} not this one"])) as server:
         failure = mail_fails(settings(server.port))
@@ -271,7 +290,10 @@ def test_a_server_that_hangs_costs_the_time_limit_only() -> None:
     assert str(failure) == "localhost: no answer within 0.3 s"
     for greeting in (b"", b"220 localhost\r\n"):
         with silent_server(greeting) as port:
-            assert str(mail_fails(settings(port, timeout_s=0.3))) == "localhost: no answer within 0.3 s"
+            assert (
+                str(mail_fails(settings(port, timeout_s=0.3)))
+                == "localhost: no answer within 0.3 s"
+            )
     with silent_server() as port:
         assert "no answer within 0.3 s" in str(mail_fails(settings(port, "tls", timeout_s=0.3)))
     assert time.monotonic() - start < 8
@@ -345,10 +367,16 @@ def login(user: str, password: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("way", ["PLAIN", "LOGIN"])
 @pytest.mark.parametrize("given", [BEYOND, ("robot", "x" * 400), ("robot", " spaces inside ")])
-def test_a_login_beyond_ascii_goes_out_in_utf_8(trusted: tuple[Path, Path], way: str, given: tuple[str, str]) -> None:
+def test_a_login_beyond_ascii_goes_out_in_utf_8(
+    trusted: tuple[Path, Path], way: str, given: tuple[str, str]
+) -> None:
     box = Mailbox(login=given)
     other = {"PLAIN": "LOGIN", "LOGIN": "PLAIN"}[way]
-    settled = {"tls_context": server_context(trusted), "auth_required": True, "auth_exclude_mechanism": [other]}
+    settled = {
+        "tls_context": server_context(trusted),
+        "auth_required": True,
+        "auth_exclude_mechanism": [other],
+    }
     with MailServer(box, **settled) as server:
         mail(settings(server.port, "starttls"), login(*given))
     assert box.logins == [given]
@@ -372,18 +400,28 @@ def test_a_login_that_does_not_show_the_password(trusted: tuple[Path, Path]) -> 
                 case b"QUIT":
                     return
                 case _:
-                    connection.sendall(b"235 good\r\n" if heard[-2].startswith(b"AUTH") else b"550 no\r\n")
+                    connection.sendall(
+                        b"235 good\r\n" if heard[-2].startswith(b"AUTH") else b"550 no\r\n"
+                    )
 
     with RawServer(talk, server_context(trusted)) as server:
-        assert str(mail_fails(settings(server.port, "tls"), login(user, password))) == "localhost answered 550 no"
+        assert (
+            str(mail_fails(settings(server.port, "tls"), login(user, password)))
+            == "localhost answered 550 no"
+        )
     proof = hmac.new(password.encode(), challenge, "md5").hexdigest()
     assert base64.b64decode(heard[2]) == f"{user} {proof}".encode()
 
 
 def test_a_server_that_knows_no_login_of_ours(trusted: tuple[Path, Path]) -> None:
-    with RawServer(reading({b"EHLO": b"250-here\r\n250 AUTH GSSAPI\r\n"}), server_context(trusted)) as server:
+    with RawServer(
+        reading({b"EHLO": b"250-here\r\n250 AUTH GSSAPI\r\n"}), server_context(trusted)
+    ) as server:
         failure = mail_fails(settings(server.port, "tls"), LOGIN)
-    assert str(failure) == "localhost: the server offers no login that blobpipe knows (PLAIN, LOGIN, CRAM-MD5)"
+    assert (
+        str(failure)
+        == "localhost: the server offers no login that blobpipe knows (PLAIN, LOGIN, CRAM-MD5)"
+    )
 
 
 @pytest.mark.parametrize("name", [delivery.USER, delivery.PASSWORD])
@@ -396,7 +434,8 @@ def test_a_login_that_is_not_utf_8_is_named_and_not_shown(name: str) -> None:
     )
 
 
-USER, SECOND = "robot", "Überschall-2026"
+USER = "robot"
+SECOND = "Überschall-2026"
 PLAIN = base64.b64encode(f"\0{USER}\0{SECOND}".encode())
 
 
@@ -419,7 +458,11 @@ PLAIN = base64.b64encode(f"\0{USER}\0{SECOND}".encode())
 def test_no_part_of_a_login_is_shown_whatever_the_server_repeats(
     trusted: tuple[Path, Path], words: bytes, where: bytes
 ) -> None:
-    answers = {b"EHLO": b"250-here\r\n250 AUTH PLAIN\r\n", b"AUTH": b"235 ok\r\n", where: b"550 " + words + b"\r\n"}
+    answers = {
+        b"EHLO": b"250-here\r\n250 AUTH PLAIN\r\n",
+        b"AUTH": b"235 ok\r\n",
+        where: b"550 " + words + b"\r\n",
+    }
     with RawServer(reading(answers), server_context(trusted)) as server:
         said = str(mail_fails(settings(server.port, "tls"), login(USER, SECOND)))
     assert said.startswith("localhost answered 550")
@@ -429,7 +472,9 @@ def test_no_part_of_a_login_is_shown_whatever_the_server_repeats(
 
 
 def test_a_refused_recipient_does_not_show_the_login(trusted: tuple[Path, Path]) -> None:
-    box = Mailbox(login=("robot", PASSWORD), refused={TO[1]: [f"550 not for robot with {PASSWORD}"]})
+    box = Mailbox(
+        login=("robot", PASSWORD), refused={TO[1]: [f"550 not for robot with {PASSWORD}"]}
+    )
     with MailServer(box, tls_context=server_context(trusted)) as server:
         remark = mail(settings(server.port, "starttls"), LOGIN)
     assert remark == f"refused for {TO[1]}: 550 not for *** with ***"
@@ -451,20 +496,31 @@ def timed(fails: Callable[[], DeliveryError]) -> str:
 
 @pytest.mark.parametrize(
     ("before", "drop"),
-    [(b"220 wel", b"c"), (b"220-wel", b"come\r\n220-"), (b"220 here\r\n250-he", b"r"), (b"", b"220-\r\n")],
+    [
+        (b"220 wel", b"c"),
+        (b"220-wel", b"come\r\n220-"),
+        (b"220 here\r\n250-he", b"r"),
+        (b"", b"220-\r\n"),
+    ],
 )
 @pytest.mark.parametrize("security", ["none", "tls"])
 def test_a_mail_server_that_drips_is_cut_off(
     trusted: tuple[Path, Path], security: str, before: bytes, drop: bytes
 ) -> None:
-    with RawServer(dripping(before, drop), server_context(trusted) if security == "tls" else None) as server:
+    with RawServer(
+        dripping(before, drop), server_context(trusted) if security == "tls" else None
+    ) as server:
         said = timed(lambda: mail_fails(settings(server.port, security, timeout_s=PATIENCE_S)))
     assert said == "localhost: the letter was not over within 0.3 s"
 
 
 def test_a_mail_server_that_drips_while_it_encrypts_is_cut_off() -> None:
-    with RawServer(dripping(b"220 here\r\n250-here\r\n250 STARTTLS\r\n220 go\r\n", b"\x16")) as server:
-        assert "localhost" in timed(lambda: mail_fails(settings(server.port, "starttls", timeout_s=PATIENCE_S)))
+    with RawServer(
+        dripping(b"220 here\r\n250-here\r\n250 STARTTLS\r\n220 go\r\n", b"\x16")
+    ) as server:
+        assert "localhost" in timed(
+            lambda: mail_fails(settings(server.port, "starttls", timeout_s=PATIENCE_S))
+        )
 
 
 def test_a_farewell_that_drips_costs_the_limit_and_not_the_letter() -> None:
@@ -481,15 +537,28 @@ def test_a_farewell_that_drips_costs_the_limit_and_not_the_letter() -> None:
 def test_a_mail_server_that_does_not_stop_talking_is_cut_off() -> None:
     with RawServer(dripping(b"", b"220-" + b"x" * 4000 + b"\r\n", 0.0)) as server:
         said = str(mail_fails(settings(server.port, timeout_s=5.0)))
-    assert said == f"the mail server answered more than {delivery.MOST_ANSWERED} bytes to one letter"
+    assert (
+        said == f"the mail server answered more than {delivery.MOST_ANSWERED} bytes to one letter"
+    )
 
 
-NONSENSE = (b"what?\r\n", b"\xff\xfe\x00\r\n", b"-50 no\r\n", b"999 x\r\n", b"\r\n", b"354 go on\r\n")
+NONSENSE = (
+    b"what?\r\n",
+    b"\xff\xfe\x00\r\n",
+    b"-50 no\r\n",
+    b"999 x\r\n",
+    b"\r\n",
+    b"354 go on\r\n",
+)
 
 
 @pytest.mark.parametrize(
     ("word", "nonsense"),
-    [(word, said) for word in (b"MAIL", b"RCPT", b"DATA", b".") for said in NONSENSE[: 5 if word == b"DATA" else 6]],
+    [
+        (word, said)
+        for word in (b"MAIL", b"RCPT", b"DATA", b".")
+        for said in NONSENSE[: 5 if word == b"DATA" else 6]
+    ],
 )
 def test_nonsense_is_no_yes(word: bytes, nonsense: bytes) -> None:
     with RawServer(reading({word: nonsense})) as server:
@@ -497,10 +566,13 @@ def test_nonsense_is_no_yes(word: bytes, nonsense: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["a..b", "x" * 64 + ".example", ".", "a b", "\udcfc.example", "x" * 300, "[::1]", "h:25"]
+    "host",
+    ["a..b", "x" * 64 + ".example", ".", "a b", "\udcfc.example", "x" * 300, "[::1]", "h:25"],
 )
 def test_a_host_that_is_none_is_refused_with_the_settings(host: str) -> None:
-    with pytest.raises(ValueError, match=r"expected the name of a server alone, such as mail\.example\.org"):
+    with pytest.raises(
+        ValueError, match=r"expected the name of a server alone, such as mail\.example\.org"
+    ):
         settings(smtp_host=host)
 
 
@@ -552,7 +624,9 @@ def test_a_webhook_that_drips_is_cut_off(
     trusted: tuple[Path, Path], before: bytes, drop: bytes, encrypted: bool
 ) -> None:
     scheme = "https" if encrypted else "http"
-    with RawServer(dripping(before, drop), server_context(trusted) if encrypted else None) as server:
+    with RawServer(
+        dripping(before, drop), server_context(trusted) if encrypted else None
+    ) as server:
         said = timed(lambda: post_fails(f"{scheme}://localhost:{server.port}/{SECRET}", PATIENCE_S))
     assert said == "the webhook: the letter was not over within 0.3 s"
 
@@ -585,7 +659,8 @@ def test_a_webhook_that_answers_nonsense_is_a_failure_and_no_more(answer: bytes)
 
 
 @pytest.mark.parametrize(
-    "to", ["http://[::1", "http://a..b/", "//[", "javascript:alert(1)", "\x00", "https://ü" + SECRET]
+    "to",
+    ["http://[::1", "http://a..b/", "//[", "javascript:alert(1)", "\x00", "https://ü" + SECRET],
 )
 @pytest.mark.parametrize("code", [302, 308])
 def test_a_redirect_to_nowhere_is_a_refusal(to: str, code: int) -> None:
@@ -630,14 +705,19 @@ def test_an_error_is_for_now_or_for_good(code: int, lasting: bool) -> None:
 
 
 def test_a_wait_that_the_server_asks_for_is_kept() -> None:
-    with HookServer(Hook(answers=[(429, {"Retry-After": "77"}), (503, {"Retry-After": "soon"})])) as server:
+    with HookServer(
+        Hook(answers=[(429, {"Retry-After": "77"}), (503, {"Retry-After": "soon"})])
+    ) as server:
         assert [post_fails(server.url).wait_s for _ in range(2)] == [77, 0]
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(code: int) -> None:
     other = Hook()
-    with HookServer(other) as there, HookServer(Hook(answers=[(code, {"Location": there.url})])) as server:
+    with (
+        HookServer(other) as there,
+        HookServer(Hook(answers=[(code, {"Location": there.url})])) as server,
+    ):
         failure = post_fails(server.url)
     assert str(failure).startswith(f"the webhook answered {code}")
     assert not failure.lasting
@@ -687,7 +767,8 @@ def test_an_unknown_certificate_of_a_webhook_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_letter_to_this_machine_goes_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    proxy, hook = Hook(), Hook()
+    proxy = Hook()
+    hook = Hook()
     with HookServer(proxy) as between, HookServer(hook) as server:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{between.server_address[1]}")
         post(server.url)
@@ -723,9 +804,14 @@ def test_an_address_that_is_not_safe_is_refused_and_not_repeated(url: str) -> No
 
 
 def test_a_webhook_without_an_address_is_named() -> None:
-    with pytest.raises(NoticeError, match=r"notices\.webhook is true, but BLOBPIPE_WEBHOOK_URL is not set"):
+    with pytest.raises(
+        NoticeError, match=r"notices\.webhook is true, but BLOBPIPE_WEBHOOK_URL is not set"
+    ):
         delivery.by_webhook(LETTER, Notices(webhook=True), {}, ExitStack())
-    assert delivery.webhook_url({delivery.WEBHOOK: "https://hooks.example.org/x"}) == "https://hooks.example.org/x"
+    assert (
+        delivery.webhook_url({delivery.WEBHOOK: "https://hooks.example.org/x"})
+        == "https://hooks.example.org/x"
+    )
 
 
 def test_the_default_settings_verify_certificates() -> None:

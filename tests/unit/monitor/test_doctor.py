@@ -20,7 +20,11 @@ from blobpipe.monitor.doctor import Check, Setup
 from blobpipe.networks import dense_network, model_file
 from blobpipe.params import Health, Notices, Params, to_yaml
 
-MAIL = {"mail_to": ("team@example.org",), "mail_from": "blobs@example.org", "smtp_host": "mail.example.org"}
+MAIL = {
+    "mail_to": ("team@example.org",),
+    "mail_from": "blobs@example.org",
+    "smtp_host": "mail.example.org",
+}
 
 
 @pytest.fixture
@@ -44,7 +48,9 @@ def settings(folder: Path, **notices: object) -> Path:
     return path
 
 
-def found(setup: Setup, what: str, environ: Mapping[str, str] | None = None, **more: bool) -> list[Check]:
+def found(
+    setup: Setup, what: str, environ: Mapping[str, str] | None = None, **more: bool
+) -> list[Check]:
     return [check for check in doctor.examine(setup, environ or {}, **more) if check.what == what]
 
 
@@ -60,7 +66,13 @@ def spoil(path: Path, statement: str, *values: object) -> None:
 def notice(path: Path, **more: object) -> None:
     with logbook.writing(logbook.connect(path)) as log:
         number = log.execute("SELECT count(*) FROM notices").fetchone()[0]
-        row = {"key": f"k{number}", "channel": "mail", "subject": "s", "text": "t", "created": logbook.now()}
+        row = {
+            "key": f"k{number}",
+            "channel": "mail",
+            "subject": "s",
+            "text": "t",
+            "created": logbook.now(),
+        }
         logbook.insert(log, "notices", row | more)
 
 
@@ -68,7 +80,17 @@ def test_all_is_well(setup: Setup) -> None:
     checks = list(doctor.examine(setup, {}))
     assert {check.state for check in checks} == {"ok"}
     names = [check.what for check in checks if check.what != "packages"]
-    expected = ["installation", "settings", "model", "catalogue", "log", "outbox", "readings", "disk", "mail"]
+    expected = [
+        "installation",
+        "settings",
+        "model",
+        "catalogue",
+        "log",
+        "outbox",
+        "readings",
+        "disk",
+        "mail",
+    ]
     assert names == [*expected, "webhook"]
 
 
@@ -84,7 +106,9 @@ def test_nothing_is_changed(setup: Setup, tmp_path: Path) -> None:
 # --- installation, settings, model, catalogue ------------------------------------------------------------------------
 
 
-def test_missing_packages_fail_and_missing_extras_are_named(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_fail_and_missing_extras_are_named(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lacking = {"numpy", "watchfiles"}
     monkeypatch.setattr(doctor, "_installed", lambda name: name not in lacking)
     assert found(setup, "packages") == [
@@ -108,14 +132,22 @@ def test_faulty_settings_fail_and_the_rest_is_looked_at(setup: Setup, tmp_path: 
     assert [check.what for check in checks if check.state == "fail"] == ["settings"]
     assert "clip.factor: found" in next(check.found for check in checks if check.what == "settings")
     assert checks[-1].what == "webhook"
-    assert found(changed(setup, params=None), "settings") == [Check("ok", "settings", "none named: the defaults")]
+    assert found(changed(setup, params=None), "settings") == [
+        Check("ok", "settings", "none named: the defaults")
+    ]
 
 
 def test_a_model_that_cannot_be_used_fails(setup: Setup, model: Path, tmp_path: Path) -> None:
     [missing] = found(changed(setup, model=tmp_path / "none.safetensors"), "model")
-    assert (missing.state, "none.safetensors: not found, expected a model" in missing.found) == ("fail", True)
+    assert (missing.state, "none.safetensors: not found, expected a model" in missing.found) == (
+        "fail",
+        True,
+    )
     [other] = found(changed(setup, model=model), "model")
-    assert (other.state, "the report's network, expected the dense one" in other.found) == ("fail", True)
+    assert (other.state, "the report's network, expected the dense one" in other.found) == (
+        "fail",
+        True,
+    )
     (tmp_path / "text.safetensors").write_text("no model")
     [damaged] = found(changed(setup, model=tmp_path / "text.safetensors"), "model")
     assert (damaged.state, "no model of the" in damaged.found) == ("fail", True)
@@ -124,7 +156,10 @@ def test_a_model_that_cannot_be_used_fails(setup: Setup, model: Path, tmp_path: 
 def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path: Path) -> None:
     model_file.save_model(tmp_path / "raw.safetensors", dense_network.DenseNetwork(), {})
     [check] = found(changed(setup, model=tmp_path / "raw.safetensors"), "model")
-    assert (check.state, "threshold 0.5000, which nobody has set: run the stage detect" in check.found) == (
+    assert (
+        check.state,
+        "threshold 0.5000, which nobody has set: run the stage detect" in check.found,
+    ) == (
         "warn",
         True,
     )
@@ -146,11 +181,16 @@ def test_a_bad_catalogue_fails(setup: Setup, tmp_path: Path) -> None:
 
 def test_a_log_in_order_is_whole_and_writable(setup: Setup) -> None:
     version = len(logbook.versions())
-    assert found(setup, "log") == [Check("ok", "log", f"{setup.log}: whole, version {version}, wal, writable")]
+    assert found(setup, "log") == [
+        Check("ok", "log", f"{setup.log}: whole, version {version}, wal, writable")
+    ]
 
 
 def test_without_a_log_the_way_to_one_is_told(setup: Setup, tmp_path: Path) -> None:
-    for log, words in ((None, "none named"), (tmp_path / "none.sqlite", "none.sqlite: not there yet")):
+    for log, words in (
+        (None, "none named"),
+        (tmp_path / "none.sqlite", "none.sqlite: not there yet"),
+    ):
         [check] = found(changed(setup, log=log), "log")
         assert check.state == "warn"
         assert words in check.found
@@ -167,7 +207,9 @@ def test_a_damaged_log_fails(setup: Setup, log_path: Path) -> None:
     log_path.write_text("not a database, but a text that somebody saved under its name\n" * 9)
     [check] = found(setup, "log")
     assert check == Check(
-        "fail", "log", f"{log_path}: file is not a database; put the last copy of it back, or name another --log"
+        "fail",
+        "log",
+        f"{log_path}: file is not a database; put the last copy of it back, or name another --log",
     )
 
 
@@ -180,9 +222,13 @@ def test_rows_that_refer_to_nothing_fail(setup: Setup, log_path: Path) -> None:
     assert "rows refer to rows that are not there" in check.found
 
 
-def test_a_log_that_another_program_holds_fails(setup: Setup, log_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_another_program_holds_fails(
+    setup: Setup, log_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect = sqlite3.connect
-    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: connect(*args, **more | {"timeout": 0.1}))
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **more: connect(*args, **more | {"timeout": 0.1})
+    )
     with logbook.writing(logbook.connect(log_path)):
         [check] = found(setup, "log")
     assert check.state == "fail"
@@ -194,7 +240,9 @@ def test_a_log_that_another_program_holds_fails(setup: Setup, log_path: Path, mo
     [(-1, "warn", "the next run brings it to"), (1, "fail", "later than this blobpipe's")],
     ids=["older", "newer"],
 )
-def test_the_version_of_a_log_is_looked_at(setup: Setup, log_path: Path, version: int, state: str, words: str) -> None:
+def test_the_version_of_a_log_is_looked_at(
+    setup: Setup, log_path: Path, version: int, state: str, words: str
+) -> None:
     spoil(log_path, f"PRAGMA user_version = {len(logbook.versions()) + version}")
     [check] = found(setup, "log")
     assert check.state == state
@@ -220,14 +268,21 @@ def test_what_waits_in_the_outbox_is_told(setup: Setup, log_path: Path, tmp_path
     notice(log_path, attempts=3, error="mail.example.org: no answer within 20 s")
     [check] = found(setup, "outbox")
     assert check.state == "warn"
-    assert check.found == "waiting: 2 by mail, after 3 attempts (mail.example.org: no answer within 20 s)"
+    assert (
+        check.found
+        == "waiting: 2 by mail, after 3 attempts (mail.example.org: no answer within 20 s)"
+    )
 
 
 def test_what_was_given_up_fails(setup: Setup, log_path: Path) -> None:
-    notice(log_path, state="given_up", attempts=20, error="mail.example.org answered 550 no such user")
+    notice(
+        log_path, state="given_up", attempts=20, error="mail.example.org answered 550 no such user"
+    )
     [check] = found(setup, "outbox")
     assert check.state == "fail"
-    assert check.found.startswith("GIVEN UP: 1 by mail (mail.example.org answered 550 no such user)")
+    assert check.found.startswith(
+        "GIVEN UP: 1 by mail (mail.example.org answered 550 no such user)"
+    )
     assert check.found.endswith("blobpipe notify --again")
 
 
@@ -243,7 +298,9 @@ def test_a_channel_that_is_not_used_any_more_is_warned_of(setup: Setup, log_path
 def test_a_recipient_that_was_refused_is_named(setup: Setup, log_path: Path) -> None:
     notice(log_path, state="sent", error="refused for x@example.org: 550 no such user")
     assert found(setup, "outbox")[0] == Check(
-        "warn", "outbox", "the last notice was refused for x@example.org: 550 no such user; correct mail_to"
+        "warn",
+        "outbox",
+        "the last notice was refused for x@example.org: 550 no such user; correct mail_to",
     )
 
 
@@ -262,7 +319,9 @@ def test_free_disk_is_measured_where_the_log_is(
     setup: Setup, tmp_path: Path, free: float, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or SimpleNamespace(free=free))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: asked.append(folder) or SimpleNamespace(free=free)
+    )
     [check] = found(changed(setup, log=tmp_path / "not" / "there" / "log.sqlite"), "disk")
     assert check.state == state
     assert asked == [tmp_path]
@@ -278,9 +337,19 @@ LOGIN = {"BLOBPIPE_SMTP_USER": "blobs", "BLOBPIPE_SMTP_PASSWORD": "s3cret-of-the
     ("notices", "environ", "state", "words"),
     [
         ({}, {}, "ok", "not set up: notices.mail_to is empty"),
-        (MAIL, {}, "ok", "to team@example.org by mail.example.org:587, starttls, without a login; --send-test"),
+        (
+            MAIL,
+            {},
+            "ok",
+            "to team@example.org by mail.example.org:587, starttls, without a login; --send-test",
+        ),
         (MAIL, LOGIN, "ok", "starttls, with a login"),
-        (MAIL, {"BLOBPIPE_SMTP_USER": "blobs"}, "fail", "only one of BLOBPIPE_SMTP_USER and BLOBPIPE_SMTP_PASSWORD"),
+        (
+            MAIL,
+            {"BLOBPIPE_SMTP_USER": "blobs"},
+            "fail",
+            "only one of BLOBPIPE_SMTP_USER and BLOBPIPE_SMTP_PASSWORD",
+        ),
         (
             MAIL,
             LOGIN | {"BLOBPIPE_SMTP_PASSWORD": "s\udcfcss"},
@@ -289,11 +358,21 @@ LOGIN = {"BLOBPIPE_SMTP_USER": "blobs", "BLOBPIPE_SMTP_PASSWORD": "s3cret-of-the
         ),
         (MAIL | {"security": "none"}, {}, "warn", "not encrypted"),
         (MAIL | {"security": "none", "smtp_host": "localhost"}, {}, "ok", "localhost:587, none"),
-        (MAIL | {"security": "none", "smtp_host": "localhost"}, LOGIN, "warn", "the login is not used"),
+        (
+            MAIL | {"security": "none", "smtp_host": "localhost"},
+            LOGIN,
+            "warn",
+            "the login is not used",
+        ),
     ],
 )
 def test_mail_is_checked(
-    setup: Setup, tmp_path: Path, notices: dict[str, object], environ: dict[str, str], state: str, words: str
+    setup: Setup,
+    tmp_path: Path,
+    notices: dict[str, object],
+    environ: dict[str, str],
+    state: str,
+    words: str,
 ) -> None:
     settings(tmp_path, **notices)
     [check] = found(setup, "mail", environ)
@@ -306,13 +385,21 @@ def test_mail_is_checked(
     ("url", "state", "words"),
     [
         (None, "fail", "BLOBPIPE_WEBHOOK_URL is not set"),
-        ("http://hooks.example.org/s3cret", "fail", "expected an address that begins with https://"),
+        (
+            "http://hooks.example.org/s3cret",
+            "fail",
+            "expected an address that begins with https://",
+        ),
         ("https://hooks..example.org/s3cret", "fail", "and the name of a server"),
         ("https://hooks.example.org/s3cret", "ok", "set up; --send-test tries it"),
     ],
 )
-def test_a_webhook_wants_its_variable(setup: Setup, tmp_path: Path, url: str | None, state: str, words: str) -> None:
-    assert found(setup, "webhook") == [Check("ok", "webhook", "not set up: notices.webhook is false")]
+def test_a_webhook_wants_its_variable(
+    setup: Setup, tmp_path: Path, url: str | None, state: str, words: str
+) -> None:
+    assert found(setup, "webhook") == [
+        Check("ok", "webhook", "not set up: notices.webhook is false")
+    ]
     settings(tmp_path, webhook=True)
     [check] = found(setup, "webhook", {"BLOBPIPE_WEBHOOK_URL": url} if url else {})
     assert check.state == state
@@ -320,13 +407,17 @@ def test_a_webhook_wants_its_variable(setup: Setup, tmp_path: Path, url: str | N
     assert "s3cret" not in check.found
 
 
-def test_a_test_notice_is_sent_on_request_alone(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_notice_is_sent_on_request_alone(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> list[str]:
         raise NoticeError("mail: the test notice was not accepted: no answer within 20 s")
 
     assert found(setup, "test notice") == []
     monkeypatch.setattr(notices, "send_test", lambda *_: ["mail", "webhook"])
-    assert found(setup, "test notice", send_test=True) == [Check("ok", "test notice", "accepted by mail, webhook")]
+    assert found(setup, "test notice", send_test=True) == [
+        Check("ok", "test notice", "accepted by mail, webhook")
+    ]
     monkeypatch.setattr(notices, "send_test", refuse)
     assert [check.state for check in found(setup, "test notice", send_test=True)] == ["fail"]
 
@@ -335,7 +426,10 @@ def test_a_test_notice_is_sent_on_request_alone(setup: Setup, monkeypatch: pytes
 
 
 def test_the_command_exits_non_zero_on_a_fail_alone(
-    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    setup: Setup,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)  # its params.yaml is taken
     words = ["doctor", "--model", str(setup.model)]

@@ -56,7 +56,14 @@ def daily_log(tmp_path: Path) -> Path:
 def existing(tmp_path: Path) -> Path:
     """A table as another would make it: other order and types, a column and an HDU of its own, sums, and a 512 disc."""
     disc = bad_pixel_table.runs(bad_pixel_table.disc_mask(312.4, 118.25, 8.2) * 512)
-    rows = pd.concat([pd.DataFrame({"PIX1": [5, -3], "PIX2": [9, 1], "LENGTH": 3, "AXIS": 2, "VALUE": [4, 16]}), disc])
+    rows = pd.concat(
+        [
+            pd.DataFrame(
+                {"PIX1": [5, -3], "PIX2": [9, 1], "LENGTH": 3, "AXIS": 2, "VALUE": [4, 16]}
+            ),
+            disc,
+        ]
+    )
     n = len(rows)
     columns = [
         fits.Column("PIX2", "J", array=rows["PIX2"], disp="I6", unit="pixel"),
@@ -70,7 +77,9 @@ def existing(tmp_path: Path) -> Path:
     table = fits.BinTableHDU.from_columns(columns, name="BPIX")
     table.header["SIZAXIS1"] = (1014, "their size")
     primary = fits.PrimaryHDU()
-    primary.header.update({"USEAFTER": "Jan 02 2010 00:00:00", "PEDIGREE": "GROUND", "FILENAME": "x.fits"})
+    primary.header.update(
+        {"USEAFTER": "Jan 02 2010 00:00:00", "PEDIGREE": "GROUND", "FILENAME": "x.fits"}
+    )
     primary.header.add_history("made by hand")
     path = tmp_path / "their_bpx.fits"
     hdus = fits.HDUList([primary, fits.ImageHDU(np.arange(4), name="OTHER"), table])
@@ -105,23 +114,39 @@ def test_regions_give_back_the_same_circles(catalogue: Path, flt: bool, shift: i
     for region, blob in zip(read, table.to_dict("records"), strict=True):
         assert isinstance(region, CirclePixelRegion)
         found = (region.center.x, region.center.y, region.radius)
-        assert found == pytest.approx((blob["x_px"] + shift, blob["y_px"] + shift, blob["radius_px"]), abs=1e-3)
+        assert found == pytest.approx(
+            (blob["x_px"] + shift, blob["y_px"] + shift, blob["radius_px"]), abs=1e-3
+        )
         assert region.meta["text"].split()[0] == blob["blob"]
         assert f"{100 * blob['depth_frac']:.1f}%" in region.meta["text"]
     assert "2012-10-18" in read[1].meta["text"]
 
 
 def test_colour_tells_the_status(daily_log: Path) -> None:
-    read = Regions.read(exported(daily_log, statuses=("confirmed", "new", "rejected")) / "blobs.reg", format="ds9")
+    read = Regions.read(
+        exported(daily_log, statuses=("confirmed", "new", "rejected")) / "blobs.reg", format="ds9"
+    )
     assert [region.visual["edgecolor"] for region in read] == ["red", "yellow", "magenta"]
     assert [region.meta["tag"] for region in read] == [["confirmed"], ["new"], ["rejected"]]
 
 
 def test_a_region_says_in_words_what_it_is(tmp_path: Path) -> None:
-    blob = {"blob": "b1", "x_px": 9.25, "y_px": 8.5, "radius_px": 5.26, "depth_frac": 0.214, "status": "new"}
-    export.write_regions(tmp_path / "blobs.reg", pd.DataFrame([blob | {"first_date": "2012-01-02"}]))
+    blob = {
+        "blob": "b1",
+        "x_px": 9.25,
+        "y_px": 8.5,
+        "radius_px": 5.26,
+        "depth_frac": 0.214,
+        "status": "new",
+    }
+    export.write_regions(
+        tmp_path / "blobs.reg", pd.DataFrame([blob | {"first_date": "2012-01-02"}])
+    )
     last = (tmp_path / "blobs.reg").read_text().splitlines()[-1]
-    assert last == "circle(10.2500,9.5000,5.2600) # color=yellow text={b1 r=5.3px 2012-01-02 21.4%} tag={new}"
+    assert (
+        last
+        == "circle(10.2500,9.5000,5.2600) # color=yellow text={b1 r=5.3px 2012-01-02 21.4%} tag={new}"
+    )
 
 
 def test_names_cannot_break_the_file(catalogue: Path) -> None:
@@ -162,12 +187,18 @@ def test_what_is_exported_can_be_exported(catalogue: Path) -> None:
 
 
 def test_dates_come_from_wherever_they_are(catalogue: Path, tmp_path: Path) -> None:
-    assert export.read_catalogue(catalogue)["first_date"].tolist() == ["", "2012-10-18", "2012-09-27"]
+    assert export.read_catalogue(catalogue)["first_date"].tolist() == [
+        "",
+        "2012-10-18",
+        "2012-09-27",
+    ]
     (tmp_path / "frames.csv").rename(tmp_path / "images.csv")
     assert "first_mjd" not in export.read_catalogue(catalogue)
     assert export.read_catalogue(catalogue, tmp_path / "images.csv")["first_mjd"][1] == 56218.7
     dated = tmp_path / "dated.csv"
-    dated.write_text("x_px,y_px,radius_px,depth_frac,first_date\n9,9,5,0.1,2012-09-27T12:00\n99,9,5,0.1,\n")
+    dated.write_text(
+        "x_px,y_px,radius_px,depth_frac,first_date\n9,9,5,0.1,2012-09-27T12:00\n99,9,5,0.1,\n"
+    )
     table = export.read_catalogue(dated)
     assert table["first_mjd"][0] == 56197.5
     assert np.isnan(table["first_mjd"][1])
@@ -188,7 +219,8 @@ def test_a_catalogue_that_has_grown_keeps_the_dates_of_its_frames(catalogue: Pat
 
 
 def test_reviews_stand_before_the_status(tmp_path: Path) -> None:
-    path, out = tmp_path / "candidates.csv", tmp_path / "out"
+    path = tmp_path / "candidates.csv"
+    out = tmp_path / "out"
     path.write_text(
         "id,status,x_px,y_px,first_mjd,radius_px,depth_frac,decision,model_sha256\n1,confirmed,50,60,56000,5,0.1,rejected,a\n"
         "2,new,150,60,56000,5,0.1,confirmed,00\n3,confirmed,250,60,56000,5,0.1,,00\n4,confirmed,350,60,56000,5,0.1,unsure,a\n"
@@ -209,12 +241,25 @@ def test_what_nobody_reviewed_is_not_handed_on(tmp_path: Path, word: str, form: 
     log = logbook.connect(tmp_path / "log.sqlite", make=True)
     with logbook.writing(log):
         logbook.insert(log, "runs", synthetic_log.RUN)
-        image = {"run": 1, "sha256": "a", "name": "f1", "kind": "image", "mjd": 60000.0, "outcome": "searched"}
+        image = {
+            "run": 1,
+            "sha256": "a",
+            "name": "f1",
+            "kind": "image",
+            "mjd": 60000.0,
+            "outcome": "searched",
+        }
         logbook.insert(log, "images", image | {"logged": logbook.now()})
         for x in (100.0, 300.0):
             place = {"image": 1, "x_px": x, "y_px": 200.0}
             number = logbook.insert(log, "candidates", place | {"status": "seen_again"})
-            size = {"radius_px": 5.0, "depth_frac": 0.1, "snr": 9.0, "score": 1.0, "probability": 1.0}
+            size = {
+                "radius_px": 5.0,
+                "depth_frac": 0.1,
+                "snr": 9.0,
+                "score": 1.0,
+                "probability": 1.0,
+            }
             logbook.insert(log, "detections", place | size | {"candidate": number, "status": "new"})
     path = tmp_path / f"candidates.{form}"
 
@@ -237,13 +282,17 @@ def test_what_nobody_reviewed_is_not_handed_on(tmp_path: Path, word: str, form: 
 
 
 def test_sightings_of_one_blob_are_one(tmp_path: Path) -> None:
-    path, out = tmp_path / "detections.csv", tmp_path / "out"
+    path = tmp_path / "detections.csv"
+    out = tmp_path / "out"
     path.write_text(
         "frame,x_px,y_px,probability,status,radius_px,depth_frac\nb,100.5,50.2,0.9,seen_again,5,0.02\n"
         "a,101.0,50.0,0.9,confirmed,6,0.02\nb,300,50,0.9,dip,5,0.02\nb,200,50,0.9,new,5,0.02\n"
     )
     (tmp_path / "images.csv").write_text("frame,mjd\na,56000.5\nb,56001.5\n")
-    with pytest.raises(TableError, match=r"no blob left of status known or confirmed \(found dip, new, seen_again\)"):
+    with pytest.raises(
+        TableError,
+        match=r"no blob left of status known or confirmed \(found dip, new, seen_again\)",
+    ):
         export.export_blobs(path, out, dates=tmp_path / "images.csv")
     export.export_blobs(path, out, dates=tmp_path / "images.csv", statuses=("seen_again",))
     table = Table.read(out / "blobs.ecsv")
@@ -288,7 +337,8 @@ def test_a_new_table_flags_the_discs(catalogue: Path) -> None:
     assert rows.names == ["CCDAMP", "CCDCHIP", "CCDGAIN", "PIX1", "PIX2", "LENGTH", "AXIS", "VALUE"]
     assert (rows["LENGTH"].sum(), len(rows)) == (expected.sum(), 16 + 15 + 6)
     lowest = rows[np.argmin(rows["PIX2"])]
-    assert tuple(lowest) == ("ABCD", 1, 2.5, 305, 107, 8, 1, 512)  # x = 309 to 316, y = 111, 0-based with the border
+    # x = 309 to 316, y = 111, 0-based with the border
+    assert tuple(lowest) == ("ABCD", 1, 2.5, 305, 107, 8, 1, 512)
     assert (expected[111].nonzero()[0] == np.arange(309, 317)).all()
 
 
@@ -305,7 +355,8 @@ def test_the_header_is_that_of_a_reference_file(catalogue: Path) -> None:
 
 def test_merging_loses_nothing(catalogue: Path, existing: Path) -> None:
     out = exported(catalogue, bpixtab=existing)
-    old, new = rows_of(existing), rows_of(out / "blobs_bpx.fits")
+    old = rows_of(existing)
+    new = rows_of(out / "blobs_bpx.fits")
     assert new.dtype == old.dtype
     assert new[: len(old)].tobytes() == old.tobytes()
     added = new[len(old) :]
@@ -325,14 +376,21 @@ def test_merging_loses_nothing(catalogue: Path, existing: Path) -> None:
     assert (head["PEDIGREE"], head["FILENAME"]) == ("GROUND", "blobs_bpx.fits")
     assert head["USEAFTER"] == "Oct 18 2012 16:48:00"
     assert head["HISTORY"][0] == "made by hand"
-    assert [name in str(head["HISTORY"]) for name in ("b001", "b002", "b003")] == [False, True, True]
+    assert [name in str(head["HISTORY"]) for name in ("b001", "b002", "b003")] == [
+        False,
+        True,
+        True,
+    ]
     csv = tables.read_table(out / "blobs_bpx.csv", bad_pixel_table.RUN_COLUMNS)
     assert csv["PIX1"].tolist() == added["PIX1"].tolist()
 
 
 def test_the_later_useafter_stays(catalogue: Path, existing: Path) -> None:
     fits.setval(existing, "USEAFTER", value="Mar 01 2019 00:00:00")
-    assert fits.getval(exported(catalogue, bpixtab=existing) / "blobs_bpx.fits", "USEAFTER") == "Mar 01 2019 00:00:00"
+    assert (
+        fits.getval(exported(catalogue, bpixtab=existing) / "blobs_bpx.fits", "USEAFTER")
+        == "Mar 01 2019 00:00:00"
+    )
     out = exported(catalogue, bpixtab=existing, useafter="2013-05-01")
     assert fits.getval(out / "blobs_bpx.fits", "USEAFTER") == "May 01 2013 00:00:00"
 
@@ -352,14 +410,18 @@ def test_the_later_useafter_stays(catalogue: Path, existing: Path) -> None:
         ("", False),
     ],
 )
-def test_a_later_useafter_is_never_set_back(catalogue: Path, existing: Path, text: str, later: bool) -> None:
+def test_a_later_useafter_is_never_set_back(
+    catalogue: Path, existing: Path, text: str, later: bool
+) -> None:
     fits.setval(existing, "USEAFTER", value=text)
     found = fits.getval(exported(catalogue, bpixtab=existing) / "blobs_bpx.fits", "USEAFTER")
     assert found == (text if later else "Oct 18 2012 16:48:00")
 
 
 @pytest.mark.parametrize("value", ["next spring", "2019", 58543.0, "13/13/2019"])
-def test_a_useafter_that_cannot_be_read_is_named(catalogue: Path, existing: Path, value: str | float) -> None:
+def test_a_useafter_that_cannot_be_read_is_named(
+    catalogue: Path, existing: Path, value: str | float
+) -> None:
     fits.setval(existing, "USEAFTER", value=value)
     with pytest.raises(TableError, match=r"USEAFTER is .* or give --useafter"):
         exported(catalogue, bpixtab=existing)
@@ -376,13 +438,18 @@ def unusual(path: Path, values: list[int], kind: str, zero: int, **others: Any) 
         "LENGTH": [1] * n,
         "AXIS": [1] * n,
     }
-    made = {"VALUE": np.array(values, object), **{name: np.array(row, object) for name, row in rows.items()}}
+    made = {
+        "VALUE": np.array(values, object),
+        **{name: np.array(row, object) for name, row in rows.items()},
+    }
     kinds = {"VALUE": (kind, zero), "PIX1": others.get("place", ("I", 0)), "PIX2": ("E", 0)}
     columns = [
         fits.Column("NOTE", "6A", array=["mine"] * n),
         fits.Column("FLAG", "L", array=np.arange(n) % 2 == 0),
         fits.Column("BITS", "11X", array=np.ones((n, 11), bool)),
-        fits.Column("LIST", "PJ()", array=np.array([np.arange(i % 3) for i in range(n)], dtype=object)),
+        fits.Column(
+            "LIST", "PJ()", array=np.array([np.arange(i % 3) for i in range(n)], dtype=object)
+        ),
         fits.Column("GAP", "J", null=-7, array=np.arange(n)),
         fits.Column("MORE", "2E", array=np.ones((n, 2))),
     ]
@@ -428,7 +495,9 @@ def test_old_rows_keep_their_bytes_however_they_are_stored(
         assert before["BPIX"].data["VALUE"].tolist() == KINDS[kind][0]
         rows = after["BPIX"].data
         assert rows["VALUE"].tolist() == KINDS[kind][0] + [512] * (len(new) - len(old))
-        assert [each.tolist() for each in rows["LIST"][: len(old)]] == [list(range(i % 3)) for i in range(len(old))]
+        assert [each.tolist() for each in rows["LIST"][: len(old)]] == [
+            list(range(i % 3)) for i in range(len(old))
+        ]
         assert all(len(each) == 0 for each in rows["LIST"][len(old) :])
         assert set(rows["GAP"][len(old) :]) == {-7}
         assert before["OTHER"].data.tobytes() == after["OTHER"].data.tobytes()
@@ -443,26 +512,56 @@ def test_old_rows_keep_their_bytes_however_they_are_stored(
 @pytest.mark.parametrize(
     ("column", "says"),
     [
-        (fits.Column("VALUE", "B", array=[4, 16]), "column VALUE of format B cannot hold 512; give it a wider one"),
+        (
+            fits.Column("VALUE", "B", array=[4, 16]),
+            "column VALUE of format B cannot hold 512; give it a wider one",
+        ),
         (fits.Column("PIX1", "B", array=[4, 16]), "column PIX1 of format B cannot hold"),
-        (fits.Column("VALUE", "2I", array=[[4, 4], [5, 5]]), "column VALUE has the format 2I, expected one number"),
-        (fits.Column("VALUE", "3A", array=["4", "5"]), "column VALUE has the format 3A, expected one number"),
-        (fits.Column("VALUE", "PI()", array=np.array([[4], [5]], object)), "column VALUE has the format PI"),
-        (fits.Column("VALUE", "I", null=16, array=[4, 16]), "row 2: VALUE is 16, expected a number"),
+        (
+            fits.Column("VALUE", "2I", array=[[4, 4], [5, 5]]),
+            "column VALUE has the format 2I, expected one number",
+        ),
+        (
+            fits.Column("VALUE", "3A", array=["4", "5"]),
+            "column VALUE has the format 3A, expected one number",
+        ),
+        (
+            fits.Column("VALUE", "PI()", array=np.array([[4], [5]], object)),
+            "column VALUE has the format PI",
+        ),
+        (
+            fits.Column("VALUE", "I", null=16, array=[4, 16]),
+            "row 2: VALUE is 16, expected a number",
+        ),
         (fits.Column("PIX1", "E", array=[4, 1.5]), "row 2: PIX1 is 1.5, expected a whole number"),
-        (fits.Column("PIX2", "D", array=[np.nan, 1]), "row 1: PIX2 is nan, expected a number below"),
-        (fits.Column("PIX2", "D", array=[1e300, 1]), "row 1: PIX2 is 1e\\+300, expected a number below"),
+        (
+            fits.Column("PIX2", "D", array=[np.nan, 1]),
+            "row 1: PIX2 is nan, expected a number below",
+        ),
+        (
+            fits.Column("PIX2", "D", array=[1e300, 1]),
+            "row 1: PIX2 is 1e\\+300, expected a number below",
+        ),
         (
             fits.Column("VALUE", "K", bzero=2**63, array=np.array([2**63, 1], np.uint64)),
             "row 1: VALUE is 9223372036854775808",
         ),
         (fits.Column("AXIS", "I", array=[1, 3]), "row 2: AXIS is 3, expected 1 or 2"),
         (fits.Column("LENGTH", "J", array=[0, 3]), "row 1: LENGTH is 0, expected 1 to 1024"),
-        (fits.Column("LENGTH", "J", array=[1, 2_000_000_000]), "row 2: LENGTH is 2000000000, expected 1 to 1024"),
+        (
+            fits.Column("LENGTH", "J", array=[1, 2_000_000_000]),
+            "row 2: LENGTH is 2000000000, expected 1 to 1024",
+        ),
     ],
 )
-def test_a_table_that_is_odd_is_refused(catalogue: Path, tmp_path: Path, column: Any, says: str) -> None:
-    usual = [fits.Column(name, "I", array=[1, 2]) for name in bad_pixel_table.RUN_COLUMNS if name != column.name]
+def test_a_table_that_is_odd_is_refused(
+    catalogue: Path, tmp_path: Path, column: Any, says: str
+) -> None:
+    usual = [
+        fits.Column(name, "I", array=[1, 2])
+        for name in bad_pixel_table.RUN_COLUMNS
+        if name != column.name
+    ]
     table = fits.BinTableHDU.from_columns([*usual, column], name="BPIX")
     fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "odd.fits")
     with pytest.raises(TableError, match=says):
@@ -480,10 +579,15 @@ def test_numbers_in_other_steps_are_refused(catalogue: Path, existing: Path) -> 
     ("dtype", "packed"),
     [
         *((dtype, True) for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32)),
-        *((dtype, False) for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)),
+        *(
+            (dtype, False)
+            for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
+        ),
     ],
 )
-def test_an_image_of_any_bits_keeps_them(catalogue: Path, tmp_path: Path, dtype: Any, packed: bool) -> None:
+def test_an_image_of_any_bits_keeps_them(
+    catalogue: Path, tmp_path: Path, dtype: Any, packed: bool
+) -> None:
     given = np.zeros((1024, 1024), dtype)
     top = min(int(np.iinfo(dtype).max), 2**63 - 1)
     given[100, 200:203], given[300, 7], given[400, 400] = 4, np.iinfo(dtype).min, top
@@ -500,7 +604,11 @@ def exposure(path: Path, dq: Any, **primary: Any) -> Path:
     """Counts as raw files have them, as integers, before their DQ."""
     counts = np.random.default_rng(1).integers(9000, 14000, (1024, 1024)).astype(np.uint16)
     hdus = fits.HDUList(
-        [fits.PrimaryHDU(**primary), fits.ImageHDU(counts, name="SCI"), fits.ImageHDU(counts, name="ERR")]
+        [
+            fits.PrimaryHDU(**primary),
+            fits.ImageHDU(counts, name="SCI"),
+            fits.ImageHDU(counts, name="ERR"),
+        ]
     )
     if dq is not None:
         hdus.append(fits.ImageHDU(dq, name="DQ") if isinstance(dq, np.ndarray) else dq)
@@ -522,10 +630,16 @@ def test_of_an_exposure_dq_is_taken_never_its_counts(tmp_path: Path) -> None:
     for name, hdu in (("none", None), ("small", dq[:100, :100]), ("floats", dq.astype(np.float32))):
         with pytest.raises(TableError, match=f"{name}.fits: found no bad pixels"):
             bad_pixel_table.read_dq(exposure(tmp_path / f"{name}.fits", hdu))
-    with pytest.raises(TableError, match=r"flagged\.fits: 100% of its pixels are flagged, expected at most 50%"):
+    with pytest.raises(
+        TableError, match=r"flagged\.fits: 100% of its pixels are flagged, expected at most 50%"
+    ):
         bad_pixel_table.read_dq(exposure(tmp_path / "flagged.fits", constant(4)))
-    with pytest.raises(TableError, match=r"counts\.fits: 100% of its pixels are flagged.*: counts, not DQ"):
-        bad_pixel_table.read_dq(exposure(tmp_path / "counts.fits", None, data=np.full((1024, 1024), 9000, np.int16)))
+    with pytest.raises(
+        TableError, match=r"counts\.fits: 100% of its pixels are flagged.*: counts, not DQ"
+    ):
+        bad_pixel_table.read_dq(
+            exposure(tmp_path / "counts.fits", None, data=np.full((1024, 1024), 9000, np.int16))
+        )
 
 
 def patched(content: bytes, old: bytes, new: bytes) -> bytes:
@@ -548,10 +662,15 @@ def patched(content: bytes, old: bytes, new: bytes) -> bytes:
         (lambda c: gzip.compress(c)[:-9], "ended before the end-of-stream"),
         (lambda c: gzip.compress(c)[:-6] + b"xxxxxx", "CRC check failed"),
         (lambda c: c.replace(b"mine", b"ours", 1), "DATASUM of HDU BPIX does not agree"),
-        (lambda c: c.replace(b"TFORM5  = 'I ", b"TFORM5  = '9I", 1), "not a whole FITS table|CHECKSUM"),
+        (
+            lambda c: c.replace(b"TFORM5  = 'I ", b"TFORM5  = '9I", 1),
+            "not a whole FITS table|CHECKSUM",
+        ),
     ],
 )
-def test_a_damaged_table_is_refused(catalogue: Path, existing: Path, change: Any, says: str) -> None:
+def test_a_damaged_table_is_refused(
+    catalogue: Path, existing: Path, change: Any, says: str
+) -> None:
     existing.write_bytes(change(existing.read_bytes()))
     with pytest.raises(TableError, match=f"their_bpx.fits: .*({says})"):
         exported(catalogue, bpixtab=existing)
@@ -576,7 +695,15 @@ def test_nothing_is_written_over_what_it_is_made_of(catalogue: Path) -> None:
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-ODD = ['a,b "c"\t}{#', "two\nlines", "=cmd|' /C calc'!A0", "../raw/x", "Fleck-ä 日本", "x" * 5000, "\x1b[2J"]
+ODD = [
+    'a,b "c"\t}{#',
+    "two\nlines",
+    "=cmd|' /C calc'!A0",
+    "../raw/x",
+    "Fleck-ä 日本",
+    "x" * 5000,
+    "\x1b[2J",
+]
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -603,14 +730,24 @@ def test_odd_names_reach_every_file(catalogue: Path, existing: Path, name: str) 
     [
         (",first_frame", ",first_date", "row 3: first_date: found 'second', expected a date"),
         (",first_frame", ",first_mjd", "row 3: first_mjd is 'second', expected a number"),
-        ("frame,mjd\nfirst,56197.31", "frame,mjd\nfirst,1e308", "first seen on MJD 1e\\+308, expected 0 to 100000"),
-        ("first,56197.31", "first,2456197.31", "row 4: first seen on MJD 2.4562e\\+06, expected 0 to 100000"),
+        (
+            "frame,mjd\nfirst,56197.31",
+            "frame,mjd\nfirst,1e308",
+            "first seen on MJD 1e\\+308, expected 0 to 100000",
+        ),
+        (
+            "first,56197.31",
+            "first,2456197.31",
+            "row 4: first seen on MJD 2.4562e\\+06, expected 0 to 100000",
+        ),
         ("first,56197.31", "second,56197.31", "frame second stands twice"),
         ("first,56197.31", "first,-1", "row 4: first seen on MJD -1, expected"),
         ("first,56197.31", "first,inf", "row 4: first seen on MJD inf, expected"),
     ],
 )
-def test_odd_dates_are_named(catalogue: Path, tmp_path: Path, old: str, new: str, says: str) -> None:
+def test_odd_dates_are_named(
+    catalogue: Path, tmp_path: Path, old: str, new: str, says: str
+) -> None:
     catalogue.write_text(BLOBS.replace(old, new))
     (tmp_path / "frames.csv").write_text(IMAGES.replace(old, new))
     with pytest.raises(BlobpipeError, match=says):
@@ -618,7 +755,8 @@ def test_odd_dates_are_named(catalogue: Path, tmp_path: Path, old: str, new: str
 
 
 @pytest.mark.parametrize(
-    "text", ["nan", "inf", "1e999", "-1", "99999999", "0001-01-01T00:00+14:00", "2012-02-30", "x" * 999]
+    "text",
+    ["nan", "inf", "1e999", "-1", "99999999", "0001-01-01T00:00+14:00", "2012-02-30", "x" * 999],
 )
 def test_what_is_no_date_is_named(text: str) -> None:
     with pytest.raises(BlobpipeError, match=r"--until: found .* expected a date") as refusal:
@@ -683,7 +821,9 @@ def test_new_rows_have_the_amplifier_chip_and_gain_of_most(tmp_path: Path, catal
     rows = bad_pixel_table.find_table(table).data
     rows["CCDAMP"][:1000], rows["CCDGAIN"][:600], rows["CCDCHIP"][:3] = "A", 4.0, 7
     table.writeto(tmp_path / "bpx.fits")
-    added = rows_of(exported(catalogue, bpixtab=tmp_path / "bpx.fits") / "blobs_bpx.fits")[len(rows) :]
+    added = rows_of(exported(catalogue, bpixtab=tmp_path / "bpx.fits") / "blobs_bpx.fits")[
+        len(rows) :
+    ]
     assert {(row["CCDAMP"], row["CCDGAIN"], row["CCDCHIP"]) for row in added} == {("A", 4.0, 1)}
 
 
@@ -699,7 +839,14 @@ def test_new_rows_have_the_amplifier_chip_and_gain_of_most(tmp_path: Path, catal
 def test_blobs_lie_on_the_detector_and_have_a_size(
     column: str, good: tuple[float, float], bad: tuple[float, float]
 ) -> None:
-    usual = {"blob": "b1", "x_px": 9.0, "y_px": 9.0, "radius_px": 5.0, "depth_frac": 0.1, "status": "known"}
+    usual = {
+        "blob": "b1",
+        "x_px": 9.0,
+        "y_px": 9.0,
+        "radius_px": 5.0,
+        "depth_frac": 0.1,
+        "status": "known",
+    }
     for value in good:
         export.select("t.csv", pd.DataFrame([usual, usual | {"blob": "b2", column: value}]))
     for value in bad:
@@ -709,7 +856,9 @@ def test_blobs_lie_on_the_detector_and_have_a_size(
 
 @pytest.mark.parametrize(("apart", "names"), [(3.0, ["x50y60"]), (3.1, ["x50y60", "x53y60"])])
 def test_sightings_within_three_pixels_are_one(apart: float, names: list[str]) -> None:
-    seen = pd.DataFrame({"x_px": [50.0 + apart, 50.0], "y_px": 60.0, "radius_px": 5.0, "depth_frac": 0.1})
+    seen = pd.DataFrame(
+        {"x_px": [50.0 + apart, 50.0], "y_px": 60.0, "radius_px": 5.0, "depth_frac": 0.1}
+    )
     seen = seen.assign(status="known", first_mjd=[56001.0, 56000.0])
     assert export.select("t.csv", seen)["blob"].tolist() == names
 
@@ -724,7 +873,9 @@ def test_dates_are_numbers_below_a_hundred_thousand_or_iso() -> None:
 
 
 def test_units_follow_the_names_of_columns(tmp_path: Path) -> None:
-    blobs = pd.DataFrame({"blob": ["b1"], "loss_frac_px2": 0.5, "depth_frac": 0.1, "x_px": 9.0, "seen_mjd": 56000.0})
+    blobs = pd.DataFrame(
+        {"blob": ["b1"], "loss_frac_px2": 0.5, "depth_frac": 0.1, "x_px": 9.0, "seen_mjd": 56000.0}
+    )
     export.write_catalogue(tmp_path / "t.ecsv", blobs)
     table = Table.read(tmp_path / "t.ecsv")
     assert [str(table[name].unit or "") for name in blobs] == ["", "pix2", "", "pix", "d"]
@@ -783,8 +934,17 @@ def test_bad_files_of_others_are_named(catalogue: Path, existing: Path, tmp_path
         export.read_catalogue(tmp_path / "bad.ecsv")
 
 
-def test_the_command_does_the_same(catalogue: Path, existing: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = exported(catalogue, bpixtab=existing, until="2012-09-30", radii_px=(3.0, 9.0), all_flags=True, flt=True)
+def test_the_command_does_the_same(
+    catalogue: Path, existing: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = exported(
+        catalogue,
+        bpixtab=existing,
+        until="2012-09-30",
+        radii_px=(3.0, 9.0),
+        all_flags=True,
+        flt=True,
+    )
     typed = catalogue.parent / "typed"
     options = f"--bpixtab {existing} --until 2012-09-30 --disc-radii 3 9 --all-flags --flt"
     assert cli.main(["export", str(catalogue), "--out", str(typed), *options.split()]) == 0
@@ -819,13 +979,17 @@ def test_the_real_bad_pixels_all_survive(catalogue: Path) -> None:
     discs = bad_pixel_table.disc_mask([312.4, 801.9, 6.0], [118.25, 644.2, 1019.0], [8.2, 7.0, 7.0])
     assert ((dq & 512 != 0) == discs).all()
     assert (bad_pixel_table.read_dq(out / "blobs_bpx.fits") == dq).all()
-    export.export_blobs(catalogue, out.parent / "again", bpixtab=out / "blobs_bpx.fits", all_flags=True)
+    export.export_blobs(
+        catalogue, out.parent / "again", bpixtab=out / "blobs_bpx.fits", all_flags=True
+    )
     again = out.parent / "again" / "blobs_bpx.fits"
     assert again.read_bytes() == (out / "blobs_bpx.fits").read_bytes()
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("x", "y", "radius"), [(123.36, 58.19, 7.05), (231.83, 237.17, 7.83), (132.24, 247.76, 8.2)])
+@pytest.mark.parametrize(
+    ("x", "y", "radius"), [(123.36, 58.19, 7.05), (231.83, 237.17, 7.83), (132.24, 247.76, 8.2)]
+)
 def test_real_masks_are_discs_within_the_limits(x: float, y: float, radius: float) -> None:
     """The three of a subarray that nothing cuts: our disc at their centre differs by a few pixels of the rim."""
     mask = fits.getdata(_real(EXPOSURE), ("DQ", 1)) & 512 != 0
@@ -834,4 +998,8 @@ def test_real_masks_are_discs_within_the_limits(x: float, y: float, radius: floa
     ours = bad_pixel_table.disc_mask(x + 300, y + 300, radius)
     near = bad_pixel_table.disc_mask(x + 300, y + 300, radius + 3)
     assert (ours ^ (around & near)).sum() <= 4
-    assert bad_pixel_table.RADII_PX[0] <= np.sqrt((around & near).sum() / np.pi) <= bad_pixel_table.RADII_PX[1]
+    assert (
+        bad_pixel_table.RADII_PX[0]
+        <= np.sqrt((around & near).sum() / np.pi)
+        <= bad_pixel_table.RADII_PX[1]
+    )

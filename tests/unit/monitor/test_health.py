@@ -24,7 +24,13 @@ PARAMS = Health(
     rejected_frac=0.3,
     hysteresis_frac=0.1,
 )
-USUAL = {"noise_frac": 0.01, "signal_e": 20_000.0, "shift_x_px": 0.05, "shift_y_px": 0.0, "clipped_frac": 0.02}
+USUAL = {
+    "noise_frac": 0.01,
+    "signal_e": 20_000.0,
+    "shift_x_px": 0.05,
+    "shift_y_px": 0.0,
+    "clipped_frac": 0.02,
+}
 QUIET = (0.01,) * 16  # probabilities of an image's subframes
 
 
@@ -39,11 +45,25 @@ def log(tmp_path: Path) -> sqlite3.Connection:
 def add(log: sqlite3.Connection, probabilities: Iterable[float] = QUIET, **more: object) -> int:
     """An image and its subframes; its number."""
     number = log.execute("SELECT count(*) FROM images").fetchone()[0] + 1
-    row = {"run": 1, "sha256": f"{number:064}", "name": f"day{number}", "kind": "image", "mjd": 60000.0 + number}
+    row = {
+        "run": 1,
+        "sha256": f"{number:064}",
+        "name": f"day{number}",
+        "kind": "image",
+        "mjd": 60000.0 + number,
+    }
     with logbook.writing(log):
-        image = logbook.insert(log, "images", row | USUAL | {"logged": logbook.now(), "outcome": "searched", **more})
+        image = logbook.insert(
+            log, "images", row | USUAL | {"logged": logbook.now(), "outcome": "searched", **more}
+        )
         for k, value in enumerate(probabilities):
-            part = {"row": k // 4, "col": k % 4, "probability": value, "positive": 0, "saliency": b""}
+            part = {
+                "row": k // 4,
+                "col": k % 4,
+                "probability": value,
+                "positive": 0,
+                "saliency": b"",
+            }
             logbook.insert(log, "subframes", {"image": image, **part})
     return image
 
@@ -55,16 +75,32 @@ def take(log: sqlite3.Connection, image: int) -> list[str]:
 
 def add_candidate(log: sqlite3.Connection, image: int, status: str, decision: str = "") -> None:
     with logbook.writing(log):
-        number = logbook.insert(log, "candidates", {"image": image, "status": status, "x_px": 9.0, "y_px": 9.0})
-        row = {"image": image, "candidate": number, "status": "new", "x_px": 9.0, "y_px": 9.0, "snr": 9.0}
+        number = logbook.insert(
+            log, "candidates", {"image": image, "status": status, "x_px": 9.0, "y_px": 9.0}
+        )
+        row = {
+            "image": image,
+            "candidate": number,
+            "status": "new",
+            "x_px": 9.0,
+            "y_px": 9.0,
+            "snr": 9.0,
+        }
         logbook.insert(log, "detections", row | {"score": 0.99, "probability": 0.9})
         if decision:
-            review = {"candidate": number, "decision": decision, "reviewer": "Ada", "at": logbook.now()}
+            review = {
+                "candidate": number,
+                "decision": decision,
+                "reviewer": "Ada",
+                "at": logbook.now(),
+            }
             logbook.insert(log, "reviews", review)
 
 
 def reading(log: sqlite3.Connection, image: int, what: str) -> float | None:
-    row = log.execute("SELECT value FROM health WHERE image = ? AND what = ?", (image, what)).fetchone()
+    row = log.execute(
+        "SELECT value FROM health WHERE image = ? AND what = ?", (image, what)
+    ).fetchone()
     return row["value"] if row else None
 
 
@@ -77,17 +113,42 @@ REJECTED = {"outcome": "rejected", **dict.fromkeys(USUAL)}
     ("what", "beyond", "almost", "within", "bound"),
     [
         ("noise_frac", {"noise_frac": 0.02}, {"noise_frac": 0.0125}, {"noise_frac": 0.0115}, 0.013),
-        ("signal_e", {"signal_e": 31_000.0}, {"signal_e": 28_000.0}, {"signal_e": 26_000.0}, 30_000.0),
-        ("signal_e", {"signal_e": 11_000.0}, {"signal_e": 12_500.0}, {"signal_e": 14_000.0}, 12_000.0),
+        (
+            "signal_e",
+            {"signal_e": 31_000.0},
+            {"signal_e": 28_000.0},
+            {"signal_e": 26_000.0},
+            30_000.0,
+        ),
+        (
+            "signal_e",
+            {"signal_e": 11_000.0},
+            {"signal_e": 12_500.0},
+            {"signal_e": 14_000.0},
+            12_000.0,
+        ),
         ("shift_px", {"shift_y_px": -0.8}, {"shift_y_px": 0.48}, {"shift_y_px": 0.1}, 0.5),
-        ("clipped_frac", {"clipped_frac": 0.06}, {"clipped_frac": 0.048}, {"clipped_frac": 0.01}, 0.05),
+        (
+            "clipped_frac",
+            {"clipped_frac": 0.06},
+            {"clipped_frac": 0.048},
+            {"clipped_frac": 0.01},
+            0.05,
+        ),
     ],
     ids=["noise_frac", "signal_e high", "signal_e low", "shift_px", "clipped_frac"],
 )
 def test_a_median_crosses_once_and_comes_back_with_a_margin(
     log: sqlite3.Connection, what: str, beyond: dict, almost: dict, within: dict, bound: float
 ) -> None:
-    for values, crossings in ((USUAL, 0), (beyond, 1), (almost, 0), (beyond, 0), (within, 0), (beyond, 1)):
+    for values, crossings in (
+        (USUAL, 0),
+        (beyond, 1),
+        (almost, 0),
+        (beyond, 0),
+        (within, 0),
+        (beyond, 1),
+    ):
         lines = [line for _ in range(PARAMS.window) for line in take(log, add(log, **values))]
         assert len(lines) == crossings, values
         if lines:
@@ -99,7 +160,9 @@ def test_a_median_crosses_once_and_comes_back_with_a_margin(
 def test_one_odd_image_moves_nothing(log: sqlite3.Connection) -> None:
     for _ in range(PARAMS.window):
         take(log, add(log))
-    assert take(log, add(log, noise_frac=1.0, signal_e=1.0, shift_x_px=50.0, clipped_frac=1.0)) == []
+    assert (
+        take(log, add(log, noise_frac=1.0, signal_e=1.0, shift_x_px=50.0, clipped_frac=1.0)) == []
+    )
     assert health.standing(log) == []
 
 
@@ -107,7 +170,9 @@ def test_rejected_images_cross_and_come_back(log: sqlite3.Connection) -> None:
     crossed = []
     for kind in ("ok", "ok", "ok", "bad", "bad", "ok", "ok", "ok", "ok", "bad", "bad"):
         image = add(log, **(REJECTED if kind == "bad" else {}))
-        crossed += [image for line in take(log, image) if line.startswith("share of rejected images")]
+        crossed += [
+            image for line in take(log, image) if line.startswith("share of rejected images")
+        ]
     assert crossed == [5, 11]  # two of four
     assert reading(log, 4, "rejected_frac") == 0.25
     assert "0.5, limit 0.3; read their reasons" in health.standing(log)[0]
@@ -116,10 +181,17 @@ def test_rejected_images_cross_and_come_back(log: sqlite3.Connection) -> None:
 def test_false_alarms_are_what_faded_or_was_rejected(log: sqlite3.Connection) -> None:
     for _ in range(PARAMS.baseline):
         take(log, image := add(log))
-    for status, decision in (("new", ""), ("seen_again", ""), ("faded", "confirmed"), ("new", "unsure"), ("faded", "")):
+    for status, decision in (
+        ("new", ""),
+        ("seen_again", ""),
+        ("faded", "confirmed"),
+        ("new", "unsure"),
+        ("faded", ""),
+    ):
         add_candidate(log, image, status, decision)
     take(log, image := add(log))
-    assert reading(log, image, "false_alarms_per_100") == 10.0  # the one that faded, on the last ten images
+    # the one that faded, on the last ten images
+    assert reading(log, image, "false_alarms_per_100") == 10.0
     add_candidate(log, image, "seen_again", "rejected")  # a person's word stands above the search's
     [line] = take(log, image := add(log))
     assert "20, limit 15" in line
@@ -134,7 +206,8 @@ def test_false_alarms_are_what_faded_or_was_rejected(log: sqlite3.Connection) ->
 
 
 def test_another_kind_of_probabilities_is_noticed_and_comes_back(log: sqlite3.Connection) -> None:
-    usual, odd = (0.0, 0.1, 0.2, 0.3) * 4, (0.7, 0.8, 0.9, 1.0) * 4
+    usual = (0.0, 0.1, 0.2, 0.3) * 4
+    odd = (0.7, 0.8, 0.9, 1.0) * 4
     crossed = []
     for probabilities in [usual] * 14 + [odd] * 14:
         image = add(log, probabilities)
@@ -164,7 +237,9 @@ def test_another_model_starts_anew(log: sqlite3.Connection) -> None:
 def test_there_is_no_reading_of_too_few_images(log: sqlite3.Connection) -> None:
     for number in range(1, 2 * PARAMS.window + 1):
         take(log, add(log))
-        there = {row["what"] for row in log.execute("SELECT what FROM health WHERE image = ?", (number,))}
+        there = {
+            row["what"] for row in log.execute("SELECT what FROM health WHERE image = ?", (number,))
+        }
         later = {"probability_distance"} if number < 2 * PARAMS.window else set()
         assert there == (set() if number < PARAMS.window else set(health.MONITORS) - later)
 
@@ -189,7 +264,8 @@ def test_a_level_that_most_images_do_not_state_has_no_reading(log: sqlite3.Conne
 def test_the_timeline_is_thinned_and_ends_with_the_newest(log: sqlite3.Connection) -> None:
     for number in range(1, 26):
         take(log, add(log, noise_frac=number / 1000))
-    whole, thin = health.readings(log), health.readings(log, most=6)
+    whole = health.readings(log)
+    thin = health.readings(log, most=6)
     assert list(whole.columns) == ["image", "name", "mjd", *health.MONITORS]
     assert whole["image"].tolist() == list(range(4, 26))
     assert thin["image"].tolist() == [5, 10, 15, 20, 25]

@@ -53,7 +53,10 @@ def test_what_is_no_file_is_told_of_once(folder: Path, caplog: pytest.LogCapture
         file.truncate(inbox.MOST_BYTES + 1)
     box = Inbox(folder, 0.0)
     assert names(box) == names(box) == []
-    said = {message.split(":")[1].split("/")[-1]: message.split(": ", 2)[2] for message in caplog.messages}
+    said = {
+        message.split(":")[1].split("/")[-1]: message.split(": ", 2)[2]
+        for message in caplog.messages
+    }
     assert len(caplog.messages) == 6
     assert said == {
         "folder.fits": "a folder, expected a FITS file; move it elsewhere (left alone)",
@@ -97,7 +100,11 @@ def test_a_file_is_whole_when_it_stays_as_it_is_whatever_its_date(
         return box.unsettled_s(file)
 
     monkeypatch.setattr(inbox.time, "time", lambda: NOW_S)
-    monkeypatch.setattr(inbox.Stamp, "of", lambda found: Stamp(found.st_size, found.st_mtime_ns, found.st_mtime_ns, 1))
+    monkeypatch.setattr(
+        inbox.Stamp,
+        "of",
+        lambda found: Stamp(found.st_size, found.st_mtime_ns, found.st_mtime_ns, 1),
+    )
     assert unsettled_s(1) == 2.0
     clock[0] += 1.5
     assert unsettled_s(1) == 0.5
@@ -107,12 +114,16 @@ def test_a_file_is_whole_when_it_stays_as_it_is_whatever_its_date(
     assert unsettled_s(2) == 0.0
 
 
-def test_a_file_that_has_not_changed_for_a_day_is_whole_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_has_not_changed_for_a_day_is_whole_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "day001.fits").touch()
     box = Inbox(folder, 2.0)
     [file] = box.look()
     assert box.unsettled_s(file) > 1.9
-    monkeypatch.setattr(inbox.time, "time", lambda: file.stamp.changed_ns / 1e9 + inbox.SURELY_WHOLE_S + 1)
+    monkeypatch.setattr(
+        inbox.time, "time", lambda: file.stamp.changed_ns / 1e9 + inbox.SURELY_WHOLE_S + 1
+    )
     assert box.unsettled_s(file) == 0.0
 
 
@@ -149,10 +160,14 @@ def test_a_file_that_was_left_is_offered_again_in_a_minute_and_told_of_once(
         box.leave(file, "Input/output error")
         assert box.look() == []
         clock[0] += inbox.RETRY_S
-    assert caplog.messages == [f"blobpipe: {folder / 'day001.fits'}: Input/output error (left alone)"]
+    assert caplog.messages == [
+        f"blobpipe: {folder / 'day001.fits'}: Input/output error (left alone)"
+    ]
 
 
-def test_names_that_are_no_text_can_be_written_down(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_are_no_text_can_be_written_down(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     name = os.fsdecode(b"day\xe9.fits")
     (folder / name).mkdir()
     (folder / "new\nline\x1b[31m.fits").mkdir()
@@ -175,5 +190,7 @@ def test_dates_and_inodes_of_any_length_fit_into_the_log() -> None:
 def test_a_folder_that_is_gone_is_named(folder: Path) -> None:
     box = Inbox(folder, 0.0)
     folder.rmdir()
-    with pytest.raises(FrameError, match="in: No such file or directory, expected a folder of images"):
+    with pytest.raises(
+        FrameError, match="in: No such file or directory, expected a folder of images"
+    ):
         box.look()

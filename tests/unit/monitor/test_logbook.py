@@ -39,7 +39,14 @@ def log(tmp_path: Path) -> sqlite3.Connection:
 
 
 def image(**more: object) -> dict[str, object]:
-    row = {"run": 1, "sha256": "c" * 64, "name": "f1", "kind": "image", "logged": RUN["started"], "outcome": "stack"}
+    row = {
+        "run": 1,
+        "sha256": "c" * 64,
+        "name": "f1",
+        "kind": "image",
+        "logged": RUN["started"],
+        "outcome": "stack",
+    }
     return row | more
 
 
@@ -53,7 +60,8 @@ def test_a_log_is_made_once_and_opened_again(tmp_path: Path) -> None:
 
 
 def test_a_log_of_version_1_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, first = tmp_path / "log.sqlite", logbook.versions()[:1]
+    path = tmp_path / "log.sqlite"
+    first = logbook.versions()[:1]
     with monkeypatch.context() as patch:
         patch.setattr(logbook, "versions", lambda: first)
         old = logbook.connect(path, make=True)
@@ -61,7 +69,9 @@ def test_a_log_of_version_1_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.M
             logbook.insert(old, "runs", RUN)
             for number in range(2):
                 logbook.insert(old, "images", image(sha256=f"{number:064x}", outcome="searched"))
-            logbook.insert(old, "candidates", {"image": 1, "status": "new", "x_px": 1.0, "y_px": 2.0})
+            logbook.insert(
+                old, "candidates", {"image": 1, "status": "new", "x_px": 1.0, "y_px": 2.0}
+            )
             row = {
                 "candidate": 1,
                 "status": "new",
@@ -78,12 +88,15 @@ def test_a_log_of_version_1_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.M
         (1, "searched", None),
         (2, "searched", None),
     ]
-    assert log.execute("SELECT count(*) FROM corrections").fetchone()[0] == 0  # stacks register these images again
+    # stacks register these images again
+    assert log.execute("SELECT count(*) FROM corrections").fetchone()[0] == 0
     assert log.execute("SELECT sightings, snr FROM candidate_list").fetchone()[:] == (1, 9.0)
     assert log.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-def test_an_older_log_is_brought_to_this_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_log_is_brought_to_this_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log.sqlite"
     with logbook.writing(logbook.connect(path, make=True)) as connection:
         logbook.insert(connection, "runs", RUN)
@@ -95,17 +108,29 @@ def test_an_older_log_is_brought_to_this_version(tmp_path: Path, monkeypatch: py
     newer = logbook.connect(path)
     assert [row["host"] for row in newer.execute("SELECT host FROM runs")] == ["here"]
     monkeypatch.undo()
-    with pytest.raises(LogError, match=rf"log.sqlite: found version {len(steps)} of the log, expected at most"):
+    with pytest.raises(
+        LogError, match=rf"log.sqlite: found version {len(steps)} of the log, expected at most"
+    ):
         logbook.connect(path)
 
 
-def test_a_log_of_version_1_gets_the_new_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, first, steps = tmp_path / "log.sqlite", logbook.versions()[:1], logbook.versions()
+def test_a_log_of_version_1_gets_the_new_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.sqlite"
+    first = logbook.versions()[:1]
+    steps = logbook.versions()
     monkeypatch.setattr(logbook, "versions", lambda: first)
     with contextlib.closing(logbook.connect(path, make=True)) as old, logbook.writing(old):
         logbook.insert(old, "runs", RUN)
         logbook.insert(old, "images", image())
-        row = {"path": "/in/f1.fits", "sha256": "c" * 64, "size_bytes": 5, "modified_ns": 7, "seen": RUN["started"]}
+        row = {
+            "path": "/in/f1.fits",
+            "sha256": "c" * 64,
+            "size_bytes": 5,
+            "modified_ns": 7,
+            "seen": RUN["started"],
+        }
         logbook.insert(old, "files", row | {"outcome": "logged", "image": 1})
     monkeypatch.setattr(logbook, "versions", lambda: steps)
     log = logbook.connect(path)
@@ -135,16 +160,21 @@ def test_nothing_is_written_into_a_log_that_has_lost_its_name(tmp_path: Path, fa
         case _:
             path.parent.rename(tmp_path / "elsewhere")
     with (
-        pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"),
+        pytest.raises(
+            LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"
+        ),
         logbook.writing(log),
     ):
         logbook.insert(log, "runs", RUN)
     assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1
 
 
-def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log.sqlite"
-    first, latest = logbook.versions()[:1], logbook.versions()
+    first = logbook.versions()[:1]
+    latest = logbook.versions()
     monkeypatch.setattr(logbook, "versions", lambda: first)
     old = logbook.connect(path, make=True)
     with logbook.writing(old):
@@ -152,25 +182,61 @@ def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(tmp_path: Path, m
         logbook.insert(old, "images", image(mjd=60000.0))
         for number, status in ((3, "new"), (5, "confirmed"), (8, "faded")):
             place = {"x_px": 10.25 * number, "y_px": 7.0}
-            logbook.insert(old, "candidates", {"id": number, "image": 1, "status": status, "missed": number} | place)
-            seen = {"image": 1, "candidate": number, "status": "new", "snr": 9.0, "score": 0.9, "probability": 0.8}
+            logbook.insert(
+                old,
+                "candidates",
+                {"id": number, "image": 1, "status": status, "missed": number} | place,
+            )
+            seen = {
+                "image": 1,
+                "candidate": number,
+                "status": "new",
+                "snr": 9.0,
+                "score": 0.9,
+                "probability": 0.8,
+            }
             logbook.insert(old, "detections", seen | place)
-            told = {"key": f"candidate-{number}-{status}", "channel": "mail", "image": 1, "candidate": number}
-            told |= {"subject": f"blobpipe: {status} blob at x 1", "text": f"Candidate, {status} with the image f1"}
+            told = {
+                "key": f"candidate-{number}-{status}",
+                "channel": "mail",
+                "image": 1,
+                "candidate": number,
+            }
+            told |= {
+                "subject": f"blobpipe: {status} blob at x 1",
+                "text": f"Candidate, {status} with the image f1",
+            }
             logbook.insert(old, "notices", told | {"created": RUN["started"]})
-        logbook.insert(old, "reviews", {"candidate": 5, "decision": "unsure", "reviewer": "Ada", "at": RUN["started"]})
-    before = {name: [tuple(row) for row in old.execute(f"SELECT * FROM {name}")] for name in logbook.TABLES}
-    columns = {name: ", ".join(row[1] for row in old.execute(f"PRAGMA table_info({name})")) for name in logbook.TABLES}
+        logbook.insert(
+            old,
+            "reviews",
+            {"candidate": 5, "decision": "unsure", "reviewer": "Ada", "at": RUN["started"]},
+        )
+    before = {
+        name: [tuple(row) for row in old.execute(f"SELECT * FROM {name}")]
+        for name in logbook.TABLES
+    }
+    columns = {
+        name: ", ".join(row[1] for row in old.execute(f"PRAGMA table_info({name})"))
+        for name in logbook.TABLES
+    }
     old.close()
     monkeypatch.setattr(logbook, "versions", lambda: latest)
     log = logbook.connect(path)
     assert log.execute("PRAGMA foreign_key_check").fetchall() == []
     assert log.execute("PRAGMA foreign_keys").fetchone()[0] == 1
     for name in ("runs", "images", "detections", "reviews"):
-        assert [tuple(row) for row in log.execute(f"SELECT {columns[name]} FROM {name}")] == before[name], name
+        assert [tuple(row) for row in log.execute(f"SELECT {columns[name]} FROM {name}")] == before[
+            name
+        ], name
     for name in ("candidates", "candidate_list"):
-        rows = [tuple("seen_again" if value == "confirmed" else value for value in row) for row in before[name]]
-        assert sorted(tuple(row) for row in log.execute(f"SELECT * FROM {name}")) == sorted(rows), name
+        rows = [
+            tuple("seen_again" if value == "confirmed" else value for value in row)
+            for row in before[name]
+        ]
+        assert sorted(tuple(row) for row in log.execute(f"SELECT * FROM {name}")) == sorted(rows), (
+            name
+        )
     told = log.execute("SELECT key, subject, text FROM notices WHERE candidate = 5").fetchone()
     assert tuple(told) == (
         *("candidate-5-seen_again", "blobpipe: blob seen again at x 1"),
@@ -192,17 +258,25 @@ def test_the_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
         assert [name for (name,) in theirs.execute("SELECT name FROM sqlite_master")] == ["stars"]
 
 
-def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_migration_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log.sqlite"
     before = len(logbook.versions())
     logbook.connect(path, make=True).close()
     monkeypatch.setattr(
-        logbook, "versions", lambda: [""] * before + ["CREATE TABLE extra (a);\nCREATE TABLE runs (a);"]
+        logbook,
+        "versions",
+        lambda: [""] * before + ["CREATE TABLE extra (a);\nCREATE TABLE runs (a);"],
     )
     with pytest.raises(LogError, match="runs already exists"):
         logbook.connect(path)
     monkeypatch.undo()
-    assert not logbook.connect(path).execute("SELECT name FROM sqlite_master WHERE name = 'extra'").fetchall()
+    assert (
+        not logbook.connect(path)
+        .execute("SELECT name FROM sqlite_master WHERE name = 'extra'")
+        .fetchall()
+    )
 
 
 def test_what_fails_within_a_transaction_leaves_nothing(log: sqlite3.Connection) -> None:
@@ -248,7 +322,10 @@ def no_larger_files(_: sqlite3.Connection) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("trouble", "words"),
-    [(no_more_pages, "no space left on the disk; free some space"), (no_larger_files, "the disk could not be")],
+    [
+        (no_more_pages, "no space left on the disk; free some space"),
+        (no_larger_files, "the disk could not be"),
+    ],
 )
 def test_what_cannot_be_written_is_told_by_its_first_reason_and_leaves_nothing(
     log: sqlite3.Connection, trouble: type, words: str
@@ -264,7 +341,9 @@ def test_what_cannot_be_written_is_told_by_its_first_reason_and_leaves_nothing(
     assert log.execute("SELECT count(*) FROM images").fetchone()[0] == 50
 
 
-def test_a_transaction_that_sqlite_has_ended_itself_keeps_its_error(log: sqlite3.Connection) -> None:
+def test_a_transaction_that_sqlite_has_ended_itself_keeps_its_error(
+    log: sqlite3.Connection,
+) -> None:
     def fail() -> None:
         with logbook.writing(log):
             log.execute("ROLLBACK")  # as SQLite does after some errors
@@ -276,7 +355,10 @@ def test_a_transaction_that_sqlite_has_ended_itself_keeps_its_error(log: sqlite3
 
 
 def test_a_log_that_stays_locked_is_one_line(
-    log: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    log: sqlite3.Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "log.sqlite"
     monkeypatch.setattr(logbook, "PATIENCE_S", 0.1)
@@ -290,13 +372,17 @@ def test_a_log_that_stays_locked_is_one_line(
     log.close()
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     fill(other)  # and keeps it
-    with pytest.raises(LogError, match=r"log\.sqlite: database is locked: another program keeps it"):
+    with pytest.raises(
+        LogError, match=r"log\.sqlite: database is locked: another program keeps it"
+    ):
         logbook.connect(path)
     assert cli.main(["log", "images", "--log", str(path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_damaged_log_is_one_line(log: sqlite3.Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_log_is_one_line(
+    log: sqlite3.Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "log.sqlite"
     fill(log)
     log.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -306,9 +392,17 @@ def test_a_damaged_log_is_one_line(log: sqlite3.Connection, tmp_path: Path, caps
     path.write_bytes(content)
     assert cli.main(["log", "images", "--log", str(path)]) == 1
     err = capsys.readouterr().err
-    assert f"{path}: database disk image is malformed: it is damaged; put the last copy of it back" in err
+    assert (
+        f"{path}: database disk image is malformed: it is damaged; put the last copy of it back"
+        in err
+    )
     assert err.count("\n") == 1
-    assert cli.main(["catalogue", "update", "--log", str(path), "--catalogue", str(tmp_path / "blobs.csv")]) == 1
+    assert (
+        cli.main(
+            ["catalogue", "update", "--log", str(path), "--catalogue", str(tmp_path / "blobs.csv")]
+        )
+        == 1
+    )
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -333,7 +427,8 @@ def test_an_exported_table_reads_back(log: sqlite3.Connection, tmp_path: Path, s
         case "csv":
             row = pd.read_csv(path, keep_default_na=False).iloc[0].to_dict()
         case "ecsv":
-            row = dict(Table.read(path).filled("")[0])  # astropy takes an empty text for a missing one
+            # astropy takes an empty text for a missing one
+            row = dict(Table.read(path).filled("")[0])
         case _:
             row = json.loads(path.read_text())[0]
     assert {name: row[name] for name in RUN} == RUN
@@ -344,8 +439,12 @@ def test_what_is_not_there_is_named(log: sqlite3.Connection, tmp_path: Path) -> 
         logbook.table(log, "secrets")
     with pytest.raises(LogError, match=r"runs.txt: found the suffix '.txt', expected one of .csv"):
         logbook.export_tables(log, "runs", tmp_path / "runs.txt")
-    with pytest.raises(LogError, match=r"none.sqlite: not found, expected the log of 'blobpipe quicklook'"):
+    with pytest.raises(
+        LogError, match=r"none.sqlite: not found, expected the log of 'blobpipe quicklook'"
+    ):
         logbook.connect(tmp_path / "none.sqlite")
-    (tmp_path / "text.sqlite").write_text("no database at all, but long enough to be looked at as one\n" * 20)
+    (tmp_path / "text.sqlite").write_text(
+        "no database at all, but long enough to be looked at as one\n" * 20
+    )
     with pytest.raises(LogError, match=r"text.sqlite: file is not a database"):
         logbook.connect(tmp_path / "text.sqlite")

@@ -30,7 +30,9 @@ from blobpipe.errors import ArchiveError
 from blobpipe.monitor import mast as client
 from blobpipe.monitor.mast import Exposure
 
-pytest.importorskip("astroquery", reason="astroquery is not installed: pip install 'blobpipe[mast]'")
+pytest.importorskip(
+    "astroquery", reason="astroquery is not installed: pip install 'blobpipe[mast]'"
+)
 
 MJD = 56_197  # 2012-09-27
 DAY = date(2012, 9, 27)
@@ -89,7 +91,11 @@ class Mast(ThreadingHTTPServer):
         self.columns: object = COLUMNS_CONFIG
         self.etag = '"first"'
         wanted = [dict(client.CRITERIA, obsid=str(1000 + i), t_min=MJD + i + 0.3) for i in range(3)]
-        others = [{"filters": "F140W"}, {"target_name": "GJ-1214"}, {"instrument_name": "WFC3/UVIS"}]
+        others = [
+            {"filters": "F140W"},
+            {"target_name": "GJ-1214"},
+            {"instrument_name": "WFC3/UVIS"},
+        ]
         self.observations = wanted + [wanted[0] | other | {"obsid": "9"} for other in others]
 
     def products(self, ids: list[str]) -> list[dict[str, object]]:
@@ -99,10 +105,19 @@ class Mast(ThreadingHTTPServer):
     def _products_of(self, number: int) -> list[dict[str, object]]:
         name = file_name(number)
         again = f"hst_13068_0{number}_wfc3_ir_f153m_{name}"
-        rows = [(name, "FLT"), (again, "FLT"), (name.replace("_flt", "_ima"), "IMA"), ("../../etc_flt.fits", "FLT")]
+        rows = [
+            (name, "FLT"),
+            (again, "FLT"),
+            (name.replace("_flt", "_ima"), "IMA"),
+            ("../../etc_flt.fits", "FLT"),
+        ]
         size = len(FILES[name])
         return [
-            {"obsID": str(1000 + number), "productFilename": file, "dataURI": f"mast:HST/product/{file}"}
+            {
+                "obsID": str(1000 + number),
+                "productFilename": file,
+                "dataURI": f"mast:HST/product/{file}",
+            }
             | {"productSubGroupDescription": kind, "size": size}
             for file, kind in [*rows, ("preview.jpg", None)]
         ]
@@ -122,7 +137,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/columnsconfig"):
             return self.say(json.dumps(self.server.columns))
         asked = json.loads(unquote(body.removeprefix("request=")))
-        self.server.requests.append(Request(self.path, dict(self.headers), asked["service"], asked["params"]))
+        self.server.requests.append(
+            Request(self.path, dict(self.headers), asked["service"], asked["params"])
+        )
         if self.server.answers:
             return self.server.answers.pop(0)(self)
         return self.say_table(asked["service"], self.rows(asked["service"], asked["params"]))
@@ -132,7 +149,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.server.products(str(params["obsid"]).split(","))
         rows = self.server.observations
         for each in params["filters"]:  # type: ignore[attr-defined]
-            name, (first, *_) = each["paramName"], each["values"]
+            name = each["paramName"]
+            (first, *_) = each["values"]
             if isinstance(first, dict):
                 rows = [row for row in rows if first["min"] <= row[name] <= first["max"]]
             else:
@@ -151,7 +169,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(data)
 
     def send_file(
-        self, data: bytes, *, whole: bool = False, until: int | None = None, length: int | None = None
+        self,
+        data: bytes,
+        *,
+        whole: bool = False,
+        until: int | None = None,
+        length: int | None = None,
     ) -> None:
         """A file or the rest of it; not more than ``until`` bytes of it if the connection is to be cut."""
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
@@ -174,7 +197,15 @@ class Handler(BaseHTTPRequestHandler):
     def say_table(self, service: str, rows: list[dict[str, object]]) -> None:
         paging = {"page": 1, "pageSize": 50000, "pagesFiltered": 1, "rows": len(rows)}
         self.say(
-            json.dumps({"status": "COMPLETE", "msg": "", "data": rows, "fields": FIELDS[service], "paging": paging})
+            json.dumps(
+                {
+                    "status": "COMPLETE",
+                    "msg": "",
+                    "data": rows,
+                    "fields": FIELDS[service],
+                    "paging": paging,
+                }
+            )
         )
 
 
@@ -200,7 +231,9 @@ def mast(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mast]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     monkeypatch.setattr(PortalAPI, "MAST_REQUEST_URL", f"{server.url}/api/v0/invoke")
-    monkeypatch.setattr(PortalAPI, "COLUMNS_CONFIG_URL", f"{server.url}/portal/Mashup/Mashup.asmx/columnsconfig")
+    monkeypatch.setattr(
+        PortalAPI, "COLUMNS_CONFIG_URL", f"{server.url}/portal/Mashup/Mashup.asmx/columnsconfig"
+    )
     monkeypatch.setattr(PortalAPI, "_column_configs", {})
     monkeypatch.setattr(client, "WAITS_S", (0.0, 0.0, 0.0, 0.0))
     with conf.set_temp("server", server.url):
@@ -251,10 +284,16 @@ def test_nothing_found_is_no_fault(mast: Mast) -> None:
     assert client.find_exposures(DAY, DAY) == []
 
 
-def test_many_observations_are_asked_for_in_parts(mast: Mast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_observations_are_asked_for_in_parts(
+    mast: Mast, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "OBSERVATIONS", 2)
     assert client.find_exposures(DAY, date(2012, 9, 29)) == EXPOSURES
-    asked = [request.params["obsid"] for request in mast.requests if request.service == "Mast.Caom.Products"]
+    asked = [
+        request.params["obsid"]
+        for request in mast.requests
+        if request.service == "Mast.Caom.Products"
+    ]
     assert asked == ["1000,1001", "1002"]
 
 
@@ -308,7 +347,9 @@ def recorded(mast: Mast) -> Callable[[str], dict[str, Any]]:
 
     folder = Path(astroquery.mast.__file__).parent / "tests" / "data"
     if not (folder / "caom.json").exists():
-        pytest.skip("astroquery is installed without the answers of MAST that it has recorded for its tests")
+        pytest.skip(
+            "astroquery is installed without the answers of MAST that it has recorded for its tests"
+        )
 
     def answer(name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((folder / name).read_text())
@@ -361,14 +402,22 @@ def test_an_exposure_that_mast_lists_by_halves_is_told(
 ) -> None:
     products = recorded("products.json")
     wanted = EXPOSURES[0]
-    products["data"][3] |= {"productSubGroupDescription": "FLT", "productFilename": wanted.file, "dataURI": wanted.uri}
+    products["data"][3] |= {
+        "productSubGroupDescription": "FLT",
+        "productFilename": wanted.file,
+        "dataURI": wanted.uri,
+    }
     products["data"][3][gap] = None
     play(mast, recorded("caom.json"), products)
-    with pytest.raises(ArchiveError, match=rf"{wanted.file}: MAST lists it without its {gap}, expected all of "):
+    with pytest.raises(
+        ArchiveError, match=rf"{wanted.file}: MAST lists it without its {gap}, expected all of "
+    ):
         client.find_exposures(DAY, DAY)
 
 
-def test_an_empty_recorded_answer_is_no_fault(mast: Mast, recorded: Callable[[str], dict[str, Any]]) -> None:
+def test_an_empty_recorded_answer_is_no_fault(
+    mast: Mast, recorded: Callable[[str], dict[str, Any]]
+) -> None:
     play(mast, recorded("caom.json") | {"data": []})
     assert client.find_exposures(DAY, DAY) == []
 
@@ -381,12 +430,19 @@ def test_an_empty_recorded_answer_is_no_fault(mast: Mast, recorded: Callable[[st
         None,
         {"status": "COMPLETE", "msg": "", "data": None, "fields": None, "paging": None},
         {"status": "COMPLETE", "msg": "", "data": [{}], "fields": [], "paging": {}},
-        {"status": "COMPLETE", "msg": "", "data": [{"obsid": 1}], "fields": [{"name": "other", "type": "int"}]},
+        {
+            "status": "COMPLETE",
+            "msg": "",
+            "data": [{"obsid": 1}],
+            "fields": [{"name": "other", "type": "int"}],
+        },
     ],
 )
 def test_an_answer_of_another_shape_is_one_line(mast: Mast, answer: Any) -> None:
     mast.answers = [lambda handler: handler.say(json.dumps(answer))] * 9
-    with pytest.raises(ArchiveError, match=r"MAST answered with an error|expected an answer of MAST"):
+    with pytest.raises(
+        ArchiveError, match=r"MAST answered with an error|expected an answer of MAST"
+    ):
         client.find_exposures(DAY, DAY)
 
 
@@ -398,7 +454,8 @@ def test_files_and_manifest_and_nothing_twice(mast: Mast, tmp_path: Path) -> Non
     assert_all_there(tmp_path)
     lines = (tmp_path / client.MANIFEST).read_text().splitlines()
     assert lines == ["file,uri,size_bytes,sha256"] + [
-        f"{name},mast:HST/product/{name},{len(data)},{hashlib.sha256(data).hexdigest()}" for name, data in FILES.items()
+        f"{name},mast:HST/product/{name},{len(data)},{hashlib.sha256(data).hexdigest()}"
+        for name, data in FILES.items()
     ]
     before = (tmp_path / client.MANIFEST).read_bytes()
     assert client.fetch(EXPOSURES, tmp_path) == []
@@ -434,7 +491,8 @@ def test_a_server_may_ignore_ranges(mast: Mast, tmp_path: Path) -> None:
 
 
 def test_a_file_that_changed_meanwhile_is_not_patched_together(mast: Mast, tmp_path: Path) -> None:
-    name, new = file_name(0), content("calibrated anew")
+    name = file_name(0)
+    new = content("calibrated anew")
 
     def cut_and_calibrate_anew(handler: Handler, data: bytes) -> None:
         handler.send_file(data, until=200_000)
@@ -447,14 +505,17 @@ def test_a_file_that_changed_meanwhile_is_not_patched_together(mast: Mast, tmp_p
 
 def test_what_had_come_whole_before_a_crash_is_not_asked_for(mast: Mast, tmp_path: Path) -> None:
     (tmp_path / f"{file_name(0)}.part").write_bytes(FILES[file_name(0)])
-    (tmp_path / file_name(1)).write_bytes(FILES[file_name(1)])  # renamed, but not yet in the manifest
+    # renamed, but not yet in the manifest
+    (tmp_path / file_name(1)).write_bytes(FILES[file_name(1)])
     assert client.fetch(EXPOSURES[:2], tmp_path) == []
     assert mast.asked_for_files() == []
     assert_all_there(tmp_path, {file_name(number): FILES[file_name(number)] for number in range(2)})
 
 
 @pytest.mark.parametrize("length", [299_000, 301_000])
-def test_a_file_of_another_length_than_listed_is_refused(mast: Mast, tmp_path: Path, length: int) -> None:
+def test_a_file_of_another_length_than_listed_is_refused(
+    mast: Mast, tmp_path: Path, length: int
+) -> None:
     mast.files[file_name(0)] = content("other", length)
     [line] = client.fetch(EXPOSURES, tmp_path)
     assert f"{file_name(0)}: the server offers {length} bytes from byte 0, expected 300000" in line
@@ -462,7 +523,9 @@ def test_a_file_of_another_length_than_listed_is_refused(mast: Mast, tmp_path: P
 
 
 @pytest.mark.parametrize("length", [1_000, 301_000])
-def test_an_answer_that_names_no_length_is_measured(mast: Mast, tmp_path: Path, length: int) -> None:
+def test_an_answer_that_names_no_length_is_measured(
+    mast: Mast, tmp_path: Path, length: int
+) -> None:
     """An error page with status 200, say: it must not become the beginning of a file."""
     mast.faults = [lambda handler, _: handler.send_file(content("page", length), length=0)]
     assert client.fetch(EXPOSURES[:1], tmp_path) == []
@@ -498,7 +561,9 @@ def test_pauses_grow(mast: Mast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail() -> None:
         raise requests.ConnectionError("nobody there")
 
-    with pytest.raises(ArchiveError, match="a file: nobody there, expected an answer of MAST; try again later"):
+    with pytest.raises(
+        ArchiveError, match="a file: nobody there, expected an answer of MAST; try again later"
+    ):
         client._patiently(fail, "a file")
     assert slept == list(client.WAITS_S)
 
@@ -512,7 +577,9 @@ def test_what_is_missing_is_listed_and_the_rest_goes_on(mast: Mast, tmp_path: Pa
     assert names(tmp_path) == [file_name(0), file_name(2), client.MANIFEST]
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-1]])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: data[:-1]]
+)
 def test_a_damaged_file_is_fetched_again(
     mast: Mast, tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -531,7 +598,9 @@ def fetch_command(folder: Path, *more: str) -> list[str]:
     return ["fetch", "--start", "2012-09-27", "--end", "2012-09-29", "--out", str(folder), *more]
 
 
-def test_the_command_lists_or_fetches(mast: Mast, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_or_fetches(
+    mast: Mast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "flt"
     assert cli.main(fetch_command(folder, "--dry-run")) == 0
     assert capsys.readouterr().out.splitlines() == [f"{name} 0.3 MB" for name in FILES]
@@ -542,7 +611,9 @@ def test_the_command_lists_or_fetches(mast: Mast, tmp_path: Path, capsys: pytest
     assert_all_there(folder)
 
 
-def test_the_command_fails_if_a_file_fails(mast: Mast, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fails_if_a_file_fails(
+    mast: Mast, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     del mast.files[file_name(2)]
     assert cli.main(fetch_command(tmp_path)) == 1
     out, err = capsys.readouterr()
@@ -557,12 +628,17 @@ def test_a_day_that_is_none_is_explained(capsys: pytest.CaptureFixture[str]) -> 
     assert "2012-02-30 is no day, expected YYYY-MM-DD" in capsys.readouterr().err
 
 
-def test_another_server_may_be_named_in_astroquerys_own_settings(mast: Mast, tmp_path: Path) -> None:
+def test_another_server_may_be_named_in_astroquerys_own_settings(
+    mast: Mast, tmp_path: Path
+) -> None:
     """The command as users run it, in a process of its own: no warning, no other address."""
     settings = tmp_path / "settings" / "astropy"
     settings.mkdir(parents=True)
     (settings / "astroquery.cfg").write_text(f"[mast]\nserver = {mast.url}\n")
-    environment = os.environ | {"XDG_CONFIG_HOME": str(settings.parent), "XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | {
+        "XDG_CONFIG_HOME": str(settings.parent),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
     command = [sys.executable, "-W", "error", "-m", "blobpipe", *fetch_command(tmp_path / "flt")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

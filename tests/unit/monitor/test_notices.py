@@ -45,26 +45,56 @@ def log(tmp_path: Path) -> sqlite3.Connection:
 
 def add_image(log: sqlite3.Connection, **more: object) -> int:
     number = log.execute("SELECT count(*) FROM images").fetchone()[0] + 1
-    row = {"run": 1, "sha256": f"{number:064}", "name": f"id{number:03}_blob", "kind": "image", "outcome": "searched"}
-    return logbook.insert(log, "images", row | {"logged": "2024-05-07T10:00:00.000Z", "mjd": 60000.0 + number} | more)
+    row = {
+        "run": 1,
+        "sha256": f"{number:064}",
+        "name": f"id{number:03}_blob",
+        "kind": "image",
+        "outcome": "searched",
+    }
+    return logbook.insert(
+        log, "images", row | {"logged": "2024-05-07T10:00:00.000Z", "mjd": 60000.0 + number} | more
+    )
 
 
 def add_candidate(log: sqlite3.Connection, image: int, status: str = "new") -> int:
-    return logbook.insert(log, "candidates", {"image": image, "status": status, "x_px": 512.25, "y_px": 300.0})
+    return logbook.insert(
+        log, "candidates", {"image": image, "status": status, "x_px": 512.25, "y_px": 300.0}
+    )
 
 
 def add_sighting(log: sqlite3.Connection, image: int, candidate: int | None, **more: object) -> int:
-    row = {"image": image, "candidate": candidate, "status": "new", "x_px": 512.4, "y_px": 300.1, "snr": 14.2}
-    row |= {"radius_px": 5.31, "radius_err_px": 0.21, "depth_frac": 0.0231, "depth_err_frac": 0.0012}
+    row = {
+        "image": image,
+        "candidate": candidate,
+        "status": "new",
+        "x_px": 512.4,
+        "y_px": 300.1,
+        "snr": 14.2,
+    }
+    row |= {
+        "radius_px": 5.31,
+        "radius_err_px": 0.21,
+        "depth_frac": 0.0231,
+        "depth_err_frac": 0.0012,
+    }
     number = logbook.insert(log, "detections", row | {"score": 0.99, "probability": 0.987} | more)
     for kind in ("difference", "stack", "map"):
-        picture = {"image": image, "detection": number, "kind": kind, "type": "image/png", "bytes": kind.encode()}
+        picture = {
+            "image": image,
+            "detection": number,
+            "kind": kind,
+            "type": "image/png",
+            "bytes": kind.encode(),
+        }
         logbook.insert(log, "pictures", picture)
     return number
 
 
 def told(log: sqlite3.Connection) -> list[tuple[str, str]]:
-    return [(row["key"], row["channel"]) for row in log.execute("SELECT * FROM notices ORDER BY id")]
+    return [
+        (row["key"], row["channel"]) for row in log.execute("SELECT * FROM notices ORDER BY id")
+    ]
 
 
 def keys(log: sqlite3.Connection) -> list[str]:
@@ -114,7 +144,8 @@ def test_a_second_look_is_told_once(log: sqlite3.Connection) -> None:
 
 def test_what_was_rejected_or_is_known_is_not_told(log: sqlite3.Connection) -> None:
     with logbook.writing(log):
-        first, second = add_image(log), add_image(log)
+        first = add_image(log)
+        second = add_image(log)
         add_sighting(log, first, candidate := add_candidate(log, first, "seen_again"))
         add_sighting(log, second, candidate)
         add_sighting(log, second, None, status="dip")
@@ -145,14 +176,27 @@ def test_a_reading_that_crosses_its_limit_is_told_once(log: sqlite3.Connection) 
             health.crossed(log, image, params)
             notices.queue(log, image, MAIL)
     assert keys(log) == ["health-noise_frac-5"]
-    assert "0.02, limit 0.013; faint blobs" in log.execute("SELECT text FROM notices").fetchone()["text"]
+    assert (
+        "0.02, limit 0.013; faint blobs"
+        in log.execute("SELECT text FROM notices").fetchone()["text"]
+    )
 
 
 def test_a_digest_of_each_day_that_had_images(log: sqlite3.Connection) -> None:
     params = MAIL.model_copy(update={"digest": "daily"})
     with logbook.writing(log):
-        for logged in ("2024-05-06T10", "2024-05-06T22", "2024-05-08T01", "2024-05-08T02", "2024-05-09T00"):
-            bad = {"outcome": "rejected", "reason": "no finite\npixels"} if logged == "2024-05-06T22" else {}
+        for logged in (
+            "2024-05-06T10",
+            "2024-05-06T22",
+            "2024-05-08T01",
+            "2024-05-08T02",
+            "2024-05-09T00",
+        ):
+            bad = (
+                {"outcome": "rejected", "reason": "no finite\npixels"}
+                if logged == "2024-05-06T22"
+                else {}
+            )
             image = add_image(log, logged=f"{logged}:00:00.000Z", **bad)
             add_sighting(log, image, None, status="dip")
             notices.queue(log, image, params)
@@ -176,18 +220,27 @@ def test_a_digest_of_a_week_comes_when_it_is_over(log: sqlite3.Connection) -> No
         for _ in range(2):
             notices.queue_digest(log, params, "2024-05-13T00:00:00.000Z")
     assert keys(log) == ["digest-week-2024-05-06"]
-    assert "2024-05-06 to 2024-05-12" in log.execute("SELECT subject FROM notices").fetchone()["subject"]
+    assert (
+        "2024-05-06 to 2024-05-12"
+        in log.execute("SELECT subject FROM notices").fetchone()["subject"]
+    )
 
 
-def test_the_digests_of_a_day_and_of_the_week_that_begins_with_it_are_two(log: sqlite3.Connection) -> None:
+def test_the_digests_of_a_day_and_of_the_week_that_begins_with_it_are_two(
+    log: sqlite3.Connection,
+) -> None:
     with logbook.writing(log):
         add_image(log, logged="2024-05-06T10:00:00.000Z")  # a Monday
         for digest in ("daily", "weekly", "daily", "weekly"):
-            notices.queue_digest(log, MAIL.model_copy(update={"digest": digest}), "2024-05-13T00:00:00.000Z")
+            notices.queue_digest(
+                log, MAIL.model_copy(update={"digest": digest}), "2024-05-13T00:00:00.000Z"
+            )
     assert keys(log) == ["digest-2024-05-06", "digest-week-2024-05-06"]
 
 
-def test_a_week_that_an_older_version_told_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_week_that_an_older_version_told_is_not_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = logbook.versions()[:1]
     with monkeypatch.context() as older:
         older.setattr(logbook, "versions", lambda: first)
@@ -195,15 +248,21 @@ def test_a_week_that_an_older_version_told_is_not_told_again(tmp_path: Path, mon
         with logbook.writing(log):
             logbook.insert(log, "runs", RUN)
             add_image(log, logged="2024-05-06T10:00:00.000Z")
-            for number, subject in enumerate(("digest of 2024-05-06 to 2024-05-12", "digest of 2024-05-07")):
+            for number, subject in enumerate(
+                ("digest of 2024-05-06 to 2024-05-12", "digest of 2024-05-07")
+            ):
                 notice = {"key": f"digest-2024-05-0{6 + number}", "channel": "mail", "text": "t"}
                 logbook.insert(
-                    log, "notices", notice | {"subject": f"blobpipe: {subject}, 1 images", "created": "2024"}
+                    log,
+                    "notices",
+                    notice | {"subject": f"blobpipe: {subject}, 1 images", "created": "2024"},
                 )
         log.close()
     log = logbook.connect(tmp_path / "old.sqlite")
     with logbook.writing(log):
-        notices.queue_digest(log, MAIL.model_copy(update={"digest": "weekly"}), "2024-05-13T00:00:00.000Z")
+        notices.queue_digest(
+            log, MAIL.model_copy(update={"digest": "weekly"}), "2024-05-13T00:00:00.000Z"
+        )
     assert keys(log) == ["digest-week-2024-05-06", "digest-2024-05-07"]
 
 
@@ -214,7 +273,8 @@ class Clock:
     """The log's clock, put forward by hand."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ahead_s, real = 0.0, logbook.now
+        self.ahead_s = 0.0
+        real = logbook.now
         monkeypatch.setattr(logbook, "now", lambda later_s=0.0: real(later_s + self.ahead_s))
 
 
@@ -244,7 +304,12 @@ def hook() -> Hook:
 def post_office(box: Mailbox, hook: Hook) -> Iterator[tuple[Notices, dict[str, str]]]:
     """Settings and environment for a mail server and a webhook that run."""
     with MailServer(box) as mail, HookServer(hook) as web:
-        more = {"smtp_port": mail.port, "security": "none", "timeout_s": 3.0, "page_url": "http://127.0.0.1:8000/"}
+        more = {
+            "smtp_port": mail.port,
+            "security": "none",
+            "timeout_s": 3.0,
+            "page_url": "http://127.0.0.1:8000/",
+        }
         yield BOTH.model_copy(update=more), {delivery.WEBHOOK: web.url}
 
 
@@ -260,13 +325,22 @@ def queue_candidates(log: sqlite3.Connection, count: int = 1, params: Notices = 
 
 
 def states(log: sqlite3.Connection, channel: str) -> list[str]:
-    return [row["state"] for row in log.execute("SELECT state FROM notices WHERE channel = ? ORDER BY id", (channel,))]
+    return [
+        row["state"]
+        for row in log.execute(
+            "SELECT state FROM notices WHERE channel = ? ORDER BY id", (channel,)
+        )
+    ]
 
 
 def waits_s(log: sqlite3.Connection, channel: str) -> float:
     """How long the first notice of a channel still waits."""
-    row = log.execute("SELECT next_attempt FROM notices WHERE channel = ? ORDER BY id", (channel,)).fetchone()
-    return (datetime.fromisoformat(row["next_attempt"]) - datetime.fromisoformat(logbook.now())).total_seconds()
+    row = log.execute(
+        "SELECT next_attempt FROM notices WHERE channel = ? ORDER BY id", (channel,)
+    ).fetchone()
+    return (
+        datetime.fromisoformat(row["next_attempt"]) - datetime.fromisoformat(logbook.now())
+    ).total_seconds()
 
 
 def ids(box: Mailbox) -> list[str]:
@@ -280,11 +354,17 @@ def test_what_is_queued_is_sent_once_with_pictures_and_numbers(
     queue_candidates(log, 2)
     assert notices.send(log, params, environ) == 4
     assert notices.send(log, params, environ) == 0
-    assert [letter["Subject"] for letter in box.taken] == [letter["text"].splitlines()[0] for letter in hook.taken]
+    assert [letter["Subject"] for letter in box.taken] == [
+        letter["text"].splitlines()[0] for letter in hook.taken
+    ]
     first = box.taken[0]
     body = first.get_body(("plain",))
     assert body is not None
-    for line in ("depth: 2.31 +- 0.12 % of the light", "S/N: 14.20", "http://127.0.0.1:8000/candidate/1"):
+    for line in (
+        "depth: 2.31 +- 0.12 % of the light",
+        "S/N: 14.20",
+        "http://127.0.0.1:8000/candidate/1",
+    ):
         assert line in body.get_content().splitlines()
         assert line in hook.taken[0]["text"].splitlines()
     pictures = {part.get_filename(): part.get_content() for part in first.iter_attachments()}
@@ -327,13 +407,18 @@ def test_a_failure_is_tried_again_after_longer_and_longer_waits_under_one_id(
     assert [row["attempts"] for row in log.execute("SELECT attempts FROM notices")] == [4, 4]
 
 
-def test_what_a_server_asks_for_is_waited_for(log: sqlite3.Connection, post_office: PostOffice, hook: Hook) -> None:
+def test_what_a_server_asks_for_is_waited_for(
+    log: sqlite3.Connection, post_office: PostOffice, hook: Hook
+) -> None:
     params, environ = post_office
     hook.answers = [(429, {"Retry-After": "300"})]
     queue_candidates(log)
     assert notices.send(log, params, environ) == 1
     assert 290 < waits_s(log, "webhook") <= 300
-    assert "429 Too Many Requests" in log.execute("SELECT error FROM notices WHERE id = 2").fetchone()["error"]
+    assert (
+        "429 Too Many Requests"
+        in log.execute("SELECT error FROM notices WHERE id = 2").fetchone()["error"]
+    )
 
 
 def test_a_lasting_refusal_is_given_up_and_the_next_goes_out(
@@ -375,10 +460,16 @@ def test_a_dead_channel_does_not_hold_up_the_other_and_none_overtakes(
     assert len(hook.tried) == 1  # the others wait behind it
     clock.ahead_s += 61
     assert notices.send(log, params, environ) == 3
-    assert [letter["blocks"][1]["text"]["text"].split()[1] for letter in hook.taken] == ["1,", "2,", "3,"]
+    assert [letter["blocks"][1]["text"]["text"].split()[1] for letter in hook.taken] == [
+        "1,",
+        "2,",
+        "3,",
+    ]
 
 
-def test_a_refused_recipient_is_in_the_log(log: sqlite3.Connection, post_office: PostOffice, box: Mailbox) -> None:
+def test_a_refused_recipient_is_in_the_log(
+    log: sqlite3.Connection, post_office: PostOffice, box: Mailbox
+) -> None:
     params, environ = post_office
     params = params.model_copy(update={"mail_to": ("team@example.org", "gone@example.org")})
     box.refused = {"gone@example.org": ["550 no such user"]}
@@ -394,8 +485,14 @@ def test_a_setting_that_is_missing_costs_no_attempt(
     params, environ = post_office
     queue_candidates(log)
     assert notices.send(log, params, {}) == 1  # the mail
-    assert tuple(log.execute("SELECT state, attempts FROM notices WHERE id = 2").fetchone()) == ("waiting", 0)
-    assert "BLOBPIPE_WEBHOOK_URL is not set; set it where blobpipe is started; notices wait" in caplog.text
+    assert tuple(log.execute("SELECT state, attempts FROM notices WHERE id = 2").fetchone()) == (
+        "waiting",
+        0,
+    )
+    assert (
+        "BLOBPIPE_WEBHOOK_URL is not set; set it where blobpipe is started; notices wait"
+        in caplog.text
+    )
     assert notices.send(log, params, environ) == 1
 
 
@@ -433,7 +530,9 @@ def test_none_is_lost_none_comes_twice_and_none_overtakes_whatever_servers_do(
     log: sqlite3.Connection, post_office: PostOffice, box: Mailbox, hook: Hook, clock: Clock
 ) -> None:
     params, environ = post_office
-    params = params.model_copy(update={"first_wait_s": 1.0, "longest_wait_s": 5.0, "timeout_s": 0.2, "attempts": 1000})
+    params = params.model_copy(
+        update={"first_wait_s": 1.0, "longest_wait_s": 5.0, "timeout_s": 0.2, "attempts": 1000}
+    )
     rng = np.random.default_rng(5)
     box.answers = list(rng.choice(["250 taken", "451 busy", "421 bye", "close", "535 login"], 25))
     hook.answers = [int(code) for code in rng.choice([200, 429, 500, 404, 302], 25)]
@@ -446,7 +545,9 @@ def test_none_is_lost_none_comes_twice_and_none_overtakes_whatever_servers_do(
             break
     assert states(log, "mail") == states(log, "webhook") == ["sent"] * 12
     assert len(box.tried) > 20
-    assert [letter["Subject"] for letter in box.taken] == [letter["text"].splitlines()[0] for letter in hook.taken]
+    assert [letter["Subject"] for letter in box.taken] == [
+        letter["text"].splitlines()[0] for letter in hook.taken
+    ]
     order = [letter["blocks"][1]["text"]["text"].split(",")[0] for letter in hook.taken]
     assert order == [f"Candidate {number}" for number in range(1, 13)]
     assert len({letter["Message-ID"] for letter in box.taken}) == 12
@@ -463,10 +564,15 @@ def test_secrets_are_neither_in_the_log_nor_in_what_is_said(
     logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # the server's own
     paths = certificate(tmp_path / "tls", "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(paths[0]))
-    user, password = "r0b0t-user", "pa55-w0rd"
+    user = "r0b0t-user"
+    password = "pa55-w0rd"
     words = f"{password} of {user} is bad"
-    box = Mailbox(login=(user, "other"), login_answer=f"535 {words}", answers=[f"451 {words}", f"554 {words}"])
-    hook = Hook(answers=[500, (302, {"Location": f"http://127.0.0.1:9/{SECRET}"}), "close", 410, 400])
+    box = Mailbox(
+        login=(user, "other"), login_answer=f"535 {words}", answers=[f"451 {words}", f"554 {words}"]
+    )
+    hook = Hook(
+        answers=[500, (302, {"Location": f"http://127.0.0.1:9/{SECRET}"}), "close", 410, 400]
+    )
     queue_candidates(log)
     with MailServer(box, tls_context=server_context(paths)) as mail, HookServer(hook) as web:
         more = {"smtp_port": mail.port, "timeout_s": 2.0}
@@ -491,7 +597,9 @@ def test_secrets_are_neither_in_the_log_nor_in_what_is_said(
         assert secret.encode() not in on_disk
 
 
-@pytest.mark.parametrize("fault", [RuntimeError, UnicodeError, ValueError, KeyError, MemoryError, OSError])
+@pytest.mark.parametrize(
+    "fault", [RuntimeError, UnicodeError, ValueError, KeyError, MemoryError, OSError]
+)
 def test_whatever_goes_wrong_with_a_notice_is_that_notices_failure(
     log: sqlite3.Connection,
     post_office: PostOffice,
@@ -506,7 +614,9 @@ def test_whatever_goes_wrong_with_a_notice_is_that_notices_failure(
     monkeypatch.setitem(delivery.BY, "mail", broken)
     queue_candidates(log)
     assert notices.send(log, params, environ) == 1  # the webhook's
-    row = log.execute("SELECT state, attempts, error FROM notices WHERE channel = 'mail'").fetchone()
+    row = log.execute(
+        "SELECT state, attempts, error FROM notices WHERE channel = 'mail'"
+    ).fetchone()
     assert tuple(row) == ("waiting", 1, fault.__name__)
     assert waits_s(log, "mail") > 50
     assert SECRET not in caplog.text
@@ -517,14 +627,20 @@ def test_a_login_that_is_not_utf_8_costs_no_attempt_and_ends_nothing(
 ) -> None:
     params, environ = post_office
     queue_candidates(log)
-    wrong = {delivery.USER: "robot", delivery.PASSWORD: b"s\xfcss".decode("utf-8", "surrogateescape")}
+    wrong = {
+        delivery.USER: "robot",
+        delivery.PASSWORD: b"s\xfcss".decode("utf-8", "surrogateescape"),
+    }
     assert notices.send(log, params, environ | wrong) == 1
     assert states(log, "mail") == ["waiting"]
     assert "BLOBPIPE_SMTP_PASSWORD: found bytes that are not UTF-8" in caplog.text
 
 
 def test_a_lock_that_cannot_be_had_leaves_notices_waiting(
-    log: sqlite3.Connection, post_office: PostOffice, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    log: sqlite3.Connection,
+    post_office: PostOffice,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     params, environ = post_office
     (tmp_path / "log.sending").mkdir()
@@ -535,12 +651,16 @@ def test_a_lock_that_cannot_be_had_leaves_notices_waiting(
     assert notices.send(log, params, environ) == 2
 
 
-def test_a_test_notice_goes_past_the_outbox(post_office: PostOffice, box: Mailbox, hook: Hook) -> None:
+def test_a_test_notice_goes_past_the_outbox(
+    post_office: PostOffice, box: Mailbox, hook: Hook
+) -> None:
     params, environ = post_office
     assert notices.send_test(params, environ) == ["mail", "webhook"]
     assert box.taken[0]["Subject"] == hook.taken[0]["text"].splitlines()[0] == "blobpipe: test"
     box.answers = ["550 no"]
-    with pytest.raises(NoticeError, match="mail: the test notice was not accepted: localhost answered 550 no"):
+    with pytest.raises(
+        NoticeError, match="mail: the test notice was not accepted: localhost answered 550 no"
+    ):
         notices.send_test(params, environ)
     with pytest.raises(NoticeError, match="no channel for notices: set mail_to"):
         notices.send_test(Notices())
@@ -550,7 +670,9 @@ def test_a_test_notice_goes_past_the_outbox(post_office: PostOffice, box: Mailbo
 
 
 @pytest.fixture
-def sender(tmp_path: Path, post_office: PostOffice) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def sender(
+    tmp_path: Path, post_office: PostOffice
+) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts ``blobpipe notify`` on the log."""
     params, environ = post_office
     (tmp_path / "params.yaml").write_text(to_yaml(Params().model_copy(update={"notices": params})))
@@ -559,7 +681,9 @@ def sender(tmp_path: Path, post_office: PostOffice) -> Iterator[Callable[[], sub
     def start() -> subprocess.Popen[str]:
         command = (sys.executable, "-m", "blobpipe", "notify", "--log", "log.sqlite")
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **environ}, text=True, **pipes)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env={**os.environ, **environ}, text=True, **pipes
+        )
         started.append(process)
         return process
 
@@ -583,9 +707,13 @@ def test_two_processes_that_send_at_once_send_each_notice_once(
 
 @pytest.mark.parametrize("accepted", [False, True])
 def test_a_sender_that_is_killed_while_the_server_reads_sends_again_under_the_same_id(
-    log: sqlite3.Connection, sender: Callable[[], subprocess.Popen[str]], box: Mailbox, accepted: bool
+    log: sqlite3.Connection,
+    sender: Callable[[], subprocess.Popen[str]],
+    box: Mailbox,
+    accepted: bool,
 ) -> None:
-    read, dead = threading.Event(), threading.Event()
+    read = threading.Event()
+    dead = threading.Event()
     box.answers = ["250 taken" if accepted else "451 not now"]
 
     def hold() -> None:

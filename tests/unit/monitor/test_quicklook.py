@@ -35,7 +35,8 @@ from blobpipe.monitor.inbox import Inbox, Stamp
 from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook, to_yaml
 from blobpipe.simulation import campaign
 
-SIDE, STACK = 512, 4
+SIDE = 512
+STACK = 4
 MODEL = Path(blobpipe.__file__).with_name("model.safetensors")
 SETTINGS = Params().model_copy(
     update={
@@ -60,8 +61,11 @@ Blob = tuple[float, float, float, float]
 def pixels(day: int, blobs: Sequence[Blob]) -> np.ndarray:
     image = np.random.default_rng([7, day]).normal(0, 0.0076, (SIDE, SIDE)).astype(np.float32)
     for x, y, radius, depth in blobs:
-        row, col = round(y), round(x)
-        image[row - 20 : row + 21, col - 20 : col + 21] += depth * blob_profile("disc", radius, x - col, y - row)
+        row = round(y)
+        col = round(x)
+        image[row - 20 : row + 21, col - 20 : col + 21] += depth * blob_profile(
+            "disc", radius, x - col, y - row
+        )
     return image
 
 
@@ -139,7 +143,12 @@ def test_every_row_says_what_it_was_judged_against(month: Path) -> None:
     log = logbook.connect(month / "out" / "log.sqlite")
     row = log.execute("SELECT * FROM candidate_list").fetchone()
     assert all(len(row[name]) == 64 for name in ("model_sha256", "params_sha256", "stack_sha256"))
-    assert log.execute("SELECT count(DISTINCT stack_sha256) FROM images WHERE n_stack = ?", (STACK,)).fetchone()[0] == 5
+    assert (
+        log.execute(
+            "SELECT count(DISTINCT stack_sha256) FROM images WHERE n_stack = ?", (STACK,)
+        ).fetchone()[0]
+        == 5
+    )
     run_row = log.execute("SELECT * FROM runs").fetchone()
     assert run_row["version"] == blobpipe.__version__
     assert 0 < run_row["threshold"] < 1
@@ -148,9 +157,13 @@ def test_every_row_says_what_it_was_judged_against(month: Path) -> None:
 def test_subframes_and_pictures_are_kept(month: Path) -> None:
     log = logbook.connect(month / "out" / "log.sqlite")
     assert log.execute("SELECT count(*) FROM subframes").fetchone()[0] == 5 * (SIDE // 256) ** 2
-    best = log.execute("SELECT row, col FROM subframes ORDER BY probability DESC LIMIT 1").fetchone()
+    best = log.execute(
+        "SELECT row, col FROM subframes ORDER BY probability DESC LIMIT 1"
+    ).fetchone()
     assert tuple(best) == (NEW[1] // 256, NEW[0] // 256)
-    kinds = log.execute("SELECT kind, count(*) FROM pictures WHERE detection IS NOT NULL GROUP BY kind").fetchall()
+    kinds = log.execute(
+        "SELECT kind, count(*) FROM pictures WHERE detection IS NOT NULL GROUP BY kind"
+    ).fetchall()
     assert dict(kinds) == dict.fromkeys(("difference", "map", "stack", "surface"), 2)
     assert log.execute("SELECT count(*) FROM pictures WHERE detection IS NULL").fetchone()[0] == 5
     for (data,) in log.execute("SELECT bytes FROM pictures WHERE type = 'image/png'"):
@@ -159,7 +172,10 @@ def test_subframes_and_pictures_are_kept(month: Path) -> None:
 
 def test_a_second_run_changes_nothing(again: Path) -> None:
     before = logbook.connect(again / "out" / "log.sqlite")
-    rows = {name: logbook.table(before, name) for name in ("images", "files", "candidates", "detections")}
+    rows = {
+        name: logbook.table(before, name)
+        for name in ("images", "files", "candidates", "detections")
+    }
     before.close()
     after = run(again)
     for name, table in rows.items():
@@ -172,7 +188,9 @@ def test_a_corrupt_image_is_rejected_with_its_reason_and_the_rest_goes_on(again:
     (again / "in" / "text.fits").write_text("not an image")
     log = run(again)
     assert outcomes(log)[f"day{STACK + 5:03d}"] == "searched"
-    rows = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected' ORDER BY name").fetchall()
+    rows = log.execute(
+        "SELECT name, reason FROM images WHERE outcome = 'rejected' ORDER BY name"
+    ).fetchall()
     assert [row["name"] for row in rows] == ["cut", "text"]
     assert "truncated" in rows[0]["reason"]
     assert "not a whole FITS file" in rows[1]["reason"]
@@ -180,7 +198,9 @@ def test_a_corrupt_image_is_rejected_with_its_reason_and_the_rest_goes_on(again:
 
 def test_an_image_without_a_date_is_rejected(again: Path) -> None:
     fits.PrimaryHDU(pixels(90, KNOWN)).writeto(again / "in" / "undated.fits")
-    reason = run(again).execute("SELECT reason FROM images WHERE name = 'undated'").fetchone()["reason"]
+    reason = (
+        run(again).execute("SELECT reason FROM images WHERE name = 'undated'").fetchone()["reason"]
+    )
     assert "no date of the exposure, expected EXPSTART" in reason
 
 
@@ -191,8 +211,15 @@ def test_the_same_bytes_under_another_name_are_one_image(again: Path) -> None:
     first.rename(again / "in" / "moved.fits")
     log = run(again)
     assert len(outcomes(log)) == STACK + 5
-    known = {Path(row["path"]).name: row["outcome"] for row in log.execute("SELECT path, outcome FROM files")}
-    assert (known["copy.fits"], known["moved.fits"], known["day001.fits"]) == ("duplicate", "renamed", "logged")
+    known = {
+        Path(row["path"]).name: row["outcome"]
+        for row in log.execute("SELECT path, outcome FROM files")
+    }
+    assert (known["copy.fits"], known["moved.fits"], known["day001.fits"]) == (
+        "duplicate",
+        "renamed",
+        "logged",
+    )
 
 
 def test_other_bytes_under_the_same_name_are_another_image(again: Path) -> None:
@@ -200,9 +227,12 @@ def test_other_bytes_under_the_same_name_are_another_image(again: Path) -> None:
     path.unlink()
     write(again / "in", STACK + 5, NEW, name=f"day{STACK + 4:03d}")
     log = run(again)
-    assert log.execute("SELECT count(*) FROM images WHERE name = ?", (path.stem,)).fetchone()[0] == 2
+    assert (
+        log.execute("SELECT count(*) FROM images WHERE name = ?", (path.stem,)).fetchone()[0] == 2
+    )
     assert [
-        row["outcome"] for row in log.execute("SELECT outcome FROM files WHERE path = ? ORDER BY id", (str(path),))
+        row["outcome"]
+        for row in log.execute("SELECT outcome FROM files WHERE path = ? ORDER BY id", (str(path),))
     ] == [
         "logged",
         "changed",
@@ -318,16 +348,23 @@ def test_a_candidate_is_followed_wherever_the_mirror_puts_it(tmp_path: Path) -> 
     """It is logged where it would be without a shift, each sighting where the image shows it."""
     shifts = [(0, 0)] * STACK + [(4, -3), (0, 0), (-3, 2)]
     for day, (dx, dy) in enumerate(shifts):
-        moved = [(x + dx, y + dy, radius, depth) for x, y, radius, depth in (*KNOWN, NEW)[: 4 if day >= STACK else 3]]
+        moved = [
+            (x + dx, y + dy, radius, depth)
+            for x, y, radius, depth in (*KNOWN, NEW)[: 4 if day >= STACK else 3]
+        ]
         path = write(tmp_path / "in", day)
         fits.PrimaryHDU(pixels(day, moved), fits.getheader(path)).writeto(path, overwrite=True)
     log = run(tmp_path)
     [only] = candidates(log).to_dict("records")
     assert np.hypot(only["x_px"] - NEW[0], only["y_px"] - NEW[1]) < 0.7
-    seen = log.execute("SELECT x_px, y_px FROM detections WHERE candidate = ? ORDER BY image", (only["id"],)).fetchall()
+    seen = log.execute(
+        "SELECT x_px, y_px FROM detections WHERE candidate = ? ORDER BY image", (only["id"],)
+    ).fetchall()
     expected = [(NEW[0] + dx, NEW[1] + dy) for dx, dy in shifts[STACK:]]
     assert np.abs(np.array([tuple(row) for row in seen]) - expected).max() < 1
-    logged = log.execute("SELECT shift_x_px, shift_y_px FROM images WHERE outcome = 'searched' ORDER BY mjd").fetchall()
+    logged = log.execute(
+        "SELECT shift_x_px, shift_y_px FROM images WHERE outcome = 'searched' ORDER BY mjd"
+    ).fetchall()
     assert np.abs(np.array([tuple(row) for row in logged]) - shifts[STACK:]).max() < 0.3
 
 
@@ -335,7 +372,9 @@ def test_a_blob_of_the_catalogue_is_known(tmp_path: Path) -> None:
     for day in range(STACK):
         write(tmp_path / "in", day)
     write(tmp_path / "in", STACK, NEW)
-    table = pd.DataFrame({"blob": ["b0001"], "x_px": [NEW[0]], "y_px": [NEW[1]], "radius_px": [6.0]})
+    table = pd.DataFrame(
+        {"blob": ["b0001"], "x_px": [NEW[0]], "y_px": [NEW[1]], "radius_px": [6.0]}
+    )
     table.to_csv(tmp_path / "known.csv", index=False)
     log = run(tmp_path, catalogue=tmp_path / "known.csv")
     assert candidates(log).empty
@@ -353,13 +392,17 @@ def test_a_stack_can_be_named_for_the_first_images(tmp_path: Path) -> None:
 def test_ready_differences_are_searched_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     image = pixels(1, (*KNOWN, NEW)) - pixels(2, KNOWN)
-    fits.PrimaryHDU(image, fits.Header({"EXPSTART": 60000.0})).writeto(tmp_path / "in" / "difference.fits")
+    fits.PrimaryHDU(image, fits.Header({"EXPSTART": 60000.0})).writeto(
+        tmp_path / "in" / "difference.fits"
+    )
     log = run(tmp_path, difference=True)
     assert candidates(log)["first_frame"].tolist() == ["difference"]
     assert log.execute("SELECT kind, n_stack FROM images").fetchone()["kind"] == "difference"
 
 
-def test_what_happens_to_an_image_is_one_transaction(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_happens_to_an_image_is_one_transaction(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(again / "in", STACK + 5, NEW)
 
     def fail(*_: object) -> None:
@@ -387,26 +430,40 @@ def test_the_stack_does_not_hang_on_the_cache(again: Path) -> None:
 
 def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
     log = logbook.connect(again / "out" / "log.sqlite")
-    once = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
-    copy, first = again / "in" / "copy.fits", again / "in" / "day001.fits"
+    once = running_stack.stack_before(
+        log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference
+    )
+    copy = again / "in" / "copy.fits"
+    first = again / "in" / "day001.fits"
     shutil.copy(first, copy)
     write(again / "in", STACK + 5, NEW, name="day002")  # other bytes under its name
     run(again)
     copy.unlink()  # the place where it was seen last
     shutil.rmtree(again / "out" / "empty")
-    with pytest.raises(FrameError, match=r"day002.fits: not found, or changed, expected the image \w{12} of the log"):
-        running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+    with pytest.raises(
+        FrameError,
+        match=r"day002.fits: not found, or changed, expected the image \w{12} of the log",
+    ):
+        running_stack.stack_before(
+            log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference
+        )
     write(again / "in", 2)
-    twice = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference)
+    twice = running_stack.stack_before(
+        log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference
+    )
     assert once is not None
     assert twice is not None
     assert once.sha256 == twice.sha256
 
 
 @pytest.mark.parametrize("left", ["cut off", "empty", "of another registration"])
-def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(again: Path, left: str) -> None:
+def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(
+    again: Path, left: str
+) -> None:
     log = logbook.connect(again / "out" / "log.sqlite")
-    cache, date, params = again / "out" / "other", 60000.0 + STACK, SETTINGS.difference
+    cache = again / "out" / "other"
+    date = 60000.0 + STACK
+    params = SETTINGS.difference
     once = running_stack.stack_before(log, cache, date, params)
     first, second, *_ = sorted(cache.glob("*.npy"))
     match left:
@@ -424,7 +481,9 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(agai
 
 
 @pytest.mark.parametrize("harm", ["deleted", long("half deleted"), long("mixed up")])
-def test_every_image_has_the_same_stack_with_the_cache_and_without(tmp_path: Path, harm: str) -> None:
+def test_every_image_has_the_same_stack_with_the_cache_and_without(
+    tmp_path: Path, harm: str
+) -> None:
     found = []
     for root, harmed in ((tmp_path / "one", False), (tmp_path / "other", True)):
         for day in range(STACK + 6):
@@ -442,13 +501,23 @@ def test_every_image_has_the_same_stack_with_the_cache_and_without(tmp_path: Pat
                             shutil.copy(other, path)
             run(root).close()
         log = logbook.connect(root / "out" / "log.sqlite")
-        found.append([row["stack_sha256"] for row in log.execute("SELECT stack_sha256 FROM images ORDER BY id")])
+        found.append(
+            [
+                row["stack_sha256"]
+                for row in log.execute("SELECT stack_sha256 FROM images ORDER BY id")
+            ]
+        )
     assert found[0] == found[1]
     assert len(set(found[0])) == 6
 
 
 def test_an_absurd_pixel_does_no_harm(again: Path) -> None:
-    for day, value in ((STACK + 5, 1e38), (STACK + 6, -1e38), (STACK + 7, np.inf), (STACK + 8, 0.0)):
+    for day, value in (
+        (STACK + 5, 1e38),
+        (STACK + 6, -1e38),
+        (STACK + 7, np.inf),
+        (STACK + 8, 0.0),
+    ):
         with fits.open(write(again / "in", day, NEW), mode="update") as hdus:
             hdus[0].data[40, 50] = value
     log = run(again)
@@ -462,8 +531,11 @@ def test_a_stack_is_of_the_last_images_before_a_date(again: Path) -> None:
     with logbook.writing(log):
         log.execute("UPDATE images SET outcome = 'rejected' WHERE mjd = 60003")
     found = [member.sha256 for member in running_stack.members_before(log, 60005.0, 3)]
-    assert found == [by_day[60000.0 + day] for day in (1, 2, 4)]  # not the day itself, nor what was rejected
-    assert running_stack.stack_before(log, again / "cache", 60002.0, Difference(stack_size=3)) is None
+    # not the day itself, nor what was rejected
+    assert found == [by_day[60000.0 + day] for day in (1, 2, 4)]
+    assert (
+        running_stack.stack_before(log, again / "cache", 60002.0, Difference(stack_size=3)) is None
+    )
 
 
 def test_the_median_of_a_stack_is_that_of_each_pixel() -> None:
@@ -490,7 +562,8 @@ def test_the_cache_keeps_two_stacks(again: Path) -> None:
 
 
 LONG_STACK = 10  # images: what lands on one of them is in the scatter before the median has it
-LANDED = (  # day, x, y, radius (px), depth: strong, faint, strong beside another, and on the image after it
+# day, x, y, radius (px), depth: strong, faint, strong beside another, and on the image after it
+LANDED = (
     *((LONG_STACK + 1, 90.0, 80.0, 6.0, 0.2), (LONG_STACK + 1, 180.0, 90.0, 6.0, 0.02)),
     *((LONG_STACK + 3, 106.0, 84.0, 5.0, 0.1), (LONG_STACK + 4, 200.0, 190.0, 3.5, 0.08)),
 )
@@ -503,7 +576,8 @@ def write_small(folder: Path, day: int) -> Path:
     image = np.random.default_rng([17, day]).normal(0, 0.0076, (256, 256)).astype(np.float32)
     shift_x, shift_y = (1.4, -0.9) if day % 4 == 2 else (0.0, 0.0)
     for x, y, radius, depth in (*OLD, *(blob[1:] for blob in LANDED if blob[0] <= day)):
-        row, col = round(y), round(x)
+        row = round(y)
+        col = round(x)
         stamp = blob_profile("disc", radius, x - col + shift_x, y - row + shift_y)
         image[row - 20 : row + 21, col - 20 : col + 21] += depth * stamp
     path = folder / f"day{day:03d}.fits"
@@ -512,7 +586,11 @@ def write_small(folder: Path, day: int) -> Path:
 
 
 @pytest.mark.parametrize(
-    "known", ["by the log", *(long(way) for way in ("by a person", "by a catalogue", "by a dated catalogue"))]
+    "known",
+    [
+        "by the log",
+        *(long(way) for way in ("by a person", "by a catalogue", "by a dated catalogue")),
+    ],
 )
 def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, known: str) -> None:
     params = SETTINGS.model_copy(update={"difference": Difference(stack_size=LONG_STACK)})
@@ -543,26 +621,40 @@ def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, kno
 def _insist_on_sightings(log: sqlite3.Connection, day: int, *, catalogued: bool) -> None:
     """What has landed is on the image of a day, until half of the stack shows it, as what it is."""
     image = log.execute("SELECT * FROM images ORDER BY id DESC LIMIT 1").fetchone()
-    found = pd.read_sql_query("SELECT * FROM detections WHERE image = ?", log, params=(image["id"],))
+    found = pd.read_sql_query(
+        "SELECT * FROM detections WHERE image = ?", log, params=(image["id"],)
+    )
     for first, x, y, _, depth in LANDED:
-        apart = np.hypot(found["x_px"] - image["shift_x_px"] - x, found["y_px"] - image["shift_y_px"] - y)
+        apart = np.hypot(
+            found["x_px"] - image["shift_x_px"] - x, found["y_px"] - image["shift_y_px"] - y
+        )
         there = found[apart < 3.0]
         assert "bad_pixels" not in set(there["status"]), (day, x, y)
         if first <= day < first + LONG_STACK // 2 and depth > 0.05:
             assert len(there) == 1, (day, x, y)
-            assert there["status"].isin(["known", "dip"] if catalogued else ["new", "known", "dip"]).all(), (day, x, y)
+            assert (
+                there["status"]
+                .isin(["known", "dip"] if catalogued else ["new", "known", "dip"])
+                .all()
+            ), (day, x, y)
             assert there["candidate"].notna().all() != catalogued, (day, x, y)
 
 
-def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(tmp_path: Path) -> None:
+def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(
+    tmp_path: Path,
+) -> None:
     """A cluster reads high on one day and is a candidate; it does so again while it waits to be confirmed."""
-    params = SETTINGS.model_copy(update={"difference": Difference(stack_size=12), "quicklook": PATIENT})
+    params = SETTINGS.model_copy(
+        update={"difference": Difference(stack_size=12), "quicklook": PATIENT}
+    )
     made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params)
     for day in range(22):
         path = write_small(tmp_path / "in", day)
         if day in (13, 19):
             with fits.open(path, mode="update") as hdus:
-                hdus[0].data[200 - 20 : 200 + 21, 140 - 20 : 140 + 21] += 0.1 * blob_profile("disc", 5.0, 0, 0)
+                hdus[0].data[200 - 20 : 200 + 21, 140 - 20 : 140 + 21] += 0.1 * blob_profile(
+                    "disc", 5.0, 0, 0
+                )
     quicklook.quicklook(tmp_path / "in", made)
     log = logbook.connect(made.log_path)
     found = candidates(log)
@@ -578,14 +670,18 @@ def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(tmp
 @pytest.mark.long
 @pytest.mark.parametrize("begun", ["by its own stack", "by a named stack"])
 def test_every_blob_of_a_simulated_month_keeps_its_candidate(tmp_path: Path, begun: str) -> None:
-    size, raw, inbox = 20, tmp_path / "raw", tmp_path / "in"
+    size = 20
+    raw = tmp_path / "raw"
+    inbox = tmp_path / "in"
     settings = Campaign(seed=5, n_frames=54, first_frames=size, n_cases=20)
     campaign.simulate(raw, settings)
     params = SETTINGS.model_copy(update={"difference": Difference(stack_size=size)})
-    listed, named = tables.read_frame_list(raw), None
+    listed = tables.read_frame_list(raw)
+    named = None
     if begun == "by a named stack":
         difference.reference(raw, tmp_path, params.difference)
-        listed, named = listed[size - 5 :].reset_index(drop=True), tmp_path / "reference.fits.fz"
+        listed = listed[size - 5 :].reset_index(drop=True)
+        named = tmp_path / "reference.fits.fz"
     inbox.mkdir()
     for name in listed["frame"]:
         shutil.move(fits_images.find_image(raw, name), inbox)
@@ -599,9 +695,12 @@ def test_every_blob_of_a_simulated_month_keeps_its_candidate(tmp_path: Path, beg
     )
     blobs = [blob for blob in campaign.population(settings) if blob.first >= size]
     names = campaign.frame_names(settings)
-    followed, on_blobs = 0, set()
+    followed = 0
+    on_blobs = set()
     for blob in blobs:
-        there = found[np.hypot(found["x"] - blob.x_px, found["y"] - blob.y_px) <= max(3.0, blob.radius_px / 2)]
+        there = found[
+            np.hypot(found["x"] - blob.x_px, found["y"] - blob.y_px) <= max(3.0, blob.radius_px / 2)
+        ]
         on_blobs |= set(there["candidate"].dropna())
         if not (there["snr"] >= 12).any():
             continue
@@ -618,7 +717,8 @@ def test_every_blob_of_a_simulated_month_keeps_its_candidate(tmp_path: Path, beg
 def reprocess(path: Path, name: str = "", seed: int = 1, **cards: object) -> Path:
     """Write another version of an image beside it: pixels that differ a little, and other cards."""
     with fits.open(path) as hdus:
-        data, header = np.array(hdus[0].data, np.float32), hdus[0].header.copy()
+        data = np.array(hdus[0].data, np.float32)
+        header = hdus[0].header.copy()
     data += np.random.default_rng([9, seed]).normal(0, 1e-4, data.shape).astype(np.float32)
     for card, value in cards.items():
         header["DATE-OBS" if card == "DATE_OBS" else card] = value
@@ -629,7 +729,11 @@ def reprocess(path: Path, name: str = "", seed: int = 1, **cards: object) -> Pat
 
 FALSE = (150.0, 300.0, 6.0, 0.08)
 NOTIFIED = SETTINGS.model_copy(
-    update={"notices": Notices(mail_to=("a@b.org",), mail_from="c@d.org", smtp_host="127.0.0.1", smtp_port=1)}
+    update={
+        "notices": Notices(
+            mail_to=("a@b.org",), mail_from="c@d.org", smtp_host="127.0.0.1", smtp_port=1
+        )
+    }
 )
 
 
@@ -642,7 +746,9 @@ def run_notified(tmp_path: Path) -> sqlite3.Connection:
 
 def superseded(log: sqlite3.Connection) -> dict[str, str]:
     """Which image counts in the place of which."""
-    rows = log.execute("SELECT i.id, i.name, n.id, n.name FROM images i JOIN images n ON n.id = i.superseded_by")
+    rows = log.execute(
+        "SELECT i.id, i.name, n.id, n.name FROM images i JOIN images n ON n.id = i.superseded_by"
+    )
     return {f"{row[0]} {row[1]}": f"{row[2]} {row[3]}" for row in rows}
 
 
@@ -667,15 +773,23 @@ def test_a_second_version_of_an_exposure_confirms_nothing(again: Path, way: str)
     log = run_notified(again)
     assert len(log.execute("SELECT 1 FROM images").fetchall()) == last[""] + 1
     newest = log.execute("SELECT id, name FROM images ORDER BY id DESC LIMIT 1").fetchone()
-    assert superseded(log) == {f"{newest['id'] - 1} {path.stem}": f"{newest['id']} {newest['name']}"}
+    assert superseded(log) == {
+        f"{newest['id'] - 1} {path.stem}": f"{newest['id']} {newest['name']}"
+    }
     found = candidates(log)
     assert found["status"].tolist() == ["seen_again", "new"]
     assert found["sightings"].tolist()[1] == 1
     assert found["first_image"].tolist()[1] == newest["id"]
-    assert [tuple(row) for row in log.execute("SELECT key, channel FROM notices WHERE candidate IS NOT NULL")] == told
+    assert [
+        tuple(row)
+        for row in log.execute("SELECT key, channel FROM notices WHERE candidate IS NOT NULL")
+    ] == told
     members = running_stack.members_before(log, 70000.0, STACK)
     assert len({member.mjd for member in members}) == STACK
-    assert log.execute("SELECT sha256 FROM images WHERE id = ?", (newest["id"],)).fetchone()[0] == members[-1].sha256
+    assert (
+        log.execute("SELECT sha256 FROM images WHERE id = ?", (newest["id"],)).fetchone()[0]
+        == members[-1].sha256
+    )
 
 
 def test_the_next_exposure_still_confirms(again: Path) -> None:
@@ -746,7 +860,9 @@ def test_an_older_version_that_comes_late_replaces_nothing(
     reprocess(again / "in" / "other.fits", **second)
     log = run(again)
     (old, new) = ("other", path.stem) if older else (path.stem, "other")
-    assert [(key.split()[1], value.split()[1]) for key, value in superseded(log).items()] == [(old, new)]
+    assert [(key.split()[1], value.split()[1]) for key, value in superseded(log).items()] == [
+        (old, new)
+    ]
     row = log.execute("SELECT outcome, reason FROM images WHERE name = 'other'").fetchone()
     assert row["outcome"] == ("rejected" if older else "searched")
     assert ("an older version of the exposure" in row["reason"]) == older
@@ -761,7 +877,9 @@ def test_different_exposures_are_not_taken_for_versions(again: Path) -> None:
     for number, name in enumerate(("iabc01q", "iabc02q")):  # one date, two names
         reprocess(one, f"{name}.fits", seed=number, ROOTNAME=name, EXPSTART=60000.0 + STACK + 6)
     for day in (7, 9):  # a header that was copied from image to image
-        reprocess(one, f"copied{day}.fits", seed=day, ROOTNAME="template", EXPSTART=60000.0 + STACK + day)
+        reprocess(
+            one, f"copied{day}.fits", seed=day, ROOTNAME="template", EXPSTART=60000.0 + STACK + day
+        )
     for number in range(2):  # nobody knows when on that day
         bare = reprocess(one, f"bare{number}.fits", seed=20 + number, DATE_OBS="2023-03-20")
         with fits.open(bare, mode="update") as hdus:
@@ -795,7 +913,11 @@ def test_images_that_wait_for_the_first_stack_count_once(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("day", "factor"),
-    [(2, 40), (STACK + 5, 1 / 40), *(long(day, factor) for day in (2, STACK + 5) for factor in (1e-10, 5, 0.2))],
+    [
+        (2, 40),
+        (STACK + 5, 1 / 40),
+        *(long(day, factor) for day in (2, STACK + 5) for factor in (1e-10, 5, 0.2)),
+    ],
 )
 def test_an_image_of_another_noise_is_rejected_and_kept_out_of_stacks(
     again: Path, tmp_path_factory: pytest.TempPathFactory, day: int, factor: float
@@ -838,7 +960,9 @@ def test_links_into_a_cache_go_by_their_own_names(tmp_path: Path) -> None:
         (tmp_path / "in" / f"{plain.name}{'.gz' * (day % 2)}").symlink_to(target)
     log = run(tmp_path)
     names = [f"day{day:03d}" for day in range(STACK + 2)]
-    assert outcomes(log) == dict.fromkeys(names[:STACK], "stack") | dict.fromkeys(names[STACK:], "searched")
+    assert outcomes(log) == dict.fromkeys(names[:STACK], "stack") | dict.fromkeys(
+        names[STACK:], "searched"
+    )
     assert candidates(log)["first_frame"].tolist() == [names[STACK]]
     assert catalogue.list_images(log, tmp_path / "in" / "frames.csv") == names
     shutil.rmtree(tmp_path / "out" / "stack")
@@ -852,7 +976,9 @@ def part(day: int, path: Path) -> None:
         hdus[0].data = hdus[0].data[:300, 50:350].copy()
 
 
-@pytest.mark.parametrize(("odd", "at_once"), [({0}, True), ({1, 3, 5}, True), ({0, 2}, False), ({STACK + 1}, False)])
+@pytest.mark.parametrize(
+    ("odd", "at_once"), [({0}, True), ({1, 3, 5}, True), ({0, 2}, False), ({STACK + 1}, False)]
+)
 def test_images_of_another_size_are_rejected_and_the_rest_is_searched(
     tmp_path: Path, odd: set[int], at_once: bool
 ) -> None:
@@ -867,9 +993,12 @@ def test_images_of_another_size_are_rejected_and_the_rest_is_searched(
     usual = [f"day{day:03d}" for day in days if day not in odd]
     expected = dict.fromkeys(usual[:STACK], "stack") | dict.fromkeys(usual[STACK:], "searched")
     assert outcomes(log) == expected | {f"day{day:03d}": "rejected" for day in odd}
-    reasons = {row["reason"] for row in log.execute("SELECT reason FROM images WHERE outcome = 'rejected'")}
+    reasons = {
+        row["reason"] for row in log.execute("SELECT reason FROM images WHERE outcome = 'rejected'")
+    }
     assert all(
-        "found 300x300 pixels, expected 512x512 as the images that this log searches" in text for text in reasons
+        "found 300x300 pixels, expected 512x512 as the images that this log searches" in text
+        for text in reasons
     )
 
 
@@ -902,8 +1031,18 @@ def slip(root: Path, kind: str) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("no such stack", "a stack of another size", "a stack that is text", "a stack without noise"),
-        *("scatter of another size", "no such catalogue", "a catalogue that is an image", "a catalogue without places"),
+        *(
+            "no such stack",
+            "a stack of another size",
+            "a stack that is text",
+            "a stack without noise",
+        ),
+        *(
+            "scatter of another size",
+            "no such catalogue",
+            "a catalogue that is an image",
+            "a catalogue without places",
+        ),
     ],
 )
 def test_a_slip_in_an_option_leaves_no_trace(tmp_path: Path, kind: str) -> None:
@@ -913,7 +1052,10 @@ def test_a_slip_in_an_option_leaves_no_trace(tmp_path: Path, kind: str) -> None:
     assert str(tmp_path) in str(caught.value)
     if (tmp_path / "out" / "log.sqlite").exists():
         log = logbook.connect(tmp_path / "out" / "log.sqlite")
-        assert [log.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("runs", "images")] == [0, 0]
+        assert [
+            log.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+            for table in ("runs", "images")
+        ] == [0, 0]
     write(tmp_path, 2, name="stack")
     assert outcomes(run(tmp_path, reference=tmp_path / "stack.fits")) == {"day001": "searched"}
 
@@ -932,7 +1074,9 @@ def test_the_first_stack_is_compared_with_the_images_that_can_be_read(tmp_path: 
 
 def test_a_stack_of_another_size_than_the_images_of_the_log_is_refused(again: Path) -> None:
     before = routine(again, **slip(again, "a stack of another size"))
-    with pytest.raises(FrameError, match=r"whole.fits: found 300x300 pixels, expected 512x512 as the images"):
+    with pytest.raises(
+        FrameError, match=r"whole.fits: found 300x300 pixels, expected 512x512 as the images"
+    ):
         quicklook.quicklook(again / "in", before)
     log = logbook.connect(before.log_path)
     assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1
@@ -952,7 +1096,8 @@ def test_a_stack_that_fits_nothing_that_comes_later_does_not_reject_it(tmp_path:
 
 @pytest.mark.parametrize("fate", ["moved", "folder moved"])
 def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None:
-    made, log_path = routine(again), again / "out" / "log.sqlite"
+    made = routine(again)
+    log_path = again / "out" / "log.sqlite"
     inbox = Inbox(again / "in", 0.0)
 
     def watch_a_day_too_long() -> None:
@@ -965,12 +1110,16 @@ def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None
                 log_path.parent.rename(again / "elsewhere")
             quicklook._process(inbox, tools, made)
 
-    with pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"):
+    with pytest.raises(
+        LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"
+    ):
         watch_a_day_too_long()
     if fate == "moved":  # without its -wal file
         assert f"day{STACK + 5:03d}" in outcomes(logbook.connect(again / "moved.sqlite"))
     if fate == "folder moved":
-        assert f"day{STACK + 5:03d}" in outcomes(logbook.connect(again / "elsewhere" / "log.sqlite"))
+        assert f"day{STACK + 5:03d}" in outcomes(
+            logbook.connect(again / "elsewhere" / "log.sqlite")
+        )
         assert not log_path.parent.exists()
 
 
@@ -999,7 +1148,9 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_another_image(again
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     log = run(again)
-    assert log.execute("SELECT count(*) FROM images WHERE name = ?", (path.stem,)).fetchone()[0] == 2
+    assert (
+        log.execute("SELECT count(*) FROM images WHERE name = ?", (path.stem,)).fetchone()[0] == 2
+    )
 
 
 def test_a_name_in_another_encoding_is_an_image_as_any(again: Path) -> None:
@@ -1022,11 +1173,16 @@ def test_a_name_in_another_encoding_is_an_image_as_any(again: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
-    again: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: OSError, where: str
+    again: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: OSError,
+    where: str,
 ) -> None:
     path = write(again / "in", STACK + 5, NEW)
     write(again / "in", STACK + 6, NEW)
-    hashed, read = files.sha256, fits_images.usable_image
+    hashed = files.sha256
+    read = fits_images.usable_image
 
     def no_hash(of: Path) -> str:
         if of == path and where == "hash":
@@ -1049,10 +1205,13 @@ def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
     assert outcomes(run(again))[path.stem] == "searched"
 
 
-def test_a_bug_that_one_image_brings_to_light_is_its_alone(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_that_one_image_brings_to_light_is_its_alone(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for day in range(STACK + 5, STACK + 8):
         write(again / "in", day, NEW)
-    score, calls = score_candidates, []
+    score = score_candidates
+    calls = []
 
     def fail_on_the_second(*rest: object) -> pd.DataFrame:
         calls.append(rest)
@@ -1116,7 +1275,9 @@ sys.addaudithook(kill)
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGSEGV", "SIGKILL"])
-def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(again: Path, name: str) -> None:
+def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(
+    again: Path, name: str
+) -> None:
     """A start costs a crash in the decompressor, or a kill for want of memory; the next one does not."""
     (again / "site").mkdir()
     (again / "site" / "sitecustomize.py").write_text(KILLER.format(signal=name))
@@ -1124,7 +1285,8 @@ def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(again: Pa
     write(again / "in", STACK + 5, NEW, name="killer")
     write(again / "in", STACK + 6, NEW)
     path = os.pathsep.join((str(again / "site"), *sys.path))
-    deadly, sound = os.environ | {"PYTHONPATH": path}, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    deadly = os.environ | {"PYTHONPATH": path}
+    sound = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for status in (-signal.Signals[name], 0):
         process = start(again, env=deadly)
         printed, _ = process.communicate(timeout=300)
@@ -1132,31 +1294,45 @@ def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(again: Pa
     log = logbook.connect(again / "out" / "log.sqlite")
     assert outcomes(log)[f"day{STACK + 6:03d}"] == "searched"
     row = log.execute("SELECT outcome, reason FROM images WHERE name = 'killer'").fetchone()
-    assert tuple(row) == ("rejected", f"ends the process that reads it ({name}); fetch or write the file again")
+    assert tuple(row) == (
+        "rejected",
+        f"ends the process that reads it ({name}); fetch or write the file again",
+    )
     process = start(again, "--again", env=sound)
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert outcomes(log)["killer"] == "searched"
 
 
-def test_an_image_at_which_somebody_killed_the_run_is_not_blamed(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, rehearsed = write(again / "in", STACK + 5, NEW), []
+def test_an_image_at_which_somebody_killed_the_run_is_not_blamed(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(again / "in", STACK + 5, NEW)
+    rehearsed = []
     rehearse = quicklook._rehearsed
-    monkeypatch.setattr(quicklook, "_rehearsed", lambda path: rehearsed.append(path) or rehearse(path))
+    monkeypatch.setattr(
+        quicklook, "_rehearsed", lambda path: rehearsed.append(path) or rehearse(path)
+    )
     lock = again / "out" / "log.lock"
-    lock.write_text(f"{'0' * 64}\n{files.sha256(path)}\n")  # as a kill leaves it; the other file is gone
+    # as a kill leaves it; the other file is gone
+    lock.write_text(f"{'0' * 64}\n{files.sha256(path)}\n")
     assert outcomes(run(again))[path.stem] == "searched"
     assert rehearsed == [path]
     assert lock.read_text() == f"{'0' * 64}\n"
 
 
-def test_a_file_whose_reading_does_not_end_is_passed_over(again: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_whose_reading_does_not_end_is_passed_over(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write(again / "in", STACK + 5, NEW)
     (again / "out" / "log.lock").write_text(f"{files.sha256(path)}\n")
     monkeypatch.setattr(quicklook, "REHEARSAL_S", 0.001)
     log = run(again)
     assert outcomes(log)[path.stem] == "rejected"
-    assert "takes longer than" in log.execute("SELECT reason FROM images WHERE name = ?", (path.stem,)).fetchone()[0]
+    assert (
+        "takes longer than"
+        in log.execute("SELECT reason FROM images WHERE name = ?", (path.stem,)).fetchone()[0]
+    )
 
 
 def test_bad_input_is_named(tmp_path: Path) -> None:
@@ -1188,17 +1364,27 @@ def write_large(path: Path, day: int, *blobs: Blob) -> np.ndarray:
 @pytest.mark.slow
 def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Path) -> None:
     """On two cores, the process being up; the wait until the file is whole (2 s) is in it."""
-    box, folder, cache = Mailbox(), tmp_path / "in", tmp_path / "out" / "stack"
+    box = Mailbox()
+    folder = tmp_path / "in"
+    cache = tmp_path / "out" / "stack"
     with MailServer(box) as server:
-        address = {"mail_to": ("team@example.org",), "mail_from": "blobs@example.org", "smtp_host": "127.0.0.1"}
+        address = {
+            "mail_to": ("team@example.org",),
+            "mail_from": "blobs@example.org",
+            "smtp_host": "127.0.0.1",
+        }
         notices = Notices(**address, smtp_port=server.port, security="none")  # type: ignore[arg-type]
         params = Params().model_copy(update={"notices": notices})
         made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params)
         inbox = Inbox(folder, params.quicklook.settle_s)
         with quicklook._tools(made, inbox) as tools:
             for day in range(params.difference.stack_size):  # as if they had been searched
-                image, row = write_large(folder / f"day{day:03}.fits", day), {"run": 1, "kind": "image"}
-                row |= {"sha256": files.sha256(folder / f"day{day:03}.fits"), "name": f"day{day:03}"}
+                image = write_large(folder / f"day{day:03}.fits", day)
+                row = {"run": 1, "kind": "image"}
+                row |= {
+                    "sha256": files.sha256(folder / f"day{day:03}.fits"),
+                    "name": f"day{day:03}",
+                }
                 row |= {"mjd": 60000.0 + day, "logged": logbook.now(), "outcome": "searched"}
                 number = logbook.insert(tools.connection, "images", row)
                 logbook.insert(tools.connection, "corrections", {"image": number, "bytes": b""})
@@ -1209,20 +1395,36 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
                 box.on_letter = lambda sent_s=sent_s: sent_s.append(time.monotonic())
                 path = folder / f"new{day}.fits"
                 write_large(path, day, (512.0, 230.0 + 5 * STACK * (day - 38), 6.0, 0.08))
-                begun, worked_s = time.monotonic(), time.process_time()
+                begun = time.monotonic()
+                worked_s = time.process_time()
                 quicklook._process(inbox, tools, made)
                 time.sleep(params.quicklook.settle_s)
                 quicklook._process(inbox, tools, made)
-                took.append((sent_s[0] - begun, params.quicklook.settle_s + time.process_time() - worked_s))
-    assert [str(letter["Subject"]).split(" at ")[0] for letter in box.taken].count("blobpipe: new blob") == 3
+                took.append(
+                    (sent_s[0] - begun, params.quicklook.settle_s + time.process_time() - worked_s)
+                )
+    assert [str(letter["Subject"]).split(" at ")[0] for letter in box.taken].count(
+        "blobpipe: new blob"
+    ) == 3
     wall_s, busy_s = (min(times) for times in zip(*took, strict=True))
     print(f"\nfrom file to mail: {wall_s:.2f} s; settling and processor time: {busy_s:.2f} s")
     assert min(wall_s, busy_s) < 5.0  # where others keep the processor busy, its time counts
 
 
 def start(root: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    command = (sys.executable, "-m", "blobpipe", "quicklook", "in", "--log", "out/log.sqlite", *words)
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    command = (
+        sys.executable,
+        "-m",
+        "blobpipe",
+        "quicklook",
+        "in",
+        "--log",
+        "out/log.sqlite",
+        *words,
+    )
+    return subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
 
 
 def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -1268,7 +1470,9 @@ def test_a_watch_and_a_manual_run_share_the_work(again: Path) -> None:
     ],
     ids=str,
 )
-def test_an_image_with_an_odd_card_is_logged_without_it(tmp_path: Path, card: bytes, kept: float | None) -> None:
+def test_an_image_with_an_odd_card_is_logged_without_it(
+    tmp_path: Path, card: bytes, kept: float | None
+) -> None:
     path = write(tmp_path / "in", 1)
     content = path.read_bytes()
     place = content.index(b"FILTER  =")
@@ -1291,7 +1495,12 @@ def test_infinite_pixels_hide_no_blob(tmp_path: Path) -> None:
                 bad = rng.random((SIDE, SIDE)) < 0.005
                 hdus[0].data[bad] = rng.choice(values, int(bad.sum()))
         log = run(tmp_path / name)
-        found.append([tuple(row) for row in log.execute("SELECT status, x_px, y_px, snr, score FROM detections")])
+        found.append(
+            [
+                tuple(row)
+                for row in log.execute("SELECT status, x_px, y_px, snr, score FROM detections")
+            ]
+        )
     assert found[0] == found[1]
     assert [row[0] for row in found[0]].count("new") == 1
 
@@ -1304,7 +1513,8 @@ def test_a_watch_lives_with_odd_names_and_dates_and_ends_with_its_log(again: Pat
     log = logbook.connect(again / "out" / "log.sqlite")
     try:
         until(lambda: log.execute("SELECT count(*) FROM runs").fetchone()[0] == 2)
-        (again / "in" / os.fsdecode(b"folder\xe9.fits")).mkdir()  # which the watch for events cannot tell
+        # which the watch for events cannot tell
+        (again / "in" / os.fsdecode(b"folder\xe9.fits")).mkdir()
         for day, ahead_s in enumerate((3600.0, 1e9, 2e10), STACK + 5):
             path = write(again / "in", day, NEW)
             os.utime(path, (time.time() + ahead_s, time.time() + ahead_s))
@@ -1322,13 +1532,17 @@ def test_a_watch_lives_with_odd_names_and_dates_and_ends_with_its_log(again: Pat
     assert "out/log.sqlite: moved, deleted or replaced while it was in use" in lines[-1]
 
 
-def test_a_run_says_how_many_images_it_logged_and_where_each_is_positive(month: Path, again: Path) -> None:
+def test_a_run_says_how_many_images_it_logged_and_where_each_is_positive(
+    month: Path, again: Path
+) -> None:
     write(again / "in", 60, NEW)
     assert quicklook.quicklook(again / "in", routine(again)) == 1
     assert quicklook.quicklook(again / "in", routine(again)) == 0
     log = logbook.connect(again / "out" / "log.sqlite")
     [searched] = log.execute("SELECT id FROM images WHERE name = 'day060'").fetchone()
-    rows = log.execute("SELECT row, col, positive, probability FROM subframes WHERE image = ?", (searched,)).fetchall()
+    rows = log.execute(
+        "SELECT row, col, positive, probability FROM subframes WHERE image = ?", (searched,)
+    ).fetchall()
     new = (int(NEW[1]) // 256, int(NEW[0]) // 256)
     first = log.execute(
         "SELECT s.row, s.col FROM subframes s JOIN images i ON i.id = s.image WHERE s.positive AND i.name = ?",
@@ -1340,5 +1554,8 @@ def test_a_run_says_how_many_images_it_logged_and_where_each_is_positive(month: 
 
 def test_what_is_taken_off_an_image_is_logged_for_every_image_of_a_stack(month: Path) -> None:
     log = logbook.connect(month / "out" / "log.sqlite")
-    stacked = {row["name"] for row in log.execute("SELECT i.name FROM corrections c JOIN images i ON i.id = c.image")}
+    stacked = {
+        row["name"]
+        for row in log.execute("SELECT i.name FROM corrections c JOIN images i ON i.id = c.image")
+    }
     assert stacked == {row["name"] for row in log.execute("SELECT name FROM images")}

@@ -19,7 +19,9 @@ from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.monitor import logbook, running_stack
 from blobpipe.params import Difference
 
-SIDE, STACK, DAYS = 256, 4, 12
+SIDE = 256
+STACK = 4
+DAYS = 12
 PARAMS = Difference(stack_size=STACK)
 KNOWN = [(50 + 75 * i, 40 + 60 * j, 6.0, 0.1) for i in range(3) for j in range(4)]
 DIRECTIONS = np.random.default_rng(21).normal(0, 1, (DAYS, 2))
@@ -30,15 +32,20 @@ def write(path: Path, day: int) -> None:
     image = np.random.default_rng([20, day]).normal(0, 0.0076, (SIDE, SIDE)).astype(np.float32)
     shift_x, shift_y = (0.0, 0.0) if day % 3 == 0 else DIRECTIONS[day]
     for x, y, radius, depth in KNOWN:
-        image[y - 20 : y + 21, x - 20 : x + 21] += depth * blob_profile("disc", radius, shift_x, shift_y)
+        image[y - 20 : y + 21, x - 20 : x + 21] += depth * blob_profile(
+            "disc", radius, shift_x, shift_y
+        )
     image[30, 40] = np.inf
     fits.PrimaryHDU(image, fits.Header({"EXPSTART": 60000.0 + day})).writeto(path)
 
 
-def subtract_each(root: Path, harm: Callable[[Path, int], None] = lambda cache, day: None) -> list[str]:
+def subtract_each(
+    root: Path, harm: Callable[[Path, int], None] = lambda cache, day: None
+) -> list[str]:
     """The stack of each image, in order, as the routine takes and logs it; first something happens to the cache."""
     (root / "in").mkdir(parents=True)
-    log, cache = logbook.connect(root / "log.sqlite", make=True), root / "stack"
+    log = logbook.connect(root / "log.sqlite", make=True)
+    cache = root / "stack"
     with logbook.writing(log):
         log.execute(
             "INSERT INTO runs (started, version, model, model_sha256, params_sha256, catalogue_sha256, threshold) "
@@ -48,14 +55,17 @@ def subtract_each(root: Path, harm: Callable[[Path, int], None] = lambda cache, 
     for day in range(DAYS):
         path = root / "in" / f"day{day:02d}.fits"
         write(path, day)
-        sha256, image = files.sha256(path), fits_images.usable_image(path).data
+        sha256 = files.sha256(path)
+        image = fits_images.usable_image(path).data
         harm(cache, day)
         stack = running_stack.stack_before(log, cache, 60000.0 + day, PARAMS)
         corrections = {}
         shift = NO_SHIFT
         if stack is not None:
             data, shift = difference.difference_image(image, stack.data, PARAMS)
-            corrections = stack.corrections | {sha256: running_stack.correction(image, data, stack.data, shift)}
+            corrections = stack.corrections | {
+                sha256: running_stack.correction(image, data, stack.data, shift)
+            }
             running_stack.keep(cache, sha256, image, corrections[sha256])
             found.append(stack.sha256)
         with logbook.writing(log):
@@ -65,9 +75,21 @@ def subtract_each(root: Path, harm: Callable[[Path, int], None] = lambda cache, 
 
 
 def _log(
-    log: sqlite3.Connection, path: Path, day: int, sha256: str, shift: Shift, corrections: dict[str, bytes]
+    log: sqlite3.Connection,
+    path: Path,
+    day: int,
+    sha256: str,
+    shift: Shift,
+    corrections: dict[str, bytes],
 ) -> None:
-    row = {"run": 1, "sha256": sha256, "name": path.stem, "kind": "image", "mjd": 60000.0 + day, "logged": ""}
+    row = {
+        "run": 1,
+        "sha256": sha256,
+        "name": path.stem,
+        "kind": "image",
+        "mjd": 60000.0 + day,
+        "logged": "",
+    }
     row |= {"outcome": "searched", "shift_x_px": shift.x_px, "shift_y_px": shift.y_px}
     number = logbook.insert(log, "images", row)
     log.execute(
@@ -75,7 +97,9 @@ def _log(
         (str(path), sha256, number),
     )
     for image, packed in corrections.items():
-        log.execute("INSERT INTO corrections SELECT id, ? FROM images WHERE sha256 = ?", (packed, image))
+        log.execute(
+            "INSERT INTO corrections SELECT id, ? FROM images WHERE sha256 = ?", (packed, image)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +112,23 @@ def undisturbed(month: Path) -> list[str]:
     return subtract_each(month)
 
 
-def test_each_image_has_its_own_stack_and_large_shifts_are_corrected(undisturbed: list[str], month: Path) -> None:
+def test_each_image_has_its_own_stack_and_large_shifts_are_corrected(
+    undisturbed: list[str], month: Path
+) -> None:
     assert len(undisturbed) == len(set(undisturbed)) == DAYS - STACK
     log = logbook.connect(month / "log.sqlite")
-    corrections = [row["bytes"] for row in log.execute("SELECT bytes FROM corrections ORDER BY image")]
+    corrections = [
+        row["bytes"] for row in log.execute("SELECT bytes FROM corrections ORDER BY image")
+    ]
     assert len(corrections) == DAYS
     shifted = [bool(packed) for packed in corrections]
     assert shifted[STACK:] == [day % 3 != 0 for day in range(STACK, DAYS)]
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_deleting_the_cache_on_any_day_changes_no_stack(undisturbed: list[str], tmp_path: Path, seed: int) -> None:
+def test_deleting_the_cache_on_any_day_changes_no_stack(
+    undisturbed: list[str], tmp_path: Path, seed: int
+) -> None:
     rng = np.random.default_rng([22, seed])
     days = set(rng.choice(DAYS, 4, replace=False).tolist())
 
@@ -123,7 +153,9 @@ HARM: dict[str, Callable[[bytes, bytes], bytes]] = {
     "cut off": lambda content, other: content[:1000],
     "cut by a byte": lambda content, other: content[:-1],
     "a byte more": lambda content, other: content + b"\0",
-    "one bit": lambda content, other: content[:90_000] + bytes([content[90_000] ^ 4]) + content[90_001:],
+    "one bit": lambda content, other: (
+        content[:90_000] + bytes([content[90_000] ^ 4]) + content[90_001:]
+    ),
     "one bit of the header": lambda content, other: bytes([content[0] ^ 1]) + content[1:],
     "text": lambda content, other: b"garbage " * 1000,
     "another image": lambda content, other: other,
@@ -140,7 +172,9 @@ def test_a_corrupt_file_of_the_cache_is_not_believed(
     undisturbed: list[str], month: Path, tmp_path: Path, kind: str
 ) -> None:
     assert undisturbed
-    log, cache, date = logbook.connect(month / "log.sqlite"), tmp_path / "stack", 60000.0 + DAYS
+    log = logbook.connect(month / "log.sqlite")
+    cache = tmp_path / "stack"
+    date = 60000.0 + DAYS
     whole = running_stack.stack_before(log, cache, date, PARAMS)
     contents = {path: path.read_bytes() for path in sorted(cache.glob("*.npy"))}
     assert len(contents) == STACK
@@ -154,9 +188,12 @@ def test_a_corrupt_file_of_the_cache_is_not_believed(
     assert {path: path.read_bytes() for path in contents} == contents
 
 
-def test_a_folder_in_the_place_of_a_cached_image_is_named(undisturbed: list[str], month: Path, tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_a_cached_image_is_named(
+    undisturbed: list[str], month: Path, tmp_path: Path
+) -> None:
     assert undisturbed
-    log, date = logbook.connect(month / "log.sqlite"), 60000.0 + DAYS
+    log = logbook.connect(month / "log.sqlite")
+    date = 60000.0 + DAYS
     member = running_stack.members_before(log, date, STACK)[0]
     (tmp_path / f"{member.sha256}.npy").mkdir()
     with pytest.raises(OSError, match=r"\.npy"):

@@ -23,7 +23,8 @@ EXACT = ("model.safetensors", "history.csv")
 
 
 def folders(project: Path) -> tuple[Path, ...]:
-    data, results = project / "data", project / "results"
+    data = project / "data"
+    results = project / "results"
     return data / "difference", data / "scale", results / "cutout", results / "augment"
 
 
@@ -90,7 +91,9 @@ def test_targets_lie_where_the_blobs_are_drawn(made_project: Path) -> None:
     seen = set()
     for copy in range(len(recipes.turn)):
         with_blobs, without = (
-            render.render_varied(scene, recipes, rows, copy=copy, strength=weights * by, pieces=pieces, **still)
+            render.render_varied(
+                scene, recipes, rows, copy=copy, strength=weights * by, pieces=pieces, **still
+            )
             for by in (3, 0)
         )
         core, weight = dense.targets(recipes, rows, copy, dense.norms(scene, recipes), 0.0)
@@ -117,7 +120,13 @@ def test_no_blobs_no_cores() -> None:
 def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
     """Forty subframes without clutter can be learnt by heart: every clear blob is then a peak."""
     params = SMALL.model_copy(
-        update={"epochs": 40, "clutter_frac": 0.0, "crop_px": 128, "strength": (0.99, 1.0), "rate": 8e-3}
+        update={
+            "epochs": 40,
+            "clutter_frac": 0.0,
+            "crop_px": 128,
+            "strength": (0.99, 1.0),
+            "rate": 8e-3,
+        }
     )
     run = new_run(made_project, tmp_path, params)
     scene, recipes = opened(made_project)
@@ -129,8 +138,10 @@ def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
 
 
 def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path, tmp_path: Path) -> None:
-    run, made = new_run(made_project, tmp_path), opened(made_project)
-    (first, stamped, snr), (again, _, same) = run._draw(*made), run._draw(*made)
+    run = new_run(made_project, tmp_path)
+    made = opened(made_project)
+    (first, stamped, snr) = run._draw(*made)
+    (again, _, same) = run._draw(*made)
     run.epoch = 1
     second, restamped, _ = run._draw(*made)
     for one, two, three in zip(first, again, second, strict=True):
@@ -144,16 +155,17 @@ def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path, tmp_
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_so_many_blobs_are_ragged(made_project: Path, tmp_path: Path, share: float) -> None:
-    run, (scene, recipes) = (
-        new_run(made_project, tmp_path, SMALL.model_copy(update={"ragged_frac": share})),
-        opened(made_project),
-    )
+    run = new_run(made_project, tmp_path, SMALL.model_copy(update={"ragged_frac": share}))
+    (scene, recipes) = opened(made_project)
     _, drawn, _ = run._draw(scene, recipes)
     smooth, ragged = run.choice
     assert np.isin(drawn.blob[:, 0], run.choice).all()
     assert np.isin(drawn.blob[:, 0], ragged).mean() == pytest.approx(share, abs=0.15)
     assert ragged.max() == len(scene.stamps) - 1
-    like = [np.corrcoef(*scene.stamps[[i, k]].reshape(2, -1))[0, 1] for i, k in zip(smooth, ragged, strict=True)]
+    like = [
+        np.corrcoef(*scene.stamps[[i, k]].reshape(2, -1))[0, 1]
+        for i, k in zip(smooth, ragged, strict=True)
+    ]
     assert np.median(like) > 0.8
     assert max(like) < 1
 
@@ -162,7 +174,8 @@ def test_a_part_of_a_subframe_is_what_the_whole_one_has_there(made_project: Path
     """For every turn and flip; pixels, noise, clutter and targets."""
     scene, recipes = opened(made_project)
     rng = np.random.default_rng(1)
-    rows, pieces = np.arange(len(recipes)), rng.integers(-32768, 32767, (2, 256, 256)).astype(np.int16)
+    rows = np.arange(len(recipes))
+    pieces = rng.integers(-32768, 32767, (2, 256, 256)).astype(np.int16)
     varied = {
         "strength": rng.uniform(1, 2, len(recipes.blob)).astype(np.float32),
         "noise_sigma": rng.uniform(0, 1, len(rows)).astype(np.float32),
@@ -173,35 +186,48 @@ def test_a_part_of_a_subframe_is_what_the_whole_one_has_there(made_project: Path
     snr = dense.norms(scene, recipes)
     for copy in range(len(recipes.turn)):
         whole = render.render_varied(scene, recipes, rows, copy=copy, **varied)
-        part = render.render_varied(scene, recipes, rows, copy=copy, **varied, corner=corner, side=128)
+        part = render.render_varied(
+            scene, recipes, rows, copy=copy, **varied, corner=corner, side=128
+        )
         wanted, wanted_there = (
-            dense.targets(recipes, rows, copy, snr, 3.0, **at) for at in ({}, {"corner": corner, "side": 128})
+            dense.targets(recipes, rows, copy, snr, 3.0, **at)
+            for at in ({}, {"corner": corner, "side": 128})
         )
         for i, (x, y) in enumerate(corner):
             np.testing.assert_array_equal(part[i], whole[i, y : y + 128, x : x + 128])
             for of_part, of_whole in zip(wanted_there, wanted, strict=True):
-                np.testing.assert_array_equal(of_part[i], of_whole[i, y // 4 : y // 4 + 32, x // 4 : x // 4 + 32])
+                np.testing.assert_array_equal(
+                    of_part[i], of_whole[i, y // 4 : y // 4 + 32, x // 4 : x // 4 + 32]
+                )
 
 
 def test_what_is_shown_of_a_subframe_has_one_of_its_blobs_on_it(made_project: Path) -> None:
     _, recipes = opened(made_project)
     rows = np.repeat(np.arange(len(recipes)), np.diff(recipes.first_blob))
     for copy in range(len(recipes.turn)):
-        at = np.stack(render.turned(recipes.blob[:, 1], recipes.blob[:, 2], recipes.turn[copy, rows]), axis=1)
-        shown = [dense.corners(np.random.default_rng(seed), recipes, copy, 64) for seed in range(20)]
+        at = np.stack(
+            render.turned(recipes.blob[:, 1], recipes.blob[:, 2], recipes.turn[copy, rows]), axis=1
+        )
+        shown = [
+            dense.corners(np.random.default_rng(seed), recipes, copy, 64) for seed in range(20)
+        ]
         for corner in shown:
             assert (corner % 4 == 0).all()
             assert corner.min() >= 0
             assert corner.max() <= 256 - 64
             on_it = ((at >= corner[rows]) & (at < corner[rows] + 64)).all(axis=1)
-            np.testing.assert_array_equal(np.bincount(rows, on_it, len(recipes)) > 0, recipes.label == 1)
+            np.testing.assert_array_equal(
+                np.bincount(rows, on_it, len(recipes)) > 0, recipes.label == 1
+            )
         assert (np.ptp(shown, axis=0) > 0).all()
 
 
 def test_all_sizes_of_training_stamps_come_equally_often() -> None:
     radius = np.concatenate([np.linspace(2.5, 4, 10), np.linspace(4, 10, 190), np.full(50, 3.0)])
     split = np.repeat(["train", "validation"], [200, 50])
-    stamps = pd.DataFrame({"stamp": np.arange(250), "split": split, "radius_px": radius}).sample(frac=1, random_state=1)
+    stamps = pd.DataFrame({"stamp": np.arange(250), "split": split, "radius_px": radius}).sample(
+        frac=1, random_state=1
+    )
     drawn = dense.evenly_sized(stamps)
     assert drawn.max() < 200
     share = np.mean(radius[drawn] < 5)
@@ -209,7 +235,9 @@ def test_all_sizes_of_training_stamps_come_equally_often() -> None:
     assert share > 2 * np.mean(radius[:200] < 5)
 
 
-def test_parts_of_a_batch_have_the_gradient_of_the_whole(made_project: Path, tmp_path: Path) -> None:
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(
+    made_project: Path, tmp_path: Path
+) -> None:
     """But for batch normalisation, which is each part's own: here it uses what it has kept."""
     scene, recipes = opened(made_project)
     slopes = []
@@ -237,7 +265,8 @@ def test_a_map_has_no_seams() -> None:
     """A part of a frame, away from its edges, looks the same as within the frame."""
     network = dense_network.new_dense_network(2).eval()
     image = np.random.default_rng(1).normal(size=(384, 384)).astype(np.float32)
-    whole, part = dense.probability_map(network, image), dense.probability_map(network, image[64:320, 64:320])
+    whole = dense.probability_map(network, image)
+    part = dense.probability_map(network, image[64:320, 64:320])
     np.testing.assert_allclose(whole[40:56, 40:56], part[24:40, 24:40], rtol=1e-3)
 
 
@@ -245,7 +274,9 @@ def test_peaks_are_found_between_cells() -> None:
     rows, columns = np.mgrid[:40, :50] * 4 + 1.5
     cells = np.zeros((40, 50))
     for x, y, height in ((60.0, 80.0, 0.9), (121.0, 33.5, 0.6), (20.0, 12.0, 0.8)):
-        cells = np.maximum(cells, height * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 2 / 4**2))
+        cells = np.maximum(
+            cells, height * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 2 / 4**2)
+        )
     found = dense.peaks(cells.astype(np.float32), 0.3)
     np.testing.assert_allclose(found.x_px, [60, 20, 121], atol=2)
     np.testing.assert_allclose(found.y_px, [80, 12, 33.5], atol=2)
@@ -254,7 +285,9 @@ def test_peaks_are_found_between_cells() -> None:
 
 
 def test_the_loss_counts_what_has_weight() -> None:
-    logits, core, weight = torch.tensor([[3.0, -3.0, 0.0]]), torch.tensor([[1.0, 0.0, 1.0]]), torch.ones(1, 3)
+    logits = torch.tensor([[3.0, -3.0, 0.0]])
+    core = torch.tensor([[1.0, 0.0, 1.0]])
+    weight = torch.ones(1, 3)
     plain = dense.cell_loss(logits, core, weight, 0.0)
     assert dense.cell_loss(logits, core, weight * torch.tensor([[1.0, 1.0, 0.0]]), 0.0) < plain / 3
     assert dense.cell_loss(logits, core, weight, 2.0) < plain

@@ -14,14 +14,22 @@ from torch import Tensor
 
 from blobpipe.networks import fused
 
-LAYERS = [(1, 8, 64), (8, 16, 64)]  # channels, filters, side (px): the report's, the first one on a smaller image
+# channels, filters, side (px): the report's, the first one on a smaller image
+LAYERS = [(1, 8, 64), (8, 16, 64)]
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor, pool: int = 4) -> Tensor:
     return F.max_pool2d(F.relu(F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)), pool)
 
 
-def block(n: int, channels: int, filters: int, side: int, size: int = 5, dtype: torch.dtype = torch.float32):
+def block(
+    n: int,
+    channels: int,
+    filters: int,
+    side: int,
+    size: int = 5,
+    dtype: torch.dtype = torch.float32,
+):
     generator = torch.Generator().manual_seed(n + filters)
     x, weight, bias = (
         torch.randn(shape, generator=generator, dtype=dtype)
@@ -40,7 +48,9 @@ def one_pixel(size: int) -> Tensor:
 
 def gradients(pooled: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
-    return torch.autograd.grad(pooled, inputs, torch.randn(pooled.shape, generator=generator, dtype=pooled.dtype))
+    return torch.autograd.grad(
+        pooled, inputs, torch.randn(pooled.shape, generator=generator, dtype=pooled.dtype)
+    )
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
@@ -54,7 +64,8 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize("n", [1, 5])
 def test_results_and_gradients_are_the_plain_ones(n, channels, filters, side):
     inputs = block(n, channels, filters, side)
-    ours, theirs = fused.conv_relu_pool(*inputs), plain(*inputs)
+    ours = fused.conv_relu_pool(*inputs)
+    theirs = plain(*inputs)
     assert_same(ours, theirs)
     for mine, other in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
         assert_same(mine, other)
@@ -68,13 +79,17 @@ def test_gradients_are_those_of_finite_differences(size, pool):
 
 def test_gradients_with_dropout_are_those_of_finite_differences():
     inputs = block(2, 1, 2, 8, 5, torch.float64)
-    assert torch.autograd.gradcheck(lambda *i: fused.conv_relu_pool(*i, dropout=0.4, seed=3), inputs)
+    assert torch.autograd.gradcheck(
+        lambda *i: fused.conv_relu_pool(*i, dropout=0.4, seed=3), inputs
+    )
 
 
 def test_operator_obeys_pytorchs_rules():
     inputs = block(2, 1, 2, 8)
     torch.library.opcheck(torch.ops.blobpipe.conv_relu_pool.default, (*inputs, 4, 0.0, 0))
-    torch.library.opcheck(torch.ops.blobpipe.conv_relu_pool.default, (inputs[0].detach(), *inputs[1:], 4, 0.3, 5))
+    torch.library.opcheck(
+        torch.ops.blobpipe.conv_relu_pool.default, (inputs[0].detach(), *inputs[1:], 4, 0.3, 5)
+    )
 
 
 def test_gradient_of_images_is_made_only_when_wanted():
@@ -85,13 +100,20 @@ def test_gradient_of_images_is_made_only_when_wanted():
 
 
 def test_of_equal_maxima_the_first_wins():
-    x = torch.randint(0, 2, (4, 1, 32, 32), generator=torch.Generator().manual_seed(1)).float().requires_grad_()
-    weight, bias = one_pixel(3), torch.zeros(1)
+    x = (
+        torch.randint(0, 2, (4, 1, 32, 32), generator=torch.Generator().manual_seed(1))
+        .float()
+        .requires_grad_()
+    )
+    weight = one_pixel(3)
+    bias = torch.zeros(1)
     ours, theirs = (gradients(f(x, weight, bias, 2), x)[0] for f in (fused.conv_relu_pool, plain))
     assert torch.equal(ours, theirs)
     constant = torch.ones(1, 1, 4, 4, requires_grad=True)
     (ours,) = torch.autograd.grad(fused.conv_relu_pool(constant, weight, bias, 2).sum(), constant)
-    assert torch.equal(ours[0, 0], torch.tensor([1.0, 0.0]).repeat(2).outer(torch.tensor([1.0, 0.0]).repeat(2)))
+    assert torch.equal(
+        ours[0, 0], torch.tensor([1.0, 0.0]).repeat(2).outer(torch.tensor([1.0, 0.0]).repeat(2))
+    )
 
 
 def test_where_nothing_is_above_zero_there_is_no_gradient():
@@ -100,7 +122,9 @@ def test_where_nothing_is_above_zero_there_is_no_gradient():
     for bias in (torch.zeros(1, requires_grad=True), torch.tensor([-1.0], requires_grad=True)):
         pooled = fused.conv_relu_pool(x, weight, bias)
         assert torch.equal(pooled, torch.zeros(1, 1, 2, 2))
-        assert all(not gradient.any() for gradient in torch.autograd.grad(pooled.sum(), (x, weight, bias)))
+        assert all(
+            not gradient.any() for gradient in torch.autograd.grad(pooled.sum(), (x, weight, bias))
+        )
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -108,8 +132,10 @@ def test_where_nothing_is_above_zero_there_is_no_gradient():
 def test_nan_and_infinity_go_through(value, sign):
     x, weight, bias = (t.detach() for t in block(2, 1, 8, 64))
     x[1, 0, 10, 20] = x[1, 0, 40, 41] = sign * value
-    x[1, 0, 40, 43] = -sign * value  # the sum of both infinities is NaN, of which x86 makes a negative one
-    ours, theirs = fused.conv_relu_pool(x, weight, bias), plain(x, weight, bias)
+    # the sum of both infinities is NaN, of which x86 makes a negative one
+    x[1, 0, 40, 43] = -sign * value
+    ours = fused.conv_relu_pool(x, weight, bias)
+    theirs = plain(x, weight, bias)
     assert torch.equal(ours.isnan(), theirs.isnan())
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
     assert ours.isnan().any()
@@ -122,7 +148,8 @@ def test_of_several_nan_the_last_gets_the_gradient():
     x[0, 0, 3, 9] = torch.nan  # becomes 5x5 of them, in several windows
     x.requires_grad_()
     ours, theirs = (
-        torch.autograd.grad(f(x, one_pixel(5), torch.zeros(1)).sum(), x)[0] for f in (fused.conv_relu_pool, plain)
+        torch.autograd.grad(f(x, one_pixel(5), torch.zeros(1)).sum(), x)[0]
+        for f in (fused.conv_relu_pool, plain)
     )
     assert torch.equal(ours, theirs)
     assert ours[0, 0, 3, 11] == 1
@@ -145,7 +172,9 @@ def test_tensors_need_not_be_contiguous():
     assert torch.equal(fused.conv_relu_pool(*turned), expected)
     in_pixels = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     ours, theirs = (fused.conv_relu_pool(i, weight, bias) for i in (in_pixels, x))
-    for mine, other in zip(gradients(ours, in_pixels, weight), gradients(theirs, x, weight), strict=True):
+    for mine, other in zip(
+        gradients(ours, in_pixels, weight), gradients(theirs, x, weight), strict=True
+    ):
         assert torch.equal(mine, other)
     one = torch.ones(()).expand(3, 16, 16, 16)  # as the gradient of a sum: all strides are zero
     torch.autograd.grad(fused.conv_relu_pool(x, weight, bias), (x, weight, bias), one)
@@ -153,7 +182,9 @@ def test_tensors_need_not_be_contiguous():
 
 @pytest.mark.parametrize("n", [1, 7])
 def test_any_number_of_threads_gives_the_same_bytes(n):
-    inputs, threads, results = block(n, 8, 16, 64), torch.get_num_threads(), []
+    inputs = block(n, 8, 16, 64)
+    threads = torch.get_num_threads()
+    results = []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
@@ -168,14 +199,16 @@ def test_any_number_of_threads_gives_the_same_bytes(n):
 def test_dropout_is_that_of_the_mask():
     inputs = block(3, 1, 8, 64)
     kept = fused.keep_mask((3, 8, 16, 16), 0.3, seed=11)
-    ours, theirs = fused.conv_relu_pool(*inputs, dropout=0.3, seed=11), plain(*inputs) * kept / 0.7
+    ours = fused.conv_relu_pool(*inputs, dropout=0.3, seed=11)
+    theirs = plain(*inputs) * kept / 0.7
     assert_same(ours, theirs)
     for mine, other in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
         assert_same(mine, other)
 
 
 def test_mask_keeps_its_share_and_depends_on_the_seed():
-    shape, share = (50, 8, 64, 64), 0.15
+    shape = (50, 8, 64, 64)
+    share = 0.15
     mask = fused.keep_mask(shape, share, seed=1)
     sigma = (share * (1 - share) / mask.numel()) ** 0.5
     assert abs((~mask).double().mean() - share) < 4 * sigma
@@ -207,7 +240,12 @@ def test_neighbouring_results_and_images_are_dropped_independently():
     ],
 )
 def test_what_the_kernels_cannot_do_is_said(change, message):
-    arguments = {"x": torch.zeros(1, 1, 8, 8), "weight": torch.zeros(2, 1, 5, 5), "bias": torch.zeros(2), **change}
+    arguments = {
+        "x": torch.zeros(1, 1, 8, 8),
+        "weight": torch.zeros(2, 1, 5, 5),
+        "bias": torch.zeros(2),
+        **change,
+    }
     with pytest.raises(ValueError, match=message):
         fused.conv_relu_pool(**arguments)
 
@@ -233,7 +271,9 @@ def test_without_a_place_for_compiled_code_they_compile_all_the_same(monkeypatch
 
 def run(script: str, **environment: str) -> None:
     start = "import os, sys, torch; from blobpipe.networks import fused; torch.set_num_threads(2); "
-    subprocess.run([sys.executable, "-c", start + script], env={**os.environ, **environment}, check=True)
+    subprocess.run(
+        [sys.executable, "-c", start + script], env={**os.environ, **environment}, check=True
+    )
 
 
 def test_works_after_a_fork():

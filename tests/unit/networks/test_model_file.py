@@ -22,7 +22,9 @@ from blobpipe.networks import dense_network, fused, model_file, report_network
 from ..conftest import opinionated_network
 
 SUBFRAMES = np.random.default_rng(1).normal(size=(5, 256, 256)).astype(np.float32)
-KERNELS: tuple[report_network.Kernels, ...] = ("plain", "fused") if fused.available() else ("plain",)
+KERNELS: tuple[report_network.Kernels, ...] = (
+    ("plain", "fused") if fused.available() else ("plain",)
+)
 
 
 def weights(network: report_network.ReportNetwork) -> dict[str, torch.Tensor]:
@@ -40,7 +42,10 @@ def test_it_is_the_reports_network() -> None:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_it_answers_with_two_logits(kernels: report_network.Kernels) -> None:
-    assert report_network.new_network(1, kernels)(torch.from_numpy(SUBFRAMES[:, None])).shape == (5, 2)
+    assert report_network.new_network(1, kernels)(torch.from_numpy(SUBFRAMES[:, None])).shape == (
+        5,
+        2,
+    )
 
 
 def test_weights_depend_on_the_seed_alone() -> None:
@@ -76,7 +81,8 @@ def test_white_noise_leaves_each_block_balanced() -> None:
 
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_dropout_is_for_training_and_follows_its_seed(kernels: report_network.Kernels) -> None:
-    network, x = opinionated_network(1, kernels), torch.from_numpy(SUBFRAMES[:, None])
+    network = opinionated_network(1, kernels)
+    x = torch.from_numpy(SUBFRAMES[:, None])
     assert torch.equal(network.eval()(x, 1), network(x, 2))
     network.train()
     assert torch.equal(network(x, 1), network(x, 1))
@@ -106,7 +112,9 @@ def test_probabilities_do_not_depend_on_the_company(kernels: report_network.Kern
     assert together.shape == (5,)
     assert together.dtype == np.float64
     assert ((together > 0) & (together < 1)).all()
-    np.testing.assert_allclose(report_network.predict(network, SUBFRAMES, batch=2), together, atol=1e-6)
+    np.testing.assert_allclose(
+        report_network.predict(network, SUBFRAMES, batch=2), together, atol=1e-6
+    )
     assert report_network.predict(network, SUBFRAMES[:0]).shape == (0,)
 
 
@@ -119,15 +127,19 @@ def test_kernels_are_chosen() -> None:
 def test_threads_are_a_setting() -> None:
     """In a fresh process, where Numba has not yet started its own."""
     script = "import torch; from blobpipe.networks.report_network import set_threads; set_threads(3); print(torch.get_num_threads())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "3"
 
 
 def test_a_folded_network_gives_the_same_map_and_leaves_the_other_alone() -> None:
     network = dense_network.new_dense_network(1)
-    network(torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(2)))  # its own means and variances
+    # its own means and variances
+    network(torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(2)))
     before = {name: tensor.clone() for name, tensor in network.eval().state_dict().items()}
-    folded, x = dense_network.folded(network), torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(3))
+    folded = dense_network.folded(network)
+    x = torch.randn(1, 1, 64, 96, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         assert torch.allclose(folded(x), network(x), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
@@ -139,16 +151,22 @@ def test_a_folded_network_gives_the_same_map_and_leaves_the_other_alone() -> Non
 
 def test_a_model_comes_back_with_its_story(tmp_path: Path) -> None:
     network = opinionated_network(1, "plain")
-    model_file.save_model(tmp_path / "m.safetensors", network, {"params": {"seed": 1}, "version": "0"})
+    model_file.save_model(
+        tmp_path / "m.safetensors", network, {"params": {"seed": 1}, "version": "0"}
+    )
     loaded, metadata = model_file.load_model(tmp_path / "m.safetensors", "plain")
     assert metadata == {"network": "report", "params": {"seed": 1}, "version": "0"}
     assert not loaded.training
-    np.testing.assert_array_equal(report_network.predict(loaded, SUBFRAMES), report_network.predict(network, SUBFRAMES))
+    np.testing.assert_array_equal(
+        report_network.predict(loaded, SUBFRAMES), report_network.predict(network, SUBFRAMES)
+    )
 
 
 def test_the_same_model_is_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
-        model_file.save_model(tmp_path / name, report_network.new_network(1, "plain"), {"b": 1, "a": 2})
+        model_file.save_model(
+            tmp_path / name, report_network.new_network(1, "plain"), {"b": 1, "a": 2}
+        )
     assert files.sha256(tmp_path / "a") == files.sha256(tmp_path / "b")
 
 
@@ -164,7 +182,9 @@ def _lying(path: Path, old: bytes, new: bytes) -> None:
 
 
 def _saved(path: Path, story: str, **more: torch.Tensor) -> None:
-    save_file({**weights(report_network.new_network(1, "plain")), **more}, path, {"blobpipe": story})
+    save_file(
+        {**weights(report_network.new_network(1, "plain")), **more}, path, {"blobpipe": story}
+    )
 
 
 REPORT = '{"network": "report"}'
@@ -173,25 +193,51 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {  # and what is said
     "empty": (lambda path: path.write_bytes(b""), ""),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), ""),
     "no model": (
-        lambda path: path.write_bytes(b"no model at all, but long enough to hold a header of eight bytes"),
+        lambda path: path.write_bytes(
+            b"no model at all, but long enough to hold a header of eight bytes"
+        ),
         "",
     ),
     "a folder": (lambda path: _replaced(path, Path.mkdir), "no regular file"),
     "a pipe": (lambda path: _replaced(path, os.mkfifo), "no regular file"),
-    "a loop of links": (lambda path: _replaced(path, lambda path: path.symlink_to(path)), "symbolic links"),
+    "a loop of links": (
+        lambda path: _replaced(path, lambda path: path.symlink_to(path)),
+        "symbolic links",
+    ),
     "another network": (
         lambda path: save_file({"a": torch.zeros(4)}, path, {"blobpipe": REPORT}),
         "'a': found float32",
     ),
-    "another shape": (lambda path: _saved(path, REPORT, **{"conv1.bias": torch.zeros(4)}), "[4], expected float32 [8]"),
-    "half precision": (lambda path: _saved(path, REPORT, **{"conv1.bias": torch.zeros(8).half()}), "found float16 [8]"),
-    "a tensor too many": (lambda path: _saved(path, REPORT, **{"z": torch.zeros(8)}), "[8], expected none"),
-    "a long header": (lambda path: _lying(path, path.read_bytes()[:8], (2**60).to_bytes(8, "little")), ""),
-    "overlapping tensors": (lambda path: _lying(path, b'"data_offsets":[32,', b'"data_offsets":[16,'), ""),
-    "no story": (lambda path: save_file(weights(report_network.new_network(1, "plain")), path), "__metadata__"),
+    "another shape": (
+        lambda path: _saved(path, REPORT, **{"conv1.bias": torch.zeros(4)}),
+        "[4], expected float32 [8]",
+    ),
+    "half precision": (
+        lambda path: _saved(path, REPORT, **{"conv1.bias": torch.zeros(8).half()}),
+        "found float16 [8]",
+    ),
+    "a tensor too many": (
+        lambda path: _saved(path, REPORT, **{"z": torch.zeros(8)}),
+        "[8], expected none",
+    ),
+    "a long header": (
+        lambda path: _lying(path, path.read_bytes()[:8], (2**60).to_bytes(8, "little")),
+        "",
+    ),
+    "overlapping tensors": (
+        lambda path: _lying(path, b'"data_offsets":[32,', b'"data_offsets":[16,'),
+        "",
+    ),
+    "no story": (
+        lambda path: save_file(weights(report_network.new_network(1, "plain")), path),
+        "__metadata__",
+    ),
     "another story": (lambda path: _saved(path, "{}"), "network"),
     "a story that is a list": (lambda path: _saved(path, '["network"]'), "list"),
-    "a story of an unknown network": (lambda path: _saved(path, '{"network": "other"}'), "found 'other'"),
+    "a story of an unknown network": (
+        lambda path: _saved(path, '{"network": "other"}'),
+        "found 'other'",
+    ),
     "a nested story": (lambda path: _saved(path, "[" * 100_000), "recursion"),
     "huge": (lambda path: _saved(path, json.dumps({"x": "x" * 2**25})), "bytes, expected"),
 }

@@ -30,21 +30,31 @@ def test_peak_lies_on_the_blob(blob_finder: report_network.ReportNetwork) -> Non
 @pytest.mark.skipif(not fused.available(), reason="fused kernels do not run here")
 def test_fused_and_plain_kernels_agree() -> None:
     pixels = _subframes([(100, 60), (30, 30), (200, 220)])
-    plain, fused_ = (saliency.saliency_maps(opinionated_network(3, kernels), pixels) for kernels in ("plain", "fused"))
+    plain, fused_ = (
+        saliency.saliency_maps(opinionated_network(3, kernels), pixels)
+        for kernels in ("plain", "fused")
+    )
     np.testing.assert_allclose(fused_, plain, atol=1e-5 * plain.max())
 
 
-def test_maps_do_not_depend_on_the_company_and_leave_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, pixels = opinionated_network(3), _subframes([(100, 60), (30, 30), (200, 220)])
+def test_maps_do_not_depend_on_the_company_and_leave_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = opinionated_network(3)
+    pixels = _subframes([(100, 60), (30, 30), (200, 220)])
     together = saliency.saliency_maps(network, pixels)
     monkeypatch.setattr(saliency, "BATCH", 2)
-    np.testing.assert_allclose(saliency.saliency_maps(network, pixels), together, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        saliency.saliency_maps(network, pixels), together, rtol=1e-4, atol=1e-9
+    )
     assert all(weight.grad is None for weight in network.parameters())
     assert not network.training
 
 
 def test_no_subframes() -> None:
-    maps = saliency.saliency_maps(report_network.new_network(1, "plain"), np.zeros((0, 256, 256), np.float32))
+    maps = saliency.saliency_maps(
+        report_network.new_network(1, "plain"), np.zeros((0, 256, 256), np.float32)
+    )
     assert maps.shape == (0, 256, 256)
     assert saliency.peaks(maps).shape == (0, 2)
 

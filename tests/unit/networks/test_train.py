@@ -24,7 +24,8 @@ EXACT = ("model.safetensors", "history.csv", "history.png")
 
 
 def train_in(project: Path, out: Path, **settings: object) -> Path:
-    data, results = project / "data", project / "results"
+    data = project / "data"
+    results = project / "results"
     params = load_params(project / "params.yaml").train.model_copy(update=settings)
     folders = (data / "difference", data / "scale", results / "cutout", results / "augment")
     train.train(*folders, out, params, noise_sigma=0.75)
@@ -72,9 +73,13 @@ def test_the_history_is_that_of_the_model(trained: Path, made_project: Path) -> 
     scene, recipes = cutout.open_split(
         data / "difference", data / "scale", made_project / "results/cutout", "validation"
     )
-    probability = report_network.predict(network, render.render_subframes(scene, recipes, np.arange(len(recipes))))
+    probability = report_network.predict(
+        network, render.render_subframes(scene, recipes, np.arange(len(recipes)))
+    )
     loss = -np.log(np.where(recipes.label == 1, probability, 1 - probability)).mean()
-    assert pd.read_csv(trained / "history.csv")["val_loss"].iloc[-1] == pytest.approx(loss, rel=1e-5)
+    assert pd.read_csv(trained / "history.csv")["val_loss"].iloc[-1] == pytest.approx(
+        loss, rel=1e-5
+    )
 
 
 def test_adam_comes_first_rising_then_sgd_along_a_cosine(trained: Path) -> None:
@@ -82,17 +87,25 @@ def test_adam_comes_first_rising_then_sgd_along_a_cosine(trained: Path) -> None:
     steps = 3  # of an epoch; the last one begins two thirds of the way up or down
     assert rate[0] == pytest.approx(Train().adam_rate * ((steps - 1) / steps + train.RISING_FROM))
     assert rate[1] == Train().adam_rate
-    assert rate[2] == pytest.approx(Train().sgd_rate * (0.5 + 0.5 * np.cos(np.pi * (steps - 1) / steps)))
+    assert rate[2] == pytest.approx(
+        Train().sgd_rate * (0.5 + 0.5 * np.cos(np.pi * (steps - 1) / steps))
+    )
 
 
-def test_the_same_again_whatever_the_number_of_threads_was(trained: Path, made_project: Path, tmp_path: Path) -> None:
+def test_the_same_again_whatever_the_number_of_threads_was(
+    trained: Path, made_project: Path, tmp_path: Path
+) -> None:
     torch.set_num_threads(3)
     assert digests(train_in(made_project, tmp_path / "again")) == digests(trained)
     assert torch.get_num_threads() == Train().threads
 
 
-@pytest.mark.parametrize("settings", [{"seed": 2}, {"batch_size": 30}, {"adam_rate": 0.003}], ids=str)
-def test_settings_matter(one_epoch: Path, made_project: Path, tmp_path: Path, settings: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{"seed": 2}, {"batch_size": 30}, {"adam_rate": 0.003}], ids=str
+)
+def test_settings_matter(
+    one_epoch: Path, made_project: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
     one, other = (
         model_file.load_model(folder / "model.safetensors")[0].state_dict()
         for folder in (one_epoch, train_in(made_project, tmp_path, epochs=1, **settings))
@@ -100,7 +113,9 @@ def test_settings_matter(one_epoch: Path, made_project: Path, tmp_path: Path, se
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_plain_and_fused_kernels_train_alike(one_epoch: Path, made_project: Path, tmp_path: Path) -> None:
+def test_plain_and_fused_kernels_train_alike(
+    one_epoch: Path, made_project: Path, tmp_path: Path
+) -> None:
     if not fused.available():
         pytest.skip("the fused kernels do not run here")
     plain = pd.read_csv(train_in(made_project, tmp_path, epochs=1, kernels="plain") / "history.csv")
@@ -112,7 +127,8 @@ def test_kept_subframes_train_alike(trained: Path, made_project: Path, tmp_path:
     """Three epochs of two copies: one is shown again. Float16 keeps eleven bits."""
     kept = pd.read_csv(train_in(made_project, tmp_path, keep_rendered=True) / "history.csv")
     again = pd.read_csv(trained / "history.csv")
-    one_of_them = {"atol": 1.01 / 24}  # near chance, a subframe of the monitored ones may fall on the other side
+    # near chance, a subframe of the monitored ones may fall on the other side
+    one_of_them = {"atol": 1.01 / 24}
     np.testing.assert_allclose(kept.pop("val_accuracy"), again.pop("val_accuracy"), **one_of_them)
     np.testing.assert_allclose(kept, again, rtol=0.005)
     assert not kept.equals(again)
@@ -120,7 +136,9 @@ def test_kept_subframes_train_alike(trained: Path, made_project: Path, tmp_path:
 
 def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
     """Sixty subframes can be learnt by heart, given some time; chance is a loss of ln 2."""
-    history = pd.read_csv(train_in(made_project, tmp_path, epochs=10, adam_epochs=9) / "history.csv")
+    history = pd.read_csv(
+        train_in(made_project, tmp_path, epochs=10, adam_epochs=9) / "history.csv"
+    )
     assert history["train_loss"].iloc[-1] < 0.6 < np.log(2)
 
 
@@ -138,10 +156,20 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize(
     ("epoch", "when"),
-    [(1, "after the checkpoint"), (2, "before it"), (2, "after the checkpoint"), (3, "after the checkpoint")],
+    [
+        (1, "after the checkpoint"),
+        (2, "before it"),
+        (2, "after the checkpoint"),
+        (3, "after the checkpoint"),
+    ],
 )
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
-    trained: Path, made_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, when: str
+    trained: Path,
+    made_project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    epoch: int,
+    when: str,
 ) -> None:
     save = train.Run.save
 
@@ -159,7 +187,9 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
     epochs = []
     train_epoch = train.Run.train_epoch
     monkeypatch.setattr(
-        train.Run, "train_epoch", lambda run, *data: epochs.append(run.epoch) or train_epoch(run, *data)
+        train.Run,
+        "train_epoch",
+        lambda run, *data: epochs.append(run.epoch) or train_epoch(run, *data),
     )
     assert digests(train_in(made_project, tmp_path)) == digests(trained)
     assert epochs == list(range(epoch - (when == "before it"), 3))
@@ -186,7 +216,8 @@ def test_what_is_prepared_ahead_comes_in_order() -> None:
 @pytest.fixture(scope="module")
 def stopped(made_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped after its second epoch."""
-    folder, save = tmp_path_factory.mktemp("stopped") / "train", train.Run.save
+    folder = tmp_path_factory.mktemp("stopped") / "train"
+    save = train.Run.save
 
     def stop(run: train.Run) -> None:
         save(run)
@@ -228,13 +259,17 @@ def test_other_data_start_anew(cut_off: Path, project: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("keep", [0, -1])
-def test_a_damaged_checkpoint_starts_anew(cut_off: Path, trained: Path, made_project: Path, keep: int) -> None:
+def test_a_damaged_checkpoint_starts_anew(
+    cut_off: Path, trained: Path, made_project: Path, keep: int
+) -> None:
     path = cut_off / "checkpoint/checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     assert digests(train_in(made_project, cut_off)) == digests(trained)
 
 
-def test_what_a_killed_stage_left_half_written_is_no_data(trained: Path, project: Path, tmp_path: Path) -> None:
+def test_what_a_killed_stage_left_half_written_is_no_data(
+    trained: Path, project: Path, tmp_path: Path
+) -> None:
     for folder in ("data/scale", "results/cutout", "results/augment"):
         (project / folder / ".train.4194305.tmp.csv").write_text("half")
     assert digests(train_in(project, tmp_path / "train")) == digests(trained)
@@ -257,11 +292,17 @@ sys.exit(cli.main(["train"]))
 
 
 @pytest.mark.slow
-def test_a_killed_process_on_one_core_ends_as_an_undisturbed_one_on_two(trained: Path, project: Path) -> None:
+def test_a_killed_process_on_one_core_ends_as_an_undisturbed_one_on_two(
+    trained: Path, project: Path
+) -> None:
     """kill -9 in the middle of writing the second checkpoint."""
     for kill_at, code in ((2, -signal.SIGKILL), (0, 0)):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(kill_at)], cwd=project, capture_output=True, text=True, check=False
+            [sys.executable, "-c", SCRIPT, str(kill_at)],
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == code, done.stderr
     folder = project / "results/train"
@@ -274,7 +315,9 @@ def test_a_killed_process_on_one_core_ends_as_an_undisturbed_one_on_two(trained:
 def test_cuda_trains_alike(trained: Path, made_project: Path, tmp_path: Path) -> None:
     """Dropout is the same there; sums are not, to the last bit."""
     history = pd.read_csv(train_in(made_project, tmp_path, device="cuda") / "history.csv")
-    np.testing.assert_allclose(history["train_loss"], pd.read_csv(trained / "history.csv")["train_loss"], rtol=0.02)
+    np.testing.assert_allclose(
+        history["train_loss"], pd.read_csv(trained / "history.csv")["train_loss"], rtol=0.02
+    )
 
 
 def test_a_device_is_chosen() -> None:
@@ -282,7 +325,9 @@ def test_a_device_is_chosen() -> None:
     assert train.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def test_the_revision_is_that_of_the_repository_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_revision_is_that_of_the_repository_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.git_revision() == ""
     monkeypatch.setenv("PATH", "")

@@ -26,17 +26,24 @@ def test_ticks_are_round_numbers_within_the_range() -> None:
     [
         ("2009-06-18", "2021-03-01", ["2010", "2015", "2020"]),
         ("2020-01-10", "2020-12-20", ["2020-04", "2020-07", "2020-10"]),
-        ("2020-02-27", "2020-03-02", ["2020-02-27", "2020-02-28", "2020-02-29", "2020-03-01", "2020-03-02"]),
+        (
+            "2020-02-27",
+            "2020-03-02",
+            ["2020-02-27", "2020-02-28", "2020-02-29", "2020-03-01", "2020-03-02"],
+        ),
     ],
 )
 def test_dates_are_first_days(low: str, high: str, expected: list[str]) -> None:
-    first, last = ((datetime.fromisoformat(f"{day}T00:00+00:00") - charts.EPOCH).days for day in (low, high))
+    first, last = (
+        (datetime.fromisoformat(f"{day}T00:00+00:00") - charts.EPOCH).days for day in (low, high)
+    )
     assert [tick.label for tick in charts.date_ticks(charts.Scale(first, last, 0, 100))] == expected
 
 
 def test_thinning_keeps_order_extremes_and_the_last_images() -> None:
     rng = np.random.default_rng(1)
-    mjd, values = np.sort(rng.uniform(5e4, 6e4, 9_999)), rng.standard_normal(9_999)
+    mjd = np.sort(rng.uniform(5e4, 6e4, 9_999))
+    values = rng.standard_normal(9_999)
     groups = charts.thinned(mjd, values)
     assert len(groups) <= charts.MOST
     assert [group.mjd for group in groups] == sorted(group.mjd for group in groups)
@@ -47,8 +54,10 @@ def test_thinning_keeps_order_extremes_and_the_last_images() -> None:
 
 
 def test_few_values_are_drawn_one_by_one() -> None:
-    few, many = np.arange(charts.MOST, dtype=float), np.arange(charts.MOST + 1, dtype=float)
-    drawn, thinned = charts.trend(few, few), charts.trend(many, many)
+    few = np.arange(charts.MOST, dtype=float)
+    many = np.arange(charts.MOST + 1, dtype=float)
+    drawn = charts.trend(few, few)
+    thinned = charts.trend(many, many)
     assert drawn is not None
     assert thinned is not None
     assert (len(drawn.dots), drawn.line) == (charts.MOST, "")
@@ -61,7 +70,8 @@ def test_marks_lie_within_the_axes_and_upwards() -> None:
     samples = [charts.Sample(55_000 + k, k, k - 1, k + 1) for k in range(5)]
     drawn = charts.scatter(samples)
     assert drawn is not None
-    x, y = [dot.x for dot in drawn.dots], [dot.y for dot in drawn.dots]
+    x = [dot.x for dot in drawn.dots]
+    y = [dot.y for dot in drawn.dots]
     assert x == sorted(x)
     assert y == sorted(y, reverse=True)
     assert all(charts.LEFT <= at <= charts.RIGHT for at in x)

@@ -51,7 +51,9 @@ class Balance(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.ids += [value or "" for name, value in attrs if name == "id"]
         self.links += [value or "" for name, value in attrs if name == "href"]
-        assert not [name for name, _ in attrs if name.startswith("on") or name == "style"], f"{tag}: inline"
+        assert not [name for name, _ in attrs if name.startswith("on") or name == "style"], (
+            f"{tag}: inline"
+        )
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -70,20 +72,27 @@ def checked(html: str) -> str:
     found.feed(html)
     assert found.open == []
     assert len(found.ids) == len(set(found.ids)), "an id twice"
-    assert [link for link in found.links if link.startswith("#") and link[1:] not in found.ids] == []
+    assert [
+        link for link in found.links if link.startswith("#") and link[1:] not in found.ids
+    ] == []
     assert html.count("<h1>") == 1
     return html
 
 
 def every_page(log: sqlite3.Connection) -> dict[str, Callable[[], str]]:
-    image, candidate = (log.execute(f"SELECT max(id) FROM {table}").fetchone()[0] for table in ("images", "candidates"))
+    image, candidate = (
+        log.execute(f"SELECT max(id) FROM {table}").fetchone()[0]
+        for table in ("images", "candidates")
+    )
     return {
         "today": lambda: pages.today(log, READER),
         "queue": lambda: pages.queue(log, READER),
         "candidate": lambda: pages.candidate(log, READER, candidate),
         "image": lambda: pages.image(log, READER, image),
         "images": lambda: pages.images(log, READER, pages.Choice()),
-        "images of a name": lambda: pages.images(log, READER, pages.Choice(name="99", first="2009-01-01"), 2),
+        "images of a name": lambda: pages.images(
+            log, READER, pages.Choice(name="99", first="2009-01-01"), 2
+        ),
         "map": lambda: pages.blob_map(log, READER),
         "timeline": lambda: pages.timeline(log, READER),
     }
@@ -109,7 +118,9 @@ def test_pages_of_an_empty_log_say_so(empty: sqlite3.Connection) -> None:
         pages.newest_day(empty)
 
 
-@pytest.mark.parametrize("mjd", [None, 1e9, 1677373200.0, 2460006.5, float("inf"), -1e12, 0.0, 1e300])
+@pytest.mark.parametrize(
+    "mjd", [None, 1e9, 1677373200.0, 2460006.5, float("inf"), -1e12, 0.0, 1e300]
+)
 def test_no_page_fails_for_a_date_in_an_old_log(tmp_path: Path, mjd: float | None) -> None:
     """Earlier versions logged what the header said: such an image has no date, and is not the newest for ever."""
     log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
@@ -135,7 +146,9 @@ def test_today_shows_the_newest_image_with_its_candidates_marked(log: sqlite3.Co
     html = pages.today(log, READER)
     assert "<h1>i0000300q_blob, 2009-12-15</h1>" in html
     [mark] = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', html)
-    seen = log.execute("SELECT * FROM detections WHERE image = 300 AND candidate IS NOT NULL").fetchone()
+    seen = log.execute(
+        "SELECT * FROM detections WHERE image = 300 AND candidate IS NOT NULL"
+    ).fetchone()
     assert float(mark[0]) == pytest.approx(seen["x_px"] + 0.5, abs=0.06)
     assert float(mark[1]) == pytest.approx(1023.5 - seen["y_px"], abs=0.06)
 
@@ -152,7 +165,10 @@ def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None
         log.execute("UPDATE images SET superseded_by = 59 WHERE id = 60")
     assert "<h1>i0000059q_blob" in checked(pages.today(log, READER))
     html = checked(pages.image(log, READER, 60))
-    assert '<strong>Superseded.</strong> <a href="/image/59">Another version of this exposure</a>' in html
+    assert (
+        '<strong>Superseded.</strong> <a href="/image/59">Another version of this exposure</a>'
+        in html
+    )
     listed = checked(pages.images(log, READER, pages.Choice(name="0000060")))
     assert "searched, superseded" in listed
     assert 'rel="next"' not in pages.image(log, READER, 59)
@@ -162,7 +178,9 @@ def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None
 def test_the_undecided_come_first(log: sqlite3.Connection) -> None:
     decisions = [
         row["decision"]
-        for number in re.findall(r'<article class="card" id="candidate-(\d+)"', pages.queue(log, READER))
+        for number in re.findall(
+            r'<article class="card" id="candidate-(\d+)"', pages.queue(log, READER)
+        )
         for row in log.execute("SELECT decision FROM candidate_list WHERE id = ?", (number,))
     ]
     assert decisions == sorted(decisions, key=bool)
@@ -172,11 +190,17 @@ def test_the_undecided_come_first(log: sqlite3.Connection) -> None:
 def test_a_candidate_shows_pictures_numbers_and_history(log: sqlite3.Connection) -> None:
     html = pages.candidate(log, READER, 1)
     row = log.execute("SELECT * FROM candidate_list WHERE id = 1").fetchone()
-    assert re.findall(r"<figcaption>(Difference|Median stack|Network.*s map|Surface)</figcaption>", html)
+    assert re.findall(
+        r"<figcaption>(Difference|Median stack|Network.*s map|Surface)</figcaption>", html
+    )
     assert len(re.findall(r'src="/picture/\d+"', html)) == 4
     depth = f"{100 * row['depth_frac']:.2f} ± {100 * row['depth_err_frac']:.2f}"
     assert depth in html
-    assert html.count('class="dot sighting"') == row["sightings"] == html.count('<tr><th scope="row"><a href="/image/')
+    assert (
+        html.count('class="dot sighting"')
+        == row["sightings"]
+        == html.count('<tr><th scope="row"><a href="/image/')
+    )
 
 
 def test_forms_are_only_for_those_who_may_write(log: sqlite3.Connection) -> None:
@@ -189,12 +213,21 @@ def test_forms_are_only_for_those_who_may_write(log: sqlite3.Connection) -> None
 def test_what_people_wrote_is_escaped(tmp_path: Path) -> None:
     connection = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
     evil = "<script>alert(1)</script>"
-    review = {"candidate": 1, "decision": "rejected", "reviewer": evil, "reason": evil, "at": logbook.now()}
+    review = {
+        "candidate": 1,
+        "decision": "rejected",
+        "reviewer": evil,
+        "reason": evil,
+        "at": logbook.now(),
+    }
     with logbook.writing(connection):
         logbook.insert(connection, "reviews", review)
         connection.execute("UPDATE images SET name = ?, reason = ?", (evil, evil))
     shown = [page() for page in every_page(connection).values()]
-    shown += [pages.candidate(connection, READER, 1), pages.images(connection, READER, pages.Choice(name=evil))]
+    shown += [
+        pages.candidate(connection, READER, 1),
+        pages.images(connection, READER, pages.Choice(name=evil)),
+    ]
     assert not any(evil in html for html in shown)
     assert all("&lt;script&gt;" in html for html in (shown[0], shown[-1], shown[-2]))
 
@@ -221,8 +254,14 @@ def test_lists_have_parts() -> None:
 def test_the_map_and_the_timeline_have_tables_that_say_the_same(log: sqlite3.Connection) -> None:
     html = pages.blob_map(log, READER)
     n = log.execute("SELECT count(*) FROM candidates").fetchone()[0]
-    assert html.split('<ul class="legend"')[0].count('<g class="mark ') == n == html.count('<tr><th scope="row">')
-    months = re.findall(r'<tr><th scope="row">([\d-]+)</th><td>(\d+)</td>', pages.timeline(log, READER))
+    assert (
+        html.split('<ul class="legend"')[0].count('<g class="mark ')
+        == n
+        == html.count('<tr><th scope="row">')
+    )
+    months = re.findall(
+        r'<tr><th scope="row">([\d-]+)</th><td>(\d+)</td>', pages.timeline(log, READER)
+    )
     assert sum(int(images) for _, images in months) == 300
     assert months[0][0] == "2009-12"
 
@@ -256,8 +295,13 @@ def test_everything_is_one_file_of_bounded_size(
     path = tmp_path / "all.html"
     assert pages.write(log, path).startswith("everything: images 300, candidates ")
     html = checked(path.read_text())
-    rejected = {row["id"] for row in log.execute("SELECT id FROM candidate_list WHERE decision = 'rejected'")}
-    shown = {int(number) for number in re.findall(r'<article class="card" id="candidate-(\d+)"', html)}
+    rejected = {
+        row["id"]
+        for row in log.execute("SELECT id FROM candidate_list WHERE decision = 'rejected'")
+    }
+    shown = {
+        int(number) for number in re.findall(r'<article class="card" id="candidate-(\d+)"', html)
+    }
     assert rejected
     assert not rejected & shown
     monkeypatch.setattr(pages.Offline.__init__, "__defaults__", (100_000, 0))
@@ -267,7 +311,9 @@ def test_everything_is_one_file_of_bounded_size(
     assert pictures < 1.4 * 100_000
 
 
-def test_a_day_without_images_is_an_error_that_leaves_no_file(log: sqlite3.Connection, tmp_path: Path) -> None:
+def test_a_day_without_images_is_an_error_that_leaves_no_file(
+    log: sqlite3.Connection, tmp_path: Path
+) -> None:
     with pytest.raises(LogError, match="no image of 1990-01-01 in the log"):
         pages.write(log, tmp_path / "day.html", "1990-01-01")
     assert not list(tmp_path.iterdir())
@@ -285,7 +331,8 @@ def long_log(tmp_path_factory: pytest.TempPathFactory) -> sqlite3.Connection:
 @pytest.mark.parametrize("name", PAGES)
 def test_ten_thousand_images_stay_fast(long_log: sqlite3.Connection, name: str) -> None:
     """Processor time, the median of five: other work on the machine is not ours to measure."""
-    page, times = every_page(long_log)[name], []
+    page = every_page(long_log)[name]
+    times = []
     for _ in range(5):
         start = time.process_time()
         page()
@@ -297,14 +344,29 @@ def test_ten_thousand_images_stay_fast(long_log: sqlite3.Connection, name: str) 
 @pytest.mark.slow
 def test_the_server_answers_as_fast(long_log: sqlite3.Connection) -> None:
     """From the request to the last byte, the median of five; and no page keeps its first reader waiting."""
-    image, candidate = (long_log.execute(f"SELECT max(id) FROM {of}").fetchone()[0] for of in ("images", "candidates"))
-    paths = {"today": "/", "queue": "/queue", "candidate": f"/candidate/{candidate}", "image": f"/image/{image}"}
-    paths |= {"decided": "/queue?show=confirmed&page=5", "images": "/images", "map": "/map", "timeline": "/timeline"}
+    image, candidate = (
+        long_log.execute(f"SELECT max(id) FROM {of}").fetchone()[0]
+        for of in ("images", "candidates")
+    )
+    paths = {
+        "today": "/",
+        "queue": "/queue",
+        "candidate": f"/candidate/{candidate}",
+        "image": f"/image/{image}",
+    }
+    paths |= {
+        "decided": "/queue?show=confirmed&page=5",
+        "images": "/images",
+        "map": "/map",
+        "timeline": "/timeline",
+    }
     paths |= {"images of a name": "/images?name=99&first=2009-01-01&page=2"}
     path = Path(long_log.execute("PRAGMA database_list").fetchone()["file"])
     with served(path) as address, httpx.Client(base_url=address) as client:
         for name, url in paths.items():
-            times = [1e3 * client.get(url).raise_for_status().elapsed.total_seconds() for _ in range(5)]
+            times = [
+                1e3 * client.get(url).raise_for_status().elapsed.total_seconds() for _ in range(5)
+            ]
             print(f"{name}: first {times[0]:.0f} ms, then {statistics.median(times):.0f} ms")
             assert statistics.median(times) < ALLOWED_MS.get(name, 300.0), name
             assert times[0] < 1000, name

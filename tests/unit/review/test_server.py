@@ -56,7 +56,9 @@ class Browser:
 
     async def _ask(self, method: str, url: str, **more: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self.application, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url=SITE, cookies=self.cookies) as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url=SITE, cookies=self.cookies
+        ) as client:
             answer = await client.request(method, url, **more)
             self.cookies = client.cookies
             return answer
@@ -73,8 +75,16 @@ class Browser:
 
     def form(self, **more: str) -> dict[str, str]:
         """A review as the form of a page sends it; signed in or not, with what the page holds."""
-        [token] = set(re.findall('name="form_token" value="([^"]+)"', self.get("/queue").text)) or {""}
-        return {"form_token": token, "candidate": "1", "decision": "confirmed", "reviewer": "Ada", **more}
+        [token] = set(re.findall('name="form_token" value="([^"]+)"', self.get("/queue").text)) or {
+            ""
+        }
+        return {
+            "form_token": token,
+            "candidate": "1",
+            "decision": "confirmed",
+            "reviewer": "Ada",
+            **more,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +170,21 @@ def test_what_is_not_there_is_a_plain_page(browser: Browser, url: str) -> None:
         *(("0001-01-01", 200), ("9999-12-31", 200), ("2012-07-25", 200), ("", 200), ("%20", 200)),
         *(
             (day, 404)
-            for day in ("2012-13-45", "2012-02-30", "0000-01-01", "-1", "10000-01-01", "NaN", "1e9", "2012-07")
+            for day in (
+                "2012-13-45",
+                "2012-02-30",
+                "0000-01-01",
+                "-1",
+                "10000-01-01",
+                "NaN",
+                "1e9",
+                "2012-07",
+            )
         ),
-        *((day, 404) for day in ("2012-07-25T00:00", "%00", "%FF", "2012-07-25%00x", "x" * 200)[:3]),
+        *(
+            (day, 404)
+            for day in ("2012-07-25T00:00", "%00", "%FF", "2012-07-25%00x", "x" * 200)[:3]
+        ),
     ],
 )
 def test_wrong_dates_are_told_and_do_no_harm(browser: Browser, day: str, status: int) -> None:
@@ -174,12 +196,16 @@ def test_wrong_dates_are_told_and_do_no_harm(browser: Browser, day: str, status:
         assert "expected YYYY-MM-DD, as in 2021-08-31" in answer.text
 
 
-@pytest.mark.parametrize("query", ["page=-1", "page=x", "page=99999999999999999999", "name=%00", "name=" + "a" * 5000])
+@pytest.mark.parametrize(
+    "query", ["page=-1", "page=x", "page=99999999999999999999", "name=%00", "name=" + "a" * 5000]
+)
 def test_odd_queries_do_no_harm(browser: Browser, query: str) -> None:
     assert browser.get(f"/images?{query}").status_code == 200
 
 
-def test_a_fault_of_ours_tells_the_client_nothing(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_tells_the_client_nothing(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> str:
         raise RuntimeError("a secret path")
 
@@ -214,7 +240,10 @@ def test_a_signed_in_reviewer_writes_a_review(tmp_path: Path) -> None:
     form = browser.form(reason="as round\nas one", then="queue-all-1", following="2")
     answer = browser.post("/review", form)
     assert answer.status_code == 303
-    assert answer.headers["location"] == "/queue?show=all&page=1&candidate=1&decision=confirmed#candidate-2"
+    assert (
+        answer.headers["location"]
+        == "/queue?show=all&page=1&candidate=1&decision=confirmed#candidate-2"
+    )
     [row] = reviews(path)
     assert tuple(row)[1:5] == (1, "confirmed", "Ada", "as round as one")
     page = browser.get(answer.headers["location"].split("#")[0]).text
@@ -237,7 +266,8 @@ def test_the_cookie_does_not_tell_the_token_and_ends(
     form = browser.sign_in().form()
     first = browser.cookies[SIGNED_IN]
     assert TOKEN not in str(browser.cookies.jar)
-    assert browser.sign_in().cookies[SIGNED_IN] != first  # random: nothing to work the token out from
+    # random: nothing to work the token out from
+    assert browser.sign_in().cookies[SIGNED_IN] != first
     browser.cookies.set(SIGNED_IN, first, domain="127.0.0.1", path="/")
     other = Browser(shared_path)
     other.cookies.set(SIGNED_IN, first, domain="127.0.0.1")
@@ -279,7 +309,9 @@ def test_signing_in_takes_the_token(browser: Browser) -> None:
     assert 'name="form_token"' in browser.get("/queue").text
 
 
-def test_a_write_without_the_token_is_refused(browser: Browser, shared_path: Path, form: dict[str, str]) -> None:
+def test_a_write_without_the_token_is_refused(
+    browser: Browser, shared_path: Path, form: dict[str, str]
+) -> None:
     before = len(reviews(shared_path))
     browser.cookies.clear()
     assert browser.post("/review", form).status_code == 403  # the form's token alone
@@ -292,7 +324,10 @@ def test_a_write_without_the_token_is_refused(browser: Browser, shared_path: Pat
     assert browser.post("/review", form).status_code == 403  # of another session
     form = browser.form()
     assert browser.post("/review", form | {"form_token": "guess"}).status_code == 403
-    assert browser.post("/review", {k: v for k, v in form.items() if k != "form_token"}).status_code == 403
+    assert (
+        browser.post("/review", {k: v for k, v in form.items() if k != "form_token"}).status_code
+        == 403
+    )
     assert len(reviews(shared_path)) == before
 
 
@@ -325,7 +360,8 @@ def test_a_form_of_another_site_is_refused(
     assert len(reviews(shared_path)) == before
 
 
-PROXIES = {  # Host and Origin as the server sees them when the browser is at https://blobs.example.org...
+# Host and Origin as the server sees them when the browser is at https://blobs.example.org...
+PROXIES = {
     "host and port passed on": ("blobs.example.org:8443", "https://blobs.example.org:8443"),
     "host without its port": ("blobs.example.org", "https://blobs.example.org:8443"),
     "nginx as it comes": ("127.0.0.1:8000", "https://blobs.example.org"),
@@ -361,7 +397,15 @@ def test_what_a_proxy_must_pass_on_is_said(browser: Browser) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        *("evil.example", "127.0.0.1.evil.example:8000", "", "[::1", "192.168.0.1", "localhost/evil", "evil@localhost"),
+        *(
+            "evil.example",
+            "127.0.0.1.evil.example:8000",
+            "",
+            "[::1",
+            "192.168.0.1",
+            "localhost/evil",
+            "evil@localhost",
+        ),
         *(
             "localhost:x",
             "localhost:123456",
@@ -408,7 +452,9 @@ def test_a_form_that_says_nonsense_is_refused(
 @pytest.mark.parametrize("number", [21, 5000])
 def test_more_fields_than_ours_do_no_harm(browser: Browser, number: int) -> None:
     more = {f"f{each}": "" for each in range(number)}
-    assert browser.post("/sign-in", {"token": TOKEN, **more}).status_code == (303 if number < 5000 else 413)
+    assert browser.post("/sign-in", {"token": TOKEN, **more}).status_code == (
+        303 if number < 5000 else 413
+    )
     assert browser.post("/sign-in", more).status_code == (403 if number < 5000 else 413)
 
 
@@ -421,7 +467,10 @@ def test_only_forms_are_read(browser: Browser, form: dict[str, str]) -> None:
 def test_the_next_page_is_always_one_of_ours(form: dict[str, str]) -> None:
     row: dict[str, str | int] = {"candidate": 3, "decision": "unsure"}
     for then in ("//evil.example", "queue-all-//evil", "queue-x-1", "queue-all-1-2", ""):
-        assert _next_page(form | {"then": then}, row) == "/candidate/3?candidate=3&decision=unsure#candidate-3"
+        assert (
+            _next_page(form | {"then": then}, row)
+            == "/candidate/3?candidate=3&decision=unsure#candidate-3"
+        )
     odd = form | {"then": "queue-unsure-2", "following": "javascript:alert(1)"}
     assert _next_page(odd, row) == "/queue?show=unsure&page=2&candidate=3&decision=unsure"
 
@@ -440,7 +489,9 @@ def test_a_picture_is_sent_once(browser: Browser) -> None:
 def running(path: Path) -> Iterator[int]:
     """The port of the real server in a thread."""
     application = make_application(path, TOKEN, ())
-    config = uvicorn.Config(application, port=0, http=Patient, ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(
+        application, port=0, http=Patient, ws="none", log_config=None, access_log=False
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -474,7 +525,9 @@ def posting(port: int) -> Iterator[list[Any]]:
 
         def post(number: int) -> httpx.Response:
             headers = {"Origin": site, "Cookie": cookie}
-            return httpx.post(f"{site}/review", data=form | {"reason": str(number)}, headers=headers, timeout=30)
+            return httpx.post(
+                f"{site}/review", data=form | {"reason": str(number)}, headers=headers, timeout=30
+            )
 
         answers = [people.submit(post, number) for number in range(N_POSTS)]
         yield answers
@@ -511,10 +564,13 @@ def test_a_review_that_the_log_does_not_take_is_refused_plainly(
     assert reviews(own_path) == []
 
 
-def test_a_disk_that_gives_up_is_no_fault_of_ours(own_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_that_gives_up_is_no_fault_of_ours(
+    own_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     browser = Browser(own_path).sign_in()
     form = browser.form()
-    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         answers = [browser.post("/review", form), browser.post("/review", form)]
@@ -550,25 +606,32 @@ HALVES = {
     "dripping headers": (b"GET / HTTP/1.1\r\n", b"X: y\r\n"),
     "half a form": (POST, b""),
     "a dripping form": (POST, b"x"),
-    "a page with half a body": (b"GET /style.css HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx", b"x"),
+    "a page with half a body": (
+        b"GET /style.css HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx",
+        b"x",
+    ),
     "a second request": (b"GET /style.css HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HT", b"T"),
 }
 
 
 @pytest.mark.parametrize("half", HALVES)
-def test_a_request_that_is_sent_by_halves_is_closed(own_path: Path, monkeypatch: pytest.MonkeyPatch, half: str) -> None:
+def test_a_request_that_is_sent_by_halves_is_closed(
+    own_path: Path, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
     monkeypatch.setattr(server, "REQUEST_S", 0.3)
     first, drop = HALVES[half]
     with running(own_path) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         start = time.monotonic()
         connection.settimeout(0.05)
         connection.sendall(first)
-        heard, open_ = b"", True
+        heard = b""
+        open_ = True
         while open_ and time.monotonic() - start < 5:
             try:
                 connection.sendall(drop)
                 said = connection.recv(65536)
-                heard, open_ = heard + said, bool(said)
+                heard = heard + said
+                open_ = bool(said)
             except TimeoutError:
                 pass
             except OSError:
@@ -611,15 +674,23 @@ def test_a_token_is_made_up_on_the_loopback_address(
     serve(shared_path)
     assert started[0]["host"] == "127.0.0.1"
     assert started[0]["access_log"] is False  # it would hold the token
-    [address] = [message for message in caplog.messages if "http://127.0.0.1:8000/?token=" in message]
+    [address] = [
+        message for message in caplog.messages if "http://127.0.0.1:8000/?token=" in message
+    ]
     assert len(address.split("token=")[1]) >= 32
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "blobs.example.org"])
 def test_others_can_reach_it_only_with_a_token(
-    shared_path: Path, started: list[dict[str, Any]], host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shared_path: Path,
+    started: list[dict[str, Any]],
+    host: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(ServeError, match="BLOBPIPE_TOKEN: found a token of 0 characters, expected 16 or more"):
+    with pytest.raises(
+        ServeError, match="BLOBPIPE_TOKEN: found a token of 0 characters, expected 16 or more"
+    ):
         serve(shared_path, host=host)
     token_file = tmp_path / "token"
     token_file.write_text("short\n")
@@ -644,12 +715,18 @@ FILES = {
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_token_file_that_holds_none_has_its_reason_and_shows_nothing(
-    shared_path: Path, started: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+    shared_path: Path,
+    started: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
 ) -> None:
     content, reason = FILES[kind]
     path = tmp_path / "token"
     path.write_bytes(
-        content.replace(b"%s", TOKEN.encode()).replace("%s".encode("utf-16-le"), TOKEN.encode("utf-16-le"))
+        content.replace(b"%s", TOKEN.encode()).replace(
+            "%s".encode("utf-16-le"), TOKEN.encode("utf-16-le")
+        )
     )
     assert cli.main(["serve", "--log", str(shared_path), "--token-file", str(path)]) == 1
     err = capsys.readouterr().err
@@ -662,13 +739,21 @@ def test_a_token_file_that_holds_none_has_its_reason_and_shows_nothing(
 
 @pytest.mark.parametrize("kind", ["missing", "a folder", "unreadable"])
 def test_a_token_file_that_cannot_be_read_has_its_reason(
-    shared_path: Path, started: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+    shared_path: Path,
+    started: list[dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
 ) -> None:
     path = tmp_path / ("x" * 300 if kind == "unreadable" else "token")
     if kind == "a folder":
         path.mkdir()
     assert cli.main(["serve", "--log", str(shared_path), "--token-file", str(path)]) == 1
-    expected = {"missing": "No such file", "a folder": "Is a directory", "unreadable": "File name too long"}[kind]
+    expected = {
+        "missing": "No such file",
+        "a folder": "Is a directory",
+        "unreadable": "File name too long",
+    }[kind]
     err = capsys.readouterr().err
     assert f"{path}: {expected}" in err
     assert err.count("\n") == 1
@@ -686,7 +771,9 @@ def test_a_token_of_the_environment_that_is_not_utf_8_is_refused(
     shared_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", os.environ | {TOKEN_VARIABLE: f"{TOKEN}\udcfc"})
-    with pytest.raises(ServeError, match=r"BLOBPIPE_TOKEN: found a token with characters that cannot be typed"):
+    with pytest.raises(
+        ServeError, match=r"BLOBPIPE_TOKEN: found a token with characters that cannot be typed"
+    ):
         serve(shared_path)
 
 
@@ -698,7 +785,10 @@ def test_a_token_of_the_environment_that_is_not_utf_8_is_refused(
             for port in ("99999", "-1", "0")
         ),
         *(("--host", host, "--host: found") for host in ("x" * 300, "a..b", "a b", "http://a", "")),
-        *(("--name", name, "--name: found") for name in ("x" * 300, "https://a.example", "a.example:8443", "")),
+        *(
+            ("--name", name, "--name: found")
+            for name in ("x" * 300, "https://a.example", "a.example:8443", "")
+        ),
     ],
 )
 def test_what_cannot_be_served_has_its_reason(
@@ -717,7 +807,10 @@ def test_what_cannot_be_served_has_its_reason(
 
 
 def test_a_token_that_was_given_is_not_told(
-    shared_path: Path, started: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    shared_path: Path,
+    started: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)

@@ -50,7 +50,13 @@ def test_the_same_seed_gives_the_same_bytes(made_project: Path, tmp_path: Path) 
     data = made_project / "data"
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         recipes = made_project / "results/cutout"
-        augment.augment(data / "difference", data / "scale", recipes, tmp_path / name, Augment(copies=2, seed=seed))
+        augment.augment(
+            data / "difference",
+            data / "scale",
+            recipes,
+            tmp_path / name,
+            Augment(copies=2, seed=seed),
+        )
     for path in (tmp_path / "a").iterdir():
         assert files.sha256(path) == files.sha256(tmp_path / "b" / path.name)
         assert files.sha256(path) != files.sha256(tmp_path / "c" / path.name)

@@ -66,14 +66,17 @@ def test_historical_frames_are_those_that_show_new_blobs(blobs: pd.DataFrame) ->
 @pytest.mark.parametrize("seed", [1, 7])
 def test_counts_are_as_asked_for(seed: int) -> None:
     params = Campaign(n_frames=24, first_frames=8, n_cases=5, n_known=13, seed=seed)
-    labels, blobs = campaign.labels(params), campaign.population(params)
+    labels = campaign.labels(params)
+    blobs = campaign.population(params)
     assert (len(labels), labels.count("stack"), labels.count("historical")) == (24, 8, 5)
     assert sum(blob.first < 0 for blob in blobs) == 13
     assert min(blob.first for blob in blobs if blob.first >= 0) >= 8
 
 
 def test_too_many_cases_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r"n_cases=16, expected fewer than the 16 images after the first 8"):
+    with pytest.raises(
+        ParamsError, match=r"n_cases=16, expected fewer than the 16 images after the first 8"
+    ):
         campaign.simulate(tmp_path, Campaign(n_frames=24, first_frames=8, n_cases=16))
     assert not list(tmp_path.iterdir())
 
@@ -93,14 +96,18 @@ def test_depths_are_those_of_real_blobs(blobs: pd.DataFrame) -> None:
 
 def test_new_blobs_are_faint_to_strong_but_never_invisible(blobs: pd.DataFrame) -> None:
     new = blobs.query("first >= 0")
-    snr = [matched_snr(b.depth_frac * blob_profile(b.shape, b.radius_px), 0.0101) for b in new.itertuples()]
+    snr = [
+        matched_snr(b.depth_frac * blob_profile(b.shape, b.radius_px), 0.0101)
+        for b in new.itertuples()
+    ]
     assert min(snr) >= 3.0
     assert np.mean(np.array(snr) < 7) > 0.05
     assert max(snr) > 50
 
 
 def test_new_blobs_keep_their_distance_and_lie_on_the_image(blobs: pd.DataFrame) -> None:
-    x, y = blobs["x_px"].to_numpy(), blobs["y_px"].to_numpy()
+    x = blobs["x_px"].to_numpy()
+    y = blobs["y_px"].to_numpy()
     apart = np.hypot(x[:, None] - x[None], y[:, None] - y[None])[np.triu_indices(len(x), 1)]
     assert apart.min() > 20
     new = blobs.query("first >= 0")[["x_px", "y_px"]]
@@ -138,7 +145,9 @@ def test_image_has_a_border_and_the_noise_of_its_photons() -> None:
     assert image.dtype == np.float32
     assert image.shape == (1024, 1024)
     assert np.isnan(image).sum() == 1024**2 - 1014**2
-    expected = np.hypot(campaign.pixel_noise(params, campaign.conditions(params, 3).photons_e), 0.005)
+    expected = np.hypot(
+        campaign.pixel_noise(params, campaign.conditions(params, 3).photons_e), 0.005
+    )
     core = image[100:-100, 100:-100]
     assert 1.4826 * np.median(np.abs(core - np.median(core))) == pytest.approx(expected, rel=0.05)
 
@@ -147,13 +156,24 @@ def test_blobs_move_with_the_mirror_and_bad_pixels_do_not() -> None:
     """The brightest known blob is found at its place plus the shift."""
     params = Campaign(shift_px=0.0, large_shift_frac=1.0, n_known=20)
     shift = campaign.conditions(params, 0)
-    blob = max((b for b in campaign.population(params) if b.first < 0), key=lambda b: b.depth_frac * b.radius_px)
+    blob = max(
+        (b for b in campaign.population(params) if b.first < 0),
+        key=lambda b: b.depth_frac * b.radius_px,
+    )
     at = round(blob.y_px), round(blob.x_px)
-    layer = campaign.blob_layer([blob], *shift[1:])[at[0] - 20 : at[0] + 21, at[1] - 20 : at[1] + 21]
+    layer = campaign.blob_layer([blob], *shift[1:])[
+        at[0] - 20 : at[0] + 21, at[1] - 20 : at[1] + 21
+    ]
     pixels = np.arange(-20, 21)
-    assert layer.sum(axis=0) @ pixels / layer.sum() == pytest.approx(blob.x_px - at[1] + shift.shift_x_px, abs=0.01)
-    assert layer.sum(axis=1) @ pixels / layer.sum() == pytest.approx(blob.y_px - at[0] + shift.shift_y_px, abs=0.01)
-    image = np.nan_to_num(campaign.render_image(params, 0))[at[0] - 20 : at[0] + 21, at[1] - 20 : at[1] + 21]
+    assert layer.sum(axis=0) @ pixels / layer.sum() == pytest.approx(
+        blob.x_px - at[1] + shift.shift_x_px, abs=0.01
+    )
+    assert layer.sum(axis=1) @ pixels / layer.sum() == pytest.approx(
+        blob.y_px - at[0] + shift.shift_y_px, abs=0.01
+    )
+    image = np.nan_to_num(campaign.render_image(params, 0))[
+        at[0] - 20 : at[0] + 21, at[1] - 20 : at[1] + 21
+    ]
     assert np.corrcoef(gaussian_filter(image.clip(0, 0.3), 1).ravel(), layer.ravel())[0, 1] > 0.8
 
 
@@ -170,9 +190,26 @@ def test_image_depends_on_neither_order_nor_other_images() -> None:
 
 
 def test_tables_say_what_the_images_show(campaign_dir: Path, campaign_params: Campaign) -> None:
-    table, blobs = tables.read_frame_list(campaign_dir), tables.read_blobs(campaign_dir)
-    assert list(table.columns) == ["frame", "mjd", "label", "seed", "photons_e", "shift_x_px", "shift_y_px"]
-    assert list(blobs.columns) == ["blob", "x_px", "y_px", "radius_px", "depth_frac", "shape", "first_frame"]
+    table = tables.read_frame_list(campaign_dir)
+    blobs = tables.read_blobs(campaign_dir)
+    assert list(table.columns) == [
+        "frame",
+        "mjd",
+        "label",
+        "seed",
+        "photons_e",
+        "shift_x_px",
+        "shift_y_px",
+    ]
+    assert list(blobs.columns) == [
+        "blob",
+        "x_px",
+        "y_px",
+        "radius_px",
+        "depth_frac",
+        "shape",
+        "first_frame",
+    ]
     assert table["frame"].tolist() == campaign.frame_names(campaign_params)
     historical = table.loc[table["label"] == "historical", "frame"]
     assert set(blobs["first_frame"]) - {""} == set(historical)
@@ -180,15 +217,24 @@ def test_tables_say_what_the_images_show(campaign_dir: Path, campaign_params: Ca
 
 def test_header_is_that_of_a_monitor_image(campaign_dir: Path) -> None:
     frame = fits_images.read_frame(campaign_dir / "idbb0a01q_blob.fits.fz")
-    expected = {"TARGNAME": "DARK-EARTH-CALIB", "FILTER": "F153M", "ROOTNAME": "idbb0a01q", "INSTRUME": "WFC3"}
+    expected = {
+        "TARGNAME": "DARK-EARTH-CALIB",
+        "FILTER": "F153M",
+        "ROOTNAME": "idbb0a01q",
+        "INSTRUME": "WFC3",
+    }
     assert {card: frame.header[card] for card in expected} == expected
-    assert frame.header["EXPSTART"] == pytest.approx(tables.read_frame_list(campaign_dir)["mjd"][0], abs=1e-6)
+    assert frame.header["EXPSTART"] == pytest.approx(
+        tables.read_frame_list(campaign_dir)["mjd"][0], abs=1e-6
+    )
 
 
 def test_stored_images_are_what_was_rendered(campaign_dir: Path, campaign_params: Campaign) -> None:
     """Rounded to a tenth of the noise, so that the default campaign stays below 250 MB."""
     path = campaign_dir / "idbb0a03q_blob.fits.fz"
-    np.testing.assert_allclose(fits_images.read_frame(path).data, campaign.render_image(campaign_params, 2), atol=1e-3)
+    np.testing.assert_allclose(
+        fits_images.read_frame(path).data, campaign.render_image(campaign_params, 2), atol=1e-3
+    )
     assert path.stat().st_size * 220 < 250e6
 
 
@@ -198,9 +244,12 @@ def test_one_and_two_processes_give_the_same_bytes(tmp_path: Path) -> None:
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_interrupted_run_leaves_no_tables_and_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_leaves_no_tables_and_is_made_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     campaign.simulate(tmp_path, TINY)
-    undisturbed, render = content(tmp_path), campaign.render_image
+    undisturbed = content(tmp_path)
+    render = campaign.render_image
 
     def interrupted(params: Campaign, index: int) -> Image:
         if index == 3:

@@ -23,7 +23,9 @@ SPLITS = cutout.SPLITS
 def cut(project: Path, out: Path, **settings: object) -> Path:
     data = project / "data"
     params = Cutout(**{"n_train": 40, "n_validation": 30, "n_profiles": 8, **settings})
-    cutout.cut(data / "raw", data / "difference", data / "scale", out, params, clip=Clip(), scale=Scale())
+    cutout.cut(
+        data / "raw", data / "difference", data / "scale", out, params, clip=Clip(), scale=Scale()
+    )
     return out
 
 
@@ -33,12 +35,17 @@ def test_the_tables_have_their_columns(made_project: Path) -> None:
         subframes, blobs = cutout.read_recipes(folder, split)
         assert tuple(subframes) == cutout.SUBFRAME_COLUMNS
         assert tuple(blobs) == cutout.BLOB_COLUMNS
-    assert tuple(tables.read_table(folder / "stamps.csv", cutout.STAMP_COLUMNS)) == cutout.STAMP_COLUMNS
+    assert (
+        tuple(tables.read_table(folder / "stamps.csv", cutout.STAMP_COLUMNS))
+        == cutout.STAMP_COLUMNS
+    )
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
 
 
 def test_the_same_seed_gives_the_same_bytes(made_project: Path, tmp_path: Path) -> None:
-    one, two, other = (cut(made_project, tmp_path / str(i), seed=seed) for i, seed in enumerate((5, 5, 6)))
+    one, two, other = (
+        cut(made_project, tmp_path / str(i), seed=seed) for i, seed in enumerate((5, 5, 6))
+    )
     for path in one.iterdir():
         assert path.read_bytes() == (two / path.name).read_bytes(), path.name
     assert (one / "train_blobs.csv").read_bytes() != (other / "train_blobs.csv").read_bytes()
@@ -81,7 +88,9 @@ def test_training_and_validation_share_no_pixel(made_project: Path) -> None:
 
 def test_historical_images_are_left_to_the_regression_test(made_project: Path) -> None:
     for split in SPLITS:
-        assert "frame5" not in set(cutout.read_recipes(made_project / "results/cutout", split)[0]["frame"])
+        assert "frame5" not in set(
+            cutout.read_recipes(made_project / "results/cutout", split)[0]["frame"]
+        )
 
 
 def test_the_snr_is_that_of_the_visible_part(made_project: Path) -> None:
@@ -89,7 +98,9 @@ def test_the_snr_is_that_of_the_visible_part(made_project: Path) -> None:
     cube = fits_images.read_cube(folder / "stamps.fits")
     for blob in cutout.read_recipes(folder, "train")[1].head(30).itertuples():
         canvas = np.zeros((tiles.SIDE + 80, tiles.SIDE + 80))
-        canvas[blob.y_px + 20 : blob.y_px + 61, blob.x_px + 20 : blob.x_px + 61] = cube[blob.stamp] * blob.factor
+        canvas[blob.y_px + 20 : blob.y_px + 61, blob.x_px + 20 : blob.x_px + 61] = (
+            cube[blob.stamp] * blob.factor
+        )
         assert blob.snr == pytest.approx(np.linalg.norm(canvas[40:-40, 40:-40]), abs=0.002)
 
 
@@ -104,15 +115,21 @@ def test_blobs_lie_anywhere_and_partly_off_every_edge(made_project: Path, tmp_pa
 
 def test_physical_amplitudes_keep_the_light_loss(made_project: Path, tmp_path: Path) -> None:
     """The factor falls by the ratio of the two noises, here 0.0055 to 0.0101."""
-    report, physical = (cut(made_project, tmp_path / name, amplitude=name) for name in ("report", "physical"))
+    report, physical = (
+        cut(made_project, tmp_path / name, amplitude=name) for name in ("report", "physical")
+    )
     one, other = (cutout.read_recipes(folder, "train")[1] for folder in (report, physical))
     pd.testing.assert_frame_equal(one[["stamp", "x_px", "y_px"]], other[["stamp", "x_px", "y_px"]])
     assert (other["factor"] / one["factor"]).mean() == pytest.approx(0.0055 / 0.0101, rel=0.05)
 
 
 @pytest.mark.parametrize(("source", "found"), [("stack", {"stack"}), ("profiles", {"profile"})])
-def test_stamps_come_from_where_one_says(made_project: Path, tmp_path: Path, source: str, found: set[str]) -> None:
-    table = tables.read_table(cut(made_project, tmp_path, stamps=source) / "stamps.csv", ("source",))
+def test_stamps_come_from_where_one_says(
+    made_project: Path, tmp_path: Path, source: str, found: set[str]
+) -> None:
+    table = tables.read_table(
+        cut(made_project, tmp_path, stamps=source) / "stamps.csv", ("source",)
+    )
     assert set(table["source"]) == found
 
 
@@ -121,7 +138,9 @@ def test_none_or_all_may_have_blobs(made_project: Path, tmp_path: Path, share: f
     subframes, blobs = cutout.read_recipes(cut(made_project, tmp_path, blob_frac=share), "train")
     assert (subframes["label"] == share).all()
     assert blobs["subframe"].nunique() == share * len(subframes)
-    frames_of = cutout.open_split(made_project / "data/difference", made_project / "data/scale", tmp_path, "train")
+    frames_of = cutout.open_split(
+        made_project / "data/difference", made_project / "data/scale", tmp_path, "train"
+    )
     assert np.isfinite(render.render_subframes(*frames_of, np.arange(3))).all()
 
 
@@ -132,7 +151,10 @@ def test_dips_have_the_share_and_size_one_says() -> None:
     size = np.hypot(table["dip_x_px"], table["dip_y_px"])
     assert (size > 0).mean() == pytest.approx(0.3, abs=0.03)
     assert size[size > 0].between(0.498, 2.002).all()
-    assert abs(size[size > 0][table["label"] == 1].mean() - size[size > 0][table["label"] == 0].mean()) < 0.08
+    assert (
+        abs(size[size > 0][table["label"] == 1].mean() - size[size > 0][table["label"] == 0].mean())
+        < 0.08
+    )
 
 
 def test_a_rejected_image_is_passed_over(project: Path) -> None:
@@ -145,7 +167,9 @@ def test_a_rejected_image_is_passed_over(project: Path) -> None:
     tables.write_table(project / "data/scale/frames-000.csv", table)
     for amplitude in ("report", "physical"):
         folder = cut(project, project / amplitude, amplitude=amplitude)
-        used = {frame for split in SPLITS for frame in cutout.read_recipes(folder, split)[0]["frame"]}
+        used = {
+            frame for split in SPLITS for frame in cutout.read_recipes(folder, split)[0]["frame"]
+        }
         assert used == {"frame0", "frame1", "frame3", "frame4"}
 
 
@@ -158,7 +182,9 @@ def test_no_catalogue_means_profiles_and_no_historical_image(project: Path) -> N
 def test_too_few_images_are_refused(project: Path) -> None:
     table = tables.read_table(project / "data/scale/frames-000.csv", ("frame",))
     tables.write_table(project / "data/scale/frames-000.csv", table[4:])
-    with pytest.raises(TableError, match=r"1 usable images without a new blob, expected at least 2"):
+    with pytest.raises(
+        TableError, match=r"1 usable images without a new blob, expected at least 2"
+    ):
         cut(project, project / "out")
 
 

@@ -16,7 +16,8 @@ from blobpipe.simulation.recipes import STEP, Scene, load_scene, to_recipes
 
 
 def test_a_scene_holds_what_the_stages_wrote(made_project: Path) -> None:
-    difference, scale = made_project / "data/difference", made_project / "data/scale"
+    difference = made_project / "data/difference"
+    scale = made_project / "data/scale"
     stamps = np.zeros((1, 41, 41), np.float32)
     scene = load_scene(difference, scale, ["frame3", "frame1"], stamps)
     assert scene.names == ("frame3", "frame1")
@@ -62,7 +63,9 @@ def test_recipes_hold_the_tables(made_project: Path) -> None:
 
 
 def test_large_noise_seeds_survive_the_table(tmp_path: Path) -> None:
-    table = pd.DataFrame({"copy": [0], "subframe": [0], "noise_seed": [2**62 - 1], "rotation": [0], "flip": [0]})
+    table = pd.DataFrame(
+        {"copy": [0], "subframe": [0], "noise_seed": [2**62 - 1], "rotation": [0], "flip": [0]}
+    )
     tables.write_table(tmp_path / "train.csv", table)
     assert augment.read_augmentation(tmp_path)["noise_seed"][0] == 2**62 - 1
 
@@ -71,20 +74,32 @@ def test_copies_come_round(made_project: Path) -> None:
     data = made_project / "data"
     augmented = augment.read_augmentation(made_project / "results/augment")
     scene, recipes = cutout.open_split(
-        data / "difference", data / "scale", made_project / "results/cutout", "train", augmented, n=4
+        data / "difference",
+        data / "scale",
+        made_project / "results/cutout",
+        "train",
+        augmented,
+        n=4,
     )
-    images = [render.render_subframes(scene, recipes, np.arange(4), copy=copy, noise_sigma=0.75) for copy in range(3)]
+    images = [
+        render.render_subframes(scene, recipes, np.arange(4), copy=copy, noise_sigma=0.75)
+        for copy in range(3)
+    ]
     assert images[0].tobytes() == images[2].tobytes()
     assert images[0].tobytes() != images[1].tobytes()
 
 
 def test_the_first_rows_of_a_split_are_those_of_the_whole(made_project: Path) -> None:
-    data, folder = made_project / "data", made_project / "results/cutout"
+    data = made_project / "data"
+    folder = made_project / "results/cutout"
     whole = cutout.open_split(data / "difference", data / "scale", folder, "validation")
     part = cutout.open_split(data / "difference", data / "scale", folder, "validation", n=5)
     assert len(part[1]) == 5
     rows = np.arange(5)
-    assert render.render_subframes(*whole, rows).tobytes() == render.render_subframes(*part, rows).tobytes()
+    assert (
+        render.render_subframes(*whole, rows).tobytes()
+        == render.render_subframes(*part, rows).tobytes()
+    )
 
 
 def test_pixels_are_written_where_one_says(made_project: Path) -> None:
@@ -121,9 +136,15 @@ def test_a_constant_subframe_becomes_zero() -> None:
 
 def test_a_scene_of_frames_of_two_sizes_is_refused(project: Path) -> None:
     fits_images.write_image(
-        project / "data/scale/frame1.fits.fz", np.zeros((300, 300), np.float32), name="SCALED", sigma=1
+        project / "data/scale/frame1.fits.fz",
+        np.zeros((300, 300), np.float32),
+        name="SCALED",
+        sigma=1,
     )
     with pytest.raises(BlobpipeError, match="frame1"):
         load_scene(
-            project / "data/difference", project / "data/scale", ["frame0", "frame1"], np.zeros((1, 41, 41), np.float32)
+            project / "data/difference",
+            project / "data/scale",
+            ["frame0", "frame1"],
+            np.zeros((1, 41, 41), np.float32),
         )

@@ -12,14 +12,17 @@ from blobpipe.simulation import stamps
 HALF = stamps.SIZE // 2
 
 
-def stack_with(blobs: list[tuple[float, float, float, float]], noise: float = 1.0, seed: int = 1) -> np.ndarray:
+def stack_with(
+    blobs: list[tuple[float, float, float, float]], noise: float = 1.0, seed: int = 1
+) -> np.ndarray:
     """Noise of one sigma with discs at (x, y), of a radius and a depth in sigma, on a sloping background."""
     image = np.random.default_rng(seed).normal(0, noise, (400, 420)).astype(np.float32)
     image += np.linspace(-0.5, 0.5, 420, dtype=np.float32)
     for x, y, radius, depth in blobs:
-        column, row = round(x), round(y)
-        image[row - HALF : row + HALF + 1, column - HALF : column + HALF + 1] += depth * blob_profile(
-            "disc", radius, x - column, y - row, stamps.SIZE
+        column = round(x)
+        row = round(y)
+        image[row - HALF : row + HALF + 1, column - HALF : column + HALF + 1] += (
+            depth * blob_profile("disc", radius, x - column, y - row, stamps.SIZE)
         )
     return image
 
@@ -53,7 +56,10 @@ def test_a_stamp_has_no_seam() -> None:
 
 
 def test_a_stamp_carries_little_of_the_stacks_noise() -> None:
-    others = [stamps.extract_stamps(stack_with([ONE], seed=seed), catalogue([ONE]))[0][0] for seed in range(8)]
+    others = [
+        stamps.extract_stamps(stack_with([ONE], seed=seed), catalogue([ONE]))[0][0]
+        for seed in range(8)
+    ]
     assert np.std(others, axis=0).max() < 0.5
 
 
@@ -93,7 +99,9 @@ def test_only_whole_clear_lonely_blobs_are_taken(blobs: list, kept: int) -> None
 
 def test_profiles_are_bounded_varied_and_reproducible() -> None:
     def draw() -> tuple[np.ndarray, pd.DataFrame]:
-        return stamps.profile_stamps(np.random.default_rng(4), 60, (1024, 1024), sigma_frac=0.0055, high_sigma=3.0)
+        return stamps.profile_stamps(
+            np.random.default_rng(4), 60, (1024, 1024), sigma_frac=0.0055, high_sigma=3.0
+        )
 
     cube, table = draw()
     assert cube.shape == (60, stamps.SIZE, stamps.SIZE)

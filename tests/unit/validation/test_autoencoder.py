@@ -15,7 +15,8 @@ SETTINGS = Explore(epochs=40, batch_size=10, rate=5e-3)
 def waves(n: int, seed: int) -> np.ndarray:
     """Standardised images of one slanted wave each, of any phase."""
     rng = np.random.default_rng(seed)
-    x, phase = np.arange(SIDE), rng.uniform(0, 2 * np.pi, (n, 1, 1))
+    x = np.arange(SIDE)
+    phase = rng.uniform(0, 2 * np.pi, (n, 1, 1))
     images = np.sqrt(2) * np.sin(2 * np.pi * (x + x[:, None]) / SIDE + phase)
     return images.astype(np.float32)
 
@@ -28,13 +29,17 @@ def network() -> autoencoder.Autoencoder:
 def test_it_learns_to_reconstruct(network: autoencoder.Autoencoder) -> None:
     others = waves(20, 2)
     before = autoencoder.train(waves(60, 1), SETTINGS.model_copy(update={"epochs": 0}))
-    errors = [float(np.square(others - autoencoder.reconstruct(one, others)).mean()) for one in (before, network)]
+    errors = [
+        float(np.square(others - autoencoder.reconstruct(one, others)).mean())
+        for one in (before, network)
+    ]
     assert errors[0] > 0.8  # of a variance of 1
     assert errors[1] < 0.1
 
 
 def test_what_it_never_saw_stands_out(network: autoencoder.Autoencoder) -> None:
-    clean, odd = waves(20, 3), waves(20, 3)
+    clean = waves(20, 3)
+    odd = waves(20, 3)
     odd[:, 20:28, 40:48] += 3
     peaks = [
         autoencoder.error_maps(images, autoencoder.reconstruct(network, images), 3.0).max((1, 2))
@@ -44,7 +49,8 @@ def test_what_it_never_saw_stands_out(network: autoencoder.Autoencoder) -> None:
 
 
 def test_the_seed_alone_decides() -> None:
-    images, few = waves(20, 1), SETTINGS.model_copy(update={"epochs": 2})
+    images = waves(20, 1)
+    few = SETTINGS.model_copy(update={"epochs": 2})
     one, two, other = (
         autoencoder.reconstruct(autoencoder.train(images, settings), images).tobytes()
         for settings in (few, few, few.model_copy(update={"seed": 2}))

@@ -30,25 +30,47 @@ BLOB = {
         "depth_frac": 0.02,
         "shape": "disc",
     },
-    **{"snr": 4.1, "probability": 0.8, "saliency_px": 3.0, "status": "found", "reason": "", "row": 0, "col": 0},
-    **{"found_dense": 0, "found_report": 0, "found_matched_filter": 0, "dense_score": 0.83, "dense_probability": 0.1},
+    **{
+        "snr": 4.1,
+        "probability": 0.8,
+        "saliency_px": 3.0,
+        "status": "found",
+        "reason": "",
+        "row": 0,
+        "col": 0,
+    },
+    **{
+        "found_dense": 0,
+        "found_report": 0,
+        "found_matched_filter": 0,
+        "dense_score": 0.83,
+        "dense_probability": 0.1,
+    },
     **{"dense_status": "new", "x_found_px": 100.3, "y_found_px": 50.4, "radius_found_px": 5.2},
     **{"depth_found_frac": 0.021, "depth_err_frac": 0.002, "matched_filter_snr": 12.0},
 }
-CASE = cases_page.Case("missed", "f", "A <b>", "facts & figures", {"dense": "score < threshold"}, 100.0, 50.0, 5.0)
+CASE = cases_page.Case(
+    "missed", "f", "A <b>", "facts & figures", {"dense": "score < threshold"}, 100.0, 50.0, 5.0
+)
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"dense_status": np.nan, "dense_score": np.nan}, "missed: no candidate within 6 px; S/N 4.1"),
+        (
+            {"dense_status": np.nan, "dense_score": np.nan},
+            "missed: no candidate within 6 px; S/N 4.1",
+        ),
         ({}, "missed: score 0.830 below the threshold 0.958"),
         (
             {"dense_status": "dip"},
             "missed: vetoed as dip (a shifted blob explains it), score 0.830; measured shift 0.70 px",
         ),
         ({"dense_status": "bad_pixels"}, "missed: vetoed as bad pixels"),
-        ({"found_dense": 1, "dense_score": 0.99}, "found: score 0.990, threshold 0.958; 0.5 px off, radius 5.2 px"),
+        (
+            {"found_dense": 1, "dense_score": 0.99},
+            "found: score 0.990, threshold 0.958; 0.5 px off, radius 5.2 px",
+        ),
     ],
 )
 def test_why_the_dense_network_finds_or_misses(change: dict[str, object], why: str) -> None:
@@ -61,10 +83,12 @@ def test_why_the_others_find_or_miss() -> None:
         "found: probability 0.8000 of its subframe, threshold 0.5, its saliency peak 3 px off; missed at"
     )
     assert cases_page.filter_reason(BLOB, 17.0) == "missed: S/N 12.0, below the threshold 17.0"
-    assert cases_page.filter_reason({**BLOB, "matched_filter_snr": np.nan}, 17.0).endswith("lies elsewhere")
-    assert cases_page.filter_reason({**BLOB, "found_matched_filter": 1, "matched_filter_snr": 20.0}, 17.0).startswith(
-        "found"
+    assert cases_page.filter_reason({**BLOB, "matched_filter_snr": np.nan}, 17.0).endswith(
+        "lies elsewhere"
     )
+    assert cases_page.filter_reason(
+        {**BLOB, "found_matched_filter": 1, "matched_filter_snr": 20.0}, 17.0
+    ).startswith("found")
 
 
 def test_every_case_once_and_the_wrong_ones_first() -> None:
@@ -76,14 +100,27 @@ def test_every_case_once_and_the_wrong_ones_first() -> None:
             frame="f", x_px=300.0, y_px=[200.0, 200.0, 700.0], kind=["recent", "recent", "artefact"]
         ),
         "detectors": pd.DataFrame(
-            [(*key, level) for key, level in THRESHOLDS.items()], columns=cases_page.TABLES["detectors"]
+            [(*key, level) for key, level in THRESHOLDS.items()],
+            columns=cases_page.TABLES["detectors"],
         ),
     }
-    candidate = {"frame": "f", "x_px": 301.0, "y_px": 203.0, "score": 0.5, "status": "new", "is_blob": 0, "snr": 6.0}
-    candidates = pd.DataFrame([{**candidate, "radius_px": 4.0, "depth_frac": 0.01, "depth_err_frac": 0.002}])
+    candidate = {
+        "frame": "f",
+        "x_px": 301.0,
+        "y_px": 203.0,
+        "score": 0.5,
+        "status": "new",
+        "is_blob": 0,
+        "snr": 6.0,
+    }
+    candidates = pd.DataFrame(
+        [{**candidate, "radius_px": 4.0, "depth_frac": 0.01, "depth_err_frac": 0.002}]
+    )
     cases = cases_page.collect(tables, candidates)
     assert [case.group for case in cases] == ["missed", "false", "others", "found"]
-    assert cases[1].reasons == {"dense": "raised: score 0.97, threshold 0.958; the catalogue has nothing there"}
+    assert cases[1].reasons == {
+        "dense": "raised: score 0.97, threshold 0.958; the catalogue has nothing there"
+    }
     assert (
         cases[2]
         .reasons["report"]
@@ -134,11 +171,16 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_of_a_run_is_whole_and_offline(project: Path, detect_dir: Path, model: Path) -> None:
-    data, out = project / "data", project / "results/regression"
+def test_the_page_of_a_run_is_whole_and_offline(
+    project: Path, detect_dir: Path, model: Path
+) -> None:
+    data = project / "data"
+    out = project / "results/regression"
     folders = (data / "raw", data / "difference", data / "scale", project / "results/cutout")
     params = Regression(n_gallery=3, min_cases=1)
-    regression.regress(folders, detect_dir, model, out, params, radii_px=(4.0, 6.0), per_100_frames=5.0)
+    regression.regress(
+        folders, detect_dir, model, out, params, radii_px=(4.0, 6.0), per_100_frames=5.0
+    )
     for _ in range(2):
         cases_page.write_cases(data / "difference", data / "scale", detect_dir, model, out)
         html = (out / "cases.html").read_text()
@@ -152,6 +194,9 @@ def test_the_page_of_a_run_is_whole_and_offline(project: Path, detect_dir: Path,
     )
     assert html.count("<article>") == cases >= 1
     assert len(page.images) == 4 * cases
-    assert all(image["alt"] and str(image["src"]).startswith("data:image/png;base64,") for image in page.images)
+    assert all(
+        image["alt"] and str(image["src"]).startswith("data:image/png;base64,")
+        for image in page.images
+    )
     assert "prefers-color-scheme: dark" in html
     assert not re.search(r"https?://|<script", html)

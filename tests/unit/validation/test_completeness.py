@@ -22,9 +22,13 @@ def folders(project: Path) -> tuple[Path, ...]:
 
 
 @pytest.fixture(scope="module")
-def measured(made_project: Path, dense_model: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(
+    made_project: Path, dense_model: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("completeness")
-    completeness.measure_completeness(*folders(made_project), (dense_model, model), out, PARAMS, setting=SETTING)
+    completeness.measure_completeness(
+        *folders(made_project), (dense_model, model), out, PARAMS, setting=SETTING
+    )
     return out
 
 
@@ -48,7 +52,8 @@ def test_every_blob_is_counted_once(measured: Path) -> None:
     assert len(injections) == 20
     assert injections["x_px"].between(8, 503).all()
     assert json.loads((measured / "metrics.json").read_text())["n_injections"] == 20
-    for _, part in injections.groupby(injections.index // 4):  # an image of four subframes at a time
+    # an image of four subframes at a time
+    for _, part in injections.groupby(injections.index // 4):
         assert part["frame"].nunique() == 1
         assert not part[["x_px", "y_px"]].floordiv(256).duplicated().any()
 
@@ -67,7 +72,9 @@ def test_limits_lie_between_the_depths() -> None:
     columns = ("detector", "radius_px", "depth_frac", "completeness")
     rows = [("a", 5.0, depth, share) for depth, share in ((0.01, 0.0), (0.02, 1.0), (0.04, 0.8))]
     rows += [("b", 5.0, depth, 0.2) for depth in (0.01, 0.02)] + [("c", 5.0, 0.01, 0.95)]
-    limits = completeness.depth_limits(pd.DataFrame(rows, columns=list(columns))).set_index("detector")
+    limits = completeness.depth_limits(pd.DataFrame(rows, columns=list(columns))).set_index(
+        "detector"
+    )
     assert limits.loc["a", "depth_50_frac"] == pytest.approx(0.01 * 2**0.5, rel=1e-3)
     assert limits.loc["a", "depth_90_frac"] == pytest.approx(0.01 * 2**0.9, rel=1e-3)
     assert limits.loc["b"][["depth_50_frac", "depth_90_frac"]].isna().all()

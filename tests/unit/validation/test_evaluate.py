@@ -42,7 +42,9 @@ def evaluated(made_project: Path, models: Models, tmp_path_factory: pytest.TempP
     return out
 
 
-def _evaluate(project: Path, models: Models, out: str | Path = "results/evaluate", params: Evaluate = PARAMS) -> Path:
+def _evaluate(
+    project: Path, models: Models, out: str | Path = "results/evaluate", params: Evaluate = PARAMS
+) -> Path:
     folders = (project / name for name in ("data/difference", "data/scale", "results/cutout"))
     evaluate.evaluate(*folders, models, project / out, params)
     return project / out
@@ -53,7 +55,12 @@ def _evaluate(project: Path, models: Models, out: str | Path = "results/evaluate
 
 def test_a_point_within_radius_and_margin_of_a_blob_hits_it() -> None:
     blobs = pd.DataFrame(
-        {"subframe": [0, 0, 2, 3], "x_px": [10, 200, 50, 5], "y_px": [10, 200, 50, 5], "radius_px": 6.0}
+        {
+            "subframe": [0, 0, 2, 3],
+            "x_px": [10, 200, 50, 5],
+            "y_px": [10, 200, 50, 5],
+            "radius_px": 6.0,
+        }
     )
     points = np.array([[200, 208.9], [10, 10], [50, 59.1], [np.nan, np.nan]])
     assert evaluate.points_at_blob(points, blobs).tolist() == [True, False, False, False]
@@ -64,8 +71,22 @@ def test_a_blob_beyond_the_edge_can_be_hit() -> None:
     assert evaluate.points_at_blob(np.array([[2.0, 103.0]]), blobs).all()
 
 
-FOUND = {"label": 1, "dip_px": 0.0, "known_px": np.nan, "snr": 30.0, "radius_px": 7.0, "edge_px": 90}
-ALARM = {"label": 0, "dip_px": 0.0, "known_px": 40.0, "snr": np.nan, "radius_px": np.nan, "edge_px": np.nan}
+FOUND = {
+    "label": 1,
+    "dip_px": 0.0,
+    "known_px": np.nan,
+    "snr": 30.0,
+    "radius_px": 7.0,
+    "edge_px": 90,
+}
+ALARM = {
+    "label": 0,
+    "dip_px": 0.0,
+    "known_px": 40.0,
+    "snr": np.nan,
+    "radius_px": np.nan,
+    "edge_px": np.nan,
+}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +111,9 @@ def test_the_first_kind_that_fits_is_taken(row: dict[str, float], kind: str) -> 
 def test_a_dip_needs_a_known_blob_on_the_window_and_a_shift() -> None:
     pattern = np.zeros((512, 600))
     pattern[300, 320] = 0.03
-    windows = np.array([[65, 45], [64, 45], [320, 300], [321, 200], [100, 100], [100, 100], [100, 100]])
+    windows = np.array(
+        [[65, 45], [64, 45], [320, 300], [321, 200], [100, 100], [100, 100], [100, 100]]
+    )
     drawn = np.array([[0.2, 0]] * 4 + [[0, 0]] * 3)
     measured = np.array([[0, 0]] * 4 + [[0.29, 0], [0.2, 0.3], [np.nan, np.nan]])
     pattern = np.pad(pattern, ((0, 44), (0, 0)))
@@ -110,7 +133,9 @@ def test_distance_to_the_nearest_known_blob() -> None:
 
 
 def test_stage_writes_what_it_says(evaluated: Path) -> None:
-    expected = {f"{name}.csv" for name in TABLES} | {f"{name}.png" for name in FIGURES} | {"metrics.json"}
+    expected = (
+        {f"{name}.csv" for name in TABLES} | {f"{name}.png" for name in FIGURES} | {"metrics.json"}
+    )
     assert {path.name for path in evaluated.iterdir()} == expected
     found = json.loads((evaluated / "metrics.json").read_text())
     assert set(metrics.KEYS) <= set(found)
@@ -127,7 +152,8 @@ def test_stage_writes_what_it_says(evaluated: Path) -> None:
 def test_numbers_follow_from_the_predictions(evaluated: Path) -> None:
     found = json.loads((evaluated / "metrics.json").read_text())
     table = pd.read_csv(evaluated / "predictions.csv")
-    labels, positive = table["label"] == 1, table["probability"] >= 0.5
+    labels = table["label"] == 1
+    positive = table["probability"] >= 0.5
     assert list(table["subframe"]) == list(range(24))
     assert found["tpr"] == pytest.approx(positive[labels].mean(), abs=1e-6)
     assert found["tnr"] == pytest.approx(1 - positive[~labels].mean(), abs=1e-6)
@@ -137,7 +163,11 @@ def test_numbers_follow_from_the_predictions(evaluated: Path) -> None:
     failures = pd.read_csv(evaluated / "failures.csv")
     assert set(failures["subframe"]) == set(table["subframe"][positive != labels])
     assert sum(found["failures"].values()) == len(failures)
-    by_snr = pd.read_csv(evaluated / "snr.csv").groupby(["detector", "operating_point"])[["n", "found"]].sum()
+    by_snr = (
+        pd.read_csv(evaluated / "snr.csv")
+        .groupby(["detector", "operating_point"])[["n", "found"]]
+        .sum()
+    )
     assert len(by_snr) == 6
     assert (by_snr["n"] == labels.sum()).all()
     assert by_snr.loc[("report", "threshold"), "found"] == (positive & labels).sum()
@@ -150,10 +180,17 @@ def test_numbers_follow_from_the_predictions(evaluated: Path) -> None:
             numbers["tpr_at_fpr_0.01"], abs=1e-6
         )
     curve = pd.read_csv(evaluated / "roc.csv")
-    assert (curve["fpr"].iloc[0], curve["tpr"].iloc[0], curve["fpr"].iloc[-1], curve["tpr"].iloc[-1]) == (0, 0, 1, 1)
+    assert (
+        curve["fpr"].iloc[0],
+        curve["tpr"].iloc[0],
+        curve["fpr"].iloc[-1],
+        curve["tpr"].iloc[-1],
+    ) == (0, 0, 1, 1)
 
 
-def test_a_network_that_sees_blobs_finds_the_strong_ones_and_points_at_them(evaluated: Path) -> None:
+def test_a_network_that_sees_blobs_finds_the_strong_ones_and_points_at_them(
+    evaluated: Path,
+) -> None:
     found = json.loads((evaluated / "metrics.json").read_text())
     assert found["tpr"] > 0.8
     assert found["pointing_hit_rate"] > 0.8
@@ -162,7 +199,9 @@ def test_a_network_that_sees_blobs_finds_the_strong_ones_and_points_at_them(eval
         assert found[name]["pointing_hit_rate"] > 0.8
 
 
-def test_a_subframe_scores_what_a_scan_would_give_it(made_project: Path, models: Models, evaluated: Path) -> None:
+def test_a_subframe_scores_what_a_scan_would_give_it(
+    made_project: Path, models: Models, evaluated: Path
+) -> None:
     """Its pixels as they were before clipping, the blobs added, are measured where the map is highest."""
     folders = (made_project / name for name in ("data/difference", "data/scale", "results/cutout"))
     scene, recipes = cutout.open_split(*folders, "validation")
@@ -171,14 +210,17 @@ def test_a_subframe_scores_what_a_scan_would_give_it(made_project: Path, models:
     stage = tables.read_stage(made_project / "data/difference").set_index("frame")
     rows = np.flatnonzero((recipes.label == 1) & (recipes.dip == 0).all(axis=1))[:6]
     for row, pixels in zip(rows, render_in_sigma(scene, recipes, rows), strict=True):
-        frame, (x0, y0) = recipes.frame[row], recipes.window[row]
+        frame = recipes.frame[row]
+        (x0, y0) = recipes.window[row]
         whole = fits_images.read_frame(
             fits_images.find_image(made_project / "data/difference", scene.names[frame])
         ).data
         whole = np.pad(whole[y0 : y0 + 256, x0 : x0 + 256], 20)
         for k in range(*recipes.first_blob[row : row + 2]):
             stamp, x, y = recipes.blob[k]
-            whole[y : y + 41, x : x + 41] += recipes.factor[k] * scene.stamps[stamp] * scene.sigma_frac[frame]
+            whole[y : y + 41, x : x + 41] += (
+                recipes.factor[k] * scene.stamps[stamp] * scene.sigma_frac[frame]
+            )
         cells = dense.probability_map(network, pixels)
         found = fit_peaks(cells, whole[20:-20, 20:-20], stage["noise_frac"][scene.names[frame]])
         found = score_candidates(found, point.weights)[: evaluate.N_PEAKS]
@@ -187,14 +229,20 @@ def test_a_subframe_scores_what_a_scan_would_give_it(made_project: Path, models:
             assert table[f"dense_{name}"][row] == pytest.approx(best[name], rel=2e-3, abs=2e-3)
 
 
-def test_same_bytes_each_time(made_project: Path, models: Models, evaluated: Path, tmp_path: Path) -> None:
+def test_same_bytes_each_time(
+    made_project: Path, models: Models, evaluated: Path, tmp_path: Path
+) -> None:
     again = _evaluate(made_project, models, tmp_path / "again")
     for path in evaluated.iterdir():
         assert path.read_bytes() == (again / path.name).read_bytes(), path.name
 
 
 def test_chunks_of_any_size_give_the_same_answers(
-    made_project: Path, models: Models, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made_project: Path,
+    models: Models,
+    evaluated: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(evaluate, "CHUNK", 7)
     chunks = pd.read_csv(_evaluate(made_project, models, tmp_path / "chunks") / "predictions.csv")
@@ -225,8 +273,12 @@ def test_a_class_without_subframes(project: Path, models: Models, label: int) ->
 
 
 @pytest.mark.parametrize("missing", [0, 1])
-def test_without_a_model_one_line_and_no_output(project: Path, models: Models, missing: int) -> None:
-    given = tuple(project / "nowhere.safetensors" if i == missing else path for i, path in enumerate(models))
+def test_without_a_model_one_line_and_no_output(
+    project: Path, models: Models, missing: int
+) -> None:
+    given = tuple(
+        project / "nowhere.safetensors" if i == missing else path for i, path in enumerate(models)
+    )
     with pytest.raises(ModelError, match=r"nowhere\.safetensors: not found"):
         _evaluate(project, given)
     assert not (project / "results/evaluate").exists()

@@ -31,7 +31,11 @@ LABELS = np.arange(120) % 2
 def hide(package: str, patch: pytest.MonkeyPatch) -> None:
     """Let a package be missing."""
     find = importlib.util.find_spec
-    patch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    patch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == package else find(name, *rest),
+    )
 
 
 def two_heaps() -> np.ndarray:
@@ -39,9 +43,16 @@ def two_heaps() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(120, 8)) + 6.0 * LABELS[:, None]
 
 
-def run(project: Path, models: tuple[Path, Path], out: Path, params: Explore = SMALL) -> dict[str, Any]:
+def run(
+    project: Path, models: tuple[Path, Path], out: Path, params: Explore = SMALL
+) -> dict[str, Any]:
     explore.explore(
-        project / "data/difference", project / "data/scale", project / "results/cutout", models, out, params
+        project / "data/difference",
+        project / "data/scale",
+        project / "results/cutout",
+        models,
+        out,
+        params,
     )
     return json.loads((out / "metrics.json").read_text())  # type: ignore[no-any-return]
 
@@ -58,8 +69,14 @@ def test_a_run_writes_the_same_bytes_each_time(
     for name in "ab":
         metrics = run(made_project, (model, dense_model), tmp_path / name)
     assert {path.name for path in (tmp_path / "a").iterdir()} == MADE
-    assert [name for name in MADE if (tmp_path / "a" / name).read_bytes() != (tmp_path / "b" / name).read_bytes()] == []
-    scores, embedding = (pd.read_csv(tmp_path / "a" / f"{name}.csv") for name in ("scores", "embedding"))
+    assert [
+        name
+        for name in MADE
+        if (tmp_path / "a" / name).read_bytes() != (tmp_path / "b" / name).read_bytes()
+    ] == []
+    scores, embedding = (
+        pd.read_csv(tmp_path / "a" / f"{name}.csv") for name in ("scores", "embedding")
+    )
     assert list(scores) == list(explore.SCORE_COLUMNS)
     assert list(embedding) == list(explore.EMBEDDING_COLUMNS)
     assert metrics["n_train"] == 10
@@ -83,7 +100,8 @@ def test_labels_that_mean_nothing_are_not_found() -> None:
     rng = np.random.default_rng(2)
     labels = rng.permutation(np.arange(400) % 2)
     for method, points in explore.embed(rng.normal(size=(400, 8)), SMALL).items():
-        assert abs(explore.knn_auc(points, labels, SMALL) - 0.5) < 0.1, method  # the standard deviation is 0.03
+        # the standard deviation is 0.03
+        assert abs(explore.knn_auc(points, labels, SMALL) - 0.5) < 0.1, method
         assert abs(explore.silhouette(points, labels)) < 0.05, method
 
 
@@ -109,7 +127,9 @@ def test_a_missing_extra_ends_as_one_line(
     assert not (project / "results/explore").exists()
 
 
-def test_too_few_subframes_are_refused(made_project: Path, model: Path, dense_model: Path, tmp_path: Path) -> None:
+def test_too_few_subframes_are_refused(
+    made_project: Path, model: Path, dense_model: Path, tmp_path: Path
+) -> None:
     few = SMALL.model_copy(update={"n_validation": 6})
     with pytest.raises(TableError, match="of the rarer class; expected at least 1 and 5"):
         run(made_project, (model, dense_model), tmp_path / "out", few)
@@ -140,7 +160,9 @@ def test_layer_outputs_lead_to_the_networks_answer() -> None:
     assert units.shape == (60, 128)
     with torch.inference_mode():
         logits = network.dense2(torch.from_numpy(units)).double()
-    np.testing.assert_allclose(torch.softmax(logits, 1)[:, 1], report_network.predict(network, subframes), rtol=1e-5)
+    np.testing.assert_allclose(
+        torch.softmax(logits, 1)[:, 1], report_network.predict(network, subframes), rtol=1e-5
+    )
     assert not network.dense1._forward_hooks
 
 
@@ -157,7 +179,9 @@ def drawn(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["embeddings", "anomaly"])
-def test_every_axis_has_a_name_with_its_unit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_axis_has_a_name_with_its_unit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[Figure] = []
     monkeypatch.setattr(plotting, "save", lambda figure, path: kept.append(figure))
     drawn(name, tmp_path / "a.png")

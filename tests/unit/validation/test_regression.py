@@ -33,15 +33,22 @@ def made(detect_dir: Path, model: Path) -> Made:
     return detect_dir, model
 
 
-def _regress(project: Path, made: Made, out: str = "results/regression", params: Regression = PARAMS) -> Path:
+def _regress(
+    project: Path, made: Made, out: str = "results/regression", params: Regression = PARAMS
+) -> Path:
     data = project / "data"
     folders = (data / "raw", data / "difference", data / "scale", project / "results/cutout")
-    regression.regress(folders, *made, project / out, params, radii_px=(4.0, 6.0), per_100_frames=5.0)
+    regression.regress(
+        folders, *made, project / out, params, radii_px=(4.0, 6.0), per_100_frames=5.0
+    )
     return project / out
 
 
 def _metrics(out: Path) -> dict[str, object]:
-    content = json.loads((out / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    content = json.loads(
+        (out / "metrics.json").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} in JSON"),
+    )
     assert isinstance(content, dict)
     return content
 
@@ -100,7 +107,12 @@ def test_a_blob_counts_where_its_centre_is() -> None:
     assert result.cases["status"].tolist() == ["found", "found", "missed"]
     assert result.cases[["row", "col"]].to_numpy().tolist() == [[1, 1], [0, 0], [0, 1]]
     assert result.cases["saliency_px"].iloc[0] == pytest.approx(3)
-    assert result.frames.iloc[0][["new_blobs", "found", "positive", "false_alarms"]].tolist() == [3, 2, 2, 0]
+    assert result.frames.iloc[0][["new_blobs", "found", "positive", "false_alarms"]].tolist() == [
+        3,
+        2,
+        2,
+        0,
+    ]
 
 
 def test_a_subframe_that_a_new_blob_reaches_into_is_no_false_alarm() -> None:
@@ -130,12 +142,22 @@ def test_false_alarms_are_put_down_to_what_the_network_looks_at(
 
 
 def test_blobs_of_a_rejected_image_or_off_it_are_not_usable() -> None:
-    rejected = _compare(_case(_blobs(("a", 5, 5, "f")), status="rejected", reason="all NaN"), NO_ANSWERS)
-    assert rejected.cases[["status", "reason"]].iloc[0].tolist() == ["unusable", "rejected: all NaN"]
+    rejected = _compare(
+        _case(_blobs(("a", 5, 5, "f")), status="rejected", reason="all NaN"), NO_ANSWERS
+    )
+    assert rejected.cases[["status", "reason"]].iloc[0].tolist() == [
+        "unusable",
+        "rejected: all NaN",
+    ]
     off = _compare(_case(_blobs(("a", 1500, 5, "f"))), _answers())
     assert off.cases["reason"].item() == "its centre is outside the image"
     summary = regression.summarise(regression.gather([rejected, off]))
-    assert (summary["n_cases"], summary["n_blobs"], summary["n_unusable_frames"], summary["n_unusable_blobs"]) == (
+    assert (
+        summary["n_cases"],
+        summary["n_blobs"],
+        summary["n_unusable_frames"],
+        summary["n_unusable_blobs"],
+    ) == (
         1,
         0,
         1,
@@ -146,10 +168,17 @@ def test_blobs_of_a_rejected_image_or_off_it_are_not_usable() -> None:
 
 def test_a_place_near_a_new_blob_finds_it_and_any_other_is_false() -> None:
     """Near is within 6 px, or within the radius; what is vetoed or too low neither finds nor disturbs."""
-    new = _blobs(("a", 100, 100, "f"), ("wide", 300, 300, "f"), ("c", 500, 500, "f"), ("d", 700, 700, "f"))
+    new = _blobs(
+        ("a", 100, 100, "f"), ("wide", 300, 300, "f"), ("c", 500, 500, "f"), ("d", 700, 700, "f")
+    )
     new.loc[1, "radius_px"] = 9.0
     claims = _claims(
-        *((100, 105.9, 0.8, "new"), (100, 101, 0.9, "dip"), (308, 300, 0.7, "new"), (500, 500, 0.4, "new")),
+        *(
+            (100, 105.9, 0.8, "new"),
+            (100, 101, 0.9, "dip"),
+            (308, 300, 0.7, "new"),
+            (500, 500, 0.4, "new"),
+        ),
         *((700, 706.1, 0.9, "new"), (900, 900, 0.3, "new"), (900, 100, 0.9, "known")),
     )
     best, false = regression.judge_places(_case(new), claims, 0.5)
@@ -163,9 +192,16 @@ def test_a_place_near_a_new_blob_finds_it_and_any_other_is_false() -> None:
 def test_detectors_are_compared_on_the_same_blobs_and_images() -> None:
     new = _blobs(("a", 100, 100, "f"), ("b", 300, 300, "f"))
     candidates = _claims((100, 100, 0.9, "new"), (600, 600, 0.9, "new")).assign(
-        frame="f", probability=0.5, radius_px=6.0, depth_frac=0.03, depth_err_frac=0.01, is_blob=[1, 0]
+        frame="f",
+        probability=0.5,
+        radius_px=6.0,
+        depth_frac=0.03,
+        depth_err_frac=0.01,
+        is_blob=[1, 0],
     )
-    match = matched_filter.Match(np.where(np.arange(16) == 5, 20.0, 1.0), *(np.full(16, 301),) * 2, np.full(16, 6.0))
+    match = matched_filter.Match(
+        np.where(np.arange(16) == 5, 20.0, 1.0), *(np.full(16, 301),) * 2, np.full(16, 6.0)
+    )
     answers = _answers((0, 100, 100), (9, 400, 600))
     answers = answers._replace(said=answers.said._replace(match=match))
     result = regression.compare(_case(new), answers, candidates, THRESHOLDS)
@@ -175,11 +211,15 @@ def test_detectors_are_compared_on_the_same_blobs_and_images() -> None:
     assert result.cases["status"].tolist() == ["found", "missed"]
     found = result.cases[["found_dense", "found_report", "found_matched_filter"]]
     assert found.to_numpy().tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert result.alarms[["detector", "operating_point", "x_px", "y_px", "row", "col"]].to_numpy().tolist() == [
+    assert result.alarms[
+        ["detector", "operating_point", "x_px", "y_px", "row", "col"]
+    ].to_numpy().tolist() == [
         ["report", "isr", 400, 600, 2, 1],
         ["dense", "budget", 600, 600, 2, 2],
     ]
-    table = regression.compare_detectors(result, THRESHOLDS).set_index(["detector", "operating_point"])
+    table = regression.compare_detectors(result, THRESHOLDS).set_index(
+        ["detector", "operating_point"]
+    )
     assert table["recall"].tolist() == [0.5, 0.5, 0.0, 0.5]
     assert table["false_alarms_per_100_frames"].tolist() == [100, 100, 0, 0]
     assert table["threshold"].tolist() == pytest.approx([0.5, 0.6, 1 / (1 + np.exp(-4)), 9.0])
@@ -205,7 +245,13 @@ def test_snr_is_that_of_the_profile_in_the_noise() -> None:
 
 def test_recent_blobs_are_those_of_the_stack() -> None:
     images = pd.DataFrame({"frame": list("abcdef"), "n_stack": [0, 0, 2, 2, 2, np.nan]})
-    blobs = _blobs(("old", 1, 1, ""), ("b1", 2, 2, "b"), ("c1", 3, 3, "c"), ("d1", 4, 4, "d"), ("e1", 5, 5, "e"))
+    blobs = _blobs(
+        ("old", 1, 1, ""),
+        ("b1", 2, 2, "b"),
+        ("c1", 3, 3, "c"),
+        ("d1", 4, 4, "d"),
+        ("e1", 5, 5, "e"),
+    )
     cases = regression.historical_cases(images, blobs)
     assert [case.image.frame for case in cases] == ["b", "c", "d", "e"]
     assert cases[3].new["blob"].tolist() == ["e1"]
@@ -223,7 +269,13 @@ def test_stage_finds_the_new_blob(project: Path, made: Made) -> None:
     names = {"metrics.json", *tables, *pictures}
     assert {path.name for path in out.iterdir()} == names
     metrics = _metrics(out)
-    expected = {"n_cases": 1, "n_blobs": 1, "recall": 1.0, "recall_snr_gt_7": 1.0, "false_alarms_per_frame": 0.0}
+    expected = {
+        "n_cases": 1,
+        "n_blobs": 1,
+        "recall": 1.0,
+        "recall_snr_gt_7": 1.0,
+        "false_alarms_per_frame": 0.0,
+    }
     assert {key: metrics[key] for key in expected} == expected
     assert metrics["passed"] is True
     assert metrics["dense_sha256"] == files.sha256(made[0] / "model.safetensors")
@@ -231,17 +283,27 @@ def test_stage_finds_the_new_blob(project: Path, made: Made) -> None:
     assert cases["status"].tolist() == ["found"]
     assert cases[["row", "col"]].iloc[0].tolist() == [1, 0]
     assert cases["saliency_px"].item() < 9
-    assert cases[["found_dense", "found_report", "found_matched_filter"]].to_numpy().tolist() == [[1, 1, 1]]
-    assert np.hypot(cases["x_found_px"] - cases["x_px"], cases["y_found_px"] - cases["y_px"]).item() < 0.5
+    assert cases[["found_dense", "found_report", "found_matched_filter"]].to_numpy().tolist() == [
+        [1, 1, 1]
+    ]
+    assert (
+        np.hypot(cases["x_found_px"] - cases["x_px"], cases["y_found_px"] - cases["y_px"]).item()
+        < 0.5
+    )
     assert metrics["dense_recall_snr_gt_7"] == metrics["matched_filter_recall_snr_gt_7"] == 1
     assert metrics["dense_position_error_px"] < 0.5
-    recall = pd.read_csv(out / "recall.csv").groupby(["detector", "operating_point", "quantity"])["n"].sum()
+    recall = (
+        pd.read_csv(out / "recall.csv")
+        .groupby(["detector", "operating_point", "quantity"])["n"]
+        .sum()
+    )
     assert recall.tolist() == [1] * 12
     assert pd.read_csv(out / "detectors.csv")["recall"].tolist() == [1] * 4
 
 
 def test_same_bytes_each_time(project: Path, made: Made) -> None:
-    first, second = _regress(project, made), _regress(project, made, "results/again")
+    first = _regress(project, made)
+    second = _regress(project, made, "results/again")
     for path in first.iterdir():
         assert path.read_bytes() == (second / path.name).read_bytes(), path.name
 
@@ -276,7 +338,11 @@ def test_a_rejected_historical_image_is_listed(project: Path, made: Made, stage:
     tables.write_table(folder / "frames-000.csv", table)
     out = _regress(project, made)
     metrics = _metrics(out)
-    assert (metrics["n_cases"], metrics["n_unusable_frames"], metrics["n_unusable_blobs"]) == (0, 1, 1)
+    assert (metrics["n_cases"], metrics["n_unusable_frames"], metrics["n_unusable_blobs"]) == (
+        0,
+        1,
+        1,
+    )
     reason = pd.read_csv(out / "cases.csv")["reason"].item()
     assert reason.startswith("rejected: ")
     assert ("stage clip" if stage == "clip" else "mostly NaN") in reason
@@ -305,15 +371,23 @@ GOOD = {
         ({"recall": 0.1}, "recall: found 0.1, expected at least 0.6"),
         ({"recall": None}, "recall: found none, expected at least 0.6"),
         ({"recall_snr_gt_7": 0.7}, "recall_snr_gt_7: found 0.7, expected at least 0.8"),
-        ({"false_alarms_per_frame": 3.5}, "false_alarms_per_frame: found 3.5, expected at most 3.0"),
-        ({"dense_recall_snr_gt_7": 0.8}, "dense_recall_snr_gt_7: found 0.8, expected at least 0.85"),
+        (
+            {"false_alarms_per_frame": 3.5},
+            "false_alarms_per_frame: found 3.5, expected at most 3.0",
+        ),
+        (
+            {"dense_recall_snr_gt_7": 0.8},
+            "dense_recall_snr_gt_7: found 0.8, expected at least 0.85",
+        ),
         (
             {"dense_false_alarms_per_100_frames": 11.0},
             "dense_false_alarms_per_100_frames: found 11.0, expected at most 10.0",
         ),
     ],
 )
-def test_gate_names_what_is_not_kept(tmp_path: Path, change: dict[str, float | None], line: str) -> None:
+def test_gate_names_what_is_not_kept(
+    tmp_path: Path, change: dict[str, float | None], line: str
+) -> None:
     path = tmp_path / "metrics.json"
     tables.write_json(path, GOOD)
     assert gate.check_gate(path, Regression()) == []
@@ -322,7 +396,8 @@ def test_gate_names_what_is_not_kept(tmp_path: Path, change: dict[str, float | N
 
 
 @pytest.mark.parametrize(
-    ("content", "found"), [(None, "not found"), ("{", "cannot be read as JSON"), ("[1]", "found list")]
+    ("content", "found"),
+    [(None, "not found"), ("{", "cannot be read as JSON"), ("[1]", "found list")],
 )
 def test_gate_without_readable_metrics(tmp_path: Path, content: str | None, found: str) -> None:
     path = tmp_path / "metrics.json"
@@ -333,7 +408,10 @@ def test_gate_without_readable_metrics(tmp_path: Path, content: str | None, foun
 
 
 def _cases(**status: str) -> pd.DataFrame:
-    rows = [{"frame": "f", "blob": name, "status": s, "probability": 0.5, "snr": 9.0} for name, s in status.items()]
+    rows = [
+        {"frame": "f", "blob": name, "status": s, "probability": 0.5, "snr": 9.0}
+        for name, s in status.items()
+    ]
     return pd.DataFrame(rows).assign(radius_px=5.0)
 
 
