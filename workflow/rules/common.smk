@@ -7,10 +7,9 @@ from snakemake.exceptions import WorkflowError
 sys.dont_write_bytecode = True  # a dry run leaves nothing behind, not even this
 sys.path[:0] = [f"{workflow.basedir}/src", f"{workflow.basedir}/workflow/scripts"]
 
-from blobpipe.core import fits_images
+from blobpipe.core import fits_images, tables
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import load_params
-from blobpipe.params import read_yaml
+from blobpipe.params import load_params, read_yaml
 from blobpipe.simulation import campaign
 from environment import use_project
 from stages import settings, stages
@@ -36,14 +35,14 @@ def image_list():
     """The rows of the list of images; of the user's own images, all that the list says of them."""
     if "campaign" in stages():
         return [{"frame": name} for name in campaign.frame_names(PARAMS.campaign)]
-    return frames.read_frame_list("data/raw").astype(str).to_dict("records")
+    return tables.read_frame_list("data/raw").astype(str).to_dict("records")
 
 
 def images(rows):
     """The files of some rows of the list."""
     if "campaign" in stages():
         return [f"data/raw/{row['frame']}.fits.fz" for row in rows]
-    return [str(frames.find_image("data/raw", row["frame"])) for row in rows]
+    return [str(fits_images.find_image("data/raw", row["frame"])) for row in rows]
 
 
 def up_to(batch):
@@ -65,6 +64,6 @@ try:
 except BlobpipeError as error:
     raise WorkflowError(str(error))
 
-BATCHES = frames.batches(len(ROWS))
+BATCHES = tables.batches(len(ROWS))
 REACH = 2 * PARAMS.difference.stack_size  # a stack goes further back where images were rejected
 CATALOGUE = ["data/raw/blobs.csv"] if "campaign" in stages() or os.path.exists("data/raw/blobs.csv") else []
