@@ -78,7 +78,7 @@ def _difference(args: argparse.Namespace) -> None:
     if args.batch is None:
         difference.reference(RAW, DIFFERENCE, _params(args).difference)
     if not args.reference:
-        difference.subtract(RAW, DIFFERENCE, _params(args).difference, args.batch)
+        difference.write_differences(RAW, DIFFERENCE, _params(args).difference, args.batch)
 
 
 def _clip(args: argparse.Namespace) -> None:
@@ -130,20 +130,18 @@ def _dense(args: argparse.Namespace) -> None:
 def _detect(args: argparse.Namespace) -> None:
     from blobpipe.detection.detect import detect
 
-    detect(RAW, DIFFERENCE, SCALE, CUTOUT, DENSE_MODEL, DETECT, _params(args).detect)
+    params = _params(args)
+    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    detect(*folders, DENSE_MODEL, DETECT, params.detect, vetting=params.vetting)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from blobpipe.validation.evaluate import evaluate
 
-    evaluate(
-        DIFFERENCE,
-        SCALE,
-        CUTOUT,
-        (MODEL, f"{DETECT}/model.safetensors"),
-        EVALUATE,
-        _params(args).evaluate,
-    )
+    params = _params(args)
+    models = (MODEL, f"{DETECT}/model.safetensors")
+    folders = (DIFFERENCE, SCALE, CUTOUT)
+    evaluate(*folders, models, EVALUATE, params.evaluate, vetting=params.vetting)
 
 
 def _regression(args: argparse.Namespace) -> None:
@@ -169,7 +167,8 @@ def _completeness(args: argparse.Namespace) -> None:
 
     params = _params(args)
     rate = params.detect.false_alarms_per_100_frames
-    setting = completeness.Setting(params.clip, params.scale, params.evaluate.radii_px, rate)
+    radii_px = params.evaluate.radii_px
+    setting = completeness.Setting(params.clip, params.scale, params.vetting, radii_px, rate)
     models = (f"{DETECT}/model.safetensors", MODEL)
     completeness.measure_completeness(
         RAW, DIFFERENCE, SCALE, CUTOUT, models, COMPLETENESS, params.completeness, setting=setting

@@ -392,6 +392,97 @@ class Dense(Section):
     )
 
 
+class Vetting(Section):
+    """Reasons for which a candidate is no new blob, in the order in which they are asked (this project).
+
+    The thresholds were chosen on simulated images and one real pair of dates.
+    """
+
+    min_radius_px: Positive = Field(
+        1.5, description="too_sharp: a blob is blurred to at least this radius (px)."
+    )
+    min_snr: Positive = Field(
+        3.0,
+        description="too_faint, few_pixels: lowest S/N of a blob, with and without its brightest pixels.",
+    )
+    max_bad_frac: Fraction = Field(
+        0.333333,
+        description="few_pixels, bad_stack_pixels: share of a footprint without a value, or of bad pixels, from which "
+        "it is no blob (fraction).",
+    )
+    trimmed_px: int = Field(
+        8,
+        ge=0,
+        description="few_pixels: size of the largest cluster of bad pixels (px), left out of the S/N.",
+    )
+    trimmed_share: int = Field(
+        6,
+        ge=3,
+        description="few_pixels: but at most one pixel of so many of a small footprint (count).",
+    )
+    hard_edge_sigma: Positive = Field(
+        1.3,
+        description="hard_edges: what smoothing takes from a blob is at most so many times the noise, and",
+    )
+    hard_edge_frac: Positive = Field(
+        0.13,
+        description="hard_edges: this share of its depth (fraction); clusters of 3 to 7 px lose more.",
+    )
+    rms_ring_px: tuple[float, float] = Field(
+        (4.0, 8.0),
+        description="flicker: ring around a footprint with which its RMS is compared, from its edge (px).",
+    )
+    rms_core_margin_px: Positive = Field(
+        1.6,
+        description="flicker: a cluster of bad pixels is smaller by this than the blob fitted to it (px).",
+    )
+    min_rms_ratio: Positive = Field(
+        1.2, description="flicker: RMS of the core, in units of the ring's upper quartile."
+    )
+    max_depth_over_rms: Positive = Field(
+        10.0,
+        description="flicker: a deeper signal, in units of the excess RMS, is no flicker; one outburst on 27 images "
+        "is 5 times its own.",
+    )
+    bright_stack_frac: Positive = Field(
+        0.5,
+        description="bright_stack: share of the signal by which the stack is brighter than around (fraction).",
+    )
+    explained_frac: Positive = Field(
+        0.5,
+        description="shift_residual: share of the signal that the measured shift predicts (fraction).",
+    )
+    negative_lobe_frac: Positive = Field(
+        0.25,
+        description="shift_residual: pixels below this share of the deepest are the negative lobe (fraction).",
+    )
+    min_negative_lobe: Positive = Field(
+        0.4,
+        description="shift_residual: share of the predicted negative lobe that is there (fraction).",
+    )
+    dip_reach_radii: Positive = Field(
+        1.5, description="counterpart: reach of a known blob's crescents, in its radii, and"
+    )
+    dip_margin_px: Positive = Field(
+        3.0,
+        description="counterpart: the largest shift that leaves crescents and not two blobs (px).",
+    )
+    min_counterpart: Positive = Field(
+        0.5,
+        description="counterpart: height of the negative crescent, as a share of the positive one (fraction).",
+    )
+    min_counterpart_snr: Positive = Field(
+        3.0,
+        description="counterpart: and in units of the noise of the mean that it is measured in.",
+    )
+    known_px: Positive = Field(
+        3.0, description="catalogued: two blobs do not lie so near each other (px), and"
+    )
+    known_radii: Positive = Field(
+        0.5, description="catalogued: nor by so much of the known one's radius."
+    )
+
+
 class Detect(Section):
     """Whole images searched by the dense network, and its operating point (ours)."""
 
@@ -659,6 +750,7 @@ class Params(Section):
     augment: Augment = Augment()
     train: Train = Train()
     dense: Dense = Dense()
+    vetting: Vetting = Vetting()
     detect: Detect = Detect()
     evaluate: Evaluate = Evaluate()
     regression: Regression = Regression()

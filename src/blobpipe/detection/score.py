@@ -109,9 +109,9 @@ def score_candidates(found: pd.DataFrame, weights: tuple[float, ...]) -> pd.Data
     Parameters
     ----------
     found : DataFrame
-        As for `features`; its column ``misfit`` is left out of what is returned.
+        As for `features`.
     weights : tuple of float
-        From `fit`.
+        From `fit_weights`.
     """
     joint = logistic(features(found), np.array(weights)) if weights else found["score"]
-    return found.assign(score=joint).drop(columns="misfit")
+    return found.assign(score=joint)

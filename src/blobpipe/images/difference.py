@@ -42,6 +42,7 @@ from blobpipe.images.stack import (
     running_median,
     with_recent_blobs,
 )
+from blobpipe.images.template import Template
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:
@@ -86,45 +87,46 @@ class Registered:
     rows: list[int]
 
 
-def difference_image(
-    image: Image, stack: Image, params: Difference, blobs: pd.DataFrame | None = None
-) -> tuple[Image, Shift]:
-    """One image minus a median stack whose blobs have been moved to where the image has them.
+def subtract(image: Image, template: Template, params: Difference) -> tuple[Image, Shift]:
+    """Subtract a template from an image, its blobs moved to where the image has them.
 
     Parameters
     ----------
-    image, stack : ndarray, shape (ny, nx), float32
+    image : ndarray, shape (ny, nx), float32
         Fraction of the light; NaN where there is no value.
+    template : Template
+        With a stack and its pattern.
     params : Difference
-    blobs : DataFrame, optional
-        Catalogue, as for `blob_pattern`.
 
     Returns
     -------
     ndarray, shape (ny, nx), float32
         A new blob is positive.
     Shift
-        Measured against the stack; 0 where registration is off.
+        Of the known blobs, measured against the template; 0 where registration is off.
 
     Raises
     ------
     FrameError
         If the two differ in size.
     """
+    stack = template.stack
+    pattern = template.pattern
+    assert stack is not None
+    assert pattern is not None
     if image.shape != stack.shape:
-        (ny, nx) = image.shape
-        (stack_ny, stack_nx) = stack.shape
+        ny, nx = image.shape
+        stack_ny, stack_nx = stack.shape
         raise FrameError(
             f"found {nx}x{ny} pixels, expected {stack_nx}x{stack_ny} as in the median stack"
         )
     if not params.register_shift:
         return image - stack, NO_SHIFT
-    pattern = blob_pattern(stack, blobs)
     shift = measure_shift(image, stack, pattern)
     return image - (stack + move_pattern(pattern, shift) - pattern), shift
 
 
-def subtract(
+def write_differences(
     raw_dir: str | Path, out_dir: str | Path, params: Difference, batch: int | None = None
 ) -> None:
     """Write the difference image of each image that has a whole stack before it (stage ``difference``).
@@ -331,7 +333,7 @@ def _subtract_one(
     if np.hypot(*shift) > NEGLIGIBLE_PX:
         rest = blob_pattern(stack, known) - registered.pattern  # mostly of blobs that landed later
         difference -= move_pattern(rest, shift) - rest
-    noise = clean_noise(difference)
+    noise = fits_images.median_and_noise(difference)[1]
     path = out_dir / f"{candidate.name}.fits.fz"
     found = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
     planes = {

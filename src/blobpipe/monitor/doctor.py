@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from blobpipe import __version__
 from blobpipe.core import tables
-from blobpipe.detection import operating_point
+from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.errors import BlobpipeError
 from blobpipe.monitor import delivery, health, logbook, notices
 from blobpipe.networks import model_file
@@ -146,7 +146,7 @@ def _model(setup: Setup, params: Regression) -> Iterator[Check]:
         return
     if setup.judged is not None:
         gate.require_passed(path, setup.judged, params)
-    _, point = operating_point.load_operating_point(path)
+    point = load_dense_detector(path).point
     found = f"{model_file.described(path)}, threshold {point.threshold:.4f}"
     if point.frames:
         yield Check("ok", "model", f"{found}, set on {point.frames:.0f} held-out images")

@@ -40,12 +40,10 @@ from blobpipe.core.dates import (
     is_older_version,
     is_same_exposure,
 )
-from blobpipe.detection import operating_point
+from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, pair
-from blobpipe.detection.score import score_candidates
-from blobpipe.detection.search import highest_scores, vet_peaks
-from blobpipe.detection.vet import bad_pixels
+from blobpipe.detection.search import find_blobs, subframe_scores
 from blobpipe.errors import (
     BlobpipeError,
     FrameError,
@@ -54,23 +52,22 @@ from blobpipe.errors import (
     internal_fault,
     printable,
 )
-from blobpipe.images import difference as subtraction
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
-from blobpipe.images.noise import noise_for_stack, require_noise, require_noise_of_rms_map
-from blobpipe.images.pattern import blob_pattern
+from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
+from blobpipe.images.difference import subtract
+from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.scale import scale_image
+from blobpipe.images.template import Template, make_template
 from blobpipe.monitor import health, logbook, notices, running_stack, thumbnails
 from blobpipe.monitor.inbox import File, Inbox, Stamp, path_of, path_text
-from blobpipe.networks import dense, dense_network, model_file, report_network
+from blobpipe.networks import dense, model_file, report_network
 from blobpipe.params import Params, to_yaml
 
 log = logging.getLogger(__name__)
 
-KEPT_CARDS = (
-    *dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),
-)
+KEPT_CARDS = (*dict.fromkeys((*DIFFERENCE_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),)
 # photon level of the airglow (electrons per pixel), where the image's maker wrote it
 LEVEL_CARD = "LEVEL_E"
 PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
@@ -105,8 +102,7 @@ class Tools(NamedTuple):
 
     connection: logbook.Log
     run: int
-    network: dense_network.DenseNetwork
-    point: operating_point.OperatingPoint
+    detector: DenseDetector
     known: pd.DataFrame | None
 
 
@@ -266,7 +262,7 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
         raise ModelError(
             f"{routine.model}: the report's network, expected the dense one, which measures; name its file"
         )
-    network, point = operating_point.load_operating_point(routine.model)
+    detector = load_dense_detector(routine.model)
     known = None
     if routine.catalogue is not None:
         known = tables.read_known(routine.catalogue, PLACE_COLUMNS)
@@ -278,10 +274,10 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
             _insist_on_size(reference, connection, inbox, routine.reference)
         log.info("model: %s", model_file.described(routine.model))
         with logbook.writing(connection):
-            run = logbook.insert(connection, "runs", _run_row(routine, point))
+            run = logbook.insert(connection, "runs", _run_row(routine, detector))
         with _lock(connection):  # what a run that was killed has left in the cache
             running_stack.prune(connection, routine.cache, routine.params.difference.stack_size)
-        yield Tools(connection, run, network, point, known)
+        yield Tools(connection, run, detector, known)
         with logbook.writing(connection):
             connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), run))
     except LogError:
@@ -312,7 +308,7 @@ def _insist_on_size(
         )
 
 
-def _run_row(routine: Routine, point: operating_point.OperatingPoint) -> dict[str, Any]:
+def _run_row(routine: Routine, detector: DenseDetector) -> dict[str, Any]:
     return {
         "started": logbook.now(),
         "version": __version__,
@@ -320,7 +316,7 @@ def _run_row(routine: Routine, point: operating_point.OperatingPoint) -> dict[st
         "model_sha256": files.sha256(routine.model),
         "params_sha256": hashlib.sha256(to_yaml(routine.params).encode()).hexdigest(),
         "catalogue_sha256": files.sha256(routine.catalogue) if routine.catalogue else "",
-        "threshold": point.threshold,
+        "threshold": detector.threshold,
     }
 
 
@@ -575,10 +571,11 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
             return _not_searched(row | newer)
         row["signal_e"] = _level_e(frame)
         if routine.difference:
-            scatter = fits_images.find_plane(arrival.path, "SCATTER")
-            require_noise_of_rms_map(frame.data, scatter, arrival.path)
+            template = Template(rms=fits_images.find_plane(arrival.path, "SCATTER"))
+            require_noise_of_rms_map(frame.data, template.rms, arrival.path)
             blobs = _blobs(tools, mjd)
-            return _search(row, frame.data, (None, scatter), NO_SHIFT, blobs, tools, routine.params)
+            about = (blobs, tools.detector, routine.params)
+            return _search(row, frame.data, template, NO_SHIFT, *about)
         return _subtract_and_search(row, frame.data, tools, routine)
     except BlobpipeError as error:
         if _is_passing(error):
@@ -696,73 +693,68 @@ def _subtract_and_search(
         reason = str(error)
     if stack is None:
         return _not_searched(row | {"outcome": "stack", "reason": reason})
-    expected = noise_for_stack(stack.data, stack.scatter)
+    template = make_template(stack.data, stack.scatter, blobs.known)
+    expected = template.expected_noise()
+    assert expected is not None
     require_noise(fits_images.median_and_noise(image)[1], expected, row["name"])
-    data, shift = subtraction.difference_image(image, stack.data, params, blobs.known)
+    data, shift = subtract(image, template, params)
     corrections = dict(stack.corrections)
     if stack.n_images:
-        packed = corrections[row["sha256"]] = running_stack.correction(
-            image, data, stack.data, shift
-        )
+        packed = running_stack.correction(image, data, stack.data, shift)
+        corrections[row["sha256"]] = packed
         running_stack.keep(routine.cache, row["sha256"], image, packed)
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
-    searched = _search(row, data, (stack.data, stack.scatter), shift, blobs, tools, routine.params)
+    searched = _search(row, data, template, shift, blobs, tools.detector, routine.params)
     return replace(searched, corrections=corrections, rejected=stack.rejected)
 
 
 def _search(
     row: dict[str, Any],
     data: Image,
-    subtracted: tuple[Image | None, Image | None],
+    template: Template,
     shift: Shift,
     blobs: Blobs,
-    tools: Tools,
+    detector: DenseDetector,
     params: Params,
 ) -> Searched:
-    """Search a difference, the stack that was subtracted and its scatter known or not."""
-    stack, scatter = subtracted
+    """Search a difference image."""
     clipped, clipping = clip_image(data, params.clip)
     scaled, _ = scale_image(clipped, params.scale)
     noise = fits_images.median_and_noise(data)[1]
-    cells = dense.probability_map(tools.network, scaled)
-    pattern = None if stack is None else blob_pattern(stack, blobs.known)
-    bad = None if stack is None or pattern is None else bad_pixels(stack, pattern)
-    found = vet_peaks(
-        cells,
+    response = detector.respond(scaled)
+    candidates = find_blobs(
         data,
+        template,
+        detector,
         catalogue=blobs.known,
         shift_px=shift,
-        pattern=pattern,
         noise_frac=noise,
-        scatter=scatter,
-        bad=bad,
-        stack=stack,
-        seen=blobs.landed[["x_px", "y_px"]].to_numpy(float),
+        recent_px=blobs.landed[["x_px", "y_px"]].to_numpy(float),
+        peaks=detector.peaks(response),
+        vetting=params.vetting,
     )
-    table = score_candidates(found, tools.point.weights)
-    table["probability"] = tools.point.probability(table["score"].to_numpy())
     row |= {
         "outcome": "searched",
         "shift_x_px": shift.x_px,
         "shift_y_px": shift.y_px,
         "noise_frac": noise,
+        "clipped_frac": clipping.clipped_frac,
     }
-    row |= {"clipped_frac": clipping.clipped_frac}
 
     def draw(at: dict[str, Any]) -> dict[str, bytes]:
         x = at["x_px"]
         y = at["y_px"]
         drawn = {
             "difference": thumbnails.cutout(data, x, y, noise),
-            "map": thumbnails.probability(cells, x, y, dense.STRIDE),
+            "map": thumbnails.probability(response, x, y, dense.STRIDE),
         }
-        if stack is not None:
-            drawn["stack"] = thumbnails.cutout(stack, x, y, fits_images.median_and_noise(stack)[1])
+        if template.stack is not None:
+            stack_noise = fits_images.median_and_noise(template.stack)[1]
+            drawn["stack"] = thumbnails.cutout(template.stack, x, y, stack_noise)
         return drawn | {"surface": thumbnails.surface(data, x, y)}
 
-    return Searched(
-        row, table, _subframes(cells, table, tools.point), thumbnails.overview(scaled), draw
-    )
+    subframes = _subframes(response, candidates, detector, data.shape)
+    return Searched(row, candidates, subframes, thumbnails.overview(scaled), draw)
 
 
 def _blobs(tools: Tools, mjd: float) -> Blobs:
@@ -782,23 +774,24 @@ def _blobs(tools: Tools, mjd: float) -> Blobs:
 
 
 def _subframes(
-    cells: Image, table: pd.DataFrame, point: operating_point.OperatingPoint
+    response: Image, candidates: pd.DataFrame, detector: DenseDetector, shape: tuple[int, ...]
 ) -> list[dict[str, Any]]:
+    """Rows of the table ``subframes``: as a scan gives them, and a picture of the network's map."""
+    scores = subframe_scores(candidates, shape)
+    probability = detector.probability(scores)
     side = tiles.SIDE // dense.STRIDE
     rows = []
-    for row in range(-(-cells.shape[0] // side)):
-        for col in range(-(-cells.shape[1] // side)):
-            part = cells[row * side : (row + 1) * side, col * side : (col + 1) * side]
-            highest = highest_scores(table, tiles.SIDE * np.array([[col, row]]))
-            rows.append(
-                {
-                    "row": row,
-                    "col": col,
-                    "probability": float(point.probability(highest)[0]),
-                    "positive": int(highest[0] >= point.threshold),
-                    "saliency": thumbnails.subframe_map(part),
-                }
-            )
+    for k, (row, col, _, _) in enumerate(tiles.origins(shape).tolist()):
+        part = response[row * side : (row + 1) * side, col * side : (col + 1) * side]
+        rows.append(
+            {
+                "row": row,
+                "col": col,
+                "probability": float(probability[k]),
+                "positive": int(scores[k] >= detector.threshold),
+                "saliency": thumbnails.subframe_map(part),
+            }
+        )
     return rows
 
 
@@ -825,7 +818,7 @@ def _log_findings(
         }
         logbook.insert(connection, "pictures", whole)
     if searched.row["outcome"] == "searched":
-        for number, row in _log_detections(connection, image, searched, tools.point, params):
+        for number, row in _log_detections(connection, image, searched, tools.detector, params):
             for kind, png in searched.draw(row).items():
                 picture = {
                     "image": image,
@@ -841,7 +834,7 @@ def _log_detections(
     connection: sqlite3.Connection,
     image: int,
     searched: Searched,
-    point: operating_point.OperatingPoint,
+    detector: DenseDetector,
     params: Params,
 ) -> list[tuple[int, dict[str, Any]]]:
     """Detections, and fainter sightings of candidates; those to be drawn: a candidate's first two sightings."""
@@ -855,7 +848,7 @@ def _log_detections(
     for row, candidate in _with_candidates(
         connection, searched.table, shift, params.quicklook.match_px
     ):
-        above = row["score"] >= point.threshold
+        above = row["score"] >= detector.threshold
         fresh = candidate is None and above and row["status"] == "new"
         if fresh:
             place = {"x_px": row["x_px"] - shift[0], "y_px": row["y_px"] - shift[1]}

@@ -17,8 +17,10 @@ from PIL import Image
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.plotting import NAMES
+from blobpipe.detection.detect import CANDIDATE_COLUMNS
+from blobpipe.detection.detectors import standardised_subframes
 from blobpipe.detection.match import NEAR_PX
-from blobpipe.detection.search import subframes_of
+from blobpipe.images import tiles
 from blobpipe.networks import dense, model_file, report_network, saliency
 from blobpipe.validation import regression
 from blobpipe.validation.evaluate import THREADS
@@ -96,7 +98,7 @@ def write_cases(
         name: tables.read_table(out_dir / f"{name}.csv", columns)
         for name, columns in TABLES.items()
     }
-    candidates = tables.read_table(detect_dir / "candidates.csv", regression.CANDIDATE_COLUMNS)
+    candidates = tables.read_table(detect_dir / "candidates.csv", CANDIDATE_COLUMNS)
     cases = collect(results, candidates)
     network, _ = model_file.load_model(model_path)
     dense_network, _ = model_file.load_dense(detect_dir / "model.safetensors")
@@ -330,7 +332,8 @@ def saliency_of(
     network: report_network.ReportNetwork, scaled: FloatArray, cases: list[Case]
 ) -> list[FloatArray]:
     """For each case a saliency map of the image, in means of 4 x 4 px: that of its subframe, relative to its highest point."""
-    subframes, origins = subframes_of(scaled)
+    subframes = standardised_subframes(scaled)
+    origins = tiles.origins(scaled.shape)
     ny, nx = (origins[:, :1:-1].max(axis=0) + subframes.shape[1]) // SALIENCY_PX
     side = subframes.shape[1] // SALIENCY_PX
     of_subframe = [_holding(case, origins) for case in cases]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,19 @@ from scipy.special import expit
 
 from blobpipe.core import blob_shapes, files, fits_images, metrics, plotting, tables
 from blobpipe.core.arrays import FloatArray
-from blobpipe.detection import matched_filter, operating_point
-from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.detection import matched_filter
+from blobpipe.detection.detect import CANDIDATE_COLUMNS
+from blobpipe.detection.detectors import (
+    DETECTORS,
+    MatchedFilter,
+    ReportDetector,
+    load_dense_detector,
+    standardised_subframes,
+)
 from blobpipe.detection.match import near_blobs
-from blobpipe.detection.search import CLEAR, DETECTORS, FAINT, Answers, Baselines, ask, subframes_of
+from blobpipe.detection.operating_point import logit
+from blobpipe.detection.search import CLEAR, FAINT
+from blobpipe.detection.thresholds import baseline_thresholds
 from blobpipe.images import tiles
 from blobpipe.networks import model_file, report_network, saliency
 from blobpipe.params import Regression
@@ -74,7 +84,6 @@ ALARM_COLUMNS = (
         "kind",
     ),
 )
-CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 
 
 class Case(NamedTuple):
@@ -86,19 +95,26 @@ class Case(NamedTuple):
     recent: pd.DataFrame
 
 
-class ReportAnswers(NamedTuple):
-    """What the report's network and the matched filter say about each subframe of an image (none of an unusable one).
+class Answers(NamedTuple):
+    """What the baselines say about each of the ``n`` subframes of an image (none of an unusable one).
 
     Attributes
     ----------
-    said : detect.Answers
-        Arrays of length ``n``.
+    origins : ndarray, shape (n, 4), int64
+        Row, column, x0, y0, from `tiles.origins`.
+    odds : ndarray, shape (n,), float64
+        Log-odds of the report's network.
+    match : Match
+        Of the matched filter, each array of shape (n,); x, y in the image (px).
     peaks : ndarray, shape (n, 2), float64
-        x, y of the saliency's peak in the image (px); NaN where neither operating point calls the subframe positive.
+        x, y of the saliency's peak in the image (px); NaN where neither operating point calls the
+        subframe positive.
     """
 
-    said: Answers
-    peaks: npt.NDArray[np.float64]
+    origins: npt.NDArray[np.int64]
+    odds: FloatArray
+    match: matched_filter.Match
+    peaks: FloatArray
 
 
 class Result(NamedTuple):
@@ -163,26 +179,33 @@ def regress(
     """
     out_dir = Path(out_dir)
     (raw_dir, difference_dir, scale_dir, _) = folders
-    others = Baselines(model_file.load_model(model_path)[0], radii_px)
+    report = ReportDetector(model_file.load_model(model_path)[0])
+    filters = MatchedFilter(radii_px)
     dense_path = Path(detect_dir) / "model.safetensors"
-    _, point = operating_point.load_operating_point(dense_path)
+    detector = load_dense_detector(dense_path)
     candidates = tables.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
     report_network.set_threads(1)  # images share the cores
     images = tables.image_table(raw_dir, difference_dir, scale_dir)
     blobs = tables.read_blobs(raw_dir)
     usable = images.query("status == 'ok'").reset_index(drop=True)
-    levels = operating_point.baseline_thresholds(
-        others, usable, blobs, folders[1:], per_100_frames=per_100_frames, threads=THREADS
+    levels = baseline_thresholds(
+        report,
+        filters,
+        usable,
+        blobs,
+        folders[1:],
+        per_100_frames=per_100_frames,
+        threads=THREADS,
     )
     thresholds = {
-        "isr": operating_point.logit(np.array(params.threshold)).item(),
-        "dense": point.threshold,
+        "isr": logit(np.array(params.threshold)).item(),
+        "dense": detector.threshold,
         **levels,
     }
+    report = replace(report, threshold=min(thresholds["isr"], thresholds["report"]))
     cases = historical_cases(images, blobs)
-    lowest = min(thresholds["isr"], thresholds["report"])
     with ThreadPoolExecutor(THREADS) as pool:
-        answers = list(pool.map(lambda case: classify(others, scale_dir, case, lowest), cases))
+        answers = list(pool.map(lambda case: classify(report, filters, scale_dir, case), cases))
     by_frame = dict(tuple(candidates.groupby("frame")))
     found = [by_frame.get(case.image.frame, candidates[:0]) for case in cases]
     result = gather(
@@ -198,7 +221,7 @@ def regress(
     for name, table in zip(names, (*result, detectors, recall), strict=True):
         tables.write_table(out_dir / f"{name}.csv", table)
     _draw(out_dir, result, detectors, recall)
-    _draw_gallery(out_dir / "gallery.png", others.report, scale_dir, result, params.n_gallery)
+    _draw_gallery(out_dir / "gallery.png", report.network, scale_dir, result, params.n_gallery)
     tables.write_json(out_dir / "metrics.json", metrics)
 
 
@@ -223,28 +246,22 @@ def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
     return cases
 
 
-def classify(others: Baselines, scale_dir: str | Path, case: Case, lowest: float) -> ReportAnswers:
-    """Ask the baselines about a historical image, and where the network looks where its log-odds reach ``lowest``."""
+def classify(
+    report: ReportDetector, filters: MatchedFilter, scale_dir: str | Path, case: Case
+) -> Answers:
+    """Ask the baselines about a historical image, and where the network looks where it is positive."""
     if case.image.status != "ok":
-        nothing = matched_filter.filter_subframes(
-            np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32), others.radii_px
-        )
-        return ReportAnswers(
-            Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing), np.zeros((0, 2))
-        )
-    subframes, origins = subframes_of(
-        fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data
-    )
-    said = ask(others, subframes, origins)
-    positive = operating_point.logit(said.probability) >= lowest
-    peaks = np.full((len(subframes), 2), np.nan)
-    maps = saliency.saliency_maps(others.report, subframes[positive])
-    peaks[positive] = origins[positive, 2:] + saliency.peaks(maps)
-    return ReportAnswers(said, peaks)
+        subframes = np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32)
+        nothing = matched_filter.filter_subframes(subframes, filters.radii_px)
+        return Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing, np.zeros((0, 2)))
+    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data
+    odds = report.answer(scaled)
+    peaks = report.point_at(scaled, odds >= report.threshold)
+    return Answers(tiles.origins(scaled.shape), odds, filters.respond(scaled), peaks)
 
 
 def compare(
-    case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresholds: dict[str, float]
+    case: Case, answers: Answers, candidates: pd.DataFrame, thresholds: dict[str, float]
 ) -> Result:
     """One image as the detectors see it, each at its operating points.
 
@@ -255,8 +272,8 @@ def compare(
     thresholds : dict of float
         ``isr`` and ``report`` (log-odds), ``dense`` (score), ``matched_filter`` (S/N).
     """
-    odds = operating_point.logit(answers.said.probability)
-    match = answers.said.match
+    odds = answers.odds
+    match = answers.match
     isr, report = (judge(case, answers, odds >= thresholds[name]) for name in ("isr", "report"))
     claims = pd.DataFrame({"x_px": match.x, "y_px": match.y, "score": match.snr}).assign(
         status="new"
@@ -330,10 +347,10 @@ def _place_alarms(case: Case, false: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def judge(case: Case, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -> Result:
+def judge(case: Case, answers: Answers, positive: npt.NDArray[np.bool_]) -> Result:
     """Compare with the catalogue what the report's network says, where these subframes count as positive."""
     image = case.image
-    origins = answers.said.origins
+    origins = answers.origins
     cases = pd.DataFrame(
         [_judge_blob(image, blob, answers, positive) for blob in case.new.itertuples()]
     )
@@ -350,12 +367,12 @@ def judge(case: Case, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -
     }
     alarms = pd.DataFrame(origins[false], columns=["row", "col", "x0_px", "y0_px"])
     alarms[["x_px", "y_px"]] = answers.peaks[false]
-    alarms = alarms.assign(frame=image.frame, score=answers.said.probability[false], kind=kinds)
+    alarms = alarms.assign(frame=image.frame, score=expit(answers.odds[false]), kind=kinds)
     return Result(cases, pd.DataFrame([row]), alarms)
 
 
 def _judge_blob(
-    image: Any, blob: Any, answers: ReportAnswers, positive: npt.NDArray[np.bool_]
+    image: Any, blob: Any, answers: Answers, positive: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
     known = {
         key: getattr(blob, key)
@@ -365,7 +382,7 @@ def _judge_blob(
     row = {"frame": image.frame, **known, **nothing, "status": "unusable"}
     if image.status != "ok":
         return {**row, "reason": f"{image.status}: {image.reason}"}
-    origins = answers.said.origins
+    origins = answers.origins
     offset = np.floor([blob.x_px + 0.5, blob.y_px + 0.5]) - origins[:, 2:]
     holds = np.flatnonzero(((offset >= 0) & (offset < tiles.SIDE)).all(axis=1))
     if not len(holds):
@@ -375,7 +392,7 @@ def _judge_blob(
         "snr": blob_snr(blob, image.noise_frac),
         "row": origins[i, 0],
         "col": origins[i, 1],
-        "probability": answers.said.probability[i],
+        "probability": expit(answers.odds[i]),
         "saliency_px": np.hypot(*(answers.peaks[i] - (blob.x_px, blob.y_px)))
         if positive[i]
         else np.nan,
@@ -641,9 +658,9 @@ def _draw_gallery(
 def _panel(
     network: report_network.ReportNetwork, scale_dir: str | Path, row: Any, cases: pd.DataFrame
 ) -> plotting.Panel:
-    subframes, origins = subframes_of(
-        fits_images.read_frame(fits_images.find_image(scale_dir, row.frame)).data
-    )
+    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, row.frame)).data
+    subframes = standardised_subframes(scaled)
+    origins = tiles.origins(scaled.shape)
     [index] = np.flatnonzero((origins[:, :2] == (row.row, row.col)).all(axis=1))
     subframe = subframes[index : index + 1]
     new = cases[(cases["frame"] == row.frame) & (cases["status"] != "unusable")]
