@@ -393,10 +393,7 @@ class Dense(Section):
 
 
 class Vetting(Section):
-    """Reasons for which a candidate is no new blob, in the order in which they are asked (this project).
-
-    The thresholds were chosen on simulated images and one real pair of dates.
-    """
+    """Why a candidate is no new blob; chosen on simulated images and one real pair of dates."""
 
     min_radius_px: Positive = Field(
         1.5, description="too_sharp: a blob is blurred to at least this radius (px)."

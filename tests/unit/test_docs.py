@@ -21,8 +21,13 @@ import pytest
 from blobpipe.cli import STAGES, build_parser
 from blobpipe.core import metrics, tables
 from blobpipe.detection import detect, operating_point
+from blobpipe.detection.detectors import (
+    DETECTORS,
+    DenseDetector,
+    MatchedFilter,
+    ReportDetector,
+)
 from blobpipe.detection.fit import DETECTION_COLUMNS
-from blobpipe.detection.search import DETECTORS, Baselines
 from blobpipe.images.clip import Clipping
 from blobpipe.images.scale import Scaling
 from blobpipe.monitor import catalogue, logbook, scan
@@ -234,9 +239,11 @@ def _regression_metrics() -> Sequence[str]:
 
 def _completeness_metrics() -> Sequence[str]:
     table = pd.DataFrame(columns=list(completeness.INJECTION_COLUMNS), dtype=float)
-    thresholds = dict.fromkeys(DETECTORS, 0.5)
-    others = Baselines(report_network.ReportNetwork(), ())
-    detectors = completeness.Detectors(dense_network.new_dense_network(1), others, thresholds, ())
+    detectors = completeness.Detectors(
+        DenseDetector(dense_network.new_dense_network(1)),
+        ReportDetector(report_network.ReportNetwork()),
+        MatchedFilter(()),
+    )
     return list(completeness.summarise(table, detectors, 1))
 
 

@@ -65,7 +65,9 @@ def read_operating_point(metadata: dict[str, Any]) -> OperatingPoint:
     ValueError
         If it is none; the message says what is wrong.
     """
-    found = metadata.get("operating_point", UNSET._asdict())
+    if "operating_point" not in metadata:
+        return UNSET
+    found = metadata["operating_point"]
     if fault := _fault(found):
         raise ValueError(fault)
     return OperatingPoint(**{**found, "weights": tuple(found.get("weights", ()))})
