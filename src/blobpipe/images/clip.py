@@ -19,6 +19,9 @@ from blobpipe.params import Clip
 log = logging.getLogger(__name__)
 
 
+DEFAULTS = Clip()
+
+
 @dataclass(frozen=True)
 class Clipping:
     """What clipping did to an image: limits (fraction of the light), shares of pixels clipped and replaced."""
@@ -50,7 +53,7 @@ def zscale_limits(data: Image, n_points: int = 1000) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def clip_image(data: Image, params: Clip) -> tuple[Image, Clipping]:
+def clip_image(data: Image, params: Clip = DEFAULTS) -> tuple[Image, Clipping]:
     """Limit an image to a multiple of its zscale limits; pixels without a value become the median.
 
     Parameters

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DEFAULTS = Difference()
 SHAPE = (1024, 1024)
 KEPT_CARDS = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "EXPSTART")
 
@@ -87,7 +88,9 @@ class Registered:
     rows: list[int]
 
 
-def subtract(image: Image, template: Template, params: Difference) -> tuple[Image, Shift]:
+def subtract(
+    image: Image, template: Template, params: Difference = DEFAULTS
+) -> tuple[Image, Shift]:
     """Subtract a template from an image, its blobs moved to where the image has them.
 
     Parameters
@@ -96,7 +99,7 @@ def subtract(image: Image, template: Template, params: Difference) -> tuple[Imag
         Fraction of the light; NaN where there is no value.
     template : Template
         With a stack and its pattern.
-    params : Difference
+    params : Difference, optional
 
     Returns
     -------

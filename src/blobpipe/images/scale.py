@@ -17,6 +17,9 @@ from blobpipe.params import Scale
 log = logging.getLogger(__name__)
 
 
+DEFAULTS = Scale()
+
+
 @dataclass(frozen=True)
 class Scaling:
     """What scaling did: clipped mean and standard deviation (fraction), and the image's range (sigma)."""
@@ -27,7 +30,7 @@ class Scaling:
     high_sigma: float
 
 
-def scale_image(data: Image, params: Scale) -> tuple[Image, Scaling]:
+def scale_image(data: Image, params: Scale = DEFAULTS) -> tuple[Image, Scaling]:
     """(pixel - clipped mean) / standard deviation.
 
     Parameters

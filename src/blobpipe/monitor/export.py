@@ -356,7 +356,8 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
     path : path
         A DS9 region file.
     blobs : DataFrame
-        From `select`.
+        x_px, y_px, radius_px, depth_frac, and as far as they are there ``blob`` (name), ``status``
+        and ``first_date``: from `select`, or from `search.find_blobs`.
     flt : bool
         For images of 1014 x 1014 pixels, without the reference pixels.
     """
@@ -378,7 +379,7 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
 def _circle(blob: dict[Any, Any], shift: int) -> str:
     # braces would end the text
     name, status = (
-        re.sub(r"[^\w.+-]", "_", str(blob[key]))[: bad_pixel_table.MAX_LABEL]
+        re.sub(r"[^\w.+-]", "_", str(blob.get(key, "")))[: bad_pixel_table.MAX_LABEL]
         for key in ("blob", "status")
     )
     label = [
