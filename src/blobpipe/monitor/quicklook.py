@@ -63,7 +63,7 @@ from blobpipe.images.template import Template, make_template
 from blobpipe.monitor import health, logbook, notices, running_stack, thumbnails
 from blobpipe.monitor.inbox import File, Inbox, Stamp, path_of, path_text
 from blobpipe.networks import dense, model_file, report_network
-from blobpipe.params import Params, to_yaml
+from blobpipe.params import Params
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +314,7 @@ def _run_row(routine: Routine, detector: DenseDetector) -> dict[str, Any]:
         "version": __version__,
         "model": str(routine.model),
         "model_sha256": files.sha256(routine.model),
-        "params_sha256": hashlib.sha256(to_yaml(routine.params).encode()).hexdigest(),
+        "params_sha256": hashlib.sha256(routine.params.model_dump_json().encode()).hexdigest(),
         "catalogue_sha256": files.sha256(routine.catalogue) if routine.catalogue else "",
         "threshold": detector.threshold,
     }
