@@ -444,11 +444,11 @@ class Vetting(Section):
     )
     hard_edge_sigma: Positive = Field(
         1.3,
-        description="hard_edges: what smoothing takes from a blob is at most so many times the noise, and",
+        description="hard_edges: what smoothing takes from a blob, in units of the noise, beyond hard_edge_frac.",
     )
     hard_edge_frac: Positive = Field(
         0.13,
-        description="hard_edges: this share of its depth (fraction); clusters of 3 to 7 px lose more.",
+        description="hard_edges: and as a share of its depth (fraction); clusters of 3 to 7 px lose more.",
     )
     rms_ring_px: tuple[float, float] = Field(
         (4.0, 8.0),
@@ -483,7 +483,7 @@ class Vetting(Section):
         description="shift_residual: share of the predicted negative lobe that is there (fraction).",
     )
     dip_reach_radii: Positive = Field(
-        1.5, description="counterpart: reach of a known blob's crescents, in its radii, and"
+        1.5, description="counterpart: reach of a known blob's crescents, in its radii, beyond dip_margin_px."
     )
     dip_margin_px: Positive = Field(
         3.0,
@@ -498,10 +498,10 @@ class Vetting(Section):
         description="counterpart: and in units of the noise of the mean that it is measured in.",
     )
     known_px: Positive = Field(
-        3.0, description="catalogued: two blobs do not lie so near each other (px), and"
+        3.0, description="catalogued: two blobs do not lie so near each other (px)."
     )
     known_radii: Positive = Field(
-        0.5, description="catalogued: nor by so much of the known one's radius."
+        0.5, description="catalogued: nor nearer than this, in radii of the known one."
     )
 
 
