@@ -483,7 +483,8 @@ class Vetting(Section):
         description="shift_residual: share of the predicted negative lobe that is there (fraction).",
     )
     dip_reach_radii: Positive = Field(
-        1.5, description="counterpart: reach of a known blob's crescents, in its radii, beyond dip_margin_px."
+        1.5,
+        description="counterpart: reach of a known blob's crescents, in its radii, beyond dip_margin_px.",
     )
     dip_margin_px: Positive = Field(
         3.0,
