@@ -24,7 +24,9 @@ MODEL = Path(blobpipe.__file__).with_name("model.safetensors")
 COLUMNS = ["x_px", "y_px", "radius_px", "depth_frac", "snr", "score", "status", "probability"]
 
 
-def image(seed: int, blobs: tuple[tuple[int, int, float, float], ...], shift: float = 0.0) -> np.ndarray:
+def image(
+    seed: int, blobs: tuple[tuple[int, int, float, float], ...], shift: float = 0.0
+) -> np.ndarray:
     data = np.random.default_rng(seed).normal(0, 0.0076, (SIDE, SIDE)).astype(np.float32)
     for x, y, radius, depth in blobs:
         profile = blob_profile("disc", radius, shift, 0.0)
@@ -44,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = image(9, (*KNOWN, *NEW), shift=0.8)
     fits.PrimaryHDU(data, header).writeto(root / "in" / "day.fits")
     rows = [(x, y, radius) for x, y, radius, _ in (*KNOWN, NEW[1])]
-    pd.DataFrame(rows, columns=["x_px", "y_px", "radius_px"]).to_csv(root / "known.csv", index=False)
+    pd.DataFrame(rows, columns=["x_px", "y_px", "radius_px"]).to_csv(
+        root / "known.csv", index=False
+    )
     return root
 
 
