@@ -373,13 +373,13 @@ def _extra(name: str) -> Iterator[None]:
 
 
 def _own_or_packaged() -> Path:
-    """The pipeline's own dense network where there is one, else that of the package."""
+    """Return the pipeline's own dense network where there is one, else the packaged one."""
     own = Path(OWN_MODEL)
     return own if own.exists() else Path(__file__).with_name("model.safetensors")
 
 
 def _default_model(params: Params) -> Path:
-    """The same, for work: the pipeline's own must have passed the regression test."""
+    """Return the same, for daily work: the pipeline's own must have passed the regression test."""
     model = _own_or_packaged()
     if model == Path(OWN_MODEL):
         from blobpipe.validation import gate
@@ -397,7 +397,7 @@ def _params(args: argparse.Namespace) -> Params:
 
 
 def _params_if_any(args: argparse.Namespace) -> Params:
-    """The named file; else ``params.yaml`` where there is one, else the defaults: a scan runs anywhere."""
+    """Read the named file; else ``params.yaml`` where there is one, else use the defaults."""
     return _params(args) if args.params or Path(PARAMS).exists() else Params()
 
 
@@ -435,7 +435,7 @@ BATCHED = ("difference", "clip", "scale")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Build the parser of the whole command line."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     settings = argparse.ArgumentParser(add_help=False)
@@ -837,7 +837,7 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _let_go(*streams: TextIO | None) -> None:
-    """Throw away what a stream still holds: Python would try to write it once more at its end, and complain."""
+    """Throw away what a stream still holds, or Python would complain at its end."""
     # of a replaced one, which has no number
     with open(os.devnull, "wb") as nowhere, suppress(OSError, ValueError):
         for stream in streams:
@@ -846,7 +846,7 @@ def _let_go(*streams: TextIO | None) -> None:
 
 
 def keep_memory() -> None:
-    """Let freed memory stay with the process: fetching it anew for each image takes nearly as long as the work on it."""
+    """Keep freed memory in the process: fetching it anew takes nearly as long as the work."""
     with suppress(OSError, AttributeError):  # another C library has its own ways
         library = ctypes.CDLL(None)
         # else each thread that ever was keeps a heap of its own, for nobody
@@ -856,12 +856,12 @@ def keep_memory() -> None:
 
 
 def rest_idle_threads() -> None:
-    """Let OpenMP's threads sleep when there is nothing to do, before PyTorch and Numba load it: else they keep a core busy."""
+    """Let idle OpenMP threads sleep; called before PyTorch and Numba load it."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _one_line(error: Exception) -> str:
-    """What a fault of the input or of the machine is in one line; empty for a fault of ours, which wants its traceback."""
+    """Put a fault of the input or machine in one line; empty for a bug, which wants a traceback."""
     import sqlite3
 
     match error:

@@ -191,7 +191,7 @@ def inject_training_frames(
 
 
 def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
-    """A table of candidates without rows, with all its columns."""
+    """Make a table of candidates without rows, with all its columns."""
     nowhere = Peaks(*(np.zeros(0) for _ in Peaks._fields))
     nothing = np.zeros((1, 1), np.float32)
     found = find_blobs(nothing, None, detector, noise_frac=1.0, peaks=nowhere)
@@ -205,7 +205,7 @@ def _read_scaled(scale_dir: str | Path, frame: str) -> Image:
 def count_alarms(
     images: pd.DataFrame, blobs: pd.DataFrame, candidates: pd.DataFrame, threshold: float
 ) -> pd.DataFrame:
-    """False alarms of each image: detections that are no blob that it is the first to show."""
+    """Count the false alarms of each image: new detections that lie on no blob new in it."""
     detections = candidates[(candidates["score"] >= threshold) & (candidates["status"] == "new")]
     alarms = detections[detections["is_blob"] == 0].groupby("frame").size()
     shift = np.hypot(images["shift_x_px"], images["shift_y_px"])
@@ -216,7 +216,7 @@ def count_alarms(
 
 
 def summarise(table: pd.DataFrame, point: OperatingPoint) -> dict[str, Any]:
-    """The numbers of ``metrics.json``."""
+    """Summarise the search in the numbers of ``metrics.json``."""
     metrics: dict[str, Any] = {
         "threshold": point.threshold,
         "held_out_frames": round(point.frames, 2),
@@ -232,7 +232,7 @@ def summarise(table: pd.DataFrame, point: OperatingPoint) -> dict[str, Any]:
 
 
 def _reliability(candidates: pd.DataFrame, blobs: pd.DataFrame) -> pd.DataFrame:
-    """How often candidates of the historical images are new blobs, by their probability.
+    """Compare probabilities with the share of new blobs, on the historical images.
 
     These images show new blobs more often than the prior says: more are, throughout, than the probability promises.
     """

@@ -200,10 +200,6 @@ def fit_blobs(
         from; where there are too few pixels to fit, all but x, y and score is NaN. ``status`` is empty until `judge`.
         A last column, ``misfit``, says how badly the fit fits: the mean squared residual of the footprint in units of the
         noise, less what shapes beyond ours may leave: about 1 for a blob. `blobpipe.detection.score` takes it into the score.
-
-    Notes
-    -----
-    Source: ours.
     """
     import pandas as pd
 
@@ -223,7 +219,7 @@ def fit_blobs(
 
 
 def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float) -> FloatArray:
-    """Signal-to-noise ratio of the brightest square near each place, shape (n,): in a hundredth of the time of a fit.
+    """Estimate the S/N of the brightest square near each place, in 1 % of the time of a fit.
 
     Parameters
     ----------
@@ -235,10 +231,6 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
     ndarray, shape (n,), float64
         Of the square of 5 x 5 or 11 x 11 px within `FARTHEST_PX`, above the median around; 0 where there is no value. For a
         blob about two thirds of a matched filter's.
-
-    Notes
-    -----
-    Source: ours.
     """
     half = round(FARTHEST_PX) + max(SQUARES_PX) // 2
     windows = [
@@ -258,7 +250,7 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
 
 @nb.njit(cache=True, nogil=True)
 def _brightest_square(signal):  # type: ignore[no-untyped-def]
-    """Highest sum of a square, by the root of its area."""
+    """Return the highest sum over a square, divided by the root of its area."""
     side = len(signal)
     brightest = 0.0
     sums = np.zeros((side + 1, side + 1))
@@ -311,7 +303,7 @@ def _measure_one(cut: Cut, peak: FloatArray, noise: float) -> list[float]:
 
 
 def _reduced_chi2(cut: Cut, model: Model) -> float:
-    """Mean squared residual of the best shape's footprint, less what other shapes than ours may leave."""
+    """Return the best shape's mean squared residual, less what other shapes may leave."""
     best = int(model.chi2.argmin())
     x, y, radius, depth = model.parameters[best, :4]
     footprint = cut.good & (distance_from(x, y, CUT_SIDE).ravel() <= radius + FOOTPRINT_MARGIN_PX)
@@ -322,7 +314,7 @@ def _reduced_chi2(cut: Cut, model: Model) -> float:
 
 
 def _limits(start: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Between which the parameters of fits may lie."""
+    """Return the lower and upper limits of the parameters."""
     reach = np.array([FARTHEST_PX, FARTHEST_PX, 0, np.inf, np.inf])
     low = start - reach
     high = start + reach
@@ -339,7 +331,7 @@ def _cut(difference: Image, peaks: FloatArray, k: int, noise: float) -> Cut:
 
 
 def _without_outliers(values: Image) -> Mask:
-    """Finite, and not far from the median of the 5 x 5 pixels around, which is taken only where it may matter."""
+    """Mark finite pixels that are not far from the median of the 5 x 5 pixels around them."""
     from scipy.ndimage import uniform_filter
 
     good = np.isfinite(values)
@@ -360,7 +352,7 @@ def _without_outliers(values: Image) -> Mask:
 
 
 def _nearest(peaks: FloatArray, k: int) -> Mask:
-    """Pixels of a cut-out that are nearer to a peak than to any that lies on another blob."""
+    """Mark the pixels of a cut-out that are nearest to its own peak."""
     apart = np.hypot(*(peaks - peaks[k]).T)
     others = peaks[(apart > NEIGHBOUR_PX) & (apart < 3 * CUT_HALF)]
     x, y = peaks[k]
@@ -373,7 +365,7 @@ def _nearest(peaks: FloatArray, k: int) -> Mask:
 
 @lru_cache(maxsize=1)
 def _table() -> FloatArray:
-    """Each shape as a sum of cosines, whose amplitudes are splines of the radius.
+    """Tabulate each shape as a sum of cosines whose amplitudes are splines of the radius.
 
     Returns
     -------
@@ -390,7 +382,7 @@ def _table() -> FloatArray:
 
 
 def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
-    """Amplitudes of the cosines along y and x, for a profile sampled twice per pixel and axis."""
+    """Return the amplitudes of the cosines along y and x, for a profile sampled twice per pixel."""
     fine = np.empty((2 * PERIOD_PX, 2 * PERIOD_PX))
     for i, j in ((0, 0), (0, 1), (1, 1)):
         fine[i::2, j::2] = blob_shapes.blob_profile(shape, radius, -j / 2, -i / 2, PERIOD_PX)
@@ -405,7 +397,7 @@ def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
 
 @nb.njit(cache=True, nogil=True)
 def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
-    """Amplitudes of a shape at a radius, and their derivatives by it; both of shape (HIGHEST, HIGHEST), float32."""
+    """Interpolate the amplitudes of a shape, and their derivatives, at a radius."""
     place = min(max(np.searchsorted(RADII_PX, radius) - 1, 0), len(RADII_PX) - 2)
     t = np.float32(radius - RADII_PX[place])
     cubes = table[place, shape]
@@ -423,7 +415,7 @@ def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _waves(centre):  # type: ignore[no-untyped-def]
-    """Cosines around a centre, and their derivatives by it; both of shape (SIDE, HIGHEST), float32."""
+    """Return cosines around a centre, and their derivatives by it."""
     waves = np.empty((CUT_SIDE, HIGHEST), np.float32)
     slopes = np.empty((CUT_SIDE, HIGHEST), np.float32)
     for k in range(HIGHEST):
@@ -438,7 +430,7 @@ def _waves(centre):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract"})
 def _multiply(left, right, product):  # type: ignore[no-untyped-def]
-    """Product of two matrices, row by row: vectors of columns are added at a time."""
+    """Multiply two matrices row by row, so that vectors of columns are added at a time."""
     for y in range(left.shape[0]):
         row = product[y]
         row[:] = 0
@@ -459,7 +451,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _model(values, good, table, shape, parameters, residual, slopes):  # type: ignore[no-untyped-def]
-    """The model of a cut-out (``values`` and ``good``, which is 0 or 1, of shape (n,), float32): fills in residual and slopes.
+    """Evaluate the model on a cut-out: fill in residual and slopes, return chi-squared.
 
     Returns
     -------
@@ -495,7 +487,7 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
 
 
 def _start(cut: Cut, x: float, y: float) -> FloatArray:
-    """Parameters to start from: the highest place of the smoothed cut-out, and the disc that fits best there."""
+    """Return the parameters to start from: the best disc at the highest place of the cut-out."""
     x, y = _highest(cut, x - cut.x, y - cut.y)
     radius, depth, background = _best_disc(cut.values, cut.good, _table(), x, y)
     return np.array([x, y, radius, depth, background])
@@ -503,7 +495,7 @@ def _start(cut: Cut, x: float, y: float) -> FloatArray:
 
 @nb.njit(cache=True, nogil=True)
 def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
-    """Radius of the disc at x, y that explains most, its depth and the background around it; only discs that darken do."""
+    """Return radius, depth and background of the dark disc at x, y that explains most."""
     n = 0
     total = 0.0
     for k in range(len(values)):
@@ -536,7 +528,7 @@ def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
 
 
 def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
-    """Where the smoothed cut-out is highest, not too far from a place."""
+    """Return where the smoothed cut-out is highest, near a place."""
     from scipy.ndimage import gaussian_filter
 
     image = np.where(cut.good, cut.values - bottleneck.median(cut.values[cut.good]), np.float32(0))
@@ -549,7 +541,7 @@ def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
 
 @nb.njit(cache=True, nogil=True)
 def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
-    """All shapes at a peak by Levenberg's and Marquardt's least squares, within limits: what makes a `Model`."""
+    """Fit all shapes by Levenberg's and Marquardt's method, within limits: the parts of a `Model`."""
     n_shapes = table.shape[1]
     n = len(values)
     parameters = np.empty((n_shapes, 5))
@@ -589,7 +581,7 @@ def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _solve(matrix, vector):  # type: ignore[no-untyped-def]
-    """Linear equations in place, the solution in ``vector``; the matrix is positive definite: any pivot will do."""
+    """Solve linear equations in place; the matrix is positive definite, so any pivot will do."""
     for i in range(5):
         for j in range(i + 1, 5):
             factor = matrix[j, i] / matrix[i, i]
@@ -604,7 +596,7 @@ def _solve(matrix, vector):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
-    """The normal matrix of a shape, and its right-hand side."""
+    """Return the normal matrix of a shape and its right-hand side, priors included."""
     normal = np.empty((5, 5))
     slope = np.empty(5)
     for i in range(5):

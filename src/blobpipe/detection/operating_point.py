@@ -22,7 +22,7 @@ POINT_BOUNDS = {
 
 
 class OperatingPoint(NamedTuple):
-    """What a score is, where detections begin, and what it means.
+    """Where detections begin, and what a score means.
 
     Attributes
     ----------
@@ -43,12 +43,12 @@ class OperatingPoint(NamedTuple):
     weights: tuple[float, ...] = ()
 
     def probability(self, score: FloatArray) -> FloatArray:
-        """Probability that a candidate of this score is a new blob, at the prior rate of the settings."""
+        """Turn scores into probabilities of a new blob, at the prior rate of the settings."""
         return np.asarray(1 / (1 + np.exp(-self.slope * logit(score) - self.offset)))
 
 
 def logit(score: FloatArray) -> FloatArray:
-    """Log-odds; scores of 0 and 1 are taken for the nearest numbers that have some."""
+    """Return the log-odds of scores, which are kept 1e-7 away from 0 and 1."""
     inside = np.clip(np.asarray(score, dtype=np.float64), 1e-7, 1 - 1e-7)
     return np.asarray(np.log(inside / (1 - inside)))
 
@@ -74,7 +74,7 @@ def read_operating_point(metadata: dict[str, Any]) -> OperatingPoint:
 
 
 def _fault(point: Any) -> str:
-    """What keeps the metadata of a model from being an operating point; empty if nothing does."""
+    """Return what is wrong with the operating point of a model; empty if nothing is."""
     needed = [name for name in OperatingPoint._fields if name not in OperatingPoint._field_defaults]
     if not isinstance(point, dict) or not set(needed) <= set(point) <= set(OperatingPoint._fields):
         return f"found {str(point)[:60]}, expected {', '.join(OperatingPoint._fields)}"

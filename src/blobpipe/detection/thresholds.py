@@ -32,7 +32,7 @@ def set_operating_point(
     folders: tuple[str | Path, str | Path, str | Path],
     params: Detect,
 ) -> OperatingPoint:
-    """Threshold and calibration from held-out frames without a new blob, and from the scores of superimposed blobs.
+    """Set threshold and calibration from held-out images and from injected blobs.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def set_operating_point(
 
 
 def tail_threshold(scores: FloatArray, allowed: float) -> float:
-    """Score above which ``allowed`` of false peaks are expected, from the exponential tail of their logits.
+    """Return the score above which ``allowed`` false peaks are expected.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def tail_threshold(scores: FloatArray, allowed: float) -> float:
 def calibrate(
     true: FloatArray, false: FloatArray, n_frames: float, per_frame: float
 ) -> tuple[float, float]:
-    """Slope and offset of the logistic calibration, at the real rate of new blobs.
+    """Fit slope and offset of the logistic calibration, at the real rate of new blobs.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def baseline_thresholds(
 
 
 def tail_level(values: FloatArray, allowed: float) -> float:
-    """Value that ``allowed`` of the subframes without a blob exceed: interpolated, or beyond the highest, extrapolated.
+    """Return the value that ``allowed`` of the subframes without a blob exceed.
 
     Parameters
     ----------

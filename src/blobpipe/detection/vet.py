@@ -260,7 +260,7 @@ def _is_near(
     shift_px: tuple[float, float],
     within_px: FloatArray | float,
 ) -> bool:
-    """Whether a place of an image is that of a blob, where the mirror has put it or where it usually is."""
+    """Return whether a place is that of a blob, as the mirror has moved it or as it usually lies."""
     return any(
         bool((np.hypot(*(others + moved - place).T) <= within_px).any())
         for moved in (shift_px, (0.0, 0.0))
@@ -268,7 +268,7 @@ def _is_near(
 
 
 def _height(pattern: Image, x: float, y: float) -> float:
-    """Mean light loss of the known blobs around a place."""
+    """Return the mean light loss of the known blobs around a place."""
     window = cut_square(
         pattern, round(x) - PATTERN_HALF, round(y) - PATTERN_HALF, 2 * PATTERN_HALF + 1
     )
@@ -276,7 +276,7 @@ def _height(pattern: Image, x: float, y: float) -> float:
 
 
 def _shift_residual(pattern: Image | None, shift_px: tuple[float, float]) -> Image | None:
-    """What the known blobs leave in a difference image whose shift has not been taken off."""
+    """Return what a shift leaves of the known blobs in an image that was not registered."""
     shift = Shift(float(shift_px[0]), float(shift_px[1]))
     if pattern is None or not np.hypot(*shift) > NEGLIGIBLE_PX:
         return None
@@ -284,7 +284,7 @@ def _shift_residual(pattern: Image | None, shift_px: tuple[float, float]) -> Ima
 
 
 def _lit(difference: Image) -> Mask:
-    """Pixels of rows and columns that have any value: the rest is the detector's border, and no fault."""
+    """Mark pixels of rows and columns that have any value; the rest is the detector's border."""
     finite = np.isfinite(difference)
     return np.logical_and.outer(finite.any(axis=1), finite.any(axis=0))
 
@@ -299,7 +299,7 @@ def _on_few_pixels(
     *,
     params: Vetting = DEFAULTS,
 ) -> bool:
-    """Whether too much of a footprint has no value, or nothing is left without its few highest pixels."""
+    """Return whether a footprint lacks values, or its S/N without its highest pixels is low."""
     left = round(x) - CUT_HALF
     top = round(y) - CUT_HALF
     window = cut_square(difference, left, top, CUT_SIDE)
@@ -326,7 +326,7 @@ def _hard(
     *,
     params: Vetting = DEFAULTS,
 ) -> bool:
-    """Whether smoothing takes more away than from a blob: bad pixels are not blurred."""
+    """Return whether smoothing takes more away than from a blob: bad pixels are not blurred."""
     from scipy.ndimage import gaussian_filter
 
     left = round(x) - CUT_HALF
@@ -344,7 +344,7 @@ def _hard(
 def flickers(
     x: float, y: float, radius: float, depth: float, scatter: Image, *, params: Vetting = DEFAULTS
 ) -> bool:
-    """Whether the middle of a footprint has varied more than its surroundings, and enough to explain the signal.
+    """Return whether a footprint's core varies more than its surroundings, and enough.
 
     Parameters
     ----------
@@ -382,7 +382,7 @@ def flickers(
 def on_bad_pixels(
     x: float, y: float, radius: float, bad: Mask, *, params: Vetting = DEFAULTS
 ) -> bool:
-    """Whether too much of a footprint (px) is known to be bad.
+    """Return whether much of a footprint (px) is bad.
 
     Parameters
     ----------
@@ -408,7 +408,7 @@ def is_of_the_stack(
     *,
     params: Vetting = DEFAULTS,
 ) -> bool:
-    """Whether a signal is there because the stack is bright, and not because the image is dark, as a blob makes it.
+    """Return whether a signal comes from a bright stack and not from a dark image.
 
     Parameters
     ----------
@@ -421,7 +421,7 @@ def is_of_the_stack(
 
     Notes
     -----
-    Source: ours. On a real pair of other dates, all highest false peaks are clusters of bad pixels in the stack alone.
+    On a real pair of other dates, all highest false peaks are clusters of bad pixels in the stack alone.
     """
     left = round(x) - CUT_HALF
     top = round(y) - CUT_HALF
@@ -442,7 +442,7 @@ def is_of_the_stack(
 
 
 def _trimmed_snr(values: FloatArray, *, params: Vetting = DEFAULTS) -> float:
-    """S/N of a sum, without the few highest and as many of the lowest values, had those been like the rest."""
+    """Return the S/N of a sum without its few highest and lowest values."""
     few = min(params.trimmed_px, len(values) // params.trimmed_share)
     return float(np.sort(values)[few : len(values) - few].mean() * np.sqrt(len(values)))
 
@@ -457,7 +457,7 @@ def _predicted(
     *,
     params: Vetting = DEFAULTS,
 ) -> bool:
-    """Whether the shift predicts much of the signal, and the negative side that belongs to it is there too."""
+    """Return whether the shift predicts the signal, and its negative lobe is there too."""
     left = round(x) - CUT_HALF
     top = round(y) - CUT_HALF
     window, expected = (cut_square(image, left, top, CUT_SIDE) for image in (difference, residual))
@@ -482,7 +482,7 @@ def _has_counterpart(
     *,
     params: Vetting = DEFAULTS,
 ) -> bool:
-    """Whether a negative signal of comparable size lies beyond the centre of a known blob, seen from a detection."""
+    """Return whether a negative signal lies across the centre of a known blob."""
     from scipy.ndimage import uniform_filter
 
     reach = params.dip_reach_radii * blob[2] + params.dip_margin_px
@@ -503,7 +503,7 @@ def _has_counterpart(
 
 
 def _beyond(place: tuple[float, float], centre: tuple[float, float], side: int) -> Mask:
-    """Pixels within 60 degrees of the direction from a place to a centre; all, where the two are nearly the same."""
+    """Mark pixels within 60 degrees of the direction from a place to a centre."""
     pixels = np.arange(side)
     x = pixels - place[0]
     y = (pixels - place[1])[:, None]

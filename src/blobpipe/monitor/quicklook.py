@@ -1,4 +1,4 @@
-"""The daily routine (ISR 6): every new image of a folder searched, logged, and told of, each exactly once.
+"""Search, log and announce every new image of a folder, each exactly once (ISR 6).
 
 All that an image leads to is one transaction of the log, and the same inputs lead to the same rows: whatever moment a
 run ends at, the next one goes on as if nothing had happened. Several runs may share a log; one at a time works.
@@ -81,7 +81,7 @@ NO_FAULT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Routine:
-    """What every image of a run is judged with."""
+    """The settings and files with which all images of a run are searched."""
 
     log_path: Path
     model: Path
@@ -98,7 +98,7 @@ class Routine:
 
 
 class Tools(NamedTuple):
-    """The same, read and ready."""
+    """The open log, and model and catalogue of a run, read."""
 
     connection: logbook.Log
     run: int
@@ -107,7 +107,7 @@ class Tools(NamedTuple):
 
 
 class Blobs(NamedTuple):
-    """What is known of blobs before an image is searched.
+    """Blobs that are known before an image is searched.
 
     Attributes
     ----------
@@ -321,7 +321,7 @@ def _run_row(routine: Routine, detector: DenseDetector) -> dict[str, Any]:
 
 
 def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
-    """Log what is new in the folder; how many images that were."""
+    """Log what is new in the folder; return how many images that were."""
     tools.connection.insist_on_file()
     whole = [
         file
@@ -343,7 +343,7 @@ def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
 
 
 def _unknown(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list[File]:
-    """The files of the folder that the log does not know as they are now, or rejected if they are to be tried again."""
+    """List the files of the folder that the log does not know as they are now."""
     unknown = []
     for file in inbox.look():
         row = connection.execute(
@@ -359,7 +359,7 @@ def _unknown(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list
 
 
 def _read(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
-    """A file with its hash, date and size; None if it is still being written, or cannot be read."""
+    """Read a file's hash, date and size; None if it is still being written or cannot be read."""
     try:
         sha256 = files.sha256(file.path)
         after = Stamp.of(file.path.stat())
@@ -377,7 +377,7 @@ def _read(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
 
 
 def _dated(arrival: Arrival, suspect: bool) -> Arrival:
-    """The same with date and size; a file at which a process ended is first read by one that may end."""
+    """Add date and size; a file at which a process ended is first read by another process."""
     fatal = _rehearsed(arrival.path) if suspect else ""
     if fatal:
         return arrival._replace(fatal=fatal)
@@ -389,7 +389,7 @@ def _dated(arrival: Arrival, suspect: bool) -> Arrival:
 
 
 def _rehearsed(path: Path) -> str:
-    """Have a process of its own read a file that may end whoever reads it; what became of it, empty if it lives."""
+    """Have another process read a suspect file; return what became of it, empty if it lives."""
     read = "import sys; from blobpipe.core import check; check.describe(sys.argv[1])"
     try:
         ended = subprocess.run(
@@ -413,7 +413,7 @@ def _lock(connection: logbook.Log) -> Iterator[TextIO]:
 
 @contextmanager
 def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> Iterator[bool]:
-    """Wait until no other process works on an image of this log; whether a process has ended while it was at this one.
+    """Wait for other processes; yield whether one has ended while it was at this image.
 
     The file that is locked holds the hashes of the images that were begun and did not come to the last step. The system
     keeps what a process that is killed has written there.
@@ -430,7 +430,7 @@ def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> 
 
 
 def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine) -> bool:
-    """Bring a file into the log; whether it was a new image."""
+    """Bring a file into the log; return whether it was a new image."""
     connection = tools.connection
     image = connection.execute(
         "SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)
@@ -494,7 +494,7 @@ def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: R
 
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
-    """Add an image, or put what came of it now in the place of a rejection; its id."""
+    """Add an image, or replace its rejection by what came of it now; return its id."""
     rejected = connection.execute(
         "SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)
     ).fetchone()
@@ -506,7 +506,7 @@ def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
 
 
 def _is_internal(error: Exception) -> bool:
-    """Whether an error is a bug that one image has brought to light: no fault of the disk, the log or the machine."""
+    """Return whether an error is a bug of this program, not of disk, log or machine."""
     outer = (BlobpipeError, OSError, MemoryError, sqlite3.OperationalError)
     # the latter: a damaged log
     return not isinstance(error, outer) and type(error) is not sqlite3.DatabaseError
@@ -518,7 +518,7 @@ def _internal_fault(error: Exception) -> str:
 
 
 def _as_it_was(arrival: Arrival) -> bool:
-    """Whether a file is still what was hashed: else what was searched could be another image, or none."""
+    """Return whether a file is still what was hashed."""
     try:
         return Stamp.of(arrival.path.stat()) == arrival.stamp
     except OSError:
@@ -526,7 +526,7 @@ def _as_it_was(arrival: Arrival) -> bool:
 
 
 def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:
-    """Whether the bytes are there under another name too, or have only been moved."""
+    """Return whether the bytes are there under another name too, or have been moved."""
     path = path_text(arrival.path)
     earlier = connection.execute(
         "SELECT path FROM files WHERE image = ? AND path != ?", (image, path)
@@ -549,7 +549,7 @@ def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outc
 
 
 def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
-    """Subtract the stack from an image and search the difference; nothing is written but the cache of the stack."""
+    """Search an image; nothing is written but the cache of the stack."""
     row: dict[str, Any] = {
         "run": tools.run,
         "sha256": arrival.sha256,
@@ -588,7 +588,7 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
 
 
 def _cards(frame: fits_images.Frame) -> dict[str, Any]:
-    """The cards that are kept and hold what JSON can."""
+    """Return the header cards that are kept and that JSON can hold."""
     found = {card: _value(frame, card) for card in KEPT_CARDS}
     return {card: value for card, value in found.items() if value is not None}
 
@@ -599,7 +599,7 @@ def _level_e(frame: fits_images.Frame) -> float | None:
 
 
 def _value(frame: fits_images.Frame, card: str) -> Any:
-    """What a card says, as text, truth or a finite number; None for anything else, such as a card that cannot be read."""
+    """Return a card as text, truth or finite number; None for anything else."""
     try:
         value = frame.header.get(card)
         finite = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
@@ -609,7 +609,7 @@ def _value(frame: fits_images.Frame, card: str) -> Any:
 
 
 def _is_passing(error: BlobpipeError) -> bool:
-    """Whether a file could not be read for a reason that is not in its bytes."""
+    """Return whether a file could not be read for a reason that is not in its bytes."""
     cause = error.__cause__
     return isinstance(cause, MemoryError) or (
         isinstance(cause, OSError) and cause.errno not in NO_FAULT_OF_THE_MEDIUM
@@ -617,7 +617,7 @@ def _is_passing(error: BlobpipeError) -> bool:
 
 
 def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sqlite3.Row]:
-    """The images of the log that are of the same exposure and count, in the order in which they were logged."""
+    """List the images of the same exposure that count, in the order in which they were logged."""
     near = connection.execute(
         "SELECT id, name, mjd, header, kind, outcome FROM images "
         "WHERE outcome != 'rejected' AND superseded_by IS NULL AND sha256 != ? AND mjd BETWEEN ? AND ? ORDER BY id",
@@ -631,7 +631,7 @@ def _exposure(row: Mapping[str, Any] | sqlite3.Row) -> Exposure:
 
 
 def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Columns of an image of whose exposure the log has a newer version; None if it has none.
+    """Return the columns of an image whose exposure has a newer version in the log; else None.
 
     An image is newer than a difference: stacks take it.
     """
@@ -646,7 +646,7 @@ def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> di
 
 
 def _supersede(connection: sqlite3.Connection, image: int) -> None:
-    """Have an image replace the older versions of its exposure, to be called before its findings are logged.
+    """Replace older versions of an exposure, before the findings of the newer are logged.
 
     One that could not be searched, for want of a stack, does not replace one that was: it is superseded itself.
     """
@@ -758,7 +758,7 @@ def _search(
 
 
 def _blobs(tools: Tools, mjd: float) -> Blobs:
-    """What is known before an image of this date: people and later images confirm; what faded may be a flickering pixel."""
+    """Read which blobs are known before a date; faded candidates do not count."""
     found = tools.connection.execute(
         "SELECT x_px, y_px, radius_px, first_mjd, decision = 'confirmed' OR status = 'seen_again' FROM candidate_list "
         "WHERE radius_px IS NOT NULL AND (decision = 'confirmed' OR decision != 'rejected' AND status != 'faded') "
@@ -776,7 +776,7 @@ def _blobs(tools: Tools, mjd: float) -> Blobs:
 def _subframes(
     response: Image, candidates: pd.DataFrame, detector: DenseDetector, shape: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Rows of the table ``subframes``: as a scan gives them, and a picture of the network's map."""
+    """Make rows of the table ``subframes``, with a picture of the network's map."""
     scores = subframe_scores(candidates, shape)
     probability = detector.probability(scores)
     side = tiles.SIDE // dense.STRIDE
@@ -837,7 +837,7 @@ def _log_detections(
     detector: DenseDetector,
     params: Params,
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Detections, and fainter sightings of candidates; those to be drawn: a candidate's first two sightings."""
+    """Log detections and fainter sightings of candidates; return those to be drawn."""
     columns = (*DETECTION_COLUMNS, "probability")
     shift = np.array([searched.row["shift_x_px"], searched.row["shift_y_px"]])
     pending = {
@@ -876,7 +876,7 @@ def _with_candidates(
     shift: npt.NDArray[np.float64],
     match_px: float,
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """Each row of a search, with the candidate of the log that lies there; bad pixels show none.
+    """Pair the rows of a search with the log's candidates; bad pixels have none.
 
     What the stack has not learnt yet of a known blob may be measured off its centre: it is matched in a second round.
     """
@@ -908,7 +908,7 @@ def _with_candidates(
 def _update_candidates(
     connection: sqlite3.Connection, image: int, seen: set[int], fade_after: int
 ) -> None:
-    """Mark what is seen again; let fade what later images do not show: a blob never vanishes.
+    """Mark candidates that are seen again; fade those that later images do not show.
 
     Where the image replaces older versions of its exposure, what these have shown or missed is counted anew.
     """
@@ -948,7 +948,7 @@ def _update_candidates(
 
 
 def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int) -> None:
-    """Status of a candidate from the versions that count; without a sighting on one of them it has faded."""
+    """Set the status of a candidate from the versions that count."""
     sightings = connection.execute(
         "SELECT DISTINCT i.id, i.mjd FROM detections d JOIN images i ON i.id = d.image "
         "WHERE d.candidate = ? AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
@@ -981,7 +981,7 @@ def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int)
 
 
 def _first_version(connection: sqlite3.Connection, image: int) -> int:
-    """The image by which the log came to know an exposure."""
+    """Return the image by which the log came to know an exposure."""
     query = "SELECT min(id) AS id FROM images WHERE superseded_by = ? AND id < ?"
     while (older := connection.execute(query, (image, image)).fetchone()["id"]) is not None:
         image = older

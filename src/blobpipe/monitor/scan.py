@@ -58,7 +58,7 @@ SIDE_PX = 128  # of the picture of a detection
 
 @dataclass
 class Found:
-    """The rows of the three tables, the model that they are of, and the exposure of each image that was searched, in order."""
+    """Rows of the three tables, their model, and the exposure of each image, in order."""
 
     model_sha256: str
     exposures: list[Exposure] = field(default_factory=list)
@@ -176,7 +176,7 @@ def _read_template(reference: Path | None, catalogue: pd.DataFrame | None) -> Te
 
 
 class Search(NamedTuple):
-    """The way of a network: what is done with several frames at a time, and what is written down of one after the other."""
+    """How a kind of network searches: the part done in threads, and the part done in order."""
 
     look: Callable[[Prepared], Any]
     tell: Callable[[Any, Path, Found], None]
@@ -188,7 +188,7 @@ def _look_ahead(
     look: Callable[[Prepared], Any],
     params: Params,
 ) -> Iterator[tuple[Path, Any]]:
-    """Prepare and look at the frames in threads, a few ahead of the one that is asked for: memory does not grow."""
+    """Prepare and search images in threads, a few ahead, so that memory does not grow."""
 
     def one(path: Path) -> Any:
         try:
@@ -235,7 +235,7 @@ def _prepare(
 
 
 def _choose_search(model: Path, params: Params) -> Search:
-    """The way of the network that the model file holds."""
+    """Choose the search for the network that the model file holds."""
     detector = load_detector(model)
     if isinstance(detector, DenseDetector):
         look = partial(_look_dense, detector, params.vetting)
@@ -283,7 +283,7 @@ def _within(
 def _draw(
     frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], out_dir: Path
 ) -> None:
-    """The surroundings of a detection, and the network's map of them."""
+    """Draw the surroundings of a detection, and the network's map of them."""
     ny, nx = frame.scaled.shape
     x0, y0 = (
         int(np.clip(round(at) - SIDE_PX // 2, 0, side - SIDE_PX)) // dense.STRIDE * dense.STRIDE
@@ -308,7 +308,7 @@ def _draw(
 
 
 def _seen_again(found: Found) -> list[dict[str, Any]]:
-    """Detections, those marked that the next image of another exposure shows again."""
+    """Mark detections that the next image of another exposure shows again."""
     if not found.detections or "score" not in found.detections[0]:
         return found.detections
     table = pd.DataFrame(found.detections)

@@ -1,4 +1,4 @@
-"""What would be found, and what not: blobs of every depth and size, superimposed on real backgrounds, three detectors."""
+"""Measure which blobs three detectors find, by injecting blobs of every depth and size."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Setting(NamedTuple):
 
 
 class Detectors(NamedTuple):
-    """The three, each with the score from which it reports a blob, at the same rate of false alarms."""
+    """The three detectors, with thresholds at the same rate of false alarms."""
 
     dense: DenseDetector
     report: ReportDetector
@@ -66,7 +66,7 @@ class Detectors(NamedTuple):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Of each, by its name."""
+        """Return the threshold of each detector by its name."""
         return {name: getattr(self, name).threshold for name in DETECTORS}
 
 
@@ -88,7 +88,7 @@ def measure_completeness(
     *,
     setting: Setting,
 ) -> None:
-    """Superimpose blobs on held-out images and count how many come back (stage ``completeness``).
+    """Inject blobs into held-out images and count how many are found (stage ``completeness``).
 
     The images are those without a new blob that training has not seen. One blob to each subframe, of the depth and radius
     of the grid, of any shape, anywhere, is added to the unclipped difference; then the image goes through clipping,
@@ -106,10 +106,6 @@ def measure_completeness(
         (depth of 50 % and 90 % completeness), ``completeness.png``, ``metrics.json``.
     params : Completeness
     setting : Setting
-
-    Notes
-    -----
-    Source: ours.
     """
     out_dir = Path(out_dir)
     report_network.set_threads(1)
@@ -151,7 +147,7 @@ def measure_completeness(
 def read_backgrounds(
     images: pd.DataFrame, blobs: pd.DataFrame, difference_dir: str | Path, cutout_dir: str | Path
 ) -> list[Background]:
-    """The images without a new blob from which no training subframe comes."""
+    """Read the images without a new blob from which no training subframe comes."""
     shown, _ = cutout.read_recipes(cutout_dir, "train")
     template = read_pipeline_template(difference_dir)
     landed = held_out.first_image_index(images, blobs)
@@ -167,7 +163,7 @@ def read_backgrounds(
 def draw(
     backgrounds: list[Background], params: Completeness
 ) -> list[tuple[Background, pd.DataFrame]]:
-    """Blobs for each turn of an image, one to a subframe, the cells of the grid in turn."""
+    """Draw the blobs of each turn of an image, one to a subframe, over the cells of the grid."""
     cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
     rng = stream(params.seed, "completeness")
     side = tiles.SIDE
@@ -240,7 +236,7 @@ def inject(
 
 
 def recovered(injections: pd.DataFrame) -> pd.DataFrame:
-    """Share recovered by each detector for each radius and depth, with its Wilson interval."""
+    """Tabulate the share that each detector finds, by radius and depth, with Wilson intervals."""
     parts = []
     for name in DETECTORS:
         table = (
@@ -264,7 +260,7 @@ def recovered(injections: pd.DataFrame) -> pd.DataFrame:
 
 
 def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
-    """Depth at which each detector finds a half and nine tenths of the blobs of a radius; NaN if none of the grid does.
+    """Interpolate the depth at which each detector finds 50 % and 90 % of the blobs of a radius.
 
     Completeness is taken to rise with depth, and to be linear in its logarithm between the grid's depths.
     """
@@ -291,7 +287,7 @@ def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> dict[str, Any]:
-    """The numbers of ``metrics.json``."""
+    """Summarise the injections in the numbers of ``metrics.json``."""
     metrics: dict[str, Any] = {"n_injections": len(injections), "n_frames": n_frames}
     for name in DETECTORS:
         metrics[f"{name}_threshold"] = round(detectors.thresholds[name], 5)

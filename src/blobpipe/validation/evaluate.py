@@ -1,4 +1,4 @@
-"""What the report's network does on validation subframes, where it fails and why, and what two others do (ISR 6)."""
+"""Evaluate three detectors on validation subframes, and say where and why they fail (stage ``evaluate``)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SNR_COLUMNS = {
 
 
 def points_at_blob(points: FloatArray, blobs: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether a point lies on a true blob: within its radius and 3 px of its centre.
+    """Return whether each point lies on a true blob: within its radius and 3 px of its centre.
 
     The margin is for the smoothing of the maps (4 px) and for the centres, which are whole pixels.
 
@@ -108,7 +108,7 @@ def failure_kinds(table: pd.DataFrame) -> npt.NDArray[np.str_]:
 def dip_sizes(
     pattern: FloatArray, windows: npt.NDArray[np.int32], drawn: FloatArray, measured: FloatArray
 ) -> npt.NDArray[np.float64]:
-    """By how much the known blobs on a window have moved, where they have left crescents; else 0.
+    """Return by how much known blobs have moved where they leave crescents; else 0.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def dip_sizes(
 
 
 def distance_to_known(pattern: FloatArray, points: FloatArray) -> npt.NDArray[np.float64]:
-    """How far points are from the nearest pixel of a known blob (px).
+    """Return the distance of points from the nearest pixel of a known blob (px).
 
     Parameters
     ----------
@@ -251,7 +251,7 @@ def _chunks(n: int) -> Iterator[npt.NDArray[np.int64]]:
 def _calibrate(
     search: SubframeSearch, scene: Scene, recipes: Recipes, radii_px: tuple[float, ...]
 ) -> dict[str, FloatArray]:
-    """Weights that make probabilities of the scores of the dense network and the filter, from training subframes."""
+    """Fit logistic regressions that turn scores into probabilities, to training subframes."""
     pixels = (render.render_subframes(scene, recipes, rows) for rows in _chunks(len(recipes)))
     snr = np.concatenate([matched_filter.filter_subframes(part, radii_px).snr for part in pixels])
     scores = search(scene, recipes).assign(matched_filter_snr=snr)
@@ -261,7 +261,7 @@ def _calibrate(
 
 
 def _features(scores: pd.DataFrame) -> dict[str, FloatArray]:
-    """What the regressions take, each of shape (n, 1): log-odds of the dense network, logarithm of the filter's S/N."""
+    """Return what the regressions take, each of shape (n, 1)."""
     return {
         "dense": logit(scores["dense_score"].to_numpy())[:, None],
         "matched_filter": np.log1p(scores[["matched_filter_snr"]].to_numpy()),
@@ -384,7 +384,7 @@ def _tower(images: npt.NDArray[Any], gap: int, value: float) -> npt.NDArray[Any]
 
 
 def _read_blobs(cutout_dir: str | Path) -> pd.DataFrame:
-    """The blobs of the validation subframes, each with its stamp's radius."""
+    """Read the blobs of the validation subframes, each with its stamp's radius."""
     _, blobs = cutout.read_recipes(cutout_dir, "validation")
     stamps = tables.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS)
     return blobs.merge(
@@ -395,7 +395,7 @@ def _read_blobs(cutout_dir: str | Path) -> pd.DataFrame:
 def _predict(
     network: report_network.ReportNetwork, scene: Scene, recipes: Recipes, params: Evaluate
 ) -> tuple[pd.DataFrame, FloatArray]:
-    """Answers of the report's network and of the matched filter, one row per subframe, and the probe's features."""
+    """Ask the report's network and the matched filter about each subframe."""
     parts = []
     features = []
     for rows in _chunks(len(recipes)):
@@ -420,7 +420,7 @@ ANSWERS = (
 def _describe(
     difference_dir: str | Path, scene: Scene, recipes: Recipes, blobs: pd.DataFrame
 ) -> pd.DataFrame:
-    """What is on each subframe: label, dip, number of blobs, and the strongest of them."""
+    """Describe each subframe: label, dip, number of blobs, and the strongest of them."""
     subframes = pd.DataFrame({"subframe": np.arange(len(recipes)), "label": recipes.label})
     subframes["frame"] = np.array(scene.names)[recipes.frame]
     shifts = (
@@ -476,7 +476,7 @@ def _metrics(
 
 
 def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Share of subframes with blobs that each detector finds, by the strongest one's S/N.
+    """Return the share of subframes with blobs that each detector finds, by S/N.
 
     At ``threshold`` and, so that all give equally many false alarms, where one background in a hundred is one.
 
@@ -507,12 +507,12 @@ def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def _plain(value: float) -> float | None:
-    """Six decimals, and no NaN, which JSON does not know."""
+    """Round to six decimals; None for NaN, which JSON does not know."""
     return round(float(value), 6) if np.isfinite(value) else None
 
 
 def _failures(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """The subframes that are taken for what they are not, by kind, the most confident mistakes first."""
+    """List the subframes that are misclassified, by kind, the most confident first."""
     wrong = table[(table["probability"] >= threshold) != (table["label"] == 1)].copy()
     wrong.insert(0, "kind", failure_kinds(wrong))
     rank = wrong["kind"].map({kind: i for i, kind in enumerate(KINDS)})
@@ -598,7 +598,7 @@ def _draw_galleries(
     failures: pd.DataFrame,
     params: Evaluate,
 ) -> None:
-    """Saliency of right and wrong cases, and failures by kind."""
+    """Draw saliency of right and wrong cases, and failures by kind."""
     positive = table["probability"] >= params.threshold
     blob = table["label"] == 1
     answers = {

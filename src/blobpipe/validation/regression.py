@@ -1,4 +1,4 @@
-"""The historical cases: which detector finds the blobs that landed, in the images that first showed them (ISR 7)?"""
+"""Search the historical images and compare with the catalogue (stage ``regression``, ISR 7)."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Case(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What the baselines say about each of the ``n`` subframes of an image (none of an unusable one).
+    """Answers of the baselines for the ``n`` subframes of an image (none of an unusable one).
 
     Attributes
     ----------
@@ -226,7 +226,7 @@ def regress(
 
 
 def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
-    """One `Case` for each image that is some blob's first, in order of date.
+    """Make one `Case` for each image that is some blob's first, in order of date.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
 def classify(
     report: ReportDetector, filters: MatchedFilter, scale_dir: str | Path, case: Case
 ) -> Answers:
-    """Ask the baselines about a historical image, and where the network looks where it is positive."""
+    """Ask the baselines about a historical image, and where the report's network looks."""
     if case.image.status != "ok":
         subframes = np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32)
         nothing = matched_filter.filter_subframes(subframes, filters.radii_px)
@@ -263,7 +263,7 @@ def classify(
 def compare(
     case: Case, answers: Answers, candidates: pd.DataFrame, thresholds: dict[str, float]
 ) -> Result:
-    """One image as the detectors see it, each at its operating points.
+    """Compare what the detectors see in one image with the catalogue, at all operating points.
 
     Parameters
     ----------
@@ -308,7 +308,7 @@ def compare(
 def judge_places(
     case: Case, claims: pd.DataFrame, threshold: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Which new blobs of an image a detector names that says where, and what else it names.
+    """Find which new blobs the claims of a detector name, and which claims name none.
 
     Parameters
     ----------
@@ -338,7 +338,7 @@ def judge_places(
 
 
 def _place_alarms(case: Case, false: pd.DataFrame) -> pd.DataFrame:
-    """Places that are false alarms, as rows of ``alarms.csv``."""
+    """Turn places that are false alarms into rows of ``alarms.csv``."""
     places = false[["x_px", "y_px"]].to_numpy(float)
     col, row = np.floor((places + 0.5) / tiles.SIDE).astype(np.int64).T
     alarms = false[["score", "x_px", "y_px"]].assign(frame=case.image.frame, row=row, col=col)
@@ -401,7 +401,7 @@ def _judge_blob(
 
 
 def blob_snr(blob: Any, noise_frac: float) -> float:
-    """Matched-filter S/N of a catalogued blob in an image of some noise; a shape of no known name counts as a disc.
+    """Return the matched-filter S/N of a catalogued blob; an unknown shape counts as a disc.
 
     Parameters
     ----------
@@ -417,7 +417,7 @@ def blob_snr(blob: Any, noise_frac: float) -> float:
 
 
 def reaches_into(blobs: pd.DataFrame, origins: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which blobs reach into which subframes: the distance from centre to subframe is at most the radius.
+    """Say which blobs reach into which subframes: centre to subframe at most the radius.
 
     Parameters
     ----------
@@ -452,7 +452,7 @@ def _lies_on(points: FloatArray, blobs: pd.DataFrame, margin: float) -> npt.NDAr
 
 
 def gather(results: list[Result]) -> Result:
-    """The rows of all images; tables without rows, but with their columns, if there are no images."""
+    """Join the rows of all images; without images, tables without rows but with their columns."""
     columns = (CASE_COLUMNS, FRAME_COLUMNS, ALARM_COLUMNS)
     empty = Result(*(pd.DataFrame({column: [] for column in names}) for names in columns))
     if not results:
@@ -461,7 +461,7 @@ def gather(results: list[Result]) -> Result:
 
 
 def summarise(result: Result) -> dict[str, Any]:
-    """The numbers of the report's network at its threshold; ``None`` where there is nothing to count."""
+    """Summarise the report's network at its own threshold; ``None`` where nothing counts."""
     usable = _usable(result.cases)
     images = result.frames[result.frames["status"] == "ok"]
     clear = usable[usable["snr"] > CLEAR_SNR]
@@ -488,13 +488,13 @@ def _usable(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def _found(cases: pd.DataFrame, detector: str, point: str) -> npt.NDArray[np.bool_]:
-    """Which of the new blobs a detector finds at an operating point."""
+    """Return which of the new blobs a detector finds at an operating point."""
     found = cases["status"] == "found" if point == "isr" else cases[f"found_{detector}"] == 1
     return found.to_numpy(bool)
 
 
 def compare_detectors(result: Result, thresholds: dict[str, float]) -> pd.DataFrame:
-    """Recall and false alarms of each detector at each of its operating points.
+    """Tabulate recall and false alarms of each detector at each of its operating points.
 
     Returns
     -------
@@ -534,7 +534,7 @@ _OF_BIN = ("n", "successes", "share", "share_low", "share_high")
 
 
 def side_by_side(detectors: pd.DataFrame) -> dict[str, Any]:
-    """Numbers of ``metrics.json``: all detectors at the same budget of false alarms."""
+    """Return the numbers of ``metrics.json``: all detectors at the same budget of false alarms."""
     metrics: dict[str, Any] = {}
     for row in detectors[detectors["operating_point"] == "budget"].to_dict("records"):
         name = row["detector"]
@@ -548,7 +548,7 @@ def side_by_side(detectors: pd.DataFrame) -> dict[str, Any]:
 
 
 def accuracy(cases: pd.DataFrame) -> dict[str, Any]:
-    """How well the dense network measures the blobs that it finds: numbers of ``metrics.json``."""
+    """Measure how well the dense network measures the blobs that it finds."""
     usable = _usable(cases)
     found = usable[usable["found_dense"] == 1]
     error = np.hypot(
@@ -571,7 +571,7 @@ def accuracy(cases: pd.DataFrame) -> dict[str, Any]:
 
 
 def _plain(value: float) -> float | None:
-    """Six decimals, and no NaN, which JSON does not know."""
+    """Round to six decimals; None for NaN, which JSON does not know."""
     return round(float(value), 6) if np.isfinite(value) else None
 
 
@@ -580,7 +580,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def recall_by_bin(cases: pd.DataFrame) -> pd.DataFrame:
-    """Recall of each detector at each operating point by S/N, depth and radius, with Wilson intervals.
+    """Tabulate recall of each detector by S/N, depth and radius, with Wilson intervals.
 
     Returns
     -------
@@ -610,7 +610,7 @@ _AS_RECALL = {
 
 
 def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.DataFrame) -> None:
-    """Found, missed and imagined by the report's network and by the dense one, and all three side by side."""
+    """Draw what the detectors found, missed and imagined, and all three side by side."""
     for path, detector, point in (
         ("cases.png", "report", "isr"),
         ("dense_cases.png", "dense", "budget"),
@@ -636,7 +636,7 @@ def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.Dat
 def _draw_gallery(
     path: Path, network: report_network.ReportNetwork, scale_dir: str | Path, result: Result, n: int
 ) -> None:
-    """Found blobs from faint to strong, the clearest misses, and the surest false alarms."""
+    """Draw found blobs from faint to strong, the clearest misses, the surest false alarms."""
     n_each = -(-n // 3)
     found = result.cases[result.cases["status"] == "found"].sort_values("snr", kind="stable")
     missed = result.cases[result.cases["status"] == "missed"].sort_values(
@@ -671,7 +671,7 @@ def _panel(
 
 
 def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
-    """The thresholds that ``metrics.json`` does not keep, one line each; a number that is missing fails.
+    """List the thresholds that ``metrics.json`` does not keep; a missing number fails.
 
     Parameters
     ----------
