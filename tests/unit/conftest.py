@@ -15,6 +15,7 @@ from blobpipe.detection import detect
 from blobpipe.images.clip import clip
 from blobpipe.images.scale import scale
 from blobpipe.networks import dense_network, model_file, report_network
+from blobpipe.networks.kernels import Kernels
 from blobpipe.params import Augment, Cutout, Detect, Params, Train, to_yaml
 from blobpipe.simulation import augment, cutout
 
@@ -117,9 +118,7 @@ def _dense_network_by_hand() -> dense_network.DenseNetwork:
     return network.eval()
 
 
-def opinionated_network(
-    seed: int, kernels: report_network.Kernels = "plain"
-) -> report_network.ReportNetwork:
+def opinionated_network(seed: int, kernels: Kernels = "plain") -> report_network.ReportNetwork:
     """A new network that has an opinion: a new one's last layer is zero."""
     network = report_network.new_network(seed, kernels)
     torch.nn.init.normal_(

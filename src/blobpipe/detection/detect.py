@@ -20,7 +20,7 @@ from blobpipe.detection.search import (
     read_reference,
     vet_peaks,
 )
-from blobpipe.networks import dense, dense_network, model_file, report_network
+from blobpipe.networks import dense, dense_network, kernels, model_file
 from blobpipe.params import Detect
 from blobpipe.simulation.inject import random_blobs
 
@@ -60,7 +60,7 @@ def detect(
     """
     out_dir = Path(out_dir)
     network, about = model_file.load_dense(model_path)
-    report_network.set_threads(1)  # frames share the cores
+    kernels.set_threads(1)  # frames share the cores
     images = (
         tables.image_table(raw_dir, difference_dir, scale_dir)
         .query("status == 'ok'")

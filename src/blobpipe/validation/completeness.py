@@ -31,7 +31,7 @@ from blobpipe.detection.vet import vet
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
 from blobpipe.images.scale import scale_image
-from blobpipe.networks import dense, dense_network, model_file, report_network
+from blobpipe.networks import dense, dense_network, kernels, model_file
 from blobpipe.params import Clip, Completeness, Scale
 from blobpipe.simulation import cutout
 from blobpipe.simulation.inject import add_blob
@@ -106,7 +106,7 @@ def measure_completeness(
     Source: ours.
     """
     out_dir = Path(out_dir)
-    report_network.set_threads(1)
+    kernels.set_threads(1)
     network, point = operating_point.load_operating_point(models[0])
     others = Baselines(model_file.load_model(models[1])[0], setting.radii_px)
     images = (

@@ -22,7 +22,7 @@ from blobpipe.detection.search import CANDIDATE, fit_at, read_reference
 from blobpipe.detection.vet import flickers, is_of_the_stack, on_bad_pixels
 from blobpipe.images import tiles
 from blobpipe.images.stack import CELL_PX
-from blobpipe.networks import dense, dense_network, model_file, report_network, saliency
+from blobpipe.networks import dense, dense_network, kernels, model_file, report_network, saliency
 from blobpipe.params import Evaluate
 from blobpipe.simulation import cutout, render
 from blobpipe.simulation.inject import render_in_sigma
@@ -209,7 +209,7 @@ def evaluate(
     network, _ = model_file.load_model(models[0])
     dense_network, point = operating_point.load_operating_point(models[1])
     searcher = Searcher(dense_network, point.weights, Path(difference_dir), {})
-    report_network.set_threads(THREADS)
+    kernels.set_threads(THREADS)
     folders = (difference_dir, scale_dir, cutout_dir)
     weights = _calibrate(
         searcher, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px

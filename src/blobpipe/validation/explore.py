@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from blobpipe.core import metrics, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.errors import ExtraError, TableError
-from blobpipe.networks import model_file, report_network
+from blobpipe.networks import kernels, model_file, report_network
 from blobpipe.params import Explore
 from blobpipe.simulation import cutout, render
 from blobpipe.simulation.recipes import Recipes, Scene
@@ -73,7 +73,7 @@ def explore(
     insist_on_extra()
     out_dir = Path(out_dir)
     folders = (difference_dir, scale_dir, cutout_dir)
-    report_network.set_threads(params.threads)
+    kernels.set_threads(params.threads)
     report = model_file.load_model(models[0], "plain")[0]
     dense = model_file.load_dense(models[1])[0]
     background = _background(*cutout.open_split(*folders, "train"), params.n_train)
