@@ -28,6 +28,8 @@ rule explore:
                 "networks/dense_network",
                 "networks/fused",
                 "networks/fused_gpu",
+                "networks/fused_loops",
+                "networks/kernels",
                 "networks/model_file",
                 "networks/report_network",
                 "simulation/clutter",

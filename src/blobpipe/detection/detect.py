@@ -23,7 +23,7 @@ from blobpipe.detection.search import (
     read_observation,
     read_pipeline_template,
 )
-from blobpipe.networks import dense_network, model_file, report_network
+from blobpipe.networks import dense_network, kernels, model_file
 from blobpipe.params import Detect, Vetting
 from blobpipe.simulation.inject import random_blobs
 
@@ -65,7 +65,7 @@ def detect(
     """
     out_dir = Path(out_dir)
     network, metadata = model_file.load_dense(model_path)
-    report_network.set_threads(1)  # images share the cores
+    kernels.set_threads(1)  # images share the cores
     detector = DenseDetector(dense_network.folded(network))
     stages = tables.image_table(raw_dir, difference_dir, scale_dir)
     images = stages.query("status == 'ok'").reset_index(drop=True)

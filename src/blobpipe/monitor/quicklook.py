@@ -62,7 +62,7 @@ from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, make_template
 from blobpipe.monitor import health, logbook, notices, running_stack, thumbnails
 from blobpipe.monitor.inbox import File, Inbox, Stamp, path_of, path_text
-from blobpipe.networks import dense, model_file, report_network
+from blobpipe.networks import dense, kernels, model_file
 from blobpipe.params import Params
 
 log = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
     if routine.catalogue is not None:
         known = tables.read_known(routine.catalogue, PLACE_COLUMNS)
     reference = None if routine.reference is None else running_stack.named(routine.reference)
-    report_network.set_threads(routine.params.detect.threads)
+    kernels.set_threads(routine.params.detect.threads)
     connection = logbook.connect(routine.log_path, make=True)
     try:
         if reference is not None:

@@ -30,7 +30,7 @@ from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, read_template
-from blobpipe.networks import dense, model_file, report_network, saliency
+from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.params import Params, Vetting
 from blobpipe.simulation import render
 
@@ -127,7 +127,7 @@ def scan(
             raise FrameError(
                 f"{name}: two images of this name; the tables could not tell them apart; rename one"
             )
-    report_network.set_threads(1)  # whole frames share the cores: no thread waits for another
+    kernels.set_threads(1)  # whole frames share the cores: no thread waits for another
     known = (
         None if catalogue is None else tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
     )
@@ -201,7 +201,7 @@ def _look_ahead(
             log.debug("internal fault", exc_info=error)
             return FrameError(f"{path}: {internal_fault(error)}")
 
-    with ThreadPoolExecutor(params.train.threads, "scan", report_network.set_threads, (1,)) as pool:
+    with ThreadPoolExecutor(params.train.threads, "scan", kernels.set_threads, (1,)) as pool:
         waiting = [(path, pool.submit(one, path)) for path in paths[:READ_AHEAD]]
         for i, _ in enumerate(tqdm(paths, "scan", unit="frame", disable=None)):
             path, future = waiting.pop(0)

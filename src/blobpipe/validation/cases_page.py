@@ -21,7 +21,7 @@ from blobpipe.detection.detect import CANDIDATE_COLUMNS
 from blobpipe.detection.detectors import standardised_subframes
 from blobpipe.detection.match import NEAR_PX
 from blobpipe.images import tiles
-from blobpipe.networks import dense, model_file, report_network, saliency
+from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.validation import regression
 from blobpipe.validation.evaluate import THREADS
 
@@ -98,7 +98,7 @@ def write_cases(
     cases = collect(results, candidates)
     network, _ = model_file.load_model(model_path)
     dense_network, _ = model_file.load_dense(detect_dir / "model.safetensors")
-    report_network.set_threads(1)  # images share the cores
+    kernels.set_threads(1)  # images share the cores
     stack = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "STACK")
     noise = results["frames"].set_index("frame")["noise_frac"]
 

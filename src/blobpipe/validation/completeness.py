@@ -33,7 +33,7 @@ from blobpipe.detection.search import (
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
 from blobpipe.images.scale import scale_image
-from blobpipe.networks import model_file, report_network
+from blobpipe.networks import kernels, model_file
 from blobpipe.params import Clip, Completeness, Scale, Vetting
 from blobpipe.simulation import cutout
 from blobpipe.simulation.inject import add_blob
@@ -108,7 +108,7 @@ def measure_completeness(
     setting : Setting
     """
     out_dir = Path(out_dir)
-    report_network.set_threads(1)
+    kernels.set_threads(1)
     dense = load_dense_detector(models[0])
     report = ReportDetector(model_file.load_model(models[1])[0])
     matched_filter = MatchedFilter(setting.radii_px)

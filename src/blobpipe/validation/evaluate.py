@@ -24,7 +24,7 @@ from blobpipe.detection.search import find_blobs, read_pipeline_template
 from blobpipe.images import tiles
 from blobpipe.images.stack import CELL_PX
 from blobpipe.images.template import Template
-from blobpipe.networks import dense, model_file, report_network, saliency
+from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.params import Evaluate, Vetting
 from blobpipe.simulation import cutout, render
 from blobpipe.simulation.inject import render_in_sigma
@@ -214,7 +214,7 @@ def evaluate(
     network, _ = model_file.load_model(models[0])
     detector = load_dense_detector(models[1])
     search = SubframeSearch(detector, difference_dir, vetting)
-    report_network.set_threads(THREADS)
+    kernels.set_threads(THREADS)
     folders = (difference_dir, scale_dir, cutout_dir)
     weights = _calibrate(
         search, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px

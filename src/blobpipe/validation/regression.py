@@ -28,7 +28,7 @@ from blobpipe.detection.operating_point import logit
 from blobpipe.detection.search import CLEAR, FAINT
 from blobpipe.detection.thresholds import baseline_thresholds
 from blobpipe.images import tiles
-from blobpipe.networks import model_file, report_network, saliency
+from blobpipe.networks import kernels, model_file, report_network, saliency
 from blobpipe.params import Regression
 from blobpipe.validation import curves
 from blobpipe.validation.evaluate import DIP_SHIFT_PX, POINTING_MARGIN_PX, THREADS
@@ -184,7 +184,7 @@ def regress(
     dense_path = Path(detect_dir) / "model.safetensors"
     detector = load_dense_detector(dense_path)
     candidates = tables.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
-    report_network.set_threads(1)  # images share the cores
+    kernels.set_threads(1)  # images share the cores
     images = tables.image_table(raw_dir, difference_dir, scale_dir)
     blobs = tables.read_blobs(raw_dir)
     usable = images.query("status == 'ok'").reset_index(drop=True)

@@ -150,7 +150,7 @@ def test_a_model_that_cannot_be_used_fails(setup: Setup, model: Path, tmp_path: 
     )
     (tmp_path / "text.safetensors").write_text("no model")
     [damaged] = found(changed(setup, model=tmp_path / "text.safetensors"), "model")
-    assert (damaged.state, "no model of the" in damaged.found) == ("fail", True)
+    assert (damaged.state, "not a model of the" in damaged.found) == ("fail", True)
 
 
 def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path: Path) -> None:
