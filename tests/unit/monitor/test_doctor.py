@@ -311,7 +311,7 @@ def test_a_reading_beyond_its_limit_is_warned_of(setup: Setup, log_path: Path) -
         logbook.insert(log, "health", row)
     [check] = found(setup, "readings")
     assert check.state == "warn"
-    assert "0.02, limit 0.013; faint blobs go unseen" in check.found
+    assert "0.02, limit 0.013; faint blobs are missed" in check.found
 
 
 @pytest.mark.parametrize(("free", "state"), [(50e9, "ok"), (3e9, "warn"), (0.1e9, "fail")])
