@@ -326,7 +326,7 @@ def _run_row(routine: Routine, point: operating_point.OperatingPoint) -> dict[st
 
 def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
     """Log what is new in the folder; how many images that were."""
-    tools.connection.insist_on_file()
+    tools.connection.require_file()
     whole = [
         file
         for file in _unknown(inbox, tools.connection, routine.again)
@@ -409,7 +409,7 @@ def _rehearsed(path: Path) -> str:
 @contextmanager
 def _lock(connection: logbook.Log) -> Iterator[TextIO]:
     """Wait until no other process works on an image of this log; the system frees the lock of one that is killed."""
-    connection.insist_on_file()  # its folder may be gone
+    connection.require_file()  # its folder may be gone
     with open(connection.path.with_suffix(".lock"), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
