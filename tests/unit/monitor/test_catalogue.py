@@ -181,7 +181,7 @@ def test_one_that_was_not_measured_is_named_and_left_out(
     with caplog.at_level(logging.WARNING):
         assert catalogue.update(log, tmp_path / "blobs.csv") == []
     assert caplog.messages == [
-        "candidate 5: confirmed, but not with the radius_px and depth_frac of a blob; add its row by hand"
+        "candidate 5: confirmed, but its radius_px and depth_frac cannot be that of a blob; add its row by hand"
     ]
 
 
@@ -337,8 +337,8 @@ def test_what_the_catalogue_would_refuse_is_left_out(
     assert catalogue.update(log, tmp_path / "blobs.csv") == ["b0001"]
     assert len(tables.read_known(tmp_path / "blobs.csv")) == 1
     assert caplog.messages == [
-        "candidate 5: confirmed, but not with the x_px of a blob; add its row by hand",
-        "candidate 6: confirmed, but not with the first_frame of a blob; add its row by hand",
+        "candidate 5: confirmed, but its x_px cannot be that of a blob; add its row by hand",
+        "candidate 6: confirmed, but its first_frame cannot be that of a blob; add its row by hand",
     ]
 
 
