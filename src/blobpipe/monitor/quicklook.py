@@ -270,7 +270,7 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
     known = None
     if routine.catalogue is not None:
         known = tables.read_known(routine.catalogue, PLACE_COLUMNS)
-    reference = None if routine.reference is None else running_stack.named(routine.reference)
+    reference = None if routine.reference is None else running_stack.read_stack(routine.reference)
     report_network.set_threads(routine.params.detect.threads)
     connection = logbook.connect(routine.log_path, make=True)
     try:
@@ -680,7 +680,7 @@ def _subtract_and_search(
     params = routine.params.difference
     blobs = _blobs(tools, row["mjd"])
     reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
-    running_stack.insist_on_size(tools.connection, image.shape)
+    running_stack.require_size(tools.connection, image.shape)
     try:
         stack = running_stack.stack_before(
             tools.connection,
