@@ -160,9 +160,7 @@ def test_a_file_that_was_left_is_offered_again_in_a_minute_and_told_of_once(
         box.leave(file, "Input/output error")
         assert box.look() == []
         clock[0] += inbox.RETRY_S
-    assert caplog.messages == [
-        f"blobpipe: {folder / 'day001.fits'}: Input/output error (skipped)"
-    ]
+    assert caplog.messages == [f"blobpipe: {folder / 'day001.fits'}: Input/output error (skipped)"]
 
 
 def test_names_that_are_no_text_can_be_written_down(
