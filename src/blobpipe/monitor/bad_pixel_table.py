@@ -98,6 +98,7 @@ def disc_mask(x_px: npt.ArrayLike, y_px: npt.ArrayLike, radius_px: npt.ArrayLike
     mask = np.zeros((SIZE_PX, SIZE_PX), np.bool_)
     columns = [np.atleast_1d(np.asarray(values, float)) for values in (x_px, y_px, radius_px)]
     for x, y, radius in np.column_stack(columns):
+        # only the pixels of the square around a disc can lie in it
         x_around = _pixels_around(x, radius)
         y_around = _pixels_around(y, radius)
         distance = np.hypot(x_around - x, (y_around - y)[:, None])
@@ -337,6 +338,7 @@ def _integers(file: File, hdu: HDU) -> DqImage | None:
 
 def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
     """Refuse a table whose columns do not hold one number in each row, or whose rows are not runs of pixels."""
+    # astropy lays the columns out anew; a row of another width would be read shifted
     width = table.header["NAXIS1"]
     expected_width = np.asarray(table.data).dtype.itemsize
     if width != expected_width:
@@ -346,6 +348,7 @@ def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
     for name in RUN_COLUMNS:
         _require_integers(path, table, name)
 
+    # lengths are limited before they are summed: a run of 2**31 pixels would not fit into memory
     axis = table.data["AXIS"]
     length = np.asarray(table.data["LENGTH"])
     _require(path, "AXIS", np.isin(axis, (1, 2)), axis, "1 or 2")
@@ -415,12 +418,14 @@ def new_table(values: npt.ArrayLike = ()) -> fits.HDUList:
     values : array_like, int
         DQ values that it is to hold: bits above 14 need a wider column than int16.
     """
+    # the cards by which the calibration pipeline knows a reference file
     primary = fits.PrimaryHDU()
     primary.header.update(
         {"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "IR", "FILETYPE": "BAD PIXELS"}
     )
     primary.header["DESCRIP"] = DESCRIP.ljust(DESCRIP_LENGTH, "-")
 
+    # the columns of a reference file, VALUE as wide as its bits need
     value_format = {"int16": "I", "int32": "J", "int64": "K"}[_int_type(values).name]
     formats = {
         "CCDAMP": "4A",
@@ -440,6 +445,7 @@ def new_table(values: npt.ArrayLike = ()) -> fits.HDUList:
 def _int_type(values: npt.ArrayLike) -> np.dtype[Any]:
     """Return the smallest of int16, int32 and int64 that holds some integers."""
     values = np.asarray(values, np.int64)
+    # 0, a good pixel, is always among the values
     low = int(values.min(initial=0))
     high = int(values.max(initial=0))
     for kind in (np.int16, np.int32):
@@ -529,10 +535,13 @@ def _stored(table: fits.BinTableHDU, name: str, values: list[Any]) -> npt.NDArra
     TableError
         If the column cannot hold one of them.
     """
+    # unsigned integers are stored less their TZERO
     column = table.columns[name]
     kind = np.asarray(table.data).dtype[name]
     zero = int(column.bzero or 0)
     shifted = [value - zero if zero else value for value in values]
+
+    # a value that is not the same after the conversion does not fit
     with contextlib.suppress(OverflowError, ValueError, TypeError):
         stored = np.array(shifted, dtype=object).astype(kind)
         is_exact = stored.tolist() == shifted or kind.kind == "S"
@@ -622,6 +631,7 @@ def _set_dates(header: fits.Header, blobs: pd.DataFrame, useafter_mjd: float | N
     TableError
         If there is no date from which the table is valid.
     """
+    # the later of the table's own date and that of its latest blob, unless a date is given
     first, last = date_span(blobs)
     if useafter_mjd is None:
         own = _useafter(header)
@@ -637,6 +647,8 @@ def _set_dates(header: fits.Header, blobs: pd.DataFrame, useafter_mjd: float | N
     # its own date stays as it is written
     if after != own:
         header["USEAFTER"] = format_mjd(after, "%b %d %Y %H:%M:%S")
+
+    # PEDIGREE gives the span of the observations
     span = (first, last) if np.isfinite(first) else (after, after)
     days = " ".join(format_mjd(mjd, "%d/%m/%Y") for mjd in span)
     header.setdefault("PEDIGREE", f"INFLIGHT {days}")
@@ -650,6 +662,7 @@ def _useafter(header: fits.Header) -> float:
     TableError
         If it cannot be read: it could be later than that of the blobs.
     """
+    # an empty card means no date
     text = " ".join(str(header.get("USEAFTER") or "").split())
     if not text or isinstance(header.get("USEAFTER"), fits.card.Undefined):
         return float("nan")

@@ -72,11 +72,14 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
         If the table cannot be read (`tables.read_known`), or the list of images beside it lacks the first image of a
         blob, so that the pipeline would refuse the catalogue. Then nothing is written.
     """
+    # what is confirmed, can be written, and lies on no blob that is there
     exists = _exists(path)
     known = tables.read_known(path) if exists else pd.DataFrame(columns=list(COLUMNS))
     new = _without_known(_usable(_confirmed(connection)), known)
     new["blob"] = _names(list(known["blob"]), len(new))
     _require_images(path, new)
+
+    # checked to the end: the table is written now, or extended
     if not exists:
         tables.write_table(path, new[list(COLUMNS)])
     elif len(new):
@@ -101,6 +104,7 @@ def _confirmed(connection: sqlite3.Connection) -> pd.DataFrame:
 
 def _usable(rows: pd.DataFrame) -> pd.DataFrame:
     """Keep the candidates whose values a catalogue can hold, and warn of the others."""
+    # for each candidate and value whether a catalogue can hold it
     good = pd.DataFrame(
         {
             column: rows[column].astype(float).between(*limits)
@@ -170,6 +174,7 @@ def list_images(connection: sqlite3.Connection, path: Path) -> list[str]:
     TableError
         If the list cannot be read (`tables.read_image_list`).
     """
+    # a new list
     if not _exists(path):
         new = _images_beside(connection, path, set())
         if len(new):
@@ -275,9 +280,12 @@ def _append(path: Path, new: pd.DataFrame, columns: Sequence[str]) -> None:
     text = _read_text(path)
     added = [name for name in columns if name not in text.header]
 
-    # the header gets the new names, every row as many empty fields
+    # the header gets the new names, every row as many empty fields; blank lines may follow a row
     endings = [",".join(["", *added]), *["," * len(added)] * (len(text.rows) - 1)]
-    rows = [_extend_row(row, ending) for row, ending in zip(text.rows, endings, strict=True)]
+    rows = []
+    for row, ending in zip(text.rows, endings, strict=True):
+        bare = row.rstrip("\r\n")
+        rows.append(bare + ending + row[len(bare) :])
 
     lines = _lines(new.reindex(columns=[*text.header, *added]), text.newline)
     _write(path, [*rows, *lines], text.newline)
@@ -290,12 +298,6 @@ def _read_text(path: Path) -> Text:
     ending = re.search(r"\r\n|\r|\n", first_line.lstrip("\r\n"))
     newline = ending.group() if ending else "\n"
     return Text(header, [line for _, line in rows], newline)
-
-
-def _extend_row(row: str, text: str) -> str:
-    """Add text to the end of a row; blank lines may follow it."""
-    bare = row.rstrip("\r\n")
-    return bare + text + row[len(bare) :]
 
 
 def _lines(rows: pd.DataFrame, newline: str) -> list[str]:

@@ -162,8 +162,12 @@ def _model(setup: Setup, params: Regression) -> Iterator[Check]:
             f"{path}: the report's network, expected the dense one, which measures blobs; name its file",
         )
         return
+
+    # raises for a model that has not passed
     if setup.gate_metrics is not None:
         gate.require_passed(path, setup.gate_metrics, params)
+
+    # a model that no stage has tuned has a default threshold
     _, point = operating_point.load_operating_point(path)
     found = f"{model_file.described(path)}, threshold {point.threshold:.4f}"
     if point.frames:

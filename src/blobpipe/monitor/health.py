@@ -157,6 +157,7 @@ def _medians(connection: sqlite3.Connection, image: int, window: int) -> dict[st
         "clipped_frac": "clipped_frac",
         "shift_px": "sqrt(shift_x_px * shift_x_px + shift_y_px * shift_y_px)",
     }
+    # all columns in one query
     query = f"SELECT {', '.join(columns.values())} {LATEST}"
     rows = connection.execute(query, (image, window)).fetchall()
 
@@ -177,6 +178,7 @@ def _false_alarms_per_100(
     images = [row["id"] for row in rows]
     if len(images) < params.window:
         return None
+    # candidates whose first image is one of these
     [alarms] = connection.execute(
         "SELECT count(*) FROM candidate_list WHERE first_image BETWEEN ? AND ? "
         "AND (decision = 'rejected' OR status = 'faded' AND decision != 'confirmed')",
@@ -194,6 +196,7 @@ def _probability_distance(
     """
     from scipy.stats import ks_2samp
 
+    # the images of the window and of the baseline before it
     rows = connection.execute(
         "SELECT i.id FROM images i JOIN runs r ON r.id = i.run "
         "WHERE i.id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL "
@@ -204,6 +207,7 @@ def _probability_distance(
     if len(rows) < 2 * params.window:
         return None
 
+    # the latest come first; without any subframes there is no distance
     images = [row["id"] for row in rows]
     latest = _probabilities(connection, images[: params.window])
     earlier = _probabilities(connection, images[params.window :])

@@ -275,6 +275,7 @@ def export_tables(connection: sqlite3.Connection, name: str, path: str | Path) -
     LogError
         If there is no such table or format.
     """
+    # every format is written to a temporary file first
     path = Path(path)
     match path.suffix.removeprefix("."):
         case "csv":

@@ -108,6 +108,7 @@ def _put(connection: sqlite3.Connection, params: Notices, **notice: Any) -> None
 
 def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, Any]:
     """Return the columns of a notice about a candidate that an image shows."""
+    # what was measured, in words
     status = candidate["status"]
     title = {"new": "new blob", "seen_again": "blob seen again"}[status]
     depth = _number(candidate["depth_frac"], None, "%", 100)
@@ -128,6 +129,7 @@ def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, A
         f"images that show it: {candidate['sightings']}",
         f"model: {candidate['model_sha256'][:12]}",
     ]
+    # the subject says where and how strong, so that a mailbox can be scanned by eye
     place = f"x {candidate['x_px']:.0f}, y {candidate['y_px']:.0f}"
     return {
         "key": f"candidate-{candidate['id']}-{status}",
@@ -167,6 +169,7 @@ def _first_day(day: date, digest: str) -> date:
 
 def _digest_notice(connection: sqlite3.Connection, first: date, digest: str) -> dict[str, Any]:
     """Return the columns of the digest of the day or week that begins on ``first``."""
+    # what was logged in the period
     end = first + timedelta(days=1 if digest == "daily" else 7)
     span = (first.isoformat(), end.isoformat())
     images = connection.execute(
@@ -185,6 +188,8 @@ def _digest_notice(connection: sqlite3.Connection, first: date, digest: str) -> 
         for image in images
         if image["outcome"] == "rejected" and image["superseded_by"] is None
     ]
+
+    # one line for each fact
     counts = ", ".join(f"{count} {status}" for status, count in found)
     readings = health.standing(connection) or ["all readings within their limits"]
     lines = [

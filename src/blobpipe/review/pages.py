@@ -269,6 +269,7 @@ def _of_day(connection: sqlite3.Connection, day: str) -> tuple[str, str]:
 
 def _of_everything(connection: sqlite3.Connection) -> tuple[str, str]:
     """Return the file about everything in the log and what it shows."""
+    # the map shows rejected candidates, too, but they get no card
     rows = queries.candidates(connection)
     cards = [_card(connection, row) for row in rows if row["decision"] != "rejected"]
     n_images, _ = queries.image_counts(connection)
@@ -308,6 +309,7 @@ def _file(connection: sqlite3.Connection, anchors: set[tuple[str, int]], **conte
 def _card(connection: sqlite3.Connection, row: Row) -> Card:
     """Collect everything about a candidate."""
     number = row["id"]
+    # the history shows what else was detected there: a flickering pixel betrays itself
     sightings = queries.sightings(connection, number)
     others = queries.other_detections(connection, row)
     samples = [_sample(detection, "sighting") for detection in sightings]
@@ -521,7 +523,8 @@ def _period(name: str, table: dict[str, Values], decisions: Sequence[str]) -> Ro
 
 
 def _environment() -> Environment:
-    """Set up the templates; an undefined name is an error, and text from the log is escaped."""
+    """Set up the templates, their filters and what all of them know."""
+    # a name that a page does not define is an error, and what people typed is escaped
     environment = Environment(
         loader=PackageLoader("blobpipe.review"),
         autoescape=True,
@@ -529,6 +532,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # what every template may use
     environment.filters |= {
         "day": formats.day,
         "moment": formats.moment,

@@ -228,18 +228,25 @@ def image(connection: sqlite3.Connection, number: int) -> Row:
         If there is no image of this number.
     """
     row = _one(connection, "image", "SELECT * FROM images WHERE id = ?", number)
+    # the run tells model and settings
     row["run"] = _one(connection, "run", "SELECT * FROM runs WHERE id = ?", row["run"])
+
+    # the picture of the whole image belongs to no detection
     found = connection.execute(
         "SELECT id FROM pictures WHERE image = ? AND detection IS NULL AND kind = 'difference'",
         (number,),
     ).fetchone()
     row["picture"] = found["id"] if found else None
+
+    # a detection has the latest decision on its candidate
     row["detections"] = _rows(
         connection,
         """SELECT d.*, coalesce((SELECT r.decision FROM reviews r WHERE r.candidate = d.candidate ORDER BY r.id DESC
         LIMIT 1), '') AS decision FROM detections d WHERE d.image = ? ORDER BY d.probability DESC, d.id""",
         number,
     )
+
+    # in the order of the picture: the upper row first
     row["subframes"] = _rows(
         connection,
         "SELECT row, col, probability, positive FROM subframes WHERE image = ? ORDER BY row DESC, col",
@@ -310,6 +317,7 @@ def images(
     LogError
         If a day is not written as YYYY-MM-DD.
     """
+    # the condition of each field that is filled in
     conditions: list[str] = []
     values: list[object] = []
     if choice.name:
@@ -327,6 +335,7 @@ def images(
         values.append(choice.outcome)
     where = "WHERE " + " AND ".join(conditions) if conditions else ""
 
+    # the total tells how many pages there are
     [total] = connection.execute(f"SELECT count(*) FROM images i {where}", values).fetchone()
     listed = part(page, size, total)
     rows = _rows(

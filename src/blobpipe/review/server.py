@@ -160,6 +160,7 @@ def _token(host: str, token_file: Path | None) -> tuple[str, bool]:
 
 def _read_token(path: Path) -> str:
     """Return the one line of a file; no message shows anything of it."""
+    # no chain of errors: it could hold the bytes of the token
     try:
         with path.open("rb") as file:
             text = file.read(LONGEST_TOKEN_FILE).decode("utf-8-sig")
@@ -171,6 +172,8 @@ def _read_token(path: Path) -> str:
         raise ServeError(
             f"{path}: found bytes that are not UTF-8, expected the token; save the file as UTF-8"
         ) from None
+
+    # editors add blank lines
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         raise ServeError(
