@@ -231,7 +231,7 @@ def _rejected_frac(connection: sqlite3.Connection, image: int, window: int) -> f
     ).fetchall()
     if len(rows) < window:
         return None
-    n_rejected = sum(row["outcome"] == "rejected" for row in rows)
+    n_rejected: int = sum(row["outcome"] == "rejected" for row in rows)
     return n_rejected / window
 
 
