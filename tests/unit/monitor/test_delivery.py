@@ -430,7 +430,7 @@ def test_a_login_that_is_not_utf_8_is_named_and_not_shown(name: str) -> None:
     with pytest.raises(NoticeError) as caught:
         mail(settings(1), environ)
     assert str(caught.value) == (
-        f"{name}: found bytes that are not UTF-8, expected UTF-8; set it anew in that encoding"
+        f"{name}: found bytes that are not UTF-8, expected UTF-8; set it again in that encoding"
     )
 
 
