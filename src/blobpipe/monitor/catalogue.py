@@ -214,7 +214,11 @@ def _images_beside(connection: sqlite3.Connection, path: Path, listed: set[str])
         if files.is_name(name):
             rows.append((name, row["mjd"]))
         else:
-            log.warning("%s: not listed, for no frame can be called %r; rename it", path, name)
+            log.warning(
+                "%s: %r is not listed, as a frame cannot have such a name; rename the image",
+                path,
+                name,
+            )
 
     table = pd.DataFrame(rows, columns=list(tables.FRAME_COLUMNS))
     table = table.drop_duplicates("frame", keep="last")
@@ -222,7 +226,7 @@ def _images_beside(connection: sqlite3.Connection, path: Path, listed: set[str])
     return new.sort_values(["mjd", "frame"], ignore_index=True)
 
 
-def reviews(connection: sqlite3.Connection, path: Path) -> int:
+def write_reviews(connection: sqlite3.Connection, path: Path) -> int:
     """Write all reviews as CSV in the order in which they were made, for version control, and return their number.
 
     What the file holds already stays, byte for byte.
@@ -249,7 +253,7 @@ def reviews(connection: sqlite3.Connection, path: Path) -> int:
     for i, fields in enumerate(written):
         if i >= len(expected) or fields != expected[i]:
             raise TableError(
-                f"{path}: row {i + 1} is not of this log's reviews; name another file, or another --log"
+                f"{path}: row {i + 1} is not a review of this log; name another file, or another --log"
             )
 
     if len(expected) > len(written):

@@ -275,7 +275,7 @@ def _outbox(connection: sqlite3.Connection, params: Notices) -> Iterator[Check]:
 
 def _readings(connection: sqlite3.Connection) -> Iterator[Check]:
     """Report the readings of the drift monitors that are beyond their limits."""
-    lines = health.standing(connection)
+    lines = health.current_warnings(connection)
     for line in lines:
         yield Check("warn", "readings", line)
     if not lines:

@@ -65,7 +65,7 @@ LATEST = (
 )
 
 
-def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
+def log_readings(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
     """Take the readings after an image, log them, and describe those that crossed their limit with it.
 
     Call it within the transaction that logs the image, before `notices.queue`.
@@ -90,22 +90,22 @@ def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> li
         row = {"image": image_id, "what": what, "value": value, "bound": bound, "since": since}
         logbook.insert(connection, "health", row)
         if since == image_id:
-            lines.append(line(row))
+            lines.append(describe(row))
     return lines
 
 
-def line(row: sqlite3.Row | dict[str, Any]) -> str:
+def describe(row: sqlite3.Row | dict[str, Any]) -> str:
     """Describe a row of the table ``health`` that is beyond its limit."""
     label, advice = MONITORS[row["what"]]
     return f"{label}: {row['value']:.4g}, limit {row['bound']:.4g}; {advice}"
 
 
-def standing(connection: sqlite3.Connection) -> list[str]:
+def current_warnings(connection: sqlite3.Connection) -> list[str]:
     """Describe each reading that is beyond its limit after the latest image, one line each."""
     # SQLite takes the other columns from the row of the maximum
     query = "SELECT h.*, max(h.image) FROM health h GROUP BY h.what"
     rows = connection.execute(query).fetchall()
-    return [line(row) for row in rows if row["since"] is not None]
+    return [describe(row) for row in rows if row["since"] is not None]
 
 
 def readings(connection: sqlite3.Connection, most: int = 400) -> pd.DataFrame:

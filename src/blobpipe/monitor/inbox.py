@@ -156,7 +156,7 @@ class Inbox:
                 continue
             # reading a pipe would block, a device might never end
             if not stat.S_ISREG(found.st_mode):
-                kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+                kind = KINDS.get(stat.S_IFMT(found.st_mode), "not a file")
                 self._report(entry.name, f"{kind}, expected a FITS file; move it elsewhere")
                 continue
             # even its hash would take too long

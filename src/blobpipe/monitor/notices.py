@@ -44,7 +44,7 @@ def queue(connection: sqlite3.Connection, image_id: int, params: Notices) -> Non
 
     Due are: each candidate that the image is the first or the second to show (unless the latest review rejected it),
     each reading of `health` that crossed its limit with the image, and the digest of the last day or week before it.
-    Call it within the transaction that logs the image, after `health.crossed`.
+    Call it within the transaction that logs the image, after `health.log_readings`.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def _health_notice(row: sqlite3.Row, image: sqlite3.Row) -> dict[str, Any]:
         "key": f"health-{row['what']}-{image['id']}",
         "image": image["id"],
         "subject": f"blobpipe: {label} beyond its limit",
-        "text": f"{health.line(row)}\n\n{crossed_with} No further notice is sent until it has come back.",
+        "text": f"{health.describe(row)}\n\n{crossed_with} No further notice is sent until it has come back.",
     }
 
 
@@ -191,7 +191,7 @@ def _digest_notice(connection: sqlite3.Connection, first: date, digest: str) -> 
 
     # one line for each fact
     counts = ", ".join(f"{count} {status}" for status, count in found)
-    readings = health.standing(connection) or ["all readings within their limits"]
+    readings = health.current_warnings(connection) or ["all readings within their limits"]
     lines = [
         f"images: {len(images)}, searched {n_searched}",
         *(

@@ -493,7 +493,7 @@ def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: R
         _log_file(connection, arrival, number, "changed" if changed else "logged")
         _supersede(connection, number)
         _log_findings(connection, number, searched, tools, routine.params)
-        health.crossed(connection, number, routine.params.health)
+        health.log_readings(connection, number, routine.params.health)
         notices.queue(connection, number, routine.params.notices)
 
 

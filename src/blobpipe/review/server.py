@@ -576,7 +576,7 @@ async def _form(request: Request) -> dict[str, str]:
         )
     content_type = request.headers.get("content-type", "").split(";")[0]
     if content_type != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "This request is no form of this server's pages.")
+        raise HTTPException(415, "This request is not a form of this server's pages.")
 
     # neither a long form nor a slow one may tie up the server
     body = bytearray()
@@ -592,7 +592,7 @@ async def _form(request: Request) -> dict[str, str]:
         text = f"The form did not arrive within {REQUEST_S:g} s."
         raise HTTPException(408, text, {"Connection": "close"}) from error
     except ClientDisconnect as error:
-        raise HTTPException(400, "The form did not arrive as a whole.") from error
+        raise HTTPException(400, "Only a part of the form arrived.") from error
     return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
@@ -674,7 +674,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _failed(request: Request, error: Exception) -> Response:
     """Answer after an internal error without details, which are in the server's own messages."""
-    text = "Something went wrong here. What it was stands in the messages of the server."
+    text = "Something went wrong here. The messages of the server say what it was."
     return _message(Reader(), 500, text)
 
 
