@@ -75,7 +75,7 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     # what is confirmed, can be written, and lies on no blob that is there
     exists = _exists(path)
     known = tables.read_known(path) if exists else pd.DataFrame(columns=list(COLUMNS))
-    new = _without_known(_usable(_confirmed(connection)), known)
+    new = _new_blobs(connection, known)
     new["blob"] = _names(list(known["blob"]), len(new))
     _require_images(path, new)
 
@@ -87,24 +87,20 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     return list(new["blob"])
 
 
-def _confirmed(connection: sqlite3.Connection) -> pd.DataFrame:
-    """Return the confirmed candidates, with the columns of a catalogue that the log does not have."""
+def _new_blobs(connection: sqlite3.Connection, known: pd.DataFrame) -> pd.DataFrame:
+    """Return the confirmed candidates that lie on no known blob and can be written to a catalogue, by date."""
     candidates = logbook.table(connection, "candidate_list")
     rows = candidates.query("decision == 'confirmed'")
 
     # the latest review of each candidate
-    made = logbook.table(connection, "reviews").drop_duplicates("candidate", keep="last")
-    reviewers = made.set_index("candidate")["reviewer"]
+    reviews = logbook.table(connection, "reviews").drop_duplicates("candidate", keep="last")
+    reviewers = reviews.set_index("candidate")["reviewer"]
 
     # the fit averages over three shapes, so the shape of a blob is not known; and what a person has
     # decided replaces the status that the search gave it
     rows = rows.assign(shape="disc", status="confirmed", reviewer=rows["id"].map(reviewers))
-    return rows.reset_index(drop=True)
 
-
-def _usable(rows: pd.DataFrame) -> pd.DataFrame:
-    """Keep the candidates whose values a catalogue can hold, and warn of the others."""
-    # for each candidate and value whether a catalogue can hold it
+    # a catalogue cannot hold every value that the log can
     good = pd.DataFrame(
         {
             column: rows[column].astype(float).between(*limits)
@@ -119,12 +115,9 @@ def _usable(rows: pd.DataFrame) -> pd.DataFrame:
                 number,
                 " and ".join(good.columns[~is_good]),
             )
-    return rows[good.all(axis=1)].reset_index(drop=True)
+    rows = rows[good.all(axis=1)].sort_values(["first_mjd", "id"], ignore_index=True)
 
-
-def _without_known(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """Keep the candidates that lie neither on a known blob nor on an earlier one, in order of date."""
-    rows = rows.sort_values(["first_mjd", "id"], ignore_index=True)
+    # one blob for each position, known ones first
     taken = [*known[["x_px", "y_px"]].to_numpy(float)]
     kept = []
     for i, position in enumerate(rows[["x_px", "y_px"]].to_numpy(float)):

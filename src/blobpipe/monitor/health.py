@@ -83,8 +83,7 @@ def log_readings(connection: sqlite3.Connection, image_id: int, params: Health) 
     lines = []
     for what, value in _readings(connection, image_id, params).items():
         limit = getattr(params, what)
-        bound = _nearest_bound(value, limit)
-        excess = _excess(value, bound, limit)
+        bound, excess = _compare(value, limit)
         since = _crossing(connection, image_id, what, excess, params.hysteresis_frac)
 
         row = {"image": image_id, "what": what, "value": value, "bound": bound, "since": since}
@@ -238,21 +237,31 @@ def _rejected_frac(connection: sqlite3.Connection, image: int, window: int) -> f
 # --------------------------------------------------------------------------------------------------------- limits
 
 
-def _nearest_bound(value: float, limit: Limit) -> float:
-    """Return the upper limit or, of a range, the end that the value is beyond or nearer to in factors."""
-    if not isinstance(limit, tuple):
-        return limit
-    low, high = limit
-    # below the geometric mean of the ends
-    return low if value * value < low * high else high
+def _compare(value: float, limit: Limit) -> tuple[float, float]:
+    """Compare a value with its limit.
 
+    Returns
+    -------
+    float
+        The upper limit or, of a range, the end that the value is beyond or nearer to in factors.
+    float
+        How far the value is beyond it, as a share of the limit; negative within it.
+    """
+    bound = limit if not isinstance(limit, tuple) else limit[1]
+    sign = 1
 
-def _excess(value: float, bound: float, limit: Limit) -> float:
-    """Return how far a value is beyond its limit, as a share of the limit; negative within it."""
-    is_lower = isinstance(limit, tuple) and bound == limit[0]
-    sign = -1 if is_lower else 1
+    # below the geometric mean of a range, its lower end counts
+    if isinstance(limit, tuple):
+        low, high = limit
+        if value * value < low * high:
+            bound = low
+        # beyond the lower end is below it
+        if bound == low:
+            sign = -1
+
     # there are no shares of a limit of 0
-    return sign * (value - bound) / bound if bound else sign * float(value > 0)
+    excess = sign * (value - bound) / bound if bound else sign * float(value > 0)
+    return bound, excess
 
 
 def _crossing(

@@ -169,6 +169,8 @@ def fetch(exposures: Sequence[Exposure], out_dir: str | Path) -> list[str]:
     list of str
         One line for each exposure that could not be downloaded.
     """
+    import pandas as pd
+
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(out_dir)
@@ -187,7 +189,8 @@ def fetch(exposures: Sequence[Exposure], out_dir: str | Path) -> list[str]:
             continue
         # written after each file, so that a killed run downloads none of them twice
         manifest[exposure.file] = [*exposure, digest]
-        _write_manifest(out_dir, manifest)
+        rows = [manifest[file] for file in sorted(manifest)]
+        tables.write_table(out_dir / MANIFEST, pd.DataFrame(rows, columns=COLUMNS))
     return failed
 
 
@@ -200,14 +203,6 @@ def _read_manifest(out_dir: Path) -> dict[str, list[Any]]:
     for row in rows:
         files.require_name(str(row[0]), f"{path}: file")
     return {str(row[0]): row for row in rows}
-
-
-def _write_manifest(out_dir: Path, manifest: dict[str, list[Any]]) -> None:
-    """Write the rows of a manifest by file name."""
-    import pandas as pd
-
-    rows = [manifest[file] for file in sorted(manifest)]
-    tables.write_table(out_dir / MANIFEST, pd.DataFrame(rows, columns=COLUMNS))
 
 
 def _digest_if_whole(path: Path, exposure: Exposure, known: list[Any] | None) -> str:

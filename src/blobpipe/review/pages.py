@@ -346,19 +346,18 @@ def _sample(detection: Row, kind: str) -> charts.Sample | None:
 def _image(connection: sqlite3.Connection, number: int) -> Row:
     """Return the row of an image with its run, picture, detections, subframes and marks."""
     row = queries.image(connection, number)
-    row["marks"] = [_mark(found) for found in row["detections"] if found["candidate"] is not None]
+    row["marks"] = []
+    for found in row["detections"]:
+        candidate = found["candidate"]
+        if candidate is None:
+            continue
+        # a circle wide of the blob, so that the blob can be seen
+        radius = 2.0 * (found["radius_px"] or 8.0) + 8.0
+        x, y = _picture_position(found)
+        decision = found["decision"] or "undecided"
+        text = f"candidate {candidate}: probability {found['probability']:.3f}"
+        row["marks"].append(Mark(candidate, x, y, round(radius, 1), decision, text))
     return row
-
-
-def _mark(detection: Row) -> Mark:
-    """Return the circle around a sighting on the picture of its image."""
-    number = detection["candidate"]
-    # wide of the blob, so that it can be seen
-    radius = 2.0 * (detection["radius_px"] or 8.0) + 8.0
-    x, y = _picture_position(detection)
-    decision = detection["decision"] or "undecided"
-    text = f"candidate {number}: probability {detection['probability']:.3f}"
-    return Mark(number, x, y, round(radius, 1), decision, text)
 
 
 def _picture_position(row: Row) -> tuple[float, float]:
@@ -491,8 +490,19 @@ def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
 
     periods = []
     for (name, decided), start, end in zip(decisions.items(), starts, ends, strict=True):
-        part = {column: values[start:end] for column, values in table.items()}
-        periods.append(_period(name, part, decided))
+        row: Row = {
+            "name": name,
+            "images": int(end - start),
+            "bad": int(table["bad"][start:end].sum()),
+            "candidates": len(decided),
+            "confirmed": decided.count("confirmed"),
+            "rejected": decided.count("rejected"),
+        }
+        for series in SERIES:
+            median = float(bn.nanmedian(table[series.column][start:end]))
+            # a dash is shown for no value
+            row[series.column] = None if math.isnan(median) else median
+        periods.append(row)
     return periods[::-1]
 
 
@@ -502,54 +512,30 @@ def _periods_of(mjd: Values, unit: str) -> npt.NDArray[np.datetime64]:
     return days.astype(f"datetime64[{unit}]")
 
 
-def _period(name: str, table: dict[str, Values], decisions: Sequence[str]) -> Row:
-    """Return a row of the timeline's table: counts, and medians that are None without a value."""
-    medians: Row = {}
-    for series in SERIES:
-        median = float(bn.nanmedian(table[series.column]))
-        medians[series.column] = None if math.isnan(median) else median
-    return {
-        "name": name,
-        "images": len(table["mjd"]),
-        "bad": int(table["bad"].sum()),
-        "candidates": len(decisions),
-        "confirmed": decisions.count("confirmed"),
-        "rejected": decisions.count("rejected"),
-        **medians,
-    }
-
-
 # ------------------------------------------------------------------------------------------------------ templates
 
 
-def _environment() -> Environment:
-    """Set up the templates, their filters and what all of them know."""
-    # a name that a page does not define is an error, and what people typed is escaped
-    environment = Environment(
-        loader=PackageLoader("blobpipe.review"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # what every template may use
-    environment.filters |= {
-        "day": formats.day,
-        "moment": formats.moment,
-        "measured": formats.measured,
-        "percent": formats.percent,
-    }
-    environment.globals |= {
-        "kinds": KINDS,
-        "persistence": PERSISTENCE,
-        "graph": charts,
-        "side": SIDE_PX,
-        "version": __version__,
-    }
-    return environment
-
-
-ENVIRONMENT = _environment()
+# a name that a page does not define is an error, and what people typed is escaped
+ENVIRONMENT = Environment(
+    loader=PackageLoader("blobpipe.review"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {
+    "day": formats.day,
+    "moment": formats.moment,
+    "measured": formats.measured,
+    "percent": formats.percent,
+}
+ENVIRONMENT.globals |= {
+    "kinds": KINDS,
+    "persistence": PERSISTENCE,
+    "graph": charts,
+    "side": SIDE_PX,
+    "version": __version__,
+}
 
 
 def _render(
