@@ -259,7 +259,7 @@ def _catalogue(args: argparse.Namespace) -> None:
     added = catalogue.update(connection, args.catalogue)
     print(f"{args.catalogue}: {len(added)} blobs added{': ' if added else ''}{', '.join(added)}")
     if args.reviews:
-        print(f"{args.reviews}: {catalogue.reviews(connection, args.reviews)} reviews")
+        print(f"{args.reviews}: {catalogue.write_reviews(connection, args.reviews)} reviews")
 
 
 def _fetch(args: argparse.Namespace) -> int:

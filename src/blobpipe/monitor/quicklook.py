@@ -266,7 +266,7 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
     known = None
     if routine.catalogue is not None:
         known = tables.read_known(routine.catalogue, PLACE_COLUMNS)
-    reference = None if routine.reference is None else running_stack.named(routine.reference)
+    reference = None if routine.reference is None else running_stack.read_stack(routine.reference)
     kernels.set_threads(routine.params.detect.threads)
     connection = logbook.connect(routine.log_path, make=True)
     try:
@@ -322,7 +322,7 @@ def _run_row(routine: Routine, detector: DenseDetector) -> dict[str, Any]:
 
 def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
     """Log what is new in the folder; return how many images that were."""
-    tools.connection.insist_on_file()
+    tools.connection.require_file()
     whole = [
         file
         for file in _unknown(inbox, tools.connection, routine.again)
@@ -405,7 +405,7 @@ def _rehearsed(path: Path) -> str:
 @contextmanager
 def _lock(connection: logbook.Log) -> Iterator[TextIO]:
     """Wait until no other process works on an image of this log; the system frees the lock of one that is killed."""
-    connection.insist_on_file()  # its folder may be gone
+    connection.require_file()  # its folder may be gone
     with open(connection.path.with_suffix(".lock"), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
@@ -489,7 +489,7 @@ def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: R
         _log_file(connection, arrival, number, "changed" if changed else "logged")
         _supersede(connection, number)
         _log_findings(connection, number, searched, tools, routine.params)
-        health.crossed(connection, number, routine.params.health)
+        health.log_readings(connection, number, routine.params.health)
         notices.queue(connection, number, routine.params.notices)
 
 
@@ -677,7 +677,7 @@ def _subtract_and_search(
     params = routine.params.difference
     blobs = _blobs(tools, row["mjd"])
     reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
-    running_stack.insist_on_size(tools.connection, image.shape)
+    running_stack.require_size(tools.connection, image.shape)
     try:
         stack = running_stack.stack_before(
             tools.connection,
