@@ -17,8 +17,10 @@ import pandas as pd
 from astropy.io import fits
 
 from blobpipe import __version__
-from blobpipe.core import files, fits_images, tables
-from blobpipe.core.dates import MJD_0, format_mjd, to_mjd
+from blobpipe.core import files
+from blobpipe.core.dates import format_mjd, to_mjd
+from blobpipe.core.detector import BORDER_PX, MJD_ZERO
+from blobpipe.core.detector import SIDE_PX as SIZE_PX
 from blobpipe.core.hdus import HDU, File, count, number, opened
 from blobpipe.errors import BlobpipeError, FrameError, TableError
 
@@ -27,8 +29,6 @@ log = logging.getLogger(__name__)
 BoolImage = npt.NDArray[np.bool_]
 DqImage = npt.NDArray[np.int64]
 
-SIZE_PX = tables.SIZE_PX
-BORDER_PX = fits_images.BORDER_PX
 BLOB = 512  # the DQ bit of a blob
 # beyond a blob's radius and so much, 5 % of its depth is left (mean of all shapes, radii of 3 to 8
 # px)
@@ -545,7 +545,7 @@ def _useafter(header: fits.Header) -> float:
         return float("nan")
     for form in USEAFTER_FORMS:
         with contextlib.suppress(ValueError):
-            return (datetime.strptime(text, form) - MJD_0) / timedelta(days=1)
+            return (datetime.strptime(text, form) - MJD_ZERO) / timedelta(days=1)
     try:
         if re.match(r"\d{4}-\d\d-\d\d", text) is None:
             raise ValueError(text)

@@ -22,6 +22,7 @@ from astropy.table import Table
 from blobpipe import __version__
 from blobpipe.core import files, tables
 from blobpipe.core.dates import format_mjd, to_mjd
+from blobpipe.core.detector import BORDER_PX, MJD_RANGE
 from blobpipe.errors import TableError
 from blobpipe.monitor import bad_pixel_table
 
@@ -227,7 +228,7 @@ def _first_mjd(
     if not said:
         return None
     mjd = reduce(pd.Series.combine_first, said)
-    low, high = tables.MJD_RANGE
+    low, high = MJD_RANGE
     for row in mjd.index[~(mjd.isna() | mjd.between(low, high))]:
         raise TableError(
             f"{path}: row {row + 2}: first seen on MJD {mjd[row]:g}, expected {low:g} to {high:g}; correct its date"
@@ -366,10 +367,7 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
     ]
     lines += [
         "image",
-        *(
-            _circle(blob, 1 - bad_pixel_table.BORDER_PX if flt else 1)
-            for blob in blobs.to_dict("records")
-        ),
+        *(_circle(blob, 1 - BORDER_PX if flt else 1) for blob in blobs.to_dict("records")),
     ]
     with files.atomic(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from blobpipe.core import files, tables
+from blobpipe.core.detector import MJD_ZERO
 from blobpipe.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ CRITERIA = {
 PRODUCT = "FLT"
 # not hst_..._flt.fits, which are the same pixels once more
 FILE_NAME = re.compile(r"i[a-z0-9]{8}_flt\.fits")
-MJD_ZERO = date(1858, 11, 17)
 DOWNLOAD = "/api/v0.1/Download/file"
 OBSERVATIONS = 200  # to a question for their files
 WAITS_S = (1.0, 4.0, 16.0, 60.0)  # before each further attempt
@@ -70,7 +70,7 @@ def find_exposures(start: date, end: date) -> list[Exposure]:
         raise ArchiveError(
             f"found --start {start} after --end {end}, expected the earlier day first; swap them"
         )
-    first, last = ((day - MJD_ZERO).days for day in (start, end))
+    first, last = ((day - MJD_ZERO.date()).days for day in (start, end))
     portal = _portal()
     ids = _ask(
         lambda: [

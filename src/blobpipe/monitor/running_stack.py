@@ -28,7 +28,7 @@ from blobpipe.core.arrays import Image
 from blobpipe.errors import FrameError
 from blobpipe.images.noise import noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
-from blobpipe.images.register import NEGLIGIBLE_PX, Shift, register
+from blobpipe.images.register import NEGLIGIBLE_PX, Shift, register_images
 from blobpipe.images.stack import ROWS, landed_within, rms_map
 from blobpipe.monitor.inbox import path_of
 from blobpipe.params import Difference
@@ -400,7 +400,7 @@ def _changes(images: Image, new: list[int], params: Difference) -> Image:
     for _ in range(2):  # the first time, those that lie off blur the median
         median = _median(np.concatenate([others, images[new] - changes]))
         both = np.concatenate([others, images[new]])
-        _, shifts = register(both, median, blob_pattern(median), n_first=len(others) or None)
+        _, shifts = register_images(both, median, blob_pattern(median), n_first=len(others) or None)
         moved = np.hypot(*np.array(shifts[len(others) :]).T) > NEGLIGIBLE_PX
         changes = np.where(
             moved[:, None, None], np.nan_to_num(images[new] - both[len(others) :]), np.float32(0)

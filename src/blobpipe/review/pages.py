@@ -25,6 +25,7 @@ from markupsafe import Markup
 from blobpipe import __version__
 from blobpipe.core import files
 from blobpipe.core.dates import date_range, is_date
+from blobpipe.core.detector import MJD_ZERO, SIDE_PX
 from blobpipe.errors import LogError
 from blobpipe.review import charts
 
@@ -43,7 +44,6 @@ KINDS = {
 }
 PERSISTENCE = {"new": "not yet seen again", "seen_again": "seen again", "faded": "not seen again"}
 
-SIDE_PX = 1024  # of the detector
 NEAR_PX = 8.0  # what else was seen so near a candidate is part of its history
 # candidates, and rows of a table, on a page
 CARDS = 10
@@ -702,7 +702,7 @@ def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
 
 
 def _calendar(mjd: Values, unit: str) -> npt.NDArray[np.datetime64]:
-    return (np.datetime64("1858-11-17") + np.floor(mjd).astype("timedelta64[D]")).astype(
+    return (np.datetime64(MJD_ZERO.date()) + np.floor(mjd).astype("timedelta64[D]")).astype(
         f"datetime64[{unit}]"
     )
 

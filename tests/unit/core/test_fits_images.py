@@ -345,7 +345,7 @@ def test_tables_as_other_programs_write_them(tmp_path: Path, content: bytes) -> 
         (b"118", b"-1", "row 2: y_px is -1, expected -0.5 to 1023.5"),
         (b"644", b"1024", "row 3: y_px is 1024, expected -0.5 to 1023.5"),
         (b"4.5", b"-4.5", "row 3: radius_px is -4.5, expected 0.1 to 100"),
-        (b"b2", b"b1", "blob b1 stands twice"),
+        (b"b2", b"b1", "blob b1 is listed twice"),
         (b"b2", b"", "row 3: blob is '', expected a name"),
     ],
 )

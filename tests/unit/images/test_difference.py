@@ -332,7 +332,7 @@ def test_too_few_images_for_the_reference(campaign_dir: Path, tmp_path: Path) ->
 def test_unknown_batch_is_refused(
     campaign_dir: Path, tmp_path: Path, difference_params: Difference
 ) -> None:
-    with pytest.raises(TableError, match="no 7"):
+    with pytest.raises(TableError, match="found no batch 7, expected 0 to "):
         difference.subtract(campaign_dir, tmp_path, difference_params, 7)
 
 
