@@ -165,7 +165,9 @@ def test_an_ima_gives_what_its_flt_gives(
     scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path
 ) -> None:
     science, dq, _ = scene
-    flt = flatten.flatten_exposure(write_exposure(tmp_path / "a_flt.fits", science, dq), tmp_path / "flt")
+    flt = flatten.flatten_exposure(
+        write_exposure(tmp_path / "a_flt.fits", science, dq), tmp_path / "flt"
+    )
     padded = np.pad(science, 5, constant_values=1e6)
     ima = flatten.flatten_exposure(
         write_exposure(tmp_path / "a_ima.fits", padded, np.pad(dq, 5)), tmp_path / "ima"
@@ -178,7 +180,9 @@ def test_an_ima_gives_what_its_flt_gives(
 
 def test_the_same_bytes(scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path) -> None:
     path = write_exposure(tmp_path / "a_flt.fits", *scene[:2])
-    once, again = (flatten.flatten_exposure(path, tmp_path / folder) for folder in ("once", "again"))
+    once, again = (
+        flatten.flatten_exposure(path, tmp_path / folder) for folder in ("once", "again")
+    )
     assert once.read_bytes() == again.read_bytes()
     assert [file.name for file in (tmp_path / "once").iterdir()] == [once.name]
 
