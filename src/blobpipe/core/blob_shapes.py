@@ -10,9 +10,8 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from blobpipe.core.arrays import FloatArray
+from blobpipe.core.arrays import Float32Array, FloatArray
 
 Shape = Literal["disc", "diamond", "ring"]
 SHAPES: tuple[Shape, ...] = ("disc", "diamond", "ring")
@@ -29,7 +28,7 @@ OVERSAMPLING = 3
 
 def blob_profile(
     shape: Shape, radius_px: float, x_offset: float = 0.0, y_offset: float = 0.0, size: int = 41
-) -> npt.NDArray[np.float32]:
+) -> Float32Array:
     """Return the light loss of a blob, divided by its depth, on a square of pixels.
 
     Parameters

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core import files, hdus
+from blobpipe.core.arrays import Float32Array
 from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX
 from blobpipe.errors import FrameError, printable
 
@@ -55,7 +56,7 @@ class Frame:
     """
 
     name: str
-    data: npt.NDArray[np.float32]
+    data: Float32Array
     header: Mapping[str, hdus.Value]
     layout: str
 
@@ -119,7 +120,7 @@ def read_frame(path: str | Path) -> Frame:
     return Frame(frame_name(path), data, header, layout)
 
 
-def read_plane(path: str | Path, name: str) -> npt.NDArray[np.float32]:
+def read_plane(path: str | Path, name: str) -> Float32Array:
     """Read the image of a given EXTNAME from a file that `write_images` wrote.
 
     Returns
@@ -138,7 +139,7 @@ def read_plane(path: str | Path, name: str) -> npt.NDArray[np.float32]:
         return _plane(file, hdu)
 
 
-def find_plane(path: str | Path, name: str) -> npt.NDArray[np.float32] | None:
+def find_plane(path: str | Path, name: str) -> Float32Array | None:
     """Read the image of a given EXTNAME, or return None if the file has none, as files of others may.
 
     Raises
@@ -151,7 +152,7 @@ def find_plane(path: str | Path, name: str) -> npt.NDArray[np.float32] | None:
         return None if hdu is None else _plane(file, hdu)
 
 
-def _plane(file: hdus.File, hdu: hdus.HDU) -> npt.NDArray[np.float32]:
+def _plane(file: hdus.File, hdu: hdus.HDU) -> Float32Array:
     """Read an image, or plane 0 of a cube, of a size that fits into memory."""
     if len(hdu.shape) not in (2, 3) or min(hdu.shape) < 1:
         raise ValueError(f"an array of shape {hdu.shape} instead of (ny, nx) or (planes, ny, nx)")
@@ -249,7 +250,7 @@ def require_usable(frame: Frame, path: str | Path) -> float:
     return noise
 
 
-def median_and_noise(data: npt.NDArray[np.float32]) -> tuple[float, float]:
+def median_and_noise(data: Float32Array) -> tuple[float, float]:
     """Return the median and the robust standard deviation (1.4826 MAD) of the finite pixels.
 
     Every third row and column is taken, or all pixels if none of these is finite.
@@ -268,7 +269,7 @@ def median_and_noise(data: npt.NDArray[np.float32]) -> tuple[float, float]:
     return float(middle), float(1.4826 * deviation)
 
 
-def median(values: npt.NDArray[np.float32]) -> np.floating[Any]:
+def median(values: Float32Array) -> np.floating[Any]:
     """Return ``np.median(values)`` of numbers that are all finite, in a quarter of the time.
 
     Parameters
@@ -346,7 +347,7 @@ def write_images(
         written.writeto(temporary, overwrite=True)
 
 
-def write_cube(path: str | Path, cube: npt.NDArray[np.float32]) -> None:
+def write_cube(path: str | Path, cube: Float32Array) -> None:
     """Write small images of one size, shape (n, ny, nx), as a plain FITS cube of float32."""
     from astropy.io import fits
 
@@ -354,7 +355,7 @@ def write_cube(path: str | Path, cube: npt.NDArray[np.float32]) -> None:
         fits.PrimaryHDU(cube.astype(np.float32)).writeto(temporary, overwrite=True)
 
 
-def read_cube(path: str | Path) -> npt.NDArray[np.float32]:
+def read_cube(path: str | Path) -> Float32Array:
     """Read what `write_cube` wrote, shape (n, ny, nx), float32.
 
     Raises

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from blobpipe.core.arrays import Float32Array
 from blobpipe.errors import FrameError
 
 Value = str | int | float | bool
@@ -360,7 +361,7 @@ def number(cards: Cards, name: str, default: float | None = None) -> float:
     return float(value)
 
 
-def physical(cards: Cards, stored: Stored) -> npt.NDArray[np.float32]:
+def physical(cards: Cards, stored: Stored) -> Float32Array:
     """Return scaled pixels as float32, NaN where a value is missing, infinite, or beyond `MAX_VALUE`.
 
     Parameters

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from blobpipe.core.arrays import FloatArray
+from blobpipe.core.arrays import FloatArray, Int64Array, Mask
 
 Measures = dict[str, FloatArray]
 
@@ -49,7 +48,7 @@ def share(part: FloatArray, whole: FloatArray) -> FloatArray:
 
 
 def cumulative(
-    labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None
+    labels: Int64Array, scores: FloatArray, weights: FloatArray | None = None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return the weight of true and of false positives at every threshold, from the highest down.
 
@@ -90,9 +89,7 @@ def cumulative(
     return true, false, thresholds
 
 
-def roc_curve(
-    labels: npt.NDArray[np.int64], scores: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def roc_curve(labels: Int64Array, scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return false-positive rates, true-positive rates and thresholds, from (0, 0) to (1, 1).
 
     The rate of a class without members is NaN. Arrays are those of `cumulative`, of shape (k + 1,).
@@ -104,7 +101,7 @@ def roc_curve(
 
 
 def precision_recall_curve(
-    labels: npt.NDArray[np.int64], scores: FloatArray
+    labels: Int64Array, scores: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return recall, precision and thresholds, from the highest score down, each of shape (k + 1,).
 
@@ -116,7 +113,7 @@ def precision_recall_curve(
 
 
 def roc_auc(
-    labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None
+    labels: Int64Array, scores: FloatArray, weights: FloatArray | None = None
 ) -> FloatArray:
     """Return the area under the ROC curve for each resampling, shape (b,).
 
@@ -127,7 +124,7 @@ def roc_auc(
 
 
 def average_precision(
-    labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None
+    labels: Int64Array, scores: FloatArray, weights: FloatArray | None = None
 ) -> FloatArray:
     """Return precision averaged over recall, without interpolation, for each resampling, shape (b,)."""
     true, false, _ = cumulative(labels, scores, weights)
@@ -147,16 +144,14 @@ def tpr_at_fpr(true: FloatArray, false: FloatArray, fpr: float) -> FloatArray:
     return share(highest, true[:, -1])
 
 
-def threshold_at_fpr(labels: npt.NDArray[np.int64], scores: FloatArray, fpr: float) -> float:
+def threshold_at_fpr(labels: Int64Array, scores: FloatArray, fpr: float) -> float:
     """Return the lowest threshold with a false-positive rate of at most ``fpr``, that of `tpr_at_fpr`."""
     _, false, thresholds = cumulative(labels, scores)
     allowed = false[0] <= fpr * false[0, -1]
     return float(thresholds[allowed].min())
 
 
-def brier(
-    labels: npt.NDArray[np.int64], probability: FloatArray, weights: FloatArray
-) -> FloatArray:
+def brier(labels: Int64Array, probability: FloatArray, weights: FloatArray) -> FloatArray:
     """Return the Brier score, the mean squared difference of probability and label, shape (b,).
 
     It is 0 for a perfect classifier, and 0.25 for one that always says one half.
@@ -188,9 +183,9 @@ def _average_precision(true: FloatArray, false: FloatArray) -> FloatArray:
 
 
 def measures(
-    labels: npt.NDArray[np.int64],
+    labels: Int64Array,
     probability: FloatArray,
-    hit: npt.NDArray[np.bool_],
+    hit: Mask,
     weights: FloatArray,
     *,
     threshold: float,
@@ -301,9 +296,7 @@ def wilson_interval(successes: FloatArray, trials: FloatArray) -> tuple[FloatArr
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
-def share_by_bin(
-    values: FloatArray, success: npt.NDArray[np.bool_], edges: tuple[float, ...]
-) -> pd.DataFrame:
+def share_by_bin(values: FloatArray, success: Mask, edges: tuple[float, ...]) -> pd.DataFrame:
     """Compute the share of successes in bins of some value, with its Wilson interval.
 
     Parameters
@@ -340,9 +333,7 @@ def share_by_bin(
     )
 
 
-def reliability(
-    labels: npt.NDArray[np.int64], probability: FloatArray, n_bins: int = N_BINS
-) -> pd.DataFrame:
+def reliability(labels: Int64Array, probability: FloatArray, n_bins: int = N_BINS) -> pd.DataFrame:
     """Compare the predicted probability of a blob with the share of subframes that have one, by bins.
 
     Parameters

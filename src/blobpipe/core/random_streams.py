@@ -35,6 +35,11 @@ def stream(seed: int, stage: str, *items: int | str) -> np.random.Generator:
     return np.random.default_rng([seed, len(words), *words])
 
 
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> np.float64:
+    """Draw a number from ``low`` to ``high`` whose logarithm is evenly distributed."""
+    return np.float64(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
 @nb.njit(cache=True, nogil=True)
 def mix(word):  # type: ignore[no-untyped-def]
     """Mix the bits of a counter by the last step of SplitMix64 (uint64 to uint64, one to one).

@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from blobpipe.core.arrays import Int64Array
 from blobpipe.core.hdus import TYPES, Cards, count, number
 
 Pixels = npt.NDArray[Any]
@@ -185,7 +186,7 @@ class _Tiles:
         if (self.scale is None) != (self.zero is None):
             raise ValueError("one of ZSCALE and ZZERO without the other")
 
-    def _descriptors(self, name: str) -> npt.NDArray[np.int64] | None:
+    def _descriptors(self, name: str) -> Int64Array | None:
         """Return the length and the place in the heap (bytes) of each row's array, shape (rows, 2)."""
         if name not in self.columns:
             return None
@@ -248,7 +249,7 @@ class _Tiles:
             raise ValueError(f"tile {row} holds nothing")
         return _numbers_of(content, n, self.dtype.kind)
 
-    def _bytes(self, descriptors: npt.NDArray[np.int64], row: int) -> npt.NDArray[np.uint8]:
+    def _bytes(self, descriptors: Int64Array, row: int) -> npt.NDArray[np.uint8]:
         length, start = descriptors[row]
         return self.heap[start : start + length]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from blobpipe import __version__
 from blobpipe.core import fits_images
-from blobpipe.core.arrays import Image, Mask
+from blobpipe.core.arrays import Image, Int32Array, Mask
 from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX, SIDE_PX
 from blobpipe.errors import FrameError
 
@@ -151,7 +151,7 @@ def refuse_overwriting(paths: Sequence[Path], index: int, out_dir: Path) -> None
         )
 
 
-def light_loss(science: Image, flags: npt.NDArray[np.int32]) -> Image:
+def light_loss(science: Image, flags: Int32Array) -> Image:
     """Return one minus an exposure over its background: the fraction of the light that each pixel lacks.
 
     Parameters
@@ -190,7 +190,7 @@ def light_loss(science: Image, flags: npt.NDArray[np.int32]) -> Image:
     return np.where(bad, np.float32(np.nan), 1 - twice).astype(np.float32)
 
 
-def _bad(science: Image, flags: npt.NDArray[np.int32]) -> Mask:
+def _bad(science: Image, flags: Int32Array) -> Mask:
     """Return the mask of pixels that do not measure the light."""
     is_flagged = (flags & ~KEPT_FLAGS) != 0
     return np.asarray(is_flagged | ~np.isfinite(science))
@@ -251,7 +251,7 @@ def _structures(loss: Image, bad: Mask) -> Mask:
     return np.asarray(ndimage.binary_dilation(stands_out, iterations=MARGIN_PX))
 
 
-def _read_flags(path: Path) -> npt.NDArray[np.int32]:
+def _read_flags(path: Path) -> Int32Array:
     """Read the DQ of an exposure, shape (1014, 1014)."""
     try:
         plane = _without_border(fits_images.read_plane(path, "DQ"))

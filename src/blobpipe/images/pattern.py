@@ -9,7 +9,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core.arrays import Image
+from blobpipe.core.arrays import Image, Mask
 from blobpipe.core.cutouts import window_around
 from blobpipe.images.noise import clean_noise
 
@@ -79,7 +79,7 @@ def _continued(stack: Image) -> Image:
     return np.pad(inner, [above_below, left_right], mode="symmetric")
 
 
-def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, npt.NDArray[np.bool_]]:
+def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, Mask]:
     """Fill pixels that no blob explains from their neighbours; return the image, and a mask of the other pixels."""
     # Single bad pixels differ from the middle two of their four neighbours
     sides = np.stack([np.roll(stack, step, axis) for axis in (0, 1) for step in (-1, 1)])
@@ -96,7 +96,7 @@ def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, npt.NDArray[
     return _filled(stack, good), good
 
 
-def _filled(stack: Image, good: npt.NDArray[np.bool_]) -> Image:
+def _filled(stack: Image, good: Mask) -> Image:
     """Replace pixels that are not good by the weighted mean of the good ones around them.
 
     The mean falls to 0 where hardly any neighbour is good.
@@ -145,9 +145,7 @@ def _near_blobs(shape: tuple[int, ...], blobs: pd.DataFrame) -> Image:
     return near
 
 
-def _compact_structures(
-    pattern: Image, rest: Image, good: npt.NDArray[np.bool_], noise: float
-) -> Image:
+def _compact_structures(pattern: Image, rest: Image, good: Mask, noise: float) -> Image:
     """Return 1 on compact positive patches that are smooth like a blob, falling to 0 around them.
 
     Parameters
@@ -179,7 +177,7 @@ def _compact_structures(
     return soften(is_blob[labels], 1.0)
 
 
-def _compact(patch: npt.NDArray[np.bool_]) -> bool:
+def _compact(patch: Mask) -> bool:
     """Say if a patch is neither small (16 px), nor large (45 px long), nor much longer than wide."""
     short, long = sorted(patch.shape)
     return bool(patch.sum() >= 16 and long < 2.5 * short and long < 45)
@@ -198,7 +196,7 @@ def _blob_like(values: Image, rest: Image, noise: float) -> bool:
     return bool(deepest < DEEPEST_FRAC and np.std(rest) < 1.3 * noise + 0.03 * deepest)
 
 
-def soften(region: npt.NDArray[np.bool_], width: float) -> Image:
+def soften(region: Mask, width: float) -> Image:
     """Return 1 on a region and just around it, falling to 0 within three times ``width`` (px)."""
     smooth = smooth_gaussian(region, width)
     return np.asarray(np.clip(4 * smooth - 0.05, 0, 1))

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numba as nb
 import numpy as np
-import numpy.typing as npt
 
-from blobpipe.core.arrays import Image
+from blobpipe.core.arrays import Image, Mask
 from blobpipe.core.cutouts import window_around
 from blobpipe.images.pattern import SMOOTHING_PX, smooth_gaussian
 from blobpipe.images.register import LARGEST_SHIFT_PX, NEGLIGIBLE_PX, Shift, moved
@@ -135,7 +134,7 @@ class Recent(NamedTuple):
     start: int
 
     @property
-    def inside(self) -> npt.NDArray[np.bool_]:
+    def inside(self) -> Mask:
         """Return the mask of the blob in its window."""
         return self.distance < 1.55 * self.radius_px + 2.5
 

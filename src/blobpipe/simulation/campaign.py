@@ -22,7 +22,7 @@ from blobpipe.core.arrays import Image
 from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile, matched_snr, typical_radius
 from blobpipe.core.detector import BORDER_PX
 from blobpipe.core.detector import SIDE_PX as SIZE
-from blobpipe.core.random_streams import stream
+from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.errors import ParamsError
 from blobpipe.params import Campaign
 
@@ -285,8 +285,7 @@ def _draw_conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
 
     A shift is usually small, and sometimes up to the largest.
     """
-    low, high = params.photons_e
-    photons_e = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    photons_e = float(log_uniform(rng, *params.photons_e))
     small = rng.normal(0, params.shift_px, 2)
     distance = params.large_shift_px * rng.uniform(0.1, 1)
     angle = rng.uniform(0, 2 * np.pi)

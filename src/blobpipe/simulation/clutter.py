@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
-from blobpipe.core.arrays import Image
+from blobpipe.core.arrays import Image, Int16Array
 from blobpipe.core.blob_shapes import SHAPES, blob_profile
-from blobpipe.core.random_streams import stream
+from blobpipe.core.random_streams import log_uniform, stream
 
 # Side of a piece of clutter, that of a subframe (px)
 SIDE = 256
@@ -35,7 +34,7 @@ CRESCENT_PX = 49
 EDGE_PX = 5
 
 
-def draw_pieces(seed: int, n: int) -> npt.NDArray[np.int16]:
+def draw_pieces(seed: int, n: int) -> Int16Array:
     """Draw pieces of clutter.
 
     Parameters
@@ -75,7 +74,7 @@ def _streaks(image: Image, rng: np.random.Generator) -> None:
         spacing = rng.uniform(7, 22)
         width = rng.uniform(0.5, 2.5)
         sign = rng.choice([-1, 1])
-        value = sign * np.exp(rng.uniform(np.log(0.4), np.log(10)))
+        value = sign * log_uniform(rng, 0.4, 10)
         for k in range(rng.integers(1, 4)):
             x_start = x + rng.normal(0, 15) - k * spacing * np.sin(angle)
             y_start = y + k * spacing * np.cos(angle)
@@ -89,7 +88,7 @@ def _trails(image: Image, rng: np.random.Generator) -> None:
         angle = rng.uniform(0, np.pi)
         width = rng.uniform(0.6, 4)
         sign = rng.choice([-1, -1, 1])
-        value = sign * np.exp(rng.uniform(np.log(0.3), np.log(6)))
+        value = sign * log_uniform(rng, 0.3, 6)
         x, y = rng.uniform(0, SIDE, 2)
         for _ in range(rng.integers(1, 4)):
             length = rng.uniform(15, 250)
@@ -119,7 +118,7 @@ def _clusters(image: Image, rng: np.random.Generator) -> None:
         inside = distance + rng.normal(0, raggedness, distance.shape) <= across / 2
 
         # Uneven values, some of the other sign
-        level = sign * np.exp(rng.uniform(np.log(2), np.log(100)))
+        level = sign * log_uniform(rng, 2, 100)
         uneven = level * np.exp(rng.normal(0, 0.5, distance.shape))
         values = uneven * np.where(rng.random(distance.shape) < 0.1, -1, 1)
         is_missing = rng.random() < 0.2
@@ -137,7 +136,7 @@ def _rims(image: Image, rng: np.random.Generator) -> None:
     if rng.random() < 0.5:
         image[r < radius] = np.nan
     # One level to each piece, some of them zero
-    spread = np.exp(rng.uniform(np.log(1), np.log(15)))
+    spread = log_uniform(rng, 1, 15)
     n_levels = rng.integers(6, 40)
     levels = rng.normal(0, spread, n_levels)
     levels = np.where(rng.random(n_levels) < 0.3, 0, levels)
@@ -154,7 +153,7 @@ def _stripes(image: Image, rng: np.random.Generator) -> None:
         first, last = np.sort(rng.integers(0, SIDE, 2)) if rng.random() < 0.4 else (0, SIDE)
         lines = image.T if rng.random() < 0.6 else image
         deviate = rng.normal(0, 1)
-        offset = deviate * np.exp(rng.uniform(np.log(0.3), np.log(5)))
+        offset = deviate * log_uniform(rng, 0.3, 5)
         lines[start : start + width, first:last] += offset
 
 
@@ -196,7 +195,7 @@ def _points(image: Image, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(2, 20)):
         x, y = rng.uniform(0, SIDE, 2)
         sign = rng.choice([-1, 1])
-        value = float(sign * np.exp(rng.uniform(np.log(2), np.log(60))))
+        value = float(sign * log_uniform(rng, 2, 60))
         width = rng.uniform(0.3, 0.8 if value > 0 else 1.2)
         length = rng.exponential(1.5)
         angle = rng.uniform(0, np.pi)
@@ -208,8 +207,8 @@ def _crescents(image: Image, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(1, 5)):
         shape = SHAPES[rng.integers(len(SHAPES))]
         radius = rng.uniform(2.5, 11)
-        depth = np.exp(rng.uniform(np.log(1), np.log(12)))
-        size = np.exp(rng.uniform(np.log(0.1), np.log(4)))
+        depth = log_uniform(rng, 1, 12)
+        size = log_uniform(rng, 0.1, 4)
         angle = rng.uniform(0, 2 * np.pi)
         dx = size * np.cos(angle)
         dy = size * np.sin(angle)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from blobpipe.core import fits_images, plotting, tables
+from blobpipe.core.arrays import Int64Array
 from blobpipe.core.random_streams import stream
 from blobpipe.errors import TableError
 from blobpipe.images import tiles
@@ -265,7 +265,7 @@ def draw_subframes(
 def draw_blobs(
     rng: np.random.Generator,
     subframes: pd.DataFrame,
-    usable: npt.NDArray[np.int64],
+    usable: Int64Array,
     cube: stamps.Stamps,
     ratio: pd.Series[float],
     params: Cutout,

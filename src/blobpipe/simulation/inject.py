@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from blobpipe.core import blob_shapes
-from blobpipe.core.random_streams import stream
+from blobpipe.core.arrays import Float32Array, Int64Array
+from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.images import tiles
 from blobpipe.simulation import render, stamps
 from blobpipe.simulation.recipes import Recipes, Scene
@@ -26,7 +26,7 @@ HALF_PX = 20
 
 
 def add_blob(
-    image: npt.NDArray[np.float32],
+    image: Float32Array,
     *,
     shape: blob_shapes.Shape,
     x_px: float,
@@ -66,7 +66,7 @@ def add_blob(
 
 def random_blobs(
     seed: int, frame: str, shape: tuple[int, int], noise_frac: float
-) -> tuple[npt.NDArray[np.float32], pd.DataFrame]:
+) -> tuple[Float32Array, pd.DataFrame]:
     """Draw a blob at a random position in every 256 x 256 pixels, of any shape, size and S/N, half of them ragged.
 
     Parameters
@@ -94,8 +94,8 @@ def random_blobs(
     for top, left in corners:
         y = top + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX)
         x = left + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX)
-        radius = _draw_log_uniform(rng, PRACTICE_RADII_PX)
-        snr = _draw_log_uniform(rng, PRACTICE_SNR)
+        radius = float(log_uniform(rng, *PRACTICE_RADII_PX))
+        snr = float(log_uniform(rng, *PRACTICE_SNR))
         kind = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
 
         # The depth that gives a blob of this shape its S/N
@@ -110,15 +110,7 @@ def random_blobs(
     return signal, pd.DataFrame(positions, columns=["x_px", "y_px", "radius_px"], dtype=float)
 
 
-def _draw_log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> float:
-    """Draw a number whose logarithm is evenly distributed."""
-    low, high = np.log(ends)
-    return float(np.exp(rng.uniform(low, high)))
-
-
-def render_in_sigma(
-    scene: Scene, recipes: Recipes, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
+def render_in_sigma(scene: Scene, recipes: Recipes, rows: Int64Array) -> Float32Array:
     """Render subframes for the dense network: those of `render.render_subframes`, but in sigma, not standardised.
 
     Parameters

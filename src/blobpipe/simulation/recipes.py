@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core import fits_images, tables
+from blobpipe.core.arrays import Float32Array, Int16Array, Int32Array, Int64Array
 from blobpipe.errors import FrameError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # Steps per sigma of backgrounds, which are kept as int16 in half the memory of float32
 STEP = 4096
 
-Subframes = npt.NDArray[np.float32]
+Subframes = Float32Array
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Scene:
     """
 
     names: tuple[str, ...]
-    backgrounds: npt.NDArray[np.int16]
-    limits: npt.NDArray[np.float32]
-    sigma_frac: npt.NDArray[np.float32]
-    pattern: npt.NDArray[np.float32]
-    stamps: npt.NDArray[np.float32]
+    backgrounds: Int16Array
+    limits: Float32Array
+    sigma_frac: Float32Array
+    pattern: Float32Array
+    stamps: Float32Array
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,15 @@ class Recipes:
         Quarter turns (0 to 3), and flip (0 or 1), of each augmented copy.
     """
 
-    frame: npt.NDArray[np.int32]
-    window: npt.NDArray[np.int32]
-    dip: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int64]
-    first_blob: npt.NDArray[np.int64]
-    blob: npt.NDArray[np.int32]
-    factor: npt.NDArray[np.float32]
+    frame: Int32Array
+    window: Int32Array
+    dip: Float32Array
+    label: Int64Array
+    first_blob: Int64Array
+    blob: Int32Array
+    factor: Float32Array
     noise_seed: npt.NDArray[np.uint64]
-    turn: npt.NDArray[np.int32]
+    turn: Int32Array
 
     def __len__(self) -> int:
         return len(self.frame)

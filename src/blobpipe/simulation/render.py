@@ -13,6 +13,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from blobpipe.core.arrays import Float32Array, Int16Array, Int32Array, Int64Array
 from blobpipe.core.random_streams import GOLDEN_GAMMA, mix
 from blobpipe.images import tiles
 from blobpipe.simulation import clutter
@@ -25,7 +26,7 @@ BLOCK = 16
 N_QUANTILES = 4096
 
 
-def _normal_quantiles() -> npt.NDArray[np.float32]:
+def _normal_quantiles() -> Float32Array:
     """Return the quantiles of the normal distribution at evenly spaced probabilities, with a variance of 1."""
     from scipy.special import ndtri
 
@@ -41,22 +42,22 @@ LAST_QUANTILE = np.uint64(N_QUANTILES - 1)
 class _Recipes(NamedTuple):
     """The arrays that the kernels read: those of a `Scene`, and those of `Recipes` for one augmented copy."""
 
-    backgrounds: npt.NDArray[np.int16]
-    limits: npt.NDArray[np.float32]
-    sigma_frac: npt.NDArray[np.float32]
-    pattern: npt.NDArray[np.float32]
-    stamps: npt.NDArray[np.float32]
-    frame: npt.NDArray[np.int32]
-    window: npt.NDArray[np.int32]
-    dip: npt.NDArray[np.float32]
-    first_blob: npt.NDArray[np.int64]
-    blob: npt.NDArray[np.int32]
-    factor: npt.NDArray[np.float32]
+    backgrounds: Int16Array
+    limits: Float32Array
+    sigma_frac: Float32Array
+    pattern: Float32Array
+    stamps: Float32Array
+    frame: Int32Array
+    window: Int32Array
+    dip: Float32Array
+    first_blob: Int64Array
+    blob: Int32Array
+    factor: Float32Array
     noise_seed: npt.NDArray[np.uint64]
-    turn: npt.NDArray[np.int32]
+    turn: Int32Array
 
 
-def _arrays(scene: Scene, recipes: Recipes, copy: int, factor: npt.NDArray[np.float32]) -> _Recipes:
+def _arrays(scene: Scene, recipes: Recipes, copy: int, factor: Float32Array) -> _Recipes:
     """Collect the arrays of one augmented copy, taken modulo their number."""
     copy %= len(recipes.noise_seed)
     return _Recipes(
@@ -79,7 +80,7 @@ def _arrays(scene: Scene, recipes: Recipes, copy: int, factor: npt.NDArray[np.fl
 def render_subframes(
     scene: Scene,
     recipes: Recipes,
-    rows: npt.NDArray[np.int64],
+    rows: Int64Array,
     *,
     copy: int = 0,
     noise_sigma: float = 0.0,
@@ -120,14 +121,14 @@ def render_subframes(
 def render_varied(
     scene: Scene,
     recipes: Recipes,
-    rows: npt.NDArray[np.int64],
+    rows: Int64Array,
     *,
     copy: int,
-    strength: npt.NDArray[np.float32],
-    noise_sigma: npt.NDArray[np.float32],
-    piece: npt.NDArray[np.int64],
-    pieces: npt.NDArray[np.int16],
-    corner: npt.NDArray[np.int64] | None = None,
+    strength: Float32Array,
+    noise_sigma: Float32Array,
+    piece: Int64Array,
+    pieces: Int16Array,
+    corner: Int64Array | None = None,
     side: int = tiles.SIDE,
 ) -> Subframes:
     """Render some rows with weaker or stronger blobs and with clutter, in sigma of the frame, not standardised.
@@ -163,8 +164,8 @@ def render_varied(
 
 
 def turned(
-    x_px: npt.NDArray[np.float32], y_px: npt.NDArray[np.float32], turn: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    x_px: Float32Array, y_px: Float32Array, turn: Int32Array
+) -> tuple[Float32Array, Float32Array]:
     """Return the positions of pixels of subframes after their quarter turns and flips.
 
     Parameters

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blobpipe.core import random_streams
+from blobpipe.core.arrays import Int16Array
 from blobpipe.images import tiles
 from blobpipe.simulation import clutter, render
 from blobpipe.simulation.recipes import STEP, Recipes, Scene
@@ -44,7 +45,7 @@ class Renderer:
         scene: Scene,
         recipes: Recipes,
         device: torch.device,
-        pieces: npt.NDArray[np.int16] | None = None,
+        pieces: Int16Array | None = None,
     ) -> None:
         def put(array: npt.NDArray[np.generic]) -> Tensor:
             # A copy, since some arrays are read-only

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import affine_transform, gaussian_filter
 
+from blobpipe.core.arrays import Float32Array, Mask
 from blobpipe.core.blob_shapes import SHAPES, blob_profile, typical_radius
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ UNEVEN_FRAC = 0.8
 
 COLUMNS = ["blob", "radius_px", "peak_sigma"]
 
-Stamps = npt.NDArray[np.float32]
+Stamps = Float32Array
 
 
 def extract_stamps(stack: Stamps, blobs: pd.DataFrame) -> tuple[Stamps, pd.DataFrame]:
@@ -86,7 +86,7 @@ def extract_stamps(stack: Stamps, blobs: pd.DataFrame) -> tuple[Stamps, pd.DataF
     return cube, pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _alone(shape: tuple[int, ...], blobs: pd.DataFrame) -> npt.NDArray[np.bool_]:
+def _alone(shape: tuple[int, ...], blobs: pd.DataFrame) -> Mask:
     """Return the mask of blobs whose stamps lie on the image and touch no other, shape (n,)."""
     x = blobs["x_px"].to_numpy(float)
     y = blobs["y_px"].to_numpy(float)
@@ -101,7 +101,7 @@ def _alone(shape: tuple[int, ...], blobs: pd.DataFrame) -> npt.NDArray[np.bool_]
     row = np.rint(y)
     in_columns = (column >= half) & (column < shape[1] - half)
     in_rows = (row >= half) & (row < shape[0] - half)
-    result: npt.NDArray[np.bool_] = free & in_columns & in_rows & (reach <= half)
+    result: Mask = free & in_columns & in_rows & (reach <= half)
     return result
 
 

@@ -12,8 +12,11 @@ from blobpipe.params import Clip, Scale
 
 
 def test_scaling_says_what_it_did() -> None:
-    noise = np.random.default_rng(1).normal(0.002, 0.0101, (300, 320)).astype(np.float32)
-    clipped, _ = clip_image(noise, Clip())
+    rng = np.random.default_rng(1)
+    image = rng.normal(0.002, 0.0101, (300, 320)).astype(np.float32)
+    outliers = rng.random(image.shape) < 0.02
+    image[outliers] += rng.choice([-0.2, 0.2], int(outliers.sum()))
+    clipped, _ = clip_image(image, Clip())
     scaled, done = scale_image(clipped, Scale())
     assert done.mean_frac == pytest.approx(0.002, abs=0.001)
     assert done.sigma_frac == pytest.approx(0.0101, rel=0.05)
