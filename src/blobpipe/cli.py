@@ -278,13 +278,13 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _flatten(args: argparse.Namespace) -> int:
-    from blobpipe.images.flatten import flatten, refuse_overwriting
+    from blobpipe.images.flatten import flatten_exposure, refuse_overwriting
 
     failed = 0
     for index, path in enumerate(args.files):
         try:
             refuse_overwriting(args.files, index, args.out)
-            print(flatten(path, args.out))
+            print(flatten_exposure(path, args.out))
         except FrameError as error:
             print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
             failed = 1

@@ -317,14 +317,14 @@ FRAME_FAULTS = {
     "names that differ by case alone": (
         "frame1,2",
         "FRAME0,2",
-        "frame FRAME0 is there in other letters",
+        "frame FRAME0 differs from another in upper and lower case alone",
     ),
     "a Julian date": (
         "frame5,6",
         "frame5,2456197.8",
         "row 7: mjd is 2456197.8, expected a modified Julian date",
     ),
-    "duplicate row": ("frame1,2", "frame0,2", "frame frame0 stands twice"),
+    "duplicate row": ("frame1,2", "frame0,2", "frame frame0 is listed twice"),
     "date in words": (
         "frame1,2",
         "frame1,2010-03-01",
@@ -380,7 +380,7 @@ BLOB_FAULTS = {
     "no column": ("depth_frac", "depth", "column depth_frac is missing"),
     "text for a number": ("200,300", "200,three", "row 3: y_px is 'three', expected a number"),
     "no number": ("200,300", "200,", "row 3: y_px is"),
-    "duplicate row": ("b1", "b0", "blob b0 stands twice"),
+    "duplicate row": ("b1", "b0", "blob b0 is listed twice"),
     "unknown frame": ("frame5", "frame9", "first_frame frame9 is not a frame of frames.csv"),
     "off the detector": ("200,300", "200,1024", "row 3: y_px is 1024, expected -0.5 to 1023.5"),
     "infinity": ("200,300", "inf,300", "row 3: x_px is inf, expected a number"),

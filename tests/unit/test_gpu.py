@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blobpipe.core import random_streams
 from blobpipe.networks import fused
 from blobpipe.simulation import augment, clutter, cutout, render, render_gpu
 from blobpipe.simulation.recipes import Recipes, Scene
@@ -64,6 +65,16 @@ def test_varies_as_the_cpu_varies(device: str, made_project: Path) -> None:
     there[1] = torch.from_numpy(render_gpu.by_row(recipes, strength)[rows]).to(device)
     pixels = renderer.vary(there[0], torch.tensor(1, device=device), *there[1:])
     np.testing.assert_allclose(pixels[:, 0].cpu(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_random_words_are_those_of_the_cpu(device: str) -> None:
+    """The mixing function in PyTorch and in Numba; that of Triton is compared where the kernels drop what PyTorch drops."""
+    words = np.random.default_rng(1).integers(0, 2**64, 1000, np.uint64)
+    expected = np.array([random_streams.mix(word) for word in words])
+    there = torch.from_numpy(words.view(np.int64)).to(device)
+    found = render_gpu.mix(there).cpu().numpy().view(np.uint64)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])

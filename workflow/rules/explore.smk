@@ -13,6 +13,7 @@ rule explore:
             module=[
                 "core/arrays",
                 "core/blob_shapes",
+                "core/detector",
                 "core/files",
                 "core/fits_images",
                 "core/hdus",

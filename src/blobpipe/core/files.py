@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all, their hashes and their names.
+"""Files that are written completely or not at all, their hashes and their names.
 
-Everything is written under a temporary name and then renamed, so that no run leaves half a file.
+Everything is written under a temporary name and then renamed, so that no run leaves an incomplete file.
 """
 
 from __future__ import annotations
@@ -11,68 +11,76 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from blobpipe.errors import TableError
 
-if TYPE_CHECKING:
-    pass
-MAX_NAME_BYTES = 200  # what file systems take (255), less suffixes and the rest of temporary names
+# Longest name of a frame (bytes): file systems take 255, less suffixes and the rest of temporary names
+MAX_NAME_BYTES = 200
 
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it on success and removed on failure."""
+    """Give a temporary path beside ``path``, renamed to it on success and removed on failure.
+
+    Raises
+    ------
+    OSError
+        If writing fails; its file name is ``path``.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = "".join(path.suffixes[-2:])
-    temporary = path.with_name(f".{path.name.removesuffix(suffix)}.{os.getpid()}.tmp{suffix}")
+    stem = path.name.removesuffix(suffix)
+    temporary = path.with_name(f".{stem}.{os.getpid()}.tmp{suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
+        # An error about another file is not of this writing
         if error.filename not in (None, str(temporary)):
             raise
         reason = (error.strerror or " ".join(str(error).split()))[:120]
-        # NumPy hides why it wrote less than it was asked to: for lack of space
+        # NumPy gives no number when it writes less than it was asked to, which is for lack of space
         hidden = errno.ENOSPC if "requested and" in reason else errno.EIO
-        raise OSError(error.errno or hidden, reason, str(path)) from error  # now it names the file
+        raise OSError(error.errno or hidden, reason, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of the bytes of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_name(name: str) -> bool:
-    """Whether a frame can be called so: its files lie in the folder that they are meant for, and no name is two.
+    """Say if a string can be the name of a frame, so that its files lie in the folder that they are meant for.
 
-    That is what can be printed, without slash or backslash, without a dot or dash at its start, and no longer than
-    `MAX_NAME_BYTES`.
+    A name is printable, has no slash or backslash, begins with neither a dot nor a dash, and has at most
+    `MAX_NAME_BYTES` bytes.
     """
-    tidy = (
-        name.isprintable()
-        and not name.startswith((".", "-"))
-        and "/" not in name
-        and "\\" not in name
-    )
+    has_separator = "/" in name or "\\" in name
+    tidy = name.isprintable() and not name.startswith((".", "-")) and not has_separator
     return tidy and 0 < len(name.encode()) <= MAX_NAME_BYTES
 
 
 def require_name(name: str, where: str) -> None:
-    """Refuse what `is_name` says no to; the message begins with ``where`` it was found.
+    """Refuse a string that cannot be the name of a frame.
+
+    Parameters
+    ----------
+    name : str
+    where : str
+        Where it was found; the message begins with it.
 
     Raises
     ------
     TableError
-        If it is none.
+        If `is_name` says no.
     """
     if not is_name(name):
         found = f"{name[:40]}..." if len(name) > 40 else name
         raise TableError(
-            f"{where} is {found!r}, expected the name of a file: at most {MAX_NAME_BYTES} bytes that can be printed, no "
-            "slash or backslash, no dot or dash at its start; correct it"
+            f"{where} is {found!r}, expected the name of a file: at most {MAX_NAME_BYTES} printable bytes, no slash or "
+            "backslash, no dot or dash at the beginning; correct it"
         )

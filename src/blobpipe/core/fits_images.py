@@ -1,30 +1,41 @@
-"""FITS images, in and out; nothing here knows what a blob is."""
+"""Read and write FITS images; nothing here knows what a blob is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core import files, hdus
+from blobpipe.core.arrays import Float32Array
+from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX
 from blobpipe.errors import FrameError, printable
 
-if TYPE_CHECKING:
-    from astropy.io.fits import Header
-BORDER_PX = 5  # reference pixels that FLT files leave out on each side
-IMAGE = "a FITS image; fetch or write the file again"  # what a file should be
+# What a file should be and what to do, for messages
+IMAGE = "a FITS image; fetch or write the file again"
+
 SUFFIXES = (".fits.fz", ".fits", ".fits.gz")
-MIN_PX = 256  # one subframe
-# photon noise of 10^10 electrons; 200 images of a full well (80,000) have 1.6 x 10^7
+
+# Name of the median stack among the difference images
+STACK = "reference"
+
+# Smallest side of an image that can be searched (px): one subframe
+MIN_PX = 256
+
+# Range of the noise of an image (fraction of the light). The lower end is the photon noise of 10^10 electrons; a stack
+# of 200 images of a full well (80,000) has 1.6 x 10^7. Beyond the upper end, an image cannot be a fraction of the light.
 MIN_NOISE_FRAC = 1e-5
-MAX_NOISE_FRAC = 0.5  # beyond it, an image cannot be a fraction of the light
-NOISE_STEPS = 32  # quantisation of stored images: this many steps to one sigma of their noise
-TILE_ROWS = 16  # rows compressed together: half the time of one by one, and smaller files
-STACK = "reference"  # name of the median stack among the differences
+MAX_NOISE_FRAC = 0.5
+
+# Quantisation of stored images: steps per sigma of their noise
+NOISE_STEPS = 32
+
+# Rows compressed together; half the time of one row at a time, and smaller files
+TILE_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -38,35 +49,36 @@ class Frame:
     data : ndarray, shape (ny, nx), float32
         The science plane, NaN where the file has no value.
     header : mapping
-        Cards of the primary header and of the image's, which come first where both have one: text, numbers and truth
-        values; what cannot be used is left out.
+        Cards of the primary header and of the image's header, which takes precedence: text, numbers and truth values;
+        cards that cannot be used are left out.
     layout : str
         Where in the file the image was found, in words.
     """
 
     name: str
-    data: npt.NDArray[np.float32]
+    data: Float32Array
     header: Mapping[str, hdus.Value]
     layout: str
 
 
 def frame_name(path: str | Path) -> str:
-    """The file name without ``.fits``, ``.fits.fz`` or ``.fits.gz``; what cannot be printed is escaped."""
+    """Return the file name without ``.fits``, ``.fits.fz`` or ``.fits.gz``, unprintable characters escaped."""
     name = printable(Path(path).name)
-    return next(
-        (name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), Path(name).stem
-    )
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            return name.removesuffix(suffix)
+    return Path(name).stem
 
 
 def find_image(folder: str | Path, frame: str) -> Path:
-    """The file of a frame in a folder, plain, tile-compressed or gzipped.
+    """Return the file of a frame in a folder: plain, tile-compressed or gzipped.
 
     Raises
     ------
     FrameError
         If there is none.
     TableError
-        If the name is none.
+        If ``frame`` cannot be the name of a frame.
     """
     files.require_name(frame, f"{folder}: frame")
     candidates = [Path(folder) / f"{frame}{suffix}" for suffix in SUFFIXES]
@@ -81,9 +93,9 @@ def find_image(folder: str | Path, frame: str) -> Path:
 def read_frame(path: str | Path) -> Frame:
     """Read an image in any layout that monitor images come in.
 
-    The first HDU that holds an image is taken: a SCI extension before others, a 2-D array, or plane 0
-    of a cube. Reference pixels that the file leaves out (1014 x 1014) are put back as NaN. Integer and
-    big-endian data become native float32.
+    The first HDU that holds an image is taken: a SCI extension before others, a 2-D array, or plane 0 of a cube.
+    Reference pixels that the file leaves out (1014 x 1014) are put back as NaN. Integer and big-endian data become
+    native float32.
 
     Raises
     ------
@@ -92,24 +104,34 @@ def read_frame(path: str | Path) -> Frame:
 
     Notes
     -----
-    Source: ours, after the layouts met in real files.
+    Source: this project, after the layouts of real files.
     """
     path = Path(path)
     with hdus.opened(path, IMAGE) as file:
         index, image = _science_image(path, file)
-        header = {
-            name: value
-            for hdu in (file.hdus[0], image)
-            for name, value in hdu.cards.items()
-            if value is not None
-        }
-        layout = f"HDU {index} ({image.name or 'unnamed'}), {'x'.join(map(str, image.shape[::-1]))}"
-        plane = _plane(file, image)
-    return Frame(frame_name(path), _with_reference_pixels(plane), header, layout)
+        # The image's cards come last, so that they take precedence
+        cards = [*file.hdus[0].cards.items(), *image.cards.items()]
+        header = {name: value for name, value in cards if value is not None}
+        size = "x".join(map(str, image.shape[::-1]))
+        layout = f"HDU {index} ({image.name or 'unnamed'}), {size}"
+        data = _plane(file, image)
+    if data.shape == (LIGHT_SIDE_PX, LIGHT_SIDE_PX):
+        data = np.pad(data, BORDER_PX, constant_values=np.nan)
+    return Frame(frame_name(path), data, header, layout)
 
 
-def read_plane(path: str | Path, name: str) -> npt.NDArray[np.float32]:
-    """Read the image of a given EXTNAME, float32, shape (ny, nx), from a file that `write_images` wrote."""
+def read_plane(path: str | Path, name: str) -> Float32Array:
+    """Read the image of a given EXTNAME from a file that `write_images` wrote.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
+
+    Raises
+    ------
+    FrameError
+        If there is none, or the file cannot be read.
+    """
     with hdus.opened(path, f"an image {name}; run the stage that makes it") as file:
         hdu = file.named(name)
         if hdu is None:
@@ -117,15 +139,21 @@ def read_plane(path: str | Path, name: str) -> npt.NDArray[np.float32]:
         return _plane(file, hdu)
 
 
-def find_plane(path: str | Path, name: str) -> npt.NDArray[np.float32] | None:
-    """The same from a file that need not have one: others write stacks and differences too."""
+def find_plane(path: str | Path, name: str) -> Float32Array | None:
+    """Read the image of a given EXTNAME, or return None if the file has none, as files of others may.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    """
     with hdus.opened(path, IMAGE) as file:
         hdu = file.named(name)
         return None if hdu is None else _plane(file, hdu)
 
 
-def _plane(file: hdus.File, hdu: hdus.HDU) -> npt.NDArray[np.float32]:
-    """An image or plane 0 of a cube, of a size that fits into memory, by its header."""
+def _plane(file: hdus.File, hdu: hdus.HDU) -> Float32Array:
+    """Read an image, or plane 0 of a cube, of a size that fits into memory."""
     if len(hdu.shape) not in (2, 3) or min(hdu.shape) < 1:
         raise ValueError(f"an array of shape {hdu.shape} instead of (ny, nx) or (planes, ny, nx)")
     ny, nx = hdu.shape[-2:]
@@ -135,11 +163,12 @@ def _plane(file: hdus.File, hdu: hdus.HDU) -> npt.NDArray[np.float32]:
         return hdus.physical(hdu.cards, file.plane(hdu))
     from blobpipe.core import unpack
 
-    return hdus.physical(hdu.cards, unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu)))
+    stored = unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu))
+    return hdus.physical(hdu.cards, stored)
 
 
 def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
-    """The first HDU that holds an image, those named SCI before others, and its number."""
+    """Return the first HDU that holds an image, those named SCI before others, and its number."""
     order = sorted(range(len(file.hdus)), key=lambda i: file.hdus[i].name != "SCI")
     index = next((i for i in order if file.hdus[i].shape and 0 not in file.hdus[i].shape), None)
     if index is None:
@@ -155,19 +184,13 @@ def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
     return index, image
 
 
-def _with_reference_pixels(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    if data.shape != (1014, 1014):
-        return data
-    return np.pad(data, BORDER_PX, constant_values=np.nan)
-
-
 def usable_image(path: str | Path) -> Frame:
-    """Read an image and insist that blobs can be sought in it.
+    """Read an image that can be searched for blobs.
 
     Raises
     ------
     FrameError
-        As `read_frame` and `insist_on_usable`.
+        As `read_frame` and `require_usable`.
     """
     frame = read_frame(path)
     require_usable(frame, path)
@@ -175,33 +198,39 @@ def usable_image(path: str | Path) -> Frame:
 
 
 def require_usable(frame: Frame, path: str | Path) -> float:
-    """Refuse what is no blob image or difference image of a full frame.
+    """Refuse what is neither a blob image nor a difference image of a full frame.
+
+    Parameters
+    ----------
+    frame : Frame
+    path : path
+        File of the image, for the message.
 
     Returns
     -------
     float
-        Its noise (`median_and_noise`).
+        Noise of the image (fraction of the light), from `median_and_noise`.
 
     Raises
     ------
     FrameError
-        If it is smaller than one subframe, mostly without values, constant, in other units than a
-        fraction of the light (its noise is less than any photon noise, or too high), or far from zero.
+        If the image is smaller than one subframe, has values in less than half of its pixels, is constant, is not in
+        units of a fraction of the light (its noise is below any photon noise, or too high), or is far from zero.
     """
     ny, nx = frame.data.shape
     if min(ny, nx) < MIN_PX:
         raise FrameError(
             f"{path}: found {nx}x{ny} pixels, expected a full frame of at least {MIN_PX}x{MIN_PX}; reject it"
         )
-    finite = np.count_nonzero(np.isfinite(frame.data)) / frame.data.size
-    if finite < 0.5:
+    finite_frac = np.count_nonzero(np.isfinite(frame.data)) / frame.data.size
+    if finite_frac < 0.5:
         raise FrameError(
-            f"{path}: {finite:.0%} of its pixels are finite, expected at least 50%; reject it"
+            f"{path}: {finite_frac:.0%} of its pixels are finite, expected at least 50%; reject it"
         )
-    median, noise = median_and_noise(frame.data)
+    middle, noise = median_and_noise(frame.data)
     if not noise > 0:
         raise FrameError(
-            f"{path}: most pixels are {median:.6g}: a constant image or a mask, expected noise; reject it"
+            f"{path}: most pixels are {middle:.6g}: a constant image or a mask, expected noise; reject it"
         )
     if noise < MIN_NOISE_FRAC:
         raise FrameError(
@@ -213,32 +242,35 @@ def require_usable(frame: Frame, path: str | Path) -> float:
             f"{path}: noise {noise:.4g} {frame.header.get('BUNIT', '')}, expected light lost as a fraction (noise about "
             "0.01): a calibrated exposure, not a blob image; divide it by the flat first"
         )
-    if abs(median) > 5 * noise:
+    if abs(middle) > 5 * noise:
         raise FrameError(
-            f"{path}: median {median:.4g} with noise {noise:.4g}: not flattened, expected values around zero "
+            f"{path}: median {middle:.4g} with noise {noise:.4g}: not flattened, expected values around zero "
             "(light lost as a fraction); divide by the flat and subtract the large scales first"
         )
     return noise
 
 
-def median_and_noise(data: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Median and robust standard deviation (1.4826 MAD) of the finite pixels, every third row and column taken.
+def median_and_noise(data: Float32Array) -> tuple[float, float]:
+    """Return the median and the robust standard deviation (1.4826 MAD) of the finite pixels.
+
+    Every third row and column is taken, or all pixels if none of these is finite.
 
     Parameters
     ----------
     data : ndarray, shape (ny, nx)
-        Some of them finite.
+        At least one finite pixel.
     """
     values = data[::3, ::3]
     values = values[np.isfinite(values)]
     if not values.size:
         values = data[np.isfinite(data)]
     middle = median(values)
-    return float(middle), float(1.4826 * median(np.abs(values - middle)))
+    deviation = median(np.abs(values - middle))
+    return float(middle), float(1.4826 * deviation)
 
 
-def median(values: npt.NDArray[np.float32]) -> np.floating[Any]:
-    """``np.median(values)`` of numbers that are all finite, in a quarter of the time.
+def median(values: Float32Array) -> np.floating[Any]:
+    """Return ``np.median(values)`` of numbers that are all finite, in a quarter of the time.
 
     Parameters
     ----------
@@ -246,14 +278,15 @@ def median(values: npt.NDArray[np.float32]) -> np.floating[Any]:
 
     Notes
     -----
-    Source: ours. NumPy parts an array quickly at one place only; where two numbers are in the middle, the lower one is
-    the highest of those below.
+    Source: this project. NumPy partitions an array quickly at one place only; of an even number of values, the lower
+    middle one is the highest of those below that place.
     """
     half = len(values) // 2
     parted = np.partition(values, half)
-    return np.mean(
-        parted[half : half + 1] if len(values) % 2 else [parted[:half].max(), parted[half]]
-    )
+    middle = parted[half : half + 1]
+    if len(values) % 2 == 0:
+        middle = np.append(parted[:half].max(), middle)
+    return np.mean(middle)
 
 
 def write_image(
@@ -277,7 +310,7 @@ def write_image(
     header : mapping, optional
         Cards for the image's header.
     sigma : float, optional
-        Noise of float data; estimated tile by tile if not given.
+        Noise of float data, in its unit; estimated tile by tile if not given.
     """
     write_images(path, {name: data}, header=header, sigma=sigma)
 
@@ -289,46 +322,49 @@ def write_images(
     header: Mapping[str, Any] | None = None,
     sigma: float | None = None,
 ) -> None:
-    """Write several images to one file, as `write_image` writes one."""
+    """Write several images, by EXTNAME, to one file, as `write_image` writes one."""
     from astropy.io import fits
 
     written = fits.HDUList([fits.PrimaryHDU()])
     for name, data in images.items():
-        written.append(_compressed(data, name, fits.Header(header or {}), sigma))
+        tile = (min(TILE_ROWS, len(data)), *data.shape[1:])
+        quantised: dict[str, Any] = {}
+        if data.dtype.kind == "f":
+            # Astropy takes a negative level as the size of a step, a positive one as steps per sigma
+            level = -sigma / NOISE_STEPS if sigma else float(NOISE_STEPS)
+            quantised = {"quantize_level": level, "quantize_method": -1}
+            data = data.astype(np.float32)
+        compressed = fits.CompImageHDU(
+            data,
+            fits.Header(header or {}),
+            name=name,
+            compression_type="RICE_1",
+            tile_shape=tile,
+            **quantised,
+        )
+        written.append(compressed)
     with files.atomic(path) as temporary:
         written.writeto(temporary, overwrite=True)
 
 
-def write_cube(path: str | Path, cube: npt.NDArray[np.float32]) -> None:
-    """Write small images of one size, shape (n, ny, nx), float32, exactly, as a plain FITS cube."""
+def write_cube(path: str | Path, cube: Float32Array) -> None:
+    """Write small images of one size, shape (n, ny, nx), as a plain FITS cube of float32."""
     from astropy.io import fits
 
     with files.atomic(path) as temporary:
         fits.PrimaryHDU(cube.astype(np.float32)).writeto(temporary, overwrite=True)
 
 
-def read_cube(path: str | Path) -> npt.NDArray[np.float32]:
-    """Read back what `write_cube` wrote."""
+def read_cube(path: str | Path) -> Float32Array:
+    """Read what `write_cube` wrote, shape (n, ny, nx), float32.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read, or holds no cube.
+    """
     with hdus.opened(path, "a cube of images; run the stage that makes it") as file:
         cube = file.hdus[0]
         if len(cube.shape) != 3:
             raise ValueError(f"an array of shape {cube.shape} instead of (planes, ny, nx)")
         return hdus.physical(cube.cards, file.cube(cube))
-
-
-def _compressed(data: npt.NDArray[Any], name: str, header: Header, sigma: float | None) -> Any:
-    from astropy.io import fits
-
-    tile = (min(TILE_ROWS, len(data)), *data.shape[1:])
-    if data.dtype.kind == "f":
-        level = -sigma / NOISE_STEPS if sigma else float(NOISE_STEPS)
-        return fits.CompImageHDU(
-            data.astype(np.float32),
-            header,
-            name=name,
-            compression_type="RICE_1",
-            tile_shape=tile,
-            quantize_level=level,
-            quantize_method=-1,
-        )
-    return fits.CompImageHDU(data, header, name=name, compression_type="RICE_1", tile_shape=tile)

@@ -1,7 +1,7 @@
-"""The HDUs of a FITS file, from its bytes (FITS 4.0): what is damaged, huge or no FITS is told before it is unpacked.
+"""The HDUs of a FITS file, from its bytes (FITS 4.0); files that are damaged, huge or not FITS are refused first.
 
-Only what a monitor image needs: images, constant ones too, and tile-compressed ones, plain or in gzip or bzip2; tables
-are passed over.
+Only what a monitor image needs: images, also constant ones, and tile-compressed ones, plain or in gzip or bzip2;
+tables are passed over.
 """
 
 from __future__ import annotations
@@ -23,25 +23,45 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from blobpipe.core.arrays import Float32Array
 from blobpipe.errors import FrameError
 
 Value = str | int | float | bool
 Cards = Mapping[str, Value | None]
 Stored = npt.NDArray[Any]
 
-# bytes, of the standard
+# Sizes of a block and of a card (bytes); FITS 4.0, sections 3.1 and 4.1
 BLOCK = 2880
 CARD = 80
-MAX_BYTES = 1 << 29  # of a file, unpacked by gzip: twice an IMA file of 16 reads
-MAX_PX = 4096 * 4096  # of an image: 16 times the detector
-MAX_HDUS = 500  # an IMA file of 16 reads has 81
-MAX_HEADER_BYTES = 250 * BLOCK  # 9000 cards; those of HST's exposures are 300
-MAX_TEXT = 1000  # characters of a card's value
-MAX_VALUE = 1e12  # of a pixel, in any unit; squares and sums of it are finite in float32
-CHUNK = 1 << 20  # bytes read from a compressed file at a time
 
-TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}  # by BITPIX
+# Largest file, after decompression of the whole file (bytes): twice an IMA file of 16 reads
+MAX_BYTES = 1 << 29
+
+# Largest image (pixels): 16 times the detector
+MAX_PX = 4096 * 4096
+
+# Most HDUs of a file; an IMA file of 16 reads has 81
+MAX_HDUS = 500
+
+# Largest header (bytes), 9000 cards; those of HST exposures have 300
+MAX_HEADER_BYTES = 250 * BLOCK
+
+# Longest text of a card that is continued (characters)
+MAX_TEXT = 1000
+
+# Highest value of a pixel, in any unit; its squares and sums are finite in float32
+MAX_VALUE = 1e12
+
+# Bytes read from a compressed file at a time
+CHUNK = 1 << 20
+
+# Type of stored pixels by BITPIX
+TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
+
+# Table for bytes.translate that replaces what is not printable ASCII by question marks
 NOT_ASCII = bytes(code if 32 <= code < 127 else ord("?") for code in range(256))
+
+# Value of a card: text, logical, integer or real, then perhaps a comment; FITS 4.0, section 4.2
 CARD_VALUE = re.compile(
     r" *(?:'((?:[^']|'')*)'|([TF])|([+-]?\d+)|([+-]?(?:\d+\.?\d*|\.\d+)(?:[EDed][+-]?\d+)?)) *(?:/.*)?"
 )
@@ -49,22 +69,22 @@ CARD_VALUE = re.compile(
 
 @dataclass(frozen=True)
 class HDU:
-    """A header and where its data lie.
+    """A header, and where its data lie.
 
     Attributes
     ----------
     kind : str
-        ``PRIMARY``, ``IMAGE``, ``BINTABLE`` or what else XTENSION says.
+        ``PRIMARY``, ``IMAGE``, ``BINTABLE`` or another value of XTENSION.
     name : str
-        EXTNAME in capitals; ``PRIMARY`` for the first one without.
+        EXTNAME in capitals; ``PRIMARY`` for a first HDU without one.
     cards : dict
-        Value of each card; None where there is none that can be used. Of repeated cards the first counts.
+        Value of each card; None if it cannot be used. The first of repeated cards counts.
     header : bytes
-        The same as stored, with its padding.
+        The header as stored, with its padding.
     start, size : int
-        Of the data (bytes).
+        Position and length of the data (bytes).
     shape : tuple of int
-        Of the image, the last axis first; empty if there is none.
+        Shape of the image, ``(..., ny, nx)``; empty if there is none.
     """
 
     kind: str
@@ -77,12 +97,18 @@ class HDU:
 
     @property
     def compressed(self) -> bool:
-        """Whether it is a table that holds an image."""
+        """Say if this is a table that holds a tile-compressed image."""
         return self.cards.get("ZIMAGE") is True
 
 
 class File:
-    """An open FITS file and its HDUs."""
+    """An open FITS file and its HDUs.
+
+    Raises
+    ------
+    ValueError
+        If the file is not FITS, or is damaged.
+    """
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file = file
@@ -90,55 +116,62 @@ class File:
         self.hdus = list(self._walk())
 
     def named(self, name: str) -> HDU | None:
-        """The first HDU of a name, if there is one."""
+        """Return the first HDU of a name, or None."""
         return next((hdu for hdu in self.hdus if hdu.name == name.upper()), None)
 
     def whole(self) -> bytes:
-        """All bytes of the file, unpacked by gzip or bzip2."""
+        """Return all bytes of the file, after decompression by gzip or bzip2."""
         self._file.seek(0)
         return self._file.read()
 
     def content(self, hdu: HDU) -> npt.NDArray[np.uint8]:
-        """The bytes of the data, after their checksums."""
+        """Return the bytes of the data, whose checksums are verified."""
         self._verify(hdu)
         return self._array(hdu, "u1", hdu.size)
 
     def plane(self, hdu: HDU) -> Stored:
-        """An uncompressed image, or plane 0 of a cube, as stored, shape (ny, nx)."""
+        """Return an uncompressed image, or plane 0 of a cube, as stored, shape (ny, nx)."""
         self._verify(hdu)
         if not hdu.size:
             return np.full(hdu.shape, number(hdu.cards, "PIXVALUE"))
-        return self._array(hdu, _dtype(hdu), math.prod(hdu.shape[-2:])).reshape(hdu.shape[-2:])
+        shape = hdu.shape[-2:]
+        return self._array(hdu, _stored_type(hdu.cards), math.prod(shape)).reshape(shape)
 
     def cube(self, hdu: HDU) -> Stored:
-        """All planes of an uncompressed cube as stored, shape (planes, ny, nx)."""
+        """Return all planes of an uncompressed cube as stored, shape (planes, ny, nx)."""
         self._verify(hdu)
-        return self._array(hdu, _dtype(hdu), math.prod(hdu.shape)).reshape(hdu.shape)
+        n = math.prod(hdu.shape)
+        return self._array(hdu, _stored_type(hdu.cards), n).reshape(hdu.shape)
 
     def _array(self, hdu: HDU, dtype: str, n: int) -> npt.NDArray[Any]:
         self._file.seek(hdu.start)
-        return np.frombuffer(self._file.read(n * np.dtype(dtype).itemsize), dtype, n)
+        n_bytes = n * np.dtype(dtype).itemsize
+        return np.frombuffer(self._file.read(n_bytes), dtype, n)
 
     def _walk(self) -> Iterator[HDU]:
-        """Each HDU as its header tells; all of them lie within the file."""
-        place = index = 0
+        """Yield each HDU as described by its header; all of them lie within the file."""
+        place = 0
+        index = 0
         while place < self._size or not index:
             hdu = self._hdu(place, index)
             if hdu is None:
                 return
+            # The padding behind the last HDU may be missing, its data may not
             end = hdu.start + hdu.size
-            if self._size < end:  # the padding behind the last one may be missing
+            if self._size < end:
                 raise ValueError(f"truncated, {self._size} bytes found, {end} expected")
             yield hdu
-            place = _padded(end)
+            place = -(-end // BLOCK) * BLOCK
             index += 1
             if index > MAX_HDUS:
                 raise ValueError(f"more than {MAX_HDUS} HDUs")
 
     def _hdu(self, place: int, index: int) -> HDU | None:
-        """The HDU at a place; None if what is left is less than a block, or nothing but zeros."""
+        """Return the HDU at a place; None if what is left is less than a block, or zeros alone."""
         self._file.seek(place)
         header = self._file.read(BLOCK)
+
+        # Files may end in padding, but not in other bytes
         if index and not header.startswith(b"XTENSION"):
             if len(header) == BLOCK and any(header):
                 raise ValueError(
@@ -149,7 +182,9 @@ class File:
             raise ValueError(
                 f"{self._size} bytes that are not a whole FITS file (they begin with {header[:8]!r})"
             )
-        cards, ended = _cards(header)
+
+        # Read on, block by block, until the header ends
+        cards, ended = _parse_cards(header)
         while not ended:
             block = self._file.read(BLOCK)
             header += block
@@ -157,26 +192,28 @@ class File:
                 raise ValueError(
                     f"{self._size} bytes that are not a whole FITS file (header of HDU {index} has no END)"
                 )
-            cards, ended = _cards(header) if b"END     " in block else (cards, False)
+            if b"END     " in block:
+                cards, ended = _parse_cards(header)
         return _described(cards, header, place, index)
 
     def _verify(self, hdu: HDU) -> None:
-        """Compare with the checksums that the header has; most have none."""
-        wanted = {
-            name: hdu.cards.get(name) for name in ("DATASUM", "CHECKSUM") if name in hdu.cards
-        }
-        wanted = {name: value for name, value in wanted.items() if str(value).strip()}
+        """Compare the data with the checksums of the header; most files have none."""
+        wanted = {}
+        for name in ("DATASUM", "CHECKSUM"):
+            if name in hdu.cards and str(hdu.cards[name]).strip():
+                wanted[name] = hdu.cards[name]
         if not wanted:
             return
         self._file.seek(hdu.start)
-        data = _checksum(self._file.read(hdu.size))
-        whole = _checksum(hdu.header, data)
-        found = {
-            "DATASUM": str(data) == str(wanted.get("DATASUM")),
-            "CHECKSUM": whole in (0, 0xFFFFFFFF),
+        data_sum = _checksum(self._file.read(hdu.size))
+        # With the card CHECKSUM in the header, header and data sum up to zero
+        whole_sum = _checksum(hdu.header, data_sum)
+        agrees = {
+            "DATASUM": str(data_sum) == str(wanted.get("DATASUM")),
+            "CHECKSUM": whole_sum in (0, 0xFFFFFFFF),
         }
         for name in wanted:
-            if not found[name]:
+            if not agrees[name]:
                 raise ValueError(
                     f"{name} of HDU {hdu.name} does not agree with its bytes: damaged, or edited by a tool that left the "
                     "old sum (remove the card if you know so)"
@@ -189,16 +226,17 @@ def opened(path: str | Path, expected: str) -> Iterator[File]:
 
     Parameters
     ----------
+    path : path
     expected : str
         What the file should be and what to do, for the message.
 
     Raises
     ------
     FrameError
-        If it is no regular file, cannot be read, is too large, or is damaged.
+        If it is not a regular file, cannot be read, is too large, or is damaged.
     """
     try:
-        with _regular(path) as plain, _unpacked(plain) as file:
+        with _open_regular(path) as plain, _decompressed(plain) as file:
             size = file.seek(0, os.SEEK_END)
             if size > MAX_BYTES:
                 raise ValueError(f"{size} bytes, at most {MAX_BYTES} are read")
@@ -206,15 +244,14 @@ def opened(path: str | Path, expected: str) -> Iterator[File]:
     except FileNotFoundError as error:
         raise FrameError(f"{path}: not found, expected {expected}") from error
     except OSError as error:
-        raise FrameError(
-            f"{path}: cannot be read ({error.strerror or error}), expected {expected}"
-        ) from error
+        reason = error.strerror or error
+        raise FrameError(f"{path}: cannot be read ({reason}), expected {expected}") from error
     except (ValueError, EOFError, zlib.error) as error:
         raise FrameError(f"{path}: {' '.join(str(error).split())}; expected {expected}") from error
 
 
-def _regular(path: str | Path) -> BinaryIO:
-    """Open a regular file; a pipe without a writer would keep us waiting, a device never ends."""
+def _open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file; a pipe without a writer would block for ever, a device never ends."""
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
@@ -222,8 +259,11 @@ def _regular(path: str | Path) -> BinaryIO:
     return os.fdopen(number, "rb")
 
 
-def _unpacked(file: BinaryIO) -> BinaryIO:
-    """The file itself, or what it holds if it is compressed, whatever its name: read to its end, which checks it."""
+def _decompressed(file: BinaryIO) -> BinaryIO:
+    """Return the file itself, or its decompressed content, whatever its name.
+
+    A compressed file is read to its end, which verifies its checksum.
+    """
     magic = file.read(3)
     file.seek(0)
     if magic[:2] == b"\x1f\x8b":
@@ -240,38 +280,42 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
     return content
 
 
-def _cards(header: bytes) -> tuple[dict[str, Value | None], bool]:
-    """Values of the cards up to END, and whether it is there."""
+def _parse_cards(header: bytes) -> tuple[dict[str, Value | None], bool]:
+    """Return the values of the cards up to END, and if END was found."""
     cards: dict[str, Value | None] = {}
     text = header.translate(NOT_ASCII).decode("ascii")
-    name = ""  # of the card before, whose text may go on
+    # The card before, whose text a CONTINUE card goes on with
+    previous = ""
     for start in range(0, len(text), CARD):
-        keyword = text[start : start + 8].rstrip()
+        card = text[start : start + CARD]
+        keyword = card[:8].rstrip()
         if keyword == "END":
             return cards, True
         if keyword == "CONTINUE":
-            before = cards.get(name)
-            more = _value(text[start + 8 : start + CARD])
+            before = cards.get(previous)
+            more = _parse_value(card[8:])
             if isinstance(before, str) and before.endswith("&") and isinstance(more, str):
-                cards[name] = before[:-1] + more if len(before) < MAX_TEXT else None
-        elif text[start + 8 : start + 10] == "= ":
-            name = keyword if keyword not in cards else ""
-            cards.setdefault(keyword, _value(text[start + 10 : start + CARD]))
+                cards[previous] = before[:-1] + more if len(before) < MAX_TEXT else None
+        elif card[8:10] == "= ":
+            # The first of repeated cards counts, and so do its continuations
+            previous = keyword if keyword not in cards else ""
+            cards.setdefault(keyword, _parse_value(card[10:]))
     return cards, False
 
 
-def _value(text: str) -> Value | None:
-    """A card's value; None if it has none, or one that no image needs: complex, huge, not as the standard has it."""
+def _parse_value(text: str) -> Value | None:
+    """Return the value of a card; None if it has none, or one that no image needs (complex, huge, not standard)."""
     match = CARD_VALUE.fullmatch(text)
     if match is None:
         return None
-    quoted, logical, whole, real = match.groups()
+    quoted, logical, integer, real = match.groups()
     if quoted is not None:
         return quoted.replace("''", "'").rstrip()
     if logical:
         return logical == "T"
-    if whole:
-        return int(whole) if len(whole) <= 20 and abs(int(whole)) <= 1 << 63 else None
+    if integer:
+        fits_64_bits = len(integer) <= 20 and abs(int(integer)) <= 1 << 63
+        return int(integer) if fits_64_bits else None
     value = float(real.upper().replace("D", "E")) if real else math.inf
     return value if math.isfinite(value) else None
 
@@ -279,12 +323,21 @@ def _value(text: str) -> Value | None:
 def count(
     cards: Cards, name: str, default: int | None = None, low: int = 0, high: int = 1 << 40
 ) -> int:
-    """A whole number that a header has, or should have.
+    """Return the whole number of a card.
+
+    Parameters
+    ----------
+    cards : mapping
+    name : str
+    default : int, optional
+        Value if the card is missing.
+    low, high : int
+        Range of values, both included.
 
     Raises
     ------
     ValueError
-        If it is missing and has no default, is no whole number, or out of range.
+        If the card is missing and has no default, is no whole number, or is out of range.
     """
     value = cards.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -295,12 +348,12 @@ def count(
 
 
 def number(cards: Cards, name: str, default: float | None = None) -> float:
-    """A number that a header has, or should have.
+    """Return the number of a card.
 
     Raises
     ------
     ValueError
-        If it is missing and has no default, or is no number.
+        If the card is missing and has no default, or is no number.
     """
     value = cards.get(name, default)
     if value is None or isinstance(value, (bool, str)):
@@ -308,8 +361,21 @@ def number(cards: Cards, name: str, default: float | None = None) -> float:
     return float(value)
 
 
-def physical(cards: Cards, stored: Stored) -> npt.NDArray[np.float32]:
-    """Pixels as float32: scaled, and NaN where there is no value, an infinite one, or one beyond all sense."""
+def physical(cards: Cards, stored: Stored) -> Float32Array:
+    """Return scaled pixels as float32, NaN where a value is missing, infinite, or beyond `MAX_VALUE`.
+
+    Parameters
+    ----------
+    cards : mapping
+        Cards of the image; BSCALE, BZERO, BLANK or ZBLANK are applied.
+    stored : ndarray, shape (ny, nx)
+        Pixels as stored.
+
+    Raises
+    ------
+    ValueError
+        If one of these cards is no number.
+    """
     blank = None
     if stored.dtype.kind != "f" and ("BLANK" in cards or "ZBLANK" in cards):
         blank = number(cards, "BLANK" if "BLANK" in cards else "ZBLANK")
@@ -320,54 +386,69 @@ def physical(cards: Cards, stored: Stored) -> npt.NDArray[np.float32]:
         pixels = np.array(values, dtype=np.float32, order="C")
     if blank is not None:
         pixels[stored == blank] = np.nan
-    pixels[~(np.abs(pixels) <= MAX_VALUE)] = np.nan
+    sensible = np.abs(pixels) <= MAX_VALUE
+    pixels[~sensible] = np.nan
     return pixels
 
 
 def _described(cards: dict[str, Value | None], header: bytes, place: int, index: int) -> HDU:
-    """What the mandatory cards say."""
+    """Return the HDU that the mandatory cards of a header describe.
+
+    Parameters
+    ----------
+    cards, header
+        The header, parsed and as stored.
+    place : int
+        Where the header begins (bytes).
+    index : int
+        Number of the HDU.
+    """
     kind = "PRIMARY" if not index else str(cards.get("XTENSION"))
     if not index and cards.get("SIMPLE") is not True:
         raise ValueError("its card SIMPLE is not T")
+
+    # Size of the data; random groups have a first axis of no pixels (FITS 4.0, sections 4.4 and 6)
     axes = _axes(cards, "NAXIS")
     of_groups = cards.get("GROUPS") is True and axes[-1:] == (0,)
     n = math.prod(axes[:-1] if of_groups else axes) if axes else 0
-    bits = count(cards, "BITPIX", low=-64)
-    if bits not in TYPES:
-        raise ValueError(f"its card BITPIX is {bits}")
-    size = abs(bits) // 8 * count(cards, "GCOUNT", 1) * (count(cards, "PCOUNT", 0) + n)
+    item_bytes = np.dtype(_stored_type(cards)).itemsize
+    size = item_bytes * count(cards, "GCOUNT", 1) * (count(cards, "PCOUNT", 0) + n)
+
+    # Shape of the image, which may be compressed into a table, or constant and without data
     shape: tuple[int, ...] = ()
     if kind == "BINTABLE" and cards.get("ZIMAGE") is True:
         shape = _axes(cards, "ZNAXIS")
     elif kind in ("PRIMARY", "IMAGE") and not of_groups:
-        constant = not axes and "PIXVALUE" in cards
-        shape = (count(cards, "NPIX2"), count(cards, "NPIX1")) if constant else axes
-    name = cards.get("EXTNAME")
-    name = name.strip().upper() if isinstance(name, str) else ""
-    return HDU(
-        kind, name or ("" if index else "PRIMARY"), cards, header, place + len(header), size, shape
-    )
+        is_constant = not axes and "PIXVALUE" in cards
+        shape = (count(cards, "NPIX2"), count(cards, "NPIX1")) if is_constant else axes
+
+    extname = cards.get("EXTNAME")
+    name = extname.strip().upper() if isinstance(extname, str) else ""
+    if not name and not index:
+        name = "PRIMARY"
+    return HDU(kind, name, cards, header, place + len(header), size, shape)
 
 
 def _axes(cards: Cards, name: str) -> tuple[int, ...]:
-    """Lengths of the axes of an array, the last axis first."""
-    return tuple(
-        count(cards, f"{name}{axis}") for axis in range(count(cards, name, high=999), 0, -1)
-    )
+    """Return the lengths of the axes of an array in NumPy's order, (..., ny, nx)."""
+    n_axes = count(cards, name, high=999)
+    return tuple(count(cards, f"{name}{axis}") for axis in range(n_axes, 0, -1))
 
 
-def _dtype(hdu: HDU) -> str:
-    return TYPES[count(hdu.cards, "BITPIX", low=-64)]
-
-
-def _padded(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
+def _stored_type(cards: Cards) -> str:
+    """Return the NumPy type of stored pixels."""
+    bits = count(cards, "BITPIX", low=-64)
+    if bits not in TYPES:
+        raise ValueError(f"its card BITPIX is {bits}")
+    return TYPES[bits]
 
 
 def _checksum(content: bytes, before: int = 0) -> int:
-    """Ones' complement sum of big-endian 32-bit words, after that of what comes before; zeros are as nothing."""
-    words = np.frombuffer(content.ljust(-(-len(content) // 4) * 4, b"\0"), ">u4")
+    """Return the ones' complement sum of big-endian 32-bit words, continued from that of what comes before."""
+    n_words = -(-len(content) // 4)
+    words = np.frombuffer(content.ljust(n_words * 4, b"\0"), ">u4")
     total = int(words.sum(dtype=np.uint64)) + before
+    # Carries are added at the other end
     while total >> 32:
         total = (total & 0xFFFFFFFF) + (total >> 32)
     return total

@@ -1,7 +1,7 @@
-"""Statistics of a classifier's answers, on plain arrays: rates, curves, areas, intervals.
+"""Statistics of a classifier on plain arrays: rates, curves, areas, intervals.
 
-Most functions take ``weights`` of shape (b, n), how often each subframe counts in each of ``b`` resamplings, and
-give arrays of shape (b,): one code for a number and for its bootstrap interval.
+Most functions take ``weights`` of shape (b, n), which count each subframe in each of ``b`` bootstrap resamplings, and
+return arrays of shape (b,). So one function serves for a number and for its bootstrap interval.
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from blobpipe.core.arrays import FloatArray
+from blobpipe.core.arrays import FloatArray, Int64Array, Mask
 
 Measures = dict[str, FloatArray]
 
-N_BINS = 10  # of the reliability table
-BLOCK = 64  # resamplings at a time: bounds the memory
+# Bins of the reliability table
+N_BINS = 10
+
+# Resamplings computed at a time, which bounds the memory
+BLOCK = 64
+
+# Ends of a 95 % interval (percentiles), and the same as a quantile of the normal distribution
 INTERVAL_PERCENT = (2.5, 97.5)
+INTERVAL_SIGMA = 1.959964
+
+# False-positive rate at which the true-positive rate is reported
 FPR_POINT = 0.01
+
 KEYS = (
     "tpr",
     "tnr",
@@ -34,15 +42,15 @@ KEYS = (
 
 
 def share(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """A part over the whole; NaN, silently, where the whole is empty."""
+    """Return a part over the whole; NaN, without a warning, where the whole is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.divide(part, whole))
 
 
 def cumulative(
-    labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None
+    labels: Int64Array, scores: FloatArray, weights: FloatArray | None = None
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Weight of true and of false positives at every threshold, from the highest down.
+    """Return the weight of true and of false positives at every threshold, from the highest down.
 
     Parameters
     ----------
@@ -51,65 +59,80 @@ def cumulative(
     scores : ndarray, shape (n,)
         A subframe is positive if its score is at least the threshold.
     weights : ndarray, shape (b, n), optional
-        How often each subframe counts, for each of ``b`` resamplings; once each if not given.
+        Count of each subframe in each of ``b`` resamplings; one if not given.
 
     Returns
     -------
     true, false : ndarray, shape (b, k + 1)
         The first column is 0: a threshold above every score.
     thresholds : ndarray, shape (k + 1,)
-        The distinct scores, falling, after a number just above the highest.
+        A number just above the highest score, then the distinct scores, falling.
     """
-    weights = np.ones((1, len(labels))) if weights is None else weights
+    if weights is None:
+        weights = np.ones((1, len(labels)))
     order = np.argsort(-scores, kind="stable")
-    last = (
-        np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-        if len(scores)
-        else np.zeros(0, np.int64)
-    )
-    ordered = weights[:, order]
+    falling = scores[order]
+    labels = labels[order]
+    weights = weights[:, order]
+
+    # Equal scores share a threshold: only the last of each run is one
+    is_last = np.append(np.diff(falling) != 0, True)
+    last = np.flatnonzero(is_last) if len(scores) else np.zeros(0, np.int64)
+
     start = np.zeros((len(weights), 1))
-    true = np.hstack([start, np.cumsum(ordered * labels[order], axis=1)[:, last]])
-    false = np.hstack([start, np.cumsum(ordered * (1 - labels[order]), axis=1)[:, last]])
-    above = np.nextafter(scores.max(initial=0.0), np.inf)
-    return true, false, np.append(above, scores[order][last])
+    n_true = np.cumsum(weights * labels, axis=1)
+    n_false = np.cumsum(weights * (1 - labels), axis=1)
+    true = np.hstack([start, n_true[:, last]])
+    false = np.hstack([start, n_false[:, last]])
+    above_all = np.nextafter(scores.max(initial=0.0), np.inf)
+    thresholds = np.append(above_all, falling[last])
+    return true, false, thresholds
 
 
-def roc_curve(
-    labels: npt.NDArray[np.int64], scores: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """False-positive rate, true-positive rate and threshold, from (0, 0) to (1, 1); NaN for a class without members."""
+def roc_curve(labels: Int64Array, scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return false-positive rates, true-positive rates and thresholds, from (0, 0) to (1, 1).
+
+    The rate of a class without members is NaN. Arrays are those of `cumulative`, of shape (k + 1,).
+    """
     true, false, thresholds = cumulative(labels, scores)
-    return share(false[0], false[0, -1]), share(true[0], true[0, -1]), thresholds
+    fpr = share(false[0], false[0, -1])
+    tpr = share(true[0], true[0, -1])
+    return fpr, tpr, thresholds
 
 
 def precision_recall_curve(
-    labels: npt.NDArray[np.int64], scores: FloatArray
+    labels: Int64Array, scores: FloatArray
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Recall, precision and threshold, from the highest score down; precision is 1 where nothing is positive."""
+    """Return recall, precision and thresholds, from the highest score down, each of shape (k + 1,).
+
+    Precision is 1 where nothing is positive.
+    """
     true, false, thresholds = cumulative(labels, scores)
     recall, precision = _recall_precision(true, false)
     return recall[0], precision[0], thresholds
 
 
 def roc_auc(
-    labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None
+    labels: Int64Array, scores: FloatArray, weights: FloatArray | None = None
 ) -> FloatArray:
-    """Area under the ROC curve for each resampling, shape (b,): the chance that a blob outscores a background."""
+    """Return the area under the ROC curve for each resampling, shape (b,).
+
+    It is the probability that a subframe with blobs has a higher score than one without.
+    """
     true, false, _ = cumulative(labels, scores, weights)
-    return _area(true, false)
+    return _roc_area(true, false)
 
 
 def average_precision(
-    labels: npt.NDArray[np.int64], scores: FloatArray, weights: FloatArray | None = None
+    labels: Int64Array, scores: FloatArray, weights: FloatArray | None = None
 ) -> FloatArray:
-    """Precision averaged over recall, without interpolation, for each resampling, shape (b,)."""
+    """Return precision averaged over recall, without interpolation, for each resampling, shape (b,)."""
     true, false, _ = cumulative(labels, scores, weights)
     return _average_precision(true, false)
 
 
 def tpr_at_fpr(true: FloatArray, false: FloatArray, fpr: float) -> FloatArray:
-    """Highest true-positive rate at a threshold whose false-positive rate is at most ``fpr``, shape (b,).
+    """Return the highest true-positive rate with a false-positive rate of at most ``fpr``, shape (b,).
 
     Parameters
     ----------
@@ -117,154 +140,210 @@ def tpr_at_fpr(true: FloatArray, false: FloatArray, fpr: float) -> FloatArray:
         From `cumulative`.
     """
     allowed = false <= fpr * false[:, -1:]
-    return share(np.where(allowed, true, 0).max(axis=1), true[:, -1])
+    highest = np.where(allowed, true, 0).max(axis=1)
+    return share(highest, true[:, -1])
 
 
-def threshold_at_fpr(labels: npt.NDArray[np.int64], scores: FloatArray, fpr: float) -> float:
-    """Lowest threshold whose false-positive rate is at most ``fpr``: that of `tpr_at_fpr`."""
+def threshold_at_fpr(labels: Int64Array, scores: FloatArray, fpr: float) -> float:
+    """Return the lowest threshold with a false-positive rate of at most ``fpr``, that of `tpr_at_fpr`."""
     _, false, thresholds = cumulative(labels, scores)
-    return float(thresholds[false[0] <= fpr * false[0, -1]].min())
+    allowed = false[0] <= fpr * false[0, -1]
+    return float(thresholds[allowed].min())
 
 
-def brier(
-    labels: npt.NDArray[np.int64], probability: FloatArray, weights: FloatArray
-) -> FloatArray:
-    """Mean squared difference of probability and label, shape (b,): 0 is perfect, 0.25 is always saying one half."""
-    return share(weights @ (probability - labels) ** 2, weights.sum(axis=1))
+def brier(labels: Int64Array, probability: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the Brier score, the mean squared difference of probability and label, shape (b,).
+
+    It is 0 for a perfect classifier, and 0.25 for one that always says one half.
+    """
+    squares = (probability - labels) ** 2
+    return share(weights @ squares, weights.sum(axis=1))
 
 
-def _area(true: FloatArray, false: FloatArray) -> FloatArray:
-    area = np.sum(np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1]) / 2, axis=1)
-    return share(area, true[:, -1] * false[:, -1])
+def _roc_area(true: FloatArray, false: FloatArray) -> FloatArray:
+    """Return the area under the ROC curve by the trapezoidal rule, from `cumulative`."""
+    widths = np.diff(false, axis=1)
+    trapezia = widths * (true[:, 1:] + true[:, :-1]) / 2
+    return share(np.sum(trapezia, axis=1), true[:, -1] * false[:, -1])
 
 
 def _recall_precision(true: FloatArray, false: FloatArray) -> tuple[FloatArray, FloatArray]:
-    total = true + false
-    precision = np.divide(true, total, out=np.ones_like(true), where=total > 0)
-    return share(true, true[:, -1:]), precision
+    """Return recall and precision, both of shape (b, k + 1), from `cumulative`."""
+    positive = true + false
+    precision = np.divide(true, positive, out=np.ones_like(true), where=positive > 0)
+    recall = share(true, true[:, -1:])
+    return recall, precision
 
 
 def _average_precision(true: FloatArray, false: FloatArray) -> FloatArray:
+    """Return precision averaged over recall, shape (b,), from `cumulative`."""
     recall, precision = _recall_precision(true, false)
-    return np.asarray(np.sum(np.diff(recall, axis=1) * precision[:, 1:], axis=1))
+    steps = np.diff(recall, axis=1)
+    return np.asarray(np.sum(steps * precision[:, 1:], axis=1))
 
 
 def measures(
-    labels: npt.NDArray[np.int64],
+    labels: Int64Array,
     probability: FloatArray,
-    hit: npt.NDArray[np.bool_],
+    hit: Mask,
     weights: FloatArray,
     *,
     threshold: float,
 ) -> Measures:
-    """Every number that ``metrics.json`` gives for a classifier, for each resampling.
+    """Compute every number that ``metrics.json`` gives for a classifier, for each resampling.
 
     Parameters
     ----------
     labels, probability : ndarray, shape (n,)
+        1 with blobs, 0 without; and the probability of 1.
     hit : ndarray of bool, shape (n,)
-        Whether the classifier points at a true blob; only true positives count.
+        True where the saliency map peaks on a true blob; only true positives count.
     weights : ndarray, shape (b, n)
-        How often each subframe counts in each resampling.
+        Count of each subframe in each resampling.
     threshold : float
         Probability from which a subframe is positive.
 
     Returns
     -------
     dict of ndarray, shape (b,)
-        NaN where a class is empty.
+        By `KEYS`; NaN where a class is empty.
     """
-    positive = probability >= threshold
     true, false, _ = cumulative(labels, probability, weights)
-    tpr = share(weights @ (positive & (labels == 1)), true[:, -1])
-    fpr = share(weights @ (positive & (labels == 0)), false[:, -1])
-    pointing = share(
-        weights @ (hit & positive & (labels == 1)), weights @ (positive & (labels == 1))
-    )
-    values = (tpr, 1 - fpr, fpr, 1 - tpr, _area(true, false), _average_precision(true, false))
-    others = (tpr_at_fpr(true, false, FPR_POINT), brier(labels, probability, weights), pointing)
-    return dict(zip(KEYS, (*values, *others), strict=True))
+    positive = probability >= threshold
+    true_positive = positive & (labels == 1)
+    false_positive = positive & (labels == 0)
+
+    n_true_positive = weights @ true_positive
+    tpr = share(n_true_positive, true[:, -1])
+    fpr = share(weights @ false_positive, false[:, -1])
+    values = {
+        "tpr": tpr,
+        "tnr": 1 - fpr,
+        "fpr": fpr,
+        "fnr": 1 - tpr,
+        "roc_auc": _roc_area(true, false),
+        "average_precision": _average_precision(true, false),
+        "tpr_at_fpr_0.01": tpr_at_fpr(true, false, FPR_POINT),
+        "brier": brier(labels, probability, weights),
+        "pointing_hit_rate": share(weights @ (hit & true_positive), n_true_positive),
+    }
+    assert tuple(values) == KEYS
+    return values
 
 
 def bootstrap(
     measure: Callable[[FloatArray], Measures], n: int, n_bootstrap: int, rng: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals of numbers over ``n`` subframes, by drawing the subframes with replacement.
+    """Compute 95 % bootstrap intervals of numbers over ``n`` subframes, drawn with replacement.
 
     Subframes of one image share its background, so these intervals are a little too narrow for new images.
 
     Parameters
     ----------
     measure : callable
-        From weights, shape (b, n), to arrays of shape (b,), such as `measures`.
+        Function of weights, shape (b, n), that returns arrays of shape (b,), such as `measures`.
+    n : int
+        Number of subframes.
     n_bootstrap : int
         Number of resamplings.
+    rng : Generator
 
     Returns
     -------
     dict of (low, high)
         NaN where no resampling has a value.
     """
-    blocks = [
-        measure(
-            rng.multinomial(n, np.full(n, 1 / n), size=min(BLOCK, n_bootstrap - done)).astype(
-                np.float64
-            )
-        )
-        for done in range(0, n_bootstrap, BLOCK)
-    ]
-    values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
-    return {key: _percentiles(value[np.isfinite(value)]) for key, value in values.items()}
+    # A resampling is a multinomial draw of the count of each subframe
+    evenly = np.full(n, 1 / n)
+    blocks = []
+    for done in range(0, n_bootstrap, BLOCK):
+        n_resamplings = min(BLOCK, n_bootstrap - done)
+        weights = rng.multinomial(n, evenly, size=n_resamplings)
+        blocks.append(measure(weights.astype(np.float64)))
 
-
-def _percentiles(values: FloatArray) -> tuple[float, float]:
-    if not len(values):
-        return float("nan"), float("nan")
-    low, high = np.percentile(values, INTERVAL_PERCENT)
-    return float(low), float(high)
+    intervals = {}
+    for key in blocks[0]:
+        values = np.concatenate([block[key] for block in blocks])
+        values = values[np.isfinite(values)]
+        if len(values):
+            low, high = np.percentile(values, INTERVAL_PERCENT)
+            intervals[key] = float(low), float(high)
+        else:
+            intervals[key] = float("nan"), float("nan")
+    return intervals
 
 
 def wilson_interval(successes: FloatArray, trials: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """95 % interval of a share, right for few trials and for shares of 0 and 1; (0, 1) without trials.
+    """Return the 95 % interval of a share (0 to 1); (0, 1) without trials.
+
+    It is valid for few trials, and for shares of 0 and 1.
+
+    Parameters
+    ----------
+    successes, trials : ndarray
+        Counts, of the same shape.
 
     Notes
     -----
     Source: Wilson 1927.
     """
-    z = 1.959964
+    z = INTERVAL_SIGMA
     n = np.maximum(np.asarray(trials, float), 1e-9)
-    share = np.asarray(successes, float) / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    observed = np.asarray(successes, float) / n
+    middle = (observed + z**2 / (2 * n)) / (1 + z**2 / n)
+    variance = observed * (1 - observed) / n + z**2 / (4 * n**2)
+    half = z / (1 + z**2 / n) * np.sqrt(variance)
     return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)
 
 
-def share_by_bin(
-    values: FloatArray, success: npt.NDArray[np.bool_], edges: tuple[float, ...]
-) -> pd.DataFrame:
-    """Share of successes in bins of some value, with its Wilson interval; values outside all bins do not count.
+def share_by_bin(values: FloatArray, success: Mask, edges: tuple[float, ...]) -> pd.DataFrame:
+    """Compute the share of successes in bins of some value, with its Wilson interval.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+        Values outside all bins do not count.
+    success : ndarray, shape (n,), bool
+    edges : tuple of float
+        Edges of the bins, rising; a bin includes its lower edge.
 
     Returns
     -------
     DataFrame
         low, high (of the bin; an open end is empty), n, successes, share (empty without members), share_low, share_high.
     """
+    n_bins = len(edges) - 1
     index = np.searchsorted(edges, values, side="right") - 1
-    inside = (index >= 0) & (index < len(edges) - 1)
-    n, successes = (
-        np.bincount(index[kept], minlength=len(edges) - 1) for kept in (inside, inside & success)
+    inside = (index >= 0) & (index < n_bins)
+    n = np.bincount(index[inside], minlength=n_bins)
+    successes = np.bincount(index[inside & success], minlength=n_bins)
+    share_low, share_high = wilson_interval(successes, n)
+    # Open ends are infinite
+    ends = np.where(np.isfinite(edges), edges, np.nan)
+    return pd.DataFrame(
+        {
+            "low": ends[:-1],
+            "high": ends[1:],
+            "n": n,
+            "successes": successes,
+            "share": share(successes, n),
+            "share_low": share_low,
+            "share_high": share_high,
+        }
     )
-    low, high = wilson_interval(successes, n)
-    ends = [np.where(np.isfinite(end), end, np.nan) for end in (edges[:-1], edges[1:])]
-    columns = (*ends, n, successes, share(successes, n), low, high)
-    names = ("low", "high", "n", "successes", "share", "share_low", "share_high")
-    return pd.DataFrame(dict(zip(names, columns, strict=True)))
 
 
-def reliability(
-    labels: npt.NDArray[np.int64], probability: FloatArray, n_bins: int = N_BINS
-) -> pd.DataFrame:
-    """How often a blob is there where the classifier says a probability.
+def reliability(labels: Int64Array, probability: FloatArray, n_bins: int = N_BINS) -> pd.DataFrame:
+    """Compare the predicted probability of a blob with the share of subframes that have one, by bins.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (n,)
+        1 with blobs, 0 without.
+    probability : ndarray, shape (n,)
+        Predicted probability of 1.
+    n_bins : int
+        Number of bins of equal width.
 
     Returns
     -------
@@ -273,10 +352,13 @@ def reliability(
         (Wilson); empty cells for a bin without subframes.
     """
     edges = tuple(np.linspace(0, 1, n_bins + 1))
+    # A probability of 1 belongs to the last bin
     inside = np.minimum(probability, np.nextafter(1.0, 0.0))
     table = share_by_bin(inside, labels == 1, edges)
-    bins = np.minimum(np.searchsorted(edges, inside, side="right") - 1, n_bins - 1)
-    mean = share(np.bincount(bins, probability, n_bins), table["n"].to_numpy())
+    bins = np.searchsorted(edges, inside, side="right") - 1
+    bins = np.minimum(bins, n_bins - 1)
+    total = np.bincount(bins, probability, n_bins)
+    mean = share(total, table["n"].to_numpy())
     return pd.DataFrame(
         {
             "probability_low": table["low"],

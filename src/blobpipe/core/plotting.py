@@ -1,4 +1,4 @@
-"""Figures that several rooms draw, and what all figures share."""
+"""Figures that several rooms draw, and the style of all figures."""
 
 from __future__ import annotations
 
@@ -19,23 +19,35 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from matplotlib.lines import Line2D
 
-# Okabe and Ito
+# Colours that the colour-blind can tell apart; Okabe and Ito 2008
 BLUE = "#0072B2"
 ORANGE = "#D55E00"
 GREEN = "#009E73"
 PURPLE = "#CC79A7"
 GREY = "#666666"
+
+# Name, and colour, line and marker, of each detector
 NAMES = {"dense": "dense network", "report": "report's network", "matched_filter": "matched filter"}
-STYLES = {  # colour, line and marker of each detector
+STYLES = {
     "report": (BLUE, "-", "o"),
     "dense": (GREEN, "-.", "^"),
     "matched_filter": (ORANGE, "--", "s"),
 }
+
+# Resolution of figures (pixels per inch)
 DPI = 110
 
 
 def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
-    """Write a figure under a temporary name, rename it, and close it; without a box, at the size that it was given."""
+    """Write a figure as PNG under a temporary name, rename it, and close it.
+
+    Parameters
+    ----------
+    figure : Figure
+    path : path
+    box : str, optional
+        Bounding box of the picture as Matplotlib takes it; the size of the figure if None.
+    """
     import matplotlib.pyplot as plt
 
     from blobpipe.core import files
@@ -50,14 +62,16 @@ def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
 def contact_sheet(
     path: str | Path, subframes: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], title: str
 ) -> None:
-    """Samples of both classes side by side, three sigma from black to white.
+    """Draw samples of both classes side by side, from -3 sigma (black) to 3 sigma (white).
 
     Parameters
     ----------
+    path : path
     subframes : ndarray, shape (n, ny, nx)
         In sigma.
     labels : ndarray, shape (n,)
         1 with blobs, 0 without.
+    title : str
     """
     import matplotlib.pyplot as plt
 
@@ -74,7 +88,16 @@ def contact_sheet(
 
 
 def history(path: str | Path, table: pd.DataFrame, loss: str) -> None:
-    """Losses, by the name and unit given, and accuracy of each epoch (``history.csv``)."""
+    """Draw loss and accuracy against the epoch.
+
+    Parameters
+    ----------
+    path : path
+    table : DataFrame
+        ``history.csv``: epoch, train_loss, val_loss, val_accuracy.
+    loss : str
+        Name and unit of the loss.
+    """
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
@@ -100,23 +123,28 @@ def draw_detection(
     title: str,
     map_name: str = "saliency",
 ) -> None:
-    """A positive subframe, or the surroundings of a detection, beside the network's map of it, the peak marked on both.
+    """Draw a positive subframe, or a detection, beside the network's map of it, the peak marked on both.
 
     Parameters
     ----------
+    path : path
     subframe, saliency : ndarray, shape (ny, nx)
         Standardised pixels (sigma), and the map in any unit.
     origin : (x, y)
-        Of the subframe's first pixel in the frame (px).
+        First pixel of the subframe in the frame (px).
     peak : (x, y)
-        In the subframe (px).
+        Peak of the map in the subframe (px).
+    title, map_name : str
     """
     ny, nx = subframe.shape
     sheet = _new_sheet(ny, nx)
-    extent = (origin[0] - 0.5, origin[0] + nx - 0.5, origin[1] - 0.5, origin[1] + ny - 0.5)
+    x0, y0 = origin
+    x_peak = x0 + peak[0]
+    y_peak = y0 + peak[1]
+    extent = (x0 - 0.5, x0 + nx - 0.5, y0 - 0.5, y0 + ny - 0.5)
     for picture, mark, data in zip(sheet.pictures, sheet.marks, (subframe, saliency), strict=True):
         picture.set(data=data, extent=extent)
-        mark.set_data([origin[0] + peak[0]], [origin[1] + peak[1]])
+        mark.set_data([x_peak], [y_peak])
     sheet.pictures[1].autoscale()
     sheet.figure.axes[1].set_title(map_name, y=1)
     sheet.figure.suptitle(title, wrap=True)
@@ -124,6 +152,8 @@ def draw_detection(
 
 
 class _Sheet(NamedTuple):
+    """A figure of two pictures side by side, with a mark on each."""
+
     figure: Figure
     pictures: list[AxesImage]
     marks: list[Line2D]
@@ -131,38 +161,41 @@ class _Sheet(NamedTuple):
 
 @functools.cache
 def _new_sheet(ny: int, nx: int) -> _Sheet:
-    """What is the same on every picture of a detection: most of the time goes into making axes and their ticks."""
+    """Make the figure of a detection, once for all: most of the time goes into making axes and their ticks."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    zoom = max(2, 384 // max(ny, nx))  # whole: each pixel is a square
-    # px
+    # Layout in pixels of the figure; a whole zoom makes every pixel of the image a square
+    zoom = max(2, 384 // max(ny, nx))
     width = zoom * nx
     height = zoom * ny
     first = 75
-    second = 95 + zoom * nx
+    second = 95 + width
     bottom = 50
     size = np.array([second + width + 15, bottom + height + 75])
+
     figure = Figure(tuple(size / DPI), DPI)
     FigureCanvasAgg(figure)
-    left = figure.add_axes((*((first, bottom) / size), *((width, height) / size)))
-    right = figure.add_axes(
-        (*((second, bottom) / size), *((width, height) / size)), sharex=left, sharey=left
-    )
+    extent = (width, height) / size
+    left = figure.add_axes((*((first, bottom) / size), *extent))
+    right = figure.add_axes((*((second, bottom) / size), *extent), sharex=left, sharey=left)
+
+    # A title at a given height need not be fitted to the axes
+    left.set_title("image, -3 to 3 sigma", y=1)
     left.set(ylabel="y (px)")
-    left.set_title("image, -3 to 3 sigma", y=1)  # said, it need not be sought
     right.tick_params(labelleft=False)
+
     sheet = _Sheet(figure, [], [])
-    nothing = np.zeros((ny, nx))
+    empty = np.zeros((ny, nx))
     for axis, shades in (
         (left, {"cmap": "gray", "vmin": -3, "vmax": 3}),
         (right, {"cmap": "magma"}),
     ):
         axis.set(xlabel="x (px)")
-        sheet.pictures.append(
-            axis.imshow(nothing, origin="lower", interpolation="nearest", **shades)
-        )
-        sheet.marks.extend(axis.plot(0, 0, "o", ms=22, mfc="none", mec=ORANGE, mew=1.5))
+        picture = axis.imshow(empty, origin="lower", interpolation="nearest", **shades)
+        marks = axis.plot(0, 0, "o", ms=22, mfc="none", mec=ORANGE, mew=1.5)
+        sheet.pictures.append(picture)
+        sheet.marks.extend(marks)
     return sheet
 
 
@@ -187,13 +220,20 @@ class Panel(NamedTuple):
 
 
 def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
-    """Subframes in rows, each row with its name; a row without subframes says so."""
+    """Draw subframes in rows, each row with its name; a row without subframes says so.
+
+    Parameters
+    ----------
+    path : path
+    rows : dict of list of Panel
+        Panels of each row by its name.
+    title : str
+    """
     import matplotlib.pyplot as plt
 
     columns = max(1, *(len(panels) for panels in rows.values()))
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(2.5 * columns + 0.6, 2.9 * len(rows) + 0.5), squeeze=False
-    )
+    figsize = (2.5 * columns + 0.6, 2.9 * len(rows) + 0.5)
+    figure, axes = plt.subplots(len(rows), columns, figsize=figsize, squeeze=False)
     for (name, panels), line in zip(rows.items(), axes, strict=True):
         line[0].annotate(
             name if panels else f"{name}: none",
@@ -205,7 +245,7 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
         )
         for axis in line:
             axis.set_axis_off()
-            # although they are off, matplotlib would measure them again and again
+            # Matplotlib would measure ticks again and again, although they are off
             axis.set(xticks=[], yticks=[])
         for axis, panel in zip(line, panels, strict=False):
             _draw_panel(axis, panel)
@@ -217,19 +257,20 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
+    """Draw a subframe with contours of its saliency map and circles around its true blobs."""
     from matplotlib.patches import Circle
 
     ny, nx = panel.image.shape
-    # less noise to see, a tenth to store
-    binned = panel.image.reshape(ny // 2, 2, nx // 2, 2).mean(axis=(1, 3))
+    # Means of 2 x 2 pixels have less noise, and take a tenth of the space
+    blocks = panel.image.reshape(ny // 2, 2, nx // 2, 2)
+    binned = blocks.mean(axis=(1, 3))
     extent = (-0.5, nx - 0.5, -0.5, ny - 0.5)
     axis.imshow(
         binned, origin="lower", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest"
     )
-    if panel.saliency.max() > 0:
-        axis.contour(
-            panel.saliency / panel.saliency.max(), [0.5, 0.9], colors=ORANGE, linewidths=0.8
-        )
+    peak = panel.saliency.max()
+    if peak > 0:
+        axis.contour(panel.saliency / peak, [0.5, 0.9], colors=ORANGE, linewidths=0.8)
     for x, y, radius in panel.circles:
         axis.add_patch(Circle((x, y), radius + 4, fill=False, ec=BLUE, lw=1.2))
     axis.set(xlim=(-0.5, nx - 0.5), ylim=(-0.5, ny - 0.5))
@@ -237,7 +278,16 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
 
 
 def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "subframes") -> None:
-    """How often a blob is there where a probability is given, and how often each probability is given."""
+    """Draw the share of subframes with a blob against the predicted probability, and the counts below it.
+
+    Parameters
+    ----------
+    path : path
+    tables : dict of DataFrame
+        Table of `metrics.reliability` for each detector, by the keys of `NAMES`.
+    of : str
+        What is counted, for the labels.
+    """
     import matplotlib.pyplot as plt
 
     figure, (upper, lower) = plt.subplots(
@@ -269,7 +319,7 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
     upper.set(ylabel=f"{of} with a blob (fraction)", title="Calibration, with 95 % intervals")
     upper.legend(loc="upper left")
     lower.set(xlabel="probability of a blob (fraction)", ylabel=f"{of} (count)")
-    # nothing at all cannot be drawn on such an axis
+    # A logarithmic axis cannot show zeros alone
     if any(table["n"].any() for table in tables.values()):
         lower.set_yscale("log")
     save(figure, path)

@@ -1,4 +1,4 @@
-"""CSV tables, in and out: one reader and one check for the tables of all commands."""
+"""Read and write CSV tables: one reader and one check for the tables of all commands."""
 
 from __future__ import annotations
 
@@ -13,68 +13,93 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blobpipe.core import files, fits_images
+from blobpipe.core.detector import MJD_RANGE, SIDE_PX
 from blobpipe.errors import TableError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BATCH = 64  # frames to a job: how work is shared out, never what comes out
+# Frames per job; the results do not depend on it
+BATCH = 64
 
 FRAME_COLUMNS = ("frame", "mjd")
 BLOB_COLUMNS = ("blob", "x_px", "y_px", "radius_px", "depth_frac")
 BLOB_SHAPES = ("disc", "diamond", "ring")
-SIZE_PX = 1024  # side of the detector
-BLOB_RANGES = {  # of a blob that can be; from the least to the largest that is taken
-    "x_px": (-0.5, SIZE_PX - 0.5),
-    "y_px": (-0.5, SIZE_PX - 0.5),
+
+# Lowest and highest value that a blob can have, both included
+BLOB_RANGES = {
+    "x_px": (-0.5, SIDE_PX - 0.5),
+    "y_px": (-0.5, SIDE_PX - 0.5),
     "radius_px": (0.1, 100.0),
     "depth_frac": (1e-9, 1.0),
 }
-MJD_RANGE = (0.0, 100_000.0)  # 1858 to 2132; a Julian date or a time in seconds lies beyond
+
+# Columns of text, in which NA or 007 is a value as any other
 TEXT_COLUMNS = (
-    *(
-        "frame",
-        "blob",
-        "first_frame",
-        "first_date",
-        "status",
-        "reason",
-        "shape",
-        "label_name",
-        "sha256",
-        "decision",
-    ),
-    *("reviewer", "at", "model", "params_hash", "model_sha256", "params_sha256", "stack_sha256"),
+    "frame",
+    "blob",
+    "first_frame",
+    "first_date",
+    "status",
+    "reason",
+    "shape",
+    "label_name",
+    "sha256",
+    "decision",
+    "reviewer",
+    "at",
+    "model",
+    "params_hash",
+    "model_sha256",
+    "params_sha256",
+    "stack_sha256",
 )
-# words are none of their values
+
+# Names of columns that hold numbers alone
 NUMBER_COLUMN = re.compile(r"(.*_)?(px|px2|frac|sigma|mjd|snr|score|probability)")
-MAX_TABLE_BYTES = 2**28  # four times the largest table of 10,000 images
+
+# Largest table (bytes): four times that of 10,000 images
+MAX_TABLE_BYTES = 2**28
 
 
 def read_table(path: str | Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV table and insist on its columns; ``frame``, ``blob`` and the like stay text, other gaps are NaN.
+    """Read a CSV table that has at least these columns.
+
+    Columns of `TEXT_COLUMNS` stay text, with empty strings for gaps; gaps in other columns are NaN.
 
     Returns
     -------
     DataFrame
-        Columns whose names say that they hold numbers (``x_px``, ``depth_frac``, ``mjd``, ...) do, or gaps; ``frame``
-        and ``first_frame`` hold names (`require_name`) or nothing.
+        Columns whose names end in a unit (``x_px``, ``depth_frac``, ``mjd``, ...) hold numbers or gaps; ``frame`` and
+        ``first_frame`` hold names (`files.require_name`) or empty strings.
 
     Raises
     ------
     TableError
-        If the file is missing, is no CSV table, lacks a column or has one twice, if one of its rows has more or fewer
-        fields than its header, or if a value is not what its column holds.
+        If the file is missing or not a CSV table, if a column is missing or repeated, if a row has more or fewer fields
+        than the header, or if a value is not what its column holds.
     """
     path = Path(path)
     return parse_table(path, read_table_bytes(path, columns), columns)
 
 
 def parse_table(path: Path, content: bytes, columns: Sequence[str]) -> pd.DataFrame:
-    """The same from the bytes of a table; errors name ``path``."""
+    """Read a table as `read_table` does, from its bytes; errors name ``path``."""
     import pandas as pd
 
-    header, n_rows = _header_and_rows(path, content, columns)
+    # Check the layout first: pandas shifts or drops fields of irregular rows without a word
+    rows = table_rows(path, content)
+    header, _ = next(rows)
+    missing = [column for column in columns if column not in header]
+    if missing:
+        found = " ".join(", ".join(header).split())
+        found = f"{found[:200]}..." if len(found) > 200 else found
+        raise TableError(
+            f"{path}: column {missing[0]} is missing; found {found}; expected {', '.join(columns)}; add it"
+        )
+    n_rows = sum(1 for _ in rows)
+
+    # Only the empty field is a gap, and in text not even that
     gaps = {name: [""] for name in header if name not in TEXT_COLUMNS}
     try:
         table = pd.read_csv(
@@ -88,10 +113,14 @@ def parse_table(path: Path, content: bytes, columns: Sequence[str]) -> pd.DataFr
         )
     except (ValueError, OverflowError) as error:
         raise _no_table(path, " ".join(str(error).split())[:120]) from error
-    if len(table) != n_rows:  # a line of blanks alone
+    # pandas skips lines of blanks alone
+    if len(table) != n_rows:
         raise _no_table(path, f"{n_rows} rows, of which {len(table)} hold something")
-    for name in [name for name in map(str, table) if NUMBER_COLUMN.fullmatch(name)]:
-        table[name] = _numbers(path, table, name)
+
+    # Check the values that have a meaning by their columns' names
+    for name in map(str, list(table)):
+        if NUMBER_COLUMN.fullmatch(name):
+            table[name] = _numbers(path, table, name)
     for name in {"frame", "first_frame"} & set(table):
         for frame in set(table[name]) - {""}:
             files.require_name(frame, f"{path}: {name}")
@@ -99,46 +128,53 @@ def parse_table(path: Path, content: bytes, columns: Sequence[str]) -> pd.DataFr
 
 
 def read_table_bytes(path: Path, columns: Sequence[str]) -> bytes:
-    """All of a table's file.
+    """Read all bytes of a table's file.
 
     Raises
     ------
     TableError
-        If it is missing, is no regular file, cannot be read, or is larger than any table.
+        If the file is missing, not regular, cannot be read, or is larger than `MAX_TABLE_BYTES`.
     """
     try:
         if path.exists() and not path.is_file():
             raise _no_table(path, "not a file: a folder, a pipe or a device")
-        if path.stat().st_size > MAX_TABLE_BYTES:
-            raise _no_table(
-                path, f"{path.stat().st_size} bytes, at most {MAX_TABLE_BYTES} expected"
-            )
+        size = path.stat().st_size
+        if size > MAX_TABLE_BYTES:
+            raise _no_table(path, f"{size} bytes, at most {MAX_TABLE_BYTES} expected")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise TableError(
             f"{path}: not found, expected a table with the columns {', '.join(columns)}"
         ) from error
-    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
-        raise _no_table(path, getattr(error, "strerror", None) or str(error)) from error
+    except (OSError, ValueError) as error:
+        # The ValueError is that of a file name with a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        raise _no_table(path, reason) from error
 
 
 def table_rows(path: Path, content: bytes) -> Iterator[tuple[list[str], str]]:
-    """The rows of a CSV table, its header first: their fields, and each as it is written, with the end of its line.
+    """Yield the rows of a CSV table, its header first.
 
-    Blank lines belong to the row before them. A mark of the byte order at the beginning is left out.
+    Yields
+    ------
+    list of str
+        Fields of the row.
+    str
+        The row as written, with its line end and the blank lines behind it; without a byte-order mark.
 
     Raises
     ------
     TableError
-        If the table is not UTF-8, has bytes 0, a quote that does not end, a column twice, or a row with more or fewer
-        fields than its header.
+        If the table is not UTF-8, contains a byte 0, or an unclosed quote, repeats a column, or has a row with more or
+        fewer fields than its header.
     """
     if b"\0" in content:
         line = content.count(b"\n", 0, content.index(b"\0")) + 1
         raise _no_table(path, f"line {line}: a byte 0: is it UTF-16? save it as UTF-8")
+    # The lines that the CSV reader has consumed
     written: list[str] = []
     lines = io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
-    rows = csv.reader(_noting(lines, written), strict=True)
+    rows = csv.reader(_recorded(lines, written), strict=True)
     try:
         yield from _checked_rows(rows, written)
     except UnicodeDecodeError as error:
@@ -150,17 +186,28 @@ def table_rows(path: Path, content: bytes) -> Iterator[tuple[list[str], str]]:
 
 
 def _checked_rows(rows: Iterable[list[str]], written: list[str]) -> Iterator[tuple[list[str], str]]:
-    """Each row with the lines that were written down while it was read, and the blank ones after it."""
+    """Yield each row with the lines that were consumed while it was read, and the blank ones behind it.
+
+    Parameters
+    ----------
+    rows : iterable of list of str
+        Fields of each row; blank lines have none.
+    written : list of str
+        Lines that have been consumed; those of a row are removed once it has been yielded.
+    """
     header: list[str] = []
     row: list[str] = []
     n_lines = 0
     for fields in rows:
+        # A row is complete when the next one begins
         if fields and row:
             yield row, "".join(written[:n_lines])
             del written[:n_lines]
         row = fields or row
         n_lines = len(written)
-        header = header or _checked_header(fields)
+        if not header:
+            _check_header(fields)
+            header = fields
         if len(row) != len(header):
             raise ValueError(f"{len(row)} fields, {len(header)} in the header")
     if not header:
@@ -168,50 +215,38 @@ def _checked_rows(rows: Iterable[list[str]], written: list[str]) -> Iterator[tup
     yield row, "".join(written)
 
 
-def _noting(lines: Iterable[str], written: list[str]) -> Iterator[str]:
-    """Lines as they are asked for, noted down."""
+def _recorded(lines: Iterable[str], written: list[str]) -> Iterator[str]:
+    """Yield lines, and append each to ``written``."""
     for line in lines:
         written.append(line)
         yield line
 
 
-def _checked_header(header: list[str]) -> list[str]:
-    twice = [name for name in header if name and header.count(name) > 1]
-    if twice:
-        raise ValueError(f"two columns are called {twice[0][:40]!r}; rename or remove one")
+def _check_header(header: list[str]) -> None:
+    """Refuse repeated columns, and separators other than commas."""
+    repeated = [name for name in header if name and header.count(name) > 1]
+    if repeated:
+        raise ValueError(f"two columns are called {repeated[0][:40]!r}; rename or remove one")
     for other, mark in (("semicolons", ";"), ("tabs", "\t")):
         if len(header) == 1 and mark in header[0]:
             raise ValueError(
                 f"{other} between its fields, commas expected, and points in its numbers"
             )
-    return header
-
-
-def _header_and_rows(path: Path, content: bytes, columns: Sequence[str]) -> tuple[list[str], int]:
-    """The header of a table, which has all columns, and how many rows follow it."""
-    rows = table_rows(path, content)
-    header, _ = next(rows)
-    missing = [column for column in columns if column not in header]
-    if missing:
-        found = " ".join(", ".join(header).split())
-        found = f"{found[:200]}..." if len(found) > 200 else found
-        raise TableError(
-            f"{path}: column {missing[0]} is missing; found {found}; expected {', '.join(columns)}; add it"
-        )
-    return header, sum(1 for _ in rows)
 
 
 def _no_table(path: Path, reason: str) -> TableError:
+    """Return the error of a file that is not a CSV table."""
     return TableError(f"{path}: cannot be read as CSV ({reason})")
 
 
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series[Any]:
-    """A column as numbers; whatever is neither a number nor a gap is refused."""
+    """Return a column as numbers; refuse values that are neither numbers nor gaps."""
     import pandas as pd
 
     found = table[column]
     if found.dtype.kind in "iuf":
         return found
+    # A column of True and False is no column of numbers, although pandas can convert it
     if found.dtype.kind == "b":
         _require(path, table, column, ~found.notna(), "a number")
     numbers = pd.to_numeric(found, errors="coerce").astype(float)
@@ -220,87 +255,92 @@ def _numbers(path: Path, table: pd.DataFrame, column: str) -> pd.Series[Any]:
 
 
 def csv_text(table: pd.DataFrame, *, header: bool = True, newline: str = "\n") -> str:
-    """A table as CSV: nine significant digits, the same bytes everywhere."""
+    """Return a table as CSV with nine significant digits; the same bytes on every machine.
+
+    Carriage returns in text become line feeds.
+    """
     text = str(
         table.to_csv(index=False, header=header, float_format="%.9g", lineterminator=newline)
     )
-    # Python's csv leaves one alone unquoted, and it would end the row
+    # Python's csv does not quote a lone carriage return, which would end the row
     if "\r" in text.replace(newline, ""):
         return csv_text(table.replace("\r\n?", "\n", regex=True), header=header, newline=newline)
     return text
 
 
 def write_table(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a CSV table: nine significant digits, the same bytes everywhere."""
+    """Write a table as CSV with nine significant digits; the same bytes on every machine."""
     with files.atomic(path) as temporary:
         temporary.write_text(csv_text(table), encoding="utf-8", newline="")
 
 
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, keys in the order given."""
+    """Write a JSON file, keys in the order given.
+
+    Raises
+    ------
+    ValueError
+        If a number is not finite.
+    """
     with files.atomic(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        text = json.dumps(content, indent=2, allow_nan=False)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_frame_list(raw_dir: str | Path) -> pd.DataFrame:
-    """``frames.csv`` of a folder of images: one row per image, in the order of the file.
+    """Read ``frames.csv`` of a folder of images: one row per image, in the order of the file.
 
     Raises
     ------
     TableError
         As `read_image_list`, or if there is no row, or a frame has no image.
     """
-    path = Path(raw_dir) / "frames.csv"
+    folder = Path(raw_dir)
+    path = folder / "frames.csv"
     table = read_image_list(path)
     if table.empty:
         raise TableError(
             f"{path}: found no row below its header, expected one for each image; list the images"
         )
     for frame in table["frame"]:
-        if not any(
-            (Path(raw_dir) / f"{frame}{suffix}").is_file() for suffix in fits_images.SUFFIXES
-        ):
+        images = [folder / f"{frame}{suffix}" for suffix in fits_images.SUFFIXES]
+        if not any(image.is_file() for image in images):
             raise TableError(
-                f"{path}: frame {frame} has no image {frame}{fits_images.SUFFIXES[0]} beside it; add it or drop the row"
+                f"{path}: frame {frame} has no image {images[0].name} beside it; add it or drop the row"
             )
     return table
 
 
 def read_image_list(path: str | Path) -> pd.DataFrame:
-    """A table of images with their names and dates, wherever the images are.
+    """Read a table of images with their names and dates, wherever the images are.
 
     Raises
     ------
     TableError
-        If a column is missing, a frame stands twice or has a name that none can have, a date is no MJD, or the dates do
-        not increase.
+        If a column is missing, a frame is listed twice or has an impossible name, a date is no MJD, or the dates do not
+        increase.
     """
     path = Path(path)
     table = read_table(path, FRAME_COLUMNS)
     for frame in table["frame"]:
         files.require_name(frame, f"{path}: frame")
     require_once(path, table, "frame")
-    _refuse_one_file(path, table["frame"])
+    _refuse_shared_files(path, table["frame"])
+
     low, high = MJD_RANGE
+    in_range = table["mjd"].between(low, high)
     _require(path, table, "mjd", np.isfinite(table["mjd"]), "a number")
-    _require(
-        path,
-        table,
-        "mjd",
-        table["mjd"].between(low, high),
-        f"a modified Julian date, {low:g} to {high:g}",
-    )
+    _require(path, table, "mjd", in_range, f"a modified Julian date, {low:g} to {high:g}")
     if not table["mjd"].is_monotonic_increasing:
         raise TableError(
-            f"{path}: the column mjd does not increase; sort the rows by date, the stack is of preceding images"
+            f"{path}: the column mjd does not increase; sort the rows by date, since each image is compared with "
+            "those before it"
         )
     return table
 
 
-def _refuse_one_file(path: Path, names: pd.Series[str]) -> None:
-    """Refuse names whose files would be one: those of the median stack, or of each other where case is not told apart."""
+def _refuse_shared_files(path: Path, names: pd.Series[str]) -> None:
+    """Refuse names whose files would be that of the median stack, or those of each other where case does not count."""
     folded = names.str.casefold()
     if (folded == fits_images.STACK).any():
         raise TableError(
@@ -309,17 +349,18 @@ def _refuse_one_file(path: Path, names: pd.Series[str]) -> None:
     if folded.duplicated().any():
         again = names[folded.duplicated()].iloc[0]
         raise TableError(
-            f"{path}: frame {again} is there in other letters, one file on some disks; rename one image"
+            f"{path}: frame {again} differs from another in upper and lower case alone, which is one file on some disks; "
+            "rename one image"
         )
 
 
 def read_known(path: str | Path, columns: Sequence[str] = BLOB_COLUMNS) -> pd.DataFrame:
-    """Read known blobs: a table whose values of these columns blobs can have.
+    """Read known blobs: a table with these columns, whose values are those of possible blobs.
 
     Raises
     ------
     TableError
-        As `read_table` and `require_blobs`, or if a blob stands twice.
+        As `read_table` and `require_blobs`, or if a blob has no name or is listed twice.
     """
     path = Path(path)
     table = require_blobs(path, read_table(path, columns), columns)
@@ -330,48 +371,53 @@ def read_known(path: str | Path, columns: Sequence[str] = BLOB_COLUMNS) -> pd.Da
 
 
 def require_blobs(path: str | Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Refuse places off the detector, and sizes and depths that no blob has (`BLOB_RANGES`).
+    """Refuse positions off the detector, and sizes and depths that no blob has (`BLOB_RANGES`).
 
     Parameters
     ----------
     path : path
-        What errors name.
+        File of the table, for messages.
     table : DataFrame
         Its index counts the rows below the header.
     columns : sequence of str
-        Those of them that have a range are looked at.
+        Columns to check; those without a range are skipped.
 
     Returns
     -------
     DataFrame
-        The same with numbers in these columns.
+        The table with numbers in these columns.
 
     Raises
     ------
     TableError
         If a value is a word, a gap, infinite, or out of its range.
     """
+    path = Path(path)
     table = table.copy()
-    for column in filter(BLOB_RANGES.__contains__, columns):
-        table[column] = _numbers(Path(path), table, column)
+    for column in columns:
+        if column not in BLOB_RANGES:
+            continue
+        table[column] = _numbers(path, table, column)
         low, high = BLOB_RANGES[column]
-        _require(Path(path), table, column, np.isfinite(table[column]), "a number")
-        _require(
-            Path(path), table, column, table[column].between(low, high), f"{low:g} to {high:g}"
-        )
+        in_range = table[column].between(low, high)
+        _require(path, table, column, np.isfinite(table[column]), "a number")
+        _require(path, table, column, in_range, f"{low:g} to {high:g}")
     return table
 
 
 def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
-    """``blobs.csv`` of a folder of images: the catalogue; empty if there is no such file.
+    """Read ``blobs.csv`` of a folder of images, the catalogue; empty if there is no such file.
 
-    Columns blob, x_px, y_px, radius_px, depth_frac, shape (``disc`` if not given) and first_frame (empty
-    for a blob older than the first image).
+    Returns
+    -------
+    DataFrame
+        blob, x_px, y_px, radius_px, depth_frac, shape (``disc`` if not given) and first_frame (empty for a blob older
+        than the first image).
 
     Raises
     ------
     TableError
-        As `read_known`, or if a shape cannot be drawn, or a first frame is not in ``frames.csv``.
+        As `read_known`, or if a shape is not one of `BLOB_SHAPES`, or a first frame is not in ``frames.csv``.
     """
     import pandas as pd
 
@@ -382,10 +428,10 @@ def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
     for column, default in (("shape", "disc"), ("first_frame", "")):
         if column not in table:
             table[column] = default
-    _require(
-        path, table, "shape", table["shape"].isin(BLOB_SHAPES), f"one of {', '.join(BLOB_SHAPES)}"
-    )
-    unknown = sorted(set(table["first_frame"]) - {""} - set(read_frame_list(raw_dir)["frame"]))
+    is_shape = table["shape"].isin(BLOB_SHAPES)
+    _require(path, table, "shape", is_shape, f"one of {', '.join(BLOB_SHAPES)}")
+    frames = set(read_frame_list(raw_dir)["frame"])
+    unknown = sorted(set(table["first_frame"]) - {""} - frames)
     if unknown:
         raise TableError(
             f"{path}: first_frame {unknown[0]} is not a frame of frames.csv; correct it or add the frame"
@@ -394,36 +440,45 @@ def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
 
 
 def require_once(path: Path, table: pd.DataFrame, column: str) -> None:
+    """Refuse repeated values in a column of names.
+
+    Raises
+    ------
+    TableError
+        If there are any.
+    """
     repeated = table[column][table[column].duplicated()]
     if len(repeated):
         found = " ".join(repeated.iloc[0].split())[: files.MAX_NAME_BYTES]
-        raise TableError(f"{path}: {column} {found} stands twice, expected once; remove a row")
+        raise TableError(f"{path}: {column} {found} is listed twice; remove one row")
 
 
 def _require(
     path: Path, table: pd.DataFrame, column: str, good: pd.Series[bool], expected: str
 ) -> None:
+    """Refuse the first row, by its number in the file, that is not good."""
     if not good.all():
         row = table.index[~good][0]
         found = np.asarray(table[column], dtype=object)[~good][0]
-        found = f"{found[:40]}..." if isinstance(found, str) and len(found) > 40 else found
+        if isinstance(found, str) and len(found) > 40:
+            found = f"{found[:40]}..."
         raise TableError(
             f"{path}: row {row + 2}: {column} is {found!r}, expected {expected}; correct it"
         )
 
 
 def read_stage(folder: str | Path) -> pd.DataFrame:
-    """The per-frame tables of all batches of a stage, as one, in the order of the frames.
+    """Read the per-frame tables of all batches of a stage as one table, in the order of the frames.
 
     Raises
     ------
     TableError
-        If the stage has made none, or a frame stands in them twice.
+        If the stage has made none, or a frame is listed twice.
     """
     import pandas as pd
 
-    paths = stage_tables(folder)
-    table = pd.concat([read_table(path, ("frame", "status")) for path in paths], ignore_index=True)
+    tables = [read_table(path, ("frame", "status")) for path in stage_tables(folder)]
+    table = pd.concat(tables, ignore_index=True)
     require_once(Path(folder) / "frames-*.csv", table, "frame")
     return table
 
@@ -431,41 +486,44 @@ def read_stage(folder: str | Path) -> pd.DataFrame:
 def image_table(
     raw_dir: str | Path, difference_dir: str | Path, scale_dir: str | Path
 ) -> pd.DataFrame:
-    """All images in order of date, and whether they came through to the scale stage.
+    """Return all images in order of date, with the fate of each up to the scale stage.
+
+    Parameters
+    ----------
+    raw_dir, difference_dir, scale_dir : path
+        Folders of the images and of the two stages.
 
     Returns
     -------
     DataFrame
-        frame, mjd, status (``ok`` or why not), reason, shift_x_px, shift_y_px, noise_frac, n_stack.
+        frame, mjd, status (``ok``, ``stack`` or ``rejected``), reason, shift_x_px, shift_y_px, noise_frac, n_stack.
     """
     listed = read_frame_list(raw_dir)[["frame", "mjd"]]
     subtracted = read_stage(difference_dir).drop(columns=["mjd"], errors="ignore")
     table = listed.merge(subtracted, on="frame", how="left", validate="one_to_one")
-    scaled = listed[["frame"]].merge(
-        read_stage(scale_dir)[["frame", "status", "reason"]], on="frame", how="left"
-    )
+    fates = read_stage(scale_dir)[["frame", "status", "reason"]]
+    scaled = listed[["frame"]].merge(fates, on="frame", how="left")
+
+    # Images with a difference that clip or scale rejected; clip's rejects are not in the table of scale
     lost = (table["status"] == "ok") & (scaled["status"] != "ok")
-    table["status"] = table["status"].mask(lost, "rejected").fillna("rejected")
-    unusual = "rejected by the stage clip or scale, see their tables"
-    table["reason"] = (
-        table["reason"]
-        .mask(lost, scaled["reason"].fillna(unusual))
-        .fillna("not in the difference stage")
-    )
+    later_reason = scaled["reason"].fillna("rejected by the stage clip or scale, see their tables")
+    status = table["status"].mask(lost, "rejected")
+    reason = table["reason"].mask(lost, later_reason)
+    table["status"] = status.fillna("rejected")
+    table["reason"] = reason.fillna("not in the difference stage")
     return table
 
 
 def stage_tables(folder: str | Path, batch: int | None = None) -> list[Path]:
-    """The tables ``frames-NNN.csv`` of an image stage, of one batch or of all.
+    """Return the paths of the tables ``frames-NNN.csv`` of an image stage, of one batch or of all.
 
     Raises
     ------
     TableError
         If the stage has made none.
     """
-    paths = sorted(
-        Path(folder).glob("frames-*.csv" if batch is None else f"frames-{batch:03d}.csv")
-    )
+    pattern = "frames-*.csv" if batch is None else f"frames-{batch:03d}.csv"
+    paths = sorted(Path(folder).glob(pattern))
     if not paths:
         raise TableError(
             f"{folder}: no table frames-*.csv found; run the stage '{Path(folder).name}' first"
@@ -474,5 +532,6 @@ def stage_tables(folder: str | Path, batch: int | None = None) -> list[Path]:
 
 
 def batches(n_frames: int) -> list[slice]:
-    """Consecutive runs of at most `BATCH` rows."""
-    return [slice(start, min(start + BATCH, n_frames)) for start in range(0, n_frames, BATCH)]
+    """Return the rows of each batch: consecutive runs of at most `BATCH` rows."""
+    starts = range(0, n_frames, BATCH)
+    return [slice(start, min(start + BATCH, n_frames)) for start in starts]

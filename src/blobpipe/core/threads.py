@@ -1,4 +1,7 @@
-"""Threads that live on: the memory of new ones would be new, too, and fetching it can take longer than their work."""
+"""Pools of threads that are kept for the life of the process.
+
+New threads would allocate new memory, and fetching that from the system can take longer than their work.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 @functools.cache
 def pool(name: str, threads: int) -> ThreadPoolExecutor:
-    """So many threads under a name, always the same ones; what they run must not wait for others of this name.
+    """Return a pool of threads, the same one for the same name and number.
+
+    Its jobs must not wait for other jobs of the same pool.
 
     Parameters
     ----------
     name : str
-        Of the work.
+        Name of the work.
     threads : int
-        One or more.
+        Number of threads, one or more.
     """
     return ThreadPoolExecutor(threads, name)
 

@@ -1,4 +1,4 @@
-"""What a file is, in words: for the moment when an image will not go through."""
+"""Describe what a file is, and say if it can be searched for blobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from blobpipe.errors import FrameError, printable
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` found; `fault` is empty for a usable image."""
+    """Description of a file in words.
+
+    Attributes
+    ----------
+    path : Path
+    found : str
+        Layout, size, target, filter and noise; empty if the file cannot be read.
+    fault : str
+        Why it cannot be searched; empty for a usable image.
+    """
 
     path: Path
     found: str
@@ -21,34 +30,36 @@ class Description:
 
     def __str__(self) -> str:
         verdict = f"not usable: {self.fault}" if self.fault else "usable"
-        return printable(
-            f"{self.path}: {self.found}; {verdict}" if self.found else f"{self.path}: {verdict}"
-        )
+        text = f"{self.found}; {verdict}" if self.found else verdict
+        return printable(f"{self.path}: {text}")
 
 
 def describe(path: str | Path) -> Description:
-    """Layout, size, filter, finite fraction and noise of a FITS file, and whether blobs can be sought in it.
+    """Describe the layout, size, target, filter, finite fraction and noise of a FITS file, and say if it is usable.
 
-    Never raises for a bad file: the fault is part of the answer.
+    A bad file raises no error; its fault is part of the description.
     """
     path = Path(path)
+    # Faults are told without the path, which the description has anyway
+    prefix = printable(f"{path}: ")
     try:
         frame = fits_images.read_frame(path)
     except FrameError as error:
-        return Description(path, "", _without_path(error, path))
+        return Description(path, "", str(error).removeprefix(prefix))
     finite = np.isfinite(frame.data)
     header = frame.header
-    parts = [f"{frame.layout} px", f"target {header.get('TARGNAME', 'unknown')}"]
-    parts += [f"filter {header.get('FILTER', 'unknown')}", f"{finite.mean():.1%} finite"]
+    parts = [
+        f"{frame.layout} px",
+        f"target {header.get('TARGNAME', 'unknown')}",
+        f"filter {header.get('FILTER', 'unknown')}",
+        f"{finite.mean():.1%} finite",
+    ]
     if finite.any():
         median, noise = fits_images.median_and_noise(frame.data)
         parts.append(f"median {median:.4g}, noise {noise:.4g} {header.get('BUNIT', '')}".strip())
+    fault = ""
     try:
         fits_images.require_usable(frame, path)
     except FrameError as error:
-        return Description(path, ", ".join(parts), _without_path(error, path))
-    return Description(path, ", ".join(parts), "")
-
-
-def _without_path(error: FrameError, path: Path) -> str:
-    return str(error).removeprefix(printable(f"{path}: "))
+        fault = str(error).removeprefix(prefix)
+    return Description(path, ", ".join(parts), fault)

@@ -24,7 +24,15 @@ DEFAULTS = Clip()
 
 @dataclass(frozen=True)
 class Clipping:
-    """What clipping did to an image: limits (fraction of the light), shares of pixels clipped and replaced."""
+    """Limits of a clipped image, and how many of its pixels were changed.
+
+    Attributes
+    ----------
+    low_frac, high_frac : float
+        Limits (fraction of the light).
+    clipped_frac, replaced_frac : float
+        Fraction of the pixels that were beyond the limits, and of those that became the median.
+    """
 
     low_frac: float
     high_frac: float
@@ -33,14 +41,19 @@ class Clipping:
 
 
 def zscale_limits(data: Image, n_points: int = 1000) -> tuple[float, float]:
-    """The zscale display limits of an image, from pixels all over it.
+    """Return the zscale display limits of an image.
 
     Parameters
     ----------
     data : ndarray, shape (ny, nx)
         At least one finite pixel.
     n_points : int
-        Pixels sampled.
+        Number of pixels that are sampled, evenly over the image.
+
+    Returns
+    -------
+    low, high : float
+        In the unit of the image.
 
     Notes
     -----
@@ -49,12 +62,13 @@ def zscale_limits(data: Image, n_points: int = 1000) -> tuple[float, float]:
     from ginga.AutoCuts import ZScale
     from ginga.misc.log import NullLogger
 
-    low, high = ZScale(NullLogger(), num_points=n_points).calc_cut_levels_data(data)
+    zscale = ZScale(NullLogger(), num_points=n_points)
+    low, high = zscale.calc_cut_levels_data(data)
     return float(low), float(high)
 
 
 def clip_image(data: Image, params: Clip = DEFAULTS) -> tuple[Image, Clipping]:
-    """Limit an image to a multiple of its zscale limits; pixels without a value become the median.
+    """Clip an image at a multiple of its zscale limits; pixels without a value become the median.
 
     Parameters
     ----------
@@ -78,7 +92,7 @@ def clip_image(data: Image, params: Clip = DEFAULTS) -> tuple[Image, Clipping]:
     Source: ISR 3.1. Unlike the original, the median that fills the border is that of the finite pixels inside it.
     """
     border = params.border_px
-    (ny, nx) = data.shape
+    ny, nx = data.shape
     inside = np.s_[border : ny - border, border : nx - border]
     finite = np.isfinite(data[inside])
     n_finite = np.count_nonzero(finite)
@@ -86,24 +100,33 @@ def clip_image(data: Image, params: Clip = DEFAULTS) -> tuple[Image, Clipping]:
         raise FrameError(
             f"none of its {data.size} pixels inside the border is finite; expected an image; reject it"
         )
-    filled = np.full(data.shape, fits_images.median(data[inside][finite]), np.float32)
+
+    # The median stands for the border and for pixels without a value, so that these are never blobs
+    median = fits_images.median(data[inside][finite])
+    filled = np.full(data.shape, median, np.float32)
     np.copyto(filled[inside], data[inside], where=finite)
-    low, high = (
-        np.float32(params.factor * limit) for limit in zscale_limits(filled, params.zscale_points)
-    )
+
+    zscale_low, zscale_high = zscale_limits(filled, params.zscale_points)
+    low = np.float32(params.factor * zscale_low)
+    high = np.float32(params.factor * zscale_high)
     if not low < high:
         raise FrameError(
             f"zscale limits {low:.6g} and {high:.6g} coincide, expected noise; reject it"
         )
-    clipped_frac = _limit(filled, low, high) / data.size
-    return filled, Clipping(
-        float(low), float(high), clipped_frac, (data.size - n_finite) / data.size
+    n_clipped = _limit(filled, low, high)
+    n_replaced = data.size - n_finite
+    clipping = Clipping(
+        low_frac=float(low),
+        high_frac=float(high),
+        clipped_frac=n_clipped / data.size,
+        replaced_frac=n_replaced / data.size,
     )
+    return filled, clipping
 
 
 @nb.njit(cache=True, nogil=True)
 def _limit(image, low, high):  # type: ignore[no-untyped-def]
-    """In place; how many pixels were beyond."""
+    """Clip an image in place, and return the number of pixels that were beyond the limits."""
     n = 0
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
@@ -117,8 +140,16 @@ def _limit(image, low, high):  # type: ignore[no-untyped-def]
 def clip(in_dir: str | Path, out_dir: str | Path, params: Clip, batch: int | None = None) -> None:
     """Clip every difference image of a folder into another (stage ``clip``).
 
-    One table ``frames-NNN.csv`` per batch says what was done to each image; a bad image stands there as
-    rejected, with the reason.
+    Parameters
+    ----------
+    in_dir : path
+        ``{frame}.fits.fz`` and ``frames-NNN.csv`` of the difference stage.
+    out_dir : path
+        ``{frame}.fits.fz`` (HDU CLIPPED, fraction of the light), and ``frames-NNN.csv`` for each batch, with the
+        attributes of `Clipping`. A bad image is listed as rejected, with the reason.
+    params : Clip
+    batch : int, optional
+        Only this batch.
     """
     each_frame(in_dir, out_dir, batch, "CLIPPED", lambda data: clip_image(data, params), Clipping)
 
@@ -131,39 +162,45 @@ def each_frame(
     work: Callable[[Image], tuple[Image, Any]],
     report: type[Any],
 ) -> None:
+    """Apply a function to every usable image of a stage, and write images and tables of the next stage.
+
+    Parameters
+    ----------
+    in_dir, out_dir : path
+        Folders of the two stages.
+    batch : int, optional
+        Only this batch.
+    name : str
+        EXTNAME of the images that are written.
+    work : callable
+        From an image to a new one and its report; a `FrameError` rejects the image.
+    report : dataclass
+        Class of the reports; its fields are columns of the tables.
+
+    Raises
+    ------
+    TableError
+        If the stage before has made no table.
+    """
     import pandas as pd
 
-    empty = dict.fromkeys(report.__dataclass_fields__, np.nan)
+    nothing = dict.fromkeys(report.__dataclass_fields__, np.nan)
+    columns = ["frame", "status", "reason", *nothing, "sha256"]
     for path in tables.stage_tables(in_dir, batch):
+        frames = tables.read_table(path, ("frame", "status"))
         rows = []
-        for frame in tables.read_table(path, ("frame", "status")).query("status == 'ok'")["frame"]:
+        for frame in frames.query("status == 'ok'")["frame"]:
             out = Path(out_dir) / f"{frame}.fits.fz"
+            row = {"frame": frame, "status": "ok", "reason": "", "sha256": ""}
             try:
-                data, done = work(
-                    fits_images.read_frame(fits_images.find_image(in_dir, frame)).data
-                )
+                image = fits_images.read_frame(fits_images.find_image(in_dir, frame))
+                data, done = work(image.data)
             except FrameError as error:
                 log.warning("%s rejected: %s", frame, error)
-                out.unlink(missing_ok=True)  # of an earlier run
-                rows.append(
-                    {
-                        "frame": frame,
-                        "status": "rejected",
-                        "reason": str(error),
-                        **empty,
-                        "sha256": "",
-                    }
-                )
+                out.unlink(missing_ok=True)  # the image of an earlier run
+                rows.append(row | nothing | {"status": "rejected", "reason": str(error)})
                 continue
             fits_images.write_image(out, data, name=name, sigma=float(data.std()))
-            rows.append(
-                {
-                    "frame": frame,
-                    "status": "ok",
-                    "reason": "",
-                    **asdict(done),
-                    "sha256": files.sha256(out),
-                }
-            )
-        columns = ["frame", "status", "reason", *empty, "sha256"]
-        tables.write_table(Path(out_dir) / path.name, pd.DataFrame(rows, columns=columns))
+            rows.append(row | asdict(done) | {"sha256": files.sha256(out)})
+        table = pd.DataFrame(rows, columns=columns)
+        tables.write_table(Path(out_dir) / path.name, table)

@@ -1,8 +1,8 @@
-"""Each image minus the median stack of those before it, with the blobs moved to where the mirror put them.
+"""Subtract from each image the median stack of those before it, with the blobs moved to where the mirror put them.
 
-The blobs sit on a mirror that does not always return to the same angle, the pixels' own pattern sits on the
-detector. So only the blob pattern of the stack is moved: known blobs leave no dips, and the noise elsewhere stays
-what it was. A new blob is positive.
+The blobs are on a mirror that does not always return to the same angle; the pixels' own pattern is on the detector. So only
+the blob pattern of the stack is moved: known blobs leave no dips, and the noise elsewhere stays what it was. A dip is what a
+known blob leaves if it has not been moved: an excess of light on one side and a lack on the other. A new blob is positive.
 """
 
 from __future__ import annotations
@@ -17,23 +17,17 @@ import numpy as np
 
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import Image
+from blobpipe.core.detector import SIDE_PX
 from blobpipe.errors import FrameError, TableError
-from blobpipe.images.noise import (
-    Range,
-    clean_noise,
-    noise_near,
-    require_noise,
-)
-from blobpipe.images.pattern import (
-    blob_pattern,
-)
+from blobpipe.images.noise import clean_noise, noise_near, require_noise
+from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import (
     NEGLIGIBLE_PX,
     NO_SHIFT,
     Shift,
     measure_shift,
     move_pattern,
-    register,
+    register_images,
 )
 from blobpipe.images.stack import (
     Recent,
@@ -51,13 +45,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULTS = Difference()
-SHAPE = (1024, 1024)
+
+# Shape of a full frame, (ny, nx)
+SHAPE = (SIDE_PX, SIDE_PX)
+
+# Cards of an image that its difference image keeps
 KEPT_CARDS = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "EXPSTART")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image of the list, read or rejected for a reason; ``row`` is its place in ``frames.csv``, ``noise`` its own."""
+    """An image of the list.
+
+    Attributes
+    ----------
+    row : int
+        Row in ``frames.csv``, from 0.
+    name : str
+    cards : dict
+        Those of `KEPT_CARDS` that its header has.
+    reason : str
+        Why it is rejected; empty if it is usable.
+    noise : float
+        Noise (fraction of the light); NaN if it could not be read.
+    """
 
     row: int
     name: str
@@ -75,9 +86,9 @@ class Registered:
     images : ndarray, shape (n, ny, nx), float32
         In order of date (fraction of the light).
     shifts : list of Shift
-        Where the mirror had put the blobs of each.
+        Shift of the blobs of each by the mirror.
     pattern : ndarray, shape (ny, nx), float32
-        The blobs that were moved.
+        Pattern of the blobs that were moved.
     rows : list of int
         Row of each image in ``frames.csv``.
     """
@@ -104,7 +115,7 @@ def subtract(
     Returns
     -------
     ndarray, shape (ny, nx), float32
-        A new blob is positive.
+        Difference (fraction of the light); a new blob is positive.
     Shift
         Of the known blobs, measured against the template; 0 where registration is off.
 
@@ -126,7 +137,8 @@ def subtract(
     if not params.register_shift:
         return image - stack, NO_SHIFT
     shift = measure_shift(image, stack, pattern)
-    return image - (stack + move_pattern(pattern, shift) - pattern), shift
+    shifted_stack = stack + move_pattern(pattern, shift) - pattern
+    return image - shifted_stack, shift
 
 
 def write_differences(
@@ -139,11 +151,12 @@ def write_differences(
     raw_dir : path
         Images, ``frames.csv``, and ``blobs.csv`` if there is a catalogue.
     out_dir : path
-        ``{frame}.fits.fz`` (HDU DIFFERENCE, fraction of the light, new blob positive, and HDU SCATTER, see `scatter`),
-        then ``frames-NNN.csv`` for each batch. An image that cannot be used is rejected there, with the reason, and left out of the stacks.
+        ``{frame}.fits.fz`` (HDU DIFFERENCE, fraction of the light, new blob positive; HDU SCATTER, see `stack.rms_map`),
+        then ``frames-NNN.csv`` for each batch. An image that cannot be used is listed as rejected, with the reason, and
+        left out of the stacks.
     params : Difference
     batch : int, optional
-        Only this batch of `tables.BATCH` rows. What comes out does not depend on how the work is shared out.
+        Only this batch of `tables.BATCH` rows. The results do not depend on the division into batches.
 
     Raises
     ------
@@ -152,7 +165,7 @@ def write_differences(
 
     Notes
     -----
-    Source: ISR 2021-08 section 2; registration and the stack that knows new blobs are ours.
+    Source: ISR 2021-08 section 2; registration, and the stack that shows new blobs, are this project's.
     """
     import pandas as pd
 
@@ -161,24 +174,26 @@ def write_differences(
     batches = tables.batches(len(table))
     if batch is not None and batch not in range(len(batches)):
         raise TableError(
-            f"{raw_dir}/frames.csv: its {len(table)} images make batches 0 to {len(batches) - 1}, no {batch}"
+            f"{raw_dir}/frames.csv: found no batch {batch}, expected 0 to {len(batches) - 1} for its {len(table)} images; "
+            "choose one of these"
         )
     for number, rows in enumerate(batches):
         if batch not in (None, number):
             continue
-        done = _subtract_rows(Path(raw_dir), Path(out_dir), params, table, blobs, rows)
+        done = _subtract_batch(Path(raw_dir), Path(out_dir), params, table, blobs, rows)
         tables.write_table(Path(out_dir) / f"frames-{number:03d}.csv", pd.DataFrame(done))
 
 
 def _catalogue(raw_dir: str | Path) -> pd.DataFrame:
-    """The catalogue, with the row of each blob's first image (-1: before all) as ``first``."""
+    """Read the catalogue, and add as ``first`` the row of each blob's first image, -1 if older than all."""
     blobs = tables.read_blobs(raw_dir)
     names = tables.read_frame_list(raw_dir)["frame"]
     rows = {name: row for row, name in enumerate(names)}
-    return blobs.assign(first=[rows.get(name, -1) for name in blobs["first_frame"]])
+    first = [rows.get(name, -1) for name in blobs["first_frame"]]
+    return blobs.assign(first=first)
 
 
-def _subtract_rows(
+def _subtract_batch(
     raw_dir: Path,
     out_dir: Path,
     params: Difference,
@@ -186,9 +201,23 @@ def _subtract_rows(
     blobs: pd.DataFrame,
     rows: slice,
 ) -> list[dict[str, Any]]:
+    """Write the difference images of a batch, and return its rows of ``frames-NNN.csv``.
+
+    Parameters
+    ----------
+    raw_dir, out_dir, params
+        As in `subtract`.
+    table : DataFrame
+        ``frames.csv``.
+    blobs : DataFrame
+        From `_catalogue`.
+    rows : slice
+        Rows of the batch.
+    """
     read, images = _read_rows(raw_dir, table, rows, params.stack_size)
-    candidates = [candidate for candidate in read if candidate.row >= rows.start]
     usable = [candidate for candidate in read if not candidate.reason]
+
+    # The first images of the list, as many as a stack takes, have no whole stack before them
     made: dict[str, dict[str, Any]] = {}
     if len(usable) > params.stack_size:
         registered = _register(images, usable, params, blobs)
@@ -197,15 +226,20 @@ def _subtract_rows(
             made[candidate.name] = _subtract_one(
                 out_dir, params, candidate, registered, median, blobs
             )
+
+    # A row for every image of the batch, with a difference or without
     mjd = dict(zip(table["frame"], table["mjd"], strict=True))
-    return [
-        {"frame": candidate.name, "mjd": mjd[candidate.name]}
-        | (made.get(candidate.name) or _without_difference(candidate, usable))
-        for candidate in candidates
-    ]
+    results = []
+    for candidate in read:
+        if candidate.row < rows.start:
+            continue
+        result = made.get(candidate.name) or _without_difference(candidate, usable)
+        results.append({"frame": candidate.name, "mjd": mjd[candidate.name]} | result)
+    return results
 
 
 def _without_difference(candidate: Candidate, usable: list[Candidate]) -> dict[str, Any]:
+    """Return the row of an image that is rejected, or has no whole stack before it."""
     if candidate.reason:
         log.warning("%s rejected: %s", candidate.name, candidate.reason)
         return _result("rejected", reason=candidate.reason)
@@ -214,60 +248,89 @@ def _without_difference(candidate: Candidate, usable: list[Candidate]) -> dict[s
 
 
 def _result(
-    status: str, *, reason: str = "", shift: Shift = NO_SHIFT, **found: Any
+    status: str,
+    *,
+    reason: str = "",
+    shift: Shift = NO_SHIFT,
+    noise_frac: float = np.nan,
+    n_stack: int = 0,
+    sha256: str = "",
 ) -> dict[str, Any]:
-    shifts = {"shift_x_px": shift.x_px, "shift_y_px": shift.y_px}
-    return (
-        {"status": status, "reason": reason}
-        | shifts
-        | {"noise_frac": np.nan, "n_stack": 0, "sha256": ""}
-        | found
-    )
+    """Return what ``frames-NNN.csv`` says of an image."""
+    return {
+        "status": status,
+        "reason": reason,
+        "shift_x_px": shift.x_px,
+        "shift_y_px": shift.y_px,
+        "noise_frac": noise_frac,
+        "n_stack": n_stack,
+        "sha256": sha256,
+    }
 
 
 def _read_rows(
     raw_dir: Path, table: pd.DataFrame, rows: slice, wanted: int
 ) -> tuple[list[Candidate], list[Image]]:
-    """The images of some rows and before them, as many usable ones as ``wanted`` or there are; those that are usable."""
+    """Read the images of some rows, and as many before them as their stacks take.
+
+    Parameters
+    ----------
+    raw_dir : Path
+    table : DataFrame
+        ``frames.csv``.
+    rows : slice
+    wanted : int
+        Number of usable images before these rows, fewer if the list begins there.
+
+    Returns
+    -------
+    list of Candidate
+        All images read, in order.
+    list of ndarray
+        Those that are usable.
+    """
     read = [_read(raw_dir, table, row) for row in range(rows.start, rows.stop)]
-    found = _compared([candidate for candidate, _ in read])
+    candidates = _reject_other_noise([candidate for candidate, _ in read])
+
+    # Read backwards until enough images are usable; each one read may change what noise is usual
     start = rows.start
-    while (
-        start
-        and sum(not candidate.reason for candidate in found if candidate.row < rows.start) < wanted
-    ):
+    while start:
+        before = [candidate for candidate in candidates if candidate.row < rows.start]
+        n_usable = sum(not candidate.reason for candidate in before)
+        if n_usable >= wanted:
+            break
         start -= 1
         read.insert(0, _read(raw_dir, table, start))
-        found = _compared([candidate for candidate, _ in read])
+        candidates = _reject_other_noise([candidate for candidate, _ in read])
+
     images = [
         image
-        for candidate, (_, image) in zip(found, read, strict=True)
+        for candidate, (_, image) in zip(candidates, read, strict=True)
         if image is not None and not candidate.reason
     ]
-    return found, images
+    return candidates, images
 
 
-def _compared(candidates: list[Candidate]) -> list[Candidate]:
-    """The same, those rejected whose noise is not that of most."""
+def _reject_other_noise(candidates: list[Candidate]) -> list[Candidate]:
+    """Reject the usable images whose noise is far from the median of all: they are scaled, or in other units."""
     noise = [candidate.noise for candidate in candidates if not candidate.reason]
     if not noise:
         return candidates
     expected = noise_near(float(np.median(noise)))
-    return [
-        candidate if candidate.reason else _with_noise(candidate, expected)
-        for candidate in candidates
-    ]
-
-
-def _with_noise(candidate: Candidate, expected: Range) -> Candidate:
-    try:
-        require_noise(candidate.noise, expected, candidate.name)
-    except FrameError as error:
-        return replace(candidate, reason=str(error))
-    return candidate
+    compared = []
+    for candidate in candidates:
+        reason = candidate.reason
+        if not reason:
+            try:
+                require_noise(candidate.noise, expected, candidate.name)
+            except FrameError as error:
+                reason = str(error)
+        compared.append(replace(candidate, reason=reason))
+    return compared
 
 
 def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Image | None]:
+    """Read the image of a row, NaN where it has no value; None if it cannot be used."""
     name = str(table["frame"].iloc[row])
     try:
         path = fits_images.find_image(raw_dir, name)
@@ -279,30 +342,45 @@ def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Imag
     except FrameError as error:
         return Candidate(row, name, {}, str(error)), None
     cards = {card: frame.header[card] for card in KEPT_CARDS if card in frame.header}
-    return Candidate(row, name, cards, "", noise), np.where(
-        np.isfinite(frame.data), frame.data, np.float32(np.nan)
-    )
+    image = np.where(np.isfinite(frame.data), frame.data, np.float32(np.nan))
+    return Candidate(row, name, cards, "", noise), image
 
 
 def _register(
     images: list[Image], usable: list[Candidate], params: Difference, blobs: pd.DataFrame
 ) -> Registered:
-    """Move the blobs of images to their usual place, as the first of them show it; empties the list."""
+    """Move the blobs of images to their usual place, which the first of them define.
+
+    Parameters
+    ----------
+    images : list of ndarray, shape (ny, nx), float32
+        In order of date; the list is emptied, since a batch is too large to be held twice.
+    usable : list of Candidate
+        Of each image.
+    params : Difference
+    blobs : DataFrame
+        From `_catalogue`.
+    """
     rows = [candidate.row for candidate in usable]
     stacked = np.stack(images)
-    images.clear()  # a batch is large: it need not be held twice
+    images.clear()
     if not params.register_shift:
-        return Registered(
-            stacked, [NO_SHIFT] * len(rows), np.zeros(stacked.shape[1:], np.float32), rows
-        )
+        pattern = np.zeros(stacked.shape[1:], np.float32)
+        return Registered(stacked, [NO_SHIFT] * len(rows), pattern, rows)
+
+    # Blobs that are on the first stack, where they are on most of its images
     first = stacked[: params.stack_size]
-    known = blobs[blobs["first"] <= rows[len(first) - 1]]
-    plain = _stack(first, rows[: len(first)], params, known)
-    # images that lie off blur the median
-    once, shifts = register(first.copy(), plain, blob_pattern(plain, known))
-    stack = _stack(once, rows[: len(first)], params, known, shifts)
+    first_rows = rows[: len(first)]
+    known = blobs[blobs["first"] <= first_rows[-1]]
+
+    # Images that are shifted blur the median: register them to it, and take the median again
+    blurred = _stack(first, first_rows, params, known)
+    once, shifts = register_images(first.copy(), blurred, blob_pattern(blurred, known))
+    stack = _stack(once, first_rows, params, known, shifts)
+
     pattern = blob_pattern(stack, known)
-    return Registered(*register(stacked, stack, pattern, n_first=len(first)), pattern, rows)
+    moved, shifts = register_images(stacked, stack, pattern, n_first=len(first))
+    return Registered(moved, shifts, pattern, rows)
 
 
 def _stack(
@@ -312,8 +390,10 @@ def _stack(
     known: pd.DataFrame,
     shifts: Sequence[Shift] | None = None,
 ) -> Image:
+    """Return the median of images, with the blobs that landed on them."""
     median = running_median(images, len(images))[0]
-    return with_recent_blobs(median, images, _recent(known, rows, median.shape, params), shifts)
+    recent = _recent(known, rows, median.shape, params)
+    return with_recent_blobs(median, images, recent, shifts)
 
 
 def _subtract_one(
@@ -324,26 +404,43 @@ def _subtract_one(
     median: Image,
     blobs: pd.DataFrame,
 ) -> dict[str, Any]:
-    place = registered.rows.index(candidate.row)
-    members = slice(place - params.stack_size, place)
+    """Write the difference image of one image and its RMS map, and return its row of ``frames-NNN.csv``.
+
+    Parameters
+    ----------
+    out_dir, params
+        As in `subtract`.
+    candidate : Candidate
+    registered : Registered
+        All images of the batch.
+    median : ndarray, shape (ny, nx), float32
+        Median of the images before this one.
+    blobs : DataFrame
+        From `_catalogue`.
+    """
+    index = registered.rows.index(candidate.row)
+    members = slice(index - params.stack_size, index)
+    shift = registered.shifts[index]
+
+    # The stack, with all blobs that are known before this image
     known = blobs[blobs["first"] < candidate.row]
-    shift = registered.shifts[place]
     recent = _recent(known, registered.rows[members], median.shape, params)
     stack = with_recent_blobs(
         median, registered.images[members], recent, registered.shifts[members]
     )
-    difference = registered.images[place] - stack
+
+    # Registration has moved the blobs of the first stack back; move those that landed later
+    difference = registered.images[index] - stack
     if np.hypot(*shift) > NEGLIGIBLE_PX:
-        rest = blob_pattern(stack, known) - registered.pattern  # mostly of blobs that landed later
-        difference -= move_pattern(rest, shift) - rest
+        later = blob_pattern(stack, known) - registered.pattern
+        difference -= move_pattern(later, shift) - later
+
     noise = fits_images.median_and_noise(difference)[1]
+    scatter = rms_map(registered.images[members], stack, recent)
     path = out_dir / f"{candidate.name}.fits.fz"
-    found = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
-    planes = {
-        "DIFFERENCE": difference,
-        "SCATTER": rms_map(registered.images[members], stack, recent),
-    }
-    fits_images.write_images(path, planes, header=candidate.cards | found, sigma=noise)
+    cards = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
+    planes = {"DIFFERENCE": difference, "SCATTER": scatter}
+    fits_images.write_images(path, planes, header=candidate.cards | cards, sigma=noise)
     return _result(
         "ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=files.sha256(path)
     )
@@ -352,11 +449,21 @@ def _subtract_one(
 def _recent(
     blobs: pd.DataFrame, rows: list[int], shape: tuple[int, ...], params: Difference
 ) -> list[Recent]:
+    """Return the blobs that landed on a stack's images, none if the setting ``known_blobs`` is off."""
     return landed_within(blobs, rows, shape) if params.known_blobs else []
 
 
 def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> None:
-    """Write ``reference.fits.fz``: the median of the first images, its blob pattern and `scatter` (HDU STACK, PATTERN, SCATTER).
+    """Write ``reference.fits.fz``, the template of the first images.
+
+    Its HDUs are STACK (their median), PATTERN (`pattern.blob_pattern`) and SCATTER (`stack.rms_map`).
+
+    Parameters
+    ----------
+    raw_dir : path
+        As in `subtract`.
+    out_dir : path
+    params : Difference
 
     Raises
     ------
@@ -365,6 +472,8 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     """
     table = tables.read_frame_list(raw_dir)
     blobs = _catalogue(raw_dir)
+
+    # Read on until enough images are usable
     members: list[Candidate] = []
     images: list[Image] = []
     stop = 0
@@ -377,9 +486,11 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
             f"{raw_dir}: found {len(members)} usable images, expected at least difference.stack_size="
             f"{params.stack_size}; add images or lower it"
         )
+
     registered = _register(images, members, params, blobs)
     known = blobs[blobs["first"] <= members[-1].row]
     stack = _stack(registered.images, registered.rows, params, known, registered.shifts)
-    varied = rms_map(registered.images, stack, _recent(known, registered.rows, stack.shape, params))
-    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": varied}
+    recent = _recent(known, registered.rows, stack.shape, params)
+    scatter = rms_map(registered.images, stack, recent)
+    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": scatter}
     fits_images.write_images(Path(out_dir) / "reference.fits.fz", planes, sigma=clean_noise(stack))

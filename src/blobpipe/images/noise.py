@@ -1,10 +1,9 @@
-"""The noise of an image, and whether it is that of the images it is compared with."""
+"""Measure the noise of an image, and compare it with that of the images of its stack."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,25 +11,31 @@ from blobpipe.core import fits_images
 from blobpipe.core.arrays import Image
 from blobpipe.errors import FrameError
 
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
-# an image's noise is within this factor of the usual one: half or twice the light changes it by
-# 1.4; ours
+# Largest ratio between the noise of an image and the usual one; half or twice the light changes the noise by 1.4
 NOISE_FACTOR = 4.0
-# an image's noise is at most so many times that of its stack: 4.4 times for 30 without a common
-# pattern
+
+# Largest ratio between the noise of an image and that of its stack; it is 4.4 for 30 images without a common pattern
 STACK_NOISE = 6.0
 
 
 def clean_noise(image: Image) -> float:
-    """Robust standard deviation of a quarter of the pixels away from the edges (1.4826 times the MAD)."""
+    """Return the robust standard deviation (1.4826 MAD) of an image away from its edges.
+
+    Every second row and column is taken; pixels without a value are left out.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx), float32
+        At least 16 pixels on each side.
+    """
     import bottleneck
 
     ny, nx = image.shape
-    core = image[ny // 16 : -(ny // 16) : 2, nx // 16 : -(nx // 16) : 2]
-    return float(1.4826 * bottleneck.nanmedian(np.abs(core - bottleneck.nanmedian(core))))
+    margin_y = ny // 16
+    margin_x = nx // 16
+    core = image[margin_y:-margin_y:2, margin_x:-margin_x:2]
+    deviations = np.abs(core - bottleneck.nanmedian(core))
+    return float(1.4826 * bottleneck.nanmedian(deviations))
 
 
 class Range(NamedTuple):
@@ -41,23 +46,24 @@ class Range(NamedTuple):
 
 
 def noise_near(usual: float) -> Range:
-    """The range around a usual noise."""
+    """Return the range around a usual noise (fraction of the light)."""
     return Range(usual / NOISE_FACTOR, usual * NOISE_FACTOR)
 
 
 def noise_for_stack(stack: Image, scatter: Image | None) -> Range:
-    """The noise that an image may have from which a stack is subtracted.
+    """Return the range of noise of images that are compared with a stack.
 
     Parameters
     ----------
     stack : ndarray, shape (ny, nx), float32
         A median stack (fraction of the light).
     scatter : ndarray, shape (ny // 2, nx // 2), float32, or None
-        Of its images, from `scatter`; with it the range is narrower.
+        RMS map of its images, from `stack.rms_map`; the range is narrower with it.
 
     Notes
     -----
-    Source: ours. The images share the stack's pattern, and each has what varies from image to image.
+    Source: this project. The noise of an image is the pattern that it shares with the stack, and what varies from image
+    to image.
     """
     shared = fits_images.median_and_noise(stack)[1]
     varying = 0.0 if scatter is None else noise_of_rms_map(scatter)
@@ -67,36 +73,53 @@ def noise_for_stack(stack: Image, scatter: Image | None) -> Range:
 
 
 def noise_of_rms_map(scatter: Image) -> float:
-    """Noise of a stack's images without what they share (fraction of the light); 0 where nothing is known of it."""
+    """Return the noise of a stack's images without what they share (fraction of the light); 0 if the map is empty."""
     cells = scatter[::2, ::2]
+    # Cells without a value are 0
     cells = cells[cells > 0]
     return float(fits_images.median(cells)) if cells.size else 0.0
 
 
 def require_noise_of_rms_map(difference: Image, scatter: Image | None, path: str | Path) -> None:
-    """Refuse a difference image whose noise is not that of the images of its stack, if the stack's scatter is known."""
-    if scatter is not None and (usual := noise_of_rms_map(scatter)):
-        require_noise(fits_images.median_and_noise(difference)[1], noise_near(usual), path)
-
-
-def require_noise(noise: float, expected: Range, path: str | Path) -> None:
-    """Refuse an image that is in other units than those it is compared with, or scaled.
+    """Refuse a difference image whose noise is not that of the images of its stack.
 
     Parameters
     ----------
-    noise : float
-        Of the image, from `fits_images.median_and_noise`.
-    expected : Range
+    difference : ndarray, shape (ny, nx), float32
+    scatter : ndarray, shape (ny // 2, nx // 2), float32, or None
+        RMS map of the stack's images; without it nothing is refused.
     path : path
-        Of the image, for the message.
+        File of the image, for the message.
 
     Raises
     ------
     FrameError
-        If its noise is out of range.
+        If the noise is out of range.
+    """
+    usual = 0.0 if scatter is None else noise_of_rms_map(scatter)
+    if usual:
+        noise = fits_images.median_and_noise(difference)[1]
+        require_noise(noise, noise_near(usual), path)
+
+
+def require_noise(noise: float, expected: Range, path: str | Path) -> None:
+    """Refuse an image whose noise shows that it is scaled, or in other units than the images of the stack.
+
+    Parameters
+    ----------
+    noise : float
+        Noise of the image, from `fits_images.median_and_noise`.
+    expected : Range
+    path : path
+        File of the image, for the message.
+
+    Raises
+    ------
+    FrameError
+        If the noise is out of range.
     """
     if not expected.low <= noise <= expected.high:
         raise FrameError(
-            f"{path}: noise {noise:.3g}, expected {expected.low:.3g} to {expected.high:.3g} as the images of the stack "
-            "have: in other units, or scaled; make it again as a fraction of the light"
+            f"{path}: noise {noise:.3g}, expected {expected.low:.3g} to {expected.high:.3g} as in the images of the "
+            "stack: in other units, or scaled; make it again as a fraction of the light"
         )

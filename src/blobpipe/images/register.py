@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core.arrays import Image
-from blobpipe.images.noise import (
-    clean_noise,
-)
-from blobpipe.images.pattern import (
-    frequencies,
-    soften,
-)
-
-if TYPE_CHECKING:
-    pass
+from blobpipe.images.noise import clean_noise
+from blobpipe.images.pattern import frequencies, soften
 
 log = logging.getLogger(__name__)
-SEARCH_PX = 3.0  # how softly the neighbourhood of the pattern ends in which a shift is measured
-STEPS_PER_PX = 10  # of the correlation's peak
-STEEP = 4.0  # flanks of blobs are steeper than the typical pixel of the pattern so many times
-LARGEST_SHIFT_PX = 6.0  # beyond it the mirror has never been
-NEGLIGIBLE_PX = 0.05  # so small a shift moves a blob's edge by a fraction of the noise
-LARGEST_ERROR_PX = 0.1  # a pattern too faint to give the shift so well gives none
+
+# Gaussian sigma of the soft edge of the neighbourhood of the pattern in which a shift is measured (px)
+SEARCH_PX = 3.0
+
+# Steps per pixel to which the peak of the cross-correlation is found
+STEPS_PER_PX = 10
+
+# Smallest slope of the flanks of blobs, over the median slope of the neighbourhood
+STEEP = 4.0
+
+# Largest shift of the mirror (px); larger results are mistakes
+LARGEST_SHIFT_PX = 6.0
+
+# Largest shift that is not worth a correction (px): it moves the edge of a blob by a fraction of the noise
+NEGLIGIBLE_PX = 0.05
+
+# Largest standard error of a shift (px); no shift is measured on a pattern that is too faint for it
+LARGEST_ERROR_PX = 0.1
 
 
 class Shift(NamedTuple):
@@ -40,93 +44,120 @@ NO_SHIFT = Shift(0.0, 0.0)
 
 
 def move_pattern(pattern: Image, shift: Shift) -> Image:
-    """A blob pattern moved by a fraction of a pixel or more.
+    """Move a blob pattern by a fraction of a pixel or more.
 
     Parameters
     ----------
     pattern : ndarray, shape (ny, nx), float32
-        Smooth, so that it can be moved exactly; what leaves it on one side comes back on the other.
+        Smooth, so that it can be moved exactly; taken as periodic.
     shift : Shift
-        Positive: to larger x and y.
+        Positive towards larger x and y.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
     """
     return moved(pattern, *shift)
 
 
 def moved(pattern: Image, x_px: Any, y_px: Any) -> Image:
-    """The same of several patterns, shape (n, ny, nx), where the shifts are of shape (n, 1, 1), float32."""
+    """Move patterns as `move_pattern` does, one of shape (ny, nx), or several of shape (n, ny, nx).
+
+    Parameters
+    ----------
+    pattern : ndarray, shape (ny, nx) or (n, ny, nx), float32
+    x_px, y_px : float, or ndarray of shape (n, 1, 1), float32
+        Shift of each pattern (px).
+    """
     from scipy.fft import rfft2
 
-    return _inverse(rfft2(pattern), pattern.shape[-2:], x_px, y_px)
+    return _moved_image(rfft2(pattern), pattern.shape[-2:], x_px, y_px)
 
 
-def _inverse(spectrum: npt.NDArray[Any], shape: tuple[int, ...], x_px: Any, y_px: Any) -> Image:
-    """What has this `rfft2`, moved."""
+def _moved_image(spectrum: npt.NDArray[Any], shape: tuple[int, ...], x_px: Any, y_px: Any) -> Image:
+    """Return the image of an `rfft2`, moved by a phase ramp."""
     from scipy.fft import irfft2
 
     fx, fy = frequencies(shape)
-    x, y = (
-        np.exp(-2j * np.pi * f * shift).astype(np.complex64)
-        for f, shift in ((fx, x_px), (fy, y_px))
-    )
-    moved = spectrum * y
-    moved *= x
-    return np.asarray(irfft2(moved, s=shape))
+    ramp_x = np.exp(-2j * np.pi * fx * x_px).astype(np.complex64)
+    ramp_y = np.exp(-2j * np.pi * fy * y_px).astype(np.complex64)
+    ramped = spectrum * ramp_y
+    ramped *= ramp_x
+    return np.asarray(irfft2(ramped, s=shape))
 
 
 class _Known(NamedTuple):
-    """A `blob_pattern`, with what measuring shifts against it takes of it again and again."""
+    """A `blob_pattern`, with all that shifts of many images are measured by.
+
+    Attributes
+    ----------
+    pattern : ndarray, shape (ny, nx), float32
+    near : ndarray, shape (ny, nx), float32
+        1 close to the pattern, softly falling to 0.
+    spectrum : ndarray, complex64
+        `rfft2` of the pattern.
+    binned_spectrum : ndarray, complex64
+        `fft2` of its sums of 2 x 2 pixels.
+    steepness : float
+        Root of the sum of its squared slopes, along the flatter axis.
+    """
 
     pattern: Image
-    near: Image  # 1 close to it, softly falling to 0
+    near: Image
     spectrum: npt.NDArray[Any]
-    correlated: npt.NDArray[Any]  # spectrum of its sums of 2 x 2 pixels
-    steepness: float  # root of the sum of its squared slopes, along the flatter axis
+    binned_spectrum: npt.NDArray[Any]
+    steepness: float
 
     @classmethod
     def of(cls, pattern: Image) -> _Known:
+        """Prepare a pattern."""
         from scipy.fft import fft2, rfft2
 
         near = soften(pattern != 0, SEARCH_PX)
-        _, *slopes = _slopes(pattern, near)
-        steepness = np.sqrt(min(np.sum(np.square(slope)) for slope in slopes))
-        return cls(pattern, near, rfft2(pattern), fft2(_binned(pattern)), float(steepness))
+        _, slope_x, slope_y = _slopes(pattern, near)
+        energy = min(np.sum(np.square(slope_x)), np.sum(np.square(slope_y)))
+        steepness = float(np.sqrt(energy))
+        return cls(pattern, near, rfft2(pattern), fft2(_binned(pattern)), steepness)
 
     def moved(self, shift: Shift) -> Image:
-        return _inverse(self.spectrum, self.pattern.shape, *shift)
+        """Return the pattern, moved."""
+        return _moved_image(self.spectrum, self.pattern.shape, *shift)
 
 
 def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
-    """How far the blobs of an image have moved from where the stack has them.
+    """Measure how far the blobs of an image have moved from their place in the stack.
 
     Parameters
     ----------
     image, stack : ndarray, shape (ny, nx), float32
-        NaN where there is no value.
+        Fraction of the light; NaN where there is no value.
     pattern : ndarray, shape (ny, nx), float32
         The stack's `blob_pattern`.
 
     Returns
     -------
     Shift
-        0 if the pattern is too faint, or the result beyond belief.
+        0 if the pattern is too faint, or the result beyond `LARGEST_SHIFT_PX`.
 
     Notes
     -----
-    Source: ours. All that does not move is taken off before: the image minus the rest of the stack is compared with the
-    pattern, close to it only and with outliers limited, by upsampled correlation and then by least squares.
+    Source: this project. The part of the stack that does not move is subtracted first. What is left is compared with the
+    pattern, close to it only and with outliers limited, by upsampled cross-correlation and then by least squares.
     """
     return _measure(image - stack, _Known.of(pattern))
 
 
 def _measure(rest: Image, known: _Known) -> Shift:
+    """Measure the shift of an image minus its stack."""
     noise = clean_noise(rest)
-    # the standard error in white noise is their ratio
+    # In white noise, the standard error is the noise over the steepness
     if noise > LARGEST_ERROR_PX * known.steepness:
         return NO_SHIFT
+
+    # The stack's pattern put back, as the image has it; outliers limited
     limit = 4 * noise + known.pattern.max()
-    shift = _correlate(
-        np.clip(np.nan_to_num(rest + known.pattern), -limit, limit) * known.near, known
-    )
+    blobs = np.nan_to_num(rest + known.pattern)
+    shift = _correlate(np.clip(blobs, -limit, limit) * known.near, known)
     if max(map(abs, shift)) > LARGEST_SHIFT_PX:
         log.warning("a shift of %.1f, %.1f px is taken for a mistake and ignored", *shift)
         return NO_SHIFT
@@ -134,7 +165,10 @@ def _measure(rest: Image, known: _Known) -> Shift:
 
 
 def _correlate(image: Image, known: _Known) -> Shift:
-    """Shift at the peak of the cross-correlation, to a tenth of a pixel; half the resolution is enough for that."""
+    """Return the shift at the peak of the cross-correlation, to a tenth of a pixel.
+
+    Half the resolution is enough for that.
+    """
     from scipy.fft import fft2
     from skimage.registration import phase_cross_correlation
 
@@ -142,42 +176,58 @@ def _correlate(image: Image, known: _Known) -> Shift:
     spectrum = fft2(_binned(image))
     steps = 2 * STEPS_PER_PX
     (y, x), _, _ = correlate(
-        spectrum, known.correlated, space="fourier", upsample_factor=steps, normalization=None
+        spectrum, known.binned_spectrum, space="fourier", upsample_factor=steps, normalization=None
     )
     return Shift(2 * float(x), 2 * float(y))
 
 
 def _binned(image: Image) -> Image:
-    """Sums of 2 x 2 pixels."""
+    """Return sums of 2 x 2 pixels; an odd last row or column is left out."""
     ny, nx = (length // 2 * 2 for length in image.shape)
-    return np.asarray(sum(image[j:ny:2, i:nx:2] for j in (0, 1) for i in (0, 1)))
+    corners = [image[j:ny:2, i:nx:2] for j in (0, 1) for i in (0, 1)]
+    return np.asarray(sum(corners))
 
 
 def _refine(shift: Shift, rest: Image, known: _Known, noise: float) -> Shift:
-    """One least-squares step, from the blobs' flanks alone: on faint parts the pattern is the detector's too."""
+    """Improve a shift by one step of least squares, on the flanks of blobs alone.
+
+    On its faint parts, the pattern contains some of the detector's own, which does not move.
+    """
     moved = known.moved(shift)
     pixels, x, y = _slopes(moved, known.near)
-    steep = np.hypot(x, y)
-    flanks = (steep > STEEP * np.median(steep)) & np.isfinite(rest.flat[pixels])
+    steepness = np.hypot(x, y)
+    flanks = (steepness > STEEP * np.median(steepness)) & np.isfinite(rest.flat[pixels])
     pixels = pixels[flanks]
     x = x[flanks]
     y = y[flanks]
+
+    # What the moved pattern leaves, outliers limited
     left = rest.flat[pixels] + known.pattern.flat[pixels] - moved.flat[pixels]
     left = left.clip(-3 * noise, 3 * noise)
-    xx, xy, yy, xl, yl = (
-        float(np.sum(product)) for product in (x * x, x * y, y * y, x * left, y * left)
-    )
+
+    # Normal equations: a shift by dx changes the pattern by -dx times its slope
+    xx = float(np.sum(x * x))
+    xy = float(np.sum(x * y))
+    yy = float(np.sum(y * y))
+    xl = float(np.sum(x * left))
+    yl = float(np.sum(y * left))
     determinant = max(xx * yy - xy**2, 1e-30)
-    return Shift(
-        shift.x_px - (yy * xl - xy * yl) / determinant,
-        shift.y_px - (xx * yl - xy * xl) / determinant,
-    )
+    dx = (yy * xl - xy * yl) / determinant
+    dy = (xx * yl - xy * xl) / determinant
+    return Shift(shift.x_px - dx, shift.y_px - dy)
 
 
 def _slopes(
     image: Image, near: Image
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[Any]]:
-    """The pixels of a neighbourhood (as flat indices), and the slope there along x and along y, per pixel."""
+    """Return the pixels of a neighbourhood (flat indices), and the slopes there along x and y (per pixel).
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx)
+    near : ndarray, shape (ny, nx)
+        Above 0.5 in the neighbourhood; the first and last row are left out.
+    """
     width = image.shape[1]
     pixels = width + np.flatnonzero(near[1:-1] > 0.5)
     values = image.ravel().astype(np.float64)
@@ -186,26 +236,26 @@ def _slopes(
     return pixels, slope_x / 2, slope_y / 2
 
 
-def register(
+def register_images(
     images: Image, stack: Image, pattern: Image, *, n_first: int | None = None
 ) -> tuple[Image, list[Shift]]:
-    """Move the blobs of images to their usual place, in the array itself.
+    """Move the blobs of images to their usual place, in place.
 
     Parameters
     ----------
     images : ndarray, shape (n, ny, nx), float32
-        In order of date; changed.
+        In order of date (fraction of the light); overwritten.
     stack, pattern : ndarray, shape (ny, nx), float32
         A median stack and its `blob_pattern`.
     n_first : int, optional
-        So many of the first images say which place is the usual one; all, if not given.
+        Number of first images that define the usual place; all if not given.
 
     Returns
     -------
     ndarray, shape (n, ny, nx), float32
         ``images``.
     list of Shift
-        Of each image, from the usual place.
+        Shift of each image from the usual place.
     """
     known = _Known.of(pattern)
     shifts = [_measure(image - stack, known) for image in images]
@@ -216,6 +266,8 @@ def register(
 
 
 def usual_place_is_zero(shifts: list[Shift], n_first: int) -> list[Shift]:
-    """Count shifts from where most of the first images have the blobs: a stack of shifted images lies off it."""
-    x, y = np.median(shifts[:n_first], axis=0)
-    return [Shift(shift.x_px - float(x), shift.y_px - float(y)) for shift in shifts]
+    """Count shifts from their median over the first images, since a stack of shifted images lies off their place."""
+    medians = np.median(shifts[:n_first], axis=0)
+    x = float(medians[0])
+    y = float(medians[1])
+    return [Shift(shift.x_px - x, shift.y_px - y) for shift in shifts]

@@ -22,7 +22,15 @@ DEFAULTS = Scale()
 
 @dataclass(frozen=True)
 class Scaling:
-    """What scaling did: clipped mean and standard deviation (fraction), and the image's range (sigma)."""
+    """Moments by which an image was scaled, and its range after that.
+
+    Attributes
+    ----------
+    mean_frac, sigma_frac : float
+        Sigma-clipped mean and standard deviation of the image (fraction of the light).
+    low_sigma, high_sigma : float
+        Lowest and highest pixel of the scaled image (sigma).
+    """
 
     mean_frac: float
     sigma_frac: float
@@ -31,7 +39,7 @@ class Scaling:
 
 
 def scale_image(data: Image, params: Scale = DEFAULTS) -> tuple[Image, Scaling]:
-    """(pixel - clipped mean) / standard deviation.
+    """Subtract the sigma-clipped mean of an image, and divide by its sigma-clipped standard deviation.
 
     Parameters
     ----------
@@ -42,7 +50,7 @@ def scale_image(data: Image, params: Scale = DEFAULTS) -> tuple[Image, Scaling]:
     Returns
     -------
     ndarray, shape (ny, nx), float32
-        In sigma.
+        Scaled image (sigma).
     Scaling
 
     Raises
@@ -63,25 +71,28 @@ def scale_image(data: Image, params: Scale = DEFAULTS) -> tuple[Image, Scaling]:
 
 
 def _clipped_moments(data: Image, params: Scale) -> tuple[float, float]:
+    """Return the mean and standard deviation of the pixels that iterated sigma-clipping leaves."""
     low = -np.inf
     high = np.inf
     n, mean, sigma = _moments_within(data, low, high, float(data[0, 0]))
     for _ in range(params.iterations):
         low = max(low, mean - params.clip_sigma * sigma)
         high = min(high, mean + params.clip_sigma * sigma)
-        n_left, *narrower = _moments_within(data, low, high, mean)
+        n_left, new_mean, new_sigma = _moments_within(data, low, high, mean)
         if n_left in (0, n):
             break
         n = n_left
-        (mean, sigma) = narrower
+        mean = new_mean
+        sigma = new_sigma
     return mean, sigma
 
 
 @nb.njit(cache=True, nogil=True)
 def _moments_within(image, low, high, about):  # type: ignore[no-untyped-def]
-    """Number, mean and standard deviation of the pixels from low to high, summed as differences from a number near them.
+    """Return the number, mean and standard deviation of the pixels from ``low`` to ``high``.
 
-    Column by column: vectors of columns are added at a time, yet in the same order on every machine.
+    Differences from ``about``, a number near the mean, are summed, which keeps their rounding small. Each column has a sum
+    of its own: a processor adds vectors of columns, and yet in the same order on every machine.
     """
     ny, nx = image.shape
     number = np.zeros(nx, np.int64)
@@ -101,5 +112,17 @@ def _moments_within(image, low, high, about):  # type: ignore[no-untyped-def]
 
 
 def scale(in_dir: str | Path, out_dir: str | Path, params: Scale, batch: int | None = None) -> None:
-    """Scale every clipped image of a folder into another (stage ``scale``), as `clip` does."""
+    """Scale every clipped image of a folder into another (stage ``scale``).
+
+    Parameters
+    ----------
+    in_dir : path
+        ``{frame}.fits.fz`` and ``frames-NNN.csv`` of the clip stage.
+    out_dir : path
+        ``{frame}.fits.fz`` (HDU SCALED, sigma), and ``frames-NNN.csv`` for each batch, with the attributes of `Scaling`.
+        A bad image is listed as rejected, with the reason.
+    params : Scale
+    batch : int, optional
+        Only this batch.
+    """
     each_frame(in_dir, out_dir, batch, "SCALED", lambda data: scale_image(data, params), Scaling)

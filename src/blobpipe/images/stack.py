@@ -1,48 +1,41 @@
-"""Median stacks of images, and how much each place varied from image to image."""
+"""Median stacks of images, and maps of the RMS deviation of images from their stack."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numba as nb
 import numpy as np
-import numpy.typing as npt
 
-from blobpipe.core.arrays import Image
+from blobpipe.core.arrays import Image, Mask
 from blobpipe.core.cutouts import window_around
-from blobpipe.images.pattern import (
-    SMOOTHING_PX,
-    smooth_gaussian,
-)
-from blobpipe.images.register import (
-    LARGEST_SHIFT_PX,
-    NEGLIGIBLE_PX,
-    Shift,
-    moved,
-)
+from blobpipe.images.pattern import SMOOTHING_PX, smooth_gaussian
+from blobpipe.images.register import LARGEST_SHIFT_PX, NEGLIGIBLE_PX, Shift, moved
 
 if TYPE_CHECKING:
     import pandas as pd
 
-log = logging.getLogger(__name__)
-ROWS = 64  # of so many rows at a time the scatter is taken: they fit the cache
-TOGETHER = 256  # pixels, whose ordered values fit the cache
-CELL_PX = 2  # side of the cells of `scatter`
-# images of a stack may show a blob that nobody has confirmed yet: they have no part in its scatter
+# Side of the cells of an RMS map (px)
+CELL_PX = 2
+
+# Newest images of a stack that have no part in its RMS map: they may show a blob that nobody has confirmed yet
 NEWEST = 3
+
+# Rows of which an RMS map is computed at a time, and pixels whose median is: they fit into the cache
+ROWS = 64
+TOGETHER = 256
 
 
 def running_median(images: Image, size: int) -> Image:
-    """Median of each run of ``size`` consecutive images, missing values left out.
+    """Return the median of each run of ``size`` consecutive images, missing values left out.
 
     Parameters
     ----------
     images : ndarray, shape (n, ny, nx), float32
         In order of date; NaN where there is no value.
     size : int
-        Images in a run, at most ``n``.
+        Number of images in a run, at most ``n``.
 
     Returns
     -------
@@ -51,8 +44,8 @@ def running_median(images: Image, size: int) -> Image:
 
     Notes
     -----
-    Source: ISR 2021-08 section 2. Exact: each pixel's values are kept in order as the window slides; many pixels at a time,
-    so that vectors compare them. A seventh of the time of a moving median that takes one pixel after the other.
+    Source: ISR 2021-08 section 2. The values of each pixel are kept sorted as the window slides, so the medians are exact.
+    Many pixels are sorted at a time by vector instructions, in a seventh of the time of one pixel after the other.
     """
     n, *shape = images.shape
     medians = np.empty((n - size + 1, *shape), np.float32)
@@ -62,9 +55,13 @@ def running_median(images: Image, size: int) -> Image:
 
 @nb.njit(cache=True, nogil=True)
 def _slide(images, medians, size):  # type: ignore[no-untyped-def]
-    """Values are ordered from the lowest; what is missing stands at the end, as infinite."""
+    """Compute running medians of (n, pixels), into ``medians``.
+
+    The values of a window are sorted from the lowest; missing ones are infinite, and so the last.
+    """
     n, n_pixels = images.shape
     infinite = np.float32(np.inf)
+    # One block of pixels after the other, along the whole sequence of images
     for first in range(0, n_pixels, TOGETHER):
         count = min(TOGETHER, n_pixels - first)
         ordered = np.full((size + 1, TOGETHER), infinite)
@@ -83,6 +80,7 @@ def _slide(images, medians, size):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _take(values, taken, number, sign):  # type: ignore[no-untyped-def]
+    """Copy the values of an image that enters the window (sign 1) or leaves it (-1), and count them."""
     for x in range(len(values)):
         there = values[x] == values[x]
         number[x] += sign * there
@@ -91,7 +89,11 @@ def _take(values, taken, number, sign):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _exchange(here, above, leaving, coming):  # type: ignore[no-untyped-def]
-    """One place in the order: from that of what leaves on, what is above moves down; what comes pushes what is higher up."""
+    """Update one place of the sorted values.
+
+    From the place of the value that leaves, higher values move down by one; from the place of the value that comes, they
+    move up by one. ``coming`` carries the value that is to be inserted further up.
+    """
     for x in range(TOGETHER):
         value = here[x]
         next_value = above[x]
@@ -104,6 +106,7 @@ def _exchange(here, above, leaving, coming):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _middle(ordered, number, median):  # type: ignore[no-untyped-def]
+    """Return the mean of the two middle values in ``median``; NaN where there is no value."""
     for x in range(len(median)):
         low = ordered[max(number[x] - 1, 0) // 2, x]
         high = ordered[number[x] // 2, x]
@@ -112,17 +115,17 @@ def _middle(ordered, number, median):  # type: ignore[no-untyped-def]
 
 
 class Recent(NamedTuple):
-    """A blob that landed within a stack.
+    """A blob that landed on the mirror after the first image of a stack.
 
     Attributes
     ----------
     window : (slice, slice)
-        What it may touch.
+        Pixels that it can touch, wherever the mirror has moved it.
     distance : ndarray, shape of the window
-        Of each pixel from its centre (px).
+        Distance of each pixel from its centre (px).
     radius_px : float
     start : int
-        The first of the stack's images that shows it.
+        Index of the first of the stack's images that shows it.
     """
 
     window: tuple[slice, slice]
@@ -131,8 +134,8 @@ class Recent(NamedTuple):
     start: int
 
     @property
-    def inside(self) -> npt.NDArray[np.bool_]:
-        """Where it is."""
+    def inside(self) -> Mask:
+        """Return the mask of the blob in its window."""
         return self.distance < 1.55 * self.radius_px + 2.5
 
 
@@ -142,49 +145,53 @@ def rms_map(
     recent: Sequence[Recent] = (),
     shifts: Sequence[Shift] | None = None,
 ) -> Image:
-    """How much each place varied from image to image: bad pixels that flicker stand out, blobs do not.
+    """Return the RMS deviation of a stack's images from it: bad pixels that flicker stand out, blobs do not.
 
     Parameters
     ----------
     images : ndarray, shape (n, ny, nx), float32
-        The images of a stack in order of date, their known blobs at their usual place; NaN where there is no value. The
-        newest three do not count: a blob that landed on them has not flickered.
+        Images of a stack in order of date, their known blobs at their usual place; NaN where there is no value. The newest
+        three do not count: a blob that landed on them has not flickered.
     stack : ndarray, shape (ny, nx), float32
         Their median.
     recent : sequence of Recent
-        What landed on them: there only the images since count.
+        Blobs that landed on them: there, only the images since their landing count.
     shifts : sequence of Shift, optional
-        Where the mirror had put the blobs of each image. To be given if ``stack`` does not show the recent blobs: there,
-        the images since, moved back, are compared with their own median.
+        Shift of the blobs of each image by the mirror. Required if ``stack`` does not show the recent blobs: there, the
+        images since, moved back, are compared with their own median.
 
     Returns
     -------
     ndarray, shape (ny // 2, nx // 2), float32
-        Root mean square of the differences in cells of 2 x 2 pixels (fraction of the light); 0 where a value is missing,
-        and all over if there are no more than three images.
-
-    Notes
-    -----
-    Source: ours.
+        RMS in cells of 2 x 2 pixels (fraction of the light); 0 where a value is missing, and everywhere if there are no
+        more than three images.
     """
     counted = max(len(images) - NEWEST, 0)
+
+    # Mean square of each pixel, some rows at a time
     square = np.empty_like(stack)
     for row in range(0, len(stack), ROWS):
-        rest = images[:counted, row : row + ROWS] - stack[row : row + ROWS]
-        np.einsum("nij,nij->ij", rest, rest, out=square[row : row + ROWS])
+        rows = slice(row, row + ROWS)
+        rest = images[:counted, rows] - stack[rows]
+        np.einsum("nij,nij->ij", rest, rest, out=square[rows])
     square /= max(counted, 1)
+
+    # On a recent blob, that of the images since its landing
     for blob in recent:
         since = images[blob.start :, *blob.window]
         level = stack[blob.window]
         if shifts is not None:
             since = since_landing(images, blob, shifts, level)
             level = _median_of(since)
-        rest = since[: max(counted - blob.start, 0)] - level
-        square[blob.window][blob.inside] = np.square(rest).sum(0)[blob.inside] / max(len(rest), 1)
+        n_since = max(counted - blob.start, 0)
+        rest = since[:n_since] - level
+        total = np.square(rest).sum(0)
+        square[blob.window][blob.inside] = total[blob.inside] / max(len(rest), 1)
+
+    # Root of the mean over each cell; an odd last row or column is left out
     ny, nx = (side // CELL_PX for side in stack.shape)
-    cells = (
-        square[: ny * CELL_PX, : nx * CELL_PX].reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
-    )
+    cropped = square[: ny * CELL_PX, : nx * CELL_PX]
+    cells = cropped.reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
     found: Image = np.nan_to_num(np.sqrt(cells))
     return found
 
@@ -192,47 +199,48 @@ def rms_map(
 def landed_within(
     blobs: pd.DataFrame, rows: Sequence[float], shape: tuple[int, ...]
 ) -> list[Recent]:
-    """The blobs that landed within a stack.
+    """Return the blobs that landed after the first image of a stack, up to its last one.
 
     Parameters
     ----------
     blobs : DataFrame
         Catalogue with x_px, y_px, radius_px, and ``first``, the row of the first image that shows the blob.
     rows : sequence of float
-        Row of each of the stack's images in ``frames.csv``; or ``first`` and these are dates.
+        Row of each of the stack's images in ``frames.csv``. Dates may stand for rows, in ``first`` and here alike.
     shape : (ny, nx)
-        Of the images.
+        Shape of the images.
     """
-    recent = blobs[(blobs["first"] > rows[0]) & (blobs["first"] <= rows[-1])]
-    return [
-        Recent(
-            *window_around(shape, x, y, 1.55 * radius + LARGEST_SHIFT_PX),
-            radius,
-            int(np.searchsorted(rows, first)),
-        )
-        for x, y, radius, first in recent[["x_px", "y_px", "radius_px", "first"]].itertuples(
-            index=False
-        )
-    ]
+    landed = blobs[(blobs["first"] > rows[0]) & (blobs["first"] <= rows[-1])]
+    recent = []
+    columns = landed[["x_px", "y_px", "radius_px", "first"]]
+    for x, y, radius, first in columns.itertuples(index=False):
+        window, distance = window_around(shape, x, y, 1.55 * radius + LARGEST_SHIFT_PX)
+        start = int(np.searchsorted(rows, first))
+        recent.append(Recent(window, distance, radius, start))
+    return recent
 
 
 def with_recent_blobs(
     stack: Image, images: Image, recent: Sequence[Recent], shifts: Sequence[Shift] | None = None
 ) -> Image:
-    """A stack with each blob that landed within it as the images since its landing show it.
+    """Return a stack that shows each recent blob as the images since its landing do.
 
-    Otherwise a new blob would be new again in every image until half of the stack has it.
+    Otherwise a new blob would be new again on every image, until half of the stack's images show it.
 
     Parameters
     ----------
     stack : ndarray, shape (ny, nx), float32
         Median of ``images``.
     images : ndarray, shape (n, ny, nx), float32
-        The stack's images, older blobs at their usual place.
+        Images of the stack, older blobs at their usual place.
     recent : sequence of Recent
         From `landed_within`.
     shifts : sequence of Shift, optional
-        Where the mirror had put the blobs of each image: the recent one is moved back.
+        Shift of the blobs of each image by the mirror; recent blobs are moved back by it.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
     """
     stack = stack.copy()
     for blob in recent:
@@ -244,25 +252,39 @@ def with_recent_blobs(
 
 
 def since_landing(images: Image, blob: Recent, shifts: Sequence[Shift], stack: Image) -> Image:
-    """The window of a recent blob on the images since it landed, the blob moved to its usual place."""
-    near = np.clip(1.55 * blob.radius_px + LARGEST_SHIFT_PX - blob.distance, 0, 1).astype(
-        np.float32
-    )
-    return _moved_back(images[blob.start :, *blob.window], shifts[blob.start :], stack, near)
+    """Return the window of a recent blob on the images since it landed, the blob moved to its usual place.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, ny, nx), float32
+        Images of the stack, older blobs at their usual place.
+    blob : Recent
+    shifts : sequence of Shift
+        Shift of the blobs of each image by the mirror.
+    stack : ndarray, shape of the window, float32
+        Stack in the window, without the recent blob.
+
+    Returns
+    -------
+    ndarray, shape (n - start, *window), float32
+    """
+    window = images[blob.start :, *blob.window].copy()
+    shift_px = np.array(shifts[blob.start :], np.float32)
+    far = np.flatnonzero(np.hypot(*np.array(shifts[blob.start :]).T) > NEGLIGIBLE_PX)
+    if len(far):
+        # The blob alone is moved, the pixels' own pattern stays
+        reach = 1.55 * blob.radius_px + LARGEST_SHIFT_PX
+        near = np.clip(reach - blob.distance, 0, 1).astype(np.float32)
+        rest = np.nan_to_num(window[far] - stack)
+        blobs = smooth_gaussian(rest, SMOOTHING_PX, twice=True) * near
+        x = shift_px[far, 0].reshape(-1, 1, 1)
+        y = shift_px[far, 1].reshape(-1, 1, 1)
+        window[far] = window[far] - blobs + moved(blobs, -x, -y)
+    return window
 
 
 def _median_of(images: Image) -> Image:
+    """Return the median of images, missing values left out."""
     import bottleneck
 
     return np.asarray(bottleneck.nanmedian(images, axis=0))
-
-
-def _moved_back(images: Image, shifts: Sequence[Shift], stack: Image, near: Image) -> Image:
-    """The neighbourhood of a blob that the stack has not learnt yet, in each image, the blob moved to its usual place."""
-    x, y = np.array(shifts, np.float32).reshape(-1, 2, 1, 1).swapaxes(0, 1)
-    far = np.flatnonzero(np.hypot(*np.array(shifts).T) > NEGLIGIBLE_PX)
-    images = images.copy()
-    if len(far):
-        blobs = smooth_gaussian(np.nan_to_num(images[far] - stack), SMOOTHING_PX, twice=True) * near
-        images[far] = images[far] - blobs + moved(blobs, -x[far], -y[far])
-    return images

@@ -20,16 +20,16 @@ import pandas as pd
 from astropy.io import fits
 
 from blobpipe import __version__
-from blobpipe.core import files, fits_images, tables
-from blobpipe.core.dates import MJD_0, format_mjd, to_mjd
+from blobpipe.core import files
+from blobpipe.core.dates import format_mjd, to_mjd
+from blobpipe.core.detector import BORDER_PX, MJD_ZERO
+from blobpipe.core.detector import SIDE_PX as SIZE_PX
 from blobpipe.core.hdus import HDU, File, count, number, opened
 from blobpipe.errors import BlobpipeError, FrameError, TableError
 
 BoolImage = npt.NDArray[np.bool_]
 DqImage = npt.NDArray[np.int64]
 
-SIZE_PX = tables.SIZE_PX  # side of an image with its reference pixels
-BORDER_PX = fits_images.BORDER_PX  # width of the reference pixels
 BLOB = 512  # DQ bit of a blob
 # distance (px) beyond a blob's radius at which 5 % of its depth is left: mean of all shapes with
 # radii of 3 to 8 px; simulated
@@ -668,7 +668,7 @@ def _useafter(header: fits.Header) -> float:
         return float("nan")
     for form in USEAFTER_FORMS:
         with contextlib.suppress(ValueError):
-            return (datetime.strptime(text, form) - MJD_0) / timedelta(days=1)
+            return (datetime.strptime(text, form) - MJD_ZERO) / timedelta(days=1)
     try:
         # a bare number, which `to_mjd` would take as an MJD, is no date here
         if re.match(r"\d{4}-\d\d-\d\d", text) is None:

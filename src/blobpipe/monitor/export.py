@@ -22,9 +22,10 @@ from astropy.table import Table
 from blobpipe import __version__
 from blobpipe.core import files, tables
 from blobpipe.core.dates import format_mjd, to_mjd
+from blobpipe.core.detector import BORDER_PX, MJD_RANGE
 from blobpipe.errors import TableError
 from blobpipe.monitor import bad_pixel_table
-from blobpipe.monitor.bad_pixel_table import BLOB, BORDER_PX, MAX_LABEL, RADII_PX
+from blobpipe.monitor.bad_pixel_table import BLOB, MAX_LABEL, RADII_PX
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +256,7 @@ def _first_mjd(
         return None
 
     mjd = reduce(pd.Series.combine_first, sources)
-    low, high = tables.MJD_RANGE
+    low, high = MJD_RANGE
     in_range = mjd.isna() | mjd.between(low, high)
     for row in mjd.index[~in_range]:
         raise TableError(

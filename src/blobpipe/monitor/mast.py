@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from blobpipe.core import files, tables
+from blobpipe.core.detector import MJD_ZERO
 from blobpipe.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ CRITERIA = {
 PRODUCT = "FLT"
 # names of calibrated exposures; hst_..._flt.fits, which this leaves out, hold the same pixels again
 FILE_NAME = re.compile(r"i[a-z0-9]{8}_flt\.fits")
-MJD_ZERO = date(1858, 11, 17)
 DOWNLOAD = "/api/v0.1/Download/file"  # path on MAST's server
 OBSERVATIONS = 200  # observations in one query for their files
 WAITS_S = (1.0, 4.0, 16.0, 60.0)  # pause (s) before each further attempt
@@ -86,8 +86,8 @@ def find_exposures(start: date, end: date) -> list[Exposure]:
         ) from error
 
     # the whole of the last day counts
-    first_mjd = (start - MJD_ZERO).days
-    last_mjd = (end - MJD_ZERO).days + 1
+    first_mjd = (start - MJD_ZERO.date()).days
+    last_mjd = (end - MJD_ZERO.date()).days + 1
 
     def observations() -> list[str]:
         rows = Observations.query_criteria(**CRITERIA, t_min=[first_mjd, last_mjd])

@@ -29,7 +29,7 @@ from blobpipe.core.arrays import Image
 from blobpipe.errors import FrameError
 from blobpipe.images.noise import noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
-from blobpipe.images.register import NEGLIGIBLE_PX, Shift, register
+from blobpipe.images.register import NEGLIGIBLE_PX, Shift, register_images
 from blobpipe.images.stack import ROWS, landed_within, rms_map
 from blobpipe.monitor.inbox import path_of
 from blobpipe.params import Difference
@@ -396,7 +396,9 @@ def _changes(images: Image, new: list[int], params: Difference) -> Image:
     for _ in range(2):
         median = _median(np.concatenate([others, images[new] - changes]))
         registered = np.concatenate([others, images[new]])
-        _, shifts = register(registered, median, blob_pattern(median), n_first=n_others or None)
+        _, shifts = register_images(
+            registered, median, blob_pattern(median), n_first=n_others or None
+        )
 
         # a negligible shift is not corrected
         distance = np.hypot(*np.array(shifts[n_others:]).T)

@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blobpipe.core import threads as lasting
+from blobpipe.core.random_streams import GOLDEN_GAMMA, IMAGE_GAMMA, mix
 from blobpipe.networks.fused_loops import (
     PATCH_BYTES,
     VECTOR_BYTES,
@@ -772,17 +773,9 @@ def _fill_keep_mask(kept, threshold, key):
 
 @_jit
 def _image_key(key, i):
-    return _mix(key + np.uint64(i) * np.uint64(0xD1B54A32D192ED03))
+    return mix(key + np.uint64(i) * np.uint64(IMAGE_GAMMA))
 
 
 @_jit
 def _is_kept(image_key, at, threshold):
-    return _mix(image_key + np.uint64(at) * np.uint64(0x9E3779B97F4A7C15)) >= threshold
-
-
-@_jit
-def _mix(number):
-    """The last step of SplitMix64: numbers that look random from numbers that do not."""
-    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return number ^ (number >> np.uint64(31))
+    return mix(image_key + np.uint64(at) * np.uint64(GOLDEN_GAMMA)) >= threshold

@@ -115,6 +115,7 @@ class _Block(torch.autograd.Function):
 
 @triton.jit
 def _mix(word):  # type: ignore[no-untyped-def]
+    """Mix the bits of a counter as `random_streams.mix` does, the same function; Triton takes literals alone."""
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB
     return word ^ (word >> 31)

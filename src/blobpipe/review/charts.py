@@ -11,6 +11,8 @@ import bottleneck as bn
 import numpy as np
 import numpy.typing as npt
 
+from blobpipe.core.detector import MJD_ZERO
+
 Values = npt.NDArray[np.float64]
 
 WIDTH = 440  # size of a graph in its own units, which the page scales
@@ -20,7 +22,7 @@ RIGHT = 432
 TOP = 10
 BOTTOM = 174
 MOST = 240  # points of a line; with more images, each point stands for several
-EPOCH = datetime(1858, 11, 17, tzinfo=UTC)  # MJD 0
+EPOCH = MJD_ZERO.replace(tzinfo=UTC)
 DATE_CLASSES = 5  # colours of the map
 
 STEPS = (1, 2, 5, 10)  # round distances between ticks, times a power of ten

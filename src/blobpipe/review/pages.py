@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from blobpipe import __version__
 from blobpipe.core import files
+from blobpipe.core.detector import SIDE_PX
 from blobpipe.errors import LogError
 from blobpipe.review import charts, formats, queries
 from blobpipe.review.queries import Choice, Row, Show, Values
@@ -33,7 +34,6 @@ KINDS = {
 }
 PERSISTENCE = {"new": "not yet seen again", "seen_again": "seen again", "faded": "not seen again"}
 
-SIDE_PX = 1024  # side of the detector
 CARDS = 10  # candidates on a page of the review
 LINES = 50  # rows on a page of a table
 LATEST = 8  # images listed on the first page
@@ -490,7 +490,7 @@ def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
 
     periods = []
     for (name, decided), start, end in zip(decisions.items(), starts, ends, strict=True):
-        row: Row = {
+        period: Row = {
             "name": name,
             "images": int(end - start),
             "bad": int(table["bad"][start:end].sum()),
@@ -501,8 +501,8 @@ def _periods(table: dict[str, Values], found: Sequence[Row]) -> list[Row]:
         for series in SERIES:
             median = float(bn.nanmedian(table[series.column][start:end]))
             # a dash is shown for no value
-            row[series.column] = None if math.isnan(median) else median
-        periods.append(row)
+            period[series.column] = None if math.isnan(median) else median
+        periods.append(period)
     return periods[::-1]
 
 

@@ -1,4 +1,4 @@
-"""Recipes for augmentation: noise, rotation and flip of each training subframe (ISR 3.4)."""
+"""Draw the augmentation of training subframes: noise, rotation and flip (ISR 3.4)."""
 
 from __future__ import annotations
 
@@ -27,43 +27,56 @@ def augment(
 ) -> None:
     """Write ``train.csv``, the augmentation of every training subframe, and a contact sheet (stage ``augment``).
 
+    Parameters
+    ----------
+    difference_dir, scale_dir, cutout_dir : path
+        Folders of these stages.
+    out_dir : path
+        Folder of ``train.csv`` and ``contact_sheet.png``.
+    params : Augment
+
     Notes
     -----
-    Source: ISR 3.4. Several copies of each subframe, one per epoch in turn, are ours.
+    Source: ISR 3.4. Several copies of each subframe, one per epoch in turn, are this project's.
     """
+    out_dir = Path(out_dir)
     subframes, _ = cutout.read_recipes(cutout_dir, "train")
-    table = draw_augmentation(stream(params.seed, "augment"), len(subframes), params)
-    tables.write_table(Path(out_dir) / "train.csv", table)
+    rng = stream(params.seed, "augment")
+    table = draw_augmentation(rng, len(subframes), params)
+    tables.write_table(out_dir / "train.csv", table)
+
     scene, recipes = cutout.open_split(difference_dir, scale_dir, cutout_dir, "train", table, n=48)
-    pixels = render.render_subframes(
-        scene, recipes, np.arange(len(recipes)), noise_sigma=params.noise_sigma
-    )
-    plotting.contact_sheet(
-        Path(out_dir) / "contact_sheet.png", pixels, recipes.label, "Augmented training subframes"
-    )
+    rows = np.arange(len(recipes))
+    pixels = render.render_subframes(scene, recipes, rows, noise_sigma=params.noise_sigma)
+    sheet = out_dir / "contact_sheet.png"
+    plotting.contact_sheet(sheet, pixels, recipes.label, "Augmented training subframes")
 
 
 def draw_augmentation(rng: np.random.Generator, n: int, params: Augment) -> pd.DataFrame:
-    """Draw ``copies`` augmentations for each of ``n`` subframes.
+    """Draw ``params.copies`` augmentations for each of ``n`` subframes.
 
     Returns
     -------
     DataFrame
-        copy, subframe, noise_seed, rotation (quarter turns), flip (0 or 1).
+        copy, subframe, noise_seed, rotation (quarter turns, 0 to 3), flip (0 or 1).
     """
     import pandas as pd
 
     size = params.copies * n
-    columns = (
-        np.repeat(np.arange(params.copies), n),
-        np.tile(np.arange(n), params.copies),
-        rng.integers(0, 2**62, size),
-        rng.integers(0, 4 if params.rotate else 1, size),
-        rng.integers(0, 2 if params.flip else 1, size),
+    n_rotations = 4 if params.rotate else 1
+    n_flips = 2 if params.flip else 1
+    table = pd.DataFrame(
+        {
+            "copy": np.repeat(np.arange(params.copies), n),
+            "subframe": np.tile(np.arange(n), params.copies),
+            "noise_seed": rng.integers(0, 2**62, size),
+            "rotation": rng.integers(0, n_rotations, size),
+            "flip": rng.integers(0, n_flips, size),
+        }
     )
-    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)))
+    return table[list(COLUMNS)]
 
 
 def read_augmentation(augment_dir: str | Path) -> pd.DataFrame:
-    """``train.csv`` of the augment stage."""
+    """Read ``train.csv`` of the augment stage."""
     return tables.read_table(Path(augment_dir) / "train.csv", COLUMNS)

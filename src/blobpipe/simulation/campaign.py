@@ -1,8 +1,7 @@
-"""A simulated CSM-monitor campaign: the default source of images (stage ``campaign``).
+"""Simulate a campaign of the CSM monitor, the default source of images (stage ``campaign``).
 
-An image is the fraction of the airglow's light that is missing, pixel by pixel: positive where light is lost.
-Sizes, depths, noise and artefacts follow what was measured on real monitor images; where those leave room, the
-choice is named "ours".
+An image is the fraction of the airglow's light that is missing, pixel by pixel: positive where light is lost. Sizes, depths,
+noise and artefacts follow what was measured on real monitor images; the rest is this project's choice.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ import numpy.typing as npt
 
 from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import Image
-from blobpipe.core.blob_shapes import Shape, blob_profile, matched_snr, typical_radius
-from blobpipe.core.random_streams import stream
+from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile, matched_snr, typical_radius
+from blobpipe.core.detector import BORDER_PX
+from blobpipe.core.detector import SIDE_PX as SIZE
+from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.errors import ParamsError
 from blobpipe.params import Campaign
 
@@ -30,31 +31,71 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIZE = 1024
+# Read noise of a pixel (electrons); WFC3 Instrument Handbook
 READ_NOISE_E = 20.0
-DIFFERENCE_NOISE_FRAC = 0.0101  # measured; the scale on which a new blob is faint or strong
-# steps of stored values than elsewhere: a tenth of the noise, a quarter off the files' size
+
+# Noise of a real difference image (fraction of the light); the scale on which a new blob is faint or strong
+DIFFERENCE_NOISE_FRAC = 0.0101
+
+# Steps of stored values over those of difference images: a tenth of the noise, which makes files a quarter smaller
 COARSER = 3
+
+# Date of the first image (MJD), and mean interval between images (days)
 FIRST_MJD = 55_250.0
 MEAN_INTERVAL_D = 21.0
 
+# Side of the square on which a blob is drawn (px)
 STAMP = 41
-SEPARATION_PX = 26.0  # between centres: neighbours touch, but none lies on another
-MARGIN_PX = 14.0  # of new blobs from the light's edge: nearly all of each is on the detector
-# 4 in 10 peak above 3 %
+
+# Distance between the centres of blobs (px): neighbours touch, but none lies on another
+SEPARATION_PX = 26.0
+
+# Distance of new blobs from the reference pixels (px): nearly all of each is on the detector
+MARGIN_PX = 14.0
+
+# Depths of blobs: median (fraction of the light), standard deviation of the logarithm, and range, from an S/N on a real
+# difference image to a fraction of the light. 4 in 10 are deeper than 3 %.
 MEDIAN_DEPTH_FRAC = 0.025
 DEPTH_SPREAD = 0.8
-DEEPEST_FRAC = 0.30
 FAINTEST_SNR = 3.0
-NEW_BLOBS = (0.6, 0.28, 0.12)  # chances of one, two or three on a historical image
+DEEPEST_FRAC = 0.30
 
-DEATH_STAR = (362.0, 59.0, 22.0)  # x, y, radius (px)
+# Probabilities of one, two or three new blobs on a historical image
+NEW_BLOBS = (0.6, 0.28, 0.12)
+
+# Artefacts of the detector (px): the Death Star (x, y, radius), and the hub of the wagon wheel (x, y)
+DEATH_STAR = (362.0, 59.0, 22.0)
 WAGON_WHEEL = (968.0, 50.0)
-STEADY_GLOW = 0.25  # spread of the strength of features that are never quite the same
+
+# Standard deviation of the strength of streak and wagon wheel from image to image (fraction)
+STEADY_GLOW = 0.25
+
+# Pieces of the rim of the Death Star
+N_RIM = 28
+
+# Clusters of bad pixels
+N_CLUSTERS = 650
+
+Pixels = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
 class Blob(NamedTuple):
-    """A blob of the simulation; ``first`` is the index of the first image that shows it, -1 if all do."""
+    """A blob of the simulation.
+
+    Attributes
+    ----------
+    blob : str
+        Name.
+    x_px, y_px : float
+        Centre when the mirror is at its usual place (px).
+    radius_px : float
+        Radius of the best top-hat (px).
+    depth_frac : float
+        Depth (fraction of the light).
+    shape : {"disc", "diamond", "ring"}
+    first : int
+        Index of the first image that shows it, -1 if all do.
+    """
 
     blob: str
     x_px: float
@@ -66,7 +107,7 @@ class Blob(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What is particular to one image: photon level (electrons) and CSM shift (px)."""
+    """Photon level (electrons) of one image, and its shift of the blobs by the CSM (px)."""
 
     photons_e: float
     shift_x_px: float
@@ -75,40 +116,42 @@ class Conditions(NamedTuple):
 
 @dataclass(frozen=True)
 class Detector:
-    """What all images share.
+    """Properties of the detector that all images share.
 
     Attributes
     ----------
     fixed : ndarray, shape (1024, 1024), float32
-        Pattern of pixels, columns, quadrants, bad pixels and edges (fraction).
+        Pattern of pixels, columns, quadrants, bad pixels and edges (fraction of the light).
     glow : ndarray, shape (1024, 1024), float32
-        Features whose strength varies from image to image: dark streak, wagon wheel (fraction).
+        Features whose strength varies from image to image: dark streak, wagon wheel (fraction of the light).
     flicker : ndarray, shape (1024, 1024), float32
-        Standard deviation of what a bad pixel adds to each image (fraction).
+        Standard deviation of a bad pixel from image to image (fraction of the light), 0 for good pixels.
     clusters, rim : lists of (rows, columns)
-        Pixels of each cluster of bad pixels, and of each piece of the Death Star's rim.
+        Pixels of each cluster of bad pixels, and of each piece of the rim of the Death Star.
     """
 
     fixed: Image
     glow: Image
     flicker: Image
-    clusters: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
-    rim: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+    clusters: list[Pixels]
+    rim: list[Pixels]
 
 
 def frame_names(params: Campaign) -> list[str]:
-    """Names of the images, in order of date: like MAST's, nine characters of rootname and ``_blob``."""
+    """Return the names of the images, in order of date: a rootname of nine characters as in MAST, and ``_blob``."""
     return [f"{_rootname(index)}_blob" for index in range(params.n_frames)]
 
 
 def _rootname(index: int) -> str:
-    """Proposal, visit and exposure: 8 exposures to a visit, 1280 visits to a proposal."""
+    """Return a rootname of proposal, visit and exposure: 8 exposures to a visit, 1280 visits to a proposal."""
     visits, exposure = divmod(index, 8)
     proposal, visit = divmod(visits, 1280)
-    return f"idb{chr(ord('b') + proposal)}{_base36(visit + 10)}{_base36(exposure + 1)}q"
+    letter = chr(ord("b") + proposal)
+    return f"idb{letter}{_base36(visit + 10)}{_base36(exposure + 1)}q"
 
 
 def _base36(number: int) -> str:
+    """Return a number below 1296 as two digits to the base of 36."""
     digits = "0123456789abcdefghijklmnopqrstuvwxyz"
     return digits[number // 36] + digits[number % 36]
 
@@ -119,24 +162,24 @@ def simulate(out_dir: str | Path, params: Campaign, threads: int = 1) -> None:
     Parameters
     ----------
     out_dir : path
-        ``{frame}.fits.fz`` and the two tables; the tables come last, so that a folder with ``frames.csv`` is whole.
+        Folder of ``{frame}.fits.fz`` and the two tables. The tables are written last, so that a folder with
+        ``frames.csv`` is complete.
     params : Campaign
     threads : int
-        Processes that render images; the bytes do not depend on it.
+        Number of processes that render images; the results do not depend on it.
 
     Raises
     ------
     ParamsError
-        If there are fewer images after the first ones than historical cases.
-
-    Notes
-    -----
-    Source: ours, from the physics and the numbers measured on real images.
+        If there are not more images after the first ones than historical cases.
     """
     out_dir = Path(out_dir)
     for table in ("frames.csv", "blobs.csv"):
         (out_dir / table).unlink(missing_ok=True)
-    population(params)  # a fault in the parameters shows here, before any image
+
+    # Impossible settings are refused here, before any image is made
+    population(params)
+
     jobs = [(out_dir, params, index) for index in range(params.n_frames)]
     if threads == 1:
         list(map(_write_frame, jobs))
@@ -148,20 +191,18 @@ def simulate(out_dir: str | Path, params: Campaign, threads: int = 1) -> None:
 
 
 def _write_frame(job: tuple[Path, Campaign, int]) -> None:
+    """Render one image and write it."""
     out_dir, params, index = job
     name = frame_names(params)[index]
     header = _header(name, float(dates(params)[index]))
-    sigma = COARSER * pixel_noise(params, conditions(params, index).photons_e)
-    fits_images.write_image(
-        out_dir / f"{name}.fits.fz",
-        render_image(params, index),
-        name="SCI",
-        header=header,
-        sigma=sigma,
-    )
+    image = render_image(params, index)
+    noise = pixel_noise(params, conditions(params, index).photons_e)
+    path = out_dir / f"{name}.fits.fz"
+    fits_images.write_image(path, image, name="SCI", header=header, sigma=COARSER * noise)
 
 
 def _header(name: str, mjd: float) -> Header:
+    """Return the header of an image, with the cards of a real one."""
     from astropy.io.fits import Header
 
     cards = [
@@ -179,6 +220,7 @@ def _header(name: str, mjd: float) -> Header:
 
 
 def _write_tables(out_dir: Path, params: Campaign) -> None:
+    """Write ``blobs.csv``, the catalogue, and ``frames.csv``, the list of images with their true conditions."""
     import pandas as pd
 
     names = frame_names(params)
@@ -193,46 +235,57 @@ def _write_tables(out_dir: Path, params: Campaign) -> None:
 
 
 def dates(params: Campaign) -> npt.NDArray[np.float64]:
-    """Date of each image (MJD), increasing."""
-    gaps = stream(params.seed, "campaign", "dates").gamma(2.0, MEAN_INTERVAL_D / 2, params.n_frames)
-    return np.round(FIRST_MJD + np.cumsum(gaps + 0.1), 4)
+    """Return the date of each image (MJD), increasing, shape (n,)."""
+    rng = stream(params.seed, "campaign", "dates")
+    gaps_d = rng.gamma(2.0, MEAN_INTERVAL_D / 2, params.n_frames)
+    return np.round(FIRST_MJD + np.cumsum(gaps_d + 0.1), 4)
 
 
 def labels(params: Campaign) -> list[str]:
-    """For each image ``stack`` (one of the first), ``historical`` (shows a blob that none showed before) or ``clean``."""
+    """Return the label of each image.
+
+    It is ``stack`` for one of the first images, ``historical`` for one that shows a blob that none showed before, and
+    ``clean`` for all others.
+    """
     cases = set(_cases(params))
-    rest = range(params.first_frames, params.n_frames)
-    return ["stack"] * min(params.first_frames, params.n_frames) + [
-        "historical" if i in cases else "clean" for i in rest
-    ]
+    found = []
+    for index in range(params.n_frames):
+        if index < params.first_frames:
+            found.append("stack")
+        else:
+            found.append("historical" if index in cases else "clean")
+    return found
 
 
 def _cases(params: Campaign) -> list[int]:
+    """Draw the indices of the images that show new blobs, increasing."""
     candidates = np.arange(params.first_frames, params.n_frames)
     if params.n_cases >= len(candidates):
         raise ParamsError(
             f"campaign.n_cases={params.n_cases}, expected fewer than the {len(candidates)} images after the first "
             f"{params.first_frames}; lower n_cases or raise n_frames"
         )
-    chosen = stream(params.seed, "campaign", "cases").choice(
-        candidates, params.n_cases, replace=False
-    )
+    rng = stream(params.seed, "campaign", "cases")
+    chosen = rng.choice(candidates, params.n_cases, replace=False)
     return [int(index) for index in np.sort(chosen)]
 
 
 def conditions(params: Campaign, index: int) -> Conditions:
-    """Photon level and CSM shift of one image."""
-    return _conditions(params, _frame_stream(params, index))
+    """Return the photon level and the CSM shift of one image."""
+    return _draw_conditions(params, _frame_stream(params, index))
 
 
 def _frame_stream(params: Campaign, index: int) -> np.random.Generator:
+    """Return the random stream of one image."""
     return stream(params.seed, "campaign", index)
 
 
-def _conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
-    """The first draws of an image's stream: a shift is usually small, sometimes up to the largest."""
-    low, high = params.photons_e
-    photons_e = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+def _draw_conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
+    """Draw the conditions of an image, the first numbers of its stream.
+
+    A shift is usually small, and sometimes up to the largest.
+    """
+    photons_e = float(log_uniform(rng, *params.photons_e))
     small = rng.normal(0, params.shift_px, 2)
     distance = params.large_shift_px * rng.uniform(0.1, 1)
     angle = rng.uniform(0, 2 * np.pi)
@@ -242,127 +295,158 @@ def _conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
 
 
 def pixel_noise(params: Campaign, photons_e: float) -> float:
-    """Standard deviation of an undisturbed pixel from image to image (fraction)."""
-    return float(
-        np.sqrt(1 / photons_e + (READ_NOISE_E / photons_e) ** 2 + params.flattening_noise_frac**2)
-    )
+    """Return the standard deviation of a good pixel from image to image (fraction of the light)."""
+    variance = 1 / photons_e + (READ_NOISE_E / photons_e) ** 2 + params.flattening_noise_frac**2
+    return float(np.sqrt(variance))
 
 
 @lru_cache(maxsize=2)
 def population(params: Campaign) -> tuple[Blob, ...]:
-    """All blobs, those known before the first image first, then the new ones by date."""
+    """Draw all blobs: those older than the first image, then the new ones by date."""
     rng = stream(params.seed, "campaign", "blobs")
     per_case = rng.choice(1 + np.arange(len(NEW_BLOBS)), params.n_cases, p=NEW_BLOBS)
-    first = [-1] * params.n_known + [
-        i for i, n in zip(_cases(params), per_case, strict=True) for _ in range(n)
-    ]
-    x, y = _places(rng, first)
-    return tuple(_blob(rng, f"b{k + 1:04d}", x[k], y[k], first[k]) for k in range(len(first)))
+    first = [-1] * params.n_known
+    for index, n_new in zip(_cases(params), per_case, strict=True):
+        first += [index] * int(n_new)
+    x, y = _draw_centres(rng, first)
+    return tuple(_draw_blob(rng, f"b{k + 1:04d}", x[k], y[k], first[k]) for k in range(len(first)))
 
 
-def _places(rng: np.random.Generator, first: list[int]) -> npt.NDArray[np.float64]:
-    """Centres that keep their distance, as far as there is room; shape (2, n)."""
+def _draw_centres(rng: np.random.Generator, first: list[int]) -> npt.NDArray[np.float64]:
+    """Draw the centres of blobs, `SEPARATION_PX` apart as far as there is room; shape (2, n).
+
+    Parameters
+    ----------
+    rng : Generator
+    first : list of int
+        As in `Blob`; new blobs keep away from the border.
+    """
+    # The Death Star hides what would be on it
     placed = np.array([[DEATH_STAR[0]], [DEATH_STAR[1]]])
     for index in first:
-        margin = fits_images.BORDER_PX + (MARGIN_PX if index >= 0 else 0)
+        margin = BORDER_PX + (MARGIN_PX if index >= 0 else 0)
         tries = rng.uniform(margin, SIZE - 1 - margin, (2, 200))
-        nearest = np.hypot(*(tries[:, :, None] - placed[:, None, :])).min(axis=1)
+        # The first try that is far from all others, else the farthest one
+        dx, dy = tries[:, :, None] - placed[:, None, :]
+        nearest = np.hypot(dx, dy).min(axis=1)
         far = np.flatnonzero(nearest > SEPARATION_PX)
         best = far[0] if len(far) else nearest.argmax()
         placed = np.append(placed, tries[:, best : best + 1], axis=1)
     return placed[:, 1:]
 
 
-def _blob(rng: np.random.Generator, name: str, x: float, y: float, first: int) -> Blob:
-    """Large diamonds and rings lower left, small discs upper right."""
-    radius = float(typical_radius(np.asarray(x), np.asarray(y)) * rng.normal(1, 0.1))
+def _draw_blob(rng: np.random.Generator, name: str, x: float, y: float, first: int) -> Blob:
+    """Draw size, shape and depth of a blob: large diamonds and rings lower left, small discs upper right."""
+    typical = typical_radius(np.asarray(x), np.asarray(y))
+    radius = max(float(typical * rng.normal(1, 0.1)), 2.0)
+
     lower_left = 1 - (x + y) / (2 * SIZE)
     disc = 1 - 0.9 * lower_left
     diamond = 0.6 * lower_left
-    shape: Shape = rng.choice(["disc", "diamond", "ring"], p=[disc, diamond, 1 - disc - diamond])
-    shape = str(shape)  # type: ignore[assignment]
-    radius = max(radius, 2.0)
-    return Blob(name, float(x), float(y), radius, _depth(rng, shape, radius), shape, first)
+    ring = 1 - disc - diamond
+    shape: Shape = str(rng.choice(SHAPES, p=[disc, diamond, ring]))  # type: ignore[assignment]
 
-
-def _depth(rng: np.random.Generator, shape: Shape, radius: float) -> float:
-    """A few per cent mostly, and never so little that nobody could have seen it."""
+    # Depths below the S/N at which anybody could have seen the blob, or beyond the deepest, are drawn again.
+    # The particle of a ring covers little of the pupil, so rings are faint, and of more equal depths.
     snr_of_1 = matched_snr(blob_profile(shape, radius, size=STAMP), DIFFERENCE_NOISE_FRAC)
-    small = 0.5 if shape == "ring" else 1.0  # a ring's particle covers little of the pupil
-    depths = (
-        small * MEDIAN_DEPTH_FRAC * np.exp(small**0.5 * DEPTH_SPREAD * rng.standard_normal(100))
-    )
-    seen = depths[(depths <= DEEPEST_FRAC) & (depths * snr_of_1 >= FAINTEST_SNR)]
-    return float(seen[0])
+    small = 0.5 if shape == "ring" else 1.0
+    spread = small**0.5 * DEPTH_SPREAD
+    depths = small * MEDIAN_DEPTH_FRAC * np.exp(spread * rng.standard_normal(100))
+    possible = (depths <= DEEPEST_FRAC) & (depths * snr_of_1 >= FAINTEST_SNR)
+    depth = float(depths[possible][0])
+    return Blob(name, float(x), float(y), radius, depth, shape, first)
 
 
 def render_image(params: Campaign, index: int) -> Image:
-    """One image of the campaign, from its own random stream alone.
+    """Render one image of the campaign, from its own random stream alone.
 
     Returns
     -------
     ndarray, shape (1024, 1024), float32
         Fraction of the light that is missing; NaN on the reference pixels.
     """
+    # Blobs on the mirror; the order of these steps is that of the draws from the stream
     rng = _frame_stream(params, index)
-    state = _conditions(params, rng)
+    state = _draw_conditions(params, rng)
+    visible = [blob for blob in population(params) if blob.first <= index]
+    loss = blob_layer(visible, state.shift_x_px, state.shift_y_px)
+
+    # The detector's pattern, and what the flattening leaves of the light
     shared = detector(params.seed, params.fixed_pattern_frac)
-    loss = blob_layer(
-        [b for b in population(params) if b.first <= index], state.shift_x_px, state.shift_y_px
-    )
     image = shared.fixed + loss
     image += shared.glow * np.float32(rng.normal(1, STEADY_GLOW))
     image += _illumination(rng) + _stripes(rng)
-    _flicker(image, shared, rng)
-    _streaks(image, rng)
-    _trails(image, rng)
-    image += _noise(loss, params, state.photons_e, rng)
-    return _without_border(image)
+
+    # Artefacts of this image alone
+    _add_flicker(image, shared, rng)
+    _add_streaks(image, rng)
+    _add_trails(image, rng)
+
+    # Photons, readout and flattening in one draw: at 10,000 electrons, a Poisson distribution is normal
+    constant = (READ_NOISE_E / state.photons_e) ** 2 + params.flattening_noise_frac**2
+    light = np.clip(1 - loss, 0, None)
+    variance = light / np.float32(state.photons_e) + np.float32(constant)
+    image += np.asarray(np.sqrt(variance) * rng.standard_normal(loss.shape, np.float32))
+
+    image = image[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
+    return np.pad(image, BORDER_PX, constant_values=np.nan)
 
 
 def blob_layer(blobs: list[Blob], shift_x_px: float, shift_y_px: float) -> Image:
-    """The light lost in blobs, all moved together by the mirror; shape (1024, 1024), float32."""
+    """Return the light lost in blobs, all moved together by the mirror.
+
+    Parameters
+    ----------
+    blobs : list of Blob
+    shift_x_px, shift_y_px : float
+        Shift by the mirror (px).
+
+    Returns
+    -------
+    ndarray, shape (1024, 1024), float32
+        Fraction of the light that is missing.
+    """
+    # A margin that blobs at the border can be added to
     half = STAMP // 2
     padded = np.zeros((SIZE + 2 * STAMP, SIZE + 2 * STAMP), np.float32)
     for blob in blobs:
         x = blob.x_px + shift_x_px
         y = blob.y_px + shift_y_px
-        i = round(y)
-        j = round(x)
-        stamp = blob_profile(blob.shape, blob.radius_px, x - j, y - i, STAMP)
-        padded[i + half + 1 :, j + half + 1 :][:STAMP, :STAMP] += (
-            np.float32(blob.depth_frac) * stamp
-        )
+        column = round(x)
+        row = round(y)
+        profile = blob_profile(blob.shape, blob.radius_px, x - column, y - row, STAMP)
+        window = padded[row + half + 1 :, column + half + 1 :][:STAMP, :STAMP]
+        window += np.float32(blob.depth_frac) * profile
     return padded[STAMP:-STAMP, STAMP:-STAMP]
 
 
-def _noise(loss: Image, params: Campaign, photons_e: float, rng: np.random.Generator) -> Image:
-    """Photons, readout and flattening in one draw: at 10,000 electrons Poisson's law is a normal one."""
-    constant = (READ_NOISE_E / photons_e) ** 2 + params.flattening_noise_frac**2
-    sigma = np.sqrt(np.clip(1 - loss, 0, None) / np.float32(photons_e) + np.float32(constant))
-    return np.asarray(sigma * rng.standard_normal(loss.shape, np.float32))
-
-
 def _illumination(rng: np.random.Generator) -> Image:
-    """What the high-pass filter leaves of the airglow's large-scale structure."""
+    """Draw what flattening leaves of the large-scale structure of the airglow."""
     from scipy.ndimage import gaussian_filter, zoom
 
-    coarse = gaussian_filter(
-        rng.standard_normal((SIZE // 8, SIZE // 8), np.float32), 2, mode="wrap"
-    )
-    return np.asarray(zoom(coarse * np.float32(3e-4 / coarse.std()), 8, order=1), dtype=np.float32)
+    coarse = rng.standard_normal((SIZE // 8, SIZE // 8), np.float32)
+    coarse = gaussian_filter(coarse, 2, mode="wrap")
+    scaled = coarse * np.float32(3e-4 / coarse.std())
+    return np.asarray(zoom(scaled, 8, order=1), dtype=np.float32)
 
 
 def _stripes(rng: np.random.Generator, columns: float = 2e-4, rows: float = 2e-4) -> Image:
-    """Columns and rows whose zero point is off, a few of them visibly."""
-    lines = rng.standard_normal((2, SIZE)) * [[columns], [rows]] + np.where(
-        rng.random((2, SIZE)) < 0.004, 3e-3, 0
-    )
-    return np.asarray(np.add.outer(lines[1], lines[0]), dtype=np.float32)
+    """Draw columns and rows whose zero point is off, a few of them visibly.
+
+    Parameters
+    ----------
+    rng : Generator
+    columns, rows : float
+        Standard deviations of the zero points (fraction of the light).
+    """
+    offsets = rng.standard_normal((2, SIZE)) * [[columns], [rows]]
+    visible = np.where(rng.random((2, SIZE)) < 0.004, 3e-3, 0)
+    of_columns, of_rows = offsets + visible
+    return np.asarray(np.add.outer(of_rows, of_columns), dtype=np.float32)
 
 
-def _flicker(image: Image, shared: Detector, rng: np.random.Generator) -> None:
-    """Bad pixels jitter; some clusters and pieces of the Death Star's rim read otherwise than usual."""
+def _add_flicker(image: Image, shared: Detector, rng: np.random.Generator) -> None:
+    """Let bad pixels jitter, and some clusters and pieces of the Death Star's rim read differently than usual."""
     where = np.flatnonzero(shared.flicker)
     image.flat[where] += shared.flicker.flat[where] * rng.standard_normal(len(where), np.float32)
     for pieces, chance in ((shared.clusters, 0.06), (shared.rim, 0.25)):
@@ -371,32 +455,32 @@ def _flicker(image: Image, shared: Detector, rng: np.random.Generator) -> None:
                 image[rows, columns] += np.float32(rng.normal(0, 0.12))
 
 
-def _streaks(image: Image, rng: np.random.Generator) -> None:
-    """Pairs and triples of parallel, nearly horizontal streaks, faint or strong, light added or missing."""
+def _add_streaks(image: Image, rng: np.random.Generator) -> None:
+    """Add pairs and triples of parallel, nearly horizontal streaks, faint or strong, light added or missing."""
     for _ in range(rng.poisson(2.0)):
         x, y = rng.uniform(0, SIZE, 2)
         length = rng.uniform(100, 270)
         angle = np.radians(rng.normal(0, 4))
         spacing = rng.uniform(10, 18)
-        strong = rng.random() < 0.4
-        value = rng.choice([-1, 1]) * (
-            rng.uniform(0.02, 0.06) if strong else rng.uniform(0.004, 0.012)
-        )
+        is_strong = rng.random() < 0.4
+        sign = rng.choice([-1, 1])
+        value = sign * (rng.uniform(0.02, 0.06) if is_strong else rng.uniform(0.004, 0.012))
         for k in range(rng.choice([2, 3])):
-            start = x + rng.normal(0, 12), y + k * spacing
-            _draw_line(
-                image, start, length * rng.normal(1, 0.05), angle, rng.uniform(0.8, 1.5), value
-            )
+            start = (x + rng.normal(0, 12), y + k * spacing)
+            own_length = length * rng.normal(1, 0.05)
+            width = rng.uniform(0.8, 1.5)
+            _draw_line(image, start, own_length, angle, width, value)
 
 
-def _trails(image: Image, rng: np.random.Generator) -> None:
-    """City lights and stars: slanted, faint, of any length, always light added."""
+def _add_trails(image: Image, rng: np.random.Generator) -> None:
+    """Add trails of city lights and stars: slanted, faint, of any length, always light added."""
     for _ in range(rng.poisson(0.8)):
         angle = np.radians(rng.uniform(-60, 60))
         length = rng.uniform(60, 700)
         width = rng.uniform(1, 2.5)
         value = -np.exp(rng.normal(np.log(0.005), 0.5))
-        _draw_line(image, tuple(rng.uniform(0, SIZE, 2)), length, angle, width, value)
+        start = tuple(rng.uniform(0, SIZE, 2))
+        _draw_line(image, start, length, angle, width, value)
 
 
 def _draw_line(
@@ -407,102 +491,134 @@ def _draw_line(
     width: float,
     value: float,
 ) -> None:
-    """Add a line with a Gaussian cross-section (sigma ``width`` px) and soft ends."""
+    """Add a line with a Gaussian cross-section and soft ends to an image.
+
+    Parameters
+    ----------
+    image : ndarray, shape (1024, 1024), float32
+    start : (x, y)
+        One end (px).
+    length, width : float
+        Length, and Gaussian sigma of the cross-section (px).
+    angle : float
+        Direction, from x to y (radians).
+    value : float
+        Height along the middle (fraction of the light).
+    """
     dx = np.cos(angle)
     dy = np.sin(angle)
+    end = (start[0] + length * dx, start[1] + length * dy)
+
+    # The part of the image that the line reaches
     reach = 4 * width
-    ends = np.array([start, (start[0] + length * dx, start[1] + length * dy)])
+    ends = np.array([start, end])
     x0, y0 = np.clip(np.floor(ends.min(axis=0) - reach), 0, SIZE).astype(int)
     x1, y1 = np.clip(np.ceil(ends.max(axis=0) + reach), 0, SIZE).astype(int)
     x = np.arange(x0, x1)[None, :] - start[0]
     y = np.arange(y0, y1)[:, None] - start[1]
     along = x * dx + y * dy
     across = y * dx - x * dy
+    # Distance from the nearest point of the line
     beyond = np.maximum(np.maximum(-along, along - length), 0)
-    image[y0:y1, x0:x1] += (value * np.exp(-(across**2 + beyond**2) / (2 * width**2))).astype(
-        np.float32
-    )
-
-
-def _without_border(image: Image) -> Image:
-    border = fits_images.BORDER_PX
-    inner = image[border:-border, border:-border]
-    return np.pad(inner, border, constant_values=np.nan)
+    line = value * np.exp(-(across**2 + beyond**2) / (2 * width**2))
+    image[y0:y1, x0:x1] += line.astype(np.float32)
 
 
 @lru_cache(maxsize=2)
 def detector(seed: int, fixed_pattern_frac: float) -> Detector:
-    """The detector that all images of a campaign share."""
+    """Draw the detector that all images of a campaign share.
+
+    Parameters
+    ----------
+    seed : int
+    fixed_pattern_frac : float
+        Standard deviation of the pattern of pixels (fraction of the light).
+    """
+    # Pixels, columns and rows, and the upper quadrants
     rng = stream(seed, "campaign", "detector")
     fixed = np.float32(fixed_pattern_frac) * rng.standard_normal((SIZE, SIZE), np.float32)
     fixed += _stripes(rng, columns=4e-4) + _illumination(rng)
     fixed[SIZE // 2 :] += np.float32(2e-4)
+
+    # One pixel in seventy is bad: some are merely off, some never read the same twice
     flicker = np.zeros((SIZE, SIZE), np.float32)
-    _add_bad_pixels(fixed, flicker, rng)
-    clusters = [_cluster(rng) for _ in range(650)]
+    bad = rng.choice(SIZE * SIZE, SIZE * SIZE // 70, replace=False)
+    signs = rng.choice([-1, 1], len(bad))
+    fixed.flat[bad] += signs * np.exp(rng.normal(np.log(0.03), 1.0, len(bad)))
+    flicker.flat[bad] = np.exp(rng.normal(np.log(0.008), 1.2, len(bad)))
+
+    # Clusters of bad pixels are hot far more often than dead
+    clusters = [_draw_cluster(rng) for _ in range(N_CLUSTERS)]
     for pixels in clusters:
-        sign = -1 if rng.random() < 0.92 else 1  # hot far more often than dead
+        sign = -1 if rng.random() < 0.92 else 1
         fixed[pixels] = sign * np.exp(rng.normal(np.log(0.15), 0.7, len(pixels[0])))
+
+    # Artefacts at given places; the hub of the wagon wheel is two patches of hot pixels
     rim = _add_death_star(fixed, rng)
-    hub = tuple(int(c) for c in WAGON_WHEEL)
-    fixed[hub[1] - 5 : hub[1] + 1, hub[0] - 1 : hub[0] + 2] = fixed[
-        hub[1] : hub[1] + 3, hub[0] + 1 : hub[0] + 5
-    ] = -0.1
+    x, y = (int(coordinate) for coordinate in WAGON_WHEEL)
+    fixed[y - 5 : y + 1, x - 1 : x + 2] = -0.1
+    fixed[y : y + 3, x + 1 : x + 5] = -0.1
     _add_edges(fixed, flicker, rng)
     glow = _dark_streak() + _wagon_wheel()
+
+    # The result is cached
     for array in (fixed, flicker, glow):
         array.setflags(write=False)
     return Detector(fixed, glow, flicker, clusters, rim)
 
 
-def _add_bad_pixels(fixed: Image, flicker: Image, rng: np.random.Generator) -> None:
-    """One pixel in seventy: some are merely off, some never read the same twice."""
-    bad = rng.choice(SIZE * SIZE, SIZE * SIZE // 70, replace=False)
-    fixed.flat[bad] += rng.choice([-1, 1], len(bad)) * np.exp(
-        rng.normal(np.log(0.03), 1.0, len(bad))
-    )
-    flicker.flat[bad] = np.exp(rng.normal(np.log(0.008), 1.2, len(bad)))
-
-
-def _cluster(rng: np.random.Generator) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """A ragged patch one to eight pixels across; there are more of them towards the top."""
+def _draw_cluster(rng: np.random.Generator) -> Pixels:
+    """Draw a ragged patch one to eight pixels across; there are more of them towards the top."""
     centre = SIZE * rng.random(2) ** (0.8, 1.0)
     across = np.clip(rng.lognormal(np.log(3.0), 0.4), 1, 8)
     rows, columns = np.mgrid[-5:6, -5:6]
     stretch = rng.uniform(0.75, 1.33)
     ragged = np.hypot(rows * stretch, columns / stretch) + rng.normal(0, 0.35, rows.shape)
-    inside = (ragged <= across / 2) | ((rows == 0) & (columns == 0))
-    found = np.clip(
-        np.stack([rows[inside], columns[inside]]) + centre[:, None].astype(int), 0, SIZE - 1
-    )
-    return found[0], found[1]
+    is_centre = (rows == 0) & (columns == 0)
+    inside = (ragged <= across / 2) | is_centre
+    pixels = np.stack([rows[inside], columns[inside]]) + centre[:, None].astype(int)
+    pixels = np.clip(pixels, 0, SIZE - 1)
+    return pixels[0], pixels[1]
 
 
-def _add_death_star(
-    fixed: Image, rng: np.random.Generator
-) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """A disc of dead pixels, patched over; only its rim shows, in pieces that read high or low."""
+def _add_death_star(fixed: Image, rng: np.random.Generator) -> list[Pixels]:
+    """Add the rim of the Death Star, in pieces that read high or low, and return the pixels of each.
+
+    The Death Star is a disc of dead pixels that calibration has patched over, so that only its rim shows.
+    """
     rows, columns = np.mgrid[:SIZE, :SIZE]
     x = columns - DEATH_STAR[0]
     y = rows - DEATH_STAR[1]
     near_rim = np.abs(np.hypot(x, y) - DEATH_STAR[2]) < 1.6
-    piece = ((np.arctan2(y, x) / (2 * np.pi) % 1) * 28).astype(int)
-    rim = [np.nonzero(near_rim & (piece == k)) for k in range(28)]
-    for k, pixels in enumerate(rim):  # mostly by turns
-        fixed[pixels] = [-0.06, 0.05][(k + (rng.random() < 0.3)) % 2]
-    return [(pixels[0], pixels[1]) for pixels in rim]
+    turn = np.arctan2(y, x) / (2 * np.pi) % 1
+    piece = (turn * N_RIM).astype(int)
+    rim = []
+    for k in range(N_RIM):
+        piece_rows, piece_columns = np.nonzero(near_rim & (piece == k))
+        rim.append((piece_rows, piece_columns))
+        # High and low mostly alternate
+        is_low = (k + (rng.random() < 0.3)) % 2
+        fixed[piece_rows, piece_columns] = 0.05 if is_low else -0.06
+    return rim
 
 
 def _add_edges(fixed: Image, flicker: Image, rng: np.random.Generator) -> None:
-    """The notch in the upper edge, the two upper corners and the outermost rows and columns: bright and unsteady."""
+    """Add the notch in the upper edge, the two upper corners, and the outermost rows and columns.
+
+    They are bright, and the notch and the corners are unsteady.
+    """
     rows, columns = np.mgrid[:SIZE, :SIZE]
     ragged = rng.normal(0, 1.2, (SIZE, SIZE)) + np.repeat(rng.normal(0, 1.5, SIZE // 4), 4)
-    notch = (np.abs(columns - 487) < 103) & (
-        SIZE - 1 - rows < 16 - 7 * np.abs(columns - 487) / 103 + ragged
-    )
-    left = (columns + 0.9 * (SIZE - 1 - rows)) < 34 + ragged
-    right = (SIZE - 1 - columns + 1.1 * (SIZE - 1 - rows)) < 24 + ragged
-    from_edge = np.minimum.reduce([rows, columns, SIZE - 1 - rows, SIZE - 1 - columns])
+
+    # Distances from the edges, and from the middle of the notch
+    from_top = SIZE - 1 - rows
+    from_right = SIZE - 1 - columns
+    from_middle = np.abs(columns - 487)
+    from_edge = np.minimum.reduce([rows, columns, from_top, from_right])
+
+    notch = (from_middle < 103) & (from_top < 16 - 7 * from_middle / 103 + ragged)
+    left = (columns + 0.9 * from_top) < 34 + ragged
+    right = (from_right + 1.1 * from_top) < 24 + ragged
     outermost = from_edge < 7.5 + ragged / 2
     bright = notch | left | right
     fixed[outermost] -= rng.uniform(0, 0.06, int(outermost.sum())).astype(np.float32)
@@ -511,24 +627,23 @@ def _add_edges(fixed: Image, flicker: Image, rng: np.random.Generator) -> None:
 
 
 def _dark_streak() -> Image:
-    """A faint, nearly vertical dark streak right of the middle, fading downwards."""
+    """Return a faint, nearly vertical dark streak right of the middle, fading downwards."""
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     centre = 891 - 9 * ((rows - 700) / 260) ** 2 * (rows > 700)
     strength = np.clip((rows - 380) / 500, 0, 1) * (rows < 960)
-    return np.asarray(
-        4.5e-3 * strength * np.exp(-(((columns - centre) / 2.2) ** 2) / 2), dtype=np.float32
-    )
+    profile = np.exp(-(((columns - centre) / 2.2) ** 2) / 2)
+    return np.asarray(4.5e-3 * strength * profile, dtype=np.float32)
 
 
 def _wagon_wheel() -> Image:
-    """Rings and spokes around a point in the lower right corner."""
+    """Return rings and spokes around the hub of the wagon wheel, in the lower right corner."""
     rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     x = columns - WAGON_WHEEL[0]
     y = rows - WAGON_WHEEL[1]
     r = np.hypot(x, y)
     angle = np.arctan2(y, x)
-    rings = 6e-3 * np.cos(2 * np.pi * r / 11) * np.exp(-r / 12) * (1 + np.cos(angle - 1))
-    spokes = (
-        1.2e-3 * np.cos(24 * angle) * np.exp(-((r / 150) ** 2)) * (1 - np.exp(-((r / 30) ** 2)))
-    )
+    rings = 6e-3 * np.cos(2 * np.pi * r / 11) * np.exp(-r / 12)
+    rings = rings * (1 + np.cos(angle - 1))
+    spokes = 1.2e-3 * np.cos(24 * angle) * np.exp(-((r / 150) ** 2))
+    spokes = spokes * (1 - np.exp(-((r / 30) ** 2)))
     return np.asarray(rings + spokes, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Recipes for subframes: which windows of which frames, and which blobs on them (ISR 3.3)."""
+"""Draw the recipes of subframes: which windows of which frames, and which blobs on them (ISR 3.3)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from blobpipe.core import fits_images, plotting, tables
+from blobpipe.core.arrays import Int64Array
 from blobpipe.core.random_streams import stream
 from blobpipe.errors import TableError
 from blobpipe.images import tiles
@@ -23,13 +23,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("train", "validation")
+
+# Fraction of the stamps that training uses
+TRAIN_FRAC = 0.75
+
+# Subframes on a contact sheet
+N_SHEET = 48
+
 SUBFRAME_COLUMNS = ("subframe", "frame", "x0_px", "y0_px", "label", "dip_x_px", "dip_y_px")
 BLOB_COLUMNS = ("subframe", "stamp", "x_px", "y_px", "factor", "snr")
 STAMP_COLUMNS = ("stamp", "source", "blob", "split", "radius_px", "peak_sigma")
 
 
 class Region(NamedTuple):
-    """Frames, and the range of x that windows may cover in them (pixels, end excluded)."""
+    """Frames, and the range of x that windows may cover in them (px, end excluded)."""
 
     names: list[str]
     x_range: tuple[int, int]
@@ -45,11 +52,21 @@ def cut(
     clip: Clip,
     scale: Scale,
 ) -> None:
-    """Write the recipes of all subframes, the stamps they use, and a contact sheet (stage ``cutout``).
+    """Write the recipes of all subframes, the stamps that they use, and a contact sheet (stage ``cutout``).
 
-    Training windows come from the left part of the images, validation windows from the right part and
-    from images kept aside whole. Images that show a new blob for the first time are left to the
-    regression test.
+    Training windows come from the left part of the images; validation windows come from the right part, and from whole
+    images that are held out. Images that show a new blob for the first time are left to the regression test.
+
+    Parameters
+    ----------
+    raw_dir, difference_dir, scale_dir : path
+        Folders of the images and of these stages.
+    out_dir : path
+        Folder of ``stamps.fits``, ``stamps.csv``, ``{split}_subframes.csv``, ``{split}_blobs.csv``, and
+        ``contact_sheet.png``.
+    params : Cutout
+    clip, scale : Clip, Scale
+        Settings by which the median stack is clipped and scaled, as the images were.
 
     Raises
     ------
@@ -58,36 +75,43 @@ def cut(
 
     Notes
     -----
-    Source: ISR 3.3; images kept aside, dips and the separate stamps of training and validation are ours.
+    Source: ISR 3.3; images that are held out, dips, and separate stamps for training and validation are this project's.
     """
     out_dir = Path(out_dir)
-    table = _quiet_frames(raw_dir, scale_dir)
+    table = _frames_without_new_blobs(raw_dir, scale_dir)
     stack = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "STACK")
     cube, catalogue, stack_sigma = _make_stamps(raw_dir, stack, params, clip, scale)
-    regions = split_regions(list(table["frame"]), stack.shape[1], params)
-    sigma = table.set_index("frame")["sigma_frac"]
     fits_images.write_cube(out_dir / "stamps.fits", cube)
     tables.write_table(out_dir / "stamps.csv", catalogue)
+
+    # One sigma of the stack, from which the stamps come, in sigma of each frame
+    sigma = table.set_index("frame")["sigma_frac"]
+    ratio = stack_sigma / sigma if params.amplitude == "physical" else sigma * 0 + 1
+
+    regions = split_regions(list(table["frame"]), stack.shape[1], params)
     for split, n in zip(SPLITS, (params.n_train, params.n_validation), strict=True):
         rng = stream(params.seed, "cutout", split)
         subframes = draw_subframes(rng, n, regions[split], stack.shape, params)
-        ratio = stack_sigma / sigma if params.amplitude == "physical" else sigma * 0 + 1
         usable = catalogue["stamp"][catalogue["split"] == split].to_numpy()
         blobs = draw_blobs(rng, subframes, usable, cube, ratio, params)
         tables.write_table(out_dir / f"{split}_subframes.csv", subframes)
         tables.write_table(out_dir / f"{split}_blobs.csv", blobs)
-    _contact_sheet(difference_dir, scale_dir, out_dir)
+
+    scene, recipes = open_split(difference_dir, scale_dir, out_dir, "validation", n=N_SHEET)
+    pixels = render.render_subframes(scene, recipes, np.arange(len(recipes)))
+    sheet = out_dir / "contact_sheet.png"
+    plotting.contact_sheet(sheet, pixels, recipes.label, "Validation subframes")
 
 
-def _quiet_frames(raw_dir: str | Path, scale_dir: str | Path) -> pd.DataFrame:
-    """The scaled frames that are not the first to show a blob."""
+def _frames_without_new_blobs(raw_dir: str | Path, scale_dir: str | Path) -> pd.DataFrame:
+    """Return the table of the scaled frames that are not the first to show a blob."""
     cases = set(tables.read_blobs(raw_dir)["first_frame"])
     table = tables.read_stage(scale_dir).query("status == 'ok'")
     quiet = table[~table["frame"].isin(cases)]
     if len(quiet) < 2:
         raise TableError(
-            f"{scale_dir}: {len(quiet)} usable images without a new blob, expected at least 2 (one to train on, "
-            "one to keep aside); add images"
+            f"{scale_dir}: found {len(quiet)} usable images without a new blob, expected at least 2 (one to train on, "
+            "one to hold out); add images"
         )
     return quiet
 
@@ -95,18 +119,31 @@ def _quiet_frames(raw_dir: str | Path, scale_dir: str | Path) -> pd.DataFrame:
 def _make_stamps(
     raw_dir: str | Path, stack: stamps.Stamps, params: Cutout, clip: Clip, scale: Scale
 ) -> tuple[stamps.Stamps, pd.DataFrame, float]:
+    """Make the stamps of training and validation.
+
+    Returns
+    -------
+    ndarray, shape (n, 41, 41), float32
+        Stamps (sigma of the scaled stack).
+    DataFrame
+        Columns of ``stamps.csv``.
+    float
+        One sigma of the scaled stack (fraction of the light).
+    """
     import pandas as pd
 
     clipped, _ = clip_image(stack, clip)
     scaled, scaling = scale_image(clipped, scale)
+
+    # Stamps cut from the stack, from profiles, or both
     rng = stream(params.seed, "cutout", "stamps")
     cubes = []
     sources = []
     if params.stamps != "profiles":
         known = tables.read_blobs(raw_dir).query("first_frame == ''")
         cube, table = stamps.extract_stamps(scaled, known)
-        cubes = [cube]
-        sources = [table.assign(source="stack")]
+        cubes.append(cube)
+        sources.append(table.assign(source="stack"))
     if params.stamps != "stack":
         cube, table = stamps.profile_stamps(
             rng,
@@ -115,23 +152,27 @@ def _make_stamps(
             sigma_frac=scaling.sigma_frac,
             high_sigma=scaling.high_sigma,
         )
-        cubes = [*cubes, cube]
-        sources = [*sources, table.assign(source="profile")]
+        cubes.append(cube)
+        sources.append(table.assign(source="profile"))
     catalogue = pd.concat(sources, ignore_index=True)
     if len(catalogue) < 2:
         raise TableError(
-            f"{raw_dir}/blobs.csv: {len(catalogue)} usable stamps, expected at least 2; list more known blobs or "
+            f"{raw_dir}/blobs.csv: found {len(catalogue)} usable stamps, expected at least 2; list more known blobs or "
             "set cutout.stamps to profiles or mix"
         )
-    catalogue["stamp"] = np.arange(len(catalogue))
-    order = rng.permutation(len(catalogue))
-    n_train = min(max(1, round(0.75 * len(catalogue))), len(catalogue) - 1)
-    catalogue["split"] = np.where(np.isin(catalogue["stamp"], order[:n_train]), *SPLITS)
+
+    # Training and validation each have at least one
+    n = len(catalogue)
+    n_train = min(max(1, round(TRAIN_FRAC * n)), n - 1)
+    order = rng.permutation(n)
+    catalogue["stamp"] = np.arange(n)
+    in_training = np.isin(catalogue["stamp"], order[:n_train])
+    catalogue["split"] = np.where(in_training, *SPLITS)
     return np.concatenate(cubes), catalogue[list(STAMP_COLUMNS)], scaling.sigma_frac
 
 
 def split_regions(names: list[str], nx: int, params: Cutout) -> dict[str, list[Region]]:
-    """Where training and validation windows may lie; the two never share a pixel.
+    """Return the regions of training and of validation windows, which never share a pixel.
 
     Parameters
     ----------
@@ -139,23 +180,39 @@ def split_regions(names: list[str], nx: int, params: Cutout) -> dict[str, list[R
         Frames in order of date; at most ``max_frames``, evenly chosen, are used.
     nx : int
         Width of the frames (px).
+    params : Cutout
+
+    Returns
+    -------
+    dict of list of Region
+        By the names of `SPLITS`.
+
+    Raises
+    ------
+    TableError
+        If the left part of the frames is too narrow for a window.
 
     Notes
     -----
-    Source: ISR 3.3 (left 75 %, right 25 %); whole images kept aside are ours.
+    Source: ISR 3.3 (left 75 %, right 25 %); whole images that are held out are this project's.
     """
     if len(names) > params.max_frames:
-        names = [names[i] for i in np.linspace(0, len(names) - 1, params.max_frames).astype(int)]
-    n_aside = min(max(1, round(params.whole_frames_frac * len(names))), len(names) - 1)
-    aside = [names[i] for i in np.linspace(0, len(names) - 1, n_aside + 2)[1:-1].astype(int)]
-    shared = [name for name in names if name not in set(aside)]
+        chosen = np.linspace(0, len(names) - 1, params.max_frames)
+        names = [names[i] for i in chosen.astype(int)]
+
+    # Hold out whole frames, evenly chosen, but neither the first nor the last
+    n_held_out = min(max(1, round(params.whole_frames_frac * len(names))), len(names) - 1)
+    chosen = np.linspace(0, len(names) - 1, n_held_out + 2)[1:-1]
+    held_out = [names[i] for i in chosen.astype(int)]
+    shared = [name for name in names if name not in set(held_out)]
+
     border = int(params.left_frac * nx)
     if border < tiles.SIDE:
         raise TableError(
             f"the left {params.left_frac:.0%} of images {nx} px wide are {border} px, expected at least {tiles.SIDE} "
             "for a training window; raise cutout.left_frac"
         )
-    validation = [Region(aside, (0, nx))]
+    validation = [Region(held_out, (0, nx))]
     if nx - border >= tiles.SIDE:
         validation.append(Region(shared, (border, nx)))
     return {"train": [Region(shared, (0, border))], "validation": validation}
@@ -166,6 +223,16 @@ def draw_subframes(
 ) -> pd.DataFrame:
     """Draw windows (equal numbers from each region), labels and dips.
 
+    Parameters
+    ----------
+    rng : Generator
+    n : int
+        Number of subframes.
+    regions : list of Region
+    shape : (ny, nx)
+        Shape of the frames.
+    params : Cutout
+
     Returns
     -------
     DataFrame
@@ -174,47 +241,49 @@ def draw_subframes(
     import pandas as pd
 
     region = [regions[i] for i in np.arange(n) % len(regions)]
-    names = [r.names[rng.integers(len(r.names))] for r in region]
-    x0 = [int(rng.integers(r.x_range[0], r.x_range[1] - tiles.SIDE + 1)) for r in region]
-    label = rng.permutation((np.arange(n) < round(params.blob_frac * n)).astype(int))
-    dip = _draw_dips(rng, n, params)
-    columns = (
-        np.arange(n),
-        names,
-        x0,
-        rng.integers(0, shape[0] - tiles.SIDE + 1, n),
-        label,
-        dip[:, 0],
-        dip[:, 1],
-    )
-    return pd.DataFrame(dict(zip(SUBFRAME_COLUMNS, columns, strict=True)))
+    frame = [each.names[rng.integers(len(each.names))] for each in region]
+    x0 = []
+    for each in region:
+        first, end = each.x_range
+        x0.append(int(rng.integers(first, end - tiles.SIDE + 1)))
+    with_blobs = np.arange(n) < round(params.blob_frac * n)
+    label = rng.permutation(with_blobs.astype(int))
 
-
-def _draw_dips(rng: np.random.Generator, n: int, params: Cutout) -> npt.NDArray[np.float64]:
+    # Dips: shifts of the known blobs, evenly distributed in their logarithm and direction, for some subframes
     low, high = map(math.log, params.dip_px)
-    size = np.exp(rng.uniform(low, high, n)) * (rng.random(n) < params.dip_frac)
+    size = np.exp(rng.uniform(low, high, n))
+    size = size * (rng.random(n) < params.dip_frac)
     angle = rng.uniform(0, 2 * np.pi, n)
-    return np.round(np.stack([size * np.cos(angle), size * np.sin(angle)], axis=1), 3)
+    dip_x = np.round(size * np.cos(angle), 3)
+    dip_y = np.round(size * np.sin(angle), 3)
+
+    y0 = rng.integers(0, shape[0] - tiles.SIDE + 1, n)
+    columns = (np.arange(n), frame, x0, y0, label, dip_x, dip_y)
+    return pd.DataFrame(dict(zip(SUBFRAME_COLUMNS, columns, strict=True)))
 
 
 def draw_blobs(
     rng: np.random.Generator,
     subframes: pd.DataFrame,
-    usable: npt.NDArray[np.int64],
+    usable: Int64Array,
     cube: stamps.Stamps,
     ratio: pd.Series[float],
     params: Cutout,
 ) -> pd.DataFrame:
-    """Draw 1 to ``max_blobs`` blobs for every subframe of label 1, their centres anywhere on it.
+    """Draw 1 to ``max_blobs`` blobs for every subframe of label 1, with centres anywhere on it.
 
     Parameters
     ----------
+    rng : Generator
+    subframes : DataFrame
+        From `draw_subframes`.
     usable : ndarray of int
-        Stamps to choose from.
+        Indices of the stamps to choose from.
     cube : ndarray, shape (m, size, size)
         All stamps.
     ratio : Series
-        By frame: what one sigma of the stack is worth in sigma of the frame.
+        One sigma of the stack in sigma of each frame, by frame.
+    params : Cutout
 
     Returns
     -------
@@ -230,24 +299,29 @@ def draw_blobs(
     n = len(subframe)
     stamp = usable[rng.integers(len(usable), size=n)]
     x, y = rng.integers(0, tiles.SIDE, (2, n))
-    factor = np.round(rng.uniform(*params.strength, n) * ratio.loc[frame].to_numpy(), 5)
-    snr = factor * [_visible_norm(cube[s], cx, cy) for s, cx, cy in zip(stamp, x, y, strict=True)]
-    return pd.DataFrame(
-        dict(zip(BLOB_COLUMNS, (subframe, stamp, x, y, factor, np.round(snr, 3)), strict=True))
-    )
+    strength = rng.uniform(*params.strength, n)
+    factor = np.round(strength * ratio.loc[frame].to_numpy(), 5)
+    norms = [_visible_norm(cube[s], cx, cy) for s, cx, cy in zip(stamp, x, y, strict=True)]
+    snr = np.round(factor * norms, 3)
+    columns = (subframe, stamp, x, y, factor, snr)
+    return pd.DataFrame(dict(zip(BLOB_COLUMNS, columns, strict=True)))
 
 
 def _visible_norm(stamp: stamps.Stamps, cx: int, cy: int) -> float:
+    """Return the norm of the part of a stamp that lies on the subframe, its S/N in noise of one sigma."""
     half = len(stamp) // 2
     rows = slice(max(0, half - cy), half + min(half + 1, tiles.SIDE - cy))
     columns = slice(max(0, half - cx), half + min(half + 1, tiles.SIDE - cx))
-    return float(np.sqrt((stamp[rows, columns] ** 2).sum()))
+    energy = (stamp[rows, columns] ** 2).sum()
+    return float(np.sqrt(energy))
 
 
 def read_recipes(cutout_dir: str | Path, split: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``*_subframes.csv`` and ``*_blobs.csv`` of ``train`` or ``validation``."""
-    subframes = tables.read_table(Path(cutout_dir) / f"{split}_subframes.csv", SUBFRAME_COLUMNS)
-    return subframes, tables.read_table(Path(cutout_dir) / f"{split}_blobs.csv", BLOB_COLUMNS)
+    """Read ``*_subframes.csv`` and ``*_blobs.csv`` of ``train`` or ``validation``."""
+    folder = Path(cutout_dir)
+    subframes = tables.read_table(folder / f"{split}_subframes.csv", SUBFRAME_COLUMNS)
+    blobs = tables.read_table(folder / f"{split}_blobs.csv", BLOB_COLUMNS)
+    return subframes, blobs
 
 
 def open_split(
@@ -259,7 +333,18 @@ def open_split(
     *,
     n: int | None = None,
 ) -> tuple[Scene, Recipes]:
-    """Everything that `render.render_subframes` needs for ``train`` or ``validation``, or for its first ``n`` rows."""
+    """Read the scene and the recipes that `render.render_subframes` renders.
+
+    Parameters
+    ----------
+    difference_dir, scale_dir, cutout_dir : path
+        Folders of these stages.
+    split : {"train", "validation"}
+    augmented : DataFrame, optional
+        Augmentation of the training subframes, from `augment.read_augmentation`.
+    n : int, optional
+        Number of subframes, the first ones; all if not given.
+    """
     subframes, blobs = read_recipes(cutout_dir, split)
     if n is not None:
         subframes = subframes[:n]
@@ -270,11 +355,3 @@ def open_split(
     cube = fits_images.read_cube(Path(cutout_dir) / "stamps.fits")
     scene = load_scene(difference_dir, scale_dir, names, cube)
     return scene, to_recipes(scene.names, subframes, blobs, augmented)
-
-
-def _contact_sheet(difference_dir: str | Path, scale_dir: str | Path, out_dir: Path) -> None:
-    scene, recipes = open_split(difference_dir, scale_dir, out_dir, "validation", n=48)
-    pixels = render.render_subframes(scene, recipes, np.arange(len(recipes)))
-    plotting.contact_sheet(
-        out_dir / "contact_sheet.png", pixels, recipes.label, "Validation subframes"
-    )

@@ -1,33 +1,86 @@
-"""Recipes into pixels: the one place where training, validation and contact sheets get their subframes.
+"""Render recipes: the one place where training, validation and contact sheets get their subframes.
 
-A recipe is a row of a table: which frame, which window, which stamps where, which dip, which noise,
-which rotation and flip. Rendering it again, anywhere, on any number of cores, gives the same bytes.
-The noise comes from a counter-based generator, so that no pixel waits for another.
+A recipe is a row of a table: which frame, which window, which stamps at which positions, which dip, which noise, which
+rotation and flip. The same recipe gives the same bytes, wherever it is rendered, on any number of cores. The noise comes from
+a counter-based generator, so that no pixel depends on another.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from blobpipe.core.arrays import Float32Array, Int16Array, Int32Array, Int64Array
+from blobpipe.core.random_streams import GOLDEN_GAMMA, mix
 from blobpipe.images import tiles
 from blobpipe.simulation import clutter
 from blobpipe.simulation.recipes import STEP, Recipes, Scene, Subframes
 
-if TYPE_CHECKING:
-    pass
-BLOCK = 16  # pixels in a row that are turned together: what a line of the cache holds
-# of the normal distribution: noise is one of them, the nearest cache holds all beside the image
+# Pixels in a row that are turned together (px): a line of the cache
+BLOCK = 16
+
+# Quantiles of the normal distribution from which noise is drawn; the nearest cache holds them beside the image
 N_QUANTILES = 4096
+
+
+def _normal_quantiles() -> Float32Array:
+    """Return the quantiles of the normal distribution at evenly spaced probabilities, with a variance of 1."""
+    from scipy.special import ndtri
+
+    probability = (np.arange(N_QUANTILES) + 0.5) / N_QUANTILES
+    quantiles = ndtri(probability)
+    return np.asarray(quantiles / quantiles.std(), dtype=np.float32)
+
+
+NORMAL_QUANTILES = _normal_quantiles()
+LAST_QUANTILE = np.uint64(N_QUANTILES - 1)
+
+
+class _Recipes(NamedTuple):
+    """The arrays that the kernels read: those of a `Scene`, and those of `Recipes` for one augmented copy."""
+
+    backgrounds: Int16Array
+    limits: Float32Array
+    sigma_frac: Float32Array
+    pattern: Float32Array
+    stamps: Float32Array
+    frame: Int32Array
+    window: Int32Array
+    dip: Float32Array
+    first_blob: Int64Array
+    blob: Int32Array
+    factor: Float32Array
+    noise_seed: npt.NDArray[np.uint64]
+    turn: Int32Array
+
+
+def _arrays(scene: Scene, recipes: Recipes, copy: int, factor: Float32Array) -> _Recipes:
+    """Collect the arrays of one augmented copy, taken modulo their number."""
+    copy %= len(recipes.noise_seed)
+    return _Recipes(
+        scene.backgrounds,
+        scene.limits,
+        scene.sigma_frac,
+        scene.pattern,
+        scene.stamps,
+        recipes.frame,
+        recipes.window,
+        recipes.dip,
+        recipes.first_blob,
+        recipes.blob,
+        factor,
+        recipes.noise_seed[copy],
+        recipes.turn[copy],
+    )
 
 
 def render_subframes(
     scene: Scene,
     recipes: Recipes,
-    rows: npt.NDArray[np.int64],
+    rows: Int64Array,
     *,
     copy: int = 0,
     noise_sigma: float = 0.0,
@@ -51,192 +104,157 @@ def render_subframes(
     Returns
     -------
     ndarray, shape (n, 256, 256), float32
-        Mean 0 and standard deviation 1 each, whatever their label.
+        Each with mean 0 and standard deviation 1, whatever its label.
 
     Notes
     -----
-    Source: ISR 3.3, 3.4. Ours: blobs are added and then clipped as a real one would have been; dips;
-    both classes are standardised alike.
+    Source: ISR 3.3, 3.4. This project's are the dips, that blobs are added before clipping, as a real one would have been,
+    and that both classes are standardised alike.
     """
     if out is None:
         out = np.empty((len(rows), tiles.SIDE, tiles.SIDE), np.float32)
-    copy %= len(recipes.noise_seed)
-    _render(
-        out,
-        rows,
-        scene.backgrounds,
-        scene.limits,
-        scene.sigma_frac,
-        scene.pattern,
-        scene.stamps,
-        recipes.frame,
-        recipes.window,
-        recipes.dip,
-        recipes.first_blob,
-        recipes.blob,
-        recipes.factor,
-        recipes.noise_seed[copy],
-        recipes.turn[copy],
-        np.float32(noise_sigma),
-        NORMAL_QUANTILES,
-    )
+    arrays = _arrays(scene, recipes, copy, recipes.factor)
+    _render(out, rows, arrays, np.float32(noise_sigma), NORMAL_QUANTILES)
     return out
 
 
 def render_varied(
     scene: Scene,
     recipes: Recipes,
-    rows: npt.NDArray[np.int64],
+    rows: Int64Array,
     *,
     copy: int,
-    strength: npt.NDArray[np.float32],
-    noise_sigma: npt.NDArray[np.float32],
-    piece: npt.NDArray[np.int64],
-    pieces: npt.NDArray[np.int16],
-    corner: npt.NDArray[np.int64] | None = None,
+    strength: Float32Array,
+    noise_sigma: Float32Array,
+    piece: Int64Array,
+    pieces: Int16Array,
+    corner: Int64Array | None = None,
     side: int = tiles.SIDE,
 ) -> Subframes:
-    """Render some rows with weaker or stronger blobs and with clutter, in sigma of the frame: not standardised.
+    """Render some rows with weaker or stronger blobs and with clutter, in sigma of the frame, not standardised.
 
     Parameters
     ----------
     scene, recipes, rows, copy
-        As in `render`.
+        As in `render_subframes`.
     strength : ndarray, shape (blobs of all recipes,), float32
-        By which each blob's amplitude is multiplied.
+        Factor by which the amplitude of each blob is multiplied.
     noise_sigma : ndarray, shape (n,), float32
         Standard deviation of the added noise (sigma).
     piece : ndarray, shape (n,), int
-        Which piece of clutter lies over each subframe; -1: none.
+        Index of the piece of clutter over each subframe; -1 for none.
     pieces : ndarray, shape (m, 256, 256), int16
         From `clutter.draw_pieces`.
     corner : ndarray, shape (n, 2), int, optional
-        x, y of the first pixel of the part that is wanted of each subframe, after its turns (px, multiples of 4).
+        x, y of the first pixel of the part of each subframe that is rendered, after its turns (px, multiples of 4).
     side : int
-        Of that part (px, a multiple of 16).
+        Side of that part (px), a multiple of 16.
 
     Returns
     -------
     ndarray, shape (n, side, side), float32
-        Limited as clipping limits a frame; 0 where a pixel has no value.
+        Clipped at the limits of its frame; 0 where a pixel has no value.
     """
     out = np.empty((len(rows), side, side), np.float32)
-    copy %= len(recipes.noise_seed)
-    _vary(
-        out,
-        rows,
-        scene.backgrounds,
-        scene.limits,
-        scene.sigma_frac,
-        scene.pattern,
-        scene.stamps,
-        recipes.frame,
-        recipes.window,
-        recipes.dip,
-        recipes.first_blob,
-        recipes.blob,
-        recipes.factor * strength,
-        recipes.noise_seed[copy],
-        recipes.turn[copy],
-        noise_sigma,
-        piece,
-        pieces,
-        np.zeros((len(rows), 2), np.int64) if corner is None else corner,
-        NORMAL_QUANTILES,
-    )
+    if corner is None:
+        corner = np.zeros((len(rows), 2), np.int64)
+    arrays = _arrays(scene, recipes, copy, recipes.factor * strength)
+    _vary(out, rows, arrays, noise_sigma, piece, pieces, corner, NORMAL_QUANTILES)
     return out
 
 
 def turned(
-    x_px: npt.NDArray[np.float32], y_px: npt.NDArray[np.float32], turn: npt.NDArray[np.int32]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Where pixels of a subframe lie after its quarter turns and flip (n, 2)."""
+    x_px: Float32Array, y_px: Float32Array, turn: Int32Array
+) -> tuple[Float32Array, Float32Array]:
+    """Return the positions of pixels of subframes after their quarter turns and flips.
+
+    Parameters
+    ----------
+    x_px, y_px : ndarray, shape (n,)
+        Positions before (px).
+    turn : ndarray, shape (n, 2), int32
+        Quarter turns and flip of each subframe.
+    """
     last = tiles.SIDE - 1
     quarters = turn[:, 0]
+    is_flipped = turn[:, 1] != 0
     x = np.choose(quarters, [x_px, y_px, last - x_px, last - y_px])
     y = np.choose(quarters, [y_px, last - x_px, last - y_px, x_px])
-    return np.where(turn[:, 1] != 0, last - x, x), y
+    return np.where(is_flipped, last - x, x), y
 
 
 def standardise(subframes: Subframes) -> Subframes:
-    """Mean 0 and standard deviation 1 for each subframe, in place; a constant one becomes 0.
+    """Scale each subframe to mean 0 and standard deviation 1, in place; a constant one becomes 0.
 
     Parameters
     ----------
     subframes : ndarray, shape (n, ny, nx), float32
+        Overwritten.
+
+    Returns
+    -------
+    ndarray, shape (n, ny, nx), float32
+        ``subframes``.
     """
     _standardise_all(subframes)
     return subframes
 
 
-def _normal_quantiles() -> npt.NDArray[np.float32]:
-    from scipy.special import ndtri
-
-    quantiles = ndtri((np.arange(N_QUANTILES) + 0.5) / N_QUANTILES)
-    return np.asarray(quantiles / quantiles.std(), dtype=np.float32)
-
-
-NORMAL_QUANTILES = _normal_quantiles()
-LAST_QUANTILE = np.uint64(N_QUANTILES - 1)
-
-
 @nb.njit(parallel=True, cache=True)
-def _render(  # type: ignore[no-untyped-def]
-    out, rows, backgrounds, limits, sigma_frac, pattern, stamps, frame, window, dip, first_blob, blob, factor, seeds,
-    turns, noise_sigma, quantiles,
-):  # fmt: skip
+def _render(out, rows, recipes, noise_sigma, quantiles):  # type: ignore[no-untyped-def]
+    """Render whole subframes, and standardise them."""
     for k in nb.prange(len(rows)):
         row = rows[k]
         image = np.empty((tiles.SIDE, tiles.SIDE), np.float32)
-        i = frame[row]
-        x0 = window[row, 0]
-        y0 = window[row, 1]
-        _background(image, backgrounds[i], x0, y0)
-        if dip[row, 0] != 0 or dip[row, 1] != 0:
-            _add_dip(
-                image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i]
-            )
-        for b in range(first_blob[row], first_blob[row + 1]):
-            _add_stamp(image, stamps[blob[b, 0]], blob[b, 1], blob[b, 2], factor[b])
-        _limit(image, limits[i, 0], limits[i, 1])
+        _draw_sky(image, recipes, row, 0, 0)
+        _limit(image, recipes, row)
         if noise_sigma > 0:
-            _add_noise(image, 0, 0, seeds[row], noise_sigma, quantiles)
+            _add_noise(image, 0, 0, recipes.noise_seed[row], noise_sigma, quantiles)
         _standardise(image)
-        _turn(image, out[k], turns[row, 0], turns[row, 1])
+        _turn(image, out[k], recipes.turn[row, 0], recipes.turn[row, 1])
 
 
 @nb.njit(parallel=True, cache=True)
-def _vary(  # type: ignore[no-untyped-def]
-    out, rows, backgrounds, limits, sigma_frac, pattern, stamps, frame, window, dip, first_blob, blob, factor, seeds,
-    turns, noise_sigma, piece, pieces, corner, quantiles,
-):  # fmt: skip
+def _vary(out, rows, recipes, noise_sigma, piece, pieces, corner, quantiles):  # type: ignore[no-untyped-def]
+    """Render parts of subframes, with clutter."""
     for k in nb.prange(len(rows)):
         row = rows[k]
         side = out.shape[1]
         image = np.empty((side, side), np.float32)
-        left, top = _unturned(corner[k, 0], corner[k, 1], side, turns[row, 0], turns[row, 1])
-        i = frame[row]
-        x0 = window[row, 0] + left
-        y0 = window[row, 1] + top
-        _background(image, backgrounds[i], x0, y0)
-        if dip[row, 0] != 0 or dip[row, 1] != 0:
-            _add_dip(
-                image, pattern, x0, y0, dip[row, 0], dip[row, 1], np.float32(1) / sigma_frac[i]
-            )
-        for b in range(first_blob[row], first_blob[row + 1]):
-            _add_stamp(image, stamps[blob[b, 0]], blob[b, 1] - left, blob[b, 2] - top, factor[b])
-        _add_noise(image, left, top, seeds[row], noise_sigma[k], quantiles)
+        quarters = recipes.turn[row, 0]
+        flip = recipes.turn[row, 1]
+        left, top = _unturned(corner[k, 0], corner[k, 1], side, quarters, flip)
+        _draw_sky(image, recipes, row, left, top)
+        _add_noise(image, left, top, recipes.noise_seed[row], noise_sigma[k], quantiles)
         if piece[k] >= 0:
             _add_clutter(image, pieces[piece[k], top : top + side, left : left + side])
-        _limit(image, limits[i, 0], limits[i, 1])
+        _limit(image, recipes, row)
         if piece[k] >= 0:
             _remove_values(image, pieces[piece[k], top : top + side, left : left + side])
-        _turn(image, out[k], turns[row, 0], turns[row, 1])
+        _turn(image, out[k], quarters, flip)
+
+
+@nb.njit(cache=True)
+def _draw_sky(image, recipes, row, left, top):  # type: ignore[no-untyped-def]
+    """Draw background, dip and blobs of a recipe; the image is the part of the subframe from ``left``, ``top`` on."""
+    i = recipes.frame[row]
+    x0 = recipes.window[row, 0] + left
+    y0 = recipes.window[row, 1] + top
+    _background(image, recipes.backgrounds[i], x0, y0)
+    dx = recipes.dip[row, 0]
+    dy = recipes.dip[row, 1]
+    if dx != 0 or dy != 0:
+        _add_dip(image, recipes.pattern, x0, y0, dx, dy, np.float32(1) / recipes.sigma_frac[i])
+    for b in range(recipes.first_blob[row], recipes.first_blob[row + 1]):
+        stamp = recipes.stamps[recipes.blob[b, 0]]
+        cx = recipes.blob[b, 1] - left
+        cy = recipes.blob[b, 2] - top
+        _add_stamp(image, stamp, cx, cy, recipes.factor[b])
 
 
 @nb.njit(cache=True)
 def _unturned(x, y, side, quarters, flip):  # type: ignore[no-untyped-def]
-    """First pixel (x, y), before the turns, of what is a square with this first pixel and side after them."""
+    """Return the first pixel (x, y), before the turns, of a square with this first pixel and side after them."""
     far = tiles.SIDE - side
     if flip:
         x = far - x
@@ -251,6 +269,7 @@ def _unturned(x, y, side, quarters, flip):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _add_clutter(image, piece):  # type: ignore[no-untyped-def]
+    """Add a piece of clutter; pixels without a value are removed later."""
     step = np.float32(1 / clutter.STEP)
     for y in range(image.shape[0]):
         to = image[y]
@@ -261,6 +280,7 @@ def _add_clutter(image, piece):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _remove_values(image, piece):  # type: ignore[no-untyped-def]
+    """Set pixels to 0 where the clutter has no value."""
     for y in range(image.shape[0]):
         to = image[y]
         row = piece[y]
@@ -271,10 +291,11 @@ def _remove_values(image, piece):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _background(image, frame, x0, y0):  # type: ignore[no-untyped-def]
+    """Copy the window of a frame, in sigma."""
     step = np.float32(1 / STEP)
     side = len(image)
     for y in range(side):
-        # whole rows: indices that cannot wrap around make vectors
+        # Whole rows, whose indices cannot be negative, let the compiler use vector instructions
         to = image[y]
         row = frame[y0 + y, x0 : x0 + side]
         for x in range(side):
@@ -283,14 +304,14 @@ def _background(image, frame, x0, y0):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _add_dip(image, pattern, x0, y0, dx, dy, per_frac):  # type: ignore[no-untyped-def]
-    """The pattern moved, by bilinear interpolation and zero outside, less the pattern itself."""
-    (ny, nx) = pattern.shape
+    """Add the pattern, moved by bilinear interpolation and zero outside of the frame, minus the pattern itself."""
+    ny, nx = pattern.shape
     side = len(image)
     left = int(np.floor(x0 - dx))
     top = int(np.floor(y0 - dy))
     fx = np.float32(x0 - dx - left)
     fy = np.float32(y0 - dy - top)
-    # of the columns that lie inside
+    # The columns that lie inside
     first = max(0, -left)
     last = min(side, nx - 1 - left)
     for y in range(side):
@@ -311,6 +332,7 @@ def _add_dip(image, pattern, x0, y0, dx, dy, per_frac):  # type: ignore[no-untyp
 
 @nb.njit(cache=True)
 def _add_stamp(image, stamp, cx, cy, factor):  # type: ignore[no-untyped-def]
+    """Add a stamp with its middle at ``cx``, ``cy``, as far as it lies on the image."""
     half = stamp.shape[0] // 2
     side = len(image)
     for y in range(max(0, cy - half), min(side, cy + half + 1)):
@@ -319,7 +341,11 @@ def _add_stamp(image, stamp, cx, cy, factor):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True)
-def _limit(image, low, high):  # type: ignore[no-untyped-def]
+def _limit(image, recipes, row):  # type: ignore[no-untyped-def]
+    """Clip an image at the limits of its frame."""
+    i = recipes.frame[row]
+    low = recipes.limits[i, 0]
+    high = recipes.limits[i, 1]
     flat = image.ravel()
     for i in range(flat.size):
         flat[i] = min(max(flat[i], low), high)
@@ -327,18 +353,15 @@ def _limit(image, low, high):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-untyped-def]
-    """Four normal deviates from each 64-bit word of SplitMix64, by a table of the normal quantiles.
+    """Add four normal deviates from each 64-bit word of SplitMix64, by a table of the normal quantiles.
 
-    A word belongs to a place on the subframe, of which the image is the part from ``left``, ``top`` on.
+    A word belongs to a position on the subframe, of which the image is the part from ``left``, ``top`` on.
     """
     for y in range(len(image)):
         row = image[y]
         first = ((top + y) * tiles.SIDE + left) // 4 + 1
         for i in range(len(row) // 4):
-            word = seed + np.uint64(first + i) * np.uint64(0x9E3779B97F4A7C15)
-            word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            word ^= word >> np.uint64(31)
+            word = mix(seed + np.uint64(first + i) * np.uint64(GOLDEN_GAMMA))
             row[4 * i] += sigma * quantiles[word & LAST_QUANTILE]
             row[4 * i + 1] += sigma * quantiles[(word >> np.uint64(16)) & LAST_QUANTILE]
             row[4 * i + 2] += sigma * quantiles[(word >> np.uint64(32)) & LAST_QUANTILE]
@@ -347,6 +370,7 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
 
 @nb.njit(cache=True, fastmath={"reassoc", "contract"})
 def _moments(image):  # type: ignore[no-untyped-def]
+    """Return the mean and standard deviation; the sums of a row are in float32, those of the image in float64."""
     total = np.float64(0)
     squares = np.float64(0)
     for y in range(image.shape[0]):
@@ -363,6 +387,7 @@ def _moments(image):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True)
 def _standardise(image):  # type: ignore[no-untyped-def]
+    """Scale an image to mean 0 and standard deviation 1, in place."""
     mean, sigma = _moments(image)
     gain = np.float32(1 / sigma) if sigma > 1e-6 else np.float32(0)
     offset = np.float32(-mean * gain)
@@ -373,13 +398,14 @@ def _standardise(image):  # type: ignore[no-untyped-def]
 
 @nb.njit(parallel=True, cache=True)
 def _standardise_all(subframes):  # type: ignore[no-untyped-def]
+    """Standardise each subframe, in place."""
     for k in nb.prange(len(subframes)):
         _standardise(subframes[k])
 
 
 @nb.njit(cache=True)
 def _turn(image, out, quarters, flip):  # type: ignore[no-untyped-def]
-    """``np.rot90(image, quarters)``, then left and right exchanged if ``flip``."""
+    """Write ``np.rot90(image, quarters)`` to ``out``, then exchange left and right if ``flip``."""
     side = len(image)
     last = side - 1
     if quarters % 2 == 0:
@@ -393,7 +419,7 @@ def _turn(image, out, quarters, flip):  # type: ignore[no-untyped-def]
                 for x in range(side):
                     to[x] = row[np.uint32(last - x)]
         return
-    # columns become rows: block by block, so that the cache holds what is read
+    # Columns become rows, block by block, so that the cache holds what is read
     for top in range(0, side, BLOCK):
         for left in range(0, side, BLOCK):
             for y in range(top, top + BLOCK):

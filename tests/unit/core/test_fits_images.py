@@ -1,20 +1,16 @@
-"""FITS and CSV, in and out: every layout is read, what is written is the same bytes, and never half a file."""
+"""FITS images: every layout is read, what is not usable is refused, and what is written is the same bytes."""
 
 from __future__ import annotations
 
 import gzip
-import os
-import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from astropy.io import fits
 
-from blobpipe.core import blob_shapes, files, fits_images, tables
-from blobpipe.core.dates import exposure_mjd, is_date
-from blobpipe.errors import FrameError, TableError
+from blobpipe.core import files, fits_images
+from blobpipe.errors import FrameError
 
 IMAGE = np.random.default_rng(1).normal(0, 0.01, (300, 310)).astype(np.float32)
 
@@ -23,9 +19,6 @@ def _hdus(*images: fits.ImageHDU) -> fits.HDUList:
     primary = fits.PrimaryHDU()
     primary.header["TARGNAME"] = "DARK-EARTH-CALIB"
     return fits.HDUList([primary, *images])
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".fits", ".fits.gz"])
@@ -159,9 +152,6 @@ def test_an_image_is_found_by_its_frame(tmp_path: Path, suffix: str) -> None:
         fits_images.find_image(tmp_path, "z")
 
 
-# --- is it usable ----------------------------------------------------------------------------------------------------
-
-
 def _usable(tmp_path: Path, data: np.ndarray) -> None:
     fits.PrimaryHDU(data.astype(np.float32)).writeto(tmp_path / "a.fits")
     fits_images.usable_image(tmp_path / "a.fits")
@@ -197,9 +187,6 @@ def test_median_and_noise_ignore_what_is_not_finite() -> None:
     median, noise = fits_images.median_and_noise(image)
     assert abs(median) < 0.0005
     assert noise == pytest.approx(0.01, rel=0.03)
-
-
-# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_same_image_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -243,370 +230,9 @@ def test_a_cube_is_kept_exactly(tmp_path: Path) -> None:
     assert fits_images.read_cube(tmp_path / "a.fits").dtype.isnative
 
 
-def test_atomic_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.b.csv"
-    for text in ("one", "two"):
-        with files.atomic(path) as temporary:
-            assert temporary.parent == path.parent
-            assert temporary.name.startswith(".")
-            assert temporary.suffix == ".csv"
-            temporary.write_text(text)
-            assert not path.exists() or path.read_text() == "one"
-        assert path.read_text() == text
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("old")
-    with pytest.raises(TypeError), files.atomic(path) as temporary:
-        temporary.write_text(7)  # type: ignore[arg-type]
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def test_text_stays_text_and_gaps_are_nan(tmp_path: Path) -> None:
-    table = pd.DataFrame(
-        {"frame": ["007", "NA"], "reason": ["", "nan"], "sigma_frac": [0.5, np.nan], "n": [1, 2]}
-    )
-    tables.write_table(tmp_path / "a.csv", table)
-    found = tables.read_table(tmp_path / "a.csv", ("frame", "sigma_frac"))
-    assert list(found["frame"]) == ["007", "NA"]
-    assert list(found["reason"]) == ["", "nan"]
-    assert found["sigma_frac"].dtype == float
-    assert np.isnan(found["sigma_frac"][1])
-    assert found["n"].dtype == int
-
-
-GOOD = b"blob,x_px,y_px,radius_px\nb1,312.5,118,8\nb2,801,644,4.5\n"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\xef\xbb\xbf" + GOOD,
-        GOOD.replace(b"\n", b"\r\n"),
-        GOOD.replace(b"\n", b"\r"),
-        GOOD.removesuffix(b"\n"),
-        GOOD.replace(b"\n", b"\n\n") + b"\n",
-        GOOD.replace(b"312.5", b'" 312.5"').replace(b"b2", b'"b2"'),
-        GOOD.replace(b"\n", b",\n"),  # an empty column, as spreadsheets leave it
-    ],
-    ids=[
-        "BOM",
-        "CRLF",
-        "CR",
-        "no last line end",
-        "blank lines",
-        "quotes and blanks",
-        "an empty column",
-    ],
-)
-def test_tables_as_other_programs_write_them(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.csv").write_bytes(content)
-    table = tables.read_known(tmp_path / "a.csv", ("x_px", "y_px", "radius_px"))
-    assert list(table["blob"]) == ["b1", "b2"]
-    assert table[["x_px", "y_px", "radius_px"]].to_numpy().tolist() == [
-        [312.5, 118, 8],
-        [801, 644, 4.5],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "says"),
-    [
-        (b"118", b"118,", "line 2: 5 fields, 4 in the header"),
-        (b",8\n", b"\n", "line 2: 3 fields, 4 in the header"),
-        (b",312", b",,312", "line 2: 5 fields"),
-        (b"8\nb2", b"8\n \nb2", "line 3: 1 fields"),
-        (b"y_px", b"x_px", "two columns are called 'x_px'"),
-        (b"118", b'"118', "line 3: unexpected end of data"),
-        (b"118", b'"118"x', "expected after '\"'"),
-        (b"118", b"\xe9", "byte 0xe9 is not UTF-8; save it as UTF-8"),
-        (b"118", b"1\x0018", "a byte 0: is it UTF-16?"),
-        (b"118", b"x" * 200_000, "field larger than field limit"),
-        (b",", b";", "semicolons between its fields, commas expected"),
-        (b",", b"\t", "tabs between its fields, commas expected"),
-        (GOOD, GOOD.decode().encode("utf-16"), "line 1: a byte 0: is it UTF-16?"),
-        (GOOD, GOOD.decode().encode("utf-16-le"), "a byte 0: is it UTF-16?"),
-        (GOOD, b"", "no header: the file is empty"),
-        (GOOD, b"\n\n", "no header: the file is empty"),
-        (b"118", b"north", "row 2: y_px is 'north', expected a number"),
-        (b"118", b"True", "row 2: y_px is 'True', expected a number"),
-        (b"118", b"1_18", "row 2: y_px is '1_18', expected a number"),
-        (b"118", b"nan", "row 2: y_px is 'nan', expected a number"),
-        (b"118", b"1.1.8", "row 2: y_px is '1.1.8', expected a number"),
-        (b"118", b"", "row 2: y_px is nan, expected a number"),
-        (b"118", b"-inf", "row 2: y_px is -inf, expected a number"),
-        (b"118", b"1e308", "row 2: y_px is 1e+308, expected -0.5 to 1023.5"),
-        (b"118", b"-1", "row 2: y_px is -1, expected -0.5 to 1023.5"),
-        (b"644", b"1024", "row 3: y_px is 1024, expected -0.5 to 1023.5"),
-        (b"4.5", b"-4.5", "row 3: radius_px is -4.5, expected 0.1 to 100"),
-        (b"b2", b"b1", "blob b1 stands twice"),
-        (b"b2", b"", "row 3: blob is '', expected a name"),
-    ],
-)
-def test_a_table_is_read_as_it_stands_or_refused_in_one_line(
-    tmp_path: Path, old: bytes, new: bytes, says: str
-) -> None:
-    assert old in GOOD
-    (tmp_path / "a.csv").write_bytes(GOOD.replace(old, new))
-    with pytest.raises(TableError) as refusal:
-        tables.read_known(tmp_path / "a.csv", ("x_px", "y_px", "radius_px"))
-    line = str(refusal.value)
-    assert line.startswith(f"{tmp_path}/a.csv: ")
-    assert says in line
-    assert "\n" not in line
-    assert len(line) < len(str(tmp_path)) + 250
-
-
-def test_all_true_is_no_number(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("x_px\nTrue\nTrue\n")
-    with pytest.raises(TableError, match="row 2: x_px is True, expected a number"):
-        tables.read_table(tmp_path / "a.csv", ())
-
-
-@pytest.mark.parametrize(
-    "kind", ["folder", "pipe", "device", "loop", "too large", "NUL", "nothing"]
-)
-def test_only_files_are_tables(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "a.csv"
-    match kind:
-        case "folder":
-            path.mkdir()
-        case "pipe":
-            os.mkfifo(path)
-        case "device":
-            path = Path("/dev/zero")
-        case "loop":
-            path.symlink_to(path)
-        case "too large":
-            path.touch()
-            os.truncate(path, tables.MAX_TABLE_BYTES + 1)
-        case "NUL":
-            path = tmp_path / "a\0.csv"
-    with pytest.raises(
-        TableError, match=r"cannot be read as CSV|not found, expected a table with the columns x_px"
-    ):
-        tables.read_table(path, ("x_px",))
-
-
-NAMES = [
-    "../raw/x",
-    "..",
-    ".",
-    ".hidden",
-    "-rf",
-    "a/b",
-    "/a",
-    "a\\b",
-    "a\0",
-    "a\nb",
-    "a\x1b[2J",
-    "a\u202eb",
-    "é" * 101,
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_a_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / "good.fits").touch()
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "x.fits").touch()
-    with pytest.raises(TableError, match="expected the name of a file"):
-        fits_images.find_image(tmp_path / "raw", name)
-    if "\0" in name:
-        return  # no table may hold it
-    for folder, table in (
-        ("frames", {"mjd": 1.0}),
-        ("stage", {"status": "ok"}),
-        ("cases", {"first_frame": name}),
-    ):
-        path = tmp_path / folder / "frames-000.csv"
-        tables.write_table(path, pd.DataFrame({"frame": ["good", name], **table}))
-        with pytest.raises(TableError, match="expected the name of a file") as refusal:
-            tables.read_table(path, ("frame",))
-        assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["ibxy01z8q_blob", "a.b-c_d+e (2)", "Fleck-ä", "日", "x" * 200, "nan", "007", "a.", " a "],
-)
-def test_names_that_files_have_are_names(tmp_path: Path, name: str) -> None:
-    (tmp_path / f"{name}.fits").touch()
-    assert fits_images.find_image(tmp_path, name) == tmp_path / f"{name}.fits"
-    tables.write_table(tmp_path / "frames.csv", pd.DataFrame({"frame": [name], "mjd": 1.0}))
-    assert list(tables.read_frame_list(tmp_path)["frame"]) == [name]
-
-
-def test_a_lone_carriage_return_does_not_end_a_row(tmp_path: Path) -> None:
-    tables.write_table(
-        tmp_path / "a.csv", pd.DataFrame({"reason": ["a\rb", "a\r\nb"], "n": [1, 2]})
-    )
-    assert list(tables.read_table(tmp_path / "a.csv", ())["reason"]) == ["a\nb", "a\nb"]
-
-
-def test_a_table_has_unix_line_ends_and_nine_digits(tmp_path: Path) -> None:
-    tables.write_table(tmp_path / "a.csv", pd.DataFrame({"x": [1 / 3, 2.0]}))
-    assert (tmp_path / "a.csv").read_bytes() == b"x\n0.333333333\n2\n"
-
-
-def test_json_refuses_what_json_has_not(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        tables.write_json(tmp_path / "a.json", {"x": float("nan")})
-    assert not list(tmp_path.iterdir())
-
-
-def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert files.sha256(tmp_path / "a").startswith("ba7816bf8f01cfea")
-
-
-@pytest.fixture
-def raw(tmp_path: Path) -> Path:
-    for name in ("a", "b", "c"):
-        (tmp_path / f"{name}.fits").touch()
-    (tmp_path / "frames.csv").write_text("frame,mjd\na,1\nb,2.5\nc,2.5\n")
-    (tmp_path / "blobs.csv").write_text("blob,x_px,y_px,radius_px,depth_frac\n1,10,20,5,0.03\n")
-    return tmp_path
-
-
-def test_the_list_of_frames_keeps_its_order_and_further_columns(raw: Path) -> None:
-    (raw / "frames.csv").write_text("seed,frame,mjd\n7,a,1\n8,b,2.5\n")
-    table = tables.read_frame_list(raw)
-    assert list(table["frame"]) == ["a", "b"]
-    assert list(table["seed"]) == [7, 8]
-
-
-def test_the_catalogue_has_its_optional_columns(raw: Path) -> None:
-    table = tables.read_blobs(raw)
-    assert list(table["blob"]) == ["1"]
-    assert list(table["shape"]) == ["disc"]
-    assert list(table["first_frame"]) == [""]
-
-
-def test_no_catalogue_is_an_empty_one(raw: Path) -> None:
-    (raw / "blobs.csv").unlink()
-    table = tables.read_blobs(raw)
-    assert table.empty
-    assert {*tables.BLOB_COLUMNS, "shape", "first_frame"} == set(table)
-
-
-def test_shapes_are_those_that_can_be_drawn() -> None:
-    assert set(tables.BLOB_SHAPES) == set(blob_shapes.SHAPES)
-
-
-def test_the_batches_of_a_stage_make_one_table(tmp_path: Path) -> None:
-    (tmp_path / "frames-001.csv").write_text("frame,status\nc,ok\n")
-    (tmp_path / "frames-000.csv").write_text("frame,status\nb,rejected\na,ok\n")
-    (tmp_path / ".frames-002.99.tmp.csv").write_text("half")
-    assert list(tables.read_stage(tmp_path)["frame"]) == ["b", "a", "c"]
-    assert tables.stage_tables(tmp_path, 1) == [tmp_path / "frames-001.csv"]
-    with pytest.raises(TableError, match="run the stage"):
-        tables.stage_tables(tmp_path, 2)
-    with pytest.raises(TableError, match="run the stage 'none' first"):
-        tables.read_stage(tmp_path / "none")
-
-
 def test_a_truncated_gzip_and_garbage_behind_a_good_header(tmp_path: Path) -> None:
     fits.PrimaryHDU(IMAGE).writeto(tmp_path / "a.fits")
     whole = gzip.compress((tmp_path / "a.fits").read_bytes())
     (tmp_path / "b.fits.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FrameError, match=r"b\.fits\.gz"):
         fits_images.read_frame(tmp_path / "b.fits.gz")
-
-
-def _dated(cards: dict[str, object]) -> float:
-    return exposure_mjd(fits_images.Frame("f", np.zeros((2, 2), np.float32), cards, ""), "f.fits")
-
-
-@pytest.mark.parametrize(
-    ("cards", "mjd"),
-    [
-        ({"EXPSTART": 60000.25, "DATE-OBS": "2012-01-01"}, 60000.25),
-        ({"EXPSTART": "60000.25"}, 60000.25),
-        ({"DATE-OBS": "2023-02-25", "TIME-OBS": "06:00:00"}, 60000.25),
-        ({"DATE-OBS": "2023-02-25"}, 60000.0),
-        ({"DATE-OBS": "2012-09-27T06:00:00.500"}, 56197.25 + 0.5 / 86400),
-        ({"DATE-OBS": "2012-09-27T06:00:00.500Z"}, 56197.25 + 0.5 / 86400),
-        ({"DATE-OBS": "2012-09-27T06:00:00.5", "TIME-OBS": "06:00:00.5"}, 56197.25 + 0.5 / 86400),
-        ({"DATE-OBS": " 2012-09-27 06:00:00 "}, 56197.25),
-        ({"DATE-OBS": "2012-09-27T06:00"}, 56197.25),
-        ({"DATE-OBS": "2012-09-27", "TIME-OBS": "06:00:00Z"}, 56197.25),
-        ({"DATE-OBS": "2012-09-27", "TIME-OBS": ""}, 56197.0),
-        ({"DATE-OBS": "2016-12-31T23:59:60"}, 57754.0),
-        ({"DATE-BEG": "2012-09-27T06:00:00"}, 56197.25),
-        ({"MJD-OBS": 56197.25}, 56197.25),
-        ({"MJD-AVG": 56197.25}, 56197.25),
-        ({"EXPSTART": "", "DATE-OBS": "2012-09-27", "TIME-OBS": "06:00:00"}, 56197.25),
-        ({"EXPSTART": "N/A", "MJD-OBS": 56197.25}, 56197.25),
-        ({"EXPSTART": 2456197.75, "DATE-OBS": "2012-09-27T06:00:00"}, 56197.25),
-        ({"EXPSTART": 0.0, "MJD-OBS": True, "DATE-OBS": "soon", "DATE-BEG": "2012-09-27"}, 56197.0),
-    ],
-)
-def test_the_date_of_an_exposure(cards: dict[str, object], mjd: float) -> None:
-    assert _dated(cards) == pytest.approx(mjd, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    "cards",
-    [
-        *(
-            {"EXPSTART": value}
-            for value in (2460006.5, 1677373200.0, "NaN", "inf", 0.0, -1, 54000.0, 99999.0, True)
-        ),
-        *(
-            {"DATE-OBS": text}
-            for text in (
-                "27/09/97",
-                "2012-13-01",
-                "2012-09-27T25:00:00",
-                "2012-09-27X",
-                "1997-09-27",
-            )
-        ),
-        *(
-            {"DATE-OBS": text}
-            for text in ("2099-01-01", "2012-09-27T06:00:00+02:00", "2012-W39-4", "20120927")
-        ),
-        {"DATE-OBS": "2012-09-27", "TIME-OBS": "noon"},
-    ],
-    ids=str,
-)
-def test_a_date_that_is_none_is_refused_with_what_was_found(cards: dict[str, object]) -> None:
-    card, value = next(iter(cards.items()))
-    with pytest.raises(
-        FrameError, match=r"f\.fits: no date of the exposure, found .* from MJD 54960"
-    ) as caught:
-        _dated(cards)
-    assert f"{card} {str(value)!r}" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_limits_of_dates_are_the_instruments_life_and_tomorrow() -> None:
-    now = time.time() / 86400 + 40587
-    assert [is_date(mjd) for mjd in (54959, 54961, now, now + 0.9, now + 1.1)] == [
-        False,
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert not any(is_date(mjd) for mjd in (None, np.nan, np.inf, -np.inf))
-    with pytest.raises(FrameError, match="no date of the exposure, expected EXPSTART, MJD-OBS"):
-        _dated({"EXPSTART": "  "})
-
-
-def test_an_exposure_without_a_date_is_named() -> None:
-    frame = fits_images.Frame(
-        "f", np.zeros((2, 2), np.float32), fits.Header({"EXPSTART": "soon"}), ""
-    )
-    with pytest.raises(
-        FrameError,
-        match=r"f.fits: no date of the exposure, found EXPSTART 'soon', expected EXPSTART",
-    ):
-        exposure_mjd(frame, "f.fits")

@@ -1,4 +1,4 @@
-"""Clip and scale: the report's numbers, and a folder with a bad image in it."""
+"""Clip: the report's numbers, and a folder with a bad image in it; scaling of what clipping leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from blobpipe.core import files, fits_images, tables
 from blobpipe.errors import FrameError, TableError
 from blobpipe.images.clip import clip, clip_image, zscale_limits
-from blobpipe.images.scale import scale, scale_image
+from blobpipe.images.scale import scale
 from blobpipe.params import Clip, Scale
 
 
@@ -81,21 +81,6 @@ def test_no_border_is_possible() -> None:
 def test_an_image_without_noise_is_refused(data: float, message: str) -> None:
     with pytest.raises(FrameError, match=message):
         clip_image(np.full((300, 300), data, np.float32), Clip())
-
-
-def test_scaling_says_what_it_did() -> None:
-    clipped, _ = clip_image(image() + 0.002, Clip())
-    scaled, done = scale_image(clipped, Scale())
-    assert done.mean_frac == pytest.approx(0.002, abs=0.001)
-    assert done.sigma_frac == pytest.approx(0.0101, rel=0.05)
-    assert (done.low_sigma, done.high_sigma) == (scaled.min(), scaled.max())
-    np.testing.assert_allclose(scaled * done.sigma_frac + done.mean_frac, clipped, atol=1e-6)
-    assert scaled.dtype == np.float32
-
-
-def test_a_constant_image_cannot_be_scaled() -> None:
-    with pytest.raises(FrameError, match="standard deviation 0"):
-        scale_image(np.full((10, 10), 0.1, np.float32), Scale())
 
 
 # --- the stages ------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_the_file_is_a_blob_image_of_the_products_convention(
     scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path
 ) -> None:
     science, dq, places = scene
-    out = flatten.flatten(
+    out = flatten.flatten_exposure(
         write_exposure(tmp_path / "idbb01a1q_flt.fits", science, dq), tmp_path / "out"
     )
     assert out == tmp_path / "out" / "idbb01a1q_blob.fits.fz"
@@ -165,9 +165,11 @@ def test_an_ima_gives_what_its_flt_gives(
     scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path
 ) -> None:
     science, dq, _ = scene
-    flt = flatten.flatten(write_exposure(tmp_path / "a_flt.fits", science, dq), tmp_path / "flt")
+    flt = flatten.flatten_exposure(
+        write_exposure(tmp_path / "a_flt.fits", science, dq), tmp_path / "flt"
+    )
     padded = np.pad(science, 5, constant_values=1e6)
-    ima = flatten.flatten(
+    ima = flatten.flatten_exposure(
         write_exposure(tmp_path / "a_ima.fits", padded, np.pad(dq, 5)), tmp_path / "ima"
     )
     assert flt.name == ima.name == "a_blob.fits.fz"
@@ -178,7 +180,9 @@ def test_an_ima_gives_what_its_flt_gives(
 
 def test_the_same_bytes(scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path) -> None:
     path = write_exposure(tmp_path / "a_flt.fits", *scene[:2])
-    once, again = (flatten.flatten(path, tmp_path / folder) for folder in ("once", "again"))
+    once, again = (
+        flatten.flatten_exposure(path, tmp_path / folder) for folder in ("once", "again")
+    )
     assert once.read_bytes() == again.read_bytes()
     assert [file.name for file in (tmp_path / "once").iterdir()] == [once.name]
 
@@ -206,7 +210,7 @@ def test_what_is_no_exposure_of_the_dark_earth_is_refused(
 ) -> None:
     path = write_exposure(tmp_path / "a_flt.fits", science, np.zeros(science.shape), **cards)
     with pytest.raises(FrameError, match=f"a_flt.fits: .*{fault}"):
-        flatten.flatten(path, tmp_path / "out")
+        flatten.flatten_exposure(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -215,16 +219,16 @@ def test_flags_are_needed_and_of_the_same_size(tmp_path: Path) -> None:
         tmp_path / "a_flt.fits"
     )
     with pytest.raises(FrameError, match="no image DQ"):
-        flatten.flatten(tmp_path / "a_flt.fits", tmp_path)
+        flatten.flatten_exposure(tmp_path / "a_flt.fits", tmp_path)
     path = write_exposure(tmp_path / "b_flt.fits", BRIGHT, np.zeros((266, 266)))
     with pytest.raises(FrameError, match=r"DQ has the shape \(266, 266\)"):
-        flatten.flatten(path, tmp_path)
+        flatten.flatten_exposure(path, tmp_path)
 
 
 def test_an_exposure_without_good_pixels_is_refused(tmp_path: Path) -> None:
     path = write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.full((N, N), 4))
     with pytest.raises(FrameError, match="0% of its pixels"):
-        flatten.flatten(path, tmp_path)
+        flatten.flatten_exposure(path, tmp_path)
 
 
 def test_a_frame_full_of_stars_is_refused(tmp_path: Path) -> None:
@@ -232,15 +236,15 @@ def test_a_frame_full_of_stars_is_refused(tmp_path: Path) -> None:
     stars[::16, ::16] += 20_000
     path = write_exposure(tmp_path / "a_flt.fits", stars, np.zeros((N, N)))
     with pytest.raises(FrameError, match=r"a_flt.fits: .*stands out or is flagged"):
-        flatten.flatten(path, tmp_path)
+        flatten.flatten_exposure(path, tmp_path)
 
 
 def test_a_delta_flat_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    flatten.flatten(
+    flatten.flatten_exposure(
         write_exposure(tmp_path / "a_flt.fits", BRIGHT, np.zeros((N, N)), DFLTFILE="N/A"), tmp_path
     )
     assert not caplog.text
-    flatten.flatten(
+    flatten.flatten_exposure(
         write_exposure(
             tmp_path / "b_flt.fits", BRIGHT, np.zeros((N, N)), DFLTFILE="iref$x_dfl.fits"
         ),
@@ -292,9 +296,9 @@ def test_flags_that_are_all_the_same_may_be_one_number(tmp_path: Path) -> None:
             name="DQ", header=fits.Header({"NPIX1": N, "NPIX2": N, "PIXVALUE": 0})
         )
         fits.HDUList([hdus[0], hdus["SCI"], constant]).writeto(tmp_path / "b_flt.fits")
-    loss = fits_images.read_frame(flatten.flatten(tmp_path / "b_flt.fits", tmp_path)).data
+    loss = fits_images.read_frame(flatten.flatten_exposure(tmp_path / "b_flt.fits", tmp_path)).data
     np.testing.assert_array_equal(
-        loss, fits_images.read_frame(flatten.flatten(path, tmp_path)).data
+        loss, fits_images.read_frame(flatten.flatten_exposure(path, tmp_path)).data
     )
 
 
@@ -302,7 +306,7 @@ def test_pixels_that_are_infinite_have_no_loss(tmp_path: Path) -> None:
     """A name beyond ASCII does not hinder the history."""
     science = BRIGHT.copy()
     science[100, 100:103] = np.inf, -np.inf, 1e30
-    out = flatten.flatten(
+    out = flatten.flatten_exposure(
         write_exposure(tmp_path / "tägɬich_flt.fits", science, np.zeros((N, N))), tmp_path
     )
     assert np.isnan(fits_images.read_frame(out).data[105, 105:108]).all()
@@ -327,7 +331,7 @@ def real(test: object) -> object:
 @real
 def test_a_real_subarray_of_stars_is_refused() -> None:
     with pytest.raises(FrameError, match="found 266x266 pixels, expected a full frame"):
-        flatten.flatten(REAL / "ibxy01z8q_ima.fits.gz", "nowhere")
+        flatten.flatten_exposure(REAL / "ibxy01z8q_ima.fits.gz", "nowhere")
 
 
 @real

@@ -290,7 +290,7 @@ def test_a_catalogue_keeps_its_bytes_however_it_is_written(
         ("\nb0007", "\n,b0007", "line 3: 8 fields, 7 in the header"),
         ("x_px", "y_px", "two columns are called 'y_px'"),
         ("312.40", "north", "row 2: x_px is 'north', expected a number"),
-        ("b0007", "b001", "blob b001 stands twice"),
+        ("b0007", "b001", "blob b001 is listed twice"),
     ],
 )
 def test_a_catalogue_that_cannot_be_read_is_left_alone(

@@ -309,7 +309,7 @@ def test_odd_names_reach_every_file(catalogue: Path, existing: Path, name: str) 
             "first,2456197.31",
             "row 4: first seen on MJD 2.4562e\\+06, expected 0 to 100000",
         ),
-        ("first,56197.31", "second,56197.31", "frame second stands twice"),
+        ("first,56197.31", "second,56197.31", "frame second is listed twice"),
         ("first,56197.31", "first,-1", "row 4: first seen on MJD -1, expected"),
         ("first,56197.31", "first,inf", "row 4: first seen on MJD inf, expected"),
     ],

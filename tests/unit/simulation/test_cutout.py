@@ -190,7 +190,7 @@ def test_too_few_images_are_refused(project: Path) -> None:
 
 def test_too_few_stamps_are_refused(project: Path) -> None:
     (project / "data/raw/blobs.csv").unlink()
-    with pytest.raises(TableError, match=r"blobs\.csv: 0 usable stamps"):
+    with pytest.raises(TableError, match=r"blobs\.csv: found 0 usable stamps"):
         cut(project, project / "out", stamps="stack")
 
 
