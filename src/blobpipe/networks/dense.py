@@ -35,7 +35,7 @@ from blobpipe.simulation.recipes import Recipes, Scene
 STRIDE = DenseNetwork.STRIDE
 MIDDLE_PX = (STRIDE - 1) / 2  # from the first pixel of a cell to its middle
 LOSS_LABEL = "cross entropy of 100 cells (nat)"
-# Cells within 5 px of a blob centre are positive; cells between 5 and 9 px, the radius of most blobs, are ignored.
+# Cells within 5 px of a blob centre are positive; cells between 5 and 9 px, as far as a blob reaches, are ignored.
 CORE_PX = 5.0
 AROUND_PX = 9.0
 WEIGHT_DECAY = 1e-4  # of AdamW, per step and learning rate
@@ -43,7 +43,7 @@ WARM_UP_FRAC = 0.1  # of all steps: the learning rate rises
 WARM_UP_START = (
     1e-3  # fraction of all steps that the warm-up is ahead by, so that the first step moves
 )
-MONITOR_BATCH = 16  # subframes of 256 x 256 pixels at a time; bounds the memory
+MONITOR_BATCH = 16  # validation subframes of 256 x 256 pixels that a thread takes at a time
 
 
 def train_dense(
@@ -88,7 +88,7 @@ def train_dense(
     state = new_state(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors")
     loop.resume(state, lambda _: new_optimiser(state.network, params))
 
-    # the loop: what is done with each epoch and each batch stands in DenseTraining
+    # the loop; DenseTraining holds what is done in each epoch and with each batch
     training = DenseTraining(state, scene, recipes, stamp_pairs, validation, params)
     loop.run_epochs(state, params.epochs, training.batches, training.update, training.monitor)
 
@@ -330,14 +330,14 @@ class DenseTraining:
         return loss.detach(), *torch.autograd.grad(loss, list(self.state.network.parameters()))
 
     def monitor(self) -> tuple[float, float]:
-        """Return the loss of the validation subframes, and the share of them that are told right by their highest cell."""
+        """Return loss and accuracy (0 to 1) on the validation subframes; the highest cell decides the class of a subframe."""
         n = len(self.validation.labels)
         measure = functools.partial(self._measure, dense_network.folded(self.state.network))
         losses, hits = zip(*self.map(measure, range(0, n, MONITOR_BATCH)), strict=True)
         return sum(losses) / n, sum(hits) / n
 
     def _measure(self, network: DenseNetwork, start: int) -> tuple[float, int]:
-        """Return the summed loss of the subframes from ``start`` on, and how many of them are told right."""
+        """Return the summed loss of the subframes from ``start`` on, and how many are classified correctly."""
         part = slice(start, start + MONITOR_BATCH)
         has_blob = self.validation.labels[part] == 1
         core, weight = (torch.from_numpy(array[part]) for array in self.validation.targets)
@@ -587,7 +587,7 @@ def cell_loss(logits: Tensor, core: Tensor, weight: Tensor, focus: float) -> Ten
     logits, core, weight : Tensor, shape (n, ny, nx), float32
         Answers, truth and weight of each cell; ``core`` and ``weight`` are 0 or 1.
     focus : float
-        Exponent of the focal loss: the larger, the less cells count that are already told right; 0: all count alike.
+        Exponent of the focal loss: the larger, the less weight have cells that are already right; 0: equal weights.
 
     Returns
     -------

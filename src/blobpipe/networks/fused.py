@@ -441,6 +441,7 @@ def _convolve_chunk(
     first,
     last,
 ):
+    """Convolve, rectify and pool the images from ``first`` to ``last``, and record the winners."""
     threshold, key, gain = drop
     channels = images.shape[1]
     pool = len(window)
@@ -449,6 +450,8 @@ def _convolve_chunk(
     block = packed.shape[4]
     block_weights = packed[0].size
     ny, nx = pooled.shape[2:]
+
+    # the planes that an image is dealt into; rows in whole vectors
     width = -(-nx // lanes) * lanes
     # zeros on either side of a plane's row, in whole vectors
     pad = -(-margin // (pool * lanes)) * lanes
@@ -457,15 +460,21 @@ def _convolve_chunk(
     channel_step = (ny * pool + 2 * margin) * row_step
     planes = _aligned_zeros(channels * channel_step, images.dtype)
     weights = packed.ravel()
+
+    # the transformed columns of one row of windows
     products_step = (pool + len(taps) - 1) * row_step
     products = _aligned_zeros(channels * products_step if columns.size else 0, images.dtype)
     column_weights = columns.ravel()
     column_block = columns.size // packed.shape[0]
+
+    # maximum and winner of one row of windows, all filters
     maxima = np.empty((packed.shape[0] * block, width), images.dtype)
     codes = np.empty(maxima.shape, np.int32)
     flat_maxima = maxima.ravel()
     flat_codes = codes.ravel()
+
     for i in range(first, last):
+        # where all pixels are tame, no result is NaN, and comparisons are faster
         largest = _deal_image(
             images, bits, i, planes, channel_step, row_step, plane_step, pad, margin, window
         )
@@ -487,6 +496,7 @@ def _convolve_chunk(
                 )
             for x in range(0, width, lanes):
                 for k in range(packed.shape[0]):
+                    # with few products if the winners are certain, as defined otherwise
                     if tame and columns.size and convolve_columns(
                         products, pad + x, channels, row_step, plane_step,
                         column_weights, k * column_block, biases, doubts, k * block, largest,
@@ -525,6 +535,7 @@ def _deal_image(images, bits, i, planes, channel_step, row_step, plane_step, pad
             at = c * channel_step + (y + margin) * row_step + pad
             for x in range(0, nx - rest, stretch):
                 deal(flat, start + x, planes, at + x // pool, plane_step, window)
+            # what does not fill a stretch is dealt from a copy with zeros at its end
             if rest:
                 for x in range(rest):
                     end[x] = images[i, c, y, nx - rest + x]
@@ -602,9 +613,13 @@ def _differentiate_chunk(
     channels = images.shape[1]
     lanes = PATCH_BYTES // images.itemsize
     length = patches.shape[3]
+
+    # one image with interleaved channels, and room to read beyond its end
     row_step = _row_step(images, margin)
     size = (images.shape[2] + 2 * margin) * row_step + max(length, kernels.shape[3])
     pixels = _aligned_zeros(size, images.dtype)
+
+    # the winners of one image: where their patches begin, their gradients, and the end of each row
     band = max(1, BAND_BYTES // (pool * row_step * images.itemsize))
     positions = np.empty(winners[0].size, np.uint32)
     gains = np.empty(winners[0].size, images.dtype)
@@ -613,6 +628,7 @@ def _differentiate_chunk(
     sums = patches[chunk].ravel()
     table = kernels.ravel()
     shape = kernels.shape
+
     for i in range(first, last):
         _interleave(images, i, pixels, margin)
         spread = _aligned_zeros(size if x_gradient.size else 0, images.dtype)
@@ -630,6 +646,8 @@ def _differentiate_chunk(
                 gains,
                 ends,
             )
+
+        # band by band, so that the patches of all filters are read from the cache
         for y in range(0, ny, band):
             for f in range(filters):
                 begin = ends[f, y]

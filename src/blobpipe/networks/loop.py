@@ -89,11 +89,12 @@ class Batch(Protocol):
 
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
-Batches = Callable[[int], Iterator[AnyBatch]]  # of an epoch, by its number
-Update = Callable[
-    [AnyBatch], Tensor
-]  # one step of the optimiser; returns the mean loss of the batch, shape ()
-Monitor = Callable[[], tuple[float, float]]  # returns loss and accuracy on the validation subframes
+# yields the batches of an epoch, given its number (0 for the first one)
+Batches = Callable[[int], Iterator[AnyBatch]]
+# takes one step of the optimiser and returns the mean loss of the batch, shape ()
+Update = Callable[[AnyBatch], Tensor]
+# returns loss and accuracy (0 to 1) on the validation subframes
+Monitor = Callable[[], tuple[float, float]]
 
 
 # ------------------------------------------------------------------------------------------------ epochs

@@ -79,7 +79,7 @@ def train(
     state = new_state(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors")
     loop.resume(state, functools.partial(new_optimiser, state.network, params))
 
-    # the loop: what is done with each epoch and each batch stands in ReportTraining
+    # the loop; ReportTraining holds what is done in each epoch and with each batch
     training = ReportTraining(state, scene, recipes, validation, params, noise_sigma)
     loop.run_epochs(state, params.epochs, training.batches, training.update, training.monitor)
 
@@ -199,7 +199,7 @@ class ReportTraining:
         self.monitored = torch.from_numpy(validation.subframes).to(state.device)
         self.has_blob = validation.labels == 1
 
-        # on the CPU subframes are rendered ahead of the updates, on a GPU as a part of them
+        # subframes are rendered ahead of the update on the CPU, and within it on a GPU
         self.n_copies = len(recipes.noise_seed)
         self.kept_copies: dict[int, npt.NDArray[np.float16]] = {}  # for `keep_rendered`, by number
         self.on_gpu = state.device.type == "cuda"

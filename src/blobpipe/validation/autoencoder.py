@@ -24,7 +24,7 @@ BATCH = 50  # subframes reconstructed at a time; bounds the memory
 
 
 class Autoencoder(nn.Module):
-    """An autoencoder of 256 x 256 pixels by way of 16 x 16 x 4 numbers, 64 times fewer: 20,724 parameters.
+    """An autoencoder that reduces 256 x 256 pixels to 16 x 16 x 4 numbers, 64 times fewer: 20,724 parameters.
 
     Notes
     -----
