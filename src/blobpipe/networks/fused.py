@@ -41,7 +41,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from blobpipe.core import threads as lasting
-from blobpipe.core.random_streams import GOLDEN_GAMMA, IMAGE_GAMMA, mix
+from blobpipe.core.random_streams import GOLDEN_GAMMA, IMAGE_GAMMA, compiled_mix
 
 log = logging.getLogger(__name__)
 
@@ -804,14 +804,17 @@ def _fill_keep_mask(kept, threshold, key):
             kept[i, at] = _is_kept(image_key, at, threshold)
 
 
+_mix = compiled_mix()
+
+
 @_jit
 def _image_key(key, i):
-    return mix(key + np.uint64(i) * np.uint64(IMAGE_GAMMA))
+    return _mix(key + np.uint64(i) * np.uint64(IMAGE_GAMMA))
 
 
 @_jit
 def _is_kept(image_key, at, threshold):
-    return mix(image_key + np.uint64(at) * np.uint64(GOLDEN_GAMMA)) >= threshold
+    return _mix(image_key + np.uint64(at) * np.uint64(GOLDEN_GAMMA)) >= threshold
 
 
 # --------------------------------------------------------------------------------------------------- inner loops
