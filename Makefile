@@ -1,4 +1,4 @@
-# `make` lists what there is. Everything runs in .venv, which is made on first use.
+# `make` lists the targets. Everything runs in .venv, which is built on first use.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed ## make .venv with the tested versions, and the package in it
+install: $(VENV)/.installed ## build .venv with the tested versions and install the package
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("blobpipe needs Python 3.11 or later: make PYTHON=python3.11 install" if sys.version_info < (3, 11) else 0)'
@@ -23,36 +23,36 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-run: install ## run the whole pipeline (CORES=2) and say where the report is
+run: install ## run the whole pipeline (CORES=2) and print the path of the report
 	snakemake --cores $(CORES)
 	@$(MAKE) --no-print-directory report
 
-report: install ## write results/report.html about what is there
+report: install ## write results/report.html from the existing results
 	snakemake --quiet host progress --report results/report.html
 	@echo "The report: $(CURDIR)/results/report.html"
 
-repro: install ## the same pipeline by DVC
+repro: install ## run the same pipeline with DVC
 	dvc repro
 
-test: install ## the tests, whole runs of both tools among them (a quarter of an hour)
+test: install ## run the tests, including whole runs of both tools (15 minutes)
 	pytest -n 2 --dist loadgroup -m 'not long'
 
-test-all: install ## these and the longest: a kill in every stage, experiments, all benchmarks (three quarters of an hour)
+test-all: install ## run all tests, including a kill in every stage, experiments and all benchmarks (45 minutes)
 	pytest -n 2 --dist loadgroup
 
-mutants: install ## change the code at random places and say which changes no test notices (MUTANTS=200 SEED=1; an hour)
+mutants: install ## change the code at random points and list the changes that no test detects (MUTANTS=200 SEED=1; one hour)
 	@python -m pip install -q -c constraints.txt -e '.[mutants]'
 	python -m tests.mutants --count $(MUTANTS) --seed $(SEED)
 
-lint: install ## style of the code and of the rules
+lint: install ## check the style of code and rules
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow/rules
 
-types: install ## mypy, strict
+types: install ## run mypy, strict
 	mypy
 
-format: install ## bring code and rules into style
+format: install ## format code and rules
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile workflow/rules
@@ -60,12 +60,12 @@ format: install ## bring code and rules into style
 docs: install ## build the documentation: docs/_build/html/index.html
 	sphinx-build -W -q -b html docs docs/_build/html
 
-bench: install ## time everything against plain PyTorch and the original's ways (ten minutes; run nothing else meanwhile)
+bench: install ## time everything against plain PyTorch and the original code's methods (10 minutes; run nothing else)
 	python -m benchmarks
 
-unlock: install ## after a kill: clear the locks of runs that are over
+unlock: install ## clear the locks of runs that were killed
 	python workflow/scripts/run_lock.py
 
-clean: ## remove logs, caches and the report; what the stages made stays
+clean: ## remove logs, caches and the report; keep the stages' outputs
 	rm -rf logs results/report.html dvc_plots .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +

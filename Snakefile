@@ -1,5 +1,5 @@
-# From monitor images to a regression report, in the order in which an image meets the stages. A stage has one name: that
-# of its rules file, its section of params.yaml, its entry in dvc.yaml (what it reads and makes) and `blobpipe STAGE`.
+# From monitor images to a regression report, in the order in which an image passes through the stages. A stage has one name:
+# its rules file, its section of params.yaml, its entry in dvc.yaml (inputs and outputs) and `blobpipe STAGE`.
 from snakemake.utils import min_version
 
 min_version("9.17")
@@ -12,12 +12,12 @@ wildcard_constraints:
     batch=r"\d+",
 
 
-# What each stage makes; its rules file fills this in. Inputs are plain paths, here and there: where one is written as
-# rules.X.output, Snakemake runs rule X too, whatever --allowed-rules says.
+# Outputs of each stage, filled in by its rules file. Inputs are plain paths everywhere: for an input written as
+# rules.X.output, Snakemake would run rule X whatever --allowed-rules says.
 STAGE_FILES = {}
 
 
-if "campaign" in stages():  # not where `dvc remove campaign` made room for images of the user's own
+if "campaign" in stages():  # absent after `dvc remove campaign`, for the user's own images
 
     include: "workflow/rules/campaign.smk"
 

@@ -14,7 +14,7 @@ from benchmarks.network import SUBFRAMES_PER_S, THREADS
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image, zscale_limits
 from blobpipe.images.stack import ROWS, running_median
-from blobpipe.networks import report_network
+from blobpipe.networks import kernels
 from blobpipe.params import Clip, Params
 from blobpipe.simulation import render
 from blobpipe.simulation.recipes import STEP
@@ -52,7 +52,7 @@ def _batches(made: material.Made) -> Callable[[], float]:
     n = len(made.recipes) // BATCH * BATCH
 
     def work() -> float:
-        report_network.set_threads(THREADS)
+        kernels.set_threads(THREADS)
         for rows in np.split(
             np.random.default_rng(1).permutation(len(made.recipes))[:n], n // BATCH
         ):

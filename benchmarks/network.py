@@ -21,7 +21,7 @@ from benchmarks.material import BATCH, NOISE_SIGMA, Size
 from benchmarks.measure import ROOT, Part, in_gib, interleave
 from blobpipe import cli
 from blobpipe.images import tiles
-from blobpipe.networks import fused, report_network, train
+from blobpipe.networks import fused, kernels, loop, report_network, train
 from blobpipe.params import Train
 
 THREADS = 2
@@ -117,7 +117,7 @@ def _fused_steps(x: Tensor, y: Tensor, n_batches: int) -> Callable[[], float]:
     batches = _batches(x, y)
 
     def work() -> float:
-        report_network.set_threads(THREADS)
+        kernels.set_threads(THREADS)
         for step, (images, labels) in enumerate(itertools.islice(batches, n_batches)):
             loss = F.cross_entropy(network(images, step), labels)
             optimiser.zero_grad(set_to_none=True)
@@ -135,27 +135,27 @@ def _batches(x: Tensor, y: Tensor) -> Any:
 def _ours(size: Size) -> Callable[[], float]:
     """Epochs as the stage ``train`` does them, with next to nothing to monitor."""
     made = material.make_recipes(size)
-    run = _run(
-        Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=REPORT_EPOCHS, device="cpu")
-    )
-    monitor = material.pixels(size, 1)
+    params = Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=REPORT_EPOCHS, device="cpu")
+    training = _training(params, made, material.pixels(size, 1))
 
     def work() -> float:
-        report_network.set_threads(THREADS)
-        _epoch(run, made, monitor)
+        kernels.set_threads(THREADS)
+        _epoch(training)
         return len(made.recipes)
 
     return work
 
 
-def _run(params: Train) -> train.Run:
-    return train.Run(params, NOISE_SIGMA, {}, Path("checkpoint"))
-
-
-def _epoch(run: train.Run, made: material.Made, monitor: Any) -> None:
+def _training(params: Train, made: material.Made, monitor: Any) -> train.ReportTraining:
     images, labels = monitor
+    state = train.new_state(params, {}, Path("checkpoint"))
+    validation = train.Validation(images[:, 0], labels)
+    return train.ReportTraining(state, made.scene, made.recipes, validation, params, NOISE_SIGMA)
+
+
+def _epoch(training: train.ReportTraining) -> None:
     with contextlib.redirect_stderr(io.StringIO()):  # its own progress bar
-        run.train_epoch(made.scene, made.recipes, images[:, 0], labels)
+        loop.run_epoch(training.state, training.batches, training.update, training.monitor)
 
 
 def infer(size: Size) -> Part:
@@ -200,7 +200,7 @@ def _fused_inference(images: Any) -> Callable[[], float]:
     network = report_network.new_network(1, "fused")
 
     def work() -> float:
-        report_network.set_threads(THREADS)
+        kernels.set_threads(THREADS)
         report_network.predict(network, images)
         return len(images)
 
@@ -347,7 +347,7 @@ def _forward(
     layer: Callable[[Tensor], Tensor], inputs: Tensor, repeats: int
 ) -> Callable[[], float]:
     def work() -> float:
-        report_network.set_threads(THREADS)
+        kernels.set_threads(THREADS)
         with torch.inference_mode():
             for _ in range(repeats):
                 layer(inputs)
@@ -363,7 +363,7 @@ def _backward(
     gradient = torch.randn_like(outputs)
 
     def work() -> float:
-        report_network.set_threads(THREADS)
+        kernels.set_threads(THREADS)
         for _ in range(repeats):
             torch.autograd.grad(outputs, wanted, gradient, retain_graph=True)
         return repeats * len(inputs)
@@ -398,14 +398,14 @@ def recipe(size: Size) -> Part:
         batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=size.epochs // 2, device="cpu"
     )
     monitor = material.pixels(size, params.n_monitor * size.n_train // REPORT_SUBFRAMES)
-    report_network.set_threads(THREADS)
+    kernels.set_threads(THREADS)
     part = Part(f"The report's recipe: {REPORT_SUBFRAMES} subframes, {REPORT_EPOCHS} epochs")
-    _epoch(_run(params), made, monitor)  # compiles
-    rendered = _epochs(_run(params), made, monitor, size.epochs)
+    _epoch(_training(params, made, monitor))  # compiles
+    rendered = _epochs(_training(params, made, monitor), size.epochs)
     part.add("rendered_minutes", "projected, rendered anew in every epoch", "minutes", rendered)
-    kept = _run(params.model_copy(update={"keep_rendered": True}))
-    first = _epochs(kept, made, monitor, len(made.recipes.turn))  # in which each copy is rendered
-    later = _epochs(kept, made, monitor, size.epochs)
+    kept = _training(params.model_copy(update={"keep_rendered": True}), made, monitor)
+    first = _epochs(kept, len(made.recipes.turn))  # in which each copy is rendered
+    later = _epochs(kept, size.epochs)
     minutes = (first.sum() + (REPORT_EPOCHS - len(first)) * later) / REPORT_EPOCHS
     part.add(
         "ours_minutes",
@@ -423,15 +423,14 @@ def recipe(size: Size) -> Part:
     return part
 
 
-def _epochs(run: train.Run, made: material.Made, monitor: Any, n: int) -> Any:
+def _epochs(training: train.ReportTraining, n: int) -> Any:
     """Minutes that the recipe would take at the rate of each of the next ``n`` epochs."""
     minutes = []
     for _ in range(n):
-        before = run.seconds
-        _epoch(run, made, monitor)
-        minutes.append(
-            (run.seconds - before) / 60 * REPORT_EPOCHS * REPORT_SUBFRAMES / len(made.recipes)
-        )
+        before = training.state.seconds
+        _epoch(training)
+        seconds_each = (training.state.seconds - before) / len(training.recipes)
+        minutes.append(seconds_each / 60 * REPORT_EPOCHS * REPORT_SUBFRAMES)
     return np.array(minutes)
 
 
@@ -469,16 +468,16 @@ def gpu(size: Size) -> Part:
         part.remarks.append("no CUDA device")
         return part
     made = material.make_recipes(replace(size, n_train=REPORT_SUBFRAMES))
-    images, labels = material.pixels(size, 100)
-    run = _run(Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=5, device="cuda"))
-    with contextlib.redirect_stderr(io.StringIO()):
-        while run.epoch < REPORT_EPOCHS and run.seconds < 120:
-            run.train_epoch(made.scene, made.recipes, images[:, 0], labels)
-    rate = run.n_seen / run.seconds
+    params = Train(batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=5, device="cuda")
+    training = _training(params, made, material.pixels(size, 100))
+    state = training.state
+    while state.epoch < REPORT_EPOCHS and state.seconds < 120:
+        _epoch(training)
+    rate = state.n_seen / state.seconds
     part.add("ours_rate", f"blobpipe on {torch.cuda.get_device_name()}", SUBFRAMES_PER_S, rate)
-    whole = run.n_seen >= REPORT_SUBFRAMES * REPORT_EPOCHS
+    whole = state.n_seen >= REPORT_SUBFRAMES * REPORT_EPOCHS
     what = "the report's recipe, " + (
-        "measured" if whole else f"projected from {run.n_seen} subframes"
+        "measured" if whole else f"projected from {state.n_seen} subframes"
     )
     part.add("ours_s", what, "s", REPORT_SUBFRAMES * REPORT_EPOCHS / rate, at_most=60)
     part.add(

@@ -35,3 +35,5 @@ html_theme = "furo"
 html_title = f"blobpipe {version}"
 html_math_renderer = "mathml"
 html_show_sourcelink = False
+# Short names that several classes share, as x and y, need no link.
+suppress_warnings = ["ref.python"]

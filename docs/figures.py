@@ -99,7 +99,7 @@ def make_project(root: Path) -> None:
     )
     campaign.simulate(raw, SHORT.campaign)
     difference.reference(raw, subtracted, SHORT.difference)
-    difference.subtract(raw, subtracted, SHORT.difference)
+    difference.write_differences(raw, subtracted, SHORT.difference)
     clip(subtracted, clipped, SHORT.clip)
     scale(clipped, scaled, SHORT.scale)
     recipes = root / "results/cutout"

@@ -75,6 +75,6 @@ def difference_dir(once: Once, campaign_dir: Path, difference_params: Difference
 
     def make(folder: Path) -> None:
         difference.reference(campaign_dir, folder, difference_params)
-        difference.subtract(campaign_dir, folder, difference_params)
+        difference.write_differences(campaign_dir, folder, difference_params)
 
     return once("difference", make)

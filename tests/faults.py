@@ -42,9 +42,8 @@ from tqdm import tqdm
 
 from blobpipe import cli
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.detection import operating_point
 from blobpipe.monitor import delivery, logbook, quicklook
-from blobpipe.networks import dense, model_file, report_network
+from blobpipe.networks import dense, kernels, model_file
 from blobpipe.params import Detect, Difference, Health, Notices, Params, Quicklook, to_yaml
 from tests import month
 from tests.servers import Hook, HookServer
@@ -228,8 +227,8 @@ def prepare(root: Path) -> Month:
     quicklook._rehearsed = lambda path: (
         ""
     )  # a process of its own for each image at which a run was killed takes seconds
-    report_network.set_threads(1)
-    for module, name in ((model_file, "kind_of_model"), (operating_point, "load_operating_point")):
+    kernels.set_threads(1)
+    for module, name in ((model_file, "kind_of_model"), (quicklook, "load_dense_detector")):
         setattr(module, name, _remembering(getattr(module, name), str))
     dense.probability_map = _remembering(
         dense.probability_map, lambda network, image: image.tobytes()

@@ -68,6 +68,7 @@ TESTS = {  # beside those that bear the module's name
     "detection.search": ("unit/detection/test_detect.py",),
     "detection.operating_point": ("unit/detection/test_detect.py",),
     "monitor.running_stack": ("unit/monitor/test_quicklook.py",),
+    "monitor.export": ("unit/monitor/test_bad_pixel_table.py",),
     "monitor.bad_pixel_table": ("unit/monitor/test_export.py",),
 }
 WARM = (

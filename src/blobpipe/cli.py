@@ -78,7 +78,7 @@ def _difference(args: argparse.Namespace) -> None:
     if args.batch is None:
         difference.reference(RAW, DIFFERENCE, _params(args).difference)
     if not args.reference:
-        difference.subtract(RAW, DIFFERENCE, _params(args).difference, args.batch)
+        difference.write_differences(RAW, DIFFERENCE, _params(args).difference, args.batch)
 
 
 def _clip(args: argparse.Namespace) -> None:
@@ -130,20 +130,18 @@ def _dense(args: argparse.Namespace) -> None:
 def _detect(args: argparse.Namespace) -> None:
     from blobpipe.detection.detect import detect
 
-    detect(RAW, DIFFERENCE, SCALE, CUTOUT, DENSE_MODEL, DETECT, _params(args).detect)
+    params = _params(args)
+    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    detect(*folders, DENSE_MODEL, DETECT, params.detect, vetting=params.vetting)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from blobpipe.validation.evaluate import evaluate
 
-    evaluate(
-        DIFFERENCE,
-        SCALE,
-        CUTOUT,
-        (MODEL, f"{DETECT}/model.safetensors"),
-        EVALUATE,
-        _params(args).evaluate,
-    )
+    params = _params(args)
+    models = (MODEL, f"{DETECT}/model.safetensors")
+    folders = (DIFFERENCE, SCALE, CUTOUT)
+    evaluate(*folders, models, EVALUATE, params.evaluate, vetting=params.vetting)
 
 
 def _regression(args: argparse.Namespace) -> None:
@@ -169,7 +167,8 @@ def _completeness(args: argparse.Namespace) -> None:
 
     params = _params(args)
     rate = params.detect.false_alarms_per_100_frames
-    setting = completeness.Setting(params.clip, params.scale, params.evaluate.radii_px, rate)
+    radii_px = params.evaluate.radii_px
+    setting = completeness.Setting(params.clip, params.scale, params.vetting, radii_px, rate)
     models = (f"{DETECT}/model.safetensors", MODEL)
     completeness.measure_completeness(
         RAW, DIFFERENCE, SCALE, CUTOUT, models, COMPLETENESS, params.completeness, setting=setting
@@ -260,7 +259,7 @@ def _catalogue(args: argparse.Namespace) -> None:
     added = catalogue.update(connection, args.catalogue)
     print(f"{args.catalogue}: {len(added)} blobs added{': ' if added else ''}{', '.join(added)}")
     if args.reviews:
-        print(f"{args.reviews}: {catalogue.reviews(connection, args.reviews)} reviews")
+        print(f"{args.reviews}: {catalogue.write_reviews(connection, args.reviews)} reviews")
 
 
 def _fetch(args: argparse.Namespace) -> int:
@@ -374,13 +373,13 @@ def _extra(name: str) -> Iterator[None]:
 
 
 def _own_or_packaged() -> Path:
-    """The pipeline's own dense network where there is one, else that of the package."""
+    """Return the pipeline's own dense network where there is one, else the packaged one."""
     own = Path(OWN_MODEL)
     return own if own.exists() else Path(__file__).with_name("model.safetensors")
 
 
 def _default_model(params: Params) -> Path:
-    """The same, for work: the pipeline's own must have passed the regression test."""
+    """Return the same, for daily work: the pipeline's own must have passed the regression test."""
     model = _own_or_packaged()
     if model == Path(OWN_MODEL):
         from blobpipe.validation import gate
@@ -398,48 +397,51 @@ def _params(args: argparse.Namespace) -> Params:
 
 
 def _params_if_any(args: argparse.Namespace) -> Params:
-    """The named file; else ``params.yaml`` where there is one, else the defaults: a scan runs anywhere."""
+    """Read the named file; else ``params.yaml`` where there is one, else use the defaults."""
     return _params(args) if args.params or Path(PARAMS).exists() else Params()
 
 
 STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
-    "campaign": (_campaign, "simulate the monitor images of data/raw"),
-    "difference": (_difference, "register, stack and subtract: data/difference"),
+    "campaign": (_campaign, "simulate monitor images: data/raw"),
+    "difference": (_difference, "register and subtract the median stack: data/difference (ISR 2)"),
     "clip": (_clip, "clip the difference images: data/clip (ISR 3.1)"),
     "scale": (_scale, "scale the clipped images: data/scale (ISR 3.2)"),
     "cutout": (_cutout, "draw subframes and superimposed blobs: results/cutout (ISR 3.3)"),
     "augment": (_augment, "draw noise, rotations and flips: results/augment (ISR 3.4)"),
-    "train": (_train, "train the network: results/train (ISR 4, 5)"),
+    "train": (_train, "train the report's network: results/train (ISR 4, 5)"),
     "dense": (_dense, "train the dense network: results/dense"),
-    "detect": (_detect, "search all images with it, set its operating point: results/detect"),
+    "detect": (
+        _detect,
+        "search all images with the dense network and set its operating point: results/detect",
+    ),
     "evaluate": (
         _evaluate,
         "evaluate all detectors on validation subframes: results/evaluate (ISR 6)",
     ),
     "regression": (
         _regression,
-        "run the historical cases with all detectors: results/regression (ISR 7)",
+        "search the historical cases with all detectors: results/regression (ISR 7)",
     ),
     "completeness": (
         _completeness,
-        "which superimposed blobs are found, by which detector: results/completeness",
+        "inject blobs and count those that each detector finds: results/completeness",
     ),
     "explore": (
         _explore,
-        "optional: an autoencoder, embeddings of subframes: results/explore (ISR 7)",
+        "optional: train an autoencoder and embed subframes: results/explore (ISR 7)",
     ),
 }
 BATCHED = ("difference", "clip", "scale")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+    """Build the parser of the whole command line."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--params", metavar="FILE", help=f"parameter file (default: {PARAMS})")
     parser = argparse.ArgumentParser(
-        prog="blobpipe", description="Find blobs in infrared-detector monitor images."
+        prog="blobpipe", description="Find blobs in WFC3/IR monitor images."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -450,13 +452,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(work=work)
         if name in BATCHED:
             command.add_argument(
-                "--batch", type=int, help="only this batch of images (default: all)"
+                "--batch", type=int, help="process only this batch of 64 images (default: all)"
             )
     commands.choices["campaign"].add_argument(
-        "--threads", type=int, default=1, help="processes (default: %(default)s)"
+        "--threads", type=int, default=1, help="number of processes (default: %(default)s)"
     )
     commands.choices["difference"].add_argument(
-        "--reference", action="store_true", help="only the reference stack"
+        "--reference", action="store_true", help="make only the reference stack"
     )
     _add_daily(commands, settings, common)
     _add_archive(commands, common)
@@ -473,7 +475,7 @@ def _add_archive(
         "--start", type=_date, required=True, metavar="DATE", help="first day, YYYY-MM-DD"
     )
     fetch.add_argument(
-        "--end", type=_date, required=True, metavar="DATE", help="last day, included"
+        "--end", type=_date, required=True, metavar="DATE", help="last day, inclusive"
     )
     fetch.add_argument(
         "--out",
@@ -482,13 +484,13 @@ def _add_archive(
         metavar="DIR",
         help="folder for the files and manifest.csv",
     )
-    fetch.add_argument("--dry-run", action="store_true", help="only list what there is")
+    fetch.add_argument("--dry-run", action="store_true", help="only list the exposures")
     fetch.set_defaults(work=_fetch)
     flatten = commands.add_parser(
-        "flatten", parents=[common], help="make blob images of calibrated exposures"
+        "flatten", parents=[common], help="make blob images from calibrated exposures"
     )
     flatten.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="FLT or IMA, a full frame"
+        "files", nargs="+", type=Path, metavar="FILE", help="full-frame FLT or IMA exposure"
     )
     flatten.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the blob images"
@@ -509,26 +511,31 @@ def _add_daily(
     common: argparse.ArgumentParser,
 ) -> None:
     check = commands.add_parser(
-        "check", parents=[common], help="say what image files are, and whether they are usable"
+        "check",
+        parents=[common],
+        help="report what image files contain, and whether they can be searched",
     )
-    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FITS image")
     check.set_defaults(work=_check)
     scan = commands.add_parser(
         "scan", parents=[settings, common], help="search images for new blobs"
     )
-    scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME")
+    scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME", help="blob image")
     which = scan.add_mutually_exclusive_group()
     which.add_argument(
-        "--difference", action="store_true", help="the images are differences already"
+        "--difference", action="store_true", help="the images are difference images already"
     )
     which.add_argument("--reference", type=Path, metavar="STACK", help="median stack to subtract")
     scan.add_argument(
         "--model",
         type=Path,
-        help=f"trained model, of either network (default: {OWN_MODEL}, if it passed the gate; without one, the packaged one)",
+        help=f"trained dense or report network (default: {OWN_MODEL}, which must have passed the gate; else the packaged model)",
     )
     scan.add_argument(
-        "--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px"
+        "--catalogue",
+        type=Path,
+        metavar="TABLE",
+        help="table of known blobs: x_px, y_px, radius_px",
     )
     scan.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures"
@@ -538,36 +545,51 @@ def _add_daily(
 
     _add_export(commands, common)
     gate = commands.add_parser(
-        "gate", parents=[settings, common], help="exit non-zero unless the regression test passed"
+        "gate",
+        parents=[settings, common],
+        help="exit with status 1 unless the regression test passed",
     )
     gate.add_argument(
-        "--against", metavar="REV", help="also list cases won and lost since a git revision"
+        "--against", metavar="REV", help="also list the cases won and lost since a git revision"
     )
     gate.set_defaults(work=_gate)
     notify = commands.add_parser(
-        "notify", parents=[settings, common], help="send the notices that wait in a log"
+        "notify", parents=[settings, common], help="send the notices that wait in the log"
     )
     notify.add_argument(
-        "--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)"
+        "--log",
+        type=Path,
+        default=Path(LOG),
+        metavar="FILE",
+        help="log file (default: %(default)s)",
     )
     instead = notify.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="only print what waits")
+    instead.add_argument("--dry-run", action="store_true", help="only print the waiting notices")
     instead.add_argument(
-        "--test", action="store_true", help="send a test notice on every channel, and nothing else"
+        "--test", action="store_true", help="only send a test notice on every channel"
     )
-    instead.add_argument("--again", action="store_true", help="also send what was given up")
+    instead.add_argument(
+        "--again", action="store_true", help="also send notices that were given up"
+    )
     notify.set_defaults(work=_notify)
     doctor = commands.add_parser(
         "doctor",
         parents=[settings, common],
-        help="say whether all that the daily routine needs is there",
+        help="check everything that the daily routine needs",
     )
     doctor.add_argument(
-        "--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)"
+        "--log",
+        type=Path,
+        default=Path(LOG),
+        metavar="FILE",
+        help="log file (default: %(default)s)",
     )
-    doctor.add_argument("--model", type=Path, help="trained model (default: that of scan)")
+    doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
     doctor.add_argument(
-        "--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px"
+        "--catalogue",
+        type=Path,
+        metavar="TABLE",
+        help="table of known blobs: x_px, y_px, radius_px",
     )
     doctor.add_argument(
         "--send-test", action="store_true", help="also send a test notice on every channel"
@@ -586,56 +608,81 @@ def _add_log(
 ) -> None:
     log = argparse.ArgumentParser(add_help=False)
     log.add_argument(
-        "--log", type=Path, default=Path(LOG), metavar="FILE", help="the log (default: %(default)s)"
+        "--log",
+        type=Path,
+        default=Path(LOG),
+        metavar="FILE",
+        help="log file (default: %(default)s)",
     )
     quick = commands.add_parser(
         "quicklook",
         parents=[settings, log, common],
-        help="search, log and tell of every new image of a folder",
+        help="search every new image in a folder, log the results and send notices",
     )
-    quick.add_argument("folder", type=Path, metavar="FOLDER")
+    quick.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
     which = quick.add_mutually_exclusive_group()
     which.add_argument(
-        "--difference", action="store_true", help="the images are differences already"
+        "--difference", action="store_true", help="the images are difference images already"
     )
     which.add_argument(
-        "--reference", type=Path, metavar="STACK", help="median stack for the first images"
+        "--reference",
+        type=Path,
+        metavar="STACK",
+        help="median stack to subtract until enough images are logged",
     )
     quick.add_argument("--model", type=Path, help="trained dense network (default: as for scan)")
     quick.add_argument(
-        "--catalogue", type=Path, metavar="TABLE", help="known blobs: x_px, y_px, radius_px"
+        "--catalogue",
+        type=Path,
+        metavar="TABLE",
+        help="table of known blobs: x_px, y_px, radius_px",
     )
     quick.add_argument(
-        "--silent", action="store_true", help="tell nobody, now or later: for images of old"
+        "--silent", action="store_true", help="do not queue notices (for a backlog of images)"
     )
     quick.add_argument("--again", action="store_true", help="search rejected images once more")
-    quick.add_argument("--watch", action="store_true", help="stay, and take images as they appear")
+    quick.add_argument(
+        "--watch", action="store_true", help="keep running and search images as they arrive"
+    )
     quick.set_defaults(work=_quicklook)
     show = commands.add_parser(
         "log", parents=[log, common], help="print or export a table of the log"
     )
     show.add_argument(
-        "table", nargs="?", default="candidate_list", metavar="TABLE", help="default: %(default)s"
+        "table",
+        nargs="?",
+        default="candidate_list",
+        metavar="TABLE",
+        help="name of the table (default: %(default)s)",
     )
-    show.add_argument("--out", type=Path, metavar="FILE", help="write .csv, .ecsv or .json instead")
+    show.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the table to a .csv, .ecsv or .json file instead",
+    )
     show.set_defaults(work=_log)
-    update = commands.add_parser("catalogue", help="the known blobs")
+    update = commands.add_parser("catalogue", help="update the catalogue of known blobs")
     update_command = update.add_subparsers(
         dest="action", required=True, metavar="ACTION"
     ).add_parser(
-        "update", parents=[log, common], help="add the candidates that reviews have confirmed"
+        "update", parents=[log, common], help="add the candidates that reviewers have confirmed"
     )
     update_command.add_argument(
-        "--catalogue", type=Path, required=True, metavar="TABLE", help="table to add them to"
+        "--catalogue",
+        type=Path,
+        required=True,
+        metavar="TABLE",
+        help="catalogue to which they are added",
     )
     update_command.add_argument(
         "--frames",
         type=Path,
         metavar="TABLE",
-        help="first list the images of the log that lie beside it: frames.csv",
+        help="list of images (frames.csv); first add to it the images in its folder that are in the log",
     )
     update_command.add_argument(
-        "--reviews", type=Path, metavar="FILE", help="write all reviews as CSV too"
+        "--reviews", type=Path, metavar="FILE", help="also write all reviews as CSV"
     )
     update_command.set_defaults(work=_catalogue)
     _add_review(commands, log, common)
@@ -647,7 +694,7 @@ def _add_export(
     export = commands.add_parser(
         "export",
         parents=[common],
-        help="hand blobs on: DS9 regions, ECSV, bad-pixel table, DQ image",
+        help="export blobs: DS9 regions, ECSV, bad-pixel table, DQ image",
     )
     export.add_argument(
         "catalogue", type=Path, metavar="CATALOGUE", help="table of blobs, CSV or ECSV"
@@ -658,48 +705,48 @@ def _add_export(
     export.add_argument(
         "--until",
         metavar="DATE",
-        help="only blobs first seen by the end of this day, or by this MJD",
+        help="only blobs first seen by the end of this day or by this MJD",
     )
     export.add_argument(
         "--also",
         action="append",
         default=[],
         metavar="STATUS",
-        help="not only known blobs and those that a person confirmed, but this too: seen_again, new, ...",
+        help="besides known and confirmed blobs, also export this status: seen_again, new, ...; may be repeated",
     )
     export.add_argument(
         "--frames",
         type=Path,
         metavar="TABLE",
-        help="dates of the images: frame, mjd (default: frames.csv beside it)",
+        help="dates of the images: frame, mjd (default: frames.csv beside CATALOGUE)",
     )
     export.add_argument(
         "--bpixtab",
         type=Path,
         metavar="FITS",
-        help="bad-pixel table or DQ image to add the discs to",
+        help="bad-pixel table or DQ image to which the discs are added",
     )
     export.add_argument(
         "--useafter",
         metavar="DATE",
-        help="USEAFTER of the new table (default: that of its latest blob)",
+        help="USEAFTER of the new table (default: the later of its own date and that of its latest blob)",
     )
     export.add_argument(
         "--disc-radii",
         type=float,
         nargs=2,
         metavar=("MIN", "MAX"),
-        help="limits of the discs (default: 7.0 8.2 px)",
+        help="limits of the disc radii in px (default: 7.0 8.2)",
     )
     export.add_argument(
         "--flt",
         action="store_true",
-        help="regions and DQ image for 1014 x 1014 pixels, as FLT files",
+        help="write regions and DQ image for 1014 x 1014 pixels, as in FLT files",
     )
     export.add_argument(
         "--all-flags",
         action="store_true",
-        help="give the DQ image all bits of the table, not only 512",
+        help="write all bits of the table to the DQ image, not only 512",
     )
     export.set_defaults(work=_export)
 
@@ -715,31 +762,33 @@ def _add_review(
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
     )
-    serve.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    serve.add_argument(
+        "--port", type=int, default=8000, help="port to listen on (default: %(default)s)"
+    )
     serve.add_argument(
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="holds the token for reviews (default: the variable BLOBPIPE_TOKEN)",
+        help="file with the token for reviews (default: the environment variable BLOBPIPE_TOKEN)",
     )
     serve.add_argument(
         "--name",
         action="append",
         default=[],
         metavar="HOST",
-        help="a name of this server in browsers; may be repeated",
+        help="host name by which browsers reach this server; may be repeated",
     )
     serve.set_defaults(work=_serve)
     page = commands.add_parser(
         "page", parents=[log, common], help="write the log, or a day of it, as one HTML file"
     )
-    page.add_argument("--out", type=Path, required=True, metavar="FILE")
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML file to write")
     which = page.add_mutually_exclusive_group()
     which.add_argument(
         "--date", metavar="YYYY-MM-DD", help="day of the exposures (default: the newest)"
     )
     which.add_argument(
-        "--all", action="store_true", help="everything that is not rejected, with map and timeline"
+        "--all", action="store_true", help="all images that are not rejected, with map and timeline"
     )
     page.set_defaults(work=_page)
 
@@ -788,7 +837,7 @@ def _run(argv: list[str] | None) -> int:
 
 
 def _let_go(*streams: TextIO | None) -> None:
-    """Throw away what a stream still holds: Python would try to write it once more at its end, and complain."""
+    """Throw away what a stream still holds, or Python would complain at its end."""
     # of a replaced one, which has no number
     with open(os.devnull, "wb") as nowhere, suppress(OSError, ValueError):
         for stream in streams:
@@ -797,7 +846,7 @@ def _let_go(*streams: TextIO | None) -> None:
 
 
 def keep_memory() -> None:
-    """Let freed memory stay with the process: fetching it anew for each image takes nearly as long as the work on it."""
+    """Keep freed memory in the process: fetching it anew takes nearly as long as the work."""
     with suppress(OSError, AttributeError):  # another C library has its own ways
         library = ctypes.CDLL(None)
         # else each thread that ever was keeps a heap of its own, for nobody
@@ -807,12 +856,12 @@ def keep_memory() -> None:
 
 
 def rest_idle_threads() -> None:
-    """Let OpenMP's threads sleep when there is nothing to do, before PyTorch and Numba load it: else they keep a core busy."""
+    """Let idle OpenMP threads sleep; called before PyTorch and Numba load it."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _one_line(error: Exception) -> str:
-    """What a fault of the input or of the machine is in one line; empty for a fault of ours, which wants its traceback."""
+    """Put a fault of the input or machine in one line; empty for a bug, which wants a traceback."""
     import sqlite3
 
     match error:

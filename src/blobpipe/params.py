@@ -113,17 +113,20 @@ class Campaign(Section):
     first_frames: int = Field(
         30,
         ge=2,
-        description="Images before the first new blob lands (count): they fill the first stack. ISR section 2.",
+        description="Images before the first new blob lands (count); they fill the first stack."
+        " ISR 2.",
     )
     n_cases: int = Field(
         110,
         ge=1,
-        description="Images that are the first to show one or more new blobs (count). ISR section 7: over 100.",
+        description="Images that are the first to show one or more new blobs (count). ISR 7: "
+        "over 100.",
     )
     n_known: int = Field(
         110,
         ge=1,
-        description="Blobs that were there before the first image (count). Ours, after the 2018 catalogue.",
+        description="Blobs present before the first image (count). Not in the report; modelled "
+        "on the 2018 catalogue.",
     )
     photons_e: Range = Field(
         (12_000.0, 30_000.0),
@@ -133,47 +136,50 @@ class Campaign(Section):
         0.005,
         ge=0,
         le=0.1,
-        description="Pixel-to-pixel pattern that all images share (fraction of the light).",
+        description="Pixel-to-pixel pattern common to all images (fraction of the light).",
     )
     flattening_noise_frac: float = Field(
         0.0066,
         ge=0,
         le=0.1,
-        description="White noise that flattening leaves in each image (fraction of the light). Set so that a "
-        "difference image has the measured noise of 0.0101.",
+        description="White noise left in each image by flattening (fraction of the light). Set "
+        "so that a difference image has the measured noise of 0.0101.",
     )
     shift_px: float = Field(
         0.04,
         ge=0,
         le=1,
-        description="Scale of the usual CSM shift, per axis (px). Mostly below 0.1 px.",
+        description="Scale of the usual CSM shift, per axis (px). Usually below 0.1 px.",
     )
     large_shift_frac: Fraction = Field(
         0.12,
-        description="Share of images whose CSM stopped elsewhere: shifts of up to large_shift_px. Ours.",
+        description="Share of images whose CSM stopped at another angle, with shifts of up to "
+        "large_shift_px. Not in the report.",
     )
     large_shift_px: float = Field(
-        3.0, ge=0, le=5, description="Largest CSM shift (px): 'a few pixels' happens."
+        3.0, ge=0, le=5, description="Largest CSM shift (px). Shifts of 'a few pixels' occur."
     )
 
 
 class Difference(Section):
-    """Registration and subtraction of the running median stack (ISR section 2)."""
+    """Registration, and subtraction of the running median stack (ISR 2)."""
 
     stack_size: int = Field(
         30,
         ge=3,
         le=200,
-        description="Preceding images in the running median (count). ISR section 2.",
+        description="Preceding images in the running median (count). ISR 2.",
     )
     register_shift: bool = Field(
         True,
-        description="Measure the CSM shift of each image and move the stack's blob pattern by it. Off: dips stay, for study.",
+        description="Measure the CSM shift of each image and move the stack's blob pattern by "
+        "it. If false, dips remain, for study.",
     )
     known_blobs: bool = Field(
         True,
-        description="Inside a blob that landed within the last stack, take only the images since it landed, so that "
-        "it is not new every day until the median has learnt it. Needs blobs.csv. Ours.",
+        description="Inside a blob that landed within the last stack, use only the images since"
+        " it landed; otherwise it appears new until the median shows it. Needs "
+        "blobs.csv. Not in the report.",
     )
 
 
@@ -190,8 +196,9 @@ class Clip(Section):
         10_000,
         ge=100,
         le=1_000_000,
-        description="Pixels that zscale samples (count). With ginga's default of 1000 the limits hang on the sample's own "
-        "extremes and fall anywhere from 1.3 to 3 sigma; so many give the measured 3. Ours.",
+        description="Pixels that zscale samples (count). With ginga's default of 1000 the "
+        "limits depend on the extremes of the sample and vary from 1.3 to 3 sigma; "
+        "10000 give the measured 3. Not in the report.",
     )
     border_px: int = Field(
         5,
@@ -224,43 +231,49 @@ class Cutout(Section):
         0.5, description="Share of subframes with superimposed blobs. ISR 3.3: half."
     )
     max_blobs: int = Field(
-        5, ge=1, le=100, description="At most so many blobs on a subframe (count). ISR 3.3: 1-5."
+        5, ge=1, le=100, description="Maximum number of blobs on a subframe (count). ISR 3.3: 1-5."
     )
     strength: Range = Field(
         (0.5, 1.5),
-        description="Range of the factor on a stamp's amplitude. Ours; the report varied strength by eye.",
+        description="Range of the factor on a stamp's amplitude. Not in the report, which "
+        "varied strength by eye.",
     )
     amplitude: Literal["report", "physical"] = Field(
         "report",
-        description="report: a stamp in sigma of the median stack goes unchanged into the scaled difference; "
-        "physical: times the ratio of the two noises, so that it keeps its light loss.",
+        description="report: a stamp in sigma of the median stack goes unchanged into the "
+        "scaled difference; physical: it is multiplied by the ratio of the two "
+        "noises and keeps its light loss.",
     )
     stamps: Literal["stack", "profiles", "mix"] = Field(
         "mix",
-        description="Where stamps come from: real pixels of the median stack, the simulator's profiles, or both.",
+        description="Source of stamps: real pixels of the median stack, the simulator's "
+        "profiles, or both.",
     )
     n_profiles: int = Field(
         256,
         ge=1,
         le=100_000,
-        description="Stamps drawn from the profiles (count), where they are used.",
+        description="Stamps drawn from the profiles (count), if they are used.",
     )
     left_frac: Fraction = Field(
         0.75,
-        description="Left part of each image that training may see; the rest is for validation. ISR 3.3.",
+        description="Left part of each image that training may use; the rest is for validation."
+        " ISR 3.3.",
     )
     whole_frames_frac: Fraction = Field(
-        0.15, description="Share of the images kept aside whole for validation. Ours."
+        0.15, description="Share of the images held out whole for validation. Not in the report."
     )
     max_frames: int = Field(
         100,
         ge=2,
         le=1000,
-        description="Images that subframes are cut from, at most (count): bounds the memory.",
+        description="Maximum number of images that subframes are cut from (count); limits the "
+        "memory.",
     )
     dip_frac: Fraction = Field(
         0.1,
-        description="Share of subframes, of both classes, on which known blobs leave dips of an unregistered shift.",
+        description="Share of subframes, of both classes, on which known blobs leave dips of an"
+        " unregistered shift.",
     )
     dip_px: Range = Field(
         (0.2, 3.0), description="Range of those shifts (px). Measured: up to a few pixels."
@@ -280,7 +293,8 @@ class Augment(Section):
         4,
         ge=1,
         le=1000,
-        description="Different augmentations of each training subframe (count): epoch e shows copy e mod copies.",
+        description="Different augmentations of each training subframe (count); epoch e shows "
+        "copy e mod copies.",
     )
 
 
@@ -288,7 +302,7 @@ class Train(Section):
     """Training of the report's network (ISR 4, 5)."""
 
     seed: Seed = Field(
-        1, description="Seed of the weights, of the order of subframes and of dropout."
+        1, description="Seed of the weights, the order of subframes and the dropout."
     )
     batch_size: int = Field(
         100, ge=1, le=100_000, description="Subframes per update (count). ISR 5."
@@ -303,46 +317,50 @@ class Train(Section):
         5,
         ge=0,
         le=100_000,
-        description="First epochs with Adam, the rest with SGD (count). ISR 5: 5.",
+        description="Initial epochs with Adam; the rest use SGD (count). ISR 5: 5.",
     )
-    adam_rate: float = Field(2e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
+    adam_rate: float = Field(
+        2e-3, gt=0, le=1, description="Learning rate of Adam. Not in the report."
+    )
     sgd_rate: float = Field(
         1e-2,
         gt=0,
         le=10,
-        description="First learning rate of SGD; falls to zero along a cosine. Ours.",
+        description="Initial learning rate of SGD; decays to zero along a cosine. Not in the "
+        "report.",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD. Ours.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD. Not in the report.")
     n_monitor: int = Field(
         1000,
         ge=1,
         le=1_000_000,
-        description="Validation subframes whose loss is watched after each epoch (count).",
+        description="Validation subframes whose loss is computed after each epoch (count).",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: CUDA where there is one."
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available.")
     kernels: Literal["auto", "fused", "plain"] = Field(
         "auto",
-        description="Convolution blocks: fused (ours), plain (PyTorch), auto: fused where they run.",
+        description="Convolution blocks: fused (blobpipe's), plain (PyTorch's), auto: fused "
+        "where they run.",
     )
     keep_rendered: bool = Field(
         False,
-        description="On the CPU: render each copy once and keep it as float16 (0.13 MB a subframe and copy) for later epochs.",
+        description="On the CPU, render each copy once and keep it as float16 (0.13 MB per "
+        "subframe and copy) for later epochs.",
     )
     threads: int = Field(
         2,
         ge=1,
         le=256,
-        description="Threads of PyTorch (count). A setting, not the machine's, so that results are the same anywhere.",
+        description="Threads of PyTorch (count). A setting, not taken from the machine, so that"
+        " results are the same anywhere.",
     )
 
 
 class Dense(Section):
-    """Training of the dense network (ours)."""
+    """Training of the dense network (not in the report)."""
 
     seed: Seed = Field(
-        1, description="Seed of the weights, of the clutter and of what is drawn in every epoch."
+        1, description="Seed of the weights, the clutter and what is drawn in every epoch."
     )
     batch_size: int = Field(32, ge=1, le=100_000, description="Subframes per update (count).")
     epochs: int = Field(
@@ -352,23 +370,31 @@ class Dense(Section):
         4e-3,
         gt=0,
         le=1,
-        description="Highest learning rate of AdamW; falls to zero along a cosine.",
+        description="Peak learning rate of AdamW; decays to zero along a cosine.",
     )
     crop_px: int = Field(
-        128, ge=32, le=256, multiple_of=16, description="Side of the part of a subframe shown (px)."
+        128,
+        ge=32,
+        le=256,
+        multiple_of=16,
+        description="Side of the part of a subframe that is shown (px).",
     )
     strength: tuple[Positive, Positive] = Field(
         (0.2, 1.2),
-        description="Range of the factor on a blob's amplitude, evenly in its logarithm: down to the noise.",
+        description="Range of the factor on a blob's amplitude, uniform in its logarithm, down "
+        "to the noise.",
     )
     ragged_frac: Fraction = Field(
-        0.5, description="Share of blobs that are stretched and uneven: real ones are ragged."
+        0.5, description="Share of blobs made ragged: stretched and uneven, as real blobs are."
     )
     noise_sigma: float = Field(
-        0.4, ge=0, le=10, description="Most white noise added (sigma): frames differ in theirs."
+        0.4,
+        ge=0,
+        le=10,
+        description="Maximum white noise added (sigma); images differ in their noise.",
     )
     min_snr: float = Field(
-        3.0, ge=0, description="Blobs below this matched-filter S/N count neither way."
+        3.0, ge=0, description="Blobs below this matched-filter S/N are ignored by the loss."
     )
     clutter_frac: Fraction = Field(0.5, description="Share of subframes with clutter over them.")
     n_clutter: int = Field(512, ge=1, le=10_000, description="Different pieces of clutter (count).")
@@ -379,36 +405,126 @@ class Dense(Section):
         500,
         ge=1,
         le=1_000_000,
-        description="Validation subframes whose loss is watched after each epoch (count).",
+        description="Validation subframes whose loss is computed after each epoch (count).",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: CUDA where there is one."
-    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available.")
     threads: int = Field(
         2,
         ge=1,
         le=256,
-        description="Parts of a batch that are differentiated at a time, each with its own batch normalisation (count).",
+        description="Parts of a batch differentiated in parallel, each with its own batch "
+        "normalisation (count).",
+    )
+
+
+class Vetting(Section):
+    """Why a candidate is no new blob; chosen on simulated images and one real pair of dates."""
+
+    min_radius_px: Positive = Field(
+        1.5, description="too_sharp: a blob is blurred to at least this radius (px)."
+    )
+    min_snr: Positive = Field(
+        3.0,
+        description="too_faint, few_pixels: lowest S/N of a blob, with and without its brightest pixels.",
+    )
+    max_bad_frac: Fraction = Field(
+        0.333333,
+        description="few_pixels, bad_stack_pixels: share of a footprint without a value, or of bad pixels, from which "
+        "it is no blob (fraction).",
+    )
+    trimmed_px: int = Field(
+        8,
+        ge=0,
+        description="few_pixels: size of the largest cluster of bad pixels (px), left out of the S/N.",
+    )
+    trimmed_share: int = Field(
+        6,
+        ge=3,
+        description="few_pixels: but at most one pixel of so many of a small footprint (count).",
+    )
+    hard_edge_sigma: Positive = Field(
+        1.3,
+        description="hard_edges: what smoothing takes from a blob, in units of the noise, beyond hard_edge_frac.",
+    )
+    hard_edge_frac: Positive = Field(
+        0.13,
+        description="hard_edges: and as a share of its depth (fraction); clusters of 3 to 7 px lose more.",
+    )
+    rms_ring_px: tuple[float, float] = Field(
+        (4.0, 8.0),
+        description="flicker: ring around a footprint with which its RMS is compared, from its edge (px).",
+    )
+    rms_core_margin_px: Positive = Field(
+        1.6,
+        description="flicker: a cluster of bad pixels is smaller by this than the blob fitted to it (px).",
+    )
+    min_rms_ratio: Positive = Field(
+        1.2, description="flicker: RMS of the core, in units of the ring's upper quartile."
+    )
+    max_depth_over_rms: Positive = Field(
+        10.0,
+        description="flicker: a deeper signal, in units of the excess RMS, is no flicker; one outburst on 27 images "
+        "is 5 times its own.",
+    )
+    bright_stack_frac: Positive = Field(
+        0.5,
+        description="bright_stack: share of the signal by which the stack is brighter than around (fraction).",
+    )
+    explained_frac: Positive = Field(
+        0.5,
+        description="shift_residual: share of the signal that the measured shift predicts (fraction).",
+    )
+    negative_lobe_frac: Positive = Field(
+        0.25,
+        description="shift_residual: pixels below this share of the deepest are the negative lobe (fraction).",
+    )
+    min_negative_lobe: Positive = Field(
+        0.4,
+        description="shift_residual: share of the predicted negative lobe that is there (fraction).",
+    )
+    dip_reach_radii: Positive = Field(
+        1.5,
+        description="counterpart: reach of a known blob's crescents, in its radii, beyond dip_margin_px.",
+    )
+    dip_margin_px: Positive = Field(
+        3.0,
+        description="counterpart: the largest shift that leaves crescents and not two blobs (px).",
+    )
+    min_counterpart: Positive = Field(
+        0.5,
+        description="counterpart: height of the negative crescent, as a share of the positive one (fraction).",
+    )
+    min_counterpart_snr: Positive = Field(
+        3.0,
+        description="counterpart: and in units of the noise of the mean that it is measured in.",
+    )
+    known_px: Positive = Field(
+        3.0, description="catalogued: two blobs do not lie so near each other (px)."
+    )
+    known_radii: Positive = Field(
+        0.5, description="catalogued: nor nearer than this, in radii of the known one."
     )
 
 
 class Detect(Section):
-    """Whole images searched by the dense network, and its operating point (ours)."""
+    """Search of whole images by the dense network, and its operating point (not in the report)."""
 
     seed: Seed = Field(
         1,
-        description="Seed of the blobs superimposed on training images to learn what measuring is worth.",
+        description="Seed of the blobs superimposed on training images to train the joint score.",
     )
     false_alarms_per_100_frames: Positive = Field(
         5.0,
-        description="False alarms that the team accepts, on 100 images (count). Thresholds follow: that of the dense "
-        "network, and those at which it is compared with the others.",
+        description="False-alarm budget: accepted false alarms per 100 images (count). It sets "
+        "the threshold of the dense network, and those at which the detectors are "
+        "compared.",
     )
     new_blobs_per_100_frames: Positive = Field(
         5.0,
-        description="New blobs that 100 images show (count): the prior of the probabilities. About 17 a year landed.",
+        description="New blobs per 100 images (count): the prior of the probabilities. About 17"
+        " a year landed.",
     )
-    threads: int = Field(2, ge=1, le=256, description="Images searched at a time (count).")
+    threads: int = Field(2, ge=1, le=256, description="Images searched in parallel (count).")
 
 
 class Evaluate(Section):
@@ -416,7 +532,7 @@ class Evaluate(Section):
 
     seed: Seed = Field(1, description="Seed of the bootstrap.")
     threshold: Fraction = Field(
-        0.5, description="Probability from which a subframe counts as blob. ISR 6."
+        0.5, description="Probability from which a subframe counts as 'blob'. ISR 6."
     )
     n_bootstrap: int = Field(
         1000, ge=10, le=100_000, description="Resamplings behind each interval (count)."
@@ -427,7 +543,7 @@ class Evaluate(Section):
     radii_px: tuple[Positive, ...] = Field(
         (3.0, 4.0, 5.0, 6.0, 7.0, 8.0),
         min_length=1,
-        description="Top-hat radii of the matched-filter baseline (px). Measured sizes.",
+        description="Top-hat radii of the matched filter (px). Measured sizes.",
     )
 
 
@@ -436,45 +552,49 @@ class Regression(Section):
 
     threshold: Fraction = Field(
         0.5,
-        description="Probability from which a subframe counts as blob by the report's network. ISR 6.",
+        description="Probability from which the report's network classifies a subframe as "
+        "'blob'. ISR 6.",
     )
     min_cases: int = Field(
-        100, ge=0, description="Gate: at least so many cases (count). ISR 7: over 100."
+        100, ge=0, description="Gate: minimum number of cases (count). ISR 7: over 100."
     )
-    min_recall: Fraction = Field(0.6, description="Gate: recall of all new blobs.")
+    min_recall: Fraction = Field(0.6, description="Gate: minimum recall of all new blobs.")
     min_recall_snr_gt_7: Fraction = Field(
-        0.8, description="Gate: recall of new blobs of matched-filter S/N above 7."
+        0.8, description="Gate: minimum recall of new blobs with matched-filter S/N above 7."
     )
     max_false_alarms_per_frame: float = Field(
-        3.0, ge=0, description="Gate: false alarms per image. ISR 6: about two."
+        3.0, ge=0, description="Gate: maximum false alarms per image. ISR 6: about two."
     )
     min_dense_recall_snr_gt_7: Fraction = Field(
-        0.85, description="Gate: the dense network's recall of new blobs of S/N above 7. Ours."
+        0.85,
+        description="Gate: the dense network's minimum recall of new blobs with S/N above 7. "
+        "Not in the report.",
     )
     max_dense_false_alarms_per_100_frames: float = Field(
         10.0,
         ge=0,
-        description="Gate: the dense network's false alarms on 100 images; about twice what is asked for. Ours.",
+        description="Gate: the dense network's maximum false alarms per 100 images; about twice"
+        " the budget. Not in the report.",
     )
     n_gallery: int = Field(12, ge=1, le=200, description="Cases shown in the gallery (count).")
 
 
 class Completeness(Section):
-    """Blobs superimposed on held-out images: which are found (ours)."""
+    """Blobs injected into held-out images: which are found (not in the report)."""
 
-    seed: Seed = Field(1, description="Seed of places, shapes and order.")
+    seed: Seed = Field(1, description="Seed of positions, shapes and order.")
     radii_px: tuple[Positive, ...] = Field(
         (3.0, 4.0, 5.5, 7.0, 9.0), min_length=1, description="Radii (px). Measured sizes."
     )
     depths_frac: tuple[Fraction, ...] = Field(
         (0.004, 0.006, 0.009, 0.013, 0.02, 0.03, 0.05, 0.1),
         min_length=1,
-        description="Depths (fraction of the light): from what nobody can see to the strong ones.",
+        description="Depths (fraction of the light), from invisible to strong.",
     )
     n_per_cell: int = Field(
         24, ge=1, le=10_000, description="Blobs of each radius and depth (count)."
     )
-    threads: int = Field(2, ge=1, le=256, description="Images searched at a time (count).")
+    threads: int = Field(2, ge=1, le=256, description="Images searched in parallel (count).")
 
 
 class Explore(Section):
@@ -485,36 +605,47 @@ class Explore(Section):
         1000,
         ge=1,
         le=20_000,
-        description="Training subframes without blobs for the autoencoder, at most (count).",
+        description="Maximum number of training subframes without blobs for the autoencoder "
+        "(count).",
     )
     n_validation: int = Field(
         1000,
         ge=20,
         le=20_000,
-        description="Validation subframes that are scored and embedded, at most (count).",
+        description="Maximum number of validation subframes scored and embedded (count).",
     )
     epochs: int = Field(
-        6, ge=1, le=10_000, description="Passes of the autoencoder through them (count). Ours."
+        6,
+        ge=1,
+        le=10_000,
+        description="Passes of the autoencoder through its training subframes (count). Not in "
+        "the report.",
     )
     batch_size: int = Field(
-        20, ge=1, le=10_000, description="Subframes per update of the autoencoder (count). Ours."
+        20,
+        ge=1,
+        le=10_000,
+        description="Subframes per update of the autoencoder (count). Not in the report.",
     )
-    rate: float = Field(2e-3, gt=0, le=1, description="Learning rate of Adam. Ours.")
+    rate: float = Field(2e-3, gt=0, le=1, description="Learning rate of Adam. Not in the report.")
     smooth_px: float = Field(
         3.0,
         gt=0,
         le=64,
-        description="Standard deviation of the Gaussian that smooths the map of squared errors (px): about a blob's core.",
+        description="Standard deviation of the Gaussian that smooths the map of squared errors "
+        "(px); about a blob's core.",
     )
     bin_px: Literal[2, 4, 8, 16, 32] = Field(
         8,
-        description="Side of the squares whose means are embedded as pixels (px): about a blob's diameter.",
+        description="Side of the squares whose means are embedded as pixels (px); about a "
+        "blob's diameter.",
     )
     neighbours: int = Field(
         15,
         ge=2,
         le=1000,
-        description="Neighbours that UMAP joins and that vote on a subframe (count). UMAP's default.",
+        description="Neighbours that UMAP joins, and that vote on a subframe (count). UMAP's "
+        "default.",
     )
     perplexity: float = Field(
         30.0, ge=2, le=1000, description="Perplexity of t-SNE (count of neighbours). Its default."
@@ -528,25 +659,30 @@ class Explore(Section):
 
 
 class Quicklook(Section):
-    """The daily routine (ours)."""
+    """The daily routine (not in the report)."""
 
     settle_s: float = Field(
-        2.0, ge=0, le=3600, description="A file that has not changed for so long is whole (s)."
+        2.0,
+        ge=0,
+        le=3600,
+        description="Time without change after which a file counts as complete (s).",
     )
     match_px: Positive = Field(
         3.0,
-        description="Two detections so near each other, the mirror's shift taken off, are of one candidate (px).",
+        description="Two detections within this distance, after correction for the CSM shift, "
+        "belong to one candidate (px).",
     )
     fade_after: int = Field(
         3,
         ge=1,
         le=10,
-        description="Later images that do not show a new candidate before it counts as faded (count).",
+        description="Later images that do not show a new candidate before it counts as faded "
+        "(count).",
     )
 
 
 class Notices(Section):
-    """Notices of new blobs (ours). Logins and the webhook's address come from the environment, never from here."""
+    """Notices of new blobs (not in the report). Logins and the webhook's address come from the environment, never from here."""
 
     mail_to: tuple[Address, ...] = Field(
         (), description="Mail addresses of the team; none: no mail."
@@ -558,28 +694,37 @@ class Notices(Section):
         "", description="Name of the mail server, as in its certificate."
     )
     smtp_port: int = Field(
-        587, ge=1, le=65_535, description="Its port: 587 for starttls, 465 for tls, as a rule."
+        587,
+        ge=1,
+        le=65_535,
+        description="Port of the mail server: usually 587 for starttls, 465 for tls.",
     )
     security: Literal["starttls", "tls", "none"] = Field(
         "starttls",
-        description="Encryption of the mail connection; none: for a relay on this machine, without a login.",
+        description="Encryption of the mail connection; none: for a relay on this machine, "
+        "without a login.",
     )
     webhook: bool = Field(
-        False, description="Also post notices to BLOBPIPE_WEBHOOK_URL, as Slack takes them."
+        False, description="Also post notices to BLOBPIPE_WEBHOOK_URL, in Slack's format."
     )
     digest: Literal["none", "daily", "weekly"] = Field(
         "none",
-        description="A summary of each day or week (Monday to Sunday, UTC) on which images were logged.",
+        description="Summary of each day or week (Monday to Sunday, UTC) on which images were "
+        "logged.",
     )
     page_url: str = Field("", description="Address of the review page, for links; empty: no links.")
     attempts: int = Field(
         20,
         ge=1,
         le=1000,
-        description="Attempts to send a notice before it is given up (count). With these waits, 3 days.",
+        description="Attempts to send a notice before it is given up (count). With the default "
+        "waits, 3 days.",
     )
     first_wait_s: float = Field(
-        60.0, gt=0, le=86_400, description="Wait after the first failure (s); then doubled."
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Wait after the first failure (s); doubled after each further one.",
     )
     longest_wait_s: float = Field(
         21_600.0, gt=0, le=604_800, description="Longest wait between two attempts (s)."
@@ -588,7 +733,8 @@ class Notices(Section):
         20.0,
         gt=0,
         le=600,
-        description="Patience with each answer of a server (s); with a whole letter, three times as long.",
+        description="Time limit for each answer of a server (s); for a whole message, three "
+        "times as long.",
     )
 
     @model_validator(mode="after")
@@ -599,24 +745,26 @@ class Notices(Section):
 
 
 class Health(Section):
-    """Limits of the drift monitors (ours): a reading is over the latest images, in the order of the log."""
+    """Limits of the health readings (not in the report). A reading covers the latest images, in the order of the log."""
 
     window: int = Field(
         20,
         ge=3,
         le=1000,
-        description="Images behind a reading (count): a single odd one does nothing.",
+        description="Images in a reading (count); a single odd image does not cross a limit.",
     )
     baseline: int = Field(
         100,
         ge=10,
         le=10_000,
-        description="Images before the window that probabilities are compared with, and behind a rate (count).",
+        description="Images before the window with which probabilities are compared, and behind"
+        " a rate (count).",
     )
     noise_frac: Positive = Field(
         0.013,
-        description="Highest median noise of the differences (fraction of the light). Measured: 0.0101, and it "
-        "varies with the airglow; a third more costs a third of the S/N.",
+        description="Maximum median noise of the differences (fraction of the light). Measured:"
+        " 0.0101, varying with the airglow; a third more noise costs a third of the"
+        " S/N.",
     )
     signal_e: Range = Field(
         (12_000.0, 30_000.0),
@@ -624,27 +772,32 @@ class Health(Section):
     )
     shift_px: Positive = Field(
         0.5,
-        description="Longest median shift of the mirror (px). Usual are 0.1; a lasting one asks for a new stack.",
+        description="Maximum median CSM shift (px). Usual shifts are 0.1 px; a lasting shift "
+        "calls for a new stack.",
     )
     clipped_frac: Fraction = Field(
         0.05,
-        description="Highest median share of clipped pixels. Bad pixels and the noise's tails make 2 %.",
+        description="Maximum median share of clipped pixels. Bad pixels and the tails of the "
+        "noise make 2 %.",
     )
     false_alarms_per_100: Positive = Field(
         15.0,
-        description="Most candidates on 100 images that faded or were rejected (count): three times those accepted.",
+        description="Maximum number of candidates per 100 images that faded or were rejected "
+        "(count); three times the budget.",
     )
     probability_distance: Fraction = Field(
         0.2,
-        description="Largest distance (Kolmogorov-Smirnov) of the subframes' probabilities from those of the baseline. "
-        "Chance alone: 0.1 once in a hundred.",
+        description="Maximum Kolmogorov-Smirnov distance of the subframes' probabilities from "
+        "those of the baseline. By chance, 0.1 is exceeded once in a hundred.",
     )
     rejected_frac: Fraction = Field(
-        0.2, description="Highest share of rejected images: something in their making broke."
+        0.2,
+        description="Maximum share of rejected images; more means that something upstream broke.",
     )
     hysteresis_frac: Fraction = Field(
         0.1,
-        description="A reading is back when it is within its limit by this share of it: no notice for each wobble.",
+        description="A reading has recovered when it is within its limit by this share of it, "
+        "so that a fluctuation causes no second notice.",
     )
 
 
@@ -659,6 +812,7 @@ class Params(Section):
     augment: Augment = Augment()
     train: Train = Train()
     dense: Dense = Dense()
+    vetting: Vetting = Vetting()
     detect: Detect = Detect()
     evaluate: Evaluate = Evaluate()
     regression: Regression = Regression()

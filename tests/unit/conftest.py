@@ -14,8 +14,8 @@ from blobpipe.core import blob_shapes, fits_images, tables
 from blobpipe.detection import detect
 from blobpipe.images.clip import clip
 from blobpipe.images.scale import scale
-from blobpipe.networks import dense_network, model_file, report_network
-from blobpipe.params import Augment, Cutout, Detect, Params, Train, to_yaml
+from blobpipe.networks import dense_network, kernels, model_file, report_network
+from blobpipe.params import Augment, Cutout, Detect, Params, Train, Vetting, to_yaml
 from blobpipe.simulation import augment, cutout
 
 SIDE = 512
@@ -98,7 +98,7 @@ def detect_dir(
     out = tmp_path_factory.mktemp("detect") / "detect"
     data = made_project / "data"
     folders = (data / "raw", data / "difference", data / "scale", made_project / "results/cutout")
-    detect.detect(*folders, dense_model, out, Detect())
+    detect.detect(*folders, dense_model, out, Detect(), vetting=Vetting())
     return out
 
 
@@ -118,7 +118,7 @@ def _dense_network_by_hand() -> dense_network.DenseNetwork:
 
 
 def opinionated_network(
-    seed: int, kernels: report_network.Kernels = "plain"
+    seed: int, kernels: kernels.Kernels = "plain"
 ) -> report_network.ReportNetwork:
     """A new network that has an opinion: a new one's last layer is zero."""
     network = report_network.new_network(seed, kernels)

@@ -35,7 +35,7 @@ EXPECTED: dict[str, Calls] = {
     "difference": [
         ("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {}),
         (
-            "images.difference.subtract",
+            "images.difference.write_differences",
             (f"{D}/raw", f"{D}/difference", PARAMS.difference, None),
             {},
         ),
@@ -44,7 +44,11 @@ EXPECTED: dict[str, Calls] = {
         ("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})
     ],
     "difference --batch 3": [
-        ("images.difference.subtract", (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3), {})
+        (
+            "images.difference.write_differences",
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3),
+            {},
+        )
     ],
     "clip": [("images.clip.clip", (f"{D}/difference", f"{D}/clip", PARAMS.clip, None), {})],
     "scale --batch 0": [("images.scale.scale", (f"{D}/clip", f"{D}/scale", PARAMS.scale, 0), {})],
@@ -97,7 +101,7 @@ EXPECTED: dict[str, Calls] = {
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS.detect),
             ),
-            {},
+            {"vetting": PARAMS.vetting},
         )
     ],
     "evaluate": [
@@ -107,7 +111,7 @@ EXPECTED: dict[str, Calls] = {
                 *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *((cli.MODEL, f"{C}/detect/model.safetensors"), f"{C}/evaluate", PARAMS.evaluate),
             ),
-            {},
+            {"vetting": PARAMS.vetting},
         )
     ],
     "regression": [
@@ -141,7 +145,7 @@ EXPECTED: dict[str, Calls] = {
             ),
             {
                 "setting": (
-                    *(PARAMS.clip, PARAMS.scale, PARAMS.evaluate.radii_px),
+                    *(PARAMS.clip, PARAMS.scale, PARAMS.vetting, PARAMS.evaluate.radii_px),
                     PARAMS.detect.false_alarms_per_100_frames,
                 )
             },
@@ -186,7 +190,7 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
 
 def test_every_stage_of_the_settings_is_a_command() -> None:
     # those are of the daily routine
-    stages = set(Params.model_fields) - {"quicklook", "notices", "health"}
+    stages = set(Params.model_fields) - {"vetting", "quicklook", "notices", "health"}
     assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
 
 

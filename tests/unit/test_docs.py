@@ -21,12 +21,17 @@ import pytest
 from blobpipe.cli import STAGES, build_parser
 from blobpipe.core import metrics, tables
 from blobpipe.detection import detect, operating_point
+from blobpipe.detection.detectors import (
+    DETECTORS,
+    DenseDetector,
+    MatchedFilter,
+    ReportDetector,
+)
 from blobpipe.detection.fit import DETECTION_COLUMNS
-from blobpipe.detection.search import DETECTORS, Baselines
 from blobpipe.images.clip import Clipping
 from blobpipe.images.scale import Scaling
 from blobpipe.monitor import catalogue, logbook, scan
-from blobpipe.networks import dense_network, report_network, train
+from blobpipe.networks import dense_network, loop, report_network
 from blobpipe.params import Params
 from blobpipe.simulation import augment, campaign, cutout
 from blobpipe.validation import completeness, evaluate, explore, regression
@@ -234,9 +239,11 @@ def _regression_metrics() -> Sequence[str]:
 
 def _completeness_metrics() -> Sequence[str]:
     table = pd.DataFrame(columns=list(completeness.INJECTION_COLUMNS), dtype=float)
-    thresholds = dict.fromkeys(DETECTORS, 0.5)
-    others = Baselines(report_network.ReportNetwork(), ())
-    detectors = completeness.Detectors(dense_network.new_dense_network(1), others, thresholds, ())
+    detectors = completeness.Detectors(
+        DenseDetector(dense_network.new_dense_network(1)),
+        ReportDetector(report_network.ReportNetwork()),
+        MatchedFilter(()),
+    )
     return list(completeness.summarise(table, detectors, 1))
 
 
@@ -253,7 +260,7 @@ KNOWN: dict[str, Sequence[str]] = {
     "results/cutout/train_subframes.csv": cutout.SUBFRAME_COLUMNS,
     "results/cutout/train_blobs.csv": cutout.BLOB_COLUMNS,
     "results/augment/train.csv": augment.COLUMNS,
-    "results/train/history.csv": train.HISTORY,
+    "results/train/history.csv": loop.HISTORY,
     "results/evaluate/calibration.csv": _curve("calibration"),
     "results/regression/metrics.json": _regression_metrics(),
     "results/regression/cases.csv": regression.CASE_COLUMNS,
@@ -262,7 +269,7 @@ KNOWN: dict[str, Sequence[str]] = {
     "results/detect/metrics.json": _detect_metrics(),
     "results/regression/detectors.csv": list(COMPARED.columns),
     "results/regression/recall.csv": list(regression.recall_by_bin(NO_CASES.cases).columns),
-    "results/dense/history.csv": train.HISTORY,
+    "results/dense/history.csv": loop.HISTORY,
     "results/detect/candidates.csv": ("frame", *DETECTION_COLUMNS, "is_blob", "probability"),
     "results/detect/frames.csv": detect.FRAME_COLUMNS,
     "results/detect/reliability.csv": _curve("calibration"),
@@ -280,9 +287,9 @@ KNOWN: dict[str, Sequence[str]] = {
 }
 NAMED_IN = {  # where no list of columns can be had without a run, they stand in the module as words
     "data/difference/frames-000.csv": ["images/difference"],
-    "results/train/metrics.json": ["networks/train"],
+    "results/train/metrics.json": ["networks/loop"],
     "results/evaluate/metrics.json": ["validation/evaluate", "core/metrics"],
-    "results/dense/metrics.json": ["networks/train"],
+    "results/dense/metrics.json": ["networks/loop"],
     "results/explore/metrics.json": ["validation/explore"],
     "results/evaluate/predictions.csv": ["validation/evaluate", "detection/matched_filter"],
     "results/evaluate/failures.csv": ["validation/evaluate"],

@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 
 import blobpipe
-from blobpipe.core import fits_images
 from blobpipe.core.blob_shapes import SHAPES, blob_profile
-from blobpipe.detection import operating_point
-from blobpipe.detection.score import score_candidates
-from blobpipe.detection.search import NOTHING_KNOWN, vet_peaks
-from blobpipe.images.clip import clip_image
-from blobpipe.images.scale import scale_image
-from blobpipe.networks import dense, model_file
+from blobpipe.detection.detectors import load_dense_detector
+from blobpipe.detection.search import find_blobs
+from blobpipe.networks import model_file
 from blobpipe.params import Params
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +43,7 @@ def test_it_is_small_and_says_where_it_comes_from() -> None:
 
 def test_it_is_that_of_the_last_default_run() -> None:
     """Its threshold is in the metrics that git has; a run that gives another says so here, and gives a new model."""
-    _, point = operating_point.load_operating_point(MODEL)
+    point = load_dense_detector(MODEL).point
     assert (
         point.threshold
         == json.loads((ROOT / "results/detect/metrics.json").read_text())["threshold"]
@@ -56,19 +52,10 @@ def test_it_is_that_of_the_last_default_run() -> None:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_it_finds_clear_blobs_and_nothing_else(seed: int) -> None:
-    network, point = operating_point.load_operating_point(MODEL)
+    detector = load_dense_detector(MODEL)
     image, places = difference(seed)
-    params = Params()
-    clipped, _ = clip_image(image, params.clip)
-    scaled, _ = scale_image(clipped, params.scale)
-    judged = vet_peaks(
-        dense.probability_map(network, scaled),
-        image,
-        noise_frac=fits_images.median_and_noise(image)[1],
-        **NOTHING_KNOWN,
-    )
-    found = score_candidates(judged, point.weights)
-    new = found[(found["status"] == "new") & (found["score"] >= point.threshold)]
+    found = find_blobs(image, None, detector)
+    new = found[(found["status"] == "new") & (found["score"] >= detector.threshold)]
     distance = np.hypot(
         new["x_px"].to_numpy()[:, None] - [x for x, _ in places],
         new["y_px"].to_numpy()[:, None] - [y for _, y in places],

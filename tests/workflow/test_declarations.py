@@ -30,7 +30,9 @@ NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, er
 def test_a_stage_has_one_name_everywhere() -> None:
     names = list(STAGES)
     sections = [
-        name for name in Params.model_fields if name not in ("quicklook", "notices", "health")
+        name
+        for name in Params.model_fields
+        if name not in ("vetting", "quicklook", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
     assert [*names, *OPTIONAL] == list(cli.STAGES)

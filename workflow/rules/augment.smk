@@ -1,4 +1,4 @@
-# Recipes of noise, rotations and flips for the training subframes (ISR 3.4).
+# Draw noise, rotations and flips for the training subframes (ISR 3.4).
 rule augment:
     input:
         difference=STAGE_FILES["difference"],

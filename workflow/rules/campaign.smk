@@ -1,4 +1,4 @@
-# The embedded source of images: a simulated monitor campaign.
+# Simulate a monitor campaign: the default source of images.
 rule campaign:
     input:
         code=stages()["campaign"].code,

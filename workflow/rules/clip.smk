@@ -1,4 +1,4 @@
-# Difference images limited to a multiple of their zscale limits (ISR 3.1).
+# Limit difference images to a multiple of their zscale limits (ISR 3.1).
 rule clip:
     input:
         table="data/difference/frames-{batch}.csv",

@@ -1,28 +1,27 @@
-# What all rules share: the checked settings, the images and their batches, and what dvc.yaml says of a stage.
+# Shared by all rules: the validated settings, the images and their batches, and the stages of dvc.yaml.
 import os
 import sys
 
 from snakemake.exceptions import WorkflowError
 
-sys.dont_write_bytecode = True  # a dry run leaves nothing behind, not even this
+sys.dont_write_bytecode = True  # a dry run must leave no files behind
 sys.path[:0] = [f"{workflow.basedir}/src", f"{workflow.basedir}/workflow/scripts"]
 
-from blobpipe.core import fits_images
+from blobpipe.core import fits_images, tables
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import load_params
-from blobpipe.params import read_yaml
+from blobpipe.params import load_params, read_yaml
 from blobpipe.simulation import campaign
 from environment import use_project
 from stages import settings, stages
 
 use_project(workflow.basedir)
 
-# What works with two threads leaves one of two cores idle much of the time: on two cores, two such jobs run side by side.
+# A job with two threads leaves one of two cores idle much of the time, so on two cores two such jobs run in parallel.
 SHARED_THREADS = 1 if workflow.cores == 2 else 2
 
 
 def checked_params():
-    """params.yaml, which the stages read themselves: Snakemake must not be told anything else."""
+    """Read params.yaml. The stages read it themselves, so Snakemake must not be given other settings."""
     if config:
         raise WorkflowError(
             "settings come from params.yaml alone, as DVC reads them: change the file instead of --config or --configfile"
@@ -33,27 +32,27 @@ def checked_params():
 
 
 def image_list():
-    """The rows of the list of images; of the user's own images, all that the list says of them."""
+    """Return the rows of the list of images, with all its columns for the user's own images."""
     if "campaign" in stages():
         return [{"frame": name} for name in campaign.frame_names(PARAMS.campaign)]
-    return frames.read_frame_list("data/raw").astype(str).to_dict("records")
+    return tables.read_frame_list("data/raw").astype(str).to_dict("records")
 
 
 def images(rows):
-    """The files of some rows of the list."""
+    """Return the files of some rows of the list."""
     if "campaign" in stages():
         return [f"data/raw/{row['frame']}.fits.fz" for row in rows]
-    return [str(frames.find_image("data/raw", row["frame"])) for row in rows]
+    return [str(fits_images.find_image("data/raw", row["frame"])) for row in rows]
 
 
 def up_to(batch):
-    """The rows of a batch, and before them those that the running stack may take."""
+    """Return the rows of a batch, preceded by those that its running stacks may use."""
     rows = BATCHES[int(batch)]
     return ROWS[max(0, rows.start - REACH) : rows.stop]
 
 
 def each_batch(pattern):
-    """A path for each batch."""
+    """Return one path per batch."""
     return [pattern.format(batch=f"{number:03d}") for number in range(len(BATCHES))]
 
 
@@ -65,6 +64,6 @@ try:
 except BlobpipeError as error:
     raise WorkflowError(str(error))
 
-BATCHES = frames.batches(len(ROWS))
-REACH = 2 * PARAMS.difference.stack_size  # a stack goes further back where images were rejected
+BATCHES = tables.batches(len(ROWS))
+REACH = 2 * PARAMS.difference.stack_size  # a stack reaches further back if images were rejected
 CATALOGUE = ["data/raw/blobs.csv"] if "campaign" in stages() or os.path.exists("data/raw/blobs.csv") else []

@@ -1,4 +1,4 @@
-# Blobs of every depth and size on held-out images: what each detector finds at the same rate of false alarms.
+# Inject blobs of every depth and size into held-out images; count what each detector finds at the same false-alarm rate.
 rule completeness:
     input:
         frames="data/raw/frames.csv",

@@ -1,4 +1,4 @@
-# Recipes of subframes with and without superimposed blobs, and the stamps they use (ISR 3.3).
+# Draw recipes of subframes with and without superimposed blobs, and cut the stamps they use (ISR 3.3).
 rule cutout:
     input:
         frames="data/raw/frames.csv",

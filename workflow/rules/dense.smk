@@ -1,4 +1,4 @@
-# The dense network. A job that was killed goes on from results/dense/checkpoint, which is no output.
+# Train the dense network. A killed job continues from results/dense/checkpoint, which is not declared as an output.
 rule dense:
     input:
         difference=STAGE_FILES["difference"],

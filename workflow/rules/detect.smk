@@ -1,4 +1,4 @@
-# All images searched by the dense network, and its operating point.
+# Search all images with the dense network, and set its operating point.
 rule detect:
     input:
         frames="data/raw/frames.csv",

@@ -1,4 +1,4 @@
-# Each image minus the median stack of those before it. The reference stack gives the blob pattern and the stamps.
+# Subtract from each image the median stack of the preceding ones. The reference stack gives the blob pattern and the stamps.
 rule reference:
     input:
         images=images(ROWS[:REACH]),

@@ -1,6 +1,7 @@
-# Both tools over one pipeline (see workflow/scripts/reconcile.py, dvc_bridge.py and stand_in.py). For each stage of dvc.yaml:
-#   stage_NAME  its files: the target that dvc.yaml's command asks for;
-#   dvc_NAME    commits them to DVC as soon as they are there, in a Snakemake run.
+# Let Snakemake and DVC share one pipeline (see workflow/scripts/reconcile.py, dvc_bridge.py and stand_in.py). For each stage of
+# dvc.yaml:
+#   stage_NAME  requests its files: the target of the stage's command in dvc.yaml;
+#   dvc_NAME    commits them to DVC as soon as a Snakemake run has made them.
 from dvc_bridge import fingerprint, pointers
 from reconcile import check_inputs, drop_surplus_batches, reconcile, refresh
 from records import BridgeError, enabled, is_inner, stamp
@@ -68,7 +69,7 @@ for _stage, _files in STAGE_FILES.items():
         input:
             files=_files,
             sources=stages()[_stage].sources,
-            # a commit records the folders that were read as they are: all of them must be whole, not only what was read
+            # a commit records whole input folders, so all files in them must be complete, not only those that were read
             read=[path for name in stages()[_stage].upstream for path in STAGE_FILES.get(name, [])],
         output:
             stamp(_stage),

@@ -1,4 +1,4 @@
-# The report's network, the dense one and a matched filter on validation subframes (ISR 6).
+# Evaluate the report's network, the dense network and a matched filter on validation subframes (ISR 6).
 rule evaluate:
     input:
         difference=STAGE_FILES["difference"],

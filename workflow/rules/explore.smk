@@ -1,5 +1,5 @@
-# The report's alternatives (ISR 7). Optional: only `snakemake explore` runs it. It is no stage of dvc.yaml, or `dvc repro` and
-# `dvc status` would ask for it; so the modules that it uses stand here.
+# Test the report's alternatives (ISR 7). Optional: only `snakemake explore` runs it. It is not in dvc.yaml, because `dvc repro`
+# and `dvc status` would then require it; the modules that it imports are therefore listed here.
 rule explore:
     input:
         difference=STAGE_FILES["difference"],
@@ -29,6 +29,8 @@ rule explore:
                 "networks/dense_network",
                 "networks/fused",
                 "networks/fused_gpu",
+                "networks/fused_loops",
+                "networks/kernels",
                 "networks/model_file",
                 "networks/report_network",
                 "simulation/clutter",

@@ -1,7 +1,7 @@
-# Back-processing: the daily routine over all images of data/raw. Optional: only `snakemake quicklook` runs it. The log is
-# no output, which Snakemake would remove before the next run, and people's reviews with it: it stays, and takes what is new.
-# Images that it has are not searched again, whatever has changed since, so neither code nor settings stand here. No
-# catalogue either, in which every blob is known: the log says itself when each landed.
+# Run the daily routine on all images of data/raw. Optional: only `snakemake quicklook` runs it. The log is not declared as an
+# output, because Snakemake would delete it, and the reviews in it, before the next run; a new run adds new images to it. Images
+# in the log are not searched again, whatever has changed, so neither code nor settings are inputs. Nor is the catalogue, in
+# which every blob is known: the log is to record when each blob landed.
 rule quicklook:
     input:
         images=RAW_IMAGES,

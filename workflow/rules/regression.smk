@@ -1,4 +1,4 @@
-# The historical cases: whole images that were the first to show a new blob (ISR 7), searched by all three detectors.
+# Search the historical cases, whole images that were the first to show a new blob (ISR 7), with all three detectors.
 rule regression:
     input:
         frames="data/raw/frames.csv",

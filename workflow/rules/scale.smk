@@ -1,4 +1,4 @@
-# Clipped images in units of their standard deviation (ISR 3.2).
+# Convert clipped images to units of their standard deviation (ISR 3.2).
 rule scale:
     input:
         table="data/clip/frames-{batch}.csv",

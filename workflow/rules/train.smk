@@ -1,4 +1,4 @@
-# The report's network (ISR 4, 5). A job that was killed goes on from results/train/checkpoint, which is no output.
+# Train the report's network (ISR 4, 5). A killed job continues from results/train/checkpoint, which is not declared as an output.
 rule train:
     input:
         difference=STAGE_FILES["difference"],
@@ -26,7 +26,7 @@ rule train:
     params:
         settings=settings("train"),
     shell:
-        "nice blobpipe train 2>&1 | tee {log} >&2"  # the dense network comes first: more stages wait for it
+        "nice blobpipe train 2>&1 | tee {log} >&2"  # the dense network has priority: more stages wait for it
 
 
 STAGE_FILES["train"] = list(map(str, rules.train.output))

@@ -1,4 +1,4 @@
-"""Detections instead of labels, at a rate of false alarms that was asked for: the dense network, and two to compare it with."""
+"""Search all images with the dense network and set its operating point (stage ``detect``)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ import pandas as pd
 from tqdm import tqdm
 
 from blobpipe.core import fits_images, metrics, plotting, tables
-from blobpipe.detection import held_out, operating_point
+from blobpipe.core.arrays import Image
+from blobpipe.detection import held_out, thresholds
+from blobpipe.detection.detectors import DenseDetector, Peaks
+from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import near_blobs
+from blobpipe.detection.operating_point import OperatingPoint
 from blobpipe.detection.score import fit_weights, score_candidates
 from blobpipe.detection.search import (
-    NOTHING_KNOWN,
-    read_difference,
-    read_reference,
-    vet_peaks,
+    find_blobs,
+    read_observation,
+    read_pipeline_template,
 )
-from blobpipe.networks import dense, dense_network, model_file, report_network
-from blobpipe.params import Detect
+from blobpipe.networks import dense_network, kernels, model_file
+from blobpipe.params import Detect, Vetting
 from blobpipe.simulation.inject import random_blobs
 
+CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
 FRAME_COLUMNS = ("frame", "mjd", "shift_px", "noise_frac", "kind", "false_alarms")
 
@@ -36,12 +40,15 @@ def detect(
     model_path: str | Path,
     out_dir: str | Path,
     params: Detect,
+    *,
+    vetting: Vetting,
 ) -> None:
     """Search all images, and set the operating point on those that are held out (stage ``detect``).
 
-    A candidate's score is that of network and measurement together (`verdict`), learnt from blobs superimposed on training
-    images. Held out are the images without a new blob that training has not seen, and the right part of those that it has. No
-    number that this stage sets rests on a historical image; `regression` compares with the catalogue what is found on them.
+    A candidate's score combines the network and the fit (`score`); the weights are learnt from blobs
+    injected into training images. Held out are the images without a new blob that training has not
+    seen, and the right part of those that it has. No number that this stage sets rests on a
+    historical image; `regression` compares with the catalogue what is found on them.
 
     Parameters
     ----------
@@ -50,88 +57,94 @@ def detect(
     model_path : path
         The dense network.
     out_dir : path
-        ``model.safetensors`` (the network and its operating point, ready for ``blobpipe scan``), ``metrics.json``,
-        ``candidates.csv`` (a row per candidate of any image), ``frames.csv``, ``reliability.csv``, ``reliability.png``.
+        ``model.safetensors`` (the network and its operating point, ready for ``blobpipe scan``),
+        ``metrics.json``, ``candidates.csv`` (a row per candidate of any image), ``frames.csv``,
+        ``reliability.csv``, ``reliability.png``.
     params : Detect
-
-    Notes
-    -----
-    Source: ours.
+    vetting : Vetting
     """
     out_dir = Path(out_dir)
-    network, about = model_file.load_dense(model_path)
-    report_network.set_threads(1)  # frames share the cores
-    images = (
-        tables.image_table(raw_dir, difference_dir, scale_dir)
-        .query("status == 'ok'")
-        .reset_index(drop=True)
-    )
+    network, metadata = model_file.load_dense(model_path)
+    kernels.set_threads(1)  # images share the cores
+    detector = DenseDetector(dense_network.folded(network))
+    stages = tables.image_table(raw_dir, difference_dir, scale_dir)
+    images = stages.query("status == 'ok'").reset_index(drop=True)
     blobs = tables.read_blobs(raw_dir)
     folders = (difference_dir, scale_dir, cutout_dir)
-    searcher = dense_network.folded(network)
-    practised = inject_training_frames(searcher, images, blobs, folders, params)
-    weights = fit_weights(practised, practised["is_blob"].to_numpy(bool))
-    candidates = score_candidates(
-        search_images(searcher, images, blobs, difference_dir, scale_dir, params.threads), weights
-    )
-    true = score_candidates(practised.query("is_blob == 1"), weights)["score"].to_numpy()
-    point = operating_point.set_operating_point(
-        candidates, true, images, blobs, folders, params
-    )._replace(weights=weights)
+
+    # Learn from injected blobs what network and fit are worth together.
+    injected = inject_training_frames(detector, images, blobs, folders, params, vetting)
+    weights = fit_weights(injected, injected["is_blob"].to_numpy(bool))
+    true = score_candidates(injected.query("is_blob == 1"), weights)["score"].to_numpy()
+
+    # Search all images, and set the threshold on those that are held out.
+    found = search_images(detector, images, blobs, folders[:2], params.threads, vetting)
+    candidates = score_candidates(found, weights)
+    point = thresholds.set_operating_point(candidates, true, images, blobs, folders, params)
+    point = point._replace(weights=weights)
     candidates["probability"] = np.round(point.probability(candidates["score"].to_numpy()), 5)
-    table = count_alarms(images, blobs, candidates, point.threshold)
+
+    alarms = count_alarms(images, blobs, candidates, point.threshold)
     reliability = _reliability(candidates, blobs)
-    model_file.save_model(
-        out_dir / "model.safetensors", network, {**about, "operating_point": point._asdict()}
-    )
-    for name, rows in (("candidates", candidates), ("frames", table), ("reliability", reliability)):
-        tables.write_table(out_dir / f"{name}.csv", rows)
+    metadata = {**metadata, "operating_point": point._asdict()}
+    model_file.save_model(out_dir / "model.safetensors", network, metadata)
+    tables.write_table(out_dir / "candidates.csv", candidates[list(CANDIDATE_COLUMNS)])
+    tables.write_table(out_dir / "frames.csv", alarms)
+    tables.write_table(out_dir / "reliability.csv", reliability)
     plotting.calibration(out_dir / "reliability.png", {"dense": reliability}, "candidates")
-    tables.write_json(out_dir / "metrics.json", summarise(table, point))
+    tables.write_json(out_dir / "metrics.json", summarise(alarms, point))
 
 
 def search_images(
-    network: dense_network.DenseNetwork,
+    detector: DenseDetector,
     images: pd.DataFrame,
     blobs: pd.DataFrame,
-    difference_dir: str | Path,
-    scale_dir: str | Path,
+    folders: tuple[str | Path, str | Path],
     threads: int,
+    vetting: Vetting,
 ) -> pd.DataFrame:
-    """Candidates of all images, measured and judged.
+    """Search all images.
+
+    Parameters
+    ----------
+    folders : (path, path)
+        Of the stages difference and scale.
 
     Returns
     -------
     DataFrame
-        frame, then what `fit.fit_blobs` gives, scores those of the network, and ``is_blob``: whether it lies on a blob
-        that this image is the first to show.
+        ``frame``, then the columns of `search.find_blobs`, and ``is_blob``: whether the candidate
+        lies on a blob that this image is the first to show.
     """
-    reference = read_reference(difference_dir)
+    difference_dir, scale_dir = folders
+    template = read_pipeline_template(difference_dir)
     first = held_out.first_image_index(images, blobs)
 
-    def one(i: int) -> pd.DataFrame:
+    def search(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
-        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, reference)
-        scaled = fits_images.read_frame(fits_images.find_image(scale_dir, name)).data
-        found = vet_peaks(dense.probability_map(network, scaled), data, **about)
+        known = blobs[first < i]
+        observation = read_observation(images.iloc[i], known, difference_dir, template)
+        peaks = detector.search(_read_scaled(scale_dir, name))
+        found = observation.find_blobs(detector, peaks=peaks, vetting=vetting)
         found.insert(0, "frame", name)
-        return found.assign(is_blob=near_blobs(found, blobs[first == i]).any(axis=1).astype(int))
+        is_blob = near_blobs(found, blobs[first == i]).any(axis=1)
+        return found.assign(is_blob=is_blob.astype(int))
 
     with ThreadPoolExecutor(threads) as pool:
-        done = tqdm(
-            pool.map(one, range(len(images))), "detect", len(images), unit="image", disable=None
-        )
+        work = pool.map(search, range(len(images)))
+        done = tqdm(work, "detect", len(images), unit="image", disable=None)
         return pd.concat(list(done), ignore_index=True)
 
 
 def inject_training_frames(
-    network: dense_network.DenseNetwork,
+    detector: DenseDetector,
     images: pd.DataFrame,
     blobs: pd.DataFrame,
     folders: tuple[str | Path, str | Path, str | Path],
     params: Detect,
+    vetting: Vetting,
 ) -> pd.DataFrame:
-    """Candidates on that part of the training images which training has seen, a blob superimposed on each subframe of it.
+    """Search the part of the training images that training has seen, with a blob on each subframe.
 
     Parameters
     ----------
@@ -141,43 +154,58 @@ def inject_training_frames(
     Returns
     -------
     DataFrame
-        As from `search`, of status ``new`` only; ``is_blob``: whether it lies on a superimposed blob.
+        Candidates of the status ``new``, from `search.find_blobs`; ``is_blob``: whether one lies on
+        an injected blob.
     """
     difference_dir, scale_dir, cutout_dir = folders
-    reference = read_reference(difference_dir)
+    template = read_pipeline_template(difference_dir)
     limits = tables.read_stage(scale_dir).set_index("frame")
     first = held_out.first_image_index(images, blobs)
     part = held_out.seen_part(images, blobs, cutout_dir)
 
-    def one(i: int) -> pd.DataFrame:
+    def search(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
-        data, about = read_difference(images.iloc[i], blobs[first < i], difference_dir, reference)
-        signal, put = random_blobs(
-            params.seed, name, (len(data), part.border_px), about["noise_frac"]
-        )
-        signal = np.pad(signal, ((0, 0), (0, data.shape[1] - signal.shape[1])))
-        low, high, sigma = limits.loc[name, ["low_sigma", "high_sigma", "sigma_frac"]].to_numpy(
-            np.float32
-        )
-        scaled = fits_images.read_frame(fits_images.find_image(scale_dir, name)).data
-        cells = dense.probability_map(network, np.clip(scaled + signal / sigma, low, high))
-        found = vet_peaks(cells, data + signal, **about)
-        found = found.assign(is_blob=near_blobs(found, put).any(axis=1).astype(int))
+        known = blobs[first < i]
+        observation = read_observation(images.iloc[i], known, difference_dir, template)
+        difference = observation.difference
+        ny, nx = difference.shape
+        seen = (ny, part.border_px)
+        signal, injected = random_blobs(params.seed, name, seen, observation.noise_frac)
+        signal = np.pad(signal, ((0, 0), (0, nx - part.border_px)))
+
+        # The network sees the blobs clipped and scaled as the image is; the fit sees them whole.
+        columns = ["low_sigma", "high_sigma", "sigma_frac"]
+        low, high, sigma = limits.loc[name, columns].to_numpy(np.float32)
+        scaled = np.clip(_read_scaled(scale_dir, name) + signal / sigma, low, high)
+        observation = observation._replace(difference=difference + signal)
+        found = observation.find_blobs(detector, peaks=detector.search(scaled), vetting=vetting)
+        is_blob = near_blobs(found, injected).any(axis=1)
+        found = found.assign(is_blob=is_blob.astype(int))
         return found[(found["x_px"] < part.border_px) & (found["status"] == "new")]
 
     rows = np.flatnonzero(images["frame"].isin(part.frames))
     with ThreadPoolExecutor(params.threads) as pool:
-        done = list(tqdm(pool.map(one, rows), "practise", len(rows), unit="image", disable=None))
-    nothing = vet_peaks(
-        np.zeros((1, 1), np.float32), np.zeros((1, 1), np.float32), noise_frac=1.0, **NOTHING_KNOWN
-    )
-    return pd.concat([nothing.assign(is_blob=0), *done], ignore_index=True)
+        work = pool.map(search, rows)
+        done = list(tqdm(work, "inject", len(rows), unit="image", disable=None))
+    return pd.concat([_no_candidates(detector), *done], ignore_index=True)
+
+
+def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
+    """Make a table of candidates without rows, with all its columns."""
+    nowhere = Peaks(*(np.zeros(0) for _ in Peaks._fields))
+    nothing = np.zeros((1, 1), np.float32)
+    found = find_blobs(nothing, None, detector, noise_frac=1.0, peaks=nowhere)
+    return found.assign(is_blob=np.zeros(0, int))
+
+
+def _read_scaled(scale_dir: str | Path, frame: str) -> Image:
+    return fits_images.read_frame(fits_images.find_image(scale_dir, frame)).data
 
 
 def count_alarms(
     images: pd.DataFrame, blobs: pd.DataFrame, candidates: pd.DataFrame, threshold: float
 ) -> pd.DataFrame:
-    """False alarms of each image: detections that are no blob that it is the first to show."""
+    """Count the false alarms of each image: new detections that lie on no blob new in it."""
     detections = candidates[(candidates["score"] >= threshold) & (candidates["status"] == "new")]
     alarms = detections[detections["is_blob"] == 0].groupby("frame").size()
     shift = np.hypot(images["shift_x_px"], images["shift_y_px"])
@@ -187,8 +215,8 @@ def count_alarms(
     return table[list(FRAME_COLUMNS)]
 
 
-def summarise(table: pd.DataFrame, point: operating_point.OperatingPoint) -> dict[str, Any]:
-    """The numbers of ``metrics.json``."""
+def summarise(table: pd.DataFrame, point: OperatingPoint) -> dict[str, Any]:
+    """Summarise the search in the numbers of ``metrics.json``."""
     metrics: dict[str, Any] = {
         "threshold": point.threshold,
         "held_out_frames": round(point.frames, 2),
@@ -204,7 +232,7 @@ def summarise(table: pd.DataFrame, point: operating_point.OperatingPoint) -> dic
 
 
 def _reliability(candidates: pd.DataFrame, blobs: pd.DataFrame) -> pd.DataFrame:
-    """How often candidates of the historical images are new blobs, by their probability.
+    """Compare probabilities with the share of new blobs, on the historical images.
 
     These images show new blobs more often than the prior says: more are, throughout, than the probability promises.
     """

@@ -1,8 +1,46 @@
-"""Peaks into detections: where a blob is, how large and how deep, with errors, and whether it is a new blob at all.
+"""Fit a blob at each peak: place, radius and depth, with errors.
 
-The depth of a blob is the highest point of its light loss, as in the catalogue. What is fitted are therefore the
-shapes that blobs have (`blobpipe.core.blob_shapes`), all of them: where the noise hides the shape, the results are averaged
-with the weight of each shape's likelihood, and the spread between shapes is part of the error.
+Model
+-----
+On a cut-out of 33 x 33 pixels around a peak, in units of the noise, a blob of shape s is
+
+    m_i = b + d P_s(x_i - x, y_i - y; r)
+
+with five parameters: the centre x, y and the radius r (px), the depth d and the background b (units
+of the noise). P_s is the profile of `core.blob_shapes`, 1 at its highest point, so d is the highest
+point of the light loss, as in the catalogue. P_s is tabulated as a sum of cosines,
+
+    P_s(u, v; r) = sum_kl A_kl(r) cos(w_k u) cos(w_l v),    w_k = 2 pi k / 49 px,   k, l < 28,
+
+whose amplitudes are cubic splines of the radius: profile and derivatives are four products of small
+matrices each.
+
+Derivatives
+-----------
+    dm/dx = d sum A_kl w_k sin(w_k u) cos(w_l v)        dm/dd = P_s
+    dm/dy = d sum A_kl cos(w_k u) w_l sin(w_l v)        dm/db = 1
+    dm/dr = d sum A'_kl(r) cos(w_k u) cos(w_l v)
+
+Least squares
+-------------
+Minimised over the good pixels by Levenberg's and Marquardt's method, within 8 px of the start:
+
+    chi2_s = sum_i (v_i - m_i)^2 + ((r - 5.7 px) / 2.5 px)^2 - 2 ln p_s
+
+The prior of the radius is that of known blobs, twice as wide; p_s is the prior of the shape.
+
+Averaging over shapes
+---------------------
+Where the noise hides the shape, the results are averaged. With f^2 = max(chi2_min / (n - 5), 1), the
+factor by which errors are widened where no shape fits, the weights are
+
+    w_s ~ exp(-(chi2_s - chi2_min) / (2 f^2)),
+
+a result is sum_s w_s q_s, and its variance sum_s w_s (f^2 (N_s^-1)_qq + (q_s - mean)^2), where N_s is
+the normal matrix: the spread between shapes is part of the error. S/N = sum_s w_s d_s (N_s)_dd^(1/2)
+is that of a matched filter. A fit follows the noise to a depth that is too high: it is lowered by
+3 / (S/N)^2 of itself, and errors of place and radius are widened by (1 + 40 / (S/N)^2)^(1/2); both
+were found on simulated blobs.
 """
 
 from __future__ import annotations
@@ -35,6 +73,8 @@ DETECTION_COLUMNS = (
     *("loss_frac_px2", "snr", "score", "status"),
 )
 MEASURED = len(DETECTION_COLUMNS) - 2
+
+X, Y, RADIUS, DEPTH, BACKGROUND = range(5)  # of the parameters
 
 CUT_HALF = 16  # a cut-out of 33 x 33 px holds the largest blob and some background
 CUT_SIDE = 2 * CUT_HALF + 1
@@ -75,6 +115,21 @@ OTHER_SHAPES = 0.15
 NOISE_FITTED = 3.0
 # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
 WANDERING = 40.0
+
+
+class Result(NamedTuple):
+    """What a fit gives, on the cut-out (px) and in units of the noise; errors are 1 sigma."""
+
+    x: float
+    y: float
+    x_err: float
+    y_err: float
+    radius: float
+    radius_err: float
+    depth: float
+    depth_err: float
+    loss: float  # sum of the profile
+    snr: float
 
 
 class Cut(NamedTuple):
@@ -145,10 +200,6 @@ def fit_blobs(
         from; where there are too few pixels to fit, all but x, y and score is NaN. ``status`` is empty until `judge`.
         A last column, ``misfit``, says how badly the fit fits: the mean squared residual of the footprint in units of the
         noise, less what shapes beyond ours may leave: about 1 for a blob. `blobpipe.detection.score` takes it into the score.
-
-    Notes
-    -----
-    Source: ours.
     """
     import pandas as pd
 
@@ -168,7 +219,7 @@ def fit_blobs(
 
 
 def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float) -> FloatArray:
-    """Signal-to-noise ratio of the brightest square near each place, shape (n,): in a hundredth of the time of a fit.
+    """Estimate the S/N of the brightest square near each place, in 1 % of the time of a fit.
 
     Parameters
     ----------
@@ -180,10 +231,6 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
     ndarray, shape (n,), float64
         Of the square of 5 x 5 or 11 x 11 px within `FARTHEST_PX`, above the median around; 0 where there is no value. For a
         blob about two thirds of a matched filter's.
-
-    Notes
-    -----
-    Source: ours.
     """
     half = round(FARTHEST_PX) + max(SQUARES_PX) // 2
     windows = [
@@ -203,7 +250,7 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
 
 @nb.njit(cache=True, nogil=True)
 def _brightest_square(signal):  # type: ignore[no-untyped-def]
-    """Highest sum of a square, by the root of its area."""
+    """Return the highest sum over a square, divided by the root of its area."""
     side = len(signal)
     brightest = 0.0
     sums = np.zeros((side + 1, side + 1))
@@ -230,20 +277,33 @@ def _noise(difference: Image) -> float:
 
 
 def _measure_one(cut: Cut, peak: FloatArray, noise: float) -> list[float]:
-    """What is measured at a peak, in the order of `DETECTION_COLUMNS`, and the misfit."""
+    """Fit a blob at a peak: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
     start = _start(cut, *peak[:2])
     low, high = _limits(start)
     model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, _table()))
-    inside = (model.parameters[:, :4] > low[:4]) & (model.parameters[:, :4] < high[:4])
-    usable = inside.all(axis=1) & (model.parameters[:, 3] > 0)
-    found = _averaged(cut, model, usable) if usable.any() else _unfitted(cut, start)
-    x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = found
-    place = [x + cut.x, y + cut.y, x_err, y_err, radius, radius_err]
-    return [*place, noise * depth, noise * depth_err, noise * loss, snr, _reduced_chi2(cut, model)]
+
+    # A fit that has run to a limit, or to a bright spot, has failed.
+    place = model.parameters[:, :BACKGROUND]
+    inside = (place > low[:BACKGROUND]) & (place < high[:BACKGROUND])
+    usable = inside.all(axis=1) & (model.parameters[:, DEPTH] > 0)
+    fit = _averaged(cut, model, usable) if usable.any() else _unfitted(cut, start)
+    return [
+        fit.x + cut.x,
+        fit.y + cut.y,
+        fit.x_err,
+        fit.y_err,
+        fit.radius,
+        fit.radius_err,
+        noise * fit.depth,
+        noise * fit.depth_err,
+        noise * fit.loss,
+        fit.snr,
+        _reduced_chi2(cut, model),
+    ]
 
 
 def _reduced_chi2(cut: Cut, model: Model) -> float:
-    """Mean squared residual of the best shape's footprint, less what other shapes than ours may leave."""
+    """Return the best shape's mean squared residual, less what other shapes may leave."""
     best = int(model.chi2.argmin())
     x, y, radius, depth = model.parameters[best, :4]
     footprint = cut.good & (distance_from(x, y, CUT_SIDE).ravel() <= radius + FOOTPRINT_MARGIN_PX)
@@ -254,11 +314,12 @@ def _reduced_chi2(cut: Cut, model: Model) -> float:
 
 
 def _limits(start: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Between which the parameters of fits may lie."""
+    """Return the lower and upper limits of the parameters."""
     reach = np.array([FARTHEST_PX, FARTHEST_PX, 0, np.inf, np.inf])
     low = start - reach
     high = start + reach
-    low[2], high[2] = RADII_PX[[0, -1]]
+    low[RADIUS] = RADII_PX[0]
+    high[RADIUS] = RADII_PX[-1]
     return low, high
 
 
@@ -270,7 +331,7 @@ def _cut(difference: Image, peaks: FloatArray, k: int, noise: float) -> Cut:
 
 
 def _without_outliers(values: Image) -> Mask:
-    """Finite, and not far from the median of the 5 x 5 pixels around, which is taken only where it may matter."""
+    """Mark finite pixels that are not far from the median of the 5 x 5 pixels around them."""
     from scipy.ndimage import uniform_filter
 
     good = np.isfinite(values)
@@ -291,7 +352,7 @@ def _without_outliers(values: Image) -> Mask:
 
 
 def _nearest(peaks: FloatArray, k: int) -> Mask:
-    """Pixels of a cut-out that are nearer to a peak than to any that lies on another blob."""
+    """Mark the pixels of a cut-out that are nearest to its own peak."""
     apart = np.hypot(*(peaks - peaks[k]).T)
     others = peaks[(apart > NEIGHBOUR_PX) & (apart < 3 * CUT_HALF)]
     x, y = peaks[k]
@@ -304,7 +365,7 @@ def _nearest(peaks: FloatArray, k: int) -> Mask:
 
 @lru_cache(maxsize=1)
 def _table() -> FloatArray:
-    """Each shape as a sum of cosines, whose amplitudes are splines of the radius.
+    """Tabulate each shape as a sum of cosines whose amplitudes are splines of the radius.
 
     Returns
     -------
@@ -321,7 +382,7 @@ def _table() -> FloatArray:
 
 
 def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
-    """Amplitudes of the cosines along y and x, for a profile sampled twice per pixel and axis."""
+    """Return the amplitudes of the cosines along y and x, for a profile sampled twice per pixel."""
     fine = np.empty((2 * PERIOD_PX, 2 * PERIOD_PX))
     for i, j in ((0, 0), (0, 1), (1, 1)):
         fine[i::2, j::2] = blob_shapes.blob_profile(shape, radius, -j / 2, -i / 2, PERIOD_PX)
@@ -336,7 +397,7 @@ def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
 
 @nb.njit(cache=True, nogil=True)
 def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
-    """Amplitudes of a shape at a radius, and their derivatives by it; both of shape (HIGHEST, HIGHEST), float32."""
+    """Interpolate the amplitudes of a shape, and their derivatives, at a radius."""
     place = min(max(np.searchsorted(RADII_PX, radius) - 1, 0), len(RADII_PX) - 2)
     t = np.float32(radius - RADII_PX[place])
     cubes = table[place, shape]
@@ -354,7 +415,7 @@ def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _waves(centre):  # type: ignore[no-untyped-def]
-    """Cosines around a centre, and their derivatives by it; both of shape (SIDE, HIGHEST), float32."""
+    """Return cosines around a centre, and their derivatives by it."""
     waves = np.empty((CUT_SIDE, HIGHEST), np.float32)
     slopes = np.empty((CUT_SIDE, HIGHEST), np.float32)
     for k in range(HIGHEST):
@@ -369,7 +430,7 @@ def _waves(centre):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract"})
 def _multiply(left, right, product):  # type: ignore[no-untyped-def]
-    """Product of two matrices, row by row: vectors of columns are added at a time."""
+    """Multiply two matrices row by row, so that vectors of columns are added at a time."""
     for y in range(left.shape[0]):
         row = product[y]
         row[:] = 0
@@ -390,7 +451,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _model(values, good, table, shape, parameters, residual, slopes):  # type: ignore[no-untyped-def]
-    """The model of a cut-out (``values`` and ``good``, which is 0 or 1, of shape (n,), float32): fills in residual and slopes.
+    """Evaluate the model on a cut-out: fill in residual and slopes, return chi-squared.
 
     Returns
     -------
@@ -406,27 +467,27 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
     along_y = np.empty((CUT_SIDE, HIGHEST), np.float32)
     images = slopes.reshape(5, CUT_SIDE, CUT_SIDE)
     _multiply(cos_y, amplitudes, along_y)
-    _multiply(along_y, sin_x, images[0])
-    _multiply(along_y, cos_x, images[3])
+    _multiply(along_y, sin_x, images[X])
+    _multiply(along_y, cos_x, images[DEPTH])
     _multiply(sin_y, amplitudes, along_y)
-    _multiply(along_y, cos_x, images[1])
+    _multiply(along_y, cos_x, images[Y])
     _multiply(cos_y, by_radius, along_y)
-    _multiply(along_y, cos_x, images[2])
+    _multiply(along_y, cos_x, images[RADIUS])
     depth = np.float32(depth)
     background = np.float32(background)
     for k in range(len(values)):
-        slopes[0, k] *= good[k] * depth
-        slopes[1, k] *= good[k] * depth
-        slopes[2, k] *= good[k] * depth
-        slopes[3, k] *= good[k]
-        slopes[4, k] = good[k]
-        residual[k] = values[k] - depth * slopes[3, k] - background * good[k]
+        slopes[X, k] *= good[k] * depth
+        slopes[Y, k] *= good[k] * depth
+        slopes[RADIUS, k] *= good[k] * depth
+        slopes[DEPTH, k] *= good[k]
+        slopes[BACKGROUND, k] = good[k]
+        residual[k] = values[k] - depth * slopes[DEPTH, k] - background * good[k]
     prior = ((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) ** 2 - 2 * np.log(SHAPE_SHARES[shape])
     return _dot(residual, residual) + prior
 
 
 def _start(cut: Cut, x: float, y: float) -> FloatArray:
-    """Parameters to start from: the highest place of the smoothed cut-out, and the disc that fits best there."""
+    """Return the parameters to start from: the best disc at the highest place of the cut-out."""
     x, y = _highest(cut, x - cut.x, y - cut.y)
     radius, depth, background = _best_disc(cut.values, cut.good, _table(), x, y)
     return np.array([x, y, radius, depth, background])
@@ -434,7 +495,7 @@ def _start(cut: Cut, x: float, y: float) -> FloatArray:
 
 @nb.njit(cache=True, nogil=True)
 def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
-    """Radius of the disc at x, y that explains most, its depth and the background around it; only discs that darken do."""
+    """Return radius, depth and background of the dark disc at x, y that explains most."""
     n = 0
     total = 0.0
     for k in range(len(values)):
@@ -467,7 +528,7 @@ def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
 
 
 def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
-    """Where the smoothed cut-out is highest, not too far from a place."""
+    """Return where the smoothed cut-out is highest, near a place."""
     from scipy.ndimage import gaussian_filter
 
     image = np.where(cut.good, cut.values - bottleneck.median(cut.values[cut.good]), np.float32(0))
@@ -480,7 +541,7 @@ def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
 
 @nb.njit(cache=True, nogil=True)
 def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
-    """All shapes at a peak by Levenberg's and Marquardt's least squares, within limits: what makes a `Model`."""
+    """Fit all shapes by Levenberg's and Marquardt's method, within limits: the parts of a `Model`."""
     n_shapes = table.shape[1]
     n = len(values)
     parameters = np.empty((n_shapes, 5))
@@ -520,7 +581,7 @@ def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _solve(matrix, vector):  # type: ignore[no-untyped-def]
-    """Linear equations in place, the solution in ``vector``; the matrix is positive definite: any pivot will do."""
+    """Solve linear equations in place; the matrix is positive definite, so any pivot will do."""
     for i in range(5):
         for j in range(i + 1, 5):
             factor = matrix[j, i] / matrix[i, i]
@@ -535,7 +596,7 @@ def _solve(matrix, vector):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
-    """The normal matrix of a shape, and its right-hand side."""
+    """Return the normal matrix of a shape and its right-hand side, priors included."""
     normal = np.empty((5, 5))
     slope = np.empty(5)
     for i in range(5):
@@ -543,57 +604,65 @@ def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
         for j in range(i + 1):
             normal[i, j] = normal[j, i] = _dot(slopes[i], slopes[j])
         normal[i, i] += 1e-6  # what is not there leaves its parameters where they are
-    normal[2, 2] += 1 / RADIUS_SPREAD_PX**2
-    slope[2] -= (parameters[2] - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX**2
+    normal[RADIUS, RADIUS] += 1 / RADIUS_SPREAD_PX**2
+    slope[RADIUS] -= (parameters[RADIUS] - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX**2
     return normal, slope
 
 
-def _averaged(cut: Cut, model: Model, usable: Mask) -> list[float]:
-    """The mean over the usable shapes, each with the weight of its likelihood: x, y and errors, radius, depth, ..."""
+def _averaged(cut: Cut, model: Model, usable: Mask) -> Result:
+    """Average the usable shapes, each with the weight of its likelihood."""
     chi2 = model.chi2[usable]
-    n_pixels = cut.good.sum()
-    misfit = max(float(chi2.min()) / (n_pixels - 5), 1.0)
-    weights = np.exp((chi2.min() - chi2) / (2 * misfit))
-    weights /= weights.sum()
     values = model.parameters[usable]
-    depths = model.parameters[usable, 3]
+    scale = max(float(chi2.min()) / (cut.good.sum() - 5), 1.0)  # f^2
+    weights = np.exp((chi2.min() - chi2) / (2 * scale))
+    weights /= weights.sum()
+
+    # Mean and variance of each parameter; the spread between shapes counts as an error.
     normal = np.array([_normal(*each)[0] for each in zip(*model[:3], strict=True)])[usable]
-    snr = depths * np.sqrt(normal[:, 3, 3])
-    sums = [_profile_sum(shape, radius) for shape, radius in enumerate(model.parameters[:, 2])]
-    loss = depths * np.array(sums)[usable]
-    variances = misfit * np.einsum("kii->ki", np.linalg.inv(normal))
     mean = weights @ values
-    x_err, y_err, radius_err, depth_err, _ = np.sqrt(
-        weights @ (variances + np.square(values - mean))
+    variances = scale * np.einsum("kii->ki", np.linalg.inv(normal))
+    errors = np.sqrt(weights @ (variances + np.square(values - mean)))
+    snr = float(weights @ (values[:, DEPTH] * np.sqrt(normal[:, DEPTH, DEPTH])))
+
+    # A shape's sum follows from its radius.
+    sums = [_profile_sum(shape, radius) for shape, radius in enumerate(model.parameters[:, RADIUS])]
+    loss = float(weights @ (values[:, DEPTH] * np.array(sums)[usable]))
+
+    # What the fit has taken from the noise.
+    wider = np.sqrt(1 + WANDERING / max(snr, 1.0) ** 2)
+    depth = mean[DEPTH] * (1 - NOISE_FITTED / max(snr, NOISE_FITTED) ** 2)
+    return Result(
+        x=mean[X],
+        y=mean[Y],
+        x_err=wider * errors[X],
+        y_err=wider * errors[Y],
+        radius=mean[RADIUS],
+        radius_err=wider * errors[RADIUS],
+        depth=depth,
+        depth_err=errors[DEPTH],
+        loss=loss,
+        snr=snr,
     )
-    mean_snr = float(weights @ snr)
-    wider = np.sqrt(1 + WANDERING / max(mean_snr, 1.0) ** 2)
-    depth = mean[3] * (1 - NOISE_FITTED / max(mean_snr, NOISE_FITTED) ** 2)
-    x_err = wider * x_err
-    y_err = wider * y_err
-    radius_err = wider * radius_err
-    return [
-        *mean[:2],
-        x_err,
-        y_err,
-        mean[2],
-        radius_err,
-        depth,
-        depth_err,
-        float(weights @ loss),
-        mean_snr,
-    ]
 
 
-def _unfitted(cut: Cut, start: FloatArray) -> list[float]:
-    """The disc that a failed fit started from, without errors, in the order of `_averaged`."""
+def _unfitted(cut: Cut, start: FloatArray) -> Result:
+    """Return the disc that a failed fit started from, without errors."""
     x, y, radius, depth, _ = start
     residual = np.empty_like(cut.values)
     slopes = np.empty((5, len(cut.values)), np.float32)
     _model(cut.values, cut.good.astype(np.float32), _table(), 0, start, residual, slopes)
-    loss = depth * _profile_sum(0, radius)
-    snr = float(depth * np.linalg.norm(slopes[3]))
-    return [x, y, np.nan, np.nan, radius, np.nan, depth, np.nan, loss, snr]
+    return Result(
+        x=x,
+        y=y,
+        x_err=np.nan,
+        y_err=np.nan,
+        radius=radius,
+        radius_err=np.nan,
+        depth=depth,
+        depth_err=np.nan,
+        loss=depth * _profile_sum(0, radius),
+        snr=float(depth * np.linalg.norm(slopes[DEPTH])),
+    )
 
 
 def _profile_sum(shape: int, radius: float) -> float:

@@ -1,4 +1,4 @@
-"""Which pixels neither training nor the regression test has used."""
+"""Find the pixels that neither training nor the regression test has used."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from blobpipe.simulation import cutout
 
 
 class SeenPart(NamedTuple):
-    """What training has seen of images without a new blob: these frames, left of a column."""
+    """Images without a new blob that training has seen, left of a column."""
 
     frames: set[str]
     border_px: int
 
 
 def seen_part(images: pd.DataFrame, blobs: pd.DataFrame, cutout_dir: str | Path) -> SeenPart:
-    """The training windows' side of quiet images."""
+    """Return which images without a new blob training has seen, and up to which column."""
     shown, _ = cutout.read_recipes(cutout_dir, "train")
     quiet = set(images["frame"]) - set(blobs["first_frame"])
     return SeenPart(quiet & set(shown["frame"]), int(shown["x0_px"].max()) + tiles.SIDE)
 
 
 class HeldOut(NamedTuple):
-    """Which candidates lie on held-out pixels, and how many whole frames these make."""
+    """Candidates that lie on held-out pixels (a mask of rows), and the images these pixels make up."""
 
     rows: npt.NDArray[np.bool_]
     frames: float
@@ -41,7 +41,7 @@ def find_held_out(
     cutout_dir: str | Path,
     width: int,
 ) -> HeldOut:
-    """What neither training nor the regression test uses: the validation windows' side of quiet images."""
+    """Find candidates on pixels that neither training nor the regression test has used."""
     seen, border = seen_part(images, blobs, cutout_dir)
     quiet = set(images["frame"]) - set(blobs["first_frame"])
     share = max(0.0, 1 - border / width)
@@ -52,6 +52,6 @@ def find_held_out(
 
 
 def first_image_index(images: pd.DataFrame, blobs: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """Number of the image that first shows each blob, -1 if all do or that image is not there."""
+    """Return the index of the image that first shows each blob; -1 if all do, or it is missing."""
     order = {frame: i for i, frame in enumerate(images["frame"])}
     return blobs["first_frame"].map(order).fillna(-1).to_numpy(np.int64)

@@ -16,7 +16,7 @@ NEAR_PX = 6.0  # a detection this near to a blob's centre, or within its radius,
 
 
 def near_blobs(found: pd.DataFrame, blobs: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Which places name which blobs, shape (places, blobs): they lie within 6 px, or within the blob's radius."""
+    """Say which places lie within 6 px, or within the radius, of which blobs: (places, blobs)."""
     x, y, radius = (blobs[column].to_numpy(float) for column in ("x_px", "y_px", "radius_px"))
     distance = np.hypot(
         found["x_px"].to_numpy()[:, None] - x, found["y_px"].to_numpy()[:, None] - y
@@ -28,7 +28,7 @@ KNOWN_PX = 3.0  # two blobs do not lie so near each other; the fit of one does n
 
 
 def without_repeats(detections: pd.DataFrame, within_px: float = KNOWN_PX) -> pd.DataFrame:
-    """Of detections whose fits have ended at one place only the first: a large blob may have two peaks.
+    """Drop detections within a few pixels of an earlier one: a large blob may have two peaks.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def mark_seen_again(
 
 
 def pair(detections_xy: FloatArray, blobs_xy: FloatArray, tolerance: float) -> npt.NDArray[np.intp]:
-    """Pair detections with blobs, one to one: as many pairs as there can be, and of those the nearest in sum.
+    """Pair detections with blobs one to one: as many pairs as possible, the nearest in sum.
 
     Parameters
     ----------
@@ -91,10 +91,6 @@ def pair(detections_xy: FloatArray, blobs_xy: FloatArray, tolerance: float) -> n
     -------
     ndarray, shape (number of pairs, 2), intp
         Index of the detection and of the blob, in order of the first.
-
-    Notes
-    -----
-    Source: ours.
     """
     from scipy.optimize import linear_sum_assignment
 

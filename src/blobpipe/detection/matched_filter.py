@@ -71,7 +71,7 @@ def filter_subframes(subframes: npt.NDArray[np.float32], radii_px: tuple[float, 
 def in_batches(
     work: Callable[[npt.NDArray[np.float32]], T], subframes: npt.NDArray[np.float32]
 ) -> list[T]:
-    """What ``work`` gives for each batch; there is at least one, if need be an empty one."""
+    """Apply ``work`` to batches of subframes; at least once, if need be to none."""
     starts = range(0, max(1, len(subframes)), BATCH)
     return list(
         threads.pool("baselines", THREADS).map(
@@ -98,7 +98,7 @@ def _match(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ...]) -> M
 
 
 def _spread(responses: FloatArray) -> FloatArray:
-    """Robust standard deviation of each map; tiny instead of zero."""
+    """Return the robust standard deviation of each map, at least 1e-6."""
     part = responses[:, ::SPREAD_STEP, ::SPREAD_STEP]
     values = part.reshape(len(part), part.shape[1] * part.shape[2])
     middle = row_median(values)[:, None]
@@ -106,7 +106,7 @@ def _spread(responses: FloatArray) -> FloatArray:
 
 
 def row_median(values: FloatArray) -> FloatArray:
-    """Of each row, none of them NaN. NumPy's own takes twice as long: it sorts less, but not with vectors."""
+    """Return the median of each row, none of them NaN, in half the time of ``np.median``."""
     ordered = np.sort(values, axis=1)
     n = values.shape[1]
     return np.asarray((ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2)
@@ -118,7 +118,7 @@ def _reach(radius: float) -> int:
 
 @lru_cache(maxsize=32)
 def _filter(radius: float, ny: int, nx: int, size: int) -> tuple[FloatArray, FloatArray]:
-    """Transform of a top-hat less its ring, and one over the noise it gives at each pixel."""
+    """Return the transform of a top-hat less its ring, and one over its noise at each pixel."""
     distance = np.hypot(*(np.minimum(axis, size - axis) for axis in np.ogrid[:size, :size]))
     hat = np.clip(radius + 0.5 - distance, 0, 1)
     ring = (distance > radius + GAP_PX) & (distance <= 2 * radius + GAP_PX)

@@ -45,7 +45,7 @@ def fit_logistic(features: FloatArray, labels: npt.NDArray[np.int64]) -> npt.NDA
 
 
 def logistic(features: FloatArray, weights: FloatArray) -> npt.NDArray[np.float64]:
-    """Probability of label 1 by a logistic regression that `fit_logistic` has fitted, shape (n,)."""
+    """Return the probability of label 1 by a regression from `fit_logistic`, shape (n,)."""
     return np.asarray(expit(weights[0] + features @ weights[1:]))
 
 
@@ -58,7 +58,7 @@ FEWEST = 20  # blobs, and as many other candidates, make a fit
 
 
 def features(found: pd.DataFrame) -> FloatArray:
-    """What is known of candidates, of order one: three numbers, their squares and products.
+    """Return what a candidate's score is made of: three numbers, their squares and products.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def features(found: pd.DataFrame) -> FloatArray:
 
 
 def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[float, ...]:
-    """Learn from candidates of which it is known whether they are blobs.
+    """Fit the weights of the joint score to candidates that are known to be blobs or not.
 
     Parameters
     ----------
@@ -92,10 +92,6 @@ def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[fl
     -------
     tuple of float
         Ten weights of a logistic regression, for `score`; none, if there are too few candidates of either kind.
-
-    Notes
-    -----
-    Source: ours.
     """
     if min(np.count_nonzero(is_blob), np.count_nonzero(~is_blob)) < FEWEST:
         return ()
@@ -104,14 +100,14 @@ def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[fl
 
 
 def score_candidates(found: pd.DataFrame, weights: tuple[float, ...]) -> pd.DataFrame:
-    """Candidates with the joint score in the place of the network's, 0 to 1; without weights they stay as they are.
+    """Replace the network's score by the joint score, 0 to 1; without weights, keep it.
 
     Parameters
     ----------
     found : DataFrame
-        As for `features`; its column ``misfit`` is left out of what is returned.
+        As for `features`.
     weights : tuple of float
-        From `fit`.
+        From `fit_weights`.
     """
     joint = logistic(features(found), np.array(weights)) if weights else found["score"]
-    return found.assign(score=joint).drop(columns="misfit")
+    return found.assign(score=joint)

@@ -1,60 +1,161 @@
-"""Search one difference image for blobs."""
+"""Find blobs in one difference image: the one search of the pipeline, the daily work and notebooks.
+
+In this order: the detector's peaks, a fit at each of them, vetting, the score, its probability.
+Vetting does not depend on the score, so all candidates are vetted, not only those above a threshold:
+a subframe's probability then never rests on something that is no blob.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from blobpipe.core import fits_images
-from blobpipe.core.arrays import FloatArray
-from blobpipe.detection import matched_filter
+from blobpipe.core.arrays import FloatArray, Image
+from blobpipe.detection.detectors import Detector, Peaks
 from blobpipe.detection.fit import fit_blobs, rough_snr
 from blobpipe.detection.match import without_repeats
-from blobpipe.detection.vet import bad_pixels, vet
+from blobpipe.detection.vet import vet
 from blobpipe.images import tiles
-from blobpipe.networks import dense, report_network
-from blobpipe.simulation import render
+from blobpipe.images.clip import clip_image
+from blobpipe.images.register import NO_SHIFT
+from blobpipe.images.scale import scale_image
+from blobpipe.images.template import Template, find_bad_pixels
+from blobpipe.params import Clip, Scale, Vetting
 
-CANDIDATE = 0.05  # of the map: a peak below it is no candidate; some twenty to a frame are above
-# and one below this is a candidate only if it is bright; some eight to a frame are left
+# A peak is fitted if its score is at least this, or the image is bright there: of those that are
+# neither, none of those tried reached half. Some eight peaks of an image are left.
 LIKELY = 0.2
 BRIGHT_SNR = 5.0
-DETECTORS = ("dense", "report", "matched_filter")
-# S/N of blobs that must be found, and of those that should be
+
+# S/N of blobs that must be found, and of those that should be.
 CLEAR = (7.0, math.inf)
 FAINT = (5.0, 7.0)
-NOTHING_KNOWN = {"catalogue": None, "shift_px": (0.0, 0.0), "pattern": None}
 
 
-class Reference(NamedTuple):
-    """The reference stack, its known blobs (both of shape (ny, nx), fraction of the light), and where its pixels are bad."""
+def find_blobs(
+    difference: Image,
+    template: Template | None = None,
+    detector: Detector | None = None,
+    *,
+    catalogue: pd.DataFrame | None = None,
+    shift_px: tuple[float, float] = NO_SHIFT,
+    noise_frac: float | None = None,
+    recent_px: FloatArray | None = None,
+    peaks: Peaks | None = None,
+    vetting: Vetting | None = None,
+) -> pd.DataFrame:
+    """Find blobs in a difference image.
 
-    stack: npt.NDArray[np.float32]
-    pattern: npt.NDArray[np.float32]
-    bad: npt.NDArray[np.bool_]
+    Parameters
+    ----------
+    difference : ndarray, shape (ny, nx), float32
+        Image minus template, not clipped (fraction of the light; a new blob is positive); NaN where
+        there is no value.
+    template : Template, optional
+        What was subtracted. Without it nothing can be known of bad pixels or of residuals of the
+        mirror's shift.
+    detector : Detector, optional
+        The packaged dense network if not given.
+    catalogue : DataFrame, optional
+        x_px, y_px, radius_px of the blobs known before the image.
+    shift_px : tuple of float
+        By how much the known blobs of this image lie off their usual place, along x and y (px).
+    noise_frac : float, optional
+        Standard deviation of a pixel (fraction of the light); estimated if not given.
+    recent_px : ndarray, shape (n, 2), optional
+        Usual places of new blobs of earlier images, which the template is still learning (`vet.vet`).
+    peaks : Peaks, optional
+        Where to look, if the detector has searched already; otherwise the difference is clipped and
+        scaled with the default settings, and searched.
+    vetting : Vetting, optional
+        Settings of the vetting; the defaults if not given.
 
+    Returns
+    -------
+    DataFrame
+        A row per candidate, in the order of its peak: the columns of `fit.fit_blobs`, with the
+        ``score`` of the detector and the ``status`` of `vet.vet`, and ``probability``. Detections
+        are the rows whose score reaches ``detector.threshold``; new blobs are those of the status
+        ``new``.
+    """
+    if detector is None:
+        from blobpipe.detection.detectors import load_detector
 
-def read_reference(difference_dir: str | Path) -> Reference:
-    """Of ``reference.fits.fz`` of the stage difference."""
-    stack, pattern = (
-        fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", name)
-        for name in ("STACK", "PATTERN")
+        detector = load_detector()
+    if noise_frac is None:
+        noise_frac = fits_images.median_and_noise(difference)[1]
+    if peaks is None:
+        clipped, _ = clip_image(difference, Clip())
+        peaks = detector.search(scale_image(clipped, Scale())[0])
+
+    # The fit and the vetting see the unclipped difference.
+    candidates = fit_peaks(peaks, difference, noise_frac)
+    candidates = vet(
+        candidates,
+        difference,
+        template or Template(),
+        catalogue=catalogue,
+        shift_px=shift_px,
+        noise_frac=noise_frac,
+        recent_px=recent_px,
+        params=vetting or Vetting(),
     )
-    return Reference(stack, pattern, bad_pixels(stack, pattern))
+    return detector.rate(candidates)
 
 
-def read_difference(
-    image: pd.Series[Any],
-    known: pd.DataFrame,
-    difference_dir: str | Path,
-    reference: Reference,
-) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-    """A difference image, and what `vet.vet` wants to know of it.
+class Observation(NamedTuple):
+    """A difference image of the pipeline, and what is known of it before it is searched.
+
+    Attributes
+    ----------
+    difference : ndarray, shape (ny, nx), float32
+    template : Template
+    catalogue : DataFrame
+        The blobs that landed before it.
+    shift_px : (float, float)
+        Of its known blobs (px).
+    noise_frac : float
+    """
+
+    difference: Image
+    template: Template
+    catalogue: pd.DataFrame | None
+    shift_px: tuple[float, float]
+    noise_frac: float
+
+    def find_blobs(
+        self, detector: Detector, *, peaks: Peaks | None = None, vetting: Vetting | None = None
+    ) -> pd.DataFrame:
+        """Search it (`find_blobs`)."""
+        return find_blobs(
+            self.difference,
+            self.template,
+            detector,
+            catalogue=self.catalogue,
+            shift_px=self.shift_px,
+            noise_frac=self.noise_frac,
+            peaks=peaks,
+            vetting=vetting,
+        )
+
+
+def read_pipeline_template(difference_dir: str | Path) -> Template:
+    """Read the template of the stage difference, without an RMS map: each image has its own."""
+    path = Path(difference_dir) / "reference.fits.fz"
+    stack, pattern = (fits_images.read_plane(path, name) for name in ("STACK", "PATTERN"))
+    return Template(stack, pattern, None, find_bad_pixels(stack, pattern))
+
+
+def read_observation(
+    image: pd.Series[Any], known: pd.DataFrame, difference_dir: str | Path, template: Template
+) -> Observation:
+    """Read a difference image of the pipeline.
 
     Parameters
     ----------
@@ -62,122 +163,57 @@ def read_difference(
         Its row of `tables.image_table`.
     known : DataFrame
         The blobs that landed before it.
-    reference : Reference
-        From `read_reference`.
+    template : Template
+        From `read_pipeline_template`.
     """
     path = fits_images.find_image(difference_dir, image["frame"])
-    about = {
-        "catalogue": known,
-        "shift_px": (float(image["shift_x_px"]), float(image["shift_y_px"])),
-        "pattern": reference.pattern,
-        "bad": reference.bad,
-        "stack": reference.stack,
-        "noise_frac": float(image["noise_frac"]),
-        "scatter": fits_images.find_plane(path, "SCATTER"),
-    }
-    return fits_images.read_frame(path).data, about
+    return Observation(
+        fits_images.read_frame(path).data,
+        replace(template, rms=fits_images.find_plane(path, "SCATTER")),
+        known,
+        (float(image["shift_x_px"]), float(image["shift_y_px"])),
+        float(image["noise_frac"]),
+    )
 
 
-def vet_peaks(
-    cells: npt.NDArray[np.float32],
-    difference: npt.NDArray[np.float32],
-    *,
-    noise_frac: float,
-    **about: Any,
-) -> pd.DataFrame:
-    """Peaks of the dense network's map, measured on the unclipped difference, and judged; scores are the network's.
+def fit_peaks(peaks: Peaks, difference: Image, noise_frac: float) -> pd.DataFrame:
+    """Fit a blob at each peak that is worth it; of fits that end at one place keep the first.
 
     Parameters
     ----------
-    cells : ndarray
-        From `dense.probability_map`.
-    difference : ndarray, shape (ny, nx), float32
-        As it was subtracted (fraction of the light).
-    noise_frac, about
-        As in `vet.vet`.
-    """
-    return vet(fit_peaks(cells, difference, noise_frac), difference, noise_frac=noise_frac, **about)
+    peaks : Peaks
+    difference, noise_frac
+        As for `find_blobs`.
 
-
-def fit_peaks(
-    cells: npt.NDArray[np.float32], difference: npt.NDArray[np.float32], noise_frac: float
-) -> pd.DataFrame:
-    """The same before they are judged, for who wants to judge a few of them."""
-    return fit_at(dense.peaks(cells, CANDIDATE), difference, noise_frac)
-
-
-def fit_at(
-    peaks: dense.Peaks, difference: npt.NDArray[np.float32], noise_frac: float
-) -> pd.DataFrame:
-    """The same at some peaks.
-
-    Those that are both low on the map and faint on the image are not measured: of those tried, none scored half.
+    Returns
+    -------
+    DataFrame
+        From `fit.fit_blobs`; the score is that of the peak.
     """
     x, y, score = peaks
-    worth = (score >= LIKELY) | (rough_snr(difference, x, y, noise_frac) >= BRIGHT_SNR)
+    bright = rough_snr(difference, x, y, noise_frac) >= BRIGHT_SNR
+    worth = (score >= LIKELY) | bright
     return without_repeats(fit_blobs(difference, x[worth], y[worth], score[worth], noise_frac))
 
 
-def highest_scores(candidates: pd.DataFrame, corners_px: npt.NDArray[np.int64]) -> FloatArray:
-    """Highest score of the candidates on each subframe that were not judged to be something else.
+def subframe_scores(candidates: pd.DataFrame, shape: tuple[int, ...]) -> FloatArray:
+    """Return the highest score of a new blob on each subframe of an image.
 
     Parameters
     ----------
     candidates : DataFrame
-        Judged, with scores.
-    corners_px : ndarray, shape (n, 2)
-        x, y of each subframe's first pixel.
+        From `find_blobs`.
+    shape : (ny, nx)
+        Of the image.
 
     Returns
     -------
     ndarray, shape (n,), float64
-        0 where there is none.
+        In the order of `tiles.origins`; 0 where there is none.
     """
-    candidates = candidates[candidates["status"].isin(["", "new"])]
-    place = candidates[["x_px", "y_px"]].to_numpy() - corners_px[:, None]
+    new = candidates[candidates["status"] == "new"]
+    corners = tiles.origins(shape)[:, 2:]
+    place = new[["x_px", "y_px"]].to_numpy() - corners[:, None]
     inside = ((place >= -0.5) & (place < tiles.SIDE - 0.5)).all(axis=2)
-    return np.asarray(
-        np.where(inside, candidates["score"].to_numpy(), 0.0).max(axis=1, initial=0.0)
-    )
-
-
-class Baselines(NamedTuple):
-    """What the dense network is compared with: the report's network, and a matched filter of some radii (px)."""
-
-    report: report_network.ReportNetwork
-    radii_px: tuple[float, ...]
-
-
-class Answers(NamedTuple):
-    """What the baselines say about each of the ``n`` subframes of a frame.
-
-    Attributes
-    ----------
-    origins : ndarray, shape (n, 4), int64
-        Row, column, x0, y0, from `tiles.tile`.
-    probability : ndarray, shape (n,), float64
-        Of the report's network.
-    match : Match
-        Of the matched filter, each array of shape (n,); x, y in the frame (px).
-    """
-
-    origins: npt.NDArray[np.int64]
-    probability: FloatArray
-    match: matched_filter.Match
-
-
-def subframes_of(
-    scaled: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """A scaled frame as standardised subframes, and their origins (`tiles.tile`)."""
-    subframes, origins = tiles.tile(scaled)
-    return render.standardise(subframes), origins
-
-
-def ask(
-    others: Baselines, subframes: npt.NDArray[np.float32], origins: npt.NDArray[np.int64]
-) -> Answers:
-    """Ask the baselines about subframes."""
-    match = matched_filter.filter_subframes(subframes, others.radii_px)
-    match = match._replace(x=match.x + origins[:, 2], y=match.y + origins[:, 3])
-    return Answers(origins, report_network.predict(others.report, subframes), match)
+    scores = np.where(inside, new["score"].to_numpy(), 0.0)
+    return np.asarray(scores.max(axis=1, initial=0.0))

@@ -19,6 +19,9 @@ from blobpipe.params import Clip
 log = logging.getLogger(__name__)
 
 
+DEFAULTS = Clip()
+
+
 @dataclass(frozen=True)
 class Clipping:
     """Limits of a clipped image, and how many of its pixels were changed.
@@ -64,7 +67,7 @@ def zscale_limits(data: Image, n_points: int = 1000) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def clip_image(data: Image, params: Clip) -> tuple[Image, Clipping]:
+def clip_image(data: Image, params: Clip = DEFAULTS) -> tuple[Image, Clipping]:
     """Clip an image at a multiple of its zscale limits; pixels without a value become the median.
 
     Parameters

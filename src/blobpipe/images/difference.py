@@ -36,12 +36,15 @@ from blobpipe.images.stack import (
     running_median,
     with_recent_blobs,
 )
+from blobpipe.images.template import Template
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
+
+DEFAULTS = Difference()
 
 # Shape of a full frame, (ny, nx)
 SHAPE = (SIDE_PX, SIDE_PX)
@@ -96,31 +99,35 @@ class Registered:
     rows: list[int]
 
 
-def difference_image(
-    image: Image, stack: Image, params: Difference, blobs: pd.DataFrame | None = None
+def subtract(
+    image: Image, template: Template, params: Difference = DEFAULTS
 ) -> tuple[Image, Shift]:
-    """Subtract from an image a median stack whose blobs have been moved to where the image has them.
+    """Subtract a template from an image, its blobs moved to where the image has them.
 
     Parameters
     ----------
-    image, stack : ndarray, shape (ny, nx), float32
+    image : ndarray, shape (ny, nx), float32
         Fraction of the light; NaN where there is no value.
-    params : Difference
-    blobs : DataFrame, optional
-        Catalogue, as for `blob_pattern`.
+    template : Template
+        With a stack and its pattern.
+    params : Difference, optional
 
     Returns
     -------
     ndarray, shape (ny, nx), float32
         Difference (fraction of the light); a new blob is positive.
     Shift
-        Shift of the blobs from their place in the stack; 0 if registration is off.
+        Of the known blobs, measured against the template; 0 where registration is off.
 
     Raises
     ------
     FrameError
         If the two differ in size.
     """
+    stack = template.stack
+    pattern = template.pattern
+    assert stack is not None
+    assert pattern is not None
     if image.shape != stack.shape:
         ny, nx = image.shape
         stack_ny, stack_nx = stack.shape
@@ -129,13 +136,12 @@ def difference_image(
         )
     if not params.register_shift:
         return image - stack, NO_SHIFT
-    pattern = blob_pattern(stack, blobs)
     shift = measure_shift(image, stack, pattern)
     shifted_stack = stack + move_pattern(pattern, shift) - pattern
     return image - shifted_stack, shift
 
 
-def subtract(
+def write_differences(
     raw_dir: str | Path, out_dir: str | Path, params: Difference, batch: int | None = None
 ) -> None:
     """Write the difference image of each image that has a whole stack before it (stage ``difference``).
@@ -431,7 +437,7 @@ def _subtract_one(
         later = blob_pattern(stack, known) - registered.pattern
         difference -= move_pattern(later, shift) - later
 
-    noise = clean_noise(difference)
+    noise = fits_images.median_and_noise(difference)[1]
     scatter = rms_map(registered.images[members], stack, recent)
     path = out_dir / f"{candidate.name}.fits.fz"
     cards = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}

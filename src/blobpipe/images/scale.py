@@ -17,6 +17,9 @@ from blobpipe.params import Scale
 log = logging.getLogger(__name__)
 
 
+DEFAULTS = Scale()
+
+
 @dataclass(frozen=True)
 class Scaling:
     """Moments by which an image was scaled, and its range after that.
@@ -35,7 +38,7 @@ class Scaling:
     high_sigma: float
 
 
-def scale_image(data: Image, params: Scale) -> tuple[Image, Scaling]:
+def scale_image(data: Image, params: Scale = DEFAULTS) -> tuple[Image, Scaling]:
     """Subtract the sigma-clipped mean of an image, and divide by its sigma-clipped standard deviation.
 
     Parameters

@@ -1,10 +1,13 @@
-"""Bad-pixel tables (BPIXTAB) and data-quality images: read, and written with the pixels of blobs added."""
+"""Read bad-pixel tables (BPIXTAB) and data-quality images, and write them with the pixels of blobs added.
+
+The steps of `add_discs`: discs become a mask, the mask becomes rows (runs of pixels), and the rows are appended to the
+bytes of the table, so that everything else in the file stays as it was.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import re
 import warnings
 from datetime import datetime, timedelta
@@ -24,97 +27,94 @@ from blobpipe.core.detector import SIDE_PX as SIZE_PX
 from blobpipe.core.hdus import HDU, File, count, number, opened
 from blobpipe.errors import BlobpipeError, FrameError, TableError
 
-log = logging.getLogger(__name__)
-
 BoolImage = npt.NDArray[np.bool_]
 DqImage = npt.NDArray[np.int64]
 
-BLOB = 512  # the DQ bit of a blob
-# beyond a blob's radius and so much, 5 % of its depth is left (mean of all shapes, radii of 3 to 8
-# px)
+BLOB = 512  # DQ bit of a blob
+# distance (px) beyond a blob's radius at which 5 % of its depth is left: mean of all shapes with
+# radii of 3 to 8 px; simulated
 MARGIN_PX = 1.5
-RADII_PX = (7.0, 8.2)  # of the discs in real DQ images
-MEASURED = ("SCI", "ERR", "SAMP", "TIME")  # images of exposures that are no DQ, integers or not
-MAX_LABEL = 24  # characters of a name where it is only to be read
+RADII_PX = (7.0, 8.2)  # smallest and largest radius of five discs in a real DQ image
+MEASURED = ("SCI", "ERR", "SAMP", "TIME")  # images of an exposure that are not DQ, integers or not
+MAX_LABEL = 24  # characters of a blob's name in a label or a comment
 RUN_COLUMNS = ("PIX1", "PIX2", "LENGTH", "AXIS", "VALUE")
-DETECTOR = {"CCDAMP": "ABCD", "CCDCHIP": 1, "CCDGAIN": 2.5}  # as the headers of exposures have them
-MAX_COLUMNS = 999  # of a table, by the standard
-# more flagged pixels are no DQ image but counts; 20,438 pixels of a real one are 0.02
+DETECTOR = {"CCDAMP": "ABCD", "CCDCHIP": 1, "CCDGAIN": 2.5}  # values in the headers of exposures
+MAX_COLUMNS = 999  # columns of a table, limit of the FITS standard
+# share of flagged pixels above which an image holds counts and not DQ; a real one has 0.02
 MAX_BAD_FRAC = 0.5
-MAX_RUN_PX = 2**25  # pixels of all rows together: each bit of each pixel said once
+MAX_RUN_PX = 2**25  # pixels in all rows of a table: each bit of each pixel once
 USEAFTER_FORMS = ("%b %d %Y %H:%M:%S", "%b %d %Y", "%B %d %Y %H:%M:%S", "%B %d %Y", "%d/%m/%Y")
-BLOCK = 2880  # bytes; FITS files are made of such blocks
+BLOCK = 2880  # bytes of a block, of which FITS files are made
 DESCRIP = "Bad pixels, with the blobs that the CSM monitor has shown"
-DESCRIP_LENGTH = 67  # reference files fill theirs up with dashes to so many characters
+DESCRIP_LENGTH = 67  # characters to which reference files fill DESCRIP up with dashes
 
 
 def date_span(blobs: pd.DataFrame) -> tuple[float, float]:
-    """First and last date of a first sighting (MJD), NaN where none is known."""
+    """Return the earliest and the latest date of a first sighting (MJD), NaN where none is known."""
     mjd = blobs["first_mjd"] if "first_mjd" in blobs else pd.Series([np.nan])
     return float(mjd.min()), float(mjd.max())
 
 
-# ----------------------------------------------------------------------------------------------------- bad pixels
+# ----------------------------------------------------------------------------------------------- discs, rows, DQ
 
 
 def disc_radius(
     radius_px: npt.ArrayLike, radii_px: tuple[float, float] = RADII_PX
 ) -> npt.NDArray[np.float64]:
-    """Radius of the disc to flag (px): a blob's own and its blurred edge, within the limits of real masks.
+    """Return the radius of the disc to flag (px): a blob with its blurred edge, within the limits of real masks.
 
     Parameters
     ----------
     radius_px : array_like
-        Measured radii.
+        Measured radii of blobs.
     radii_px : tuple of float
-        Smallest and largest.
+        Smallest and largest radius of a disc.
 
     Raises
     ------
     BlobpipeError
-        If the limits are none.
-
-    Notes
-    -----
-    Source: ours. Five discs of a real DQ image have radii of 7.0 to 8.2 px.
+        If the limits are not positive, in the wrong order, or larger than the detector.
     """
     low, high = radii_px
     if not 0 < low <= high < SIZE_PX:
         raise BlobpipeError(
-            f"radii of discs: found {low:g} and {high:g}, expected smallest and largest (px)"
+            f"radii of discs: found {low:g} and {high:g}, expected the smallest and the largest (px); correct them"
         )
     return np.clip(np.asarray(radius_px, np.float64) + MARGIN_PX, low, high)
 
 
 def disc_mask(x_px: npt.ArrayLike, y_px: npt.ArrayLike, radius_px: npt.ArrayLike) -> BoolImage:
-    """The pixels whose centres lie in any of some discs; reference pixels never do.
+    """Mark the pixels whose centres lie in any of some discs, reference pixels excepted.
 
     Parameters
     ----------
     x_px, y_px, radius_px : array_like, shape (n,)
-        Discs.
+        Centres and radii of the discs.
 
     Returns
     -------
     ndarray, shape (1024, 1024), bool
     """
     mask = np.zeros((SIZE_PX, SIZE_PX), np.bool_)
-    low = BORDER_PX
-    high = SIZE_PX - BORDER_PX
-    discs = np.column_stack(
-        [np.atleast_1d(np.asarray(values, float)) for values in (x_px, y_px, radius_px)]
-    )
-    for x, y, radius in discs:
-        columns, rows = (
-            np.arange(max(low, int(np.ceil(at - radius))), min(high, int(at + radius) + 1))
-            for at in (x, y)
-        )
-        mask[np.ix_(rows, columns)] |= np.hypot(columns - x, (rows - y)[:, None]) <= radius
+    columns = [np.atleast_1d(np.asarray(values, float)) for values in (x_px, y_px, radius_px)]
+    for x, y, radius in np.column_stack(columns):
+        # only the pixels of the square around a disc can lie in it
+        x_around = _pixels_around(x, radius)
+        y_around = _pixels_around(y, radius)
+        distance = np.hypot(x_around - x, (y_around - y)[:, None])
+        mask[np.ix_(y_around, x_around)] |= distance <= radius
     return mask
 
 
+def _pixels_around(centre: float, radius: float) -> npt.NDArray[np.int64]:
+    """Return the pixels along an axis that a disc can reach, reference pixels excepted."""
+    first = max(BORDER_PX, int(np.ceil(centre - radius)))
+    end = min(SIZE_PX - BORDER_PX, int(centre + radius) + 1)
+    return np.arange(first, end)
+
+
 def runs(dq: npt.NDArray[Any]) -> pd.DataFrame:
-    """Rows of a bad-pixel table for a DQ image, along x, each as long as its value goes on; `dq_image` undoes it.
+    """Write a DQ image as rows of a bad-pixel table: runs of one value along x; `dq_image` is the inverse.
 
     Parameters
     ----------
@@ -125,22 +125,35 @@ def runs(dq: npt.NDArray[Any]) -> pd.DataFrame:
     DataFrame
         PIX1, PIX2 (first pixel, 1-based, 1014 frame), LENGTH, AXIS (1), VALUE; int64.
     """
-    # a good pixel ends each line of the image
+    # all rows of the image in one line, with a good pixel between them to end each run
     line = np.pad(dq, ((0, 0), (0, 1))).ravel().astype(np.int64)
+
+    # runs of equal values, of which those of bad pixels are kept
     ends = np.flatnonzero(np.diff(line, prepend=0))
     start = ends[:-1]
     length = np.diff(ends)
-    bad = line[start] != 0
-    start = start[bad]
-    length = length[bad]
+    is_bad = line[start] != 0
+    start = start[is_bad]
+    length = length[is_bad]
+
+    # from 0-based pixels with reference pixels to 1-based ones without
     y, x = np.divmod(start, SIZE_PX + 1)
-    first = BORDER_PX - 1
-    columns = (x - first, y - first, length, np.ones_like(length), line[start])
-    return pd.DataFrame(dict(zip(RUN_COLUMNS, columns, strict=True)))
+    offset = 1 - BORDER_PX
+    return pd.DataFrame(
+        {
+            "PIX1": x + offset,
+            "PIX2": y + offset,
+            "LENGTH": length,
+            "AXIS": np.ones_like(length),
+            "VALUE": line[start],
+        }
+    )
 
 
 def dq_image(rows: Any) -> DqImage:
-    """The DQ image of a bad-pixel table: where runs overlap, their bits are joined; what lies off the image is left out.
+    """Return the DQ image of a bad-pixel table.
+
+    Where runs overlap, their bits are combined; pixels off the image are left out.
 
     Parameters
     ----------
@@ -153,95 +166,120 @@ def dq_image(rows: Any) -> DqImage:
     """
     image = np.zeros((SIZE_PX, SIZE_PX), np.int64)
     columns = np.array([np.asarray(rows[name], np.int64) for name in RUN_COLUMNS])
-    # a million pixels at a time: what overlaps often would not fit into memory
-    for part in np.array_split(columns, 1 + columns[2].sum() // 2**20, axis=1):
+
+    # about a million pixels at a time: rows that overlap often would not fit into memory
+    n_parts = 1 + columns[2].sum() // 2**20
+    for part in np.array_split(columns, n_parts, axis=1):
         first_x, first_y, length, axis, value = part
+
+        # for each pixel of each run: the row it is of, and its distance from the run's first pixel
         row = np.repeat(np.arange(len(length)), length)
-        along = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+        start = np.cumsum(length) - length
+        along = np.arange(len(row)) - start[row]
+
+        # axis 1 runs along x, axis 2 along y
         x = first_x[row] + along * (axis[row] == 1) + BORDER_PX - 1
         y = first_y[row] + along * (axis[row] == 2) + BORDER_PX - 1
-        on = (x >= 0) & (x < SIZE_PX) & (y >= 0) & (y < SIZE_PX)
-        np.bitwise_or.at(image, (y[on], x[on]), value[row[on]])
+        on_image = (x >= 0) & (x < SIZE_PX) & (y >= 0) & (y < SIZE_PX)
+        np.bitwise_or.at(image, (y[on_image], x[on_image]), value[row[on_image]])
     return image
 
 
+# -------------------------------------------------------------------------------------------------------- reading
+
+
 def read_dq(path: str | Path) -> DqImage:
-    """The DQ image, shape (1024, 1024), int64, of a bad-pixel table or of a DQ image with or without reference pixels.
+    """Read the DQ image of a bad-pixel table, or of a DQ image with or without reference pixels.
+
+    Returns
+    -------
+    ndarray, shape (1024, 1024), int64
 
     Raises
     ------
     TableError
-        As `read_bad_pixels`.
+        If the file cannot be read (`read_bad_pixels`).
     """
     return dq_image(find_table(read_bad_pixels(path)).data)
 
 
 def read_bad_pixels(path: str | Path) -> fits.HDUList:
-    """Read a bad-pixel table as it is; an image of DQ values becomes one.
+    """Read a bad-pixel table as it is, or turn an image of DQ values into one.
 
     Of an exposure, the first image called ``DQ`` is taken, never its counts.
 
     Raises
     ------
     TableError
-        If the file is not FITS, or holds neither, or its rows are not runs of pixels.
+        If the file is not FITS, holds neither, or has rows that are not runs of pixels.
     """
     try:
         with opened(path, "a bad-pixel table or a DQ image") as file:
-            table = _runs_in(file)
+            table = _find_runs(file)
             if table is not None:
-                file.content(table)  # compares the checksums
-                return _with_runs(path, file.whole())
-            image = _dq_plane(file)
+                # reading the content compares the checksums
+                file.content(table)
+                return _checked_table(path, file.whole())
+            image = _find_dq(file)
     except FrameError as error:
         raise TableError(str(error)) from error
+
     if image is None:
         raise TableError(
             f"{path}: found no bad pixels; expected a table with the columns {', '.join(RUN_COLUMNS)}, "
             f"or an image DQ of integers, 1014x1014 or 1024x1024"
         )
-    if np.count_nonzero(image) > MAX_BAD_FRAC * image.size:
-        share = np.count_nonzero(image) / image.size
+    bad_frac = np.count_nonzero(image) / image.size
+    if bad_frac > MAX_BAD_FRAC:
         raise TableError(
-            f"{path}: {share:.0%} of its pixels are flagged, expected at most {MAX_BAD_FRAC:.0%}: counts, not DQ"
+            f"{path}: {bad_frac:.0%} of its pixels are flagged, expected at most {MAX_BAD_FRAC:.0%}: counts, not DQ; "
+            "name a DQ image"
         )
+
+    # an image without reference pixels gets good ones
     rows = runs(np.pad(image, (SIZE_PX - len(image)) // 2))
     return with_rows(new_table(rows["VALUE"]), rows)
 
 
-def _runs_in(file: File) -> HDU | None:
-    """The table of a file that has the columns, one named BPIX first."""
-    fit = []
+def _find_runs(file: File) -> HDU | None:
+    """Return the table of a file that has the columns of runs, one named BPIX first."""
+    found = []
     for hdu in file.hdus:
         n_columns = count(hdu.cards, "TFIELDS", 0, high=MAX_COLUMNS)
         names = {str(hdu.cards.get(f"TTYPE{i + 1}")).strip() for i in range(n_columns)}
         if hdu.kind == "BINTABLE" and set(RUN_COLUMNS) <= names:
-            fit.append(hdu)
-    return min(fit, key=lambda hdu: hdu.name != "BPIX", default=None)
+            found.append(hdu)
+    return min(found, key=lambda hdu: hdu.name != "BPIX", default=None)
 
 
-def _with_runs(path: str | Path, content: bytes) -> fits.HDUList:
+def _checked_table(path: str | Path, content: bytes) -> fits.HDUList:
+    """Return the HDUs of a file with a bad-pixel table, after trying everything that will be done with them."""
     try:
-        hdus = _opened(content)
+        hdus = _from_bytes(content)
         _require_runs(path, find_table(hdus))
-        # what cannot be put together again is refused here: cards that cannot be read, lists that are not there
-        again = _opened(_content(with_rows(hdus, pd.DataFrame(columns=RUN_COLUMNS))))
+
+        # a file that cannot be written again is refused here: unreadable cards, missing arrays
+        again = _from_bytes(_to_bytes(with_rows(hdus, pd.DataFrame(columns=RUN_COLUMNS))))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _ = [find_table(again).data[name] for name in find_table(again).columns.names]
-        _ = [again[0].header.get(card) for card in ("USEAFTER", "PEDIGREE", "FILENAME")]
-        return _opened(content)
+            table = find_table(again)
+            for name in table.columns.names:
+                _ = table.data[name]
+        for card in ("USEAFTER", "PEDIGREE", "FILENAME"):
+            again[0].header.get(card)
+        return _from_bytes(content)
     except TableError:
         raise
-    except Exception as error:  # a damaged table makes astropy raise nearly anything
+    except Exception as error:
+        # a damaged table makes astropy raise nearly anything
         reason = " ".join(str(error).split())[:120]
         raise TableError(
-            f"{path}: not a whole FITS table ({reason}), expected a bad-pixel table"
+            f"{path}: not a whole FITS table ({reason}), expected a bad-pixel table; fetch or write it again"
         ) from error
 
 
-def _content(hdus: fits.HDUList) -> bytes:
-    """The bytes of a file; cards of others, good or not, stay as they are."""
+def _to_bytes(hdus: fits.HDUList) -> bytes:
+    """Write HDUs into memory; invalid cards stay as they are."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -249,8 +287,8 @@ def _content(hdus: fits.HDUList) -> bytes:
     return buffer.getvalue()
 
 
-def _opened(content: bytes) -> fits.HDUList:
-    """Compressed images are tables here, and stay as they are."""
+def _from_bytes(content: bytes) -> fits.HDUList:
+    """Read HDUs from memory; compressed images stay the tables that they are stored as."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return fits.open(
@@ -258,12 +296,14 @@ def _opened(content: bytes) -> fits.HDUList:
         )
 
 
-def _dq_plane(file: File) -> DqImage | None:
-    """The image of DQ values of a file: one called DQ before others."""
+def _find_dq(file: File) -> DqImage | None:
+    """Return the image of DQ values of a file: one called DQ or, if there is none, any of integers."""
     sides = (SIZE_PX, SIZE_PX - 2 * BORDER_PX)
+    shapes = [(side, side) for side in sides]
     named = [hdu for hdu in file.hdus if hdu.name == "DQ"]
-    for hdu in named or [hdu for hdu in file.hdus if hdu.name not in MEASURED]:
-        if hdu.shape in [(side, side) for side in sides]:
+    others = [hdu for hdu in file.hdus if hdu.name not in MEASURED]
+    for hdu in named or others:
+        if hdu.shape in shapes:
             image = _integers(file, hdu)
             if image is not None:
                 return image
@@ -271,59 +311,74 @@ def _dq_plane(file: File) -> DqImage | None:
 
 
 def _integers(file: File, hdu: HDU) -> DqImage | None:
-    """An image of integers, unsigned ones as they are meant; None if it holds others."""
+    """Return an image of integers, BZERO applied to unsigned ones; None if it holds other values."""
     if hdu.compressed:
         from blobpipe.core import unpack
 
         stored = unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu))
     else:
         stored = file.plane(hdu)
-    zero = number(hdu.cards, "BZERO", 0)
-    constant = not hdu.size and float(stored.flat[0]).is_integer()
-    if (stored.dtype.kind not in "iu" and not constant) or number(hdu.cards, "BSCALE", 1) != 1:
+
+    # an image of one value may have no data; other scales than 1 mean measured values
+    is_constant = not hdu.size and float(stored.flat[0]).is_integer()
+    is_integer = stored.dtype.kind in "iu" or is_constant
+    if not is_integer or number(hdu.cards, "BSCALE", 1) != 1:
         return None
+
     values = stored.astype(np.int64)
-    if zero == 2.0**63:
-        if values.max() >= 0:
-            raise ValueError(f"DQ value {int(values.max()) + 2**63}, less than 2**63 expected")
-        return values ^ np.int64(-(2**63))
-    return values + int(zero)
+    zero = number(hdu.cards, "BZERO", 0)
+    if zero != 2.0**63:
+        return values + int(zero)
+
+    # unsigned 64-bit integers: adding BZERO flips the sign bit, and the result must fit into 63 bits
+    if values.max() >= 0:
+        raise ValueError(f"DQ value {int(values.max()) + 2**63}, less than 2**63 expected")
+    return values ^ np.int64(-(2**63))
 
 
 def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
-    """Refuse rows that are not runs of pixels, and columns that do not hold one number each."""
+    """Refuse a table whose columns do not hold one number in each row, or whose rows are not runs of pixels."""
+    # astropy lays the columns out anew; a row of another width would be read shifted
     width = table.header["NAXIS1"]
-    found = np.asarray(table.data).dtype.itemsize
-    if width != found:
+    expected_width = np.asarray(table.data).dtype.itemsize
+    if width != expected_width:
         raise TableError(
-            f"{path}: rows of {width} bytes, expected {found} by its columns; fetch or write it again"
+            f"{path}: rows of {width} bytes, expected {expected_width} by its columns; fetch or write it again"
         )
     for name in RUN_COLUMNS:
-        column = table.columns[name]
-        stored = np.asarray(table.data)[name]
-        if stored.dtype.kind not in "iuf" or stored.ndim != 1 or _is_scaled(column, stored.dtype):
-            raise TableError(
-                f"{path}: column {name} has the format {column.format}, expected one number in each row"
-            )
-        values = np.asarray(table.data[name])
-        if isinstance(column.null, int):
-            _require(path, name, stored != column.null, values, "a number (it is TNULL)")
-        if values.dtype.kind == "f":
-            _require(path, name, np.abs(values) < 2.0**63, values, "a number below 2**63")
-            _require(path, name, values == np.trunc(values), values, "a whole number")
-        elif values.dtype.kind == "u":
-            _require(path, name, values < np.uint64(2**63), values, "a number below 2**63")
-    rows = table.data
-    _require(path, "AXIS", np.isin(rows["AXIS"], (1, 2)), rows["AXIS"], "1 or 2")
-    length = np.asarray(rows["LENGTH"])
+        _require_integers(path, table, name)
+
+    # lengths are limited before they are summed: a run of 2**31 pixels would not fit into memory
+    axis = table.data["AXIS"]
+    length = np.asarray(table.data["LENGTH"])
+    _require(path, "AXIS", np.isin(axis, (1, 2)), axis, "1 or 2")
     _require(path, "LENGTH", (length > 0) & (length <= SIZE_PX), length, f"1 to {SIZE_PX}")
     if length.astype(np.int64).sum() > MAX_RUN_PX:
         raise TableError(
-            f"{path}: its rows flag {length.sum():g} pixels, expected at most {MAX_RUN_PX}; take out some"
+            f"{path}: its rows flag {length.sum():g} pixels, expected at most {MAX_RUN_PX}; remove some"
         )
 
 
+def _require_integers(path: str | Path, table: fits.BinTableHDU, name: str) -> None:
+    """Refuse a column that does not hold one whole number below 2**63 in each row."""
+    column = table.columns[name]
+    stored = np.asarray(table.data)[name]
+    if stored.dtype.kind not in "iuf" or stored.ndim != 1 or _is_scaled(column, stored.dtype):
+        raise TableError(
+            f"{path}: column {name} has the format {column.format}, expected one number in each row; write it again"
+        )
+    values = np.asarray(table.data[name])
+    if isinstance(column.null, int):
+        _require(path, name, stored != column.null, values, "a number (it is TNULL)")
+    if values.dtype.kind == "f":
+        _require(path, name, np.abs(values) < 2.0**63, values, "a number below 2**63")
+        _require(path, name, values == np.trunc(values), values, "a whole number")
+    elif values.dtype.kind == "u":
+        _require(path, name, values < np.uint64(2**63), values, "a number below 2**63")
+
+
 def _require(path: str | Path, name: str, good: Any, values: Any, expected: str) -> None:
+    """Refuse a column in which not all values are good."""
     for row in np.flatnonzero(~np.broadcast_to(good, len(values))):
         raise TableError(
             f"{path}: row {row + 1}: {name} is {values[row]}, expected {expected}; correct it"
@@ -331,124 +386,166 @@ def _require(path: str | Path, name: str, good: Any, values: Any, expected: str)
 
 
 def find_table(hdus: fits.HDUList) -> fits.BinTableHDU:
-    """The HDU of a file that holds the rows."""
-    return hdus[_tables(hdus)[0]]
+    """Return the HDU of a file that holds the bad pixels."""
+    return hdus[_table_index(hdus)]
 
 
 def read_rows(hdus: fits.HDUList) -> Any:
-    """The rows of a bad-pixel table, of a copy: astropy writes lists anew once it has looked at the rows."""
-    return find_table(_opened(_content(hdus))).data
+    """Return the rows of a bad-pixel table.
+
+    A copy is read: once astropy has looked at the rows, it writes arrays of variable length differently.
+    """
+    return find_table(_from_bytes(_to_bytes(hdus))).data
 
 
-def _tables(hdus: fits.HDUList) -> list[int]:
-    """Which HDUs have the columns, one named BPIX first."""
-    tables = [i for i, hdu in enumerate(hdus) if isinstance(hdu, fits.BinTableHDU)]
-    fit = [i for i in tables if set(RUN_COLUMNS) <= set(hdus[i].columns.names)]
-    return sorted(fit, key=lambda i: hdus[i].name != "BPIX")
+def _table_index(hdus: fits.HDUList) -> int:
+    """Return the place of the first table with the columns of runs, one named BPIX first."""
+    found = []
+    for i, hdu in enumerate(hdus):
+        if isinstance(hdu, fits.BinTableHDU) and set(RUN_COLUMNS) <= set(hdu.columns.names):
+            found.append(i)
+    return sorted(found, key=lambda i: hdus[i].name != "BPIX")[0]
+
+
+# --------------------------------------------------------------------------------------------------- adding rows
 
 
 def new_table(values: npt.ArrayLike = ()) -> fits.HDUList:
-    """A bad-pixel table without a row, in the manner of calibration reference files.
+    """Make a bad-pixel table without rows, in the form of calibration reference files.
 
     Parameters
     ----------
     values : array_like, int
-        DQ values that it is to hold: those with bits above 14 need a wider column than int16.
+        DQ values that it is to hold: bits above 14 need a wider column than int16.
     """
+    # the cards by which the calibration pipeline knows a reference file
     primary = fits.PrimaryHDU()
-    cards = {"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "IR", "FILETYPE": "BAD PIXELS"}
-    primary.header.update(cards | {"DESCRIP": DESCRIP.ljust(DESCRIP_LENGTH, "-")})
-    wide = {np.dtype(np.int16): "I", np.dtype(np.int32): "J", np.dtype(np.int64): "K"}[
-        _int_type(values)
-    ]
-    formats = dict(
-        zip((*DETECTOR, *RUN_COLUMNS), ("4A", "I", "E", "I", "I", "I", "I", wide), strict=True)
+    primary.header.update(
+        {"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "IR", "FILETYPE": "BAD PIXELS"}
     )
-    table = fits.BinTableHDU.from_columns(
-        [fits.Column(name, form) for name, form in formats.items()], name="BPIX"
-    )
+    primary.header["DESCRIP"] = DESCRIP.ljust(DESCRIP_LENGTH, "-")
+
+    # the columns of a reference file, VALUE as wide as its bits need
+    value_format = {"int16": "I", "int32": "J", "int64": "K"}[_int_type(values).name]
+    formats = {
+        "CCDAMP": "4A",
+        "CCDCHIP": "I",
+        "CCDGAIN": "E",
+        "PIX1": "I",
+        "PIX2": "I",
+        "LENGTH": "I",
+        "AXIS": "I",
+        "VALUE": value_format,
+    }
+    columns = [fits.Column(name, form) for name, form in formats.items()]
+    table = fits.BinTableHDU.from_columns(columns, name="BPIX")
     return fits.HDUList([primary, table])
 
 
 def _int_type(values: npt.ArrayLike) -> np.dtype[Any]:
-    """The smallest of int16, int32 and int64 that holds some integers as they are."""
+    """Return the smallest of int16, int32 and int64 that holds some integers."""
     values = np.asarray(values, np.int64)
-    low, high = (int(end) for end in (values.min(initial=0), values.max(initial=0)))
-    return np.dtype(
-        next(f"i{n}" for n in (2, 4, 8) if -(2 ** (8 * n - 1)) <= low and high < 2 ** (8 * n - 1))
-    )
+    # 0, a good pixel, is always among the values
+    low = int(values.min(initial=0))
+    high = int(values.max(initial=0))
+    for kind in (np.int16, np.int32):
+        limits = np.iinfo(kind)
+        if limits.min <= low and high <= limits.max:
+            return np.dtype(kind)
+    return np.dtype(np.int64)
 
 
 def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
-    """A bad-pixel table with rows added at its end; columns, rows, headers and other HDUs stay as they are, byte for byte.
+    """Append rows to a bad-pixel table; its columns, rows and headers and other HDUs keep their bytes.
 
     Parameters
     ----------
     hdus : HDUList
         From `read_bad_pixels` or `new_table`.
     rows : DataFrame
-        From `runs`. Amplifier, chip and gain are those of most rows there, other columns stay empty.
+        From `runs`. Amplifier, chip and gain are those of most rows of the table; other columns stay empty.
 
     Raises
     ------
     TableError
         If a column of the table cannot hold a value.
     """
-    index = _tables(hdus)[0]
-    content = _content(hdus)
-    hdus = _opened(content)
+    index = _table_index(hdus)
+    content = _to_bytes(hdus)
+    hdus = _from_bytes(content)
     table = hdus[index]
-    place = hdus.fileinfo(index)
     added = _stored_rows(table, rows)
+
+    # headers: more rows, and no sums of what the file was before; calwf3 needs the size of the image
+    primary = hdus[0].header.copy()
     header = table.header.copy()
     header["NAXIS2"] = len(table.data) + len(added)
     if "THEAP" in header:
         header["THEAP"] += added.nbytes
-    for axis in ("SIZAXIS1", "SIZAXIS2"):  # calwf3 asks for them
-        header.setdefault(axis, SIZE_PX)
-    primary = hdus[0].header.copy()
+    for card in ("SIZAXIS1", "SIZAXIS2"):
+        header.setdefault(card, SIZE_PX)
     for each in (primary, header):
-        for sum_card in ("CHECKSUM", "DATASUM"):  # no longer true
-            each.remove(sum_card, ignore_missing=True)
-    # old rows, new rows, then the arrays of variable length that rows point to
+        for card in ("CHECKSUM", "DATASUM"):
+            each.remove(card, ignore_missing=True)
+
+    # data: old rows, new rows, then the heap of arrays that rows point to, filled up to a block
+    place = hdus.fileinfo(index)
     start = place["datLoc"]
-    n_bytes = table.header["NAXIS1"] * table.header["NAXIS2"]
-    heap = content[start + n_bytes : start + n_bytes + header.get("PCOUNT", 0)]
-    data = content[start : start + n_bytes] + added.tobytes() + heap
+    rows_end = start + table.header["NAXIS1"] * table.header["NAXIS2"]
+    heap_end = rows_end + header.get("PCOUNT", 0)
+    data = content[start:rows_end] + added.tobytes() + content[rows_end:heap_end]
+    n_blocks = -(-len(data) // BLOCK)
+    data = data.ljust(n_blocks * BLOCK, b"\0")
+
+    # the HDUs before and after the table are copied
     before = content[hdus.fileinfo(0)["datLoc"] : place["hdrLoc"]]
     after = content[start + place["datSpan"] :]
-    heads = [each.tostring().encode("ascii") for each in (primary, header)]
-    return _opened(
-        heads[0] + before + heads[1] + data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0") + after
-    )
+    primary_bytes = primary.tostring().encode("ascii")
+    header_bytes = header.tostring().encode("ascii")
+    return _from_bytes(primary_bytes + before + header_bytes + data + after)
 
 
 def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any]:
-    """Rows as the table's file stores them: big-endian, unsigned numbers less their TZERO."""
+    """Return rows as the table's file stores them: big-endian, unsigned numbers less their TZERO."""
     old = np.asarray(table.data)
     added = np.zeros(len(rows), old.dtype)
+
+    # empty columns: NaN, or the value that stands for no number
     for column in table.columns:
-        if old.dtype[column.name].kind == "f":
+        kind = old.dtype[column.name]
+        if kind.kind == "f":
             added[column.name] = np.nan
-        elif isinstance(column.null, int) and old.dtype[column.name].kind in "iu":
-            added[column.name] = np.array(column.null).astype(old.dtype[column.name])
-    usual = _usual(table)
+        elif isinstance(column.null, int) and kind.kind in "iu":
+            added[column.name] = np.array(column.null).astype(kind)
+
+    # amplifier, chip and gain, then the run itself
+    usual = _usual_detector(table)
     for name in set(DETECTOR) & set(table.columns.names):
         added[name] = usual.get(name, np.zeros((), old.dtype[name]))
-    for filled in map(str, rows):
-        added[filled] = _stored(table, filled, rows[filled].tolist())
+    for name in map(str, rows):
+        added[name] = _stored(table, name, rows[name].tolist())
     return added
 
 
 def _stored(table: fits.BinTableHDU, name: str, values: list[Any]) -> npt.NDArray[Any]:
-    """Values as a column stores them."""
+    """Return values as a column stores them.
+
+    Raises
+    ------
+    TableError
+        If the column cannot hold one of them.
+    """
+    # unsigned integers are stored less their TZERO
     column = table.columns[name]
     kind = np.asarray(table.data).dtype[name]
     zero = int(column.bzero or 0)
-    less = [value - zero if zero else value for value in values]
+    shifted = [value - zero if zero else value for value in values]
+
+    # a value that is not the same after the conversion does not fit
     with contextlib.suppress(OverflowError, ValueError, TypeError):
-        stored = np.array(less, dtype=object).astype(kind)
-        if (stored.tolist() == less or kind.kind == "S") and not _is_scaled(column, kind):
+        stored = np.array(shifted, dtype=object).astype(kind)
+        is_exact = stored.tolist() == shifted or kind.kind == "S"
+        if is_exact and not _is_scaled(column, kind):
             return stored
     found = " or ".join(map(str, sorted(set(values))[:3]))
     raise TableError(
@@ -457,27 +554,34 @@ def _stored(table: fits.BinTableHDU, name: str, values: list[Any]) -> npt.NDArra
 
 
 def _is_scaled(column: fits.Column, kind: np.dtype[Any]) -> bool:
-    """Whether values are stored in other steps than 1; TZERO alone makes integers unsigned."""
-    whole = kind.kind in "iu" and float(column.bzero or 0).is_integer()
-    return column.bscale not in (None, "", 1) or not (whole or not column.bzero)
+    """Tell whether values are stored in other steps than 1; TZERO alone makes integers unsigned."""
+    if column.bscale not in (None, "", 1):
+        return True
+    if not column.bzero:
+        return False
+    is_unsigned = kind.kind in "iu" and float(column.bzero).is_integer()
+    return not is_unsigned
 
 
-def _usual(table: fits.BinTableHDU) -> dict[str, Any]:
-    """Amplifier, chip and gain of most rows, as they are stored."""
+def _usual_detector(table: fits.BinTableHDU) -> dict[str, Any]:
+    """Return amplifier, chip and gain of most rows as they are stored, or those of exposures for an empty table."""
     old = np.asarray(table.data)
+    # columns of more than one value for each row are left empty
     names = [name for name in DETECTOR if name in table.columns.names and not old.dtype[name].shape]
     if not len(old) or not names:
         return {name: _stored(table, name, [DETECTOR[name]])[0] for name in names}
-    found = pd.DataFrame({name: old[name].tolist() for name in names}).value_counts(
-        sort=False, dropna=False
-    )
-    return dict(zip(names, found.index[int(np.argmax(found.to_numpy()))], strict=True))
+    columns = pd.DataFrame({name: old[name].tolist() for name in names})
+    counts = columns.value_counts(sort=False, dropna=False)
+    most = int(np.argmax(counts.to_numpy()))
+    return dict(zip(names, counts.index[most], strict=True))
 
 
 def add_discs(
     hdus: fits.HDUList, blobs: pd.DataFrame, useafter_mjd: float | None = None
 ) -> tuple[fits.HDUList, pd.DataFrame]:
-    """Flag blobs in a bad-pixel table. Pixels that have the flag get no second row, so doing it twice changes nothing.
+    """Flag blobs in a bad-pixel table.
+
+    Pixels that have the flag get no second row, so flagging the same blobs again changes nothing.
 
     Parameters
     ----------
@@ -486,7 +590,7 @@ def add_discs(
     blobs : DataFrame
         From `select`, with ``disc_px``.
     useafter_mjd : float, optional
-        Date from which the table is valid; if not given, the later of its own and that of the latest blob.
+        Date from which the table is valid; by default the later of its own and that of the latest blob.
 
     Returns
     -------
@@ -498,48 +602,67 @@ def add_discs(
     Raises
     ------
     TableError
-        If there is no date to be had.
+        If there is no date from which the table is valid, or a column cannot hold a value.
     """
     old = read_rows(hdus)
     flagged = (dq_image(old) & BLOB) != 0
     discs = blobs[["x_px", "y_px", "disc_px"]].to_numpy(float)
     masks = [disc_mask(*disc) & ~flagged for disc in discs]
     merged = with_rows(hdus, runs(np.any(masks, axis=0) * BLOB))
-    _describe(merged[0].header, blobs, useafter_mjd)
-    _add_history(merged[0].header, blobs[[bool(mask.any()) for mask in masks]])
+
+    # the history names the blobs that add pixels
+    header = merged[0].header
+    _set_dates(header, blobs, useafter_mjd)
+    _add_history(header, blobs[[bool(mask.any()) for mask in masks]])
+
     added = read_rows(merged)[len(old) :]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a logical value that is not known reads as false
-        return merged, pd.DataFrame(
-            {name: np.asarray(added[name]).tolist() for name in added.names}
-        )
+        # a logical value that is neither true nor false reads as false
+        warnings.simplefilter("ignore")
+        columns = {name: np.asarray(added[name]).tolist() for name in added.names}
+    return merged, pd.DataFrame(columns)
 
 
-def _describe(header: fits.Header, blobs: pd.DataFrame, useafter_mjd: float | None) -> None:
-    first, last = date_span(blobs)
-    own = float("nan") if useafter_mjd is not None else _useafter(header)
-    after = useafter_mjd if useafter_mjd is not None else float(np.fmax(last, own))
-    if not np.isfinite(after):
-        raise TableError(
-            "bad-pixel table: its blobs have no dates, so that of its use is not known; give --useafter DATE"
-        )
-    if after != own:  # its own stays as it is written
-        header["USEAFTER"] = format_mjd(after, "%b %d %Y %H:%M:%S")
-    days = [
-        format_mjd(mjd, "%d/%m/%Y")
-        for mjd in ((first, last) if np.isfinite(first) else (after, after))
-    ]
-    header.setdefault("PEDIGREE", f"INFLIGHT {' '.join(days)}")
-
-
-def _useafter(header: fits.Header) -> float:
-    """The date of a table's USEAFTER (MJD), as reference files or ISO 8601 write it; NaN where it has none.
+def _set_dates(header: fits.Header, blobs: pd.DataFrame, useafter_mjd: float | None) -> None:
+    """Set USEAFTER, and PEDIGREE if there is none.
 
     Raises
     ------
     TableError
-        If it has one that cannot be read: it could be the later one.
+        If there is no date from which the table is valid.
     """
+    # the later of the table's own date and that of its latest blob, unless a date is given
+    first, last = date_span(blobs)
+    if useafter_mjd is None:
+        own = _useafter(header)
+        after = float(np.fmax(last, own))
+    else:
+        own = float("nan")
+        after = useafter_mjd
+    if not np.isfinite(after):
+        raise TableError(
+            "bad-pixel table: its blobs have no dates, so its USEAFTER is not known; give --useafter DATE"
+        )
+
+    # its own date stays as it is written
+    if after != own:
+        header["USEAFTER"] = format_mjd(after, "%b %d %Y %H:%M:%S")
+
+    # PEDIGREE gives the span of the observations
+    span = (first, last) if np.isfinite(first) else (after, after)
+    days = " ".join(format_mjd(mjd, "%d/%m/%Y") for mjd in span)
+    header.setdefault("PEDIGREE", f"INFLIGHT {days}")
+
+
+def _useafter(header: fits.Header) -> float:
+    """Return the date of a table's USEAFTER (MJD), written as in reference files or ISO 8601; NaN for none.
+
+    Raises
+    ------
+    TableError
+        If it cannot be read: it could be later than that of the blobs.
+    """
+    # an empty card means no date
     text = " ".join(str(header.get("USEAFTER") or "").split())
     if not text or isinstance(header.get("USEAFTER"), fits.card.Undefined):
         return float("nan")
@@ -547,6 +670,7 @@ def _useafter(header: fits.Header) -> float:
         with contextlib.suppress(ValueError):
             return (datetime.strptime(text, form) - MJD_ZERO) / timedelta(days=1)
     try:
+        # a bare number, which `to_mjd` would take as an MJD, is no date here
         if re.match(r"\d{4}-\d\d-\d\d", text) is None:
             raise ValueError(text)
         return to_mjd(text, "USEAFTER")
@@ -558,29 +682,35 @@ def _useafter(header: fits.Header) -> float:
 
 
 def _add_history(header: fits.Header, blobs: pd.DataFrame) -> None:
+    """Name the blobs in the header, with their discs in the table's own pixels."""
     if blobs.empty:
         return
     header.add_history(
         f"blobpipe {__version__} flagged {len(blobs)} blobs with DQ {BLOB} (PIX1, PIX2, radius):"
     )
     for blob in blobs.to_dict("records"):
-        x, y = (blob[name] + 1 - BORDER_PX for name in ("x_px", "y_px"))
+        # a card holds ASCII only
+        name = re.sub(r"[^\x20-\x7e]", "_", str(blob["blob"]))[:MAX_LABEL]
+        x = blob["x_px"] + 1 - BORDER_PX
+        y = blob["y_px"] + 1 - BORDER_PX
         since = blob.get("first_date") or "the first image"
-        name = re.sub(r"[^\x20-\x7e]", "_", str(blob["blob"]))[:MAX_LABEL]  # what a card can hold
         header.add_history(f"  {name}: {x:.1f}, {y:.1f}, {blob['disc_px']:.1f}; since {since}")
 
 
+# -------------------------------------------------------------------------------------------------------- writing
+
+
 def write_dq(path: str | Path, dq: DqImage, *, flt: bool = False) -> None:
-    """Write a DQ image as an extension ``DQ``: int16, or int32 or int64 where the bits ask for it.
+    """Write a DQ image as an extension ``DQ``, in the smallest of int16, int32 and int64 that holds its bits.
 
     Parameters
     ----------
     path : path
-        A plain FITS file.
+        FITS file, not compressed.
     dq : ndarray, shape (1024, 1024), int
         From `dq_image`.
     flt : bool
-        Without the reference pixels, 1014 x 1014.
+        Leave out the reference pixels: 1014 x 1014.
     """
     if flt:
         dq = dq[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
@@ -589,7 +719,8 @@ def write_dq(path: str | Path, dq: DqImage, *, flt: bool = False) -> None:
 
 
 def write_fits(path: str | Path, hdus: fits.HDUList) -> None:
+    """Write HDUs whole or not at all; a card FILENAME gets the new name."""
     if "FILENAME" in hdus[0].header:
         hdus[0].header["FILENAME"] = Path(path).name
     with files.atomic(path) as temporary:
-        temporary.write_bytes(_content(hdus))
+        temporary.write_bytes(_to_bytes(hdus))

@@ -1,4 +1,4 @@
-"""The loop closes: blobs that people have confirmed become known blobs, and cases of the next regression test."""
+"""Add reviewed blobs to the catalogue, where they become known blobs and cases of the next regression test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,28 @@ COLUMNS = (
     *("blob", "x_px", "y_px", "radius_px", "depth_frac", "shape", "first_frame", "first_mjd"),
     *("depth_err_frac", "snr", "status", "reviewer", "model_sha256", "params_sha256"),
 )
-SAME_PX = 3.0  # two blobs do not lie so near each other
+SAME_PX = 3.0  # distance (px) up to which two positions are of the same blob
+
+
+class Text(NamedTuple):
+    """Hold a CSV table as it is written.
+
+    Attributes
+    ----------
+    header : list of str
+        Names of the columns.
+    rows : list of str
+        Lines with their ends, the header first.
+    newline : str
+        The end of a line.
+    """
+
+    header: list[str]
+    rows: list[str]
+    newline: str
+
+
+# ---------------------------------------------------------------------------------------------------------- blobs
 
 
 def update(connection: sqlite3.Connection, path: Path) -> list[str]:
@@ -35,9 +56,9 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     connection : sqlite3.Connection
         The log.
     path : path
-        Table with the columns of ``blobs.csv``; made if it is not there. Its rows are kept byte for byte (with a comma
-        at their end for each column that is new to the table), and the added ones follow them by date. A candidate that
-        lies on one of its blobs is not added again; one that the catalogue could not hold (`tables.BLOB_RANGES`) is left
+        Table with the columns of ``blobs.csv``, made if it does not exist. Its rows are kept byte for byte (with a
+        comma at their end for each column that is new to the table); the new rows follow them by date. A candidate on
+        one of its blobs is not added again. One whose values a catalogue cannot hold (`tables.BLOB_RANGES`) is left
         out, with a warning.
 
     Returns
@@ -49,76 +70,73 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     ------
     TableError
         If the table cannot be read (`tables.read_known`), or the list of images beside it lacks the first image of a
-        blob: the pipeline would refuse the catalogue. Then nothing is written.
-
-    Notes
-    -----
-    Source: ours.
+        blob, so that the pipeline would refuse the catalogue. Then nothing is written.
     """
-    there = _is_there(path)
-    known = tables.read_known(path) if there else pd.DataFrame(columns=list(COLUMNS))
-    new = _without_known(_measured(_confirmed(connection)), known)
+    # what is confirmed, can be written, and lies on no blob that is there
+    exists = _exists(path)
+    known = tables.read_known(path) if exists else pd.DataFrame(columns=list(COLUMNS))
+    new = _new_blobs(connection, known)
     new["blob"] = _names(list(known["blob"]), len(new))
-    _insist_on_images(path, new)
-    if not there:
+    _require_images(path, new)
+
+    # checked to the end: the table is written now, or extended
+    if not exists:
         tables.write_table(path, new[list(COLUMNS)])
     elif len(new):
         _append(path, new, COLUMNS)
     return list(new["blob"])
 
 
-def _confirmed(connection: sqlite3.Connection) -> pd.DataFrame:
-    rows = logbook.table(connection, "candidate_list").query("decision == 'confirmed'")
-    reviews = (
-        logbook.table(connection, "reviews")
-        .drop_duplicates("candidate", keep="last")
-        .set_index("candidate")
-    )
-    # the fit knows three shapes and averages over them: which one it is stays open; that a person has confirmed it
-    # stands above what the search made of it
-    rows = rows.assign(
-        shape="disc", status="confirmed", reviewer=rows["id"].map(reviews["reviewer"])
-    )
-    return rows.reset_index(drop=True)
+def _new_blobs(connection: sqlite3.Connection, known: pd.DataFrame) -> pd.DataFrame:
+    """Return the confirmed candidates that lie on no known blob and can be written to a catalogue, by date."""
+    candidates = logbook.table(connection, "candidate_list")
+    rows = candidates.query("decision == 'confirmed'")
 
+    # the latest review of each candidate
+    reviews = logbook.table(connection, "reviews").drop_duplicates("candidate", keep="last")
+    reviewers = reviews.set_index("candidate")["reviewer"]
 
-def _measured(rows: pd.DataFrame) -> pd.DataFrame:
-    ranges = tables.BLOB_RANGES.items()
+    # the fit averages over three shapes, so the shape of a blob is not known; and what a person has
+    # decided replaces the status that the search gave it
+    rows = rows.assign(shape="disc", status="confirmed", reviewer=rows["id"].map(reviewers))
+
+    # a catalogue cannot hold every value that the log can
     good = pd.DataFrame(
-        {column: rows[column].astype(float).between(*limits) for column, limits in ranges}
+        {
+            column: rows[column].astype(float).between(*limits)
+            for column, limits in tables.BLOB_RANGES.items()
+        }
     )
     good["first_frame"] = rows["first_frame"].map(files.is_name).astype(bool)
-    for number, measured in zip(rows["id"], good.to_numpy(), strict=True):
-        if not measured.all():
-            wrong = " and ".join(good.columns[~measured])
+    for number, is_good in zip(rows["id"], good.to_numpy(), strict=True):
+        if not is_good.all():
             log.warning(
-                "candidate %d: confirmed, but not with the %s of a blob; add its row by hand",
+                "candidate %d: confirmed, but its %s cannot be that of a blob; add its row by hand",
                 number,
-                wrong,
+                " and ".join(good.columns[~is_good]),
             )
-    return rows[good.all(axis=1)].reset_index(drop=True)
+    rows = rows[good.all(axis=1)].sort_values(["first_mjd", "id"], ignore_index=True)
 
-
-def _without_known(rows: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """In order of date, those that lie neither on a known blob nor on one before them."""
-    rows = rows.sort_values(["first_mjd", "id"], ignore_index=True)
+    # one blob for each position, known ones first
     taken = [*known[["x_px", "y_px"]].to_numpy(float)]
     kept = []
-    for i, place in enumerate(rows[["x_px", "y_px"]].to_numpy(float)):
-        if all(np.hypot(*(place - other)) > SAME_PX for other in taken):
+    for i, position in enumerate(rows[["x_px", "y_px"]].to_numpy(float)):
+        distances = [np.hypot(*(position - other)) for other in taken]
+        if all(distance > SAME_PX for distance in distances):
             kept.append(i)
-            taken.append(place)
+            taken.append(position)
     return rows.iloc[kept].reset_index(drop=True)
 
 
 def _names(taken: list[Any], n: int) -> list[str]:
-    """The next numbers of the catalogue's own, such as b0113 after b0112."""
+    """Continue the numbering of a catalogue, for example with b0113 after b0112."""
     numbers = [int(name[1:]) for name in taken if re.fullmatch(r"[A-Za-z][0-9]{1,9}", name)]
     start = max(numbers, default=0) + 1
     return [f"b{number:04d}" for number in range(start, start + n)]
 
 
-def _insist_on_images(path: Path, blobs: pd.DataFrame) -> None:
+def _require_images(path: Path, blobs: pd.DataFrame) -> None:
+    """Refuse blobs whose first image is not in the list of images beside a catalogue, if there is one."""
     images = path.with_name("frames.csv")
     if not images.exists():
         return
@@ -130,11 +148,14 @@ def _insist_on_images(path: Path, blobs: pd.DataFrame) -> None:
         )
 
 
+# ------------------------------------------------------------------------------------------------ images, reviews
+
+
 def list_images(connection: sqlite3.Connection, path: Path) -> list[str]:
     """Add the images of the log that lie beside a list of images (``frames.csv``) to it, in order of date.
 
-    Differences, rejected and superseded images are left out, and what is listed already stays as it is, byte for byte. The list is
-    made if it is not there.
+    Differences and rejected or superseded images are left out. Rows of the list stay as they are, byte for byte. The
+    list is made if it does not exist.
 
     Returns
     -------
@@ -144,120 +165,148 @@ def list_images(connection: sqlite3.Connection, path: Path) -> list[str]:
     Raises
     ------
     TableError
-        As `tables.read_image_list`.
+        If the list cannot be read (`tables.read_image_list`).
     """
-    if not _is_there(path):
+    # a new list
+    if not _exists(path):
         new = _images_beside(connection, path, set())
         if len(new):
             tables.write_table(path, new)
         return list(new["frame"])
+
     known = tables.read_image_list(path)
     new = _images_beside(connection, path, set(known["frame"]))
-    header, rows, newline = _written(path)
-    lines = _lines(new.reindex(columns=header), newline)
-    # behind those of the same date: the order in which the log met them
+    text = _read_text(path)
+    lines = _lines(new.reindex(columns=text.header), text.newline)
+
+    # after rows of the same date, as the log met them in that order; from the end, so that the
+    # places of earlier rows stay valid
     places = np.searchsorted(known["mjd"], new["mjd"], side="right")
     for place, line in zip(places[::-1], lines[::-1], strict=True):
-        rows.insert(1 + place, line)
+        text.rows.insert(1 + place, line)
     if len(new):
-        _write(path, rows, newline)
+        _write(path, text.rows, text.newline)
     return list(new["frame"])
 
 
 def _images_beside(connection: sqlite3.Connection, path: Path, listed: set[str]) -> pd.DataFrame:
+    """Return name and date of the log's images that lie in the folder of a list and are not listed."""
     found = connection.execute(
         "SELECT f.path, i.mjd FROM files f JOIN images i ON i.id = f.image "
-        "WHERE i.kind = 'image' AND i.outcome != 'rejected' AND i.superseded_by IS NULL AND f.outcome != 'duplicate' ORDER BY f.id"
+        "WHERE i.kind = 'image' AND i.outcome != 'rejected' AND i.superseded_by IS NULL AND f.outcome != 'duplicate' "
+        "ORDER BY f.id"
     ).fetchall()
     here = path.resolve().parent
-    paths = [(path_of(row["path"]), row["mjd"]) for row in found]
-    beside = [(file, mjd) for file, mjd in paths if file.parent == here]
-    rows = [(fits_images.frame_name(file), mjd) for file, mjd in beside if file.exists()]
-    for name, _ in rows:
-        if not files.is_name(name):
-            log.warning("%s: not listed, for no frame can be called %r; rename it", path, name)
-    rows = [row for row in rows if files.is_name(row[0])]
-    table = pd.DataFrame(rows, columns=list(tables.FRAME_COLUMNS)).drop_duplicates(
-        "frame", keep="last"
-    )
-    return table[~table["frame"].isin(listed)].sort_values(["mjd", "frame"], ignore_index=True)
+    rows = []
+    for row in found:
+        file = path_of(row["path"])
+        # the log remembers files that have been moved or deleted since
+        if file.parent != here or not file.exists():
+            continue
+        name = fits_images.frame_name(file)
+        if files.is_name(name):
+            rows.append((name, row["mjd"]))
+        else:
+            log.warning(
+                "%s: %r is not listed, as a frame cannot have such a name; rename the image",
+                path,
+                name,
+            )
+
+    table = pd.DataFrame(rows, columns=list(tables.FRAME_COLUMNS))
+    table = table.drop_duplicates("frame", keep="last")
+    new = table[~table["frame"].isin(listed)]
+    return new.sort_values(["mjd", "frame"], ignore_index=True)
 
 
-def reviews(connection: sqlite3.Connection, path: Path) -> int:
-    """Write all reviews as CSV in the order in which they were made, for version control; how many.
+def write_reviews(connection: sqlite3.Connection, path: Path) -> int:
+    """Write all reviews as CSV in the order in which they were made, for version control, and return their number.
 
-    What is in the file already stays, byte for byte.
+    What the file holds already stays, byte for byte.
 
     Raises
     ------
     TableError
-        If there are none, or the file holds something else than the first of them.
+        If there are no reviews, or the file does not begin with the first of them.
     """
     table = logbook.table(connection, "reviews")
+    columns = tuple(map(str, table))
     if table.empty:
         raise TableError(
             f"{path}: no review in the log; review candidates first ('blobpipe serve')"
         )
-    if not _is_there(path):
+    if not _exists(path):
         tables.write_table(path, table)
         return len(table)
-    tables.read_table(path, list(map(str, table)))
-    here = _values(tables.read_table_bytes(path, ()))
-    ours = _values(tables.csv_text(table).encode())
-    if here != ours[: len(here)]:
-        row = next((i for i, fields in enumerate(here) if fields not in ours[i : i + 1]), 0)
-        raise TableError(
-            f"{path}: row {row + 1} is not of this log's reviews; name another file, or another --log"
-        )
-    if len(ours) > len(here):
-        _append(path, table.iloc[len(here) - 1 :], tuple(map(str, table)))
+
+    # the file must hold the first reviews of this log, and no others
+    tables.read_table(path, columns)
+    written = _fields(tables.read_table_bytes(path, ()))
+    expected = _fields(tables.csv_text(table).encode())
+    for i, fields in enumerate(written):
+        if i >= len(expected) or fields != expected[i]:
+            raise TableError(
+                f"{path}: row {i + 1} is not a review of this log; name another file, or another --log"
+            )
+
+    if len(expected) > len(written):
+        # one of the rows that are written is the header
+        new = table.iloc[len(written) - 1 :]
+        _append(path, new, columns)
     return len(table)
 
 
-def _values(content: bytes) -> list[list[str]]:
-    """The fields of a table; git may have changed how lines within them end."""
+def _fields(content: bytes) -> list[list[str]]:
+    """Return the fields of a table, with the line ends within them as they were before git changed them."""
     return [
         [field.replace("\r\n", "\n") for field in fields]
         for fields, _ in tables.table_rows(Path(), content)
     ]
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a table is to be kept; a link to what is gone (DVC's cache) is no reason to begin a new one."""
+# ------------------------------------------------------------------------------------------------- text of tables
+
+
+def _exists(path: Path) -> bool:
+    """Tell whether a table is to be kept; a link to a missing file (DVC's cache) is one to keep, too."""
     return path.exists() or path.is_symlink()
 
 
 def _append(path: Path, new: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Add rows to a CSV table, and those of their columns that it has not; the text that is there stays."""
-    header, rows, newline = _written(path)
-    added = [name for name in columns if name not in header]
-    texts = [",".join(["", *added]), *["," * len(added)] * (len(rows) - 1)]
-    rows = [_before_newline(row, text) for row, text in zip(rows, texts, strict=True)]
-    _write(path, [*rows, *_lines(new.reindex(columns=[*header, *added]), newline)], newline)
+    """Add rows to a CSV table, and those of their columns that it lacks; the text that is there stays."""
+    text = _read_text(path)
+    added = [name for name in columns if name not in text.header]
+
+    # the header gets the new names, every row as many empty fields; blank lines may follow a row
+    endings = [",".join(["", *added]), *["," * len(added)] * (len(text.rows) - 1)]
+    rows = []
+    for row, ending in zip(text.rows, endings, strict=True):
+        bare = row.rstrip("\r\n")
+        rows.append(bare + ending + row[len(bare) :])
+
+    lines = _lines(new.reindex(columns=[*text.header, *added]), text.newline)
+    _write(path, [*rows, *lines], text.newline)
 
 
-def _written(path: Path) -> tuple[list[str], list[str], str]:
-    """The header of a CSV table, its rows as they are written (the header first), and how its lines end."""
+def _read_text(path: Path) -> Text:
+    """Read a CSV table as it is written."""
     rows = list(tables.table_rows(path, tables.read_table_bytes(path, ())))
-    header, text = rows[0]
-    ending = re.search(r"\r\n|\r|\n", text.lstrip("\r\n"))
-    return header, [text for _, text in rows], ending.group() if ending else "\n"
-
-
-def _before_newline(row: str, text: str) -> str:
-    """Add text to the end of a row; blank lines may follow it."""
-    bare = row.rstrip("\r\n")
-    return bare + text + row[len(bare) :]
+    header, first_line = rows[0]
+    ending = re.search(r"\r\n|\r|\n", first_line.lstrip("\r\n"))
+    newline = ending.group() if ending else "\n"
+    return Text(header, [line for _, line in rows], newline)
 
 
 def _lines(rows: pd.DataFrame, newline: str) -> list[str]:
+    """Write each row of a table as a line of CSV."""
     return [
         tables.csv_text(rows.iloc[[i]], header=False, newline=newline) for i in range(len(rows))
     ]
 
 
 def _write(path: Path, rows: list[str], newline: str) -> None:
-    """Put a table back with a mark of the byte order if it had one."""
+    """Write the lines of a table, with a byte-order mark if the file had one."""
+    # the last line of the old file may lack its end
     rows[:-1] = [row if row.endswith(("\n", "\r")) else row + newline for row in rows[:-1]]
     mark = codecs.BOM_UTF8 if path.read_bytes().startswith(codecs.BOM_UTF8) else b""
     with files.atomic(path) as temporary:

@@ -1,4 +1,4 @@
-"""Is everything there that the daily routine needs? One line for each thing, and what to do about it."""
+"""Check that the daily routine has everything it needs, one line for each item, with what to do about it."""
 
 from __future__ import annotations
 
@@ -15,71 +15,80 @@ from typing import Literal, NamedTuple
 
 from blobpipe import __version__
 from blobpipe.core import tables
-from blobpipe.detection import operating_point
+from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.errors import BlobpipeError
 from blobpipe.monitor import delivery, health, logbook, notices
 from blobpipe.networks import model_file
 from blobpipe.params import Notices, Params, Regression, load_params
 from blobpipe.validation import gate
 
-# the cache of 60 images is 0.13 GB, the log of 100 images 0.04 GB
+State = Literal["ok", "warn", "fail"]
+
+# free disk space (GB) below which a check fails, and below which it warns: the cache of 60 images
+# takes 0.13 GB, the log of 100 images 0.04 GB
 LEAST_GB = 0.5
 LITTLE_GB = 5.0
-EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")
-NAME = re.compile(r"[\w.-]+")
+EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")  # marker of an optional requirement
+NAME = re.compile(r"[\w.-]+")  # name at the beginning of a requirement
 
 
 class Check(NamedTuple):
-    """One thing: ``ok``, ``warn`` or ``fail``; its name; what was found, and what to do."""
+    """Report on one item: its state, its name, and what was found and what to do."""
 
-    state: Literal["ok", "warn", "fail"]
+    state: State
     what: str
     found: str
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What the daily routine is run with; None for what is not named.
+    """Name the files that the daily routine is run with; None for those that are not named.
 
     Attributes
     ----------
-    judged : path, optional
-        Metrics of the regression test that the model must have passed: those of the pipeline's own, which nobody named.
+    params : path or None
+    model : path
+    catalogue, log : path, optional
+    gate_metrics : path, optional
+        Metrics of the regression test that the model must have passed; for the pipeline's own model only.
     """
 
     params: Path | None
     model: Path
     catalogue: Path | None = None
     log: Path | None = None
-    judged: Path | None = None
+    gate_metrics: Path | None = None
 
 
 def examine(
     setup: Setup, environ: Mapping[str, str], *, send_test: bool = False
 ) -> Iterator[Check]:
-    """Check the installation, settings, model, catalogue, log, outbox, readings, disk, mail and webhook.
+    """Check installation, settings, model, catalogue, log, outbox, readings, disk, mail and webhook.
 
-    Nothing is changed, and no server is spoken to unless ``send_test``.
+    Nothing is changed, and no server is contacted unless ``send_test``.
 
     Parameters
     ----------
     environ : mapping
-        Where the login and the webhook's address are looked for.
+        Environment that holds the login and the webhook's address.
     send_test : bool
         Send a test notice on every channel.
 
     Yields
     ------
     Check
-        One by one, as they are done. A fault of one does not keep the others from being looked at.
+        One by one, as they are done. A failed check does not end the others.
     """
     yield from _installation()
+
+    # with settings that cannot be read, the rest is checked against the defaults
     params = Params()
     try:
         params = load_params(setup.params) if setup.params else params
         yield Check("ok", "settings", str(setup.params or "none named: the defaults"))
     except BlobpipeError as error:
         yield Check("fail", "settings", str(error))
+
     yield from _guarded("model", lambda: _model(setup, params.regression))
     yield from _guarded("catalogue", lambda: _catalogue(setup.catalogue))
     yield from _guarded("log", lambda: _log(setup.log, params.notices))
@@ -87,19 +96,24 @@ def examine(
     yield from _guarded("mail", lambda: _mail(params.notices, environ))
     yield from _guarded("webhook", lambda: _webhook(params.notices, environ))
     if send_test:
-        yield from _guarded("test notice", lambda: _test(params.notices, environ))
+        yield from _guarded("test notice", lambda: _test_notice(params.notices, environ))
 
 
 def _guarded(what: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+    """Run a check, and report an error that it raises as its failure."""
     try:
         yield from check()
     except (BlobpipeError, OSError) as error:
         yield Check("fail", what, " ".join(str(error).split()))
 
 
+# ---------------------------------------------------------------------- installation, model, catalogue
+
+
 def _installation() -> Iterator[Check]:
+    """Report the version, the packages that are missing, and the extras that are not installed."""
     try:
-        wanted = importlib.metadata.requires("blobpipe") or []
+        requirements = importlib.metadata.requires("blobpipe") or []
     except importlib.metadata.PackageNotFoundError:
         yield Check(
             "warn",
@@ -108,26 +122,29 @@ def _installation() -> Iterator[Check]:
         )
         return
     yield Check("ok", "installation", f"blobpipe {__version__}, Python {platform.python_version()}")
+
+    # by extra; "" for the packages that blobpipe always needs
     missing: dict[str, list[str]] = {}
-    for requirement in wanted:
+    for requirement in requirements:
+        found = NAME.match(requirement)
+        if found is None or _installed(found[0]):
+            continue
         extra = EXTRA.search(requirement)
-        # a requirement begins with a name
-        if not _installed(NAME.match(requirement)[0]):  # type: ignore[index]
-            missing.setdefault(extra[1] if extra else "", []).append(NAME.match(requirement)[0])  # type: ignore[index]
+        missing.setdefault(extra[1] if extra else "", []).append(found[0])
+
     if "" in missing:
-        yield Check(
-            "fail", "packages", f"missing: {', '.join(missing.pop(''))}; install blobpipe again"
-        )
-    missing.pop("dev", None)  # for those who change blobpipe: it holds the others
-    for extra_name, names in missing.items():
-        yield Check(
-            "ok",
-            "packages",
-            f"without [{extra_name}] ({', '.join(names)}): pip install 'blobpipe[{extra_name}]'",
-        )
+        names = ", ".join(missing.pop(""))
+        yield Check("fail", "packages", f"missing: {names}; install blobpipe again")
+    # for those who develop blobpipe; it contains the other extras
+    missing.pop("dev", None)
+    for extra_name, packages in missing.items():
+        names = ", ".join(packages)
+        advice = f"pip install 'blobpipe[{extra_name}]'"
+        yield Check("ok", "packages", f"without [{extra_name}] ({names}): {advice}")
 
 
 def _installed(name: str) -> bool:
+    """Tell whether a package is installed."""
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -136,98 +153,98 @@ def _installed(name: str) -> bool:
 
 
 def _model(setup: Setup, params: Regression) -> Iterator[Check]:
+    """Check that the model is a dense network, has passed the gate, and has an operating point."""
     path = setup.model
     if model_file.kind_of_model(path) != "dense":
         yield Check(
             "fail",
             "model",
-            f"{path}: the report's network, expected the dense one, which measures; name its file",
+            f"{path}: the report's network, expected the dense one, which measures blobs; name its file",
         )
         return
-    if setup.judged is not None:
-        gate.require_passed(path, setup.judged, params)
-    _, point = operating_point.load_operating_point(path)
+
+    # raises for a model that has not passed
+    if setup.gate_metrics is not None:
+        gate.require_passed(path, setup.gate_metrics, params)
+
+    # a model that no stage has tuned has a default threshold
+    point = load_dense_detector(path).point
     found = f"{model_file.described(path)}, threshold {point.threshold:.4f}"
     if point.frames:
         yield Check("ok", "model", f"{found}, set on {point.frames:.0f} held-out images")
     else:
-        yield Check(
-            "warn",
-            "model",
-            f"{found}, which nobody has set: run the stage detect, and name its model",
-        )
+        advice = "run the stage detect, and name its model"
+        yield Check("warn", "model", f"{found}, the default, not set by any test: {advice}")
 
 
 def _catalogue(path: Path | None) -> Iterator[Check]:
+    """Check that the catalogue of known blobs can be read."""
     if path is None:
-        yield Check("ok", "catalogue", "none named: known blobs are told by the stack alone")
+        yield Check("ok", "catalogue", "none named: only the stack shows which blobs are known")
         return
     table = tables.read_known(path, ("x_px", "y_px", "radius_px"))
     yield Check("ok", "catalogue", f"{path}, {len(table)} blobs")
 
 
+# ------------------------------------------------------------------------------------------------------------ log
+
+
 def _log(path: Path | None, params: Notices) -> Iterator[Check]:
+    """Check that the log can be read and written, then its outbox and readings."""
     if path is None or not path.exists():
-        where = "none named" if path is None else f"{path}: not there yet"
+        where = "none named" if path is None else f"{path}: does not exist yet"
         yield Check("warn", "log", f"{where}; 'blobpipe quicklook' makes it, --log names it")
         return
     try:
-        with closing(
-            sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)
-        ) as log:
+        # not by `logbook.connect`, which would make or migrate it
+        address = f"{path.resolve().as_uri()}?mode=rw"
+        with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as log:
             log.row_factory = sqlite3.Row
             yield from _database(log, path)
-            if log.execute("PRAGMA user_version").fetchone()[0] == len(logbook.versions()):
+            # the tables of another version may differ
+            version = log.execute("PRAGMA user_version").fetchone()[0]
+            if version == len(logbook.versions()):
                 yield from _outbox(log, params)
                 yield from _readings(log)
     except sqlite3.OperationalError as error:
-        yield Check(
-            "fail",
-            "log",
-            f"{path}: {error}; let no other program hold it, and see who may write there",
-        )
+        advice = "close other programs that use it, and check its permissions"
+        yield Check("fail", "log", f"{path}: {error}; {advice}")
     except sqlite3.DatabaseError as error:
-        yield Check(
-            "fail", "log", f"{path}: {error}; put the last copy of it back, or name another --log"
-        )
+        advice = "put the last copy of it back, or name another --log"
+        yield Check("fail", "log", f"{path}: {error}; {advice}")
 
 
 def _database(connection: sqlite3.Connection, path: Path) -> Iterator[Check]:
-    [version], [mode] = (
-        connection.execute(f"PRAGMA {name}").fetchone() for name in ("user_version", "journal_mode")
-    )
+    """Check the log's file: damage, version, journal mode, permission to write."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
     damage = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-    strays = connection.execute("PRAGMA foreign_key_check").fetchall()
-    connection.execute("BEGIN IMMEDIATE")  # fails where it cannot be written
+    dangling = connection.execute("PRAGMA foreign_key_check").fetchall()
+
+    # fails where the log cannot be written
+    connection.execute("BEGIN IMMEDIATE")
     connection.execute("ROLLBACK")
-    if damage != "ok" or strays:
-        damage = (
-            damage if damage != "ok" else f"{len(strays)} rows refer to rows that are not there"
-        )
+
+    if damage == "ok" and dangling:
+        damage = f"{len(dangling)} rows refer to rows that do not exist"
+    current = len(logbook.versions())
+    if damage != "ok":
         yield Check("fail", "log", f"{path}: damaged ({damage}); put the last copy of it back")
-    elif version > len(logbook.versions()):
-        yield Check(
-            "fail",
-            "log",
-            f"{path}: version {version}, later than this blobpipe's {len(logbook.versions())}; update it",
-        )
-    elif version < len(logbook.versions()):
-        yield Check(
-            "warn",
-            "log",
-            f"{path}: version {version}; the next run brings it to {len(logbook.versions())}",
-        )
+    elif version > current:
+        found = f"{path}: version {version}, later than this blobpipe's {current}; update blobpipe"
+        yield Check("fail", "log", found)
+    elif version < current:
+        found = f"{path}: version {version}; the next run brings it to {current}"
+        yield Check("warn", "log", found)
     elif mode != "wal":
-        yield Check(
-            "warn",
-            "log",
-            f"{path}: journal mode {mode}, not wal: is it on a network drive? move it to a local one",
-        )
+        found = f"{path}: journal mode {mode}, not wal: is it on a network drive? move it to a local disk"
+        yield Check("warn", "log", found)
     else:
         yield Check("ok", "log", f"{path}: whole, version {version}, wal, writable")
 
 
 def _outbox(connection: sqlite3.Connection, params: Notices) -> Iterator[Check]:
+    """Report the notices that wait or were given up, and recipients that were refused."""
     rows = connection.execute(
         "SELECT channel, state, count(*) AS n, max(attempts) AS attempts, max(error) AS error FROM notices "
         "WHERE state != 'sent' GROUP BY channel, state ORDER BY channel, state"
@@ -235,23 +252,18 @@ def _outbox(connection: sqlite3.Connection, params: Notices) -> Iterator[Check]:
     for row in rows:
         what = f"{row['n']} by {row['channel']}"
         if row["state"] == "given_up":
-            yield Check(
-                "fail",
-                "outbox",
-                f"GIVEN UP: {what} ({row['error']}); mend it, then blobpipe notify --again",
-            )
+            advice = "correct the cause, then run 'blobpipe notify --again'"
+            yield Check("fail", "outbox", f"GIVEN UP: {what} ({row['error']}); {advice}")
         elif row["channel"] not in notices.channels(params):
-            yield Check(
-                "warn", "outbox", f"waiting: {what}, which the settings do not use; set it up again"
-            )
+            found = f"waiting: {what}, which the settings do not use; set it up again"
+            yield Check("warn", "outbox", found)
         elif row["attempts"]:
-            yield Check(
-                "warn",
-                "outbox",
-                f"waiting: {what}, after {row['attempts']} attempts ({row['error']})",
-            )
+            found = f"waiting: {what}, after {row['attempts']} attempts ({row['error']})"
+            yield Check("warn", "outbox", found)
         else:
             yield Check("ok", "outbox", f"waiting: {what}")
+
+    # a mail server may accept a letter for some of its recipients
     last = connection.execute(
         "SELECT error FROM notices WHERE state = 'sent' ORDER BY id DESC LIMIT 1"
     ).fetchone()
@@ -262,54 +274,61 @@ def _outbox(connection: sqlite3.Connection, params: Notices) -> Iterator[Check]:
 
 
 def _readings(connection: sqlite3.Connection) -> Iterator[Check]:
-    lines = health.standing(connection)
-    yield from (Check("warn", "readings", line) for line in lines)
+    """Report the readings of the drift monitors that are beyond their limits."""
+    lines = health.current_warnings(connection)
+    for line in lines:
+        yield Check("warn", "readings", line)
     if not lines:
         yield Check("ok", "readings", "all within their limits")
 
 
+# ----------------------------------------------------------------------------------------- disk, mail, webhook
+
+
 def _disk(log: Path | None) -> Iterator[Check]:
+    """Check the free space where the log lies or will be made."""
     folder = (log or Path("log")).resolve().parent
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free / 1e9
-    state: Literal["ok", "warn", "fail"] = (
-        "ok" if free > LITTLE_GB else "warn" if free > LEAST_GB else "fail"
-    )
-    yield Check(
-        state, "disk", f"{free:.1f} GB free in {folder}" + ("" if state == "ok" else "; make room")
-    )
+    free_gb = shutil.disk_usage(folder).free / 1e9
+    found = f"{free_gb:.1f} GB free in {folder}"
+    if free_gb > LITTLE_GB:
+        yield Check("ok", "disk", found)
+        return
+    state: State = "warn" if free_gb > LEAST_GB else "fail"
+    yield Check(state, "disk", f"{found}; make room")
 
 
 def _mail(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
+    """Check that letters reach the mail server encrypted, if mail is set up."""
     if not params.mail_to:
         yield Check("ok", "mail", "not set up: notices.mail_to is empty")
         return
     login = delivery.smtp_login(environ)
-    way = f"to {', '.join(params.mail_to)} by {params.smtp_host}:{params.smtp_port}, {params.security}"
-    if params.security == "none" and (login or params.smtp_host not in delivery.LOOPBACK):
-        yield Check(
-            "warn",
-            "mail",
-            f"{way}: not encrypted, and the login is not used; set security to starttls or tls",
-        )
-    else:
-        yield Check(
-            "ok", "mail", f"{way}, {'with' if login else 'without'} a login; --send-test tries it"
-        )
+    recipients = ", ".join(params.mail_to)
+    route = f"to {recipients} by {params.smtp_host}:{params.smtp_port}, {params.security}"
+
+    # without encryption, only letters without a login that stay on this machine are safe
+    is_local = params.smtp_host in delivery.LOOPBACK
+    if params.security == "none" and (login or not is_local):
+        advice = "set security to starttls or tls"
+        found = f"{route}: not encrypted, and the login is not used; {advice}"
+        yield Check("warn", "mail", found)
+        return
+    with_or_without = "with" if login else "without"
+    yield Check("ok", "mail", f"{route}, {with_or_without} a login; --send-test tries it")
 
 
 def _webhook(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
-    if params.webhook:
-        delivery.webhook_url(environ)
-    yield Check(
-        "ok",
-        "webhook",
-        "set up; --send-test tries it"
-        if params.webhook
-        else "not set up: notices.webhook is false",
-    )
+    """Check that the webhook's address is set and safe, if a webhook is used."""
+    if not params.webhook:
+        yield Check("ok", "webhook", "not set up: notices.webhook is false")
+        return
+    delivery.webhook_url(environ)
+    yield Check("ok", "webhook", "set up; --send-test tries it")
 
 
-def _test(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
-    yield Check("ok", "test notice", f"accepted by {', '.join(notices.send_test(params, environ))}")
+def _test_notice(params: Notices, environ: Mapping[str, str]) -> Iterator[Check]:
+    """Send a test notice on every channel."""
+    accepted = ", ".join(notices.send_test(params, environ))
+    yield Check("ok", "test notice", f"accepted by {accepted}")

@@ -1,7 +1,8 @@
-"""Drift monitors over the log: is the search still fed with what it was made for, and does it still behave?
+"""Monitor the search for drift: are its images still those it was made for, and does it still behave?
 
-A reading is over the latest images in the order of the log, late and superseded ones left out, so that one odd image moves nothing. It
-*crosses* its limit once, and can do so again only after it has come back within the limit by a margin (hysteresis).
+A reading is taken over the latest images in the order of the log. Late and superseded images are left out, and a
+single odd image moves no median. A reading *crosses* its limit once; it can do so again only after it has come back
+within the limit by a margin (hysteresis).
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from blobpipe.params import Health
 if TYPE_CHECKING:
     import pandas as pd
 
+Limit = float | tuple[float, float]  # upper limit, or the ends of a range
+
 
 class Monitor(NamedTuple):
-    """What a reading is, and what to do when it is beyond its limit."""
+    """Describe a reading, and say what to do when it is beyond its limit."""
 
     label: str
     advice: str
@@ -29,96 +32,93 @@ class Monitor(NamedTuple):
 MONITORS = {
     "noise_frac": Monitor(
         "median noise of the differences (fraction of the light)",
-        "faint blobs go unseen; look at the latest images, their flat field and their exposure times",
+        "faint blobs are missed; look at the latest images, their flat field and their exposure times",
     ),
     "signal_e": Monitor(
         "median photon level (electrons per pixel)",
-        "the airglow or the exposures have changed; so does the noise",
+        "the airglow or the exposures have changed, and the noise with them",
     ),
     "shift_px": Monitor(
         "median shift of the mirror (px)",
-        "it stops elsewhere than on the stack; a stack of newer images ends that",
+        "it no longer stops where it did for the stack; make a stack of newer images",
     ),
     "clipped_frac": Monitor(
         "median share of clipped pixels",
-        "more bad pixels or structure than before; look at the differences",
+        "there are more bad pixels or more structure than before; look at the differences",
     ),
     "false_alarms_per_100": Monitor(
         "candidates on 100 images that faded or were rejected (count)",
-        "look at what they are; a higher threshold or a model trained with them ends that",
+        "look at what they are; raise the threshold, or train a model with them",
     ),
     "probability_distance": Monitor(
         "distance of the subframes' probabilities from those before (0 to 1)",
-        "the model sees another kind of images than it used to; compare them",
+        "the model sees other images than it used to; compare them",
     ),
     "rejected_frac": Monitor(
         "share of rejected images", "read their reasons: something in their making broke"
     ),
 }
-LATEST = "FROM images WHERE id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL ORDER BY id DESC LIMIT ?"
+# end of a query for the latest images up to one, of which a reading is taken
+LATEST = (
+    "FROM images WHERE id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL "
+    "ORDER BY id DESC LIMIT ?"
+)
 
 
-def crossed(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
-    """Take the readings after an image, keep them in the log, and say which have crossed their limit with it.
+def log_readings(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
+    """Take the readings after an image, log them, and describe those that crossed their limit with it.
 
-    To be called within the transaction that logs the image, before `notices.queue`.
+    Call it within the transaction that logs the image, before `notices.queue`.
 
     Parameters
     ----------
     image_id : int
-        The image's row in ``images``.
+        Row of the image in ``images``.
 
     Returns
     -------
     list of str
-        A line for each reading that was within its limit, or not there, before. None while it stays beyond.
-
-    Notes
-    -----
-    Source: ours.
+        One line for each reading that is beyond its limit and was not so before.
     """
     lines = []
-    for what, value in _readings_now(connection, image_id, params).items():
-        bound = _nearest_bound(value, getattr(params, what))
-        since = _since(
-            connection,
-            image_id,
-            what,
-            _excess(value, bound, getattr(params, what)),
-            params.hysteresis_frac,
-        )
+    for what, value in _readings(connection, image_id, params).items():
+        limit = getattr(params, what)
+        bound, excess = _compare(value, limit)
+        since = _crossing(connection, image_id, what, excess, params.hysteresis_frac)
+
         row = {"image": image_id, "what": what, "value": value, "bound": bound, "since": since}
         logbook.insert(connection, "health", row)
         if since == image_id:
-            lines.append(line(row))
+            lines.append(describe(row))
     return lines
 
 
-def line(row: sqlite3.Row | dict[str, Any]) -> str:
-    """A row of the table ``health`` that is beyond its limit, in words."""
+def describe(row: sqlite3.Row | dict[str, Any]) -> str:
+    """Describe a row of the table ``health`` that is beyond its limit."""
     label, advice = MONITORS[row["what"]]
     return f"{label}: {row['value']:.4g}, limit {row['bound']:.4g}; {advice}"
 
 
-def standing(connection: sqlite3.Connection) -> list[str]:
-    """A line for each reading that is beyond its limit after the latest image."""
-    rows = connection.execute(
-        # SQLite: the other columns are of the row of the maximum
-        "SELECT h.*, max(h.image) FROM health h GROUP BY h.what"
-    ).fetchall()
-    return [line(row) for row in rows if row["since"] is not None]
+def current_warnings(connection: sqlite3.Connection) -> list[str]:
+    """Describe each reading that is beyond its limit after the latest image, one line each."""
+    # SQLite takes the other columns from the row of the maximum
+    query = "SELECT h.*, max(h.image) FROM health h GROUP BY h.what"
+    rows = connection.execute(query).fetchall()
+    return [describe(row) for row in rows if row["since"] is not None]
 
 
 def readings(connection: sqlite3.Connection, most: int = 400) -> pd.DataFrame:
-    """The readings for a timeline, thinned to about ``most`` images, the latest among them.
+    """Return the readings for a timeline, thinned to about ``most`` images including the latest.
 
     Returns
     -------
     DataFrame
-        image, name, mjd, then a column of each of `MONITORS`, NaN where there was no reading; in the order of the log.
+        image, name, mjd, then one column for each of `MONITORS`, NaN where there was no reading; in the order of the
+        log.
     """
     import pandas as pd
 
+    # every step-th image, counted back from the latest
     last = connection.execute("SELECT coalesce(max(id), 0) FROM images").fetchone()[0]
     step = max(1, -(-last // most))
     long = pd.read_sql_query(
@@ -127,13 +127,18 @@ def readings(connection: sqlite3.Connection, most: int = 400) -> pd.DataFrame:
         connection,
         params=(step, last, step),
     )
+
     images = long[["image", "name", "mjd"]].drop_duplicates(ignore_index=True)
-    wide = long.pivot(index="image", columns="what", values="value").reindex(columns=list(MONITORS))
-    return images.join(wide.astype(float), on="image")
+    wide = long.pivot(index="image", columns="what", values="value")
+    values = wide.reindex(columns=list(MONITORS)).astype(float)
+    return images.join(values, on="image")
 
 
-def _readings_now(connection: sqlite3.Connection, image: int, params: Health) -> dict[str, float]:
-    """The reading of each monitor that has enough images."""
+# ------------------------------------------------------------------------------------------------------- readings
+
+
+def _readings(connection: sqlite3.Connection, image: int, params: Health) -> dict[str, float]:
+    """Take the reading of each monitor for which there are enough images."""
     found = {
         **_medians(connection, image, params.window),
         "false_alarms_per_100": _false_alarms_per_100(connection, image, params),
@@ -144,27 +149,35 @@ def _readings_now(connection: sqlite3.Connection, image: int, params: Health) ->
 
 
 def _medians(connection: sqlite3.Connection, image: int, window: int) -> dict[str, float | None]:
-    columns = {"noise_frac": "noise_frac", "signal_e": "signal_e", "clipped_frac": "clipped_frac"}
-    columns["shift_px"] = "sqrt(shift_x_px * shift_x_px + shift_y_px * shift_y_px)"
-    rows = connection.execute(
-        f"SELECT {', '.join(columns.values())} {LATEST}", (image, window)
-    ).fetchall()
-    values = [[row[i] for row in rows if row[i] is not None] for i in range(len(columns))]
-    return {
-        what: float(np.median(there)) if len(rows) == window and 2 * len(there) > window else None
-        for what, there in zip(columns, values, strict=True)
+    """Return the medians of columns of the latest images; None without enough values."""
+    columns = {
+        "noise_frac": "noise_frac",
+        "signal_e": "signal_e",
+        "clipped_frac": "clipped_frac",
+        "shift_px": "sqrt(shift_x_px * shift_x_px + shift_y_px * shift_y_px)",
     }
+    # all columns in one query
+    query = f"SELECT {', '.join(columns.values())} {LATEST}"
+    rows = connection.execute(query, (image, window)).fetchall()
+
+    medians: dict[str, float | None] = {}
+    for i, what in enumerate(columns):
+        values = [row[i] for row in rows if row[i] is not None]
+        # a full window, with a value for more than half of its images
+        enough = len(rows) == window and 2 * len(values) > window
+        medians[what] = float(np.median(values)) if enough else None
+    return medians
 
 
 def _false_alarms_per_100(
     connection: sqlite3.Connection, image: int, params: Health
 ) -> float | None:
-    """Candidates of the latest images that faded, unless somebody confirmed them, or that somebody rejected."""
-    images = [
-        row["id"] for row in connection.execute(f"SELECT id {LATEST}", (image, params.baseline))
-    ]
+    """Count the candidates per 100 images that were rejected, or faded and were not confirmed."""
+    rows = connection.execute(f"SELECT id {LATEST}", (image, params.baseline))
+    images = [row["id"] for row in rows]
     if len(images) < params.window:
         return None
+    # candidates whose first image is one of these
     [alarms] = connection.execute(
         "SELECT count(*) FROM candidate_list WHERE first_image BETWEEN ? AND ? "
         "AND (decision = 'rejected' OR status = 'faded' AND decision != 'confirmed')",
@@ -176,61 +189,88 @@ def _false_alarms_per_100(
 def _probability_distance(
     connection: sqlite3.Connection, image: int, params: Health
 ) -> float | None:
-    """Kolmogorov-Smirnov distance of the window's subframes from the baseline's, of one and the same model."""
+    """Return the Kolmogorov-Smirnov distance between the window's subframes and the baseline's.
+
+    Only images that were searched with the model of the latest one are compared.
+    """
     from scipy.stats import ks_2samp
 
-    images = connection.execute(
+    # the images of the window and of the baseline before it
+    rows = connection.execute(
         "SELECT i.id FROM images i JOIN runs r ON r.id = i.run "
         "WHERE i.id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL "
         "AND r.model_sha256 = (SELECT r.model_sha256 FROM images i JOIN runs r ON r.id = i.run WHERE i.id = ?) "
         "ORDER BY i.id DESC LIMIT ?",
         (image, image, params.window + params.baseline),
     ).fetchall()
-    if len(images) < 2 * params.window:
+    if len(rows) < 2 * params.window:
         return None
-    now, before = (
-        _probabilities(connection, [row["id"] for row in part])
-        for part in (images[: params.window], images[params.window :])
-    )
-    return (
-        float(ks_2samp(now, before, method="asymp").statistic) if len(now) and len(before) else None
-    )
+
+    # the latest come first; without any subframes there is no distance
+    images = [row["id"] for row in rows]
+    latest = _probabilities(connection, images[: params.window])
+    earlier = _probabilities(connection, images[params.window :])
+    if not len(latest) or not len(earlier):
+        return None
+    return float(ks_2samp(latest, earlier, method="asymp").statistic)
 
 
 def _probabilities(connection: sqlite3.Connection, images: list[int]) -> npt.NDArray[np.float64]:
+    """Return the probabilities of all subframes of some images."""
     marks = ", ".join("?" * len(images))
     rows = connection.execute(f"SELECT probability FROM subframes WHERE image IN ({marks})", images)
     return np.array([row["probability"] for row in rows])
 
 
 def _rejected_frac(connection: sqlite3.Connection, image: int, window: int) -> float | None:
+    """Return the share of rejected images among the latest; None without a full window."""
     rows = connection.execute(
         "SELECT outcome FROM images WHERE id <= ? AND superseded_by IS NULL ORDER BY id DESC LIMIT ?",
         (image, window),
     ).fetchall()
-    return (
-        sum(row["outcome"] == "rejected" for row in rows) / window if len(rows) == window else None
-    )
+    if len(rows) < window:
+        return None
+    n_rejected: int = sum(row["outcome"] == "rejected" for row in rows)
+    return n_rejected / window
 
 
-def _nearest_bound(value: float, limit: float | tuple[float, float]) -> float:
-    """The upper limit; of a range, the end that the value is beyond or, in factors, nearer to."""
-    if not isinstance(limit, tuple):
-        return limit
-    low, high = limit
-    return low if value * value < low * high else high
+# --------------------------------------------------------------------------------------------------------- limits
 
 
-def _excess(value: float, bound: float, limit: float | tuple[float, float]) -> float:
-    """How far a value is beyond its limit, as a share of the limit; negative within."""
-    sign = -1 if isinstance(limit, tuple) and bound == limit[0] else 1
-    return sign * (value - bound) / bound if bound else sign * float(value > 0)
+def _compare(value: float, limit: Limit) -> tuple[float, float]:
+    """Compare a value with its limit.
+
+    Returns
+    -------
+    float
+        The upper limit or, of a range, the end that the value is beyond or nearer to in factors.
+    float
+        How far the value is beyond it, as a share of the limit; negative within it.
+    """
+    bound = limit if not isinstance(limit, tuple) else limit[1]
+    sign = 1
+
+    # below the geometric mean of a range, its lower end counts
+    if isinstance(limit, tuple):
+        low, high = limit
+        if value * value < low * high:
+            bound = low
+        # beyond the lower end is below it
+        if bound == low:
+            sign = -1
+
+    # there are no shares of a limit of 0
+    excess = sign * (value - bound) / bound if bound else sign * float(value > 0)
+    return bound, excess
 
 
-def _since(
+def _crossing(
     connection: sqlite3.Connection, image: int, what: str, excess: float, hysteresis: float
 ) -> int | None:
-    """The image that crossed the limit: this one, or that of the reading before, until the way back is far enough."""
+    """Return the image with which the reading crossed its limit; None while it is within.
+
+    A reading that had crossed counts as beyond until it is back by the hysteresis.
+    """
     before = connection.execute(
         "SELECT since FROM health WHERE what = ? AND image < ? ORDER BY image DESC LIMIT 1",
         (what, image),

@@ -1,6 +1,6 @@
-"""The folder that images come to: which of its files are images, whole, and not looked at yet.
+"""Watch the folder that images arrive in: which files are images, complete, and not yet looked at.
 
-Nothing here opens a file. What is no file, or cannot be looked at, is told of once and left; the rest goes on.
+No file is opened here. An entry that is not a regular file, or cannot be examined, is reported once and skipped.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from blobpipe.errors import FrameError, printable
 
 log = logging.getLogger(__name__)
 
-# age by its own times; the clocks of drives and cards may be hours off, seldom a day
+# age (s) from which a file counts as complete whatever its own times say: the clocks of network
+# drives and memory cards may be hours off, seldom a day
 SURELY_WHOLE_S = 86_400.0
-RETRY_S = 60.0  # until a file that could not be read is tried again, if it has not changed before
-# of an exposure of many readouts, and some more: what is longer is not even read for its hash
-MOST_BYTES = 2**30
-MOST_NAMED = 20  # other files in the one line that says that they are left alone
+RETRY_S = 60.0  # pause (s) before an unchanged file that could not be read is tried again
+MOST_BYTES = 2**30  # largest file that is read: more than an exposure of many readouts
+MOST_NAMED = 20  # files listed in the one message about files that are not images
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -37,9 +37,9 @@ KINDS = {
 
 
 class Stamp(NamedTuple):
-    """What the system says of a file: the same stamp, the same bytes.
+    """Identify the content of a file without reading it: the same stamp means the same bytes.
 
-    The time of modification can be set by hand; the time of the last change of any kind and the inode cannot.
+    The modification time can be set by hand; the time of the last change of any kind and the inode cannot.
     """
 
     size_bytes: int
@@ -49,13 +49,16 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, found: os.stat_result) -> Stamp:
-        """The stamp of a file, in numbers that the log can hold: a date after 2262 has more bits, and some inodes."""
+        """Take the stamp of a file, in the 64-bit integers that the log can hold.
+
+        Dates after 2262 and some inodes need more bits; they are wrapped around.
+        """
         numbers = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
         return cls(*((number + 2**63) % 2**64 - 2**63 for number in numbers))
 
 
 class File(NamedTuple):
-    """A file under the name that it has in the folder, which may be that of a link."""
+    """Pair a file with its stamp; the path is the name in the folder, which may be that of a link."""
 
     path: Path
     stamp: Stamp
@@ -63,7 +66,16 @@ class File(NamedTuple):
 
 @dataclass
 class _Seen:
-    """A file as it was at the last look: since when, and when it is to be looked at again (`time.monotonic`)."""
+    """Record a file as it was at the last look.
+
+    Attributes
+    ----------
+    stamp : Stamp
+    since_s : float
+        Time of the first look that found this stamp (s of `time.monotonic`).
+    due_s : float
+        Time from which it is to be looked at again (s of `time.monotonic`).
+    """
 
     stamp: Stamp
     since_s: float
@@ -71,17 +83,19 @@ class _Seen:
 
 
 class Inbox:
-    """The folder, and what earlier looks at it have found."""
+    """Keep track of a folder and of what earlier looks at it have found."""
 
     def __init__(self, folder: Path, settle_s: float) -> None:
         self.folder = folder
         self.settle_s = settle_s
         self._seen: dict[str, _Seen] = {}
-        self._told: dict[str, str] = {}
-        self._others_told = False
+        self._reported: dict[str, str] = {}
+        self._others_reported = False
 
     def look(self) -> list[File]:
-        """The files that may be new images, by name; those that `know` or `leave` was told of only if they changed.
+        """List the files that may be new images, by name.
+
+        A file that was passed to `know` or `leave` is listed only once it has changed or is due again.
 
         Raises
         ------
@@ -89,93 +103,106 @@ class Inbox:
             If the folder cannot be read.
         """
         now = time.monotonic()
-        folder = self.folder.resolve()
+
+        # a changed file starts anew, an unchanged one keeps its history
         seen = {}
         for name, stamp in self._stamps():
             before = self._seen.get(name)
-            seen[name] = before if before and before.stamp == stamp else _Seen(stamp, now, now)
+            unchanged = before is not None and before.stamp == stamp
+            seen[name] = before if before and unchanged else _Seen(stamp, now, now)
         self._seen = seen
-        return [
-            File(folder / name, seen[name].stamp)
-            for name in sorted(seen)
-            if seen[name].due_s <= now
-        ]
+
+        folder = self.folder.resolve()
+        due = [name for name in sorted(seen) if seen[name].due_s <= now]
+        return [File(folder / name, seen[name].stamp) for name in due]
 
     def unsettled_s(self, file: File) -> float:
-        """For how long a file has yet to stay as it is before it counts as whole; not by its own times, which may lie."""
+        """Return how long (s) a file must still stay unchanged before it counts as complete.
+
+        The file's own times decide only when they are far in the past: they may be wrong.
+        """
         newest_ns = max(file.stamp.modified_ns, file.stamp.changed_ns)
         if time.time() - newest_ns / 1e9 > SURELY_WHOLE_S:
             return 0.0
-        return max(0.0, self._seen[file.path.name].since_s + self.settle_s - time.monotonic())
+        settled_s = self._seen[file.path.name].since_s + self.settle_s
+        return max(0.0, settled_s - time.monotonic())
 
     def know(self, file: File) -> None:
-        """Look at a file again only when it has changed."""
+        """Do not list a file again until it has changed."""
         self._seen[file.path.name].due_s = float("inf")
 
     def leave(self, file: File, reason: str) -> None:
-        """Say once why a file is left for now; it is looked at again when it has changed, or in a minute."""
+        """Report once why a file is skipped; it is listed again when it has changed, or in a minute."""
         self._seen[file.path.name].due_s = time.monotonic() + RETRY_S
-        self._tell(file.path.name, reason)
+        self._report(file.path.name, reason)
 
     def _stamps(self) -> Iterator[tuple[str, Stamp]]:
-        """The regular files whose names are those of images."""
+        """Yield name and stamp of each regular file that is named like an image."""
         try:
             entries = [entry for entry in os.scandir(self.folder) if not entry.name.startswith(".")]
         except OSError as error:
             raise FrameError(
                 f"{self.folder}: {error.strerror}, expected a folder of images that can be read"
             ) from error
-        self._tell_of_others(
-            [entry.name for entry in entries if not entry.name.endswith(fits_images.SUFFIXES)]
-        )
+
+        names = [entry.name for entry in entries]
+        self._report_others([name for name in names if not name.endswith(fits_images.SUFFIXES)])
+
         for entry in entries:
             if not entry.name.endswith(fits_images.SUFFIXES):
                 continue
-            try:
-                found = entry.stat()
-            except FileNotFoundError:
-                if entry.is_symlink():  # else it has been moved while we looked
-                    self._tell(
-                        entry.name,
-                        f"a link to {_target(entry)}, which is not there; mend or remove it",
-                    )
+            found = self._stat(entry)
+            if found is None:
                 continue
-            except OSError as error:
-                loop = error.errno == errno.ELOOP
-                self._tell(
-                    entry.name,
-                    "a link that leads back to itself; remove it" if loop else str(error.strerror),
-                )
-                continue
+            # reading a pipe would block, a device might never end
             if not stat.S_ISREG(found.st_mode):
-                kind = KINDS.get(stat.S_IFMT(found.st_mode), "no file")
-                self._tell(entry.name, f"{kind}, expected a FITS file; move it elsewhere")
-            elif found.st_size > MOST_BYTES:
-                self._tell(
-                    entry.name, f"{found.st_size} bytes, expected an image of at most {MOST_BYTES}"
+                kind = KINDS.get(stat.S_IFMT(found.st_mode), "not a file")
+                self._report(entry.name, f"{kind}, expected a FITS file; move it elsewhere")
+                continue
+            # even its hash would take too long
+            if found.st_size > MOST_BYTES:
+                reason = f"{found.st_size} bytes, expected an image of at most {MOST_BYTES} bytes; move it elsewhere"
+                self._report(entry.name, reason)
+                continue
+            yield entry.name, Stamp.of(found)
+
+    def _stat(self, entry: os.DirEntry[str]) -> os.stat_result | None:
+        """Return the status of an entry, links followed; report it and return None if there is none."""
+        try:
+            return entry.stat()
+        except FileNotFoundError:
+            # a plain file that is missing was only moved in the meantime
+            if entry.is_symlink():
+                target = _link_target(entry)
+                self._report(
+                    entry.name, f"a link to {target}, which does not exist; mend or remove it"
                 )
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                self._report(entry.name, "a link that leads back to itself; remove it")
             else:
-                yield entry.name, Stamp.of(found)
+                self._report(entry.name, str(error.strerror))
+        return None
 
-    def _tell(self, name: str, reason: str) -> None:
-        if self._told.get(name) != reason:
-            self._told[name] = reason
-            log.warning(
-                "blobpipe: %s: %s (left alone)",
-                printable(str(self.folder / name)),
-                printable(reason),
-            )
+    def _report(self, name: str, reason: str) -> None:
+        """Warn about an entry, unless the same was said of it before."""
+        if self._reported.get(name) == reason:
+            return
+        self._reported[name] = reason
+        path = printable(str(self.folder / name))
+        log.warning("blobpipe: %s: %s (skipped)", path, printable(reason))
 
-    def _tell_of_others(self, names: list[str]) -> None:
-        """Name the files that are no images by their names, at the first look only."""
-        if names and not self._others_told:
+    def _report_others(self, names: list[str]) -> None:
+        """List the files that are not named like images, at the first look only."""
+        if names and not self._others_reported:
             more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             listed = printable(", ".join(sorted(names)[:MOST_NAMED]))
-            log.info("left alone, expected %s: %s%s", ", ".join(fits_images.SUFFIXES), listed, more)
-        self._others_told = True
+            log.info("skipped, expected %s: %s%s", ", ".join(fits_images.SUFFIXES), listed, more)
+        self._others_reported = True
 
 
-def _target(entry: os.DirEntry[str]) -> str:
+def _link_target(entry: os.DirEntry[str]) -> str:
+    """Return what a link points to, in words if it cannot be read."""
     try:
         return str(Path(entry).readlink())
     except OSError:
@@ -183,12 +210,11 @@ def _target(entry: os.DirEntry[str]) -> str:
 
 
 def path_text(path: Path) -> str:
-    """A path as the log holds it; bytes that are no UTF-8 as escapes (``\\udce9``)."""
+    """Write a path as text for the log, with bytes that are not UTF-8 as escapes (``\\udce9``)."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def path_of(text: str) -> Path:
-    """The path that `path_text` wrote."""
-    return Path(
-        re.sub(r"\\udc([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
-    )
+    """Read a path that `path_text` wrote."""
+    escape = r"\\udc([89a-f][0-9a-f])"
+    return Path(re.sub(escape, lambda found: chr(0xDC00 + int(found[1], 16)), text))

@@ -1,4 +1,4 @@
-"""CSM-monitor exposures from MAST: found by date, downloaded so that a cut download goes on, and checked."""
+"""Find the exposures of the monitor in MAST by date, download them resumably, and verify them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ CRITERIA = {
     "target_name": "DARK-EARTH-CALIB",
 }
 PRODUCT = "FLT"
-# not hst_..._flt.fits, which are the same pixels once more
+# names of calibrated exposures; hst_..._flt.fits, which this leaves out, hold the same pixels again
 FILE_NAME = re.compile(r"i[a-z0-9]{8}_flt\.fits")
-DOWNLOAD = "/api/v0.1/Download/file"
-OBSERVATIONS = 200  # to a question for their files
-WAITS_S = (1.0, 4.0, 16.0, 60.0)  # before each further attempt
-TIMEOUT_S = 60.0  # without a byte
-CHUNK = 1 << 16  # bytes: so much is lost when a download is cut
-# of the answers that say that the request is at fault, these are worth another attempt
-PASSING = (408, 429)
+DOWNLOAD = "/api/v0.1/Download/file"  # path on MAST's server
+OBSERVATIONS = 200  # observations in one query for their files
+WAITS_S = (1.0, 4.0, 16.0, 60.0)  # pause (s) before each further attempt
+TIMEOUT_S = 60.0  # longest time (s) without a byte
+CHUNK = 1 << 16  # bytes written at a time, and lost when a download is cut
+PASSING = (408, 429)  # HTTP codes from 400 to 499 that are worth another attempt
 MANIFEST = "manifest.csv"
 COLUMNS = ("file", "uri", "size_bytes", "sha256")
 
@@ -46,107 +45,132 @@ Answer = TypeVar("Answer")
 
 
 class Exposure(NamedTuple):
-    """A calibrated exposure that MAST has: file name, MAST's name for it, and its length."""
+    """Describe a calibrated exposure in MAST: file name, MAST's address of it, and its length in bytes."""
 
     file: str
     uri: str
     size_bytes: int
 
 
+# --------------------------------------------------------------------------------------------------------- search
+
+
 def find_exposures(start: date, end: date) -> list[Exposure]:
-    """The calibrated monitor exposures (FLT, F153M, dark Earth) that began on given days, by file name.
+    """Find the calibrated exposures of the monitor (FLT, F153M, dark Earth) that began on given days.
 
     Parameters
     ----------
     start, end : date
         First and last day (UTC), both included.
 
+    Returns
+    -------
+    list of Exposure
+        By file name.
+
     Raises
     ------
     ArchiveError
-        If the days are the wrong way round, astroquery is not installed, or MAST does not answer or answers with an error.
+        If the days are in the wrong order, astroquery is not installed, or MAST does not answer or answers with an
+        error.
     """
     if end < start:
         raise ArchiveError(
             f"found --start {start} after --end {end}, expected the earlier day first; swap them"
         )
-    first, last = ((day - MJD_ZERO.date()).days for day in (start, end))
-    portal = _portal()
-    ids = _ask(
-        lambda: [
-            str(row["obsid"]) for row in portal.query_criteria(**CRITERIA, t_min=[first, last + 1])
-        ]
-    )
-    exposures: dict[str, Exposure] = {}
-    for place in range(0, len(ids), OBSERVATIONS):
-        some = ids[place : place + OBSERVATIONS]
-        found = _ask(lambda some=some: list(_exposures(portal.get_product_list(some))))  # type: ignore[misc]
-        exposures |= {exposure.file: exposure for exposure in found}
-    return [exposures[file] for file in sorted(exposures)]
-
-
-def _portal() -> Any:
     try:
         from astroquery.mast import Observations
     except ImportError as error:
         raise ArchiveError(
             f"{error}, expected astroquery for access to the archive; pip install 'blobpipe[mast]'"
         ) from error
-    return Observations
+
+    # the whole of the last day counts
+    first_mjd = (start - MJD_ZERO.date()).days
+    last_mjd = (end - MJD_ZERO.date()).days + 1
+
+    def observations() -> list[str]:
+        rows = Observations.query_criteria(**CRITERIA, t_min=[first_mjd, last_mjd])
+        return [str(row["obsid"]) for row in rows]
+
+    def products(ids: list[str]) -> list[Exposure]:
+        return list(_exposures(Observations.get_product_list(ids)))
+
+    # a few observations at a time, as their numbers go into the query; a file listed twice is one
+    ids = _ask(observations)
+    exposures: dict[str, Exposure] = {}
+    for place in range(0, len(ids), OBSERVATIONS):
+        found = _ask(partial(products, ids[place : place + OBSERVATIONS]))
+        exposures |= {exposure.file: exposure for exposure in found}
+    return [exposures[file] for file in sorted(exposures)]
 
 
-def _ask(question: Callable[[], Answer]) -> Answer:
-    """Ask MAST's portal, and read what it answers; that nothing is found is an answer, too."""
+def _ask(query: Callable[[], Answer]) -> Answer:
+    """Query MAST's portal and read its answer; an empty answer is no error."""
     from astroquery.exceptions import InvalidQueryError, NoResultsWarning, RemoteServiceError
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NoResultsWarning)
-            return _patiently(question, "the list of exposures")
-    except (
+    # what astroquery raises for answers that it does not understand
+    misunderstood = (
         InvalidQueryError,
         RemoteServiceError,
         LookupError,
         TypeError,
         ValueError,
         AttributeError,
-    ) as error:
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NoResultsWarning)
+            return _patiently(query, "the list of exposures")
+    except misunderstood as error:
         raise ArchiveError(
             f"MAST answered with an error ({_one_line(error)}), expected a list of exposures; try again later"
         ) from error
 
 
 def _exposures(products: Any) -> Iterator[Exposure]:
+    """Pick the calibrated exposures from MAST's table of products."""
     for row in products:
         file = str(row["productFilename"])
-        if str(row["productSubGroupDescription"]) == PRODUCT and FILE_NAME.fullmatch(file):
-            uri = str(row["dataURI"])
-            size = str(row["size"])
-            for name, there in (("dataURI", uri.startswith("mast:")), ("size", size.isdecimal())):
-                if not there:
-                    raise ArchiveError(
-                        f"{file}: MAST lists it without its {name}, expected all of its name, address and size; "
-                        "try again later"
-                    )
-            yield Exposure(file, uri, int(size))
+        is_calibrated = str(row["productSubGroupDescription"]) == PRODUCT
+        if not is_calibrated or not FILE_NAME.fullmatch(file):
+            continue
+
+        # MAST may list a file whose address or size it does not know
+        uri = str(row["dataURI"])
+        size = str(row["size"])
+        known = {"dataURI": uri.startswith("mast:"), "size": size.isdecimal()}
+        for name, is_known in known.items():
+            if not is_known:
+                raise ArchiveError(
+                    f"{file}: MAST lists it without its {name}, expected all of its name, address and size; "
+                    "try again later"
+                )
+        yield Exposure(file, uri, int(size))
+
+
+# ------------------------------------------------------------------------------------------------------- download
 
 
 def fetch(exposures: Sequence[Exposure], out_dir: str | Path) -> list[str]:
-    """Download exposures that are not there yet, and write ``manifest.csv``: file, uri, size_bytes, sha256.
+    """Download exposures, and write ``manifest.csv``: file, uri, size_bytes, sha256.
 
-    A file counts as there if it has the length that MAST gives, and the checksum that the manifest has from its download.
-    What has come of a file is kept as ``{file}.part`` until it is whole; a further call goes on from there.
+    A file is not downloaded again if it has the length that MAST gives and the checksum that the manifest has from its
+    download. A partial download is kept as ``{file}.part``; the next call continues it.
 
     Parameters
     ----------
     exposures : sequence of Exposure
     out_dir : path
+        Made if it does not exist.
 
     Returns
     -------
     list of str
-        A line for each exposure that could not be had.
+        One line for each exposure that could not be downloaded.
     """
+    import pandas as pd
+
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(out_dir)
@@ -158,18 +182,20 @@ def fetch(exposures: Sequence[Exposure], out_dir: str | Path) -> list[str]:
             if not digest:
                 _patiently(partial(_download, exposure, path), str(path))
                 digest = files.sha256(path)
-                log.info(
-                    "%s: %.1f MB, %d of %d", path, exposure.size_bytes / 1e6, number, len(exposures)
-                )
+                size_mb = exposure.size_bytes / 1e6
+                log.info("%s: %.1f MB, %d of %d", path, size_mb, number, len(exposures))
         except ArchiveError as error:
             failed.append(str(error))
             continue
+        # written after each file, so that a killed run downloads none of them twice
         manifest[exposure.file] = [*exposure, digest]
-        _write_manifest(out_dir, manifest)
+        rows = [manifest[file] for file in sorted(manifest)]
+        tables.write_table(out_dir / MANIFEST, pd.DataFrame(rows, columns=COLUMNS))
     return failed
 
 
 def _read_manifest(out_dir: Path) -> dict[str, list[Any]]:
+    """Read the rows of a manifest by file name; none if there is no manifest."""
     path = out_dir / MANIFEST
     if not path.exists():
         return {}
@@ -179,50 +205,54 @@ def _read_manifest(out_dir: Path) -> dict[str, list[Any]]:
     return {str(row[0]): row for row in rows}
 
 
-def _write_manifest(out_dir: Path, manifest: dict[str, list[Any]]) -> None:
-    import pandas as pd
-
-    tables.write_table(
-        out_dir / MANIFEST,
-        pd.DataFrame([manifest[file] for file in sorted(manifest)], columns=COLUMNS),
-    )
-
-
 def _digest_if_whole(path: Path, exposure: Exposure, known: list[Any] | None) -> str:
-    """SHA-256 of a file that is as MAST has it and as it came; empty if it must be fetched."""
+    """Return the SHA-256 of a file that is complete and unchanged; empty if it must be downloaded."""
     if not path.exists():
         return ""
     digest = files.sha256(path)
-    if path.stat().st_size == exposure.size_bytes and (known is None or known[-1] == digest):
+    is_complete = path.stat().st_size == exposure.size_bytes
+    is_unchanged = known is None or known[-1] == digest
+    if is_complete and is_unchanged:
         return digest
-    log.warning("%s: not the bytes that were fetched, or MAST has others now; fetched again", path)
+    log.warning(
+        "%s: not the bytes that were downloaded, or MAST has a new version; downloaded again", path
+    )
     return ""
 
 
 def _download(exposure: Exposure, path: Path) -> None:
-    """One attempt at a file; what came before the connection was cut stays, for the next one."""
+    """Try once to download a file; what arrived before a cut stays for the next attempt."""
     import requests
 
-    part, tag = (path.with_name(path.name + suffix) for suffix in (".part", ".part.etag"))
+    part = path.with_name(f"{path.name}.part")
+    tag = path.with_name(f"{path.name}.part.etag")
     if not part.exists() or part.stat().st_size < exposure.size_bytes:
         _transfer(exposure, part, tag)
     found = part.stat().st_size
     if found != exposure.size_bytes:
-        # the server thinks that this was all: going on from it would make another file
+        # the server took this for all of it: continuing from here would make another file
         part.unlink()
-        raise requests.RequestException(f"{found} bytes came, {exposure.size_bytes} expected")
+        raise requests.RequestException(
+            f"received {found} bytes, expected {exposure.size_bytes} bytes"
+        )
     os.replace(part, path)
     tag.unlink(missing_ok=True)
 
 
 def _transfer(exposure: Exposure, part: Path, tag: Path) -> None:
+    """Request what is missing of a file and append it to what is there."""
     import requests
     from astroquery.mast import conf
 
+    # uncompressed, so that bytes can be counted; and from where the last attempt ended
     have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    if have and tag.exists():
-        headers["If-Range"] = tag.read_text()  # if the file has changed since, all of it comes
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        # a file that has changed since is sent from its beginning
+        if tag.exists():
+            headers["If-Range"] = tag.read_text()
+
     url = f"{conf.server}{DOWNLOAD}?uri={quote(exposure.uri, safe=':/')}"
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as answer:
         answer.raise_for_status()
@@ -235,36 +265,46 @@ def _transfer(exposure: Exposure, part: Path, tag: Path) -> None:
 
 
 def _first_byte(answer: Response, exposure: Exposure, have: int) -> int:
-    """Where an answer goes on: at ``have``, or at 0 from a server that does not know of ranges.
+    """Return the byte an answer begins with: ``have``, or 0 from a server that does not support ranges.
 
     Raises
     ------
     ArchiveError
-        If it goes on elsewhere, or the whole has another length than MAST's list says.
+        If it begins elsewhere, or the length of the whole is not that of MAST's list.
     """
     start = 0
     total = answer.headers.get("Content-Length", "")
+
+    # 206: a part of the file, whose place and total length are in a header of their own
     if answer.status_code == 206:
-        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-        start, total = (int(said[1]), said[2].strip("*")) if said else (-1, "")
-    if start not in (0, have) or (total and int(total) != exposure.size_bytes):
+        content_range = answer.headers.get("Content-Range", "")
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
+        start = int(found[1]) if found else -1
+        total = found[2].strip("*") if found else ""
+
+    is_other_length = bool(total) and int(total) != exposure.size_bytes
+    if start not in (0, have) or is_other_length:
         raise ArchiveError(
             f"{exposure.file}: the server offers {total or '?'} bytes from byte {start}, expected "
-            f"{exposure.size_bytes} as in MAST's list from byte {have} or 0; try again later"
+            f"{exposure.size_bytes} bytes as in MAST's list from byte {have} or 0; try again later"
         )
     return start
 
 
+# -------------------------------------------------------------------------------------------------------- retries
+
+
 def _patiently(work: Callable[[], Answer], what: str) -> Answer:
-    """Do what needs the network; after a failure that may pass, again, with growing pauses.
+    """Do something that needs the network, and repeat it with growing pauses after a failure that may pass.
 
     Raises
     ------
     ArchiveError
-        If the last attempt fails too, or the server says that there is no use in another.
+        If the last attempt fails too, or the server's answer makes another pointless.
     """
     import requests
 
+    # no pause follows the last attempt
     for wait_s in (*WAITS_S, None):
         try:
             return work()
@@ -279,11 +319,13 @@ def _patiently(work: Callable[[], Answer], what: str) -> Answer:
 
 
 def _is_final(error: Exception) -> bool:
+    """Tell whether the server has refused a request in a way that will not change."""
     answer = getattr(error, "response", None)
-    return (
-        answer is not None and 400 <= answer.status_code < 500 and answer.status_code not in PASSING
-    )
+    if answer is None:
+        return False
+    return 400 <= answer.status_code < 500 and answer.status_code not in PASSING
 
 
 def _one_line(error: Exception) -> str:
+    """Return the first 200 characters of an error's message on one line."""
     return " ".join(str(error).split())[:200]

@@ -1,4 +1,4 @@
-"""The daily routine (ISR 6): every new image of a folder searched, logged, and told of, each exactly once.
+"""Search, log and announce every new image of a folder, each exactly once (ISR 6).
 
 All that an image leads to is one transaction of the log, and the same inputs lead to the same rows: whatever moment a
 run ends at, the next one goes on as if nothing had happened. Several runs may share a log; one at a time works.
@@ -40,12 +40,10 @@ from blobpipe.core.dates import (
     is_older_version,
     is_same_exposure,
 )
-from blobpipe.detection import operating_point
+from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, pair
-from blobpipe.detection.score import score_candidates
-from blobpipe.detection.search import highest_scores, vet_peaks
-from blobpipe.detection.vet import bad_pixels
+from blobpipe.detection.search import find_blobs, subframe_scores
 from blobpipe.errors import (
     BlobpipeError,
     FrameError,
@@ -54,23 +52,22 @@ from blobpipe.errors import (
     internal_fault,
     printable,
 )
-from blobpipe.images import difference as subtraction
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
-from blobpipe.images.noise import noise_for_stack, require_noise, require_noise_of_rms_map
-from blobpipe.images.pattern import blob_pattern
+from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
+from blobpipe.images.difference import subtract
+from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.scale import scale_image
+from blobpipe.images.template import Template, make_template
 from blobpipe.monitor import health, logbook, notices, running_stack, thumbnails
 from blobpipe.monitor.inbox import File, Inbox, Stamp, path_of, path_text
-from blobpipe.networks import dense, dense_network, model_file, report_network
-from blobpipe.params import Params, to_yaml
+from blobpipe.networks import dense, kernels, model_file
+from blobpipe.params import Params
 
 log = logging.getLogger(__name__)
 
-KEPT_CARDS = (
-    *dict.fromkeys((*subtraction.KEPT_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),
-)
+KEPT_CARDS = (*dict.fromkeys((*DIFFERENCE_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),)
 # photon level of the airglow (electrons per pixel), where the image's maker wrote it
 LEVEL_CARD = "LEVEL_E"
 PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
@@ -84,7 +81,7 @@ NO_FAULT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 @dataclass(frozen=True)
 class Routine:
-    """What every image of a run is judged with."""
+    """The settings and files with which all images of a run are searched."""
 
     log_path: Path
     model: Path
@@ -101,17 +98,16 @@ class Routine:
 
 
 class Tools(NamedTuple):
-    """The same, read and ready."""
+    """The open log, and model and catalogue of a run, read."""
 
     connection: logbook.Log
     run: int
-    network: dense_network.DenseNetwork
-    point: operating_point.OperatingPoint
+    detector: DenseDetector
     known: pd.DataFrame | None
 
 
 class Blobs(NamedTuple):
-    """What is known of blobs before an image is searched.
+    """Blobs that are known before an image is searched.
 
     Attributes
     ----------
@@ -266,22 +262,22 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
         raise ModelError(
             f"{routine.model}: the report's network, expected the dense one, which measures; name its file"
         )
-    network, point = operating_point.load_operating_point(routine.model)
+    detector = load_dense_detector(routine.model)
     known = None
     if routine.catalogue is not None:
         known = tables.read_known(routine.catalogue, PLACE_COLUMNS)
-    reference = None if routine.reference is None else running_stack.named(routine.reference)
-    report_network.set_threads(routine.params.detect.threads)
+    reference = None if routine.reference is None else running_stack.read_stack(routine.reference)
+    kernels.set_threads(routine.params.detect.threads)
     connection = logbook.connect(routine.log_path, make=True)
     try:
         if reference is not None:
             _insist_on_size(reference, connection, inbox, routine.reference)
         log.info("model: %s", model_file.described(routine.model))
         with logbook.writing(connection):
-            run = logbook.insert(connection, "runs", _run_row(routine, point))
+            run = logbook.insert(connection, "runs", _run_row(routine, detector))
         with _lock(connection):  # what a run that was killed has left in the cache
             running_stack.prune(connection, routine.cache, routine.params.difference.stack_size)
-        yield Tools(connection, run, network, point, known)
+        yield Tools(connection, run, detector, known)
         with logbook.writing(connection):
             connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), run))
     except LogError:
@@ -312,21 +308,21 @@ def _insist_on_size(
         )
 
 
-def _run_row(routine: Routine, point: operating_point.OperatingPoint) -> dict[str, Any]:
+def _run_row(routine: Routine, detector: DenseDetector) -> dict[str, Any]:
     return {
         "started": logbook.now(),
         "version": __version__,
         "model": str(routine.model),
         "model_sha256": files.sha256(routine.model),
-        "params_sha256": hashlib.sha256(to_yaml(routine.params).encode()).hexdigest(),
+        "params_sha256": hashlib.sha256(routine.params.model_dump_json().encode()).hexdigest(),
         "catalogue_sha256": files.sha256(routine.catalogue) if routine.catalogue else "",
-        "threshold": point.threshold,
+        "threshold": detector.threshold,
     }
 
 
 def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
-    """Log what is new in the folder; how many images that were."""
-    tools.connection.insist_on_file()
+    """Log what is new in the folder; return how many images that were."""
+    tools.connection.require_file()
     whole = [
         file
         for file in _unknown(inbox, tools.connection, routine.again)
@@ -347,7 +343,7 @@ def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
 
 
 def _unknown(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list[File]:
-    """The files of the folder that the log does not know as they are now, or rejected if they are to be tried again."""
+    """List the files of the folder that the log does not know as they are now."""
     unknown = []
     for file in inbox.look():
         row = connection.execute(
@@ -363,7 +359,7 @@ def _unknown(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list
 
 
 def _read(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
-    """A file with its hash, date and size; None if it is still being written, or cannot be read."""
+    """Read a file's hash, date and size; None if it is still being written or cannot be read."""
     try:
         sha256 = files.sha256(file.path)
         after = Stamp.of(file.path.stat())
@@ -381,7 +377,7 @@ def _read(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
 
 
 def _dated(arrival: Arrival, suspect: bool) -> Arrival:
-    """The same with date and size; a file at which a process ended is first read by one that may end."""
+    """Add date and size; a file at which a process ended is first read by another process."""
     fatal = _rehearsed(arrival.path) if suspect else ""
     if fatal:
         return arrival._replace(fatal=fatal)
@@ -393,7 +389,7 @@ def _dated(arrival: Arrival, suspect: bool) -> Arrival:
 
 
 def _rehearsed(path: Path) -> str:
-    """Have a process of its own read a file that may end whoever reads it; what became of it, empty if it lives."""
+    """Have another process read a suspect file; return what became of it, empty if it lives."""
     read = "import sys; from blobpipe.core import check; check.describe(sys.argv[1])"
     try:
         ended = subprocess.run(
@@ -409,7 +405,7 @@ def _rehearsed(path: Path) -> str:
 @contextmanager
 def _lock(connection: logbook.Log) -> Iterator[TextIO]:
     """Wait until no other process works on an image of this log; the system frees the lock of one that is killed."""
-    connection.insist_on_file()  # its folder may be gone
+    connection.require_file()  # its folder may be gone
     with open(connection.path.with_suffix(".lock"), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
@@ -417,7 +413,7 @@ def _lock(connection: logbook.Log) -> Iterator[TextIO]:
 
 @contextmanager
 def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> Iterator[bool]:
-    """Wait until no other process works on an image of this log; whether a process has ended while it was at this one.
+    """Wait for other processes; yield whether one has ended while it was at this image.
 
     The file that is locked holds the hashes of the images that were begun and did not come to the last step. The system
     keeps what a process that is killed has written there.
@@ -434,7 +430,7 @@ def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> 
 
 
 def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine) -> bool:
-    """Bring a file into the log; whether it was a new image."""
+    """Bring a file into the log; return whether it was a new image."""
     connection = tools.connection
     image = connection.execute(
         "SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)
@@ -493,12 +489,12 @@ def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: R
         _log_file(connection, arrival, number, "changed" if changed else "logged")
         _supersede(connection, number)
         _log_findings(connection, number, searched, tools, routine.params)
-        health.crossed(connection, number, routine.params.health)
+        health.log_readings(connection, number, routine.params.health)
         notices.queue(connection, number, routine.params.notices)
 
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
-    """Add an image, or put what came of it now in the place of a rejection; its id."""
+    """Add an image, or replace its rejection by what came of it now; return its id."""
     rejected = connection.execute(
         "SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)
     ).fetchone()
@@ -510,7 +506,7 @@ def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
 
 
 def _is_internal(error: Exception) -> bool:
-    """Whether an error is a bug that one image has brought to light: no fault of the disk, the log or the machine."""
+    """Return whether an error is a bug of this program, not of disk, log or machine."""
     outer = (BlobpipeError, OSError, MemoryError, sqlite3.OperationalError)
     # the latter: a damaged log
     return not isinstance(error, outer) and type(error) is not sqlite3.DatabaseError
@@ -522,7 +518,7 @@ def _internal_fault(error: Exception) -> str:
 
 
 def _as_it_was(arrival: Arrival) -> bool:
-    """Whether a file is still what was hashed: else what was searched could be another image, or none."""
+    """Return whether a file is still what was hashed."""
     try:
         return Stamp.of(arrival.path.stat()) == arrival.stamp
     except OSError:
@@ -530,7 +526,7 @@ def _as_it_was(arrival: Arrival) -> bool:
 
 
 def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:
-    """Whether the bytes are there under another name too, or have only been moved."""
+    """Return whether the bytes are there under another name too, or have been moved."""
     path = path_text(arrival.path)
     earlier = connection.execute(
         "SELECT path FROM files WHERE image = ? AND path != ?", (image, path)
@@ -553,7 +549,7 @@ def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outc
 
 
 def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
-    """Subtract the stack from an image and search the difference; nothing is written but the cache of the stack."""
+    """Search an image; nothing is written but the cache of the stack."""
     row: dict[str, Any] = {
         "run": tools.run,
         "sha256": arrival.sha256,
@@ -575,10 +571,11 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
             return _not_searched(row | newer)
         row["signal_e"] = _level_e(frame)
         if routine.difference:
-            scatter = fits_images.find_plane(arrival.path, "SCATTER")
-            require_noise_of_rms_map(frame.data, scatter, arrival.path)
+            template = Template(rms=fits_images.find_plane(arrival.path, "SCATTER"))
+            require_noise_of_rms_map(frame.data, template.rms, arrival.path)
             blobs = _blobs(tools, mjd)
-            return _search(row, frame.data, (None, scatter), NO_SHIFT, blobs, tools, routine.params)
+            about = (blobs, tools.detector, routine.params)
+            return _search(row, frame.data, template, NO_SHIFT, *about)
         return _subtract_and_search(row, frame.data, tools, routine)
     except BlobpipeError as error:
         if _is_passing(error):
@@ -591,7 +588,7 @@ def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
 
 
 def _cards(frame: fits_images.Frame) -> dict[str, Any]:
-    """The cards that are kept and hold what JSON can."""
+    """Return the header cards that are kept and that JSON can hold."""
     found = {card: _value(frame, card) for card in KEPT_CARDS}
     return {card: value for card, value in found.items() if value is not None}
 
@@ -602,7 +599,7 @@ def _level_e(frame: fits_images.Frame) -> float | None:
 
 
 def _value(frame: fits_images.Frame, card: str) -> Any:
-    """What a card says, as text, truth or a finite number; None for anything else, such as a card that cannot be read."""
+    """Return a card as text, truth or finite number; None for anything else."""
     try:
         value = frame.header.get(card)
         finite = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
@@ -612,7 +609,7 @@ def _value(frame: fits_images.Frame, card: str) -> Any:
 
 
 def _is_passing(error: BlobpipeError) -> bool:
-    """Whether a file could not be read for a reason that is not in its bytes."""
+    """Return whether a file could not be read for a reason that is not in its bytes."""
     cause = error.__cause__
     return isinstance(cause, MemoryError) or (
         isinstance(cause, OSError) and cause.errno not in NO_FAULT_OF_THE_MEDIUM
@@ -620,7 +617,7 @@ def _is_passing(error: BlobpipeError) -> bool:
 
 
 def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sqlite3.Row]:
-    """The images of the log that are of the same exposure and count, in the order in which they were logged."""
+    """List the images of the same exposure that count, in the order in which they were logged."""
     near = connection.execute(
         "SELECT id, name, mjd, header, kind, outcome FROM images "
         "WHERE outcome != 'rejected' AND superseded_by IS NULL AND sha256 != ? AND mjd BETWEEN ? AND ? ORDER BY id",
@@ -634,7 +631,7 @@ def _exposure(row: Mapping[str, Any] | sqlite3.Row) -> Exposure:
 
 
 def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Columns of an image of whose exposure the log has a newer version; None if it has none.
+    """Return the columns of an image whose exposure has a newer version in the log; else None.
 
     An image is newer than a difference: stacks take it.
     """
@@ -649,7 +646,7 @@ def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> di
 
 
 def _supersede(connection: sqlite3.Connection, image: int) -> None:
-    """Have an image replace the older versions of its exposure, to be called before its findings are logged.
+    """Replace older versions of an exposure, before the findings of the newer are logged.
 
     One that could not be searched, for want of a stack, does not replace one that was: it is superseded itself.
     """
@@ -680,7 +677,7 @@ def _subtract_and_search(
     params = routine.params.difference
     blobs = _blobs(tools, row["mjd"])
     reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
-    running_stack.insist_on_size(tools.connection, image.shape)
+    running_stack.require_size(tools.connection, image.shape)
     try:
         stack = running_stack.stack_before(
             tools.connection,
@@ -696,77 +693,72 @@ def _subtract_and_search(
         reason = str(error)
     if stack is None:
         return _not_searched(row | {"outcome": "stack", "reason": reason})
-    expected = noise_for_stack(stack.data, stack.scatter)
+    template = make_template(stack.data, stack.scatter, blobs.known)
+    expected = template.expected_noise()
+    assert expected is not None
     require_noise(fits_images.median_and_noise(image)[1], expected, row["name"])
-    data, shift = subtraction.difference_image(image, stack.data, params, blobs.known)
+    data, shift = subtract(image, template, params)
     corrections = dict(stack.corrections)
     if stack.n_images:
-        packed = corrections[row["sha256"]] = running_stack.correction(
-            image, data, stack.data, shift
-        )
+        packed = running_stack.correction(image, data, stack.data, shift)
+        corrections[row["sha256"]] = packed
         running_stack.keep(routine.cache, row["sha256"], image, packed)
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
-    searched = _search(row, data, (stack.data, stack.scatter), shift, blobs, tools, routine.params)
+    searched = _search(row, data, template, shift, blobs, tools.detector, routine.params)
     return replace(searched, corrections=corrections, rejected=stack.rejected)
 
 
 def _search(
     row: dict[str, Any],
     data: Image,
-    subtracted: tuple[Image | None, Image | None],
+    template: Template,
     shift: Shift,
     blobs: Blobs,
-    tools: Tools,
+    detector: DenseDetector,
     params: Params,
 ) -> Searched:
-    """Search a difference, the stack that was subtracted and its scatter known or not."""
-    stack, scatter = subtracted
+    """Search a difference image."""
     clipped, clipping = clip_image(data, params.clip)
     scaled, _ = scale_image(clipped, params.scale)
     noise = fits_images.median_and_noise(data)[1]
-    cells = dense.probability_map(tools.network, scaled)
-    pattern = None if stack is None else blob_pattern(stack, blobs.known)
-    bad = None if stack is None or pattern is None else bad_pixels(stack, pattern)
-    found = vet_peaks(
-        cells,
+    response = detector.respond(scaled)
+    candidates = find_blobs(
         data,
+        template,
+        detector,
         catalogue=blobs.known,
         shift_px=shift,
-        pattern=pattern,
         noise_frac=noise,
-        scatter=scatter,
-        bad=bad,
-        stack=stack,
-        seen=blobs.landed[["x_px", "y_px"]].to_numpy(float),
+        recent_px=blobs.landed[["x_px", "y_px"]].to_numpy(float),
+        peaks=detector.peaks(response),
+        vetting=params.vetting,
     )
-    table = score_candidates(found, tools.point.weights)
-    table["probability"] = tools.point.probability(table["score"].to_numpy())
     row |= {
         "outcome": "searched",
         "shift_x_px": shift.x_px,
         "shift_y_px": shift.y_px,
         "noise_frac": noise,
+        "clipped_frac": clipping.clipped_frac,
     }
-    row |= {"clipped_frac": clipping.clipped_frac}
 
     def draw(at: dict[str, Any]) -> dict[str, bytes]:
         x = at["x_px"]
         y = at["y_px"]
         drawn = {
             "difference": thumbnails.cutout(data, x, y, noise),
-            "map": thumbnails.probability(cells, x, y, dense.STRIDE),
+            "map": thumbnails.probability(response, x, y, dense.STRIDE),
         }
-        if stack is not None:
-            drawn["stack"] = thumbnails.cutout(stack, x, y, fits_images.median_and_noise(stack)[1])
+        if template.stack is not None:
+            stack_noise = fits_images.median_and_noise(template.stack)[1]
+            drawn["stack"] = thumbnails.cutout(template.stack, x, y, stack_noise)
         return drawn | {"surface": thumbnails.surface(data, x, y)}
 
-    return Searched(
-        row, table, _subframes(cells, table, tools.point), thumbnails.overview(scaled), draw
-    )
+    subframes = _subframes(response, candidates, detector, data.shape)
+    return Searched(row, candidates, subframes, thumbnails.overview(scaled), draw)
 
 
 def _blobs(tools: Tools, mjd: float) -> Blobs:
-    """What is known before an image of this date: people and later images confirm; what faded may be a flickering pixel."""
+    """Read which blobs are known before a date; faded candidates do not count."""
     found = tools.connection.execute(
         "SELECT x_px, y_px, radius_px, first_mjd, decision = 'confirmed' OR status = 'seen_again' FROM candidate_list "
         "WHERE radius_px IS NOT NULL AND (decision = 'confirmed' OR decision != 'rejected' AND status != 'faded') "
@@ -782,23 +774,24 @@ def _blobs(tools: Tools, mjd: float) -> Blobs:
 
 
 def _subframes(
-    cells: Image, table: pd.DataFrame, point: operating_point.OperatingPoint
+    response: Image, candidates: pd.DataFrame, detector: DenseDetector, shape: tuple[int, ...]
 ) -> list[dict[str, Any]]:
+    """Make rows of the table ``subframes``, with a picture of the network's map."""
+    scores = subframe_scores(candidates, shape)
+    probability = detector.probability(scores)
     side = tiles.SIDE // dense.STRIDE
     rows = []
-    for row in range(-(-cells.shape[0] // side)):
-        for col in range(-(-cells.shape[1] // side)):
-            part = cells[row * side : (row + 1) * side, col * side : (col + 1) * side]
-            highest = highest_scores(table, tiles.SIDE * np.array([[col, row]]))
-            rows.append(
-                {
-                    "row": row,
-                    "col": col,
-                    "probability": float(point.probability(highest)[0]),
-                    "positive": int(highest[0] >= point.threshold),
-                    "saliency": thumbnails.subframe_map(part),
-                }
-            )
+    for k, (row, col, _, _) in enumerate(tiles.origins(shape).tolist()):
+        part = response[row * side : (row + 1) * side, col * side : (col + 1) * side]
+        rows.append(
+            {
+                "row": row,
+                "col": col,
+                "probability": float(probability[k]),
+                "positive": int(scores[k] >= detector.threshold),
+                "saliency": thumbnails.subframe_map(part),
+            }
+        )
     return rows
 
 
@@ -825,7 +818,7 @@ def _log_findings(
         }
         logbook.insert(connection, "pictures", whole)
     if searched.row["outcome"] == "searched":
-        for number, row in _log_detections(connection, image, searched, tools.point, params):
+        for number, row in _log_detections(connection, image, searched, tools.detector, params):
             for kind, png in searched.draw(row).items():
                 picture = {
                     "image": image,
@@ -841,10 +834,10 @@ def _log_detections(
     connection: sqlite3.Connection,
     image: int,
     searched: Searched,
-    point: operating_point.OperatingPoint,
+    detector: DenseDetector,
     params: Params,
 ) -> list[tuple[int, dict[str, Any]]]:
-    """Detections, and fainter sightings of candidates; those to be drawn: a candidate's first two sightings."""
+    """Log detections and fainter sightings of candidates; return those to be drawn."""
     columns = (*DETECTION_COLUMNS, "probability")
     shift = np.array([searched.row["shift_x_px"], searched.row["shift_y_px"]])
     pending = {
@@ -855,7 +848,7 @@ def _log_detections(
     for row, candidate in _with_candidates(
         connection, searched.table, shift, params.quicklook.match_px
     ):
-        above = row["score"] >= point.threshold
+        above = row["score"] >= detector.threshold
         fresh = candidate is None and above and row["status"] == "new"
         if fresh:
             place = {"x_px": row["x_px"] - shift[0], "y_px": row["y_px"] - shift[1]}
@@ -883,7 +876,7 @@ def _with_candidates(
     shift: npt.NDArray[np.float64],
     match_px: float,
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """Each row of a search, with the candidate of the log that lies there; bad pixels show none.
+    """Pair the rows of a search with the log's candidates; bad pixels have none.
 
     What the stack has not learnt yet of a known blob may be measured off its centre: it is matched in a second round.
     """
@@ -915,7 +908,7 @@ def _with_candidates(
 def _update_candidates(
     connection: sqlite3.Connection, image: int, seen: set[int], fade_after: int
 ) -> None:
-    """Mark what is seen again; let fade what later images do not show: a blob never vanishes.
+    """Mark candidates that are seen again; fade those that later images do not show.
 
     Where the image replaces older versions of its exposure, what these have shown or missed is counted anew.
     """
@@ -955,7 +948,7 @@ def _update_candidates(
 
 
 def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int) -> None:
-    """Status of a candidate from the versions that count; without a sighting on one of them it has faded."""
+    """Set the status of a candidate from the versions that count."""
     sightings = connection.execute(
         "SELECT DISTINCT i.id, i.mjd FROM detections d JOIN images i ON i.id = d.image "
         "WHERE d.candidate = ? AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
@@ -988,7 +981,7 @@ def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int)
 
 
 def _first_version(connection: sqlite3.Connection, image: int) -> int:
-    """The image by which the log came to know an exposure."""
+    """Return the image by which the log came to know an exposure."""
     query = "SELECT min(id) AS id FROM images WHERE superseded_by = ? AND id < ?"
     while (older := connection.execute(query, (image, image)).fetchone()["id"]) is not None:
         image = older

@@ -18,21 +18,20 @@ from tqdm import tqdm
 
 from blobpipe.core import files, fits_images, plotting, tables
 from blobpipe.core.dates import Exposure, exposure_of, is_same_exposure
-from blobpipe.detection import operating_point
+from blobpipe.detection.detectors import DenseDetector, load_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import mark_seen_again
-from blobpipe.detection.score import score_candidates
-from blobpipe.detection.search import Reference, fit_peaks, highest_scores
-from blobpipe.detection.vet import bad_pixels, vet
+from blobpipe.detection.search import Observation, subframe_scores
 from blobpipe.errors import BlobpipeError, FrameError, internal_fault
-from blobpipe.images import difference as subtraction
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
-from blobpipe.images.noise import Range, noise_for_stack, require_noise, require_noise_of_rms_map
-from blobpipe.images.pattern import blob_pattern
+from blobpipe.images.difference import subtract
+from blobpipe.images.noise import require_noise, require_noise_of_rms_map
+from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.scale import scale_image
-from blobpipe.networks import dense, dense_network, model_file, report_network, saliency
-from blobpipe.params import Params
+from blobpipe.images.template import Template, read_template
+from blobpipe.networks import dense, kernels, model_file, report_network, saliency
+from blobpipe.params import Params, Vetting
 from blobpipe.simulation import render
 
 log = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ SIDE_PX = 128  # of the picture of a detection
 
 @dataclass
 class Found:
-    """The rows of the three tables, the model that they are of, and the exposure of each image that was searched, in order."""
+    """Rows of the three tables, their model, and the exposure of each image, in order."""
 
     model_sha256: str
     exposures: list[Exposure] = field(default_factory=list)
@@ -70,14 +69,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame ready for the network: its exposure, as it was subtracted, its stack's scatter, clipped and scaled, shift, noise."""
+    """An image ready for a detector: its exposure, the observation, and that clipped and scaled."""
 
     exposure: Exposure
-    difference: npt.NDArray[np.float32]
-    scatter: npt.NDArray[np.float32] | None
+    observation: Observation
     scaled: npt.NDArray[np.float32]
-    shift: tuple[float, float]
-    noise_frac: float
 
     @property
     def name(self) -> str:
@@ -131,15 +127,17 @@ def scan(
             raise FrameError(
                 f"{name}: two images of this name; the tables could not tell them apart; rename one"
             )
-    report_network.set_threads(1)  # whole frames share the cores: no thread waits for another
+    kernels.set_threads(1)  # whole frames share the cores: no thread waits for another
     known = (
         None if catalogue is None else tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
     )
-    stack = None if difference else _read_stack(reference)
-    search = _choose_search(model, stack, known, params)
+    template = None if difference else _read_template(reference, known)
+    search = _choose_search(model, params)
     log.info("model: %s", model_file.described(model))
     found = Found(files.sha256(model))
-    for path, seen in _look_ahead(paths, stack, search.look, params):
+    for path, seen in _look_ahead(
+        paths, partial(_prepare, template, known, params), search.look, params
+    ):
         if isinstance(seen, BlobpipeError):
             log.warning("blobpipe: %s (rejected)", " ".join(str(seen).split()))
             row = (
@@ -168,27 +166,17 @@ def scan(
     return int(any(row["status"] == "rejected" for row in found.frames))
 
 
-class MedianStack(NamedTuple):
-    """What is subtracted, how its images scatter, if the file says so, and what noise they may have."""
-
-    data: npt.NDArray[np.float32]
-    scatter: npt.NDArray[np.float32] | None
-    noise: Range
-
-
-def _read_stack(reference: Path | None) -> MedianStack:
+def _read_template(reference: Path | None, catalogue: pd.DataFrame | None) -> Template:
     path = reference or Path("data/difference/reference.fits.fz")
     if not path.exists():
         raise FrameError(
             f"{path}: not found; name a median stack (--reference STACK) or say --difference"
         )
-    data = fits_images.usable_image(path).data
-    scatter = fits_images.find_plane(path, "SCATTER")
-    return MedianStack(data, scatter, noise_for_stack(data, scatter))
+    return read_template(path, catalogue)
 
 
 class Search(NamedTuple):
-    """The way of a network: what is done with several frames at a time, and what is written down of one after the other."""
+    """How a kind of network searches: the part done in threads, and the part done in order."""
 
     look: Callable[[Prepared], Any]
     tell: Callable[[Any, Path, Found], None]
@@ -196,15 +184,15 @@ class Search(NamedTuple):
 
 def _look_ahead(
     paths: Sequence[Path],
-    stack: MedianStack | None,
+    prepare: Callable[[Path], Prepared],
     look: Callable[[Prepared], Any],
     params: Params,
 ) -> Iterator[tuple[Path, Any]]:
-    """Prepare and look at the frames in threads, a few ahead of the one that is asked for: memory does not grow."""
+    """Prepare and search images in threads, a few ahead, so that memory does not grow."""
 
     def one(path: Path) -> Any:
         try:
-            return look(_prepare(path, stack, params))
+            return look(prepare(path))
         except BlobpipeError as error:
             return error
         except (OSError, MemoryError):
@@ -213,7 +201,7 @@ def _look_ahead(
             log.debug("internal fault", exc_info=error)
             return FrameError(f"{path}: {internal_fault(error)}")
 
-    with ThreadPoolExecutor(params.train.threads, "scan", report_network.set_threads, (1,)) as pool:
+    with ThreadPoolExecutor(params.train.threads, "scan", kernels.set_threads, (1,)) as pool:
         waiting = [(path, pool.submit(one, path)) for path in paths[:READ_AHEAD]]
         for i, _ in enumerate(tqdm(paths, "scan", unit="frame", disable=None)):
             path, future = waiting.pop(0)
@@ -223,88 +211,66 @@ def _look_ahead(
             yield path, future.result()
 
 
-def _prepare(path: Path, stack: MedianStack | None, params: Params) -> Prepared:
+def _prepare(
+    template: Template | None, catalogue: pd.DataFrame | None, params: Params, path: Path
+) -> Prepared:
+    """Read an image, subtract the template unless the image is a difference, clip and scale."""
     frame = fits_images.read_frame(path)
     data = frame.data
-    shift = (0.0, 0.0)
+    shift = NO_SHIFT
     noise = fits_images.require_usable(frame, path)
-    if stack is None:
-        scatter = fits_images.find_plane(path, "SCATTER")
-        require_noise_of_rms_map(data, scatter, path)
+    if template is None:
+        template = Template(rms=fits_images.find_plane(path, "SCATTER"))
+        require_noise_of_rms_map(data, template.rms, path)
     else:
-        scatter = stack.scatter
-        require_noise(noise, stack.noise, path)
-        data, shift = subtraction.difference_image(frame.data, stack.data, params.difference)
+        expected = template.expected_noise()
+        assert expected is not None
+        require_noise(noise, expected, path)
+        data, shift = subtract(frame.data, template, params.difference)
         noise = fits_images.median_and_noise(data)[1]
     clipped, _ = clip_image(data, params.clip)
     scaled, _ = scale_image(clipped, params.scale)
-    return Prepared(exposure_of(frame, path), data, scatter, scaled, shift, noise)
+    observation = Observation(data, template, catalogue, shift, noise)
+    return Prepared(exposure_of(frame, path), observation, scaled)
 
 
-def _choose_search(
-    model: Path, stack: MedianStack | None, catalogue: pd.DataFrame | None, params: Params
-) -> Search:
-    """The way of the network that the model file holds."""
-    if model_file.kind_of_model(model) == "dense":
-        dense_network, point = operating_point.load_operating_point(model)
-        reference = None
-        if stack is not None:
-            pattern = blob_pattern(stack.data)
-            reference = Reference(stack.data, pattern, bad_pixels(stack.data, pattern))
-        look = partial(_look_dense, dense_network, point, catalogue, reference)
-        return Search(look, partial(_tell_dense, point))
-    network, _ = model_file.load_model(model)
-    return Search(
-        partial(_look_report, network), partial(_tell_report, network, params.evaluate.threshold)
-    )
+def _choose_search(model: Path, params: Params) -> Search:
+    """Choose the search for the network that the model file holds."""
+    detector = load_detector(model)
+    if isinstance(detector, DenseDetector):
+        look = partial(_look_dense, detector, params.vetting)
+        return Search(look, partial(_tell_dense, detector))
+    look_report = partial(_look_report, detector.network)
+    return Search(look_report, partial(_tell_report, detector.network, params.evaluate.threshold))
 
 
 class Looked(NamedTuple):
-    """A frame, the dense network's map of it, all candidates, and those that are detections; these are judged."""
+    """An image, the dense network's map of it, and all candidates."""
 
     frame: Prepared
-    cells: npt.NDArray[np.float32]
+    response: npt.NDArray[np.float32]
     candidates: pd.DataFrame
-    detections: pd.DataFrame
 
 
-def _look_dense(
-    network: dense_network.DenseNetwork,
-    point: operating_point.OperatingPoint,
-    catalogue: pd.DataFrame | None,
-    reference: Reference | None,
-    frame: Prepared,
-) -> Looked:
-    cells = dense.probability_map(network, frame.scaled)
-    candidates = score_candidates(
-        fit_peaks(cells, frame.difference, frame.noise_frac), point.weights
-    )
-    candidates["probability"] = point.probability(candidates["score"].to_numpy())
-    detections = vet(
-        candidates[candidates["score"] >= point.threshold],
-        frame.difference,
-        catalogue=catalogue,
-        shift_px=frame.shift,
-        pattern=None if reference is None else reference.pattern,
-        bad=None if reference is None else reference.bad,
-        stack=None if reference is None else reference.stack,
-        noise_frac=frame.noise_frac,
-        scatter=frame.scatter,
-    )
-    candidates["status"] = detections["status"].reindex(candidates.index, fill_value="")
-    detections.insert(0, "frame", frame.name)
-    return Looked(frame, cells, candidates, detections)
+def _look_dense(detector: DenseDetector, vetting: Vetting, frame: Prepared) -> Looked:
+    response = detector.respond(frame.scaled)
+    peaks = detector.peaks(response)
+    candidates = frame.observation.find_blobs(detector, peaks=peaks, vetting=vetting)
+    return Looked(frame, response, candidates)
 
 
-def _tell_dense(
-    point: operating_point.OperatingPoint, seen: Looked, out_dir: Path, found: Found
-) -> None:
-    found.detections += [dict(row) for _, row in seen.detections.iterrows()]
-    _, origins = tiles.tile(seen.frame.scaled)
-    highest = highest_scores(seen.candidates, origins[:, 2:])
-    _note(seen.frame, origins, point.probability(highest), highest >= point.threshold, found)
-    for row in seen.detections.query("status == 'new'").to_dict("records"):
-        _draw(seen.frame, seen.cells, row, out_dir)
+def _tell_dense(detector: DenseDetector, seen: Looked, out_dir: Path, found: Found) -> None:
+    candidates = seen.candidates
+    detections = candidates[candidates["score"] >= detector.threshold]
+    detections = detections.assign(frame=seen.frame.name)
+    found.detections += [dict(row) for _, row in detections.iterrows()]
+    shape = seen.frame.scaled.shape
+    highest = subframe_scores(candidates, shape)
+    probability = detector.probability(highest)
+    positive = highest >= detector.threshold
+    _note(seen.frame, tiles.origins(shape), probability, positive, found)
+    for row in detections.query("status == 'new'").to_dict("records"):
+        _draw(seen.frame, seen.response, row, out_dir)
 
 
 def _within(
@@ -317,7 +283,7 @@ def _within(
 def _draw(
     frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], out_dir: Path
 ) -> None:
-    """The surroundings of a detection, and the network's map of them."""
+    """Draw the surroundings of a detection, and the network's map of them."""
     ny, nx = frame.scaled.shape
     x0, y0 = (
         int(np.clip(round(at) - SIDE_PX // 2, 0, side - SIDE_PX)) // dense.STRIDE * dense.STRIDE
@@ -342,7 +308,7 @@ def _draw(
 
 
 def _seen_again(found: Found) -> list[dict[str, Any]]:
-    """Detections, those marked that the next image of another exposure shows again."""
+    """Mark detections that the next image of another exposure shows again."""
     if not found.detections or "score" not in found.detections[0]:
         return found.detections
     table = pd.DataFrame(found.detections)
@@ -373,8 +339,8 @@ def _note(
         frame.name,
         "ok",
         "",
-        *frame.shift,
-        frame.noise_frac,
+        *frame.observation.shift_px,
+        frame.observation.noise_frac,
         int(positive.sum()),
         found.model_sha256,
     )

@@ -1,4 +1,4 @@
--- The log of the daily routine. Each block makes the next version of the schema from the one before; `store.connect`
+-- The log of the daily routine. Each block makes the next version of the schema from the one before; `logbook.connect`
 -- runs those that a file has not had yet. A block that has been released is never changed: a new one follows it.
 -- Times are ISO 8601 in UTC; places are 0-based pixel centres; *_frac is a fraction of the light.
 

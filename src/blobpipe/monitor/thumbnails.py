@@ -1,4 +1,4 @@
-"""Small pictures for the log: what a person looks at to decide whether a detection is a blob."""
+"""Draw the small pictures of the log, from which a person decides whether a detection is a blob."""
 
 from __future__ import annotations
 
@@ -10,78 +10,113 @@ import numpy.typing as npt
 
 from blobpipe.core.arrays import Image
 
-SIDE_PX = 96  # of the surroundings of a detection
-ENLARGED = 4  # so many times
+SIDE_PX = 96  # side of a cutout around a detection, in pixels of the image
+ENLARGED = 4  # pixels of the picture for each pixel of a cutout, along each axis
 OVERVIEW_PX = 768  # side of the picture of a whole image
-RANGE_SIGMA = 4.0  # of the grey scale, to either side
-SURFACE_PX = 48  # side of what the surface shows
+RANGE_SIGMA = 4.0  # end of the grey scale on either side of the median, in units of the noise
+SURFACE_PX = 48  # side of the cutout that is drawn as a surface
 
 
 def overview(scaled: Image) -> bytes:
-    """A whole image as JPEG, y upwards, grey from -4 to 4 sigma.
+    """Draw a whole image as JPEG, y upwards, grey from -4 to 4 sigma.
 
     Parameters
     ----------
     scaled : ndarray, shape (ny, nx), float32
-        Clipped and scaled (sigma).
+        Clipped and scaled image (sigma).
     """
     from PIL import Image as Pillow
 
     picture = Pillow.fromarray(_grey(scaled, RANGE_SIGMA))
     picture.thumbnail((OVERVIEW_PX, OVERVIEW_PX), Pillow.Resampling.BOX)
-    return _encoded(picture, "JPEG", quality=85)
+    return _encode(picture, "JPEG", quality=85)
 
 
 def cutout(image: Image, x: float, y: float, noise: float) -> bytes:
-    """The surroundings of a place as PNG, y upwards, enlarged, grey from -4 to 4 times the noise around their median.
+    """Draw the surroundings of a position as an enlarged PNG, y upwards.
+
+    Grey runs from -4 to 4 times the noise around the median of the surroundings.
 
     Parameters
     ----------
     image : ndarray, shape (ny, nx), float32
-        In the unit of ``noise``; NaN is drawn as the median.
+        Image in the unit of ``noise``; NaN is drawn as the median.
     x, y : float
-        The middle (px).
+        Centre of the cutout (px).
+    noise : float
+        Standard deviation that sets the grey scale.
     """
     part = window(image, x, y, SIDE_PX)
-    middle = np.nanmedian(part) if np.isfinite(part).any() else 0.0
-    return _enlarged(_grey(np.nan_to_num((part - middle) / noise), RANGE_SIGMA))
+    median = np.nanmedian(part) if np.isfinite(part).any() else 0.0
+    # NaN becomes 0, which is the median
+    sigma = np.nan_to_num((part - median) / noise)
+    return _enlarge(_grey(sigma, RANGE_SIGMA))
 
 
 def probability(cells: Image, x: float, y: float, stride: int) -> bytes:
-    """The network's map around a place as PNG, enlarged to the size of `cutout`; white is 1."""
-    part = window(cells, (x + 0.5) / stride - 0.5, (y + 0.5) / stride - 0.5, SIDE_PX // stride)
-    return _enlarged(_grey(2 * np.nan_to_num(part) - 1, 1.0), ENLARGED * stride)
+    """Draw the network's map around a position as PNG, of the size of `cutout`; white is 1.
+
+    Parameters
+    ----------
+    cells : ndarray, shape (ny, nx), float32
+        Probability of a blob in each cell (0 to 1).
+    x, y : float
+        Centre of the picture, in pixels of the image.
+    stride : int
+        Side of a cell (px).
+    """
+    # the centre of the first cell lies (stride - 1) / 2 pixels from that of the first pixel
+    x_cell = (x + 0.5) / stride - 0.5
+    y_cell = (y + 0.5) / stride - 0.5
+    part = window(cells, x_cell, y_cell, SIDE_PX // stride)
+    grey = _grey(2 * np.nan_to_num(part) - 1, 1.0)
+    return _enlarge(grey, ENLARGED * stride)
 
 
 def subframe_map(cells: Image) -> bytes:
-    """A subframe's part of the network's map as PNG, a pixel per cell, y upwards; white is 1."""
+    """Draw a subframe's part of the network's map as PNG, one pixel for a cell, y upwards; white is 1."""
     from PIL import Image as Pillow
 
-    return _encoded(Pillow.fromarray(_grey(2 * cells - 1, 1.0)), "PNG", optimize=True)
+    grey = _grey(2 * cells - 1, 1.0)
+    return _encode(Pillow.fromarray(grey), "PNG", optimize=True)
 
 
 def surface(image: Image, x: float, y: float) -> bytes:
-    """The light loss around a place as a surface, PNG; without the peaks of single bad pixels, which would set its scale.
+    """Draw the light loss around a position as a surface, PNG.
 
     Parameters
     ----------
     image : ndarray, shape (ny, nx), float32
-        Fraction of the light.
+        Light loss (fraction of the light).
+    x, y : float
+        Centre of the surface (px).
     """
     import matplotlib.pyplot as plt
     from scipy.ndimage import gaussian_filter, median_filter
 
-    part = gaussian_filter(median_filter(np.nan_to_num(window(image, x, y, SURFACE_PX)), 3), 1.0)
-    columns, rows = np.meshgrid(
-        *(round(place) - SURFACE_PX // 2 + np.arange(SURFACE_PX) for place in (x, y))
-    )
+    # the median removes single bad pixels, whose peaks would set the scale
+    part = np.nan_to_num(window(image, x, y, SURFACE_PX))
+    smooth = gaussian_filter(median_filter(part, 3), 1.0)
+
+    # axes in pixels of the whole image
+    offsets = np.arange(SURFACE_PX) - SURFACE_PX // 2
+    columns, rows = np.meshgrid(round(x) + offsets, round(y) + offsets)
+
     figure = plt.figure(figsize=(4, 4), dpi=96)
     axis: Any = figure.add_axes((-0.04, 0.03, 0.96, 0.97), projection="3d")
     axis.plot_surface(
-        columns, rows, 100 * part, cmap="cividis", rcount=SURFACE_PX, ccount=SURFACE_PX, linewidth=0
+        columns,
+        rows,
+        100 * smooth,
+        cmap="cividis",
+        rcount=SURFACE_PX,
+        ccount=SURFACE_PX,
+        linewidth=0,
     )
     axis.set(xlabel="x (px)", ylabel="y (px)", zlabel="light loss (%)")
     axis.set_box_aspect(None, zoom=0.95)
+
+    # no version of matplotlib in the file: the same surface gives the same bytes
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     plt.close(figure)
@@ -89,32 +124,38 @@ def surface(image: Image, x: float, y: float) -> bytes:
 
 
 def window(image: Image, x: float, y: float, side: int) -> Image:
-    """A square around a place, NaN beyond the image's edges."""
-    left, bottom = (round(place) - side // 2 for place in (x, y))
+    """Cut a square around a position, shape (side, side), NaN beyond the edges of the image."""
+    left = round(x) - side // 2
+    bottom = round(y) - side // 2
+
+    # the part of the square that lies on the image
     ny, nx = image.shape
-    part = np.full((side, side), np.nan, np.float32)
     rows = slice(max(bottom, 0), min(bottom + side, ny))
     columns = slice(max(left, 0), min(left + side, nx))
-    part[rows.start - bottom : rows.stop - bottom, columns.start - left : columns.stop - left] = (
-        image[rows, columns]
-    )
+
+    part = np.full((side, side), np.nan, np.float32)
+    part_rows = slice(rows.start - bottom, rows.stop - bottom)
+    part_columns = slice(columns.start - left, columns.stop - left)
+    part[part_rows, part_columns] = image[rows, columns]
     return part
 
 
 def _grey(values: Image, limit: float) -> npt.NDArray[np.uint8]:
-    """8 bit, from -limit to limit, the top row first as pictures have it."""
-    return np.ascontiguousarray(
-        np.clip(127.5 * (values[::-1] / limit + 1), 0, 255).astype(np.uint8)
-    )
+    """Map -limit to limit onto 0 to 255, with the top row first as in picture files."""
+    grey = 127.5 * (values[::-1] / limit + 1)
+    return np.ascontiguousarray(np.clip(grey, 0, 255).astype(np.uint8))
 
 
-def _enlarged(grey: npt.NDArray[np.uint8], times: int = ENLARGED) -> bytes:
+def _enlarge(grey: npt.NDArray[np.uint8], times: int = ENLARGED) -> bytes:
+    """Repeat each pixel along both axes and encode the result as PNG."""
     from PIL import Image as Pillow
 
-    return _encoded(Pillow.fromarray(grey.repeat(times, 0).repeat(times, 1)), "PNG", optimize=True)
+    enlarged = grey.repeat(times, 0).repeat(times, 1)
+    return _encode(Pillow.fromarray(enlarged), "PNG", optimize=True)
 
 
-def _encoded(picture: Any, form: str, **settings: Any) -> bytes:
+def _encode(picture: Any, form: str, **settings: Any) -> bytes:
+    """Write a picture into memory in a format of Pillow."""
     buffer = io.BytesIO()
     picture.save(buffer, form, **settings)
     return buffer.getvalue()

@@ -1,10 +1,12 @@
-"""The dense network: its training on blobs among clutter, and what it finds in whole frames."""
+"""Training of the dense network on blobs among clutter, and the maps and peaks that it gives of whole images."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,20 +19,31 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
+from tqdm import tqdm
 
 from blobpipe import __version__
 from blobpipe.core import tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.random_streams import stream
 from blobpipe.images import tiles
-from blobpipe.networks import dense_network, report_network, train
+from blobpipe.networks import dense_network, kernels, loop
+from blobpipe.networks.dense_network import DenseNetwork
 from blobpipe.params import Dense
 from blobpipe.simulation import augment, clutter, cutout, render, render_gpu, stamps
 from blobpipe.simulation.recipes import Recipes, Scene
 
-CORE_PX = 5.0  # cells whose middle is as near to a blob's centre are to be found
-AROUND_PX = 9.0  # cells up to here may say what they like: a blob reaches as far
-STRIDE = dense_network.DenseNetwork.STRIDE
+STRIDE = DenseNetwork.STRIDE
+MIDDLE_PX = (STRIDE - 1) / 2  # from the first pixel of a cell to its middle
+LOSS_LABEL = "cross entropy of 100 cells (nat)"
+# Cells within 5 px of a blob centre are positive; cells between 5 and 9 px, the radius of most blobs, are ignored.
+CORE_PX = 5.0
+AROUND_PX = 9.0
+WEIGHT_DECAY = 1e-4  # of AdamW, per step and learning rate
+WARM_UP_FRAC = 0.1  # of all steps: the learning rate rises
+WARM_UP_START = (
+    1e-3  # fraction of all steps that the warm-up is ahead by, so that the first step moves
+)
+MONITOR_BATCH = 16  # subframes of 256 x 256 pixels at a time; bounds the memory
 
 
 def train_dense(
@@ -43,263 +56,379 @@ def train_dense(
 ) -> None:
     """Train the dense network and write it, its history and its metrics (stage ``dense``).
 
-    It learns from the recipes that the report's network learns from, with differences drawn anew in every epoch: blobs of
-    every size come equally often and are weakened down to the noise, clutter lies over a part of the subframes, and a part of
-    each is shown, with a blob on it if there is one. Pixels stay in sigma of the frame, since a frame is searched as a whole.
+    It is trained on the recipes of the report's network, varied anew in every epoch: blobs of all sizes are equally
+    frequent and are weakened down to the noise, clutter covers some of the subframes, and a crop of each is shown,
+    with a blob on it if the subframe has one. Pixels stay in sigma of the image, since a whole image is searched.
 
     Parameters
     ----------
     difference_dir, scale_dir, cutout_dir, augment_dir : path
-        What the stages before have made.
+        Folders that the earlier stages have written.
     out_dir : path
         ``model.safetensors``, ``history.csv``, ``metrics.json``, ``history.png``.
     params : Dense
-
-    Notes
-    -----
-    Source: ours.
     """
     out_dir = Path(out_dir)
-    report_network.set_threads(params.threads)
+    kernels.set_threads(params.threads)
+
+    # training subframes are rendered batch by batch, those to monitor once
     folders = (difference_dir, scale_dir, cutout_dir)
     scene, recipes = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
+    table = tables.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS)
+    scene, stamp_pairs = with_ragged(scene, evenly_sized(table), params.seed)
+    validation_split = cutout.open_split(*folders, "validation", n=params.n_monitor)
+    validation = render_validation(*validation_split, params.min_snr)
+
+    # a checkpoint is continued only if all of this is the same
     identity = {
         "params": params.model_dump(),
-        "data_sha256": train.data_hash(scale_dir, cutout_dir, augment_dir),
+        "data_sha256": loop.data_hash(scale_dir, cutout_dir, augment_dir),
         "version": __version__,
     }
-    sizes = evenly_sized(tables.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS))
-    scene, choice = with_ragged(scene, sizes, params.seed)
-    run = DenseRun(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors", choice)
-    run.watch(*cutout.open_split(*folders, "validation", n=params.n_monitor))
-    run.resume()
-    while run.epoch < params.epochs:
-        run.train_epoch(scene, recipes, run.watched.pixels, run.watched.labels)
-        run.save()
-    train.write_results(out_dir, run)
+    state = new_state(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors")
+    loop.resume(state, lambda _: new_optimiser(state.network, params))
+
+    # the loop: what is done with each epoch and each batch stands in DenseTraining
+    training = DenseTraining(state, scene, recipes, stamp_pairs, validation, params)
+    loop.run_epochs(state, params.epochs, training.batches, training.update, training.monitor)
+
+    loop.write_results(out_dir, state, LOSS_LABEL)
     shutil.rmtree(out_dir / "checkpoint", ignore_errors=True)
 
 
 class Targets(NamedTuple):
-    """What is wanted of each cell, and whether it counts: both of shape (n, ny, nx), float32."""
+    """Truth and weight (0 or 1) of each cell, both of shape (n, ny / 4, nx / 4), float32."""
 
     core: FloatArray
     weight: FloatArray
 
 
-class Watched(NamedTuple):
-    """Subframes without noise or clutter on which an epoch's progress is measured."""
+class Validation(NamedTuple):
+    """Subframes to monitor, shape (n, 256, 256), float32 (sigma), their labels (1 with blobs), and their targets."""
 
-    pixels: FloatArray
+    subframes: FloatArray
     labels: npt.NDArray[np.int64]
     targets: Targets
 
 
-class DenseRun(train.Run):
-    """A training run of the dense network between two epochs."""
+def render_validation(scene: Scene, recipes: Recipes, min_snr: float) -> Validation:
+    """Render the subframes to monitor, without variation, noise or clutter.
 
-    LOSS = "cross entropy of 100 cells (nat)"
-    params: Dense  # type: ignore[assignment]
-    network: dense_network.DenseNetwork  # type: ignore[assignment]
+    Parameters
+    ----------
+    scene, recipes
+    min_snr : float
+        Cells on blobs of a lower signal-to-noise ratio are ignored.
+    """
+    rows = np.arange(len(recipes))
+    strength = np.ones(len(recipes.blob), np.float32)
+    subframes = render.render_varied(
+        scene,
+        recipes,
+        rows,
+        copy=0,
+        strength=strength,
+        noise_sigma=np.zeros(len(rows), np.float32),
+        piece=np.full(len(rows), -1),
+        pieces=np.zeros((1, tiles.SIDE, tiles.SIDE), np.int16),
+    )
+    wanted = targets(recipes, rows, 0, strength * norms(scene, recipes), min_snr)
+    return Validation(subframes, recipes.label, wanted)
+
+
+def new_state(
+    params: Dense, identity: dict[str, Any], checkpoint: Path
+) -> loop.State[DenseNetwork]:
+    """Return the state before the first epoch: a new network on its device, and its optimiser."""
+    device = kernels.choose_device(params.device)
+    network = dense_network.new_dense_network(params.seed).to(device)
+    return loop.State(network, new_optimiser(network, params), identity, checkpoint)
+
+
+def new_optimiser(network: DenseNetwork, params: Dense) -> torch.optim.Optimizer:
+    """Return AdamW without any moments yet."""
+    weights = network.parameters()
+    return torch.optim.AdamW(weights, params.rate, weight_decay=WEIGHT_DECAY, fused=True)
+
+
+def learning_rate(params: Dense, epoch: float) -> float:
+    """Return the learning rate of a step: linear warm-up in the first tenth, then a cosine to zero.
+
+    Parameters
+    ----------
+    params : Dense
+    epoch : float
+        Epochs done before the step, with a fraction.
+    """
+    done_frac = epoch / params.epochs
+    warm_up = min(1.0, (done_frac + WARM_UP_START) / WARM_UP_FRAC)
+    after_frac = max(0.0, done_frac - WARM_UP_FRAC)
+    decay = 0.5 + 0.5 * math.cos(math.pi * after_frac / (1 - WARM_UP_FRAC))
+    return params.rate * warm_up * decay
+
+
+class Batch(NamedTuple):
+    """A batch that is ready for its update.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (n,), int64
+        Numbers of its subframes.
+    subframes : Tensor, shape (n, 1, crop_px, crop_px), float32
+        Crops, on the network's device (sigma).
+    targets : Targets
+    epoch : float
+        Epochs done before it, with a fraction.
+    """
+
+    rows: loop.Rows
+    subframes: Tensor
+    targets: Targets
+    epoch: float
+
+
+class DenseTraining:
+    """Batches, update and monitoring of the dense network, for `loop.run_epochs`.
+
+    Parameters
+    ----------
+    state : State
+    scene, recipes
+        Of the training subframes.
+    stamp_pairs : ndarray, shape (2, n), int32
+        From `with_ragged`.
+    validation : Validation
+    params : Dense
+    """
 
     def __init__(
         self,
-        params: Dense,
-        identity: dict[str, Any],
-        checkpoint: Path,
-        choice: npt.NDArray[np.int32],
-    ) -> None:
-        super().__init__(params, 0.0, identity, checkpoint)  # type: ignore[arg-type]
-        # of stamps, shape (2, n): smooth ones, and what ragged ones are made of them
-        self.choice = choice
-        self.pieces = clutter.draw_pieces(params.seed, params.n_clutter)
-        self.copies = [self.network, *(_twin(self.network) for _ in range(params.threads - 1))]
-        self.pool = ThreadPoolExecutor(params.threads, "dense", torch.set_num_threads, (1,))
-
-    def watch(self, scene: Scene, recipes: Recipes) -> None:
-        """Measure progress on these, as they are."""
-        rows = np.arange(len(recipes))
-        strength = np.ones(len(recipes.blob), np.float32)
-        noise_sigma = np.zeros(len(rows), np.float32)
-        piece = np.full(len(rows), -1)
-        pixels = render.render_varied(
-            scene,
-            recipes,
-            rows,
-            copy=0,
-            strength=strength,
-            noise_sigma=noise_sigma,
-            piece=piece,
-            pieces=self.pieces,
-        )
-        wanted = targets(recipes, rows, 0, strength * norms(scene, recipes), self.params.min_snr)
-        self.watched = Watched(pixels, recipes.label, wanted)
-
-    def _new_network(self) -> dense_network.DenseNetwork:  # type: ignore[override]
-        return dense_network.new_dense_network(self.params.seed)
-
-    def _begin_epoch(self) -> None:
-        pass
-
-    def _new_optimiser(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            self.network.parameters(), self.params.rate, weight_decay=1e-4, fused=True
-        )
-
-    def _set_rate(self, epoch: float) -> None:
-        """Rising for a tenth of the time, then falling to zero along a cosine."""
-        done = epoch / self.params.epochs
-        rising = min(1.0, (done + 1e-3) / 0.1)
-        falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, done - 0.1) / 0.9)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.params.rate * rising * falling
-
-    def _streamed(self, scene: Scene, recipes: Recipes) -> train.Way:
-        draw, recipes, signal = self._draw(scene, recipes)
-
-        def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Targets]:
-            shown = render.render_varied(
-                scene,
-                recipes,
-                rows,
-                copy=self.epoch,
-                strength=draw.strength,
-                noise_sigma=draw.noise_sigma[rows],
-                piece=draw.piece[rows],
-                pieces=self.pieces,
-                corner=draw.corner[rows],
-                side=self.params.crop_px,
-            )
-            return torch.from_numpy(shown[:, None]), self._targets(
-                recipes, rows, signal, draw.corner
-            )
-
-        return train.Way(prepare, lambda prepared, _: self._update_dense(*prepared))
-
-    def _resident(self, scene: Scene, recipes: Recipes) -> train.Way:
-        renderer = self.renderer = self.renderer or render_gpu.Renderer(
-            scene, recipes, self.device, self.pieces
-        )
-        draw, recipes, signal = self._draw(scene, recipes)
-        renderer.place(recipes)
-        strength = render_gpu.by_row(recipes, draw.strength)
-        turn = torch.tensor(self.epoch % renderer.copies, device=self.device)
-
-        def prepare(rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Targets]:
-            return rows, self._targets(recipes, rows, signal, draw.corner)
-
-        def update(prepared: tuple[npt.NDArray[np.int64], Targets], _: int) -> Tensor:
-            rows, wanted = prepared
-            values = (rows, strength[rows], draw.noise_sigma[rows], draw.piece[rows])
-            there, *varied = (torch.from_numpy(value).to(self.device) for value in values)
-            pixels = renderer.vary(there, turn, *varied)
-            side = self.params.crop_px
-            corner = zip(pixels, draw.corner[rows], strict=True)
-            return self._update_dense(
-                torch.stack([each[:, y : y + side, x : x + side] for each, (x, y) in corner]),
-                wanted,
-            )
-
-        return train.Way(prepare, update)
-
-    def _targets(
-        self,
+        state: loop.State[DenseNetwork],
+        scene: Scene,
         recipes: Recipes,
-        rows: npt.NDArray[np.int64],
-        snr: FloatArray,
-        corner: npt.NDArray[np.int64],
-    ) -> Targets:
+        stamp_pairs: npt.NDArray[np.int32],
+        validation: Validation,
+        params: Dense,
+    ) -> None:
+        self.state = state
+        self.scene = scene
+        self.recipes = recipes
+        self.stamp_pairs = stamp_pairs
+        self.validation = validation
+        self.params = params
+        self.clutter_pieces = clutter.draw_pieces(params.seed, params.n_clutter)
+
+        # each thread differentiates a part of the batch on a network of its own, which has the same weights
+        twins = [_twin(state.network) for _ in range(params.threads - 1)]
+        self.networks = [state.network, *twins]
+        pool = ThreadPoolExecutor(params.threads, "dense", torch.set_num_threads, (1,))
+        self.on_gpu = state.device.type == "cuda"
+        self.map: Callable[..., Iterator[Any]] = map if self.on_gpu else pool.map
+        if self.on_gpu:
+            self.renderer = render_gpu.Renderer(scene, recipes, state.device, self.clutter_pieces)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Begin an epoch and yield its batches; each is rendered while the one before is trained on."""
         params = self.params
-        return targets(
-            recipes, rows, self.epoch, snr, params.min_snr, corner=corner[rows], side=params.crop_px
+        batches = loop.shuffled_batches(len(self.recipes), params.batch_size, params.seed, epoch)
+        bar = tqdm(batches, f"epoch {epoch + 1}/{params.epochs}", unit="batch", disable=None)
+
+        # everything random about this epoch is drawn at once
+        variation = draw_variation(params, self.scene, self.recipes, self.stamp_pairs, epoch)
+        if self.on_gpu:
+            self.renderer.place(variation.recipes)
+            strength = render_gpu.by_row(variation.recipes, variation.strength)
+
+        prepare = functools.partial(self._prepare, variation, epoch)
+        prepared = loop.prepare_ahead(prepare, batches)
+        for step, (rows, (crops, wanted)) in enumerate(zip(bar, prepared, strict=True)):
+            if self.on_gpu:
+                crops = self._render_on_gpu(variation, strength[rows], epoch, rows)
+            yield Batch(rows, crops, wanted, epoch + step / len(batches))
+
+    def _prepare(
+        self, variation: Variation, epoch: int, rows: loop.Rows
+    ) -> tuple[Tensor | None, Targets]:
+        """Return the crops of these rows (None on a GPU, which renders them later) and their targets."""
+        # where the crops and the blobs on them are
+        corner = variation.corner[rows]
+        side = self.params.crop_px
+        wanted = targets(
+            variation.recipes,
+            rows,
+            epoch,
+            variation.snr,
+            self.params.min_snr,
+            corner=corner,
+            side=side,
+        )
+        if self.on_gpu:
+            return None, wanted
+
+        # the crops themselves
+        crops = render.render_varied(
+            self.scene,
+            variation.recipes,
+            rows,
+            copy=epoch,
+            strength=variation.strength,
+            noise_sigma=variation.noise_sigma[rows],
+            piece=variation.piece[rows],
+            pieces=self.clutter_pieces,
+            corner=corner,
+            side=side,
+        )
+        return torch.from_numpy(crops[:, None]), wanted
+
+    def _render_on_gpu(
+        self, variation: Variation, strength: FloatArray, epoch: int, rows: loop.Rows
+    ) -> Tensor:
+        """Render whole subframes on the GPU and crop them; ``strength`` is that of the blobs by row."""
+        device = self.state.device
+        turn = torch.tensor(epoch % self.renderer.copies, device=device)
+        arrays = (rows, strength, variation.noise_sigma[rows], variation.piece[rows])
+        there, *varied = (torch.from_numpy(array).to(device) for array in arrays)
+        subframes = self.renderer.vary(there, turn, *varied)
+        side = self.params.crop_px
+        corners_of_rows = zip(subframes, variation.corner[rows], strict=True)
+        return torch.stack(
+            [each[:, y : y + side, x : x + side] for each, (x, y) in corners_of_rows]
         )
 
-    def _draw(self, scene: Scene, recipes: Recipes) -> tuple[Drawn, Recipes, FloatArray]:
-        """What is different in every epoch; the recipes with other stamps; and the S/N of their blobs as they are drawn."""
-        params, rng = self.params, stream(self.params.seed, "dense", self.epoch)
-        n = len(recipes)
-        n_blobs = len(recipes.blob)
-        low, high = map(math.log, params.strength)
-        piece = np.where(
-            rng.random(n) < params.clutter_frac, rng.integers(0, params.n_clutter, n), -1
-        )
-        strength = np.exp(rng.uniform(low, high, n_blobs)).astype(np.float32)
-        noise = rng.uniform(0, params.noise_sigma, n).astype(np.float32)
-        is_ragged = (rng.random(n_blobs) < params.ragged_frac).astype(np.int64)
-        stamp = self.choice[is_ragged, rng.integers(0, self.choice.shape[1], n_blobs)]
-        recipes = replace(recipes, blob=np.column_stack([stamp, recipes.blob[:, 1:]]))
-        corner = corners(rng, recipes, self.epoch, params.crop_px)
-        return Drawn(strength, noise, piece, corner), recipes, strength * norms(scene, recipes)
+    def update(self, batch: Batch) -> Tensor:
+        """Take one step of AdamW; return the loss of the batch, as `cell_loss` gives it, shape ().
 
-    def _update_dense(self, shown: Tensor, wanted: Targets) -> Tensor:
-        """Each thread takes a part of the batch on its own: convolutions of small images share badly."""
-        core, weight = (torch.from_numpy(array).to(shown.device) for array in wanted)
-        parts = [
-            torch.from_numpy(part)
-            for part in np.array_split(np.arange(len(shown)), self.params.threads)
-            if len(part)
-        ]
+        The batch is divided among the threads, since convolutions of small images use several threads badly. Batch
+        normalisation is that of each part.
+        """
+        rate = learning_rate(self.params, batch.epoch)
+        loop.set_learning_rate(self.state.optimiser, rate)
 
-        def differentiate(network: dense_network.DenseNetwork, part: Tensor) -> tuple[Tensor, ...]:
-            images = shown[part].contiguous(memory_format=torch.channels_last)
-            with torch.autocast(
-                shown.device.type, torch.bfloat16, enabled=shown.device.type == "cuda"
-            ):
-                logits = network(images)
-            loss = cell_loss(logits.float(), core[part], weight[part], self.params.focus) * (
-                len(part) / len(shown)
-            )
-            return loss.detach(), *torch.autograd.grad(loss, list(self.network.parameters()))
+        # loss and gradients of each part of the batch
+        device = batch.subframes.device
+        core, weight = (torch.from_numpy(array).to(device) for array in batch.targets)
+        numbers = np.array_split(np.arange(len(batch.subframes)), self.params.threads)
+        parts = [torch.from_numpy(part) for part in numbers if len(part)]
+        differentiate = functools.partial(self._differentiate, batch.subframes, core, weight)
+        losses, *gradients = zip(*self.map(differentiate, self.networks, parts), strict=True)
 
-        run = self.pool.map if shown.device.type == "cpu" else map
-        losses, *gradients = zip(*run(differentiate, self.copies, parts), strict=True)
-        for weights, slopes in zip(self.network.parameters(), gradients, strict=True):
-            weights.grad = torch.stack(slopes).sum(0)
-        self.optimiser.step()
+        # add them in the order of the parts, and step
+        for parameter, of_parts in zip(self.state.network.parameters(), gradients, strict=True):
+            parameter.grad = torch.stack(of_parts).sum(0)
+        self.state.optimiser.step()
         return torch.stack(losses).sum()
 
-    def _record(
-        self, train_loss: float, monitor: FloatArray | Tensor, labels: npt.NDArray[np.int64]
-    ) -> None:
-        searcher = dense_network.folded(self.network)
-        core, weight = map(torch.from_numpy, self.watched.targets)
+    def _differentiate(
+        self, subframes: Tensor, core: Tensor, weight: Tensor, network: DenseNetwork, part: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the share of a part of the batch in the loss, and its gradient by each parameter."""
+        images = subframes[part].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.on_gpu):
+            logits = network(images)
+        loss = cell_loss(logits.float(), core[part], weight[part], self.params.focus)
+        loss = loss * (len(part) / len(subframes))
+        return loss.detach(), *torch.autograd.grad(loss, list(self.state.network.parameters()))
 
-        def watch(start: int) -> tuple[float, int]:
-            part = slice(start, start + 16)
-            with torch.inference_mode():
-                images = torch.as_tensor(monitor[part, None], device=self.device)
-                logits = (
-                    searcher(images.contiguous(memory_format=torch.channels_last)).float().cpu()
-                )
-            hits = (logits.amax((1, 2)) >= 0).numpy() == (labels[part] == 1)
-            return cell_loss(logits, core[part], weight[part], self.params.focus).item() * len(
-                logits
-            ), int(hits.sum())
+    def monitor(self) -> tuple[float, float]:
+        """Return the loss of the validation subframes, and the share of them that are told right by their highest cell."""
+        n = len(self.validation.labels)
+        measure = functools.partial(self._measure, dense_network.folded(self.state.network))
+        losses, hits = zip(*self.map(measure, range(0, n, MONITOR_BATCH)), strict=True)
+        return sum(losses) / n, sum(hits) / n
 
-        run = self.pool.map if self.device.type == "cpu" else map
-        losses, hits = zip(*run(watch, range(0, len(labels), 16)), strict=True)
-        self._note(train_loss, sum(losses) / len(labels), sum(hits) / len(labels))
+    def _measure(self, network: DenseNetwork, start: int) -> tuple[float, int]:
+        """Return the summed loss of the subframes from ``start`` on, and how many of them are told right."""
+        part = slice(start, start + MONITOR_BATCH)
+        has_blob = self.validation.labels[part] == 1
+        core, weight = (torch.from_numpy(array[part]) for array in self.validation.targets)
+        with torch.inference_mode():
+            images = torch.as_tensor(
+                self.validation.subframes[part, None], device=self.state.device
+            )
+            logits = network(images.contiguous(memory_format=torch.channels_last)).float().cpu()
+        hits = (logits.amax((1, 2)) >= 0).numpy() == has_blob
+        loss = cell_loss(logits, core, weight, self.params.focus).item()
+        return loss * len(logits), int(hits.sum())
 
 
-def _twin(network: dense_network.DenseNetwork) -> dense_network.DenseNetwork:
-    """A network of the same weights, not of equal ones, that keeps its own count of what it has seen."""
+def _twin(network: DenseNetwork) -> DenseNetwork:
+    """Copy a network so that it shares the weights, but has its own running means and variances."""
     twin = copy.deepcopy(network)
-    for theirs, ours in zip(twin.modules(), network.modules(), strict=True):
-        theirs._parameters.update(ours._parameters)
+    for mine, theirs in zip(twin.modules(), network.modules(), strict=True):
+        mine._parameters.update(theirs._parameters)
     return twin.train()
 
 
-class Drawn(NamedTuple):
-    """Strength by blob; noise (sigma), piece of clutter (-1: none) and corner of the crop (x, y, px) by subframe."""
+class Variation(NamedTuple):
+    """Everything that is drawn anew in an epoch.
 
+    Parameters
+    ----------
+    recipes : Recipes
+        With other stamps for their blobs.
+    strength : ndarray, shape (blobs of all recipes,), float32
+        Factor on each blob's amplitude.
+    snr : ndarray, shape (blobs of all recipes,), float32
+        Signal-to-noise ratio of each blob, weakened as it is.
+    noise_sigma : ndarray, shape (n,), float32
+        Standard deviation of the noise added to each subframe (sigma).
+    piece : ndarray, shape (n,), int64
+        Piece of clutter over each subframe; -1: none.
+    corner : ndarray, shape (n, 2), int64
+        x, y of the first pixel of each crop (px).
+    """
+
+    recipes: Recipes
     strength: FloatArray
+    snr: FloatArray
     noise_sigma: FloatArray
     piece: npt.NDArray[np.int64]
     corner: npt.NDArray[np.int64]
 
 
+def draw_variation(
+    params: Dense,
+    scene: Scene,
+    recipes: Recipes,
+    stamp_pairs: npt.NDArray[np.int32],
+    epoch: int,
+) -> Variation:
+    """Draw clutter, strengths, noise, stamps and crops of an epoch; they depend on seed and epoch alone.
+
+    Parameters
+    ----------
+    params : Dense
+    scene, recipes
+        Of the training subframes.
+    stamp_pairs : ndarray, shape (2, n), int32
+        Stamps to draw from, smooth ones and their ragged versions, from `with_ragged`.
+    epoch : int
+    """
+    # the order of the draws is part of the result
+    rng = stream(params.seed, "dense", epoch)
+    n = len(recipes)
+    n_blobs = len(recipes.blob)
+
+    # of each subframe and of each blob
+    has_clutter = rng.random(n) < params.clutter_frac
+    piece = np.where(has_clutter, rng.integers(0, params.n_clutter, n), -1)
+    low, high = map(math.log, params.strength)
+    strength = np.exp(rng.uniform(low, high, n_blobs)).astype(np.float32)
+    noise_sigma = rng.uniform(0, params.noise_sigma, n).astype(np.float32)
+
+    # another stamp for each blob, smooth (0) or ragged (1)
+    is_ragged = (rng.random(n_blobs) < params.ragged_frac).astype(np.int64)
+    drawn = rng.integers(0, stamp_pairs.shape[1], n_blobs)
+    blob = np.column_stack([stamp_pairs[is_ragged, drawn], recipes.blob[:, 1:]])
+    recipes = replace(recipes, blob=blob)
+
+    corner = corners(rng, recipes, epoch, params.crop_px)
+    snr = strength * norms(scene, recipes)
+    return Variation(recipes, strength, snr, noise_sigma, piece, corner)
+
+
 def evenly_sized(table: pd.DataFrame) -> npt.NDArray[np.int32]:
-    """Training stamps, repeated so that all sizes come equally often: small blobs are few, and most like bad pixels.
+    """Repeat training stamps so that all sizes are equally frequent: small ones are few, and most like bad pixels.
 
     Parameters
     ----------
@@ -308,51 +437,91 @@ def evenly_sized(table: pd.DataFrame) -> npt.NDArray[np.int32]:
 
     Returns
     -------
-    ndarray of int32
-        Their numbers, evenly in the logarithm of the radius.
+    ndarray, shape (4 * number of training stamps,), int32
+        Numbers of stamps, evenly in the logarithm of the radius.
     """
     usable = table[table["split"] == "train"].sort_values("radius_px", kind="stable")
-    size = np.log(usable["radius_px"].to_numpy(float))
-    place = np.interp(np.linspace(size[0], size[-1], 4 * len(size)), size, np.arange(len(size)))
-    numbers: npt.NDArray[np.int32] = usable["stamp"].to_numpy(np.int32)[np.rint(place).astype(int)]
+    stamp = usable["stamp"].to_numpy(np.int32)
+    log_radius = np.log(usable["radius_px"].to_numpy(float))
+
+    # the nearest stamp to each of many sizes
+    wanted = np.linspace(log_radius[0], log_radius[-1], 4 * len(stamp))
+    place = np.interp(wanted, log_radius, np.arange(len(stamp)))
+    numbers: npt.NDArray[np.int32] = stamp[np.rint(place).astype(int)]
     return numbers
 
 
 def with_ragged(
     scene: Scene, numbers: npt.NDArray[np.int32], seed: int
 ) -> tuple[Scene, npt.NDArray[np.int32]]:
-    """A scene with a ragged stamp more for each of some numbers, and both numbers of each, shape (2, n)."""
-    ragged = stamps.ragged_stamps(stream(seed, "dense", "ragged"), scene.stamps[numbers])
-    more = len(scene.stamps) + np.arange(len(numbers), dtype=np.int32)
-    return replace(scene, stamps=np.concatenate([scene.stamps, ragged])), np.stack([numbers, more])
+    """Add a ragged version of some stamps to a scene.
+
+    Parameters
+    ----------
+    scene : Scene
+    numbers : ndarray, shape (n,), int32
+        Stamps of the scene.
+    seed : int
+
+    Returns
+    -------
+    scene : Scene
+        With ``n`` more stamps.
+    stamp_pairs : ndarray, shape (2, n), int32
+        ``numbers``, and the numbers of their ragged versions.
+    """
+    rng = stream(seed, "dense", "ragged")
+    ragged = stamps.ragged_stamps(rng, scene.stamps[numbers])
+    added = len(scene.stamps) + np.arange(len(numbers), dtype=np.int32)
+    scene = replace(scene, stamps=np.concatenate([scene.stamps, ragged]))
+    return scene, np.stack([numbers, added])
 
 
 def corners(
     rng: np.random.Generator, recipes: Recipes, copy: int, side: int
 ) -> npt.NDArray[np.int64]:
-    """Corners (x, y; px) of squares to show of each subframe, with one of its blobs somewhere on them if it has any."""
+    """Draw the crop of each subframe, so that one of its blobs is somewhere on it if it has any.
+
+    Parameters
+    ----------
+    rng : Generator
+    recipes : Recipes
+    copy : int
+        Augmented copy, which says how subframes are turned.
+    side : int
+        Side of the crop (px).
+
+    Returns
+    -------
+    ndarray, shape (number of subframes, 2), int64
+        x, y of the first pixel of each crop (px), multiples of 4.
+    """
     n = len(recipes)
+    n_blobs = np.diff(recipes.first_blob)
     last = (tiles.SIDE - side) // STRIDE
     low = np.zeros((n, 2), np.int64)
     high = np.full((n, 2), last)
-    count = np.diff(recipes.first_blob)
-    some = np.flatnonzero(count)
-    blob = recipes.blob[recipes.first_blob[some] + rng.integers(0, count[some])]
-    at = np.stack(
-        render.turned(blob[:, 1], blob[:, 2], recipes.turn[copy % len(recipes.turn), some]), axis=1
-    )
-    low[some], high[some] = (
-        np.maximum(0, -((side - 1 - at) // STRIDE)),
-        np.minimum(last, at // STRIDE),
-    )
+
+    # choose one blob of each subframe that has any, and see where it is in the turned subframe
+    with_blobs = np.flatnonzero(n_blobs)
+    chosen = recipes.first_blob[with_blobs] + rng.integers(0, n_blobs[with_blobs])
+    turn = recipes.turn[copy % len(recipes.turn), with_blobs]
+    x = recipes.blob[chosen, 1]
+    y = recipes.blob[chosen, 2]
+    centre = np.stack(render.turned(x, y, turn), axis=1)
+
+    # corners, in cells, whose crop holds its centre
+    low[with_blobs] = np.maximum(0, -((side - 1 - centre) // STRIDE))
+    high[with_blobs] = np.minimum(last, centre // STRIDE)
     corner: npt.NDArray[np.int64] = STRIDE * rng.integers(low, high + 1)
     return corner
 
 
 def norms(scene: Scene, recipes: Recipes) -> FloatArray:
-    """Matched-filter signal-to-noise ratio of each blob as its recipe has it."""
+    """Compute the matched-filter signal-to-noise ratio of each blob as its recipe has it, shape (blobs,), float32."""
     of_stamp = np.sqrt(np.square(scene.stamps, dtype=np.float64).sum((1, 2)))
-    snr: FloatArray = (recipes.factor * of_stamp[recipes.blob[:, 0]]).astype(np.float32)
+    stamp = recipes.blob[:, 0]
+    snr: FloatArray = (recipes.factor * of_stamp[stamp]).astype(np.float32)
     return snr
 
 
@@ -366,54 +535,74 @@ def targets(
     corner: npt.NDArray[np.int64] | None = None,
     side: int = tiles.SIDE,
 ) -> Targets:
-    """Which cells of rendered subframes are a blob's core, and which count.
+    """Mark the cells of rendered subframes that are on a blob, and those that the loss ignores.
+
+    Cells within 5 px of the centre of a clear blob are positive. Other cells within 9 px of any blob are ignored.
 
     Parameters
     ----------
-    rows, copy
-        Which subframes, turned how.
+    recipes : Recipes
+    rows : ndarray, shape (n,), int64
+        Subframes.
+    copy : int
+        Augmented copy, which says how subframes are turned.
     snr : ndarray, shape (blobs of all recipes,)
         Signal-to-noise ratio of each blob as rendered.
     min_snr : float
-        Cells on blobs below count neither way.
+        Blobs below are not clear: cells on them are ignored.
     corner, side
-        Which part of each, as in `render.render_varied`.
+        Crop of each subframe, as in `render.render_varied`.
     """
     cells = side // STRIDE
-    first = recipes.first_blob
     turn = recipes.turn[copy % len(recipes.turn)]
-    # any blob, and any that is clear
-    nearest = np.full((2, len(rows), cells, cells), np.inf, np.float32)
-    middle = np.arange(cells, dtype=np.float32) * STRIDE + np.float32((STRIDE - 1) / 2)
+    # where the middle of each cell is, in pixels
+    middle = np.arange(cells, dtype=np.float32) * STRIDE + np.float32(MIDDLE_PX)
     left_top = np.zeros((len(rows), 2), np.int64) if corner is None else corner
+
+    # distance of each cell from the nearest blob, and from the nearest clear one (px)
+    from_any = np.full((len(rows), cells, cells), np.inf, np.float32)
+    from_clear = from_any.copy()
     for i, row in enumerate(rows):
-        blobs = np.arange(first[row], first[row + 1])
-        if len(blobs):
-            at = render.turned(
-                recipes.blob[blobs, 1], recipes.blob[blobs, 2], turn[np.full(len(blobs), row)]
-            )
-            x, y = (
-                np.subtract(*each).astype(np.float32)[:, None, None]
-                for each in zip(at, left_top[i], strict=True)
-            )
-            distance = np.hypot(middle - x, middle[:, None] - y)
-            nearest[0, i] = distance.min(0)
-            nearest[1, i] = distance[snr[blobs] >= min_snr].min(0, initial=np.inf)
-    core = nearest[1] <= CORE_PX
-    return Targets(core.astype(np.float32), (core | (nearest[0] > AROUND_PX)).astype(np.float32))
+        blobs = np.arange(recipes.first_blob[row], recipes.first_blob[row + 1])
+        if len(blobs) == 0:
+            continue
+        same_turn = turn[np.full(len(blobs), row)]
+        x, y = render.turned(recipes.blob[blobs, 1], recipes.blob[blobs, 2], same_turn)
+        x_on_crop = (x - left_top[i, 0]).astype(np.float32)[:, None, None]
+        y_on_crop = (y - left_top[i, 1]).astype(np.float32)[:, None, None]
+        distance = np.hypot(middle - x_on_crop, middle[:, None] - y_on_crop)
+        from_any[i] = distance.min(0)
+        from_clear[i] = distance[snr[blobs] >= min_snr].min(0, initial=np.inf)
+
+    core = from_clear <= CORE_PX
+    counts = core | (from_any > AROUND_PX)
+    return Targets(core.astype(np.float32), counts.astype(np.float32))
 
 
 def cell_loss(logits: Tensor, core: Tensor, weight: Tensor, focus: float) -> Tensor:
-    """Mean cross entropy of the cells that count, those already decided rightly at less weight (focal loss)."""
+    """Compute the mean cross entropy of 100 cells (nat).
+
+    Parameters
+    ----------
+    logits, core, weight : Tensor, shape (n, ny, nx), float32
+        Answers, truth and weight of each cell; ``core`` and ``weight`` are 0 or 1.
+    focus : float
+        Exponent of the focal loss: the larger, the less cells count that are already told right; 0: all count alike.
+
+    Returns
+    -------
+    Tensor, shape (), float32
+        100 times the sum over the cells of weight 1, divided by the number of all cells.
+    """
     loss = F.binary_cross_entropy_with_logits(logits, core, weight, reduction="none")
     if focus > 0:
-        right = torch.sigmoid(torch.where(core > 0, logits, -logits))
-        loss = loss * (1 - right) ** focus
+        of_truth = torch.sigmoid(torch.where(core > 0, logits, -logits))
+        loss = loss * (1 - of_truth) ** focus
     return 100 * loss.mean()
 
 
-def probability_map(network: dense_network.DenseNetwork, scaled: FloatArray) -> FloatArray:
-    """Probability of a blob's core in each cell of 4 x 4 pixels of a frame, or of several.
+def probability_map(network: DenseNetwork, scaled: FloatArray) -> FloatArray:
+    """Compute the probability of a blob's core in each cell of 4 x 4 pixels of an image, or of several.
 
     Parameters
     ----------
@@ -428,17 +617,25 @@ def probability_map(network: dense_network.DenseNetwork, scaled: FloatArray) -> 
         As the network gives it: neither calibrated nor corrected for how rare new blobs are.
     """
     ny, nx = scaled.shape[-2:]
-    padding = (0, -nx % network.MULTIPLE, 0, -ny % network.MULTIPLE)
     device = next(network.parameters()).device
+
+    # zeros at the right and top, up to a size that the network takes
+    padding = (0, -nx % network.MULTIPLE, 0, -ny % network.MULTIPLE)
     with torch.inference_mode():
-        images = F.pad(torch.from_numpy(scaled.reshape(-1, 1, ny, nx)), padding).to(device)
-        cells = torch.sigmoid(network(images.contiguous(memory_format=torch.channels_last)).float())
-    found: FloatArray = cells[:, : -(-ny // STRIDE), : -(-nx // STRIDE)].cpu().numpy()
+        images = torch.from_numpy(scaled.reshape(-1, 1, ny, nx))
+        images = F.pad(images, padding).to(device)
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+        cells = torch.sigmoid(logits.float())
+
+    # without the cells that hold padding alone
+    n_rows = math.ceil(ny / STRIDE)
+    n_columns = math.ceil(nx / STRIDE)
+    found: FloatArray = cells[:, :n_rows, :n_columns].cpu().numpy()
     return found if scaled.ndim > 2 else found[0]
 
 
 class Peaks(NamedTuple):
-    """Where a map has its maxima (px, the first pixel's middle is 0), and how high they are (0 to 1)."""
+    """Positions of the maxima of a map (px, 0-based pixel centres) and their heights (0 to 1), each of shape (n,)."""
 
     x_px: npt.NDArray[np.float64]
     y_px: npt.NDArray[np.float64]
@@ -446,16 +643,38 @@ class Peaks(NamedTuple):
 
 
 def peaks(cells: FloatArray, at_least: float) -> Peaks:
-    """Maxima of a map within 10 px, each at the centre of gravity of the cells around it; the highest first."""
+    """Find the maxima of a map, each the highest of the 5 x 5 cells (20 x 20 px) around it, the highest first.
+
+    Parameters
+    ----------
+    cells : ndarray, shape (ny, nx)
+        Probability of each cell of 4 x 4 pixels.
+    at_least : float
+        Lower maxima are left out.
+
+    Returns
+    -------
+    Peaks
+        Each at the centre of gravity of the 3 x 3 cells around it.
+    """
     highest = ndimage.maximum_filter(cells, 5, mode="constant")
-    rows, columns = np.nonzero((cells == highest) & (cells >= at_least))
-    order = np.argsort(-cells[rows, columns], kind="stable")
+    is_peak = (cells == highest) & (cells >= at_least)
+    rows, columns = np.nonzero(is_peak)
+    height = cells[rows, columns]
+    order = np.argsort(-height, kind="stable")
     rows = rows[order]
     columns = columns[order]
-    offsets = np.mgrid[-1:2, -1:2].reshape(2, -1)
+    height = height[order]
+
+    # each of the nine cells around a peak, and its share of their sum
+    row_offset, column_offset = np.mgrid[-1:2, -1:2].reshape(2, 9)
     padded = np.pad(cells.astype(np.float64), 1)
-    around = padded[rows[:, None] + 1 + offsets[0], columns[:, None] + 1 + offsets[1]]
+    around_rows = rows[:, None] + 1 + row_offset
+    around_columns = columns[:, None] + 1 + column_offset
+    around = padded[around_rows, around_columns]
     share = around / around.sum(1, keepdims=True)
-    y, x = (start + share @ offset for start, offset in ((rows, offsets[0]), (columns, offsets[1])))
-    middle = (STRIDE - 1) / 2
-    return Peaks(x * STRIDE + middle, y * STRIDE + middle, cells[rows, columns].astype(np.float64))
+
+    # from cells to pixels
+    x_px = (columns + share @ column_offset) * STRIDE + MIDDLE_PX
+    y_px = (rows + share @ row_offset) * STRIDE + MIDDLE_PX
+    return Peaks(x_px, y_px, height.astype(np.float64))

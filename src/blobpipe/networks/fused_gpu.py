@@ -1,8 +1,8 @@
-"""The same fused convolution block as `fused`, for CUDA, in Triton, which PyTorch brings along where it has CUDA.
+"""The fused convolution block of `fused` for CUDA, in Triton, which PyTorch installs with CUDA.
 
-Forward, the convolution's results live in registers only until their maximum is known: memory sees the input, the
-pooled result and, as a byte, which of a window's pixels won. Backward visits the winners alone. No sum depends on the
-order in which blocks run, so the same input gives the same bytes.
+Forward, results of the convolution stay in registers until their maximum is known: only the input, the pooled result
+and, as a byte, the winner of each window pass through memory. Backward visits the winners alone. No sum depends on
+the order in which blocks run, so the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,24 +14,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 32  # pooled results at a time
-WINNERS = 128  # backward, in the gradient of the weights
-PIXELS = 128  # in the gradient of the input
+BLOCK = 32  # pooled results that a program computes at a time
+WINNERS = 128  # winners that a program visits at a time, for the gradient of the weights
+PIXELS = 128  # pixels that a program computes, for the gradient of the input
 
 
 def conv_relu_pool(
     x: Tensor, weight: Tensor, bias: Tensor, *, dropout: float = 0.0, seed: Tensor
 ) -> Tensor:
-    """``fused.conv_relu_pool`` with a pool of 4 on CUDA tensors.
+    """Compute what `fused.conv_relu_pool` computes with a pool of 4, on CUDA tensors.
 
     Parameters
     ----------
     x : Tensor, shape (n, channels, ny, nx), float32
-    weight : Tensor, shape (filters, channels, 5, 5)
-        The number of filters and of channels is a power of two.
-    bias : Tensor, shape (filters,)
+    weight : Tensor, shape (filters, channels, 5, 5), float32
+        Numbers of filters and channels are powers of two.
+    bias : Tensor, shape (filters,), float32
     dropout : float
+        Share of the results set to zero, in [0, 1).
     seed : Tensor, shape (), int64
+        Seed of the dropout.
 
     Returns
     -------
@@ -42,6 +44,8 @@ def conv_relu_pool(
 
 
 class _Block(torch.autograd.Function):
+    """Forward and backward pass, launched as grids of the programs below."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dropout: float, seed: Tensor
@@ -53,6 +57,8 @@ class _Block(torch.autograd.Function):
         pooled = x.new_empty(n, filters, ny // 4, nx // 4)
         winner = torch.empty_like(pooled, dtype=torch.uint8)
         ctx.gain = gain = 1 / (1 - dropout)
+
+        # a program for each block of windows of each image; an empty grid cannot be launched
         if pooled.numel():
             grid = (triton.cdiv(pooled[0, 0].numel(), BLOCK), n)
             low = int(dropout * 2**64) - 2**63
@@ -69,7 +75,8 @@ class _Block(torch.autograd.Function):
         n, channels, ny, nx = x.shape
         filters = len(weight)
         gradient = torch.where(winner == 255, 0.0, gradients[0] * ctx.gain)
-        of_input = None
+
+        # gradient of the weights, image by image: 25 taps in rows of 32 numbers
         parts = x.new_empty(n, filters, channels, 32)
         if n:
             _backward_weight[(n, filters, channels)](
@@ -83,6 +90,9 @@ class _Block(torch.autograd.Function):
                 FILTERS=filters,
                 BLOCK=WINNERS,
             )
+
+        # gradient of the input, where the layer below wants it
+        of_input = None
         if ctx.needs_input_grad[0]:
             of_input = torch.empty_like(x)
             if n:
@@ -97,13 +107,10 @@ class _Block(torch.autograd.Function):
                     FILTERS=filters,
                     PIXELS=PIXELS,
                 )
-        return (
-            of_input,
-            parts.sum(0)[..., :25].reshape(weight.shape),
-            gradient.sum((0, 2, 3)),
-            None,
-            None,
-        )
+
+        of_weight = parts.sum(0)[..., :25].reshape(weight.shape)
+        of_bias = gradient.sum((0, 2, 3))
+        return of_input, of_weight, of_bias, None, None
 
 
 @triton.jit
@@ -121,11 +128,13 @@ def _forward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     image = tl.program_id(1)
     n_pooled = (ny // 4) * (nx // 4)
+    # the 16 pixels of each window
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     place = tl.arange(0, 16)
     y = (at // (nx // 4))[:, None] * 4 + (place // 4)[None, :]
     x = (at % (nx // 4))[:, None] * 4 + (place % 4)[None, :]
     f = tl.arange(0, FILTERS)
+    # convolve
     total = tl.zeros([FILTERS, BLOCK, 16], tl.float32)
     for channel in range(CHANNELS):
         plane = images + (image * CHANNELS + channel) * ny * nx
@@ -136,9 +145,11 @@ def _forward(  # type: ignore[no-untyped-def]
             value = tl.load(plane + yy * nx + xx, mask=inside, other=0.0)
             weight = tl.load(weights + (f * CHANNELS + channel) * 25 + tap)
             total += weight[:, None, None] * value[None, :, :]
+    # pool; NaN wins, as in PyTorch
     best, first = tl.max(total, axis=2, return_indices=True)
     undefined = tl.max((total != total).to(tl.int32), axis=2) > 0
     best = tl.where(undefined, float("nan"), best + tl.load(biases + f)[:, None])
+    # rectify and drop
     kept = ~(best <= 0)
     if DROP:
         key = _mix(tl.load(seed).to(tl.uint64) + image.to(tl.uint64) * 0xD1B54A32D192ED03)
@@ -161,10 +172,12 @@ def _backward_weight(  # type: ignore[no-untyped-def]
     n_pooled = (ny // 4) * (nx // 4)
     plane = images + (image * CHANNELS + channel) * ny * nx
     start = (image * FILTERS + f) * n_pooled
+    # 25 taps; the rest of the row stays zero
     tap = tl.arange(0, 32)
     total = tl.zeros([BLOCK, 32], tl.float32)
     for first in range(0, n_pooled, BLOCK):
         at = first + tl.arange(0, BLOCK)
+        # winners, their gradients, and the pixel of each tap around them
         winner = tl.load(winners + start + at, mask=at < n_pooled, other=255).to(tl.int32)
         gradient = tl.load(gradients + start + at, mask=at < n_pooled, other=0.0)
         y = (at // (nx // 4) * 4 + winner // 4)[:, None] + (tap // 5 - 2)[None, :]
@@ -199,6 +212,7 @@ def _backward_input(  # type: ignore[no-untyped-def]
             yy = y + 2 - tap // 5
             xx = x + 2 - tap % 5
             inside = (yy >= 0) & (yy < ny // 4 * 4) & (xx >= 0) & (xx < nx // 4 * 4)
+            # the gradient of a window passes to this pixel if its winner is where the tap points
             window = start + (yy // 4) * (nx // 4) + xx // 4
             winner = tl.load(winners + window, mask=inside, other=255)
             gradient = tl.load(gradients + window, mask=inside, other=0.0)

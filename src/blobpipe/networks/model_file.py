@@ -15,103 +15,129 @@ from torch import Tensor, nn
 
 from blobpipe.core import files
 from blobpipe.errors import ModelError
-from blobpipe.networks import dense_network, report_network
+from blobpipe.networks import dense_network
+from blobpipe.networks.dense_network import DenseNetwork
+from blobpipe.networks.kernels import Kernels, choose_kernels
+from blobpipe.networks.report_network import ReportNetwork
 
 PACKAGED = Path(__file__).parents[1] / "model.safetensors"
-LARGEST_BYTES = 16 * 2**20  # of a model file; the report's network has 2.1 MB of weights
-LARGEST_SIGMA = 1000.0  # of a pixel that a network is asked about; clipping leaves some three sigma
+MAX_BYTES = 16 * 2**20  # size of a model file; the report's network has 2.1 MB of weights
+MAX_SIGMA = (
+    1000.0  # largest pixel for which answers must be finite; clipping leaves some three sigma
+)
 
 
 def save_model(
     path: str | Path,
-    network: report_network.ReportNetwork | dense_network.DenseNetwork,
+    network: ReportNetwork | DenseNetwork,
     metadata: dict[str, Any],
 ) -> None:
-    """Write weights and ``metadata`` (JSON) as one safetensors file."""
+    """Write weights and metadata as one safetensors file.
+
+    Parameters
+    ----------
+    path : path
+    network : ReportNetwork or DenseNetwork
+        On any device.
+    metadata : dict
+        Anything that JSON can hold; the name of the network, ``report`` or ``dense``, is added.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    name = "report" if isinstance(network, ReportNetwork) else "dense"
+    header = {"blobpipe": json.dumps({**metadata, "network": name}, sort_keys=True)}
     with files.atomic(path) as temporary:
-        tensors = {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in network.state_dict().items()
-        }
-        name = "report" if isinstance(network, report_network.ReportNetwork) else "dense"
-        story = {"blobpipe": json.dumps({**metadata, "network": name}, sort_keys=True)}
-        temporary.write_bytes(save(tensors, story))
+        temporary.write_bytes(save(tensors, header))
 
 
 def load_model(
-    path: str | Path, kernels: report_network.Kernels | None = None
-) -> tuple[report_network.ReportNetwork, dict[str, Any]]:
-    """Read a model back.
+    path: str | Path, kernels: Kernels | None = None
+) -> tuple[ReportNetwork, dict[str, Any]]:
+    """Read a model of the report's network.
+
+    Parameters
+    ----------
+    path : path
+    kernels : str, optional
+        As in `kernels.choose_kernels`; by default those that run on this CPU.
+
+    Returns
+    -------
+    network : ReportNetwork
+        On the CPU, in evaluation mode.
+    metadata : dict
 
     Raises
     ------
     ModelError
-        If the file is missing, damaged, or holds another network, or one with weights that cannot be.
+        If the file is missing or damaged, or holds another network or weights that can give no finite answer.
     """
-    network = report_network.ReportNetwork(kernels or report_network.choose_kernels("auto"))
+    network = ReportNetwork(kernels or choose_kernels("auto"))
     return network, _load(path, network, "report")
 
 
-def load_dense(path: str | Path) -> tuple[dense_network.DenseNetwork, dict[str, Any]]:
-    """Read a dense network back.
+def load_dense(path: str | Path) -> tuple[DenseNetwork, dict[str, Any]]:
+    """Read a model of the dense network.
+
+    Returns
+    -------
+    network : DenseNetwork
+        On the CPU, in evaluation mode.
+    metadata : dict
 
     Raises
     ------
     ModelError
         As `load_model`.
     """
-    network = dense_network.DenseNetwork()
+    network = DenseNetwork()
     return network, _load(path, network, "dense")
 
 
 def kind_of_model(path: str | Path) -> str:
-    """``report`` or ``dense``.
+    """Return which network a model is of, ``report`` or ``dense``.
 
     Raises
     ------
     ModelError
-        If the file is missing or no model.
+        If the file is missing or is not a model.
     """
     return str(_read(path)[1]["network"])
 
 
 def described(path: Path) -> str:
-    """A model as every run names it: its file, whether that is the packaged one, and a short hash."""
+    """Return a line that names a model: its file, whether it is the packaged one, and a short hash."""
     where = "packaged" if path.resolve() == PACKAGED.resolve() else "local"
     return f"{path} ({where}, SHA-256 {files.sha256(path)[:12]})"
 
 
-def _load(
-    path: str | Path, network: report_network.ReportNetwork | dense_network.DenseNetwork, kind: str
-) -> dict[str, Any]:
+def _load(path: str | Path, network: ReportNetwork | DenseNetwork, kind: str) -> dict[str, Any]:
+    """Load a file into a network, check the weights, and return the metadata."""
     tensors, metadata = _read(path)
     if metadata["network"] != kind:
         raise ModelError(
-            f"{path}: no model of the {kind} network (found {metadata['network']}); train it again or name another"
+            f"{path}: not a model of the {kind} network (found {metadata['network']}); train it again or name another"
         )
-    fault = _misfit(network, tensors)
+
+    # names, types and shapes first: PyTorch would report a mismatch in many lines
+    fault = _describe_mismatch(network, tensors)
     if not fault:
         network.load_state_dict(tensors)
-        fault = _unbounded(network.eval())
+        fault = _describe_unbounded(network.eval())
     if fault:
         raise ModelError(
-            f"{path}: no model of the {kind} network ({fault}); train it again or restore it"
+            f"{path}: not a model of the {kind} network ({fault}); train it again or restore it"
         )
     return metadata
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of a model file, whatever network it says it holds; nothing but the file's form is checked."""
+    """Return tensors and metadata of a model file of either network; only the form of the file is checked."""
     try:
-        about = Path(path).stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise ModelError(f"{path}: no regular file, expected a model; name its file (--model)")
-        if about.st_size > LARGEST_BYTES:
-            raise ModelError(
-                f"{path}: {about.st_size} bytes, expected a model of at most {LARGEST_BYTES}; name its file (--model)"
-            )
-        content = Path(path).read_bytes()
+        content = _read_bytes(path)
         tensors = load(content)
+        # the library does not return the metadata: the header is JSON after its length in eight bytes
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = json.loads(header["__metadata__"]["blobpipe"])
         kind = metadata["network"]
@@ -120,58 +146,71 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: not found, expected a model; train one (blobpipe train, blobpipe dense) or name one (--model)"
         ) from error
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:
-        reason = (
-            f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:150]
-        )
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        in_one_line = " ".join(reason.split())[:150]
         raise ModelError(
-            f"{path}: no model of the report or dense network ({reason}); train it again or restore it"
+            f"{path}: not a model of the report or dense network ({in_one_line}); train it again or restore it"
         ) from error
     if kind not in ("report", "dense"):
         raise ModelError(
-            f"{path}: no model of the report or dense network (found {str(kind)[:40]!r}); train it again or restore it"
+            f"{path}: not a model of the report or dense network (found {str(kind)[:40]!r}); train it again or restore it"
         )
     return tensors, metadata
 
 
-def _misfit(network: nn.Module, tensors: dict[str, Tensor]) -> str:
-    """The first tensor that the network does not have so; empty if all are as they must be."""
+def _read_bytes(path: str | Path) -> bytes:
+    """Read a file after a look at its kind and size: a pipe would never end, a large file fill the memory."""
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{path}: not a regular file, expected a model; name its file (--model)")
+    if status.st_size > MAX_BYTES:
+        raise ModelError(
+            f"{path}: {status.st_size} bytes, expected a model of at most {MAX_BYTES}; name its file (--model)"
+        )
+    return Path(path).read_bytes()
+
+
+def _describe_mismatch(network: nn.Module, tensors: dict[str, Tensor]) -> str:
+    """Describe the first tensor whose type or shape is not the network's; an empty string if there is none."""
     expected = network.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
-        found, wanted = (
-            f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            if tensor is not None
-            else "none"
-            for tensor in (tensors.get(name), expected.get(name))
-        )
-        if found != wanted:
-            return f"tensor {name[:60]!r}: found {found}, expected {wanted}"
+        found_form = _form(tensors.get(name))
+        expected_form = _form(expected.get(name))
+        if found_form != expected_form:
+            return f"tensor {name[:60]!r}: found {found_form}, expected {expected_form}"
     return ""
 
 
-def _unbounded(network: report_network.ReportNetwork | dense_network.DenseNetwork) -> str:
-    """What in the weights can make an answer that is no finite number; empty if nothing can.
+def _form(tensor: Tensor | None) -> str:
+    """Return type and shape, such as ``float32 [8, 1, 5, 5]``, or ``none``."""
+    if tensor is None:
+        return "none"
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _describe_unbounded(network: ReportNetwork | DenseNetwork) -> str:
+    """Describe weights that can make an answer infinite or NaN; an empty string if there are none.
 
     Notes
     -----
-    Source: ours. With each weight replaced by its absolute value, the answer to an image that is `LARGEST_SIGMA`
-    everywhere is a bound of all answers: every layer is linear, or a rectifier or maximum of what came before.
+    With each weight replaced by its absolute value, the answer to an image that is `MAX_SIGMA` everywhere is a bound
+    of all answers: every layer is linear, or a rectifier, or a maximum.
     """
     for name, tensor in network.state_dict().items():
         if not torch.isfinite(tensor).all():
             return f"{name}: found weights that are NaN or infinite, expected numbers"
-    bounding = (
-        dense_network.folded(network)
-        if isinstance(network, dense_network.DenseNetwork)
-        else copy.deepcopy(network)
-    )
-    if isinstance(bounding, report_network.ReportNetwork):
+
+    # a copy of linear layers, rectifiers and maxima alone, in plain kernels
+    if isinstance(network, DenseNetwork):
+        bounding: ReportNetwork | DenseNetwork = dense_network.folded(network)
+    else:
+        bounding = copy.deepcopy(network)
         bounding.kernels = "plain"
+
     with torch.inference_mode():
         for parameter in bounding.parameters():
             parameter.abs_()
-        bound = bounding(torch.full((1, 1, 256, 256), LARGEST_SIGMA))
-    return (
-        ""
-        if torch.isfinite(bound).all()
-        else "found weights so large that an answer may be infinite"
-    )
+        bound = bounding(torch.full((1, 1, 256, 256), MAX_SIGMA))
+    if torch.isfinite(bound).all():
+        return ""
+    return "found weights so large that an answer may be infinite"

@@ -10,25 +10,26 @@ from scipy.ndimage import gaussian_filter
 from blobpipe.core import threads
 from blobpipe.networks.report_network import ReportNetwork
 
-# Gaussian sigma: one pooling cell; 0.93 of the peaks then lie on a blob (raw 0.78, 8 px 0.95)
-SMOOTHING_PX = 4.0
-BATCH = 32  # subframes at a time: bounds the memory of the gradients
-THREADS = 2  # maps smoothed at a time; their number changes no bit
+SMOOTHING_PX = (
+    4.0  # Gaussian sigma, one pooling window; 0.93 of the peaks are on a blob (0: 0.78, 8 px: 0.95)
+)
+BATCH = 32  # subframes at a time; bounds the memory of the gradients
+THREADS = 2  # maps smoothed at a time; their number changes no result
 
 
 def saliency_maps(
     network: ReportNetwork, subframes: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """How strongly each pixel moves the blob neuron: its gradient's absolute value, smoothed.
+    """Compute the absolute gradient of the blob neuron by each pixel, smoothed.
 
-    The raw gradient is a scatter of single pixels, because max pooling hands it down to one pixel of
-    each 4 x 4 and drops the others; a blob shows as a thick place of that scatter. Smoothing by about
-    one pooling cell makes thickness out of scatter, and so gives the map a peak that means something.
+    The raw gradient is a scatter of single pixels, because max pooling passes it on to one pixel of each 4 x 4; a
+    blob shows as a dense part of that scatter. Smoothing by one pooling window turns density into height, so that
+    the peak of the map lies on the blob.
 
     Parameters
     ----------
     network : ReportNetwork
-        Set to evaluation (no dropout).
+        Is set to evaluation mode (no dropout).
     subframes : ndarray, shape (n, 256, 256), float32
         Standardised.
 
@@ -46,9 +47,15 @@ def saliency_maps(
     maps = np.empty(subframes.shape, np.float32)
     for start in range(0, len(subframes), BATCH):
         x = torch.from_numpy(subframes[start : start + BATCH, None]).to(device).requires_grad_()
-        (gradient,) = torch.autograd.grad(network(x)[:, 1].sum(), x)
+        blob_logits = network(x)[:, 1]
+        (gradient,) = torch.autograd.grad(blob_logits.sum(), x)
         scatter = gradient[:, 0].abs().cpu().numpy()
-        list(threads.pool("saliency", THREADS).map(_smooth, scatter, maps[start : start + BATCH]))
+
+        # list waits for the threads and raises their errors
+        smoothed = threads.pool("saliency", THREADS).map(
+            _smooth, scatter, maps[start : start + BATCH]
+        )
+        list(smoothed)
     return maps
 
 
@@ -57,7 +64,7 @@ def _smooth(scatter: npt.NDArray[np.float32], out: npt.NDArray[np.float32]) -> N
 
 
 def peaks(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """The highest pixel of each map.
+    """Find the highest pixel of each map.
 
     Parameters
     ----------
@@ -68,7 +75,7 @@ def peaks(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     ndarray, shape (n, 2), int64
         x, y (px, 0-based); the first one where several are equally high.
     """
-    y, x = np.divmod(
-        maps.reshape(len(maps), maps.shape[1] * maps.shape[2]).argmax(axis=1), maps.shape[2]
-    )
+    n, ny, nx = maps.shape
+    highest = maps.reshape(n, ny * nx).argmax(axis=1)
+    y, x = np.divmod(highest, nx)
     return np.stack([x, y], axis=1).astype(np.int64)

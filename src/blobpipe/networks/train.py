@@ -1,43 +1,33 @@
-"""Training of the report's network (ISR 4, 5): one file, read from top to bottom."""
+"""Training of the report's network (ISR 4, 5): the stage, its batches, its update and its monitoring."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
+import functools
 import math
 import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from blobpipe import __version__
-from blobpipe.core import files, plotting, tables
 from blobpipe.core.random_streams import stream
 from blobpipe.images import tiles
-from blobpipe.networks import model_file, report_network
+from blobpipe.networks import kernels, loop, report_network
+from blobpipe.networks.report_network import ReportNetwork
 from blobpipe.params import Train
 from blobpipe.simulation import augment, cutout, render, render_gpu
 from blobpipe.simulation.recipes import Recipes, Scene
 
-log = logging.getLogger(__name__)
-
-HISTORY = ("epoch", "train_loss", "val_loss", "val_accuracy", "rate")
-RISING_FROM = 0.01  # of the rate of Adam: where it begins
+LOSS_LABEL = "cross entropy (nat)"
+WARM_UP_START = 0.01  # learning rate at the first step, as a fraction of Adam's
+MIN_PROBABILITY = 1e-12  # bounds the validation loss of a subframe to 27.6 nat
 
 
 def train(
@@ -50,333 +40,252 @@ def train(
     *,
     noise_sigma: float,
 ) -> None:
-    """Train the network and write it, its history and its metrics (stage ``train``).
+    """Train the report's network and write it, its history and its metrics (stage ``train``).
 
-    After every epoch a checkpoint is written; a run that was cut off goes on from there and ends with the
-    same bytes as one that was not. The last epoch's weights are kept: choosing an epoch by the validation
-    loss would make the evaluation on the same subframes too good.
+    A checkpoint is written after every epoch; a run that was cut off continues from it and ends with the same bytes
+    as one that was not. The weights of the last epoch are kept: choosing an epoch by its validation loss would make
+    the evaluation on the same subframes too good.
 
     Parameters
     ----------
     difference_dir, scale_dir, cutout_dir, augment_dir : path
-        What the stages before have made.
+        Folders that the earlier stages have written.
     out_dir : path
-        ``model.safetensors`` (its header tells settings, data hash and version), ``history.csv``, ``metrics.json``,
+        ``model.safetensors`` (its header holds settings, data hash and version), ``history.csv``, ``metrics.json``,
         ``history.png``.
     params : Train
     noise_sigma : float
-        Of the augmentation (sigma).
+        Standard deviation of the noise that is added to training subframes (sigma).
 
     Notes
     -----
-    Source: ISR sections 4 and 5; cosine schedule of SGD, checkpoints: ours.
+    Source: ISR sections 4 and 5; the cosine schedule of SGD and the checkpoints are ours.
     """
     out_dir = Path(out_dir)
-    report_network.set_threads(params.threads)
+    kernels.set_threads(params.threads)
+
+    # training subframes are rendered batch by batch, those to monitor once, without noise
     folders = (difference_dir, scale_dir, cutout_dir)
-    data = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
-    monitor, labels = _monitor_set(*cutout.open_split(*folders, "validation", n=params.n_monitor))
+    scene, recipes = cutout.open_split(*folders, "train", augment.read_augmentation(augment_dir))
+    validation = render_validation(*cutout.open_split(*folders, "validation", n=params.n_monitor))
+
+    # a checkpoint is continued only if all of this is the same
     identity = {
         "params": params.model_dump(),
         "noise_sigma": noise_sigma,
-        "data_sha256": data_hash(scale_dir, cutout_dir, augment_dir),
+        "data_sha256": loop.data_hash(scale_dir, cutout_dir, augment_dir),
         "version": __version__,
     }
-    run = Run(params, noise_sigma, identity, out_dir / "checkpoint" / "checkpoint.safetensors")
-    run.resume()
-    watched = torch.from_numpy(monitor).to(run.device)
-    while run.epoch < params.epochs:
-        run.train_epoch(*data, watched, labels)
-        run.save()
-    write_results(out_dir, run)
+    state = new_state(params, identity, out_dir / "checkpoint" / "checkpoint.safetensors")
+    loop.resume(state, functools.partial(new_optimiser, state.network, params))
+
+    # the loop: what is done with each epoch and each batch stands in ReportTraining
+    training = ReportTraining(state, scene, recipes, validation, params, noise_sigma)
+    loop.run_epochs(state, params.epochs, training.batches, training.update, training.monitor)
+
+    loop.write_results(out_dir, state, LOSS_LABEL)
     shutil.rmtree(out_dir / "checkpoint", ignore_errors=True)
 
 
-class Way(NamedTuple):
-    """How a batch is worked on: what can be done with its rows beforehand, and the update with that and a seed, to the loss."""
+class Validation(NamedTuple):
+    """Standardised subframes to monitor, shape (n, 256, 256), float32, and their labels, shape (n,): 1 with blobs."""
 
-    prepare: Callable[[npt.NDArray[np.int64]], Any]
-    update: Callable[[Any, int], Tensor]
+    subframes: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
 
 
-class Run:
-    """A training run between two epochs: network, optimiser, history, and time spent."""
+def render_validation(scene: Scene, recipes: Recipes) -> Validation:
+    """Render the subframes to monitor, without noise, turns or flips."""
+    return Validation(
+        render.render_subframes(scene, recipes, np.arange(len(recipes))), recipes.label
+    )
 
-    LOSS = "cross entropy (nat)"
+
+def new_state(
+    params: Train, identity: dict[str, Any], checkpoint: Path
+) -> loop.State[ReportNetwork]:
+    """Return the state before the first epoch: a new network on its device, and its optimiser."""
+    device = kernels.choose_device(params.device)
+    chosen = kernels.choose_kernels(params.kernels, device.type)
+    network = report_network.new_network(params.seed, chosen).to(device)
+    return loop.State(network, new_optimiser(network, params, 0), identity, checkpoint)
+
+
+def new_optimiser(network: ReportNetwork, params: Train, epoch: int) -> torch.optim.Optimizer:
+    """Return the optimiser that an epoch (0 for the first one) is trained with: Adam at first, then SGD."""
+    weights = network.parameters()
+    device = next(network.parameters()).device
+    on_gpu = device.type == "cuda"
+    is_adam = epoch < params.adam_epochs
+    rate: float | Tensor = params.adam_rate if is_adam else params.sgd_rate
+    if on_gpu:
+        rate = torch.tensor(rate, device=device)  # a recorded CUDA graph reads it
+    if is_adam:
+        return torch.optim.Adam(weights, lr=rate, fused=True, capturable=on_gpu)
+    return torch.optim.SGD(weights, lr=rate, momentum=params.momentum, fused=True)
+
+
+def learning_rate(params: Train, epoch: float) -> float:
+    """Return the learning rate of a step: linear warm-up, constant for Adam, then a cosine to zero for SGD.
+
+    Parameters
+    ----------
+    params : Train
+    epoch : float
+        Epochs done before the step, with a fraction.
+
+    Notes
+    -----
+    Without warm-up the first steps of Adam, which have full length, may switch off whole layers.
+    """
+    if epoch < params.adam_epochs:
+        warm_up = min(1.0, epoch + WARM_UP_START)
+        return params.adam_rate * warm_up
+    done_frac = (epoch - params.adam_epochs) / (params.epochs - params.adam_epochs)
+    return params.sgd_rate * (0.5 + 0.5 * math.cos(math.pi * done_frac))
+
+
+class Batch(NamedTuple):
+    """A batch that is ready for its update.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (n,), int64
+        Numbers of its subframes.
+    inputs : (Tensor, Tensor)
+        On the CPU subframes, shape (n, 1, 256, 256), float32, and labels, shape (n,); on a GPU, which renders in the
+        update, ``rows`` and the number of the augmented copy, shape ().
+    dropout_seed : int
+    epoch : float
+        Epochs done before it, with a fraction.
+    """
+
+    rows: loop.Rows
+    inputs: tuple[Tensor, Tensor]
+    dropout_seed: int
+    epoch: float
+
+
+class ReportTraining:
+    """Batches, update and monitoring of the report's network, for `loop.run_epochs`.
+
+    Parameters
+    ----------
+    state : State
+    scene, recipes
+        Of the training subframes.
+    validation : Validation
+    params : Train
+    noise_sigma : float
+        Standard deviation of the noise added to each training subframe (sigma).
+    """
 
     def __init__(
-        self, params: Train, noise_sigma: float, identity: dict[str, Any], checkpoint: Path
-    ) -> None:
-        self.params, self.noise_sigma, self.identity, self.checkpoint = (
-            params,
-            noise_sigma,
-            identity,
-            checkpoint,
-        )
-        self.device = choose_device(params.device)
-        self.network = self._new_network().to(self.device)
-        self.epoch, self.seconds, self.n_seen = 0, 0.0, 0
-        self.history: list[dict[str, float]] = []
-        self.kept: dict[int, npt.NDArray[np.float16]] = {}  # by copy
-        self.renderer: render_gpu.Renderer | None = None
-        self.recorded: render_gpu.Recorded | None = None
-        self.optimiser = self._new_optimiser()
-
-    def train_epoch(
         self,
+        state: loop.State[ReportNetwork],
         scene: Scene,
         recipes: Recipes,
-        monitor: npt.NDArray[np.float32] | Tensor,
-        labels: npt.NDArray[np.int64],
+        validation: Validation,
+        params: Train,
+        noise_sigma: float,
     ) -> None:
-        """One pass through all training subframes, then the loss on the monitored ones."""
-        started = time.perf_counter()
+        self.state = state
+        self.scene = scene
+        self.recipes = recipes
+        self.params = params
+        self.noise_sigma = noise_sigma
+
+        # validation subframes, on the device
+        self.monitored = torch.from_numpy(validation.subframes).to(state.device)
+        self.has_blob = validation.labels == 1
+
+        # on the CPU subframes are rendered ahead of the updates, on a GPU as a part of them
+        self.n_copies = len(recipes.noise_seed)
+        self.kept_copies: dict[int, npt.NDArray[np.float16]] = {}  # for `keep_rendered`, by number
+        self.on_gpu = state.device.type == "cuda"
+        if self.on_gpu:
+            self.renderer = render_gpu.Renderer(scene, recipes, state.device)
+            self.recorded = render_gpu.Recorded(self._render_and_step)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Begin an epoch and yield its batches; each is rendered while the one before is trained on."""
         params = self.params
-        self._begin_epoch()
-        order = stream(params.seed, "train", self.epoch).permutation(len(recipes))
-        batches = np.array_split(order, math.ceil(len(order) / params.batch_size))
-        seeds = stream(params.seed, "dropout", self.epoch).integers(0, 2**31, len(batches))
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.network.train()
-        steps = tqdm(batches, f"epoch {self.epoch + 1}/{params.epochs}", unit="batch", disable=None)
-        way = (
-            self._resident(scene, recipes)
-            if self.device.type == "cuda"
-            else self._streamed(scene, recipes)
-        )
-        for step, (rows, prepared) in enumerate(
-            zip(steps, _ahead(way.prepare, batches), strict=True)
-        ):
-            self._set_rate(self.epoch + step / len(batches))
-            total += way.update(prepared, int(seeds[step])).double() * len(rows)
-        train_loss = total.item() / len(recipes)
-        self.seconds += time.perf_counter() - started
-        self.n_seen += len(recipes)
-        self._record(train_loss, monitor, labels)
 
-    def _streamed(self, scene: Scene, recipes: Recipes) -> Way:
-        """Updates from subframes that are rendered on the CPU, or were, in an earlier epoch."""
+        # SGD takes over from Adam; a recorded CUDA graph holds the optimiser that it was recorded with
+        if epoch == params.adam_epochs:
+            self.state.optimiser = new_optimiser(self.state.network, params, epoch)
+            if self.on_gpu:
+                self.recorded = render_gpu.Recorded(self._render_and_step)
 
-        def rendered(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            return render.render_subframes(
-                scene, recipes, rows, copy=self.epoch, noise_sigma=self.noise_sigma
-            )
+        # the order of the subframes and the dropout depend on the seed and the epoch alone
+        batches = loop.shuffled_batches(len(self.recipes), params.batch_size, params.seed, epoch)
+        dropout_seeds = stream(params.seed, "dropout", epoch).integers(0, 2**31, len(batches))
+        bar = tqdm(batches, f"epoch {epoch + 1}/{params.epochs}", unit="batch", disable=None)
 
-        copy = self.epoch % len(recipes.noise_seed)
-        if self.params.keep_rendered and copy not in self.kept:
-            self.kept[copy] = np.empty((len(recipes), tiles.SIDE, tiles.SIDE), np.float16)
-            for rows in np.array_split(
-                np.arange(len(recipes)), math.ceil(len(recipes) / self.params.batch_size)
-            ):
-                self.kept[copy][rows] = rendered(rows)
+        if params.keep_rendered and not self.on_gpu:
+            self._keep_copy(epoch)
+        prepared = loop.prepare_ahead(functools.partial(self._prepare, epoch), batches)
+        for step, (rows, inputs) in enumerate(zip(bar, prepared, strict=True)):
+            yield Batch(rows, inputs, int(dropout_seeds[step]), epoch + step / len(batches))
 
-        def prepare(rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-            pixels = self.kept[copy][rows] if self.params.keep_rendered else rendered(rows)
-            return torch.from_numpy(pixels[:, None]).float(), torch.from_numpy(recipes.label[rows])
+    def _prepare(self, epoch: int, rows: loop.Rows) -> tuple[Tensor, Tensor]:
+        """Return the inputs of a batch of these rows."""
+        copy = epoch % self.n_copies
+        if self.on_gpu:
+            return torch.as_tensor(rows), torch.as_tensor(copy)
+        pixels: npt.NDArray[Any]
+        if self.params.keep_rendered:
+            pixels = self.kept_copies[copy][rows]
+        else:
+            pixels = self._render(epoch, rows)
+        subframes = torch.from_numpy(pixels[:, None]).float()
+        labels = torch.from_numpy(self.recipes.label[rows])
+        return subframes, labels
 
-        def update(prepared: tuple[Tensor, Tensor], seed: int) -> Tensor:
-            return self._update(*prepared, seed)
-
-        return Way(prepare, update)
-
-    def _resident(self, scene: Scene, recipes: Recipes) -> Way:
-        """Updates from subframes that are rendered on the GPU; all of them but the first are one recorded graph."""
-        renderer = self.renderer = self.renderer or render_gpu.Renderer(scene, recipes, self.device)
-
-        def work(rows: Tensor, copy: Tensor, seed: Tensor) -> Tensor:
-            return self._update(
-                renderer.render(rows, copy, self.noise_sigma), renderer.label[rows], seed
-            )
-
-        recorded = self.recorded = self.recorded or render_gpu.Recorded(work)
-        return Way(
-            torch.as_tensor,
-            lambda rows, seed: recorded(
-                rows, *map(torch.as_tensor, (self.epoch % renderer.copies, seed))
-            ),
+    def _render(self, epoch: int, rows: loop.Rows) -> npt.NDArray[np.float32]:
+        """Render subframes as this epoch shows them, shape (n, 256, 256)."""
+        return render.render_subframes(
+            self.scene, self.recipes, rows, copy=epoch, noise_sigma=self.noise_sigma
         )
 
-    def _update(self, subframes: Tensor, labels: Tensor, seed: int | Tensor) -> Tensor:
-        loss = F.cross_entropy(self.network(subframes, seed), labels)
-        self.optimiser.zero_grad(set_to_none=True)
+    def _keep_copy(self, epoch: int) -> None:
+        """Render all subframes of an epoch's augmented copy, unless an earlier epoch has shown it."""
+        n = len(self.recipes)
+        copy = epoch % self.n_copies
+        if copy not in self.kept_copies:
+            kept = np.empty((n, tiles.SIDE, tiles.SIDE), np.float16)
+            for rows in np.array_split(np.arange(n), math.ceil(n / self.params.batch_size)):
+                kept[rows] = self._render(epoch, rows)
+            self.kept_copies[copy] = kept
+
+    def update(self, batch: Batch) -> Tensor:
+        """Take one step of the optimiser; return the mean cross entropy of the batch (nat), shape ()."""
+        rate = learning_rate(self.params, batch.epoch)
+        loop.set_learning_rate(self.state.optimiser, rate)
+        if self.on_gpu:
+            return self.recorded(*batch.inputs, torch.as_tensor(batch.dropout_seed))
+        subframes, labels = batch.inputs
+        return self._step(subframes, labels, batch.dropout_seed)
+
+    def _render_and_step(self, rows: Tensor, copy: Tensor, dropout_seed: Tensor) -> Tensor:
+        """Render a batch on the GPU and take one step; after the first calls one recorded graph is replayed."""
+        subframes = self.renderer.render(rows, copy, self.noise_sigma)
+        return self._step(subframes, self.renderer.label[rows], dropout_seed)
+
+    def _step(self, subframes: Tensor, labels: Tensor, dropout_seed: int | Tensor) -> Tensor:
+        """Compute loss and gradient, and step; return the loss."""
+        logits = self.state.network(subframes, dropout_seed)
+        loss = F.cross_entropy(logits, labels)
+        self.state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+        self.state.optimiser.step()
         return loss.detach()
 
-    def _record(
-        self,
-        train_loss: float,
-        monitor: npt.NDArray[np.float32] | Tensor,
-        labels: npt.NDArray[np.int64],
-    ) -> None:
-        probability = np.clip(report_network.predict(self.network, monitor), 1e-12, 1 - 1e-12)
-        val_loss = float(-np.mean(np.log(np.where(labels == 1, probability, 1 - probability))))
-        accuracy = float(np.mean((probability >= 0.5) == (labels == 1)))
-        self._note(train_loss, val_loss, accuracy)
-
-    def _note(self, train_loss: float, val_loss: float, accuracy: float) -> None:
-        rate = float(self.optimiser.param_groups[0]["lr"])
-        self.epoch += 1
-        row = dict(zip(HISTORY, (self.epoch, train_loss, val_loss, accuracy, rate), strict=True))
-        self.history.append(row)
-        log.info(
-            "epoch %d: train loss %.4f, validation loss %.4f, accuracy %.4f",
-            *list(row.values())[:4],
-        )
-
-    def _new_network(self) -> report_network.ReportNetwork:
-        kernels = report_network.choose_kernels(self.params.kernels, self.device.type)
-        return report_network.new_network(self.params.seed, kernels)
-
-    def _begin_epoch(self) -> None:
-        if self.epoch == self.params.adam_epochs:
-            self.optimiser = self._new_optimiser()
-
-    def _new_optimiser(self) -> torch.optim.Optimizer:
-        params = self.params
-        weights = self.network.parameters()
-        self.recorded = None
-        on_gpu = self.device.type == "cuda"
-        adam_rate, sgd_rate = (
-            torch.tensor(x, device=self.device) if on_gpu else x
-            for x in (params.adam_rate, params.sgd_rate)
-        )
-        if self.epoch < params.adam_epochs:
-            return torch.optim.Adam(weights, lr=adam_rate, fused=True, capturable=on_gpu)
-        return torch.optim.SGD(weights, lr=sgd_rate, momentum=params.momentum, fused=True)
-
-    def _set_rate(self, epoch: float) -> None:
-        """Adam's rises through the first epoch, or its first steps, which are full ones, may switch off whole layers."""
-        params = self.params
-        if self.epoch < params.adam_epochs:
-            rate = params.adam_rate * min(1.0, epoch + RISING_FROM)
-        else:
-            done = (epoch - params.adam_epochs) / (params.epochs - params.adam_epochs)
-            rate = params.sgd_rate * (0.5 + 0.5 * math.cos(math.pi * done))
-        for group in self.optimiser.param_groups:
-            if torch.is_tensor(group["lr"]):
-                group["lr"].fill_(rate)  # where the recorded updates look for it
-            else:
-                group["lr"] = rate
-
-    def save(self) -> None:
-        """Write the whole state as one file, so that it is either there or not."""
-        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for i, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {
-                f"optimiser.{i}.{key}": value
-                for key, value in state.items()
-                if torch.is_tensor(value)
-            }
-        about = {
-            **self.identity,
-            "git_revision": git_revision(),
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "n_seen": self.n_seen,
-            "history": self.history,
-        }
-        with files.atomic(self.checkpoint) as temporary:
-            kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            temporary.write_bytes(save(kept, {"blobpipe": json.dumps(about)}))
-        with files.atomic(self.checkpoint.with_suffix(".json")) as temporary:
-            temporary.write_text(json.dumps(about, indent=2) + "\n")
-
-    def resume(self) -> None:
-        """Go on from the checkpoint if it is of the same run; start anew otherwise."""
-        try:
-            with safe_open(self.checkpoint, "pt") as file:
-                about = json.loads(file.metadata()["blobpipe"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return
-        if {key: about.get(key) for key in self.identity} != json.loads(json.dumps(self.identity)):
-            log.warning("%s is of another run: starting anew", self.checkpoint)
-            return
-        log.info("going on after epoch %d of %s", about["epoch"], self.checkpoint)
-        self.history, self.seconds, self.n_seen = (
-            about["history"],
-            about["seconds"],
-            about["n_seen"],
-        )
-        self._restore(tensors, about["epoch"])
-
-    def _restore(self, tensors: dict[str, torch.Tensor], epoch: int) -> None:
-        prefix = "network."
-        self.network.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        )
-        self.epoch = epoch - 1  # the optimiser that made the checkpoint is that of its last epoch
-        self.optimiser = self._new_optimiser()
-        self.epoch = epoch
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimiser."):
-                _, i, key = name.split(".")
-                state.setdefault(int(i), {})[key] = tensor
-        self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
-
-
-def _ahead(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """``work(item)`` of each item, begun in a thread while what came before is used."""
-    with ThreadPoolExecutor(1, "ahead", numba.set_num_threads, (numba.get_num_threads(),)) as pool:
-        waiting = [pool.submit(work, item) for item in items[:1]]
-        for item in items[1:]:
-            waiting.append(pool.submit(work, item))
-            yield waiting.pop(0).result()
-        yield from (last.result() for last in waiting)
-
-
-def choose_device(device: str) -> torch.device:
-    """``auto`` is CUDA where there is one."""
-    return torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    )
-
-
-def _monitor_set(
-    scene: Scene, recipes: Recipes
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    return render.render_subframes(scene, recipes, np.arange(len(recipes))), recipes.label
-
-
-def data_hash(*folders: str | Path) -> str:
-    """Checksum of all tables and stamps in some folders."""
-    digest = hashlib.sha256()
-    paths = sorted(
-        path
-        for folder in folders
-        for path in (*Path(folder).glob("*.csv"), *Path(folder).glob("*.fits"))
-    )
-    for path in paths:
-        if not path.name.startswith("."):  # what a killed run left half-written
-            digest.update(files.sha256(path).encode())
-    return digest.hexdigest()
-
-
-def git_revision() -> str:
-    """The commit of the working folder, or an empty string outside a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def write_results(out_dir: Path, run: Run) -> None:
-    """Write history, metrics and model of a run that is over."""
-    history = pd.DataFrame(run.history, columns=list(HISTORY))
-    best = history.iloc[int(np.argmin(history["val_loss"]))]
-    metrics = {
-        "epochs": run.params.epochs,
-        "best_epoch": int(best["epoch"]),
-        "val_loss": round(float(history["val_loss"].iloc[-1]), 6),
-        "samples_per_s": round(run.n_seen / run.seconds, 1),
-        "seconds": round(run.seconds, 1),
-    }
-    plotting.history(out_dir / "history.png", history, run.LOSS)
-    tables.write_table(out_dir / "history.csv", history)
-    tables.write_json(out_dir / "metrics.json", metrics)
-    model_file.save_model(out_dir / "model.safetensors", run.network, run.identity)
+    def monitor(self) -> tuple[float, float]:
+        """Return mean cross entropy (nat) and accuracy (0 to 1) on the validation subframes."""
+        probability = report_network.predict(self.state.network, self.monitored)
+        probability = np.clip(probability, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        of_truth = np.where(self.has_blob, probability, 1 - probability)
+        loss = float(-np.mean(np.log(of_truth)))
+        accuracy = float(np.mean((probability >= 0.5) == self.has_blob))
+        return loss, accuracy

@@ -1,4 +1,4 @@
-"""Small graphs for pages: plain numbers in, the places of ticks, lines and marks out, which a template draws as SVG."""
+"""Compute small graphs for pages: from plain numbers to ticks, lines and marks, which a template draws as SVG."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from blobpipe.core.detector import MJD_ZERO
 
 Values = npt.NDArray[np.float64]
 
-# of a graph; the page scales it
-WIDTH = 440
+WIDTH = 440  # size of a graph in its own units, which the page scales
 HEIGHT = 200
-# where its axes lie
-LEFT = 52
+LEFT = 52  # positions of the axes in these units, y downwards
 RIGHT = 432
 TOP = 10
 BOTTOM = 174
-MOST = 240  # points of a line; of more images, each point stands for several
+MOST = 240  # points of a line; with more images, each point stands for several
 EPOCH = MJD_ZERO.replace(tzinfo=UTC)
-DATE_CLASSES = 5  # colours of a map
+DATE_CLASSES = 5  # colours of the map
 
-STEPS = (1, 2, 5, 10)
-MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240)
+STEPS = (1, 2, 5, 10)  # round distances between ticks, times a power of ten
+MONTHS = (1, 2, 3, 6, 12, 24, 60, 120, 240)  # distances between ticks of dates
+DAYS_OF_MONTH = 30.4  # mean length of a month (d)
+# share of a step by which a tick may lie off the axis through rounding
+SLACK = 1e-9
 
 
 class Sample(NamedTuple):
-    """A value and its time.
+    """Hold a value and its time.
 
     Attributes
     ----------
     mjd : float
     value, low, high : float
-        The value, and the ends of its error bar.
+        Value, and the ends of its error bar.
     kind : str
-        Class of its mark.
+        CSS class of its mark.
     text : str
-        What the mark says when it is pointed at.
+        Tooltip of its mark.
     """
 
     mjd: float
@@ -54,14 +55,14 @@ class Sample(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A place on an axis, and what is written there."""
+    """Place a label on an axis."""
 
     at: float
     label: str
 
 
 class Dot(NamedTuple):
-    """A mark with its error bar from ``top`` to ``bottom``."""
+    """Place a mark with its error bar from ``top`` to ``bottom``."""
 
     x: float
     y: float
@@ -72,7 +73,7 @@ class Dot(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """What is drawn: SVG path data, ticks and marks."""
+    """Hold what is drawn: ticks, SVG path data of a line and a band, and marks."""
 
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -82,7 +83,7 @@ class Graph(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """From the range of a quantity to the range of an axis."""
+    """Map the range of a quantity (low to high) onto the range of an axis (start to end)."""
 
     low: float
     high: float
@@ -90,14 +91,16 @@ class Scale(NamedTuple):
     end: float
 
     def __call__(self, value: float) -> float:
-        """The place of a value, to a tenth of a unit."""
-        return round(
-            self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1
-        )
+        """Return the position of a value, to a tenth of a unit."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(self.start + share * (self.end - self.start), 1)
+
+
+# --------------------------------------------------------------------------------------------------------- graphs
 
 
 def scatter(samples: Sequence[Sample], *, from_zero: bool = False) -> Graph | None:
-    """Each sample as a mark with its error bar; none for no samples."""
+    """Draw each sample as a mark with its error bar; return None for no samples."""
     if not samples:
         return None
     x, y = _scales(samples, from_zero)
@@ -106,7 +109,7 @@ def scatter(samples: Sequence[Sample], *, from_zero: bool = False) -> Graph | No
 
 
 def trend(mjd: Values, values: Values, *, from_zero: bool = False) -> Graph | None:
-    """Marks as long as there are few; else a line of medians within a band from lowest to highest.
+    """Draw a few values as marks, and many as a line of medians within a band from lowest to highest.
 
     Parameters
     ----------
@@ -116,44 +119,58 @@ def trend(mjd: Values, values: Values, *, from_zero: bool = False) -> Graph | No
         All finite.
     """
     if len(mjd) <= MOST:
-        said = [f"{date(at):%Y-%m-%d}: {value:.4g}" for at, value in zip(mjd, values, strict=True)]
-        samples = [
-            Sample(at, v, v, v, text=text) for at, v, text in zip(mjd, values, said, strict=True)
-        ]
+        samples = []
+        for at, value in zip(mjd, values, strict=True):
+            text = f"{date(at):%Y-%m-%d}: {value:.4g}"
+            samples.append(Sample(at, value, value, value, text=text))
         return scatter(samples, from_zero=from_zero)
+
     groups = thinned(mjd, values)
     x, y = _scales(groups, from_zero)
-    line = "M" + "L".join(f"{x(s.mjd)} {y(s.value)}" for s in groups)
-    around = [(s.mjd, s.high) for s in groups] + [(s.mjd, s.low) for s in reversed(groups)]
-    band = "M" + "L".join(f"{x(at)} {y(value)}" for at, value in around) + "Z"
+    middle = [(group.mjd, group.value) for group in groups]
+    # the band runs along the highest values and back along the lowest
+    upper = [(group.mjd, group.high) for group in groups]
+    lower = [(group.mjd, group.low) for group in reversed(groups)]
+    line = _path(x, y, middle)
+    band = _path(x, y, upper + lower) + "Z"
     return Graph(date_ticks(x), value_ticks(y), line, band)
 
 
+def _path(x: Scale, y: Scale, points: Sequence[tuple[float, float]]) -> str:
+    """Return SVG path data of a line through points."""
+    return "M" + "L".join(f"{x(at)} {y(value)}" for at, value in points)
+
+
 def count(dates: Sequence[float], low: float, high: float) -> Graph | None:
-    """How many there were up to each date, as steps between two dates (MJD)."""
+    """Draw how many dates there were up to each, as steps between two dates (MJD); None for no dates."""
     if not dates:
         return None
-    ends = [Sample(low, 0, 0, 0), Sample(high, len(dates), len(dates), len(dates))]
+    n_dates = len(dates)
+    ends = [Sample(low, 0, 0, 0), Sample(high, n_dates, n_dates, n_dates)]
     x, y = _scales(ends, from_zero=True)
-    line = (
-        f"M{x(low)} {y(0)}"
-        + "".join(f"H{x(mjd)}V{y(n)}" for n, mjd in enumerate(sorted(dates), 1))
-        + f"H{x(high)}"
-    )
-    return Graph(date_ticks(x), value_ticks(y), line)
+    start = f"M{x(low)} {y(0)}"
+    steps = "".join(f"H{x(mjd)}V{y(n)}" for n, mjd in enumerate(sorted(dates), 1))
+    return Graph(date_ticks(x), value_ticks(y), f"{start}{steps}H{x(high)}")
 
 
 def thinned(mjd: Values, values: Values) -> list[Sample]:
-    """At most `MOST` groups of neighbours, the last one perhaps smaller: their median, lowest and highest value."""
+    """Summarise values in at most `MOST` groups of neighbours: median, lowest and highest value of each.
+
+    All groups have the same size but the last, which may be smaller.
+    """
     size = math.ceil(len(mjd) / MOST)
-    groups = np.full((2, math.ceil(len(mjd) / size) * size), np.nan)
-    groups[:, : len(mjd)] = mjd, values
-    at, of = groups.reshape(2, -1, size)
+    n_groups = math.ceil(len(mjd) / size)
+
+    # the last group is filled with NaN, which the statistics leave out
+    padded = np.full((2, n_groups * size), np.nan)
+    padded[:, : len(mjd)] = mjd, values
+    dates, groups = padded.reshape(2, n_groups, size)
+
     columns = [
-        bn.nanmedian(at, axis=1),
-        bn.nanmedian(of, axis=1),
-        bn.nanmin(of, axis=1),
-        bn.nanmax(of, axis=1),
+        bn.nanmedian(dates, axis=1),
+        bn.nanmedian(groups, axis=1),
+        bn.nanmin(groups, axis=1),
+        bn.nanmax(groups, axis=1),
     ]
     return [
         Sample(middle, value, low, high)
@@ -161,68 +178,82 @@ def thinned(mjd: Values, values: Values) -> list[Sample]:
     ]
 
 
+# ---------------------------------------------------------------------------------------------------------- scales
+
+
 def _scales(samples: Sequence[Sample], from_zero: bool) -> tuple[Scale, Scale]:
+    """Return the scales of dates and values, with a margin around the samples."""
     first = min(s.mjd for s in samples)
     last = max(s.mjd for s in samples)
     low = min(s.low for s in samples)
     high = max(s.high for s in samples)
+
+    # a single date or value needs a margin, too
     beside = 0.03 * (last - first) or 0.5
     above = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
     low = min(low, 0.0) if from_zero else low - above
-    return Scale(first - beside, last + beside, LEFT, RIGHT), Scale(low, high + above, BOTTOM, TOP)
+    x = Scale(first - beside, last + beside, LEFT, RIGHT)
+    y = Scale(low, high + above, BOTTOM, TOP)
+    return x, y
 
 
 def value_ticks(scale: Scale, most: int = 5) -> list[Tick]:
-    """Round numbers along an axis."""
+    """Place ticks at round numbers along an axis, about ``most`` of them."""
+    # the smallest round step that is not below the even division of the axis
     rough = (scale.high - scale.low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(factor for factor in STEPS if factor * power >= rough * (1 - 1e-9))
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    first = math.ceil(scale.low / step - 1e-9)
-    values = [step * n for n in range(first, math.floor(scale.high / step + 1e-9) + 1)]
-    return [
-        Tick(scale(value), f"{value + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}"))
-        for value in values
-    ]
+    step = power * next(factor for factor in STEPS if factor * power >= rough * (1 - SLACK))
+
+    digits = max(0, -math.floor(math.log10(step) + SLACK))
+    first = math.ceil(scale.low / step - SLACK)
+    last = math.floor(scale.high / step + SLACK)
+    ticks = []
+    for n in range(first, last + 1):
+        value = step * n
+        # adding 0 takes the sign from a zero
+        label = f"{value + 0.0:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+        ticks.append(Tick(scale(value), label))
+    return ticks
 
 
 def date_ticks(scale: Scale, most: int = 5) -> list[Tick]:
-    """First days of years or months, or days, along an axis of MJD."""
+    """Place ticks at days, or at first days of months or years, along an axis of MJD."""
     days = scale.high - scale.low
     if days < most * 28:
         step = max(1, math.ceil(days / most))
-        first = math.ceil(scale.low)
-        return [
-            Tick(scale(day), f"{date(day):%Y-%m-%d}")
-            for day in range(first, math.floor(scale.high) + 1, step)
-        ]
-    months = next((n for n in MONTHS if days / (30.4 * n) <= most), MONTHS[-1])
+        whole_days = range(math.ceil(scale.low), math.floor(scale.high) + 1, step)
+        return [Tick(scale(day), f"{date(day):%Y-%m-%d}") for day in whole_days]
+
+    # the smallest number of months that gives few enough ticks
+    months = next((n for n in MONTHS if days / (DAYS_OF_MONTH * n) <= most), MONTHS[-1])
     form = "%Y" if months >= 12 else "%Y-%m"
-    return [
-        Tick(scale(mjd), f"{date(mjd):{form}}") for mjd in _firsts(scale.low, scale.high, months)
-    ]
+    first_days = _first_days(scale.low, scale.high, months)
+    return [Tick(scale(mjd), f"{date(mjd):{form}}") for mjd in first_days]
 
 
-def _firsts(low: float, high: float, months: int) -> list[float]:
-    """MJD of the first day of every so manieth month."""
-    start = date(low)
-    end = date(high)
-    numbers = range(12 * start.year // months * months, 12 * end.year + end.month, months)
-    firsts = [
-        (datetime(n // 12, n % 12 + 1, 1, tzinfo=UTC) - EPOCH) / timedelta(days=1) for n in numbers
-    ]
-    return [mjd for mjd in firsts if low <= mjd <= high]
+def _first_days(low: float, high: float, months: int) -> list[float]:
+    """Return the MJD of the first day of every so many months between two dates."""
+    # months counted from year 0, so that a step of 12 begins with a January
+    start = 12 * date(low).year // months * months
+    end = 12 * date(high).year + date(high).month
+    first_days = []
+    for n in range(start, end, months):
+        first_day = datetime(n // 12, n % 12 + 1, 1, tzinfo=UTC)
+        first_days.append((first_day - EPOCH) / timedelta(days=1))
+    return [mjd for mjd in first_days if low <= mjd <= high]
+
+
+# ----------------------------------------------------------------------------------------------------------- dates
 
 
 def date(mjd: float) -> datetime:
-    """Of an MJD, in UTC."""
+    """Return the date and time of an MJD, in UTC."""
     return EPOCH + timedelta(days=mjd)
 
 
 def date_class(mjd: float, low: float, high: float) -> int:
-    """Which of the colours of a map a date has: 0 is the earliest."""
-    return (
-        min(DATE_CLASSES - 1, int(DATE_CLASSES * (mjd - low) / (high - low)))
-        if high > low
-        else DATE_CLASSES - 1
-    )
+    """Return which of the colours of the map a date has: 0 is the earliest."""
+    if high <= low:
+        return DATE_CLASSES - 1
+    number = int(DATE_CLASSES * (mjd - low) / (high - low))
+    return min(DATE_CLASSES - 1, number)

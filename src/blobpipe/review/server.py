@@ -1,8 +1,8 @@
-"""The review in the browser: the pages of the log, and the one form that writes to it.
+"""Serve the pages of the log to browsers, with the one form that writes to it.
 
-Anybody who reaches the server may read. To write takes the token: once in an address or the sign-in form, from then on
-a session, whose cookie scripts and other sites cannot use and does not tell the token. Pictures are asked for by their number in the log: no path of a
-request reaches the file system.
+Anybody who reaches the server may read. Writing takes the token once, in an address or the sign-in form, and then a
+session, whose cookie is hidden from scripts and other sites and does not contain the token. Pictures are requested by
+their number in the log: no path of a request reaches the file system.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from blobpipe.errors import LogError, ServeError
 from blobpipe.monitor import logbook
 from blobpipe.params import is_host_name
-from blobpipe.review import pages
+from blobpipe.review import pages, queries
+from blobpipe.review.pages import Reader
 
 log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
 TOKEN_VARIABLE = "BLOBPIPE_TOKEN"
-FEWEST_CHARACTERS = 16  # of a token
-LONGEST_TOKEN_FILE = 4096  # bytes
-LONGEST_BODY = 16_384  # bytes of a form
-REQUEST_S = 20.0  # for a whole request to arrive; ours
-WRITERS = 40  # threads in which reviews wait for the log, so that those who read have their own
-LONGEST = {"reviewer": 80, "reason": 500}  # characters
-# cookies
-SIGNED_IN = "blobpipe_session"
-REVIEWER = "blobpipe_reviewer"
-SESSION_S = 30 * 86_400
-# host and port, as in Host and Origin
+FEWEST_CHARACTERS = 16  # shortest token
+LONGEST_TOKEN_FILE = 4096  # bytes read of a token file
+LONGEST_BODY = 16_384  # largest form (bytes)
+REQUEST_S = 20.0  # time (s) within which a whole request must arrive
+WRITERS = 40  # threads in which reviews wait for the log, apart from those that answer readers
+LONGEST = {"reviewer": 80, "reason": 500}  # characters of the fields of a review
+SIGNED_IN = "blobpipe_session"  # cookie of the session
+REVIEWER = "blobpipe_reviewer"  # cookie of the reviewer's name
+SESSION_S = 30 * 86_400  # length of a session (s)
+# host and port, as in the headers Host and Origin
 PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]\\]+)(:[0-9]{0,5})?")
-MOST_DIGITS = 18  # of a number that SQLite takes
+MOST_DIGITS = 18  # digits of a number that SQLite can hold
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -90,17 +90,18 @@ def serve(
         The log.
     host : str
         Address to listen on.
+    port : int
     token_file : path, optional
-        Its only line is the token for writes; else that of the environment variable ``BLOBPIPE_TOKEN``; else, on a
-        loopback address, a new one, which is told with the address to open.
+        File whose only line is the token for writing; without it, the environment variable ``BLOBPIPE_TOKEN``; without
+        that, on a loopback address, a new token, which is logged with the address to open.
     names : tuple of str
         Names under which browsers reach the server, besides ``host``.
 
     Raises
     ------
     ServeError
-        If the token is too short or none that can be typed, there is none for an address that others can reach, or the
-        host, the port or a name is none.
+        If the token is too short or cannot be typed, there is none for an address that others can reach, or the host,
+        the port or a name is not valid.
     LogError
         If the log cannot be opened.
     """
@@ -113,12 +114,17 @@ def serve(
             raise ServeError(
                 f"{option}: found {name[:100]!r}, expected the name of a host alone, such as blobs.example.org; correct it"
             )
+
+    # a log that cannot be opened is reported now and not at the first request
     logbook.connect(path).close()
-    token, new = _token(host, token_file)
+    token, is_new = _token(host, token_file)
     application = make_application(path, token, (host, *names))
-    shown = f"[{host}]" if ":" in host else host
-    log.info("the log %s: http://%s:%d/%s", path, shown, port, f"?token={token}" if new else "")
-    # no list of requests: their addresses may hold the token
+
+    shown_host = f"[{host}]" if ":" in host else host
+    query = f"?token={token}" if is_new else ""
+    log.info("the log %s: http://%s:%d/%s", path, shown_host, port, query)
+
+    # no log of requests: their addresses may hold the token
     uvicorn.run(
         application,
         host=host,
@@ -132,26 +138,29 @@ def serve(
 
 
 def _token(host: str, token_file: Path | None) -> tuple[str, bool]:
-    """The token for writes, and whether it has been made up just now."""
+    """Return the token for writing, and whether it is a new one."""
     token = _read_token(token_file) if token_file else os.environ.get(TOKEN_VARIABLE, "").strip()
     if not token and not token_file and _is_loopback(host):
         return secrets.token_urlsafe(24), True
+
+    # the messages show nothing of the token
+    where = token_file or TOKEN_VARIABLE
     if len(token) < FEWEST_CHARACTERS:
-        where = token_file or TOKEN_VARIABLE
         raise ServeError(
             f"{where}: found a token of {len(token)} characters, expected {FEWEST_CHARACTERS} or more to serve on {host}; "
             "write a long random one there, or stay on 127.0.0.1"
         )
     if not token.isprintable():
         raise ServeError(
-            f"{token_file or TOKEN_VARIABLE}: found a token with characters that cannot be typed or are not UTF-8, "
+            f"{where}: found a token with characters that cannot be typed or are not UTF-8, "
             "expected letters, digits and signs; write another one there"
         )
     return token, False
 
 
 def _read_token(path: Path) -> str:
-    """The one line of a file; no message shows anything of it."""
+    """Return the one line of a file; no message shows anything of it."""
+    # no chain of errors: it could hold the bytes of the token
     try:
         with path.open("rb") as file:
             text = file.read(LONGEST_TOKEN_FILE).decode("utf-8-sig")
@@ -163,15 +172,18 @@ def _read_token(path: Path) -> str:
         raise ServeError(
             f"{path}: found bytes that are not UTF-8, expected the token; save the file as UTF-8"
         ) from None
+
+    # editors add blank lines
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         raise ServeError(
-            f"{path}: found {len(lines)} lines, expected one, the token; leave that one alone there"
+            f"{path}: found {len(lines)} lines, expected one, the token; remove the others"
         )
     return lines[0] if lines else ""
 
 
 def _is_loopback(host: str) -> bool:
+    """Tell whether an address is reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -183,18 +195,18 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Desk:
-    """What the answers need.
+    """Hold what requests share.
 
     Attributes
     ----------
     path : path
         The log.
     token : str
-        For writes.
+        Token for writing.
     names : frozenset of str
         Names of the server, besides those of the loopback address.
     sessions : dict
-        Who is signed in: random names, and until when (s of the monotonic clock). A new start of the server has none.
+        Random names of the sessions, and when they end (s of the monotonic clock). They end with the server, too.
     writers : ThreadPoolExecutor
     """
 
@@ -205,7 +217,7 @@ class Desk:
     writers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WRITERS))
 
     def sign_in(self) -> str:
-        """Begin a session; those that are over are forgotten."""
+        """Begin a session and return its name; sessions that are over are forgotten."""
         now = time.monotonic()
         for session, until in list(self.sessions.items()):
             if until < now:
@@ -215,14 +227,14 @@ class Desk:
         return session
 
     def form_token(self, session: str) -> str:
-        """What goes with every form of a session and does not tell it; empty if there is no such session."""
+        """Return the token of a session's forms, which does not reveal the session; empty without a session."""
         if self.sessions.get(session, -1.0) < time.monotonic():
             return ""
         return hmac.new(session.encode(), b"form", hashlib.sha256).hexdigest()
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that cannot write."""
+        """Open the log for reading only."""
         with self._connected(
             "The log cannot be read at the moment. Try again later."
         ) as connection:
@@ -231,7 +243,7 @@ class Desk:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: what is not answered with an error has been kept."""
+        """Open the log for a transaction, which is kept unless the request is answered with an error."""
         refusal = (
             "The log cannot be written at the moment: nothing was kept. Go back and try again."
         )
@@ -240,6 +252,7 @@ class Desk:
 
     @contextmanager
     def _connected(self, refusal: str) -> Iterator[sqlite3.Connection]:
+        """Open the log; if that fails, log why and answer with a refusal that shows no path."""
         try:
             connection = logbook.connect(self.path)
             try:
@@ -252,7 +265,7 @@ class Desk:
 
 
 class Patient(H11Protocol):
-    """Close a connection on which no request arrives in time: one that is sent by halves would stay for ever."""
+    """Close a connection on which no request arrives in time; a request that never ends would keep it open."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
@@ -266,6 +279,7 @@ class Patient(H11Protocol):
         self._wait_for_another(answered)
 
     def _wait_for_another(self, request: object) -> None:
+        """Close the connection later, unless a new request has arrived by then."""
         self.loop.call_later(REQUEST_S, self._close_unless_another, request)
 
     def _close_unless_another(self, request: object) -> None:
@@ -274,14 +288,14 @@ class Patient(H11Protocol):
 
 
 def make_application(path: Path, token: str, names: tuple[str, ...]) -> ASGIApp:
-    """The server as an ASGI application.
+    """Make the server as an ASGI application.
 
     Parameters
     ----------
     path : path
         The log.
     token : str
-        For writes.
+        Token for writing.
     names : tuple of str
         Host names it answers to, besides those of the loopback address.
     """
@@ -304,21 +318,23 @@ def make_application(path: Path, token: str, names: tuple[str, ...]) -> ASGIApp:
     application = Starlette(
         routes=routes, exception_handlers={HTTPException: _refused, Exception: _failed}
     )
+
+    # names in the form in which browsers send them
     own = frozenset(name.encode("idna").decode("ascii").lower().rstrip(".") for name in names)
-    application.state.desk = Desk(
-        path, token, frozenset(name for name in own if not _is_loopback(name))
-    )
+    public = frozenset(name for name in own if not _is_loopback(name))
+    application.state.desk = Desk(path, token, public)
     return Guard(application, own | {"127.0.0.1", "localhost", "::1"})
 
 
 class Guard:
-    """Answers only under the server's own names, and puts the security headers on every answer.
+    """Answer under the server's own names only, and put the security headers on every answer.
 
-    A page of another site whose name has been made to lead here (DNS rebinding) still says that site's name.
+    A page of another site whose name was made to lead here (DNS rebinding) still sends that site's name.
     """
 
     def __init__(self, application: ASGIApp, names: frozenset[str]) -> None:
-        self.application, self.names = application, names
+        self.application = application
+        self.names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -332,18 +348,22 @@ class Guard:
 
         if scope["type"] == "lifespan":
             await self.application(scope, receive, send)
-        elif scope["type"] == "http" and _host(Headers(scope=scope).get("host", "")) in self.names:
+            return
+        # websockets get no answer
+        if scope["type"] != "http":
+            return
+        if _host(Headers(scope=scope).get("host", "")) in self.names:
             await self.application(scope, receive, send_guarded)
-        elif scope["type"] == "http":
-            text = (
-                "This server does not answer to that name. Its owner can add it with --name, "
-                "or have the proxy before it pass on the Host of the browser."
-            )
-            await _says(pages.Reader(), 421, text)(scope, receive, send_guarded)
+            return
+        text = (
+            "This server does not answer to that name. Its owner can add it with --name, "
+            "or have the proxy before it pass on the Host of the browser."
+        )
+        await _message(Reader(), 421, text)(scope, receive, send_guarded)
 
 
 def _host(header: str) -> str:
-    """Name in a Host header, without the port; empty if there is none."""
+    """Return the name in a Host header without the port; empty if there is none."""
     place = PLACE.fullmatch(header)
     return place[1].strip("[]").lower().rstrip(".") if place else ""
 
@@ -355,38 +375,40 @@ def _desk(request: Request) -> Desk:
     return cast(Desk, request.app.state.desk)
 
 
-def _reader(request: Request) -> pages.Reader:
+def _reader(request: Request) -> Reader:
+    """Return who looks at a page: what they may do, their name, and what they have just done."""
     form_token = _desk(request).form_token(request.cookies.get(SIGNED_IN, ""))
     if not form_token:
-        return pages.Reader()
+        return Reader()
     name = _line(unquote(request.cookies.get(REVIEWER, "")), LONGEST["reviewer"])
-    return pages.Reader(form_token, name, *_said(request))
+
+    # what the review before this page did; an address can say nothing else
+    number = request.query_params.get("candidate", "")
+    decision = request.query_params.get("decision", "")
+    if not _is_number(number) or decision not in queries.DECISIONS:
+        return Reader(form_token, name)
+    return Reader(form_token, name, f"Candidate {int(number)}: {decision}.", int(number))
 
 
 def _same(found: str, expected: str) -> bool:
+    """Compare two secrets in a time that reveals neither."""
     return hmac.compare_digest(found.encode(), expected.encode())
 
 
-def _said(request: Request) -> tuple[str, int]:
-    """What the review before this page did, and to which candidate; whatever the address says, no other words."""
-    number = request.query_params.get("candidate", "")
-    decision = request.query_params.get("decision", "")
-    if not _is_number(number) or decision not in pages.DECISIONS:
-        return "", 0
-    return f"Candidate {int(number)}: {decision}.", int(number)
-
-
 def _is_number(text: str) -> bool:
+    """Tell whether a text is a number that SQLite can hold."""
     return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
-def _shown(request: Request, make: Callable[[sqlite3.Connection, pages.Reader], str]) -> Response:
+def _shown(request: Request, make: Callable[[sqlite3.Connection, Reader], str]) -> Response:
+    """Answer with a page."""
     with _desk(request).reading() as connection:
-        return HTMLResponse(_found(lambda: make(connection, _reader(request))))
+        reader = _reader(request)
+        return HTMLResponse(_found(lambda: make(connection, reader)))
 
 
 def _found(make: Callable[[], Found]) -> Found:
-    """What the log holds; a page that says so if it does not."""
+    """Return something of the log, or answer 404 if the log does not hold it."""
     try:
         return make()
     except LogError as error:
@@ -395,8 +417,17 @@ def _found(make: Callable[[], Found]) -> Found:
 
 
 def _page(request: Request) -> int:
+    """Return which page of a list is requested."""
     text = request.query_params.get("page", "1")
     return int(text) if _is_number(text) else 1
+
+
+def _number(request: Request, name: str) -> int:
+    """Return a number of the path."""
+    text = str(request.path_params[name])
+    if not _is_number(text):
+        raise HTTPException(404)
+    return int(text)
 
 
 def _today(request: Request) -> Response:
@@ -407,8 +438,8 @@ def _today(request: Request) -> Response:
 
 def _queue(request: Request) -> Response:
     show = request.query_params.get("show", "all")
-    if show not in pages.SHOWS:
-        raise HTTPException(404, f"Found {show!r}, expected one of {', '.join(pages.SHOWS)}.")
+    if show not in queries.SHOWS:
+        raise HTTPException(404, f"Found {show!r}, expected one of {', '.join(queries.SHOWS)}.")
     return _shown(
         request, lambda log, reader: pages.queue(log, reader, show=show, page=_page(request))
     )
@@ -425,14 +456,10 @@ def _image(request: Request) -> Response:
 
 
 def _images(request: Request) -> Response:
-    asked = {
-        name: _line(request.query_params.get(name, ""), 100)
-        for name in ("name", "first", "last", "outcome")
-    }
-    return _shown(
-        request,
-        lambda log, reader: pages.images(log, reader, pages.Choice(**asked), _page(request)),
-    )
+    fields = ("name", "first", "last", "outcome")
+    typed = {name: _line(request.query_params.get(name, ""), 100) for name in fields}
+    choice = queries.Choice(**typed)
+    return _shown(request, lambda log, reader: pages.images(log, reader, choice, _page(request)))
 
 
 def _map(request: Request) -> Response:
@@ -443,29 +470,25 @@ def _timeline(request: Request) -> Response:
     return _shown(request, pages.timeline)
 
 
-def _number(request: Request, name: str) -> int:
-    text = str(request.path_params[name])
-    if not _is_number(text):
-        raise HTTPException(404)
-    return int(text)
-
-
 def _picture(request: Request) -> Response:
     with _desk(request).reading() as connection:
-        return _content(
-            request, _found(lambda: pages.picture(connection, _number(request, "number")))
-        )
+        number = _number(request, "number")
+        return _content(request, _found(lambda: queries.picture(connection, number)))
 
 
 def _subframe(request: Request) -> Response:
     numbers = [_number(request, name) for name in ("image", "row", "col")]
     with _desk(request).reading() as connection:
-        return _content(request, _found(lambda: pages.subframe(connection, *numbers)))
+        return _content(request, _found(lambda: queries.subframe(connection, *numbers)))
 
 
-def _content(request: Request, picture: pages.Picture) -> Response:
-    """A picture, unless the browser has it already: another log may have another one under the same number."""
-    tag = f'"{hashlib.sha256(picture.content).hexdigest()[:32]}"'
+def _content(request: Request, picture: queries.Picture) -> Response:
+    """Answer with a picture, unless the browser has it already.
+
+    The browser asks each time: another log may have another picture under the same number.
+    """
+    digest = hashlib.sha256(picture.content).hexdigest()
+    tag = f'"{digest[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
@@ -484,24 +507,27 @@ def _script(request: Request) -> Response:
 
 
 async def _sign_in(request: Request) -> Response:
-    return _signed_in(request, (await _form(request)).get("token", ""))
+    form = await _form(request)
+    return _signed_in(request, form.get("token", ""))
 
 
 def _signed_in(request: Request, token: str) -> Response:
-    if not _same(token, _desk(request).token):
+    """Begin a session for the right token, and lead to the first page."""
+    desk = _desk(request)
+    if not _same(token, desk.token):
         raise HTTPException(
             403, "That is not the token of this server. It was printed when the server was started."
         )
     response = RedirectResponse("/", 303)
-    _remember(request, response, SIGNED_IN, _desk(request).sign_in())
+    _set_cookie(request, response, SIGNED_IN, desk.sign_in())
     return response
 
 
-def _remember(request: Request, response: Response, name: str, value: str) -> None:
-    # a proxy need not say that the browser reaches it by TLS; the browser does
-    secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith(
-        "https://"
-    )
+def _set_cookie(request: Request, response: Response, name: str, value: str) -> None:
+    """Set a cookie that scripts and other sites cannot use."""
+    # a proxy need not say that the browser reaches it by TLS, but the browser does
+    origin = request.headers.get("origin", "")
+    secure = request.url.scheme == "https" or origin.startswith("https://")
     response.set_cookie(
         name, value, max_age=SESSION_S, httponly=True, samesite="strict", secure=secure
     )
@@ -517,18 +543,20 @@ async def _sign_out(request: Request) -> Response:
 
 
 async def _review(request: Request) -> Response:
-    """Note a decision, and go on with the next candidate."""
+    """Write a review to the log, and lead to the next candidate."""
     form = await _signed_form(request)
     desk = _desk(request)
-    row = _decision(form)
-    await asyncio.get_running_loop().run_in_executor(desk.writers, _note, desk, row)
+    row = _review_row(form)
+
+    # in a thread of its own, as the log may be locked for a while
+    await asyncio.get_running_loop().run_in_executor(desk.writers, _log_review, desk, row)
     response = RedirectResponse(_next_page(form, row), 303)
-    _remember(request, response, REVIEWER, quote(str(row["reviewer"])))
+    _set_cookie(request, response, REVIEWER, quote(str(row["reviewer"])))
     return response
 
 
 async def _signed_form(request: Request) -> dict[str, str]:
-    """The fields of a form, if its session lasts."""
+    """Return the fields of a form that belongs to a session."""
     form = await _form(request)
     expected = _reader(request).form_token
     if not expected or not _same(form.get("form_token", ""), expected):
@@ -539,15 +567,18 @@ async def _signed_form(request: Request) -> dict[str, str]:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    """The fields of a form of this server's own pages."""
+    """Return the fields of a form of this server's own pages."""
     if not _is_own(request):
         raise HTTPException(
             403,
             "This request did not come from a page of this server. "
             "If a proxy stands before it, its owner can give the name in the browser's address with --name.",
         )
-    if request.headers.get("content-type", "").split(";")[0] != "application/x-www-form-urlencoded":
-        raise HTTPException(415, "This request is no form of this server's pages.")
+    content_type = request.headers.get("content-type", "").split(";")[0]
+    if content_type != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "This request is not a form of this server's pages.")
+
+    # neither a long form nor a slow one may tie up the server
     body = bytearray()
     try:
         async with asyncio.timeout(REQUEST_S):
@@ -558,96 +589,95 @@ async def _form(request: Request) -> dict[str, str]:
                         413, f"Found more than {LONGEST_BODY} bytes, expected a review."
                     )
     except TimeoutError as error:
-        said = f"The form did not arrive within {REQUEST_S:g} s."
-        raise HTTPException(408, said, {"Connection": "close"}) from error
+        text = f"The form did not arrive within {REQUEST_S:g} s."
+        raise HTTPException(408, text, {"Connection": "close"}) from error
     except ClientDisconnect as error:
-        raise HTTPException(400, "The form did not arrive as a whole.") from error
+        raise HTTPException(400, "Only a part of the form arrived.") from error
     return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
 def _is_own(request: Request) -> bool:
-    """Whether a request comes from a page of this server: browsers always say from where a form comes.
+    """Tell whether a form comes from a page of this server; browsers always send its origin.
 
-    A proxy may pass on another name or port than the browser's, so that any port of a name given with --name is right.
+    A proxy may pass on another name or port than the browser's, so any port of a name given with --name will do.
     """
     scheme, _, place = request.headers.get("origin", "").lower().partition("://")
     if scheme not in ("http", "https") or not _host(place):
         return False
-    usual = {"http": ":80", "https": ":443"}[scheme]
-    return (
-        place.removesuffix(usual) == request.headers["host"].lower().removesuffix(usual)
-        or _host(place) in _desk(request).names
-    )
+    usual_port = {"http": ":80", "https": ":443"}[scheme]
+    asked = request.headers["host"].lower().removesuffix(usual_port)
+    return place.removesuffix(usual_port) == asked or _host(place) in _desk(request).names
 
 
-def _decision(form: dict[str, str]) -> dict[str, str | int]:
-    """The columns of ``reviews`` that a form says."""
+def _review_row(form: dict[str, str]) -> dict[str, str | int]:
+    """Return the columns of ``reviews`` that a form gives."""
     candidate = form.get("candidate", "")
     decision = form.get("decision", "")
-    reviewer, reason = (_line(form.get(name, ""), length) for name, length in LONGEST.items())
-    if not _is_number(candidate) or decision not in pages.DECISIONS:
+    if not _is_number(candidate) or decision not in queries.DECISIONS:
         raise HTTPException(
-            400, f"Expected a candidate's number and one of {', '.join(pages.DECISIONS)}."
+            400, f"Expected a candidate's number and one of {', '.join(queries.DECISIONS)}."
         )
+    reviewer = _line(form.get("reviewer", ""), LONGEST["reviewer"])
     if not reviewer:
         raise HTTPException(400, "Found no name, expected the reviewer's. Go back and fill it in.")
     return {
         "candidate": int(candidate),
         "decision": decision,
         "reviewer": reviewer,
-        "reason": reason,
+        "reason": _line(form.get("reason", ""), LONGEST["reason"]),
     }
 
 
 def _line(text: str, longest: int) -> str:
-    """One line of printable text."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:longest]
+    """Return a text as one line of printable characters."""
+    one_line = " ".join(text.split())
+    return "".join(c for c in one_line if c.isprintable())[:longest]
 
 
-def _note(desk: Desk, row: dict[str, str | int]) -> None:
+def _log_review(desk: Desk, row: dict[str, str | int]) -> None:
+    """Write a review to the log."""
+    candidate = row["candidate"]
     with desk.writing() as connection:
-        if not connection.execute(
-            "SELECT 1 FROM candidates WHERE id = ?", (row["candidate"],)
-        ).fetchone():
-            raise HTTPException(404, f"No candidate {row['candidate']} in the log.")
+        query = "SELECT 1 FROM candidates WHERE id = ?"
+        if connection.execute(query, (candidate,)).fetchone() is None:
+            raise HTTPException(404, f"No candidate {candidate} in the log.")
         logbook.insert(connection, "reviews", row | {"at": logbook.now()})
 
 
 def _next_page(form: dict[str, str], row: dict[str, str | int]) -> str:
-    """Where the form was; only numbers and known words of it are used."""
-    done = f"candidate={row['candidate']}&decision={row['decision']}"
+    """Return the path of the page that the form was on; only numbers and known words of it are used."""
+    candidate = row["candidate"]
+    done = f"candidate={candidate}&decision={row['decision']}"
     following = form.get("following", "")
     match form.get("then", "").split("-"):
-        case ["queue", show, page] if show in pages.SHOWS and _is_number(page):
+        case ["queue", show, page] if show in queries.SHOWS and _is_number(page):
             place = f"#candidate-{following}" if _is_number(following) else ""
             return f"/queue?show={show}&page={page}&{done}{place}"
         case _:
-            return f"/candidate/{row['candidate']}?{done}#candidate-{row['candidate']}"
+            return f"/candidate/{candidate}?{done}#candidate-{candidate}"
 
 
-# -------------------------------------------------------------------------------------------------------- faults
+# --------------------------------------------------------------------------------------------------------- errors
 
 
 def _refused(request: Request, error: Exception) -> Response:
+    """Answer a request that was refused with a page that says why."""
     assert isinstance(error, HTTPException)
-    text = (
-        "There is no such page."
-        if error.detail == HTTPStatus(error.status_code).phrase
-        else error.detail
-    )
-    response = _says(_reader(request), error.status_code, text)
+    text = error.detail
+    # without a reason of its own, an error has the standard's phrase
+    if text == HTTPStatus(error.status_code).phrase:
+        text = "There is no such page."
+    response = _message(_reader(request), error.status_code, text)
     response.headers.update(error.headers or {})
     return response
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """Tell the client nothing; the server's own messages hold the traceback."""
-    return _says(
-        pages.Reader(),
-        500,
-        "Something went wrong here. What it was stands in the messages of the server.",
-    )
+    """Answer after an internal error without details, which are in the server's own messages."""
+    text = "Something went wrong here. The messages of the server say what it was."
+    return _message(Reader(), 500, text)
 
 
-def _says(reader: pages.Reader, status: int, text: str) -> Response:
+def _message(reader: Reader, status: int, text: str) -> Response:
+    """Answer with a page of one sentence."""
     return HTMLResponse(pages.message(reader, HTTPStatus(status).phrase, text), status)

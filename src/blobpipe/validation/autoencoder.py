@@ -1,4 +1,4 @@
-"""A convolutional autoencoder that has never seen a blob: what it cannot reconstruct should be one (ISR 7)."""
+"""A convolutional autoencoder that is trained without blobs, so that it reconstructs blobs badly (ISR 7)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ log = logging.getLogger(__name__)
 
 Subframes = npt.NDArray[np.float32]
 
-BATCH = 50  # subframes reconstructed at a time: bounds the memory
+BATCH = 50  # subframes reconstructed at a time; bounds the memory
 
 
 class Autoencoder(nn.Module):
-    """256 x 256 pixels into 16 x 16 x 4 numbers and back, 64 times fewer: 20,724 parameters.
+    """An autoencoder of 256 x 256 pixels by way of 16 x 16 x 4 numbers, 64 times fewer: 20,724 parameters.
 
     Notes
     -----
-    Source: ours; the report names an autoencoder, without its shape. It works on squares of 4 x 4 pixels, which makes it
-    four times faster than one that starts with single pixels.
+    The report names an autoencoder without its shape. This one works on squares of 4 x 4 pixels, which makes it four
+    times faster than one that starts with single pixels.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,17 @@ class Autoencoder(nn.Module):
         )
 
     def forward(self, subframes: Tensor) -> Tensor:
-        """Reconstructions of subframes, both of shape (n, 1, ny, nx), float32; sides are multiples of 16."""
+        """Reconstruct subframes.
+
+        Parameters
+        ----------
+        subframes : Tensor, shape (n, 1, ny, nx), float32
+            Standardised; sides are multiples of 16.
+
+        Returns
+        -------
+        Tensor, shape (n, 1, ny, nx), float32
+        """
         reconstructed: Tensor = self.decode(self.encode(subframes))
         return reconstructed
 
@@ -69,43 +79,43 @@ def train(subframes: Subframes, params: Explore) -> Autoencoder:
 
     Notes
     -----
-    Source: ISR section 7 names the method; the rest is ours.
+    Source: ISR section 7 names the method; shape and training are ours.
     """
+    # PyTorch's random weights, without moving its global generator
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
         network = Autoencoder()
     optimiser = torch.optim.Adam(network.parameters(), params.rate)
+
+    n = len(subframes)
     for epoch in range(params.epochs):
-        order = stream(params.seed, "explore", epoch).permutation(len(subframes))
-        batches = np.array_split(order, math.ceil(len(order) / params.batch_size))
-        total = sum(_update(network, optimiser, subframes[rows]) * len(rows) for rows in batches)
-        log.info("epoch %d: mean squared error %.4f", epoch + 1, total / len(order))
+        order = stream(params.seed, "explore", epoch).permutation(n)
+        error_sum = 0.0
+        for rows in np.array_split(order, math.ceil(n / params.batch_size)):
+            wanted = torch.from_numpy(subframes[rows, None])
+            loss = F.mse_loss(network(wanted), wanted)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            error_sum += loss.item() * len(rows)
+        log.info("epoch %d: mean squared error %.4f", epoch + 1, error_sum / n)
     return network.eval()
 
 
-def _update(network: Autoencoder, optimiser: torch.optim.Optimizer, subframes: Subframes) -> float:
-    wanted = torch.from_numpy(subframes[:, None])
-    loss = F.mse_loss(network(wanted), wanted)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
-    return loss.item()
-
-
 def reconstruct(network: Autoencoder, subframes: Subframes) -> Subframes:
-    """What the network makes of subframes, shape (n, ny, nx), float32."""
-    starts = range(0, len(subframes), BATCH)
+    """Reconstruct subframes, shape (n, ny, nx), float32, batch by batch."""
+    parts = []
     with torch.inference_mode():
-        parts = [
-            network(torch.from_numpy(subframes[start : start + BATCH, None])) for start in starts
-        ]
-    return np.asarray(torch.cat(parts)[:, 0].numpy())
+        for start in range(0, len(subframes), BATCH):
+            images = torch.from_numpy(subframes[start : start + BATCH, None])
+            parts.append(network(images)[:, 0])
+    return np.asarray(torch.cat(parts).numpy())
 
 
 def error_maps(
     subframes: Subframes, reconstructed: Subframes | float, smooth_px: float
 ) -> Subframes:
-    """Squared errors, each the mean of its surroundings with a Gaussian's weights.
+    """Compute the squared errors of a reconstruction, smoothed with a Gaussian.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The page "why was this raised, why was this missed": every historical case with its pixels and a sentence for each detector."""
+"""Write a page of every historical case: its pixels, and why each detector found it or not."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from PIL import Image
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.plotting import NAMES
+from blobpipe.detection.detect import CANDIDATE_COLUMNS
+from blobpipe.detection.detectors import standardised_subframes
 from blobpipe.detection.match import NEAR_PX
-from blobpipe.detection.search import subframes_of
-from blobpipe.networks import dense, model_file, report_network, saliency
+from blobpipe.images import tiles
+from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.validation import regression
 from blobpipe.validation.evaluate import THREADS
 
@@ -85,10 +87,6 @@ def write_cases(
         The report's network.
     out_dir : path
         Of the stage regression, with the tables that `regression.regress` has written.
-
-    Notes
-    -----
-    Source: ours.
     """
     out_dir = Path(out_dir)
     detect_dir = Path(detect_dir)
@@ -96,11 +94,11 @@ def write_cases(
         name: tables.read_table(out_dir / f"{name}.csv", columns)
         for name, columns in TABLES.items()
     }
-    candidates = tables.read_table(detect_dir / "candidates.csv", regression.CANDIDATE_COLUMNS)
+    candidates = tables.read_table(detect_dir / "candidates.csv", CANDIDATE_COLUMNS)
     cases = collect(results, candidates)
     network, _ = model_file.load_model(model_path)
     dense_network, _ = model_file.load_dense(detect_dir / "model.safetensors")
-    report_network.set_threads(1)  # images share the cores
+    kernels.set_threads(1)  # images share the cores
     stack = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "STACK")
     noise = results["frames"].set_index("frame")["noise_frac"]
 
@@ -154,7 +152,7 @@ TABLES = {
 
 
 def collect(tables: dict[str, pd.DataFrame], candidates: pd.DataFrame) -> list[Case]:
-    """All new blobs and all false alarms, those first that the dense network gets wrong.
+    """Collect all new blobs and all false alarms, those first that the dense network gets wrong.
 
     Parameters
     ----------
@@ -217,7 +215,7 @@ def _about(image: dict[Any, Any]) -> str:
 
 
 def dense_reason(blob: dict[Any, Any], image: dict[Any, Any], threshold: float) -> str:
-    """Why the dense network finds or misses a new blob.
+    """Say why the dense network finds or misses a new blob.
 
     Parameters
     ----------
@@ -244,7 +242,7 @@ def dense_reason(blob: dict[Any, Any], image: dict[Any, Any], threshold: float) 
 
 
 def report_reason(blob: dict[Any, Any], thresholds: Thresholds) -> str:
-    """Why the report's network finds or misses a new blob: at its own threshold, and at that of the budget."""
+    """Say why the report's network finds or misses a new blob, at both its thresholds."""
     probability = blob["probability"]
     isr = thresholds["report", "isr"]
     budget = thresholds["report", "budget"]
@@ -258,7 +256,7 @@ def report_reason(blob: dict[Any, Any], thresholds: Thresholds) -> str:
 
 
 def filter_reason(blob: dict[Any, Any], threshold: float) -> str:
-    """Why the matched filter finds or misses a new blob."""
+    """Say why the matched filter finds or misses a new blob."""
     snr = blob["matched_filter_snr"]
     if not np.isfinite(snr):
         return "missed: the highest S/N of its subframe lies elsewhere"
@@ -308,7 +306,7 @@ def _of_alarm(
 
 
 def _not_raised(best: dict[Any, Any] | None, threshold: float) -> str:
-    """What the dense network makes of a place that another detector raises."""
+    """Say what the dense network makes of a place that another detector raises."""
     if best is None:
         return f"not raised: no candidate within {NEAR_PX:.0f} px"
     if best["status"] in VETOES:
@@ -329,8 +327,9 @@ def _not_raised(best: dict[Any, Any] | None, threshold: float) -> str:
 def saliency_of(
     network: report_network.ReportNetwork, scaled: FloatArray, cases: list[Case]
 ) -> list[FloatArray]:
-    """For each case a saliency map of the image, in means of 4 x 4 px: that of its subframe, relative to its highest point."""
-    subframes, origins = subframes_of(scaled)
+    """Make a saliency map of the image for each case, in means of 4 x 4 px."""
+    subframes = standardised_subframes(scaled)
+    origins = tiles.origins(scaled.shape)
     ny, nx = (origins[:, :1:-1].max(axis=0) + subframes.shape[1]) // SALIENCY_PX
     side = subframes.shape[1] // SALIENCY_PX
     of_subframe = [_holding(case, origins) for case in cases]
@@ -347,7 +346,7 @@ def saliency_of(
 
 
 def _holding(case: Case, origins: npt.NDArray[np.int64]) -> int:
-    """Number of the subframe that holds a case."""
+    """Return the number of the subframe that holds a case."""
     return int(
         np.flatnonzero((origins[:, 2] <= case.x_px + 0.5) & (origins[:, 3] <= case.y_px + 0.5))[-1]
     )
@@ -356,7 +355,7 @@ def _holding(case: Case, origins: npt.NDArray[np.int64]) -> int:
 def cut_out(
     image: FloatArray, case: Case, scale: int, low: float, high: float
 ) -> npt.NDArray[np.uint8]:
-    """The surroundings of a case as grey levels; what is off the image, or has no value, is of the middle level.
+    """Cut out the surroundings of a case as grey levels; what has no value is mid-grey.
 
     Parameters
     ----------
@@ -380,7 +379,7 @@ def cut_out(
 
 
 def corner(case: Case) -> tuple[int, int]:
-    """First pixel of the cut-outs of a case in the frame: the case in the middle, in steps of the maps."""
+    """Return the first pixel of a case's cut-outs in the image, in steps of the maps."""
     x, y = (
         int(np.floor((at - SIDE_PX / 2) / dense.STRIDE + 0.5)) * dense.STRIDE
         for at in (case.x_px, case.y_px)
@@ -413,7 +412,7 @@ circle { fill: none; stroke: #e69f00; stroke-width: .8; }
 
 
 def page(cases: list[tuple[Case, list[View]]]) -> str:
-    """The page about cases, which are in order of their groups, each with its cut-outs."""
+    """Write the page about cases, in the order of their groups, each with its cut-outs."""
     groups = {
         key: [article(case, views) for case, views in cases if case.group == key] for key in GROUPS
     }
@@ -439,7 +438,7 @@ INTRODUCTION = (
 
 
 def article(case: Case, views: list[View]) -> str:
-    """One case as HTML."""
+    """Write one case as HTML."""
     said = "".join(
         f"<dt>{NAMES[name]}</dt><dd>{escape(why)}</dd>" for name, why in case.reasons.items()
     )
@@ -451,7 +450,7 @@ def article(case: Case, views: list[View]) -> str:
 
 
 def figure(case: Case, view: View) -> str:
-    """One cut-out as HTML, with a circle around the case."""
+    """Write one cut-out as HTML, with a circle around the case."""
     x0, y0 = corner(case)
     x = case.x_px - x0 + 0.5
     y = SIDE_PX - (case.y_px - y0 + 0.5)
@@ -464,7 +463,7 @@ def figure(case: Case, view: View) -> str:
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> str:
-    """A grey picture, first row at the bottom, as base64."""
+    """Encode a grey picture as base64, first row at the bottom."""
     content = BytesIO()
     Image.fromarray(pixels[::-1]).save(content, "PNG", compress_level=6)
     return b64encode(content.getvalue()).decode()

@@ -1,8 +1,9 @@
-"""What would be found, and what not: blobs of every depth and size, superimposed on real backgrounds, three detectors."""
+"""Measure which blobs three detectors find, by injecting blobs of every depth and size."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,26 +14,27 @@ from tqdm import tqdm
 from blobpipe.core import blob_shapes, metrics, tables
 from blobpipe.core.arrays import Image
 from blobpipe.core.random_streams import stream
-from blobpipe.detection import held_out, operating_point
+from blobpipe.detection import held_out, thresholds
+from blobpipe.detection.detectors import (
+    DETECTORS,
+    DenseDetector,
+    MatchedFilter,
+    ReportDetector,
+    load_dense_detector,
+)
 from blobpipe.detection.match import NEAR_PX
-from blobpipe.detection.score import score_candidates
 from blobpipe.detection.search import (
     CLEAR,
-    DETECTORS,
     FAINT,
-    Baselines,
-    ask,
-    fit_peaks,
-    read_difference,
-    read_reference,
-    subframes_of,
+    Observation,
+    read_observation,
+    read_pipeline_template,
 )
-from blobpipe.detection.vet import vet
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
 from blobpipe.images.scale import scale_image
-from blobpipe.networks import dense, dense_network, model_file, report_network
-from blobpipe.params import Clip, Completeness, Scale
+from blobpipe.networks import kernels, model_file
+from blobpipe.params import Clip, Completeness, Scale, Vetting
 from blobpipe.simulation import cutout
 from blobpipe.simulation.inject import add_blob
 from blobpipe.validation import curves
@@ -50,25 +52,29 @@ class Setting(NamedTuple):
 
     clip: Clip
     scale: Scale
+    vetting: Vetting
     radii_px: tuple[float, ...]
     false_alarms_per_100_frames: float
 
 
 class Detectors(NamedTuple):
-    """The three, and the score from which each reports a blob, at the same rate of false alarms."""
+    """The three detectors, with thresholds at the same rate of false alarms."""
 
-    dense: dense_network.DenseNetwork
-    others: Baselines
-    thresholds: dict[str, float]
-    weights: tuple[float, ...]
+    dense: DenseDetector
+    report: ReportDetector
+    matched_filter: MatchedFilter
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Return the threshold of each detector by its name."""
+        return {name: getattr(self, name).threshold for name in DETECTORS}
 
 
 class Background(NamedTuple):
-    """An image without a new blob, as it was subtracted, and what `vet.vet` asks about it."""
+    """An image without a new blob."""
 
     name: str
-    difference: Image
-    about: dict[str, Any]
+    observation: Observation
 
 
 def measure_completeness(
@@ -82,7 +88,7 @@ def measure_completeness(
     *,
     setting: Setting,
 ) -> None:
-    """Superimpose blobs on held-out images and count how many come back (stage ``completeness``).
+    """Inject blobs into held-out images and count how many are found (stage ``completeness``).
 
     The images are those without a new blob that training has not seen. One blob to each subframe, of the depth and radius
     of the grid, of any shape, anywhere, is added to the unclipped difference; then the image goes through clipping,
@@ -100,31 +106,30 @@ def measure_completeness(
         (depth of 50 % and 90 % completeness), ``completeness.png``, ``metrics.json``.
     params : Completeness
     setting : Setting
-
-    Notes
-    -----
-    Source: ours.
     """
     out_dir = Path(out_dir)
-    report_network.set_threads(1)
-    network, point = operating_point.load_operating_point(models[0])
-    others = Baselines(model_file.load_model(models[1])[0], setting.radii_px)
-    images = (
-        tables.image_table(raw_dir, difference_dir, scale_dir)
-        .query("status == 'ok'")
-        .reset_index(drop=True)
-    )
+    kernels.set_threads(1)
+    dense = load_dense_detector(models[0])
+    report = ReportDetector(model_file.load_model(models[1])[0])
+    matched_filter = MatchedFilter(setting.radii_px)
+    stages = tables.image_table(raw_dir, difference_dir, scale_dir)
+    images = stages.query("status == 'ok'").reset_index(drop=True)
     blobs = tables.read_blobs(raw_dir)
     folders = (difference_dir, scale_dir, cutout_dir)
-    levels = operating_point.baseline_thresholds(
-        others,
+    levels = thresholds.baseline_thresholds(
+        report,
+        matched_filter,
         images,
         blobs,
         folders,
         per_100_frames=setting.false_alarms_per_100_frames,
         threads=params.threads,
     )
-    detectors = Detectors(network, others, {"dense": point.threshold, **levels}, point.weights)
+    detectors = Detectors(
+        dense,
+        replace(report, threshold=levels["report"]),
+        replace(matched_filter, threshold=levels["matched_filter"]),
+    )
     backgrounds = read_backgrounds(images, blobs, difference_dir, cutout_dir)
     plan = draw(backgrounds, params)
     with ThreadPoolExecutor(params.threads) as pool:
@@ -142,22 +147,23 @@ def measure_completeness(
 def read_backgrounds(
     images: pd.DataFrame, blobs: pd.DataFrame, difference_dir: str | Path, cutout_dir: str | Path
 ) -> list[Background]:
-    """The images without a new blob from which no training subframe comes."""
+    """Read the images without a new blob from which no training subframe comes."""
     shown, _ = cutout.read_recipes(cutout_dir, "train")
-    reference = read_reference(difference_dir)
+    template = read_pipeline_template(difference_dir)
     landed = held_out.first_image_index(images, blobs)
     free = ~images["frame"].isin({*shown["frame"], *blobs["first_frame"]})
     found = []
     for i in np.flatnonzero(free):
-        data, about = read_difference(images.iloc[i], blobs[landed < i], difference_dir, reference)
-        found.append(Background(str(images["frame"].iloc[i]), data, about))
+        image = images.iloc[i]
+        observation = read_observation(image, blobs[landed < i], difference_dir, template)
+        found.append(Background(str(image["frame"]), observation))
     return found
 
 
 def draw(
     backgrounds: list[Background], params: Completeness
 ) -> list[tuple[Background, pd.DataFrame]]:
-    """Blobs for each turn of an image, one to a subframe, the cells of the grid in turn."""
+    """Draw the blobs of each turn of an image, one to a subframe, over the cells of the grid."""
     cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
     rng = stream(params.seed, "completeness")
     side = tiles.SIDE
@@ -167,7 +173,7 @@ def draw(
     start = 0
     while start < len(wanted):
         image = backgrounds[len(plan) % len(backgrounds)]
-        ny, nx = image.difference.shape
+        ny, nx = image.observation.difference.shape
         corners = [
             (x, y) for y in range(0, ny - side + 1, side) for x in range(0, nx - side + 1, side)
         ]
@@ -180,7 +186,7 @@ def draw(
             )
             shape = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
             signal = depth * blob_shapes.blob_profile(shape, radius)
-            snr = blob_shapes.matched_snr(signal, image.about["noise_frac"])
+            snr = blob_shapes.matched_snr(signal, image.observation.noise_frac)
             rows.append((image.name, round(x, 2), round(y, 2), radius, depth, shape, round(snr, 3)))
         start += len(corners)
         plan.append((image, pd.DataFrame(rows, columns=list(INJECTION_COLUMNS[:7]))))
@@ -191,44 +197,46 @@ def inject(
     image: Background, blobs: pd.DataFrame, detectors: Detectors, setting: Setting
 ) -> pd.DataFrame:
     """Add the blobs to the image and say which detector found which."""
-    data = image.difference.copy()
+    data = image.observation.difference.copy()
     for blob in blobs.to_dict("records"):
-        place = {"x_px": blob["x_px"], "y_px": blob["y_px"]}
         add_blob(
             data,
             shape=blob["shape"],
+            x_px=blob["x_px"],
+            y_px=blob["y_px"],
             radius_px=blob["radius_px"],
             depth_frac=blob["depth_frac"],
-            **place,
         )
     scaled = _scaled(data, setting)
-    threshold = detectors.thresholds
-    found = fit_peaks(
-        dense.probability_map(detectors.dense, scaled), data, image.about["noise_frac"]
-    )
-    found = score_candidates(found, detectors.weights)
-    found = vet(found[found["score"] >= threshold["dense"]], data, **image.about)
-    found = found[found["status"] == "new"]
-    answers = ask(detectors.others, *subframes_of(scaled))
-    score = operating_point.logit(answers.probability)
-    match = answers.match
-    result = {name: [] for name in DETECTORS}  # type: dict[str, list[int]]
+
+    # The dense network says where; its detections are vetted.
+    observation = image.observation._replace(difference=data)
+    peaks = detectors.dense.search(scaled)
+    found = observation.find_blobs(detectors.dense, peaks=peaks, vetting=setting.vetting)
+    new = found[(found["score"] >= detectors.dense.threshold) & (found["status"] == "new")]
+
+    # The baselines answer for each subframe; the matched filter says where, too.
+    origins = tiles.origins(scaled.shape)
+    positive = detectors.report.answer(scaled) >= detectors.report.threshold
+    match = detectors.matched_filter.respond(scaled)
+    strong = match.snr >= detectors.matched_filter.threshold
+
+    result: dict[str, list[int]] = {name: [] for name in DETECTORS}
     for blob in blobs.to_dict("records"):
         x = blob["x_px"]
         y = blob["y_px"]
         near = max(NEAR_PX, blob["radius_px"])
-        k = int(np.flatnonzero((answers.origins[:, 2] <= x) & (answers.origins[:, 3] <= y))[-1])
-        at = np.hypot(match.x[k] - x, match.y[k] - y)
-        result["dense"].append(int((np.hypot(found["x_px"] - x, found["y_px"] - y) <= near).any()))
-        result["report"].append(int(score[k] >= threshold["report"]))
-        result["matched_filter"].append(
-            int(match.snr[k] >= threshold["matched_filter"] and at <= near)
-        )
+        holds = int(np.flatnonzero((origins[:, 2] <= x) & (origins[:, 3] <= y))[-1])
+        apart = np.hypot(new["x_px"] - x, new["y_px"] - y)
+        match_apart = np.hypot(match.x[holds] - x, match.y[holds] - y)
+        result["dense"].append(int((apart <= near).any()))
+        result["report"].append(int(positive[holds]))
+        result["matched_filter"].append(int(strong[holds] and match_apart <= near))
     return blobs.assign(**result)
 
 
 def recovered(injections: pd.DataFrame) -> pd.DataFrame:
-    """Share recovered by each detector for each radius and depth, with its Wilson interval."""
+    """Tabulate the share that each detector finds, by radius and depth, with Wilson intervals."""
     parts = []
     for name in DETECTORS:
         table = (
@@ -252,7 +260,7 @@ def recovered(injections: pd.DataFrame) -> pd.DataFrame:
 
 
 def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
-    """Depth at which each detector finds a half and nine tenths of the blobs of a radius; NaN if none of the grid does.
+    """Interpolate the depth at which each detector finds 50 % and 90 % of the blobs of a radius.
 
     Completeness is taken to rise with depth, and to be linear in its logarithm between the grid's depths.
     """
@@ -279,7 +287,7 @@ def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> dict[str, Any]:
-    """The numbers of ``metrics.json``."""
+    """Summarise the injections in the numbers of ``metrics.json``."""
     metrics: dict[str, Any] = {"n_injections": len(injections), "n_frames": n_frames}
     for name in DETECTORS:
         metrics[f"{name}_threshold"] = round(detectors.thresholds[name], 5)

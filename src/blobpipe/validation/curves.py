@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def confusion(
     path: str | Path, counts: dict[str, npt.NDArray[np.int64]], intervals: dict[str, dict[str, Any]]
 ) -> None:
-    """Confusion matrix of each detector: numbers of subframes, and shares of each true class with 95 % intervals.
+    """Draw the confusion matrix of each detector, with 95 % intervals.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def roc(
     points: dict[str, tuple[float, float]],
     areas: dict[str, float],
 ) -> None:
-    """ROC curves on a linear and a logarithmic axis, with each operating point and that of the report.
+    """Draw ROC curves on a linear and a logarithmic axis, with each operating point.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def roc(
 
 
 def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str, float]) -> None:
-    """Precision over recall.
+    """Draw precision over recall.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str
 def by_snr(
     path: str | Path, table: pd.DataFrame, title: str, notes: dict[str, str] | None = None
 ) -> None:
-    """Share of blobs that each detector finds, by S/N, with 95 % intervals.
+    """Draw the share of blobs that each detector finds by S/N, with 95 % intervals.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def _name_bins(axis: Axes, table: pd.DataFrame) -> None:
 def cases(
     path: str | Path, recall: pd.DataFrame, blobs: pd.DataFrame, alarms: pd.DataFrame
 ) -> None:
-    """Recall of the historical cases by S/N, depth and radius, and where blobs were found, missed and imagined.
+    """Draw recall of the historical cases, and where blobs were found, missed and imagined.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _draw_places(axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
 
 
 def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> None:
-    """Share of superimposed blobs that each detector finds, by radius and depth, and its limits of 50 % and 90 %.
+    """Draw the share of injected blobs that each detector finds, and its limits.
 
     Parameters
     ----------

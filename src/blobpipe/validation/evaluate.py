@@ -1,12 +1,12 @@
-"""What the report's network does on validation subframes, where it fails and why, and what two others do (ISR 6)."""
+"""Evaluate three detectors on validation subframes, and say where and why they fail (stage ``evaluate``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,18 @@ import pandas as pd
 from scipy.ndimage import distance_transform_edt
 
 from blobpipe.core import fits_images, metrics, plotting, tables
-from blobpipe.core.arrays import FloatArray
+from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.core.random_streams import stream
-from blobpipe.detection import matched_filter, operating_point
-from blobpipe.detection.score import fit_logistic, logistic, score_candidates
-from blobpipe.detection.search import CANDIDATE, fit_at, read_reference
-from blobpipe.detection.vet import flickers, is_of_the_stack, on_bad_pixels
+from blobpipe.detection import matched_filter
+from blobpipe.detection.detectors import DenseDetector, Peaks, load_dense_detector
+from blobpipe.detection.operating_point import logit
+from blobpipe.detection.score import fit_logistic, logistic
+from blobpipe.detection.search import find_blobs, read_pipeline_template
 from blobpipe.images import tiles
 from blobpipe.images.stack import CELL_PX
-from blobpipe.networks import dense, dense_network, model_file, report_network, saliency
-from blobpipe.params import Evaluate
+from blobpipe.images.template import Template
+from blobpipe.networks import dense, kernels, model_file, report_network, saliency
+from blobpipe.params import Evaluate, Vetting
 from blobpipe.simulation import cutout, render
 from blobpipe.simulation.inject import render_in_sigma
 from blobpipe.simulation.recipes import Recipes, Scene
@@ -49,7 +51,7 @@ SNR_COLUMNS = {
 
 
 def points_at_blob(points: FloatArray, blobs: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Whether a point lies on a true blob: within its radius and 3 px of its centre.
+    """Return whether each point lies on a true blob: within its radius and 3 px of its centre.
 
     The margin is for the smoothing of the maps (4 px) and for the centres, which are whole pixels.
 
@@ -106,7 +108,7 @@ def failure_kinds(table: pd.DataFrame) -> npt.NDArray[np.str_]:
 def dip_sizes(
     pattern: FloatArray, windows: npt.NDArray[np.int32], drawn: FloatArray, measured: FloatArray
 ) -> npt.NDArray[np.float64]:
-    """By how much the known blobs on a window have moved, where they have left crescents; else 0.
+    """Return by how much known blobs have moved where they leave crescents; else 0.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ def dip_sizes(
 
 
 def distance_to_known(pattern: FloatArray, points: FloatArray) -> npt.NDArray[np.float64]:
-    """How far points are from the nearest pixel of a known blob (px).
+    """Return the distance of points from the nearest pixel of a known blob (px).
 
     Parameters
     ----------
@@ -176,6 +178,8 @@ def evaluate(
     models: tuple[str | Path, str | Path],
     out_dir: str | Path,
     params: Evaluate,
+    *,
+    vetting: Vetting,
 ) -> None:
     """Evaluate the report's network, the dense one and a matched filter on all validation subframes (stage ``evaluate``).
 
@@ -195,6 +199,7 @@ def evaluate(
         ``metrics.json`` (numbers, 95 % intervals under ``interval``, the same for ``dense`` and ``matched_filter``), the
         tables predictions, roc, precision_recall, calibration, snr and failures, and figures.
     params : Evaluate
+    vetting : Vetting
 
     Raises
     ------
@@ -207,17 +212,17 @@ def evaluate(
     """
     out_dir = Path(out_dir)
     network, _ = model_file.load_model(models[0])
-    dense_network, point = operating_point.load_operating_point(models[1])
-    searcher = Searcher(dense_network, point.weights, Path(difference_dir), {})
-    report_network.set_threads(THREADS)
+    detector = load_dense_detector(models[1])
+    search = SubframeSearch(detector, difference_dir, vetting)
+    kernels.set_threads(THREADS)
     folders = (difference_dir, scale_dir, cutout_dir)
     weights = _calibrate(
-        searcher, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px
+        search, *cutout.open_split(*folders, "train", n=N_CALIBRATION), params.radii_px
     )
     scene, recipes = cutout.open_split(*folders, "validation")
     blobs = _read_blobs(cutout_dir)
     table, features = _predict(network, scene, recipes, params)
-    table = pd.concat([table, _search(searcher, scene, recipes)], axis=1)
+    table = pd.concat([table, search(scene, recipes)], axis=1)
     for name, feature in _features(table).items():
         table[DETECTORS[name][0]] = logistic(feature, weights[name])
     table["known_px"] = distance_to_known(
@@ -244,138 +249,142 @@ def _chunks(n: int) -> Iterator[npt.NDArray[np.int64]]:
 
 
 def _calibrate(
-    searcher: Searcher, scene: Scene, recipes: Recipes, radii_px: tuple[float, ...]
+    search: SubframeSearch, scene: Scene, recipes: Recipes, radii_px: tuple[float, ...]
 ) -> dict[str, FloatArray]:
-    """Weights that make probabilities of the scores of the dense network and the filter, from training subframes."""
+    """Fit logistic regressions that turn scores into probabilities, to training subframes."""
     pixels = (render.render_subframes(scene, recipes, rows) for rows in _chunks(len(recipes)))
     snr = np.concatenate([matched_filter.filter_subframes(part, radii_px).snr for part in pixels])
-    scores = _search(searcher, scene, recipes).assign(matched_filter_snr=snr)
+    scores = search(scene, recipes).assign(matched_filter_snr=snr)
     return {
         name: fit_logistic(feature, recipes.label) for name, feature in _features(scores).items()
     }
 
 
 def _features(scores: pd.DataFrame) -> dict[str, FloatArray]:
-    """What the regressions take, each of shape (n, 1): log-odds of the dense network, logarithm of the filter's S/N."""
+    """Return what the regressions take, each of shape (n, 1)."""
     return {
-        "dense": operating_point.logit(scores["dense_score"].to_numpy())[:, None],
+        "dense": logit(scores["dense_score"].to_numpy())[:, None],
         "matched_filter": np.log1p(scores[["matched_filter_snr"]].to_numpy()),
     }
 
 
-class Searcher(NamedTuple):
-    """The dense network, the weights of its joint score, the difference images that it measures on, and those read so far.
+class SubframeSearch:
+    """Searches subframes as whole images are searched, many at a time.
 
-    By name: image and scatter, in units of the noise.
+    Each is cut out of a difference image and its template, with the blobs of its recipe added; all
+    are in units of the noise of their image.
+
+    Parameters
+    ----------
+    detector : DenseDetector
+    difference_dir : path
+        Of the stage difference.
+    vetting : Vetting
     """
 
-    network: dense_network.DenseNetwork
-    weights: tuple[float, ...]
-    difference_dir: Path
-    images: dict[str, tuple[FloatArray, FloatArray]]
+    def __init__(
+        self, detector: DenseDetector, difference_dir: str | Path, vetting: Vetting
+    ) -> None:
+        self.detector = detector
+        self.difference_dir = Path(difference_dir)
+        self.vetting = vetting
+        self.template = read_pipeline_template(difference_dir)
+        self.noise = tables.read_stage(difference_dir).set_index("frame")["noise_frac"]
+        self.images: dict[str, tuple[Image, Image]] = {}  # difference and RMS map of each, by name
 
+    def __call__(self, scene: Scene, recipes: Recipes) -> pd.DataFrame:
+        """Find the best new blob on each subframe.
 
-def _search(searcher: Searcher, scene: Scene, recipes: Recipes) -> pd.DataFrame:
-    """The best candidate on each subframe, measured on unclipped pixels as a scan does it; score 0: there is none."""
-    by_name = tables.read_stage(searcher.difference_dir).set_index("frame")["noise_frac"]
-    noise = by_name[list(scene.names)].to_numpy()
-    gain = (scene.sigma_frac / noise).astype(np.float32)
-    cell = CELL_PX
-    reference = read_reference(searcher.difference_dir)
-    limits = np.full_like(scene.limits, (-np.inf, np.inf))
-    nothing = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
+        Returns
+        -------
+        DataFrame
+            ``dense_score`` (0: there is none), ``dense_x_px`` and ``dense_y_px`` in the subframe.
+        """
+        missing = [name for name in scene.names if name not in self.images]
+        with ThreadPoolExecutor(THREADS) as pool:
+            self.images.update(zip(missing, pool.map(self._read, missing), strict=True))
 
-    def unclipped(name: str) -> tuple[FloatArray, FloatArray]:
-        path = fits_images.find_image(searcher.difference_dir, name)
+        # The blobs of a recipe alone, not clipped: on empty images without limits.
+        limits = np.full_like(scene.limits, (-np.inf, np.inf))
+        empty = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
+        parts = []
+        for rows in _chunks(len(recipes)):
+            clipped = render_in_sigma(scene, recipes, rows)
+            blobs = render_in_sigma(empty, recipes, rows)
+            best = self._best(scene, recipes, rows, clipped, blobs)
+            parts.append(best.set_index(rows))
+        return pd.concat(parts).add_prefix("dense_")
+
+    def _read(self, name: str) -> tuple[Image, Image]:
+        path = fits_images.find_image(self.difference_dir, name)
+        noise = np.float32(self.noise[name])
         image = fits_images.read_frame(path).data
-        scatter = fits_images.find_plane(path, "SCATTER")
-        if scatter is None:  # of differences that others have made
-            scatter = np.zeros([-(-side // cell) for side in image.shape], np.float32)
-        return image / np.float32(by_name[name]), scatter / np.float32(by_name[name])
+        rms = fits_images.find_plane(path, "SCATTER")
+        if rms is None:  # of differences that others have made
+            rms = np.zeros([-(-side // CELL_PX) for side in image.shape], np.float32)
+        return image / noise, rms / noise
 
-    def one(rows: npt.NDArray[np.int64], clipped: FloatArray, signal: FloatArray) -> pd.DataFrame:
-        frame = recipes.frame[rows]
+    def _best(
+        self,
+        scene: Scene,
+        recipes: Recipes,
+        rows: npt.NDArray[np.int64],
+        clipped: Image,
+        blobs: Image,
+    ) -> pd.DataFrame:
+        """Search the subframes of some rows, stacked to one tall image: half the time of one by one."""
+        names = [scene.names[i] for i in recipes.frame[rows]]
         windows = recipes.window[rows]
-        images = [searcher.images[scene.names[i]] for i in frame]
-        pixels, scatter = (
-            np.stack(
-                [
-                    image[k][y : y + side, x : x + side]
-                    for image, (x, y) in zip(images, at, strict=True)
-                ]
-            )
-            for k, (at, side) in enumerate(
-                ((windows, tiles.SIDE), (windows // cell, tiles.SIDE // cell))
-            )
+        noise = self.noise[names].to_numpy()[:, None, None]
+        gain = (scene.sigma_frac[recipes.frame[rows]][:, None, None] / noise).astype(np.float32)
+        pixels = _cut([self.images[name][0] for name in names], windows, tiles.SIDE)
+        rms = _cut(
+            [self.images[name][1] for name in names], windows // CELL_PX, tiles.SIDE // CELL_PX
         )
-        bad, stack = (
-            np.stack([image[y : y + tiles.SIDE, x : x + tiles.SIDE] for x, y in windows])
-            for image in (reference.bad, reference.stack)
+        stack = _cut([self.template.stack] * len(names), windows, tiles.SIDE) / noise
+        bad = _cut([self.template.bad_pixels] * len(names), windows, tiles.SIDE)
+        template = Template(
+            stack=_tower(stack.astype(np.float32), GAP_PX, np.nan),
+            rms=_tower(rms, GAP_PX // CELL_PX, np.nan),
+            bad_pixels=_tower(bad, GAP_PX, False),
         )
-        below = Below(scatter, bad.astype(np.bool_), stack / noise[frame, None, None])
-        cells = dense.probability_map(searcher.network, clipped)
-        found = _best(cells, pixels + gain[frame, None, None] * signal, below, searcher.weights)
-        return found.set_index(rows)
+        response = _tower(self.detector.respond(clipped), GAP_PX // dense.STRIDE, 0.0)
 
-    missing = [name for name in scene.names if name not in searcher.images]
-    with ThreadPoolExecutor(THREADS) as pool:
-        searcher.images.update(zip(missing, pool.map(unclipped, missing), strict=True))
-    parts = [
-        one(rows, *(render_in_sigma(each, recipes, rows) for each in (scene, nothing)))
-        for rows in _chunks(len(recipes))
-    ]
-    return pd.concat(parts).add_prefix("dense_")
-
-
-class Below(NamedTuple):
-    """What was subtracted from each of some subframes: the stack's scatter, where it is bad, and the stack itself.
-
-    In units of the noise, of shape (n, 256, 256); the scatter (n, 128, 128).
-    """
-
-    scatter: FloatArray
-    bad: npt.NDArray[np.bool_]
-    stack: FloatArray
+        # Of each storey of the tower, the few highest peaks.
+        step = tiles.SIDE + GAP_PX
+        peaks = self.detector.peaks(response)
+        of_peak = pd.Series((peaks.y_px + GAP_PX / 2) // step)
+        high = (of_peak.groupby(of_peak).cumcount() < N_PEAKS).to_numpy()
+        found = find_blobs(
+            _tower(pixels + gain * blobs, GAP_PX, np.nan),
+            template,
+            self.detector,
+            noise_frac=1.0,
+            peaks=Peaks(*(values[high] for values in peaks)),
+            vetting=self.vetting,
+        )
+        found = found[found["status"] == "new"]
+        storey = ((found["y_px"] + GAP_PX / 2) // step).astype(int)
+        found = found.assign(y_px=found["y_px"] - storey * step).set_index(storey)
+        best = found.sort_values("score", ascending=False, kind="stable")[["score", "x_px", "y_px"]]
+        return best[~best.index.duplicated()].reindex(range(len(rows))).fillna({"score": 0.0})
 
 
-def _best(
-    cells: FloatArray, pixels: FloatArray, below: Below, weights: tuple[float, ...]
-) -> pd.DataFrame:
-    """The better of the two highest peaks of each map that the stack does not explain: score, x_px, y_px.
-
-    The maps (n, ny / 4, nx / 4) are stacked to a tower, and so is all else: measured together, their peaks take half the time.
-    """
-    step = pixels.shape[1] + GAP_PX
-    x, y, score = dense.peaks(_tower(cells, GAP_PX // dense.STRIDE, 0.0), CANDIDATE)
-    storey = pd.Series((y + GAP_PX / 2) // step)
-    high = (storey.groupby(storey).cumcount() < N_PEAKS).to_numpy()
-    tower = _tower(pixels, GAP_PX, np.nan)
-    found = fit_at(dense.Peaks(x[high], y[high], score[high]), tower, noise_frac=1.0)
-    restless = _tower(below.scatter, GAP_PX // CELL_PX, np.nan)
-    bad = _tower(below.bad, GAP_PX, False)
-    stack = _tower(below.stack, GAP_PX, np.nan)
-    places = found[["x_px", "y_px", "radius_px", "depth_frac"]].to_numpy()
-    faulty = [
-        flickers(x, y, radius, depth, restless)
-        or on_bad_pixels(x, y, radius, bad)
-        or is_of_the_stack(x, y, radius, depth, tower, stack)
-        for x, y, radius, depth in places
-    ]
-    found = score_candidates(found[~np.array(faulty, np.bool_)], weights)
-    storey = ((found["y_px"] + GAP_PX / 2) // step).astype(int)
-    found = found.assign(y_px=found["y_px"] - storey * step).set_index(storey)
-    best = found.sort_values("score", ascending=False, kind="stable")[["score", "x_px", "y_px"]]
-    return best[~best.index.duplicated()].reindex(range(len(cells))).fillna({"score": 0.0})
-
-
-def _tower(images: FloatArray, gap: int, value: float) -> FloatArray:
-    return np.pad(images, ((0, 0), (0, gap), (0, 0)), constant_values=value).reshape(
-        -1, images.shape[2]
+def _cut(images: Sequence[Any], windows: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
+    """Cut a square out of each image, shape (n, side, side)."""
+    return np.stack(
+        [image[y : y + side, x : x + side] for image, (x, y) in zip(images, windows, strict=True)]
     )
 
 
+def _tower(images: npt.NDArray[Any], gap: int, value: float) -> npt.NDArray[Any]:
+    """Stack images, shape (n, ny, nx), to one of shape (n * (ny + gap), nx)."""
+    apart = np.pad(images, ((0, 0), (0, gap), (0, 0)), constant_values=value)
+    return apart.reshape(-1, images.shape[2])
+
+
 def _read_blobs(cutout_dir: str | Path) -> pd.DataFrame:
-    """The blobs of the validation subframes, each with its stamp's radius."""
+    """Read the blobs of the validation subframes, each with its stamp's radius."""
     _, blobs = cutout.read_recipes(cutout_dir, "validation")
     stamps = tables.read_table(Path(cutout_dir) / "stamps.csv", cutout.STAMP_COLUMNS)
     return blobs.merge(
@@ -386,7 +395,7 @@ def _read_blobs(cutout_dir: str | Path) -> pd.DataFrame:
 def _predict(
     network: report_network.ReportNetwork, scene: Scene, recipes: Recipes, params: Evaluate
 ) -> tuple[pd.DataFrame, FloatArray]:
-    """Answers of the report's network and of the matched filter, one row per subframe, and the probe's features."""
+    """Ask the report's network and the matched filter about each subframe."""
     parts = []
     features = []
     for rows in _chunks(len(recipes)):
@@ -411,7 +420,7 @@ ANSWERS = (
 def _describe(
     difference_dir: str | Path, scene: Scene, recipes: Recipes, blobs: pd.DataFrame
 ) -> pd.DataFrame:
-    """What is on each subframe: label, dip, number of blobs, and the strongest of them."""
+    """Describe each subframe: label, dip, number of blobs, and the strongest of them."""
     subframes = pd.DataFrame({"subframe": np.arange(len(recipes)), "label": recipes.label})
     subframes["frame"] = np.array(scene.names)[recipes.frame]
     shifts = (
@@ -467,7 +476,7 @@ def _metrics(
 
 
 def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """Share of subframes with blobs that each detector finds, by the strongest one's S/N.
+    """Return the share of subframes with blobs that each detector finds, by S/N.
 
     At ``threshold`` and, so that all give equally many false alarms, where one background in a hundred is one.
 
@@ -498,12 +507,12 @@ def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 
 def _plain(value: float) -> float | None:
-    """Six decimals, and no NaN, which JSON does not know."""
+    """Round to six decimals; None for NaN, which JSON does not know."""
     return round(float(value), 6) if np.isfinite(value) else None
 
 
 def _failures(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """The subframes that are taken for what they are not, by kind, the most confident mistakes first."""
+    """List the subframes that are misclassified, by kind, the most confident first."""
     wrong = table[(table["probability"] >= threshold) != (table["label"] == 1)].copy()
     wrong.insert(0, "kind", failure_kinds(wrong))
     rank = wrong["kind"].map({kind: i for i, kind in enumerate(KINDS)})
@@ -589,7 +598,7 @@ def _draw_galleries(
     failures: pd.DataFrame,
     params: Evaluate,
 ) -> None:
-    """Saliency of right and wrong cases, and failures by kind."""
+    """Draw saliency of right and wrong cases, and failures by kind."""
     positive = table["probability"] >= params.threshold
     blob = table["label"] == 1
     answers = {

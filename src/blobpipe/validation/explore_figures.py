@@ -1,9 +1,9 @@
-"""Figures of the optional stage: beside `figures`, so that the other stages do not depend on them."""
+"""Figures of the optional stage ``explore``, apart from other figures, so that no other stage depends on them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,41 +29,38 @@ def embeddings(
     labels: npt.NDArray[np.int64],
     aucs: dict[str, dict[str, float]],
 ) -> None:
-    """Subframes in two dimensions: a row for each kind of features, a column for each method.
+    """Draw subframes in two dimensions: a row for each kind of features, a column for each method.
 
     Parameters
     ----------
+    path : path
     embedded : dict of dict of ndarray, shape (n, 2)
         By features and method.
     labels : ndarray, shape (n,)
         1 with blobs, 0 without.
     aucs : dict of dict of float
-        Area under the ROC curve of the neighbours' vote.
+        Area under the ROC curve of the vote of the neighbours, by features and method.
     """
     import matplotlib.pyplot as plt
 
-    columns = len(next(iter(embedded.values())))
-    size = (3.6 * columns, 3.5 * len(embedded))
+    n_rows = len(embedded)
+    n_columns = len(next(iter(embedded.values())))
+    size = (3.6 * n_columns, 3.5 * n_rows)
     figure, axes = plt.subplots(
-        len(embedded), columns, figsize=size, squeeze=False, layout="constrained"
+        n_rows, n_columns, figsize=size, squeeze=False, layout="constrained"
     )
-    for (name, methods), line in zip(embedded.items(), axes, strict=True):
-        for (method, points), axis in zip(methods.items(), line, strict=True):
+
+    # one panel for each kind of features and method
+    style: dict[str, Any] = {"s": 9, "lw": 0.7, "alpha": 0.6}
+    for (name, methods), row in zip(embedded.items(), axes, strict=True):
+        for (method, points), axis in zip(methods.items(), row, strict=True):
             for label, color, marker, text in CLASSES:
-                axis.scatter(
-                    *points[labels == label].T,
-                    s=9,
-                    lw=0.7,
-                    alpha=0.6,
-                    color=color,
-                    marker=marker,
-                    label=text,
-                )
-            axis.set(
-                title=f"{name}, {method}: area {aucs[name][method]:.2f}",
-                xlabel="first axis (any unit)",
-            )
-            axis.set(ylabel="second axis (any unit)", xticks=[], yticks=[])
+                x, y = points[labels == label].T
+                axis.scatter(x, y, color=color, marker=marker, label=text, **style)
+            axis.set_title(f"{name}, {method}: area {aucs[name][method]:.2f}")
+            axis.set(xlabel="first axis (any unit)", ylabel="second axis (any unit)")
+            axis.set(xticks=[], yticks=[])
+
     axes[0, 0].legend(fontsize=7)
     figure.suptitle(
         "Validation subframes; area under the ROC curve of the nearest neighbours (0.5: nothing told apart)"
@@ -77,20 +74,23 @@ def anomaly(
     labels: npt.NDArray[np.int64],
     examples: tuple[FloatArray, FloatArray, FloatArray],
 ) -> None:
-    """ROC curves of the scores, and the subframes of either class that the autoencoder finds oddest.
+    """Draw ROC curves of the scores, and the subframe of either class that is reconstructed worst.
 
     Parameters
     ----------
+    path : path
     scores : DataFrame
         See `explore.score`, and report_probability.
     labels : ndarray, shape (n,)
         1 with blobs, 0 without.
     examples : (subframes, reconstructions, smoothed errors), each of shape (2, ny, nx)
-        One with blobs, one without.
+        With blobs and without; the first two in sigma, the last in sigma squared.
     """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplot_mosaic("aabcd;aaefg", figsize=(16, 6.4), layout="constrained")
+
+    # ROC curves, left
     for name, (text, color, style) in CURVES.items():
         values = scores[name].to_numpy(np.float64)
         area = metrics.roc_auc(labels, values)[0]
@@ -101,6 +101,8 @@ def anomaly(
         xlabel="false-positive rate (fraction)", ylabel="true-positive rate (fraction)", title="ROC"
     )
     axes["a"].legend(loc="lower right")
+
+    # examples, right: a row for each class, a column for each kind of image
     names = (
         "subframe, -3 to 3 sigma",
         "reconstruction, -1 to 1 sigma",

@@ -1,4 +1,4 @@
-"""The gate: does a run keep the thresholds of the regression test, and what changed since another revision?"""
+"""Check a run against the thresholds of the regression test, and against another revision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from blobpipe.validation import regression
 
 
 def check_gate(metrics_path: str | Path, params: Regression) -> list[str]:
-    """The thresholds that the last regression run does not keep, one line each; empty if it passed.
+    """List the thresholds that the last regression run does not keep; empty if it passed.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def check_gate(metrics_path: str | Path, params: Regression) -> list[str]:
 
 
 def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
-    """Refuse a model of the pipeline for the daily work unless the regression test has judged it, and it passed.
+    """Refuse a model for daily work unless the regression test has judged it and it passed.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
 
 
 def compare_cases(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """New blobs that one model finds and another does not.
+    """Find the new blobs that one model finds and another does not.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def compare_cases(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, p
 
 
 def against(cases_path: str | Path, revision: str) -> list[str]:
-    """Cases won and lost since a git revision, as lines to print.
+    """List the cases won and lost since a git revision, as lines to print.
 
     Parameters
     ----------

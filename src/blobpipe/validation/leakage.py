@@ -14,7 +14,7 @@ FOLDS = 5
 
 
 def leakage_features(subframes: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Numbers that a subframe's label must not be readable from: mean, spread, and the level of its borders.
+    """Return numbers from which a subframe's label must not be readable.
 
     Medians, relative to the subframe's own, stand for the borders, because two true signs of blobs must not count as
     leaks: a blob that the edge cuts lifts a few border pixels; and where the mean is zero, the light of blobs
@@ -31,7 +31,7 @@ def leakage_features(subframes: npt.NDArray[np.float32]) -> npt.NDArray[np.float
 
     Notes
     -----
-    Source: ours. In the original code mean and spread alone separated the classes.
+    In the original code mean and spread alone separated the classes.
     """
     return np.concatenate(matched_filter.in_batches(_leakage_features, subframes))
 
@@ -50,7 +50,7 @@ def _leakage_features(subframes: npt.NDArray[np.float32]) -> npt.NDArray[np.floa
 
 
 def leakage_auc(features: FloatArray, labels: npt.NDArray[np.int64]) -> float:
-    """How well a logistic regression on a few plain numbers tells the classes apart on data it was not fitted to.
+    """Measure how well plain numbers tell the classes apart, by cross-validated regression.
 
     Parameters
     ----------
@@ -63,10 +63,6 @@ def leakage_auc(features: FloatArray, labels: npt.NDArray[np.int64]) -> float:
     float
         Area under the ROC curve, the mean over five folds: 0.5 +- 0.03 for thousands of subframes if
         nothing leaks; NaN where a fold lacks a class.
-
-    Notes
-    -----
-    Source: ours.
     """
     spread = features.std(axis=0)
     scaled = (features - features.mean(axis=0)) / np.where(

@@ -1,8 +1,9 @@
-"""The historical cases: which detector finds the blobs that landed, in the images that first showed them (ISR 7)?"""
+"""Search the historical images and compare with the catalogue (stage ``regression``, ISR 7)."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +14,21 @@ from scipy.special import expit
 
 from blobpipe.core import blob_shapes, files, fits_images, metrics, plotting, tables
 from blobpipe.core.arrays import FloatArray
-from blobpipe.detection import matched_filter, operating_point
-from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.detection import matched_filter
+from blobpipe.detection.detect import CANDIDATE_COLUMNS
+from blobpipe.detection.detectors import (
+    DETECTORS,
+    MatchedFilter,
+    ReportDetector,
+    load_dense_detector,
+    standardised_subframes,
+)
 from blobpipe.detection.match import near_blobs
-from blobpipe.detection.search import CLEAR, DETECTORS, FAINT, Answers, Baselines, ask, subframes_of
+from blobpipe.detection.operating_point import logit
+from blobpipe.detection.search import CLEAR, FAINT
+from blobpipe.detection.thresholds import baseline_thresholds
 from blobpipe.images import tiles
-from blobpipe.networks import model_file, report_network, saliency
+from blobpipe.networks import kernels, model_file, report_network, saliency
 from blobpipe.params import Regression
 from blobpipe.validation import curves
 from blobpipe.validation.evaluate import DIP_SHIFT_PX, POINTING_MARGIN_PX, THREADS
@@ -74,7 +84,6 @@ ALARM_COLUMNS = (
         "kind",
     ),
 )
-CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 
 
 class Case(NamedTuple):
@@ -86,19 +95,26 @@ class Case(NamedTuple):
     recent: pd.DataFrame
 
 
-class ReportAnswers(NamedTuple):
-    """What the report's network and the matched filter say about each subframe of an image (none of an unusable one).
+class Answers(NamedTuple):
+    """Answers of the baselines for the ``n`` subframes of an image (none of an unusable one).
 
     Attributes
     ----------
-    said : detect.Answers
-        Arrays of length ``n``.
+    origins : ndarray, shape (n, 4), int64
+        Row, column, x0, y0, from `tiles.origins`.
+    odds : ndarray, shape (n,), float64
+        Log-odds of the report's network.
+    match : Match
+        Of the matched filter, each array of shape (n,); x, y in the image (px).
     peaks : ndarray, shape (n, 2), float64
-        x, y of the saliency's peak in the image (px); NaN where neither operating point calls the subframe positive.
+        x, y of the saliency's peak in the image (px); NaN where neither operating point calls the
+        subframe positive.
     """
 
-    said: Answers
-    peaks: npt.NDArray[np.float64]
+    origins: npt.NDArray[np.int64]
+    odds: FloatArray
+    match: matched_filter.Match
+    peaks: FloatArray
 
 
 class Result(NamedTuple):
@@ -163,26 +179,33 @@ def regress(
     """
     out_dir = Path(out_dir)
     (raw_dir, difference_dir, scale_dir, _) = folders
-    others = Baselines(model_file.load_model(model_path)[0], radii_px)
+    report = ReportDetector(model_file.load_model(model_path)[0])
+    filters = MatchedFilter(radii_px)
     dense_path = Path(detect_dir) / "model.safetensors"
-    _, point = operating_point.load_operating_point(dense_path)
+    detector = load_dense_detector(dense_path)
     candidates = tables.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
-    report_network.set_threads(1)  # images share the cores
+    kernels.set_threads(1)  # images share the cores
     images = tables.image_table(raw_dir, difference_dir, scale_dir)
     blobs = tables.read_blobs(raw_dir)
     usable = images.query("status == 'ok'").reset_index(drop=True)
-    levels = operating_point.baseline_thresholds(
-        others, usable, blobs, folders[1:], per_100_frames=per_100_frames, threads=THREADS
+    levels = baseline_thresholds(
+        report,
+        filters,
+        usable,
+        blobs,
+        folders[1:],
+        per_100_frames=per_100_frames,
+        threads=THREADS,
     )
     thresholds = {
-        "isr": operating_point.logit(np.array(params.threshold)).item(),
-        "dense": point.threshold,
+        "isr": logit(np.array(params.threshold)).item(),
+        "dense": detector.threshold,
         **levels,
     }
+    report = replace(report, threshold=min(thresholds["isr"], thresholds["report"]))
     cases = historical_cases(images, blobs)
-    lowest = min(thresholds["isr"], thresholds["report"])
     with ThreadPoolExecutor(THREADS) as pool:
-        answers = list(pool.map(lambda case: classify(others, scale_dir, case, lowest), cases))
+        answers = list(pool.map(lambda case: classify(report, filters, scale_dir, case), cases))
     by_frame = dict(tuple(candidates.groupby("frame")))
     found = [by_frame.get(case.image.frame, candidates[:0]) for case in cases]
     result = gather(
@@ -198,12 +221,12 @@ def regress(
     for name, table in zip(names, (*result, detectors, recall), strict=True):
         tables.write_table(out_dir / f"{name}.csv", table)
     _draw(out_dir, result, detectors, recall)
-    _draw_gallery(out_dir / "gallery.png", others.report, scale_dir, result, params.n_gallery)
+    _draw_gallery(out_dir / "gallery.png", report.network, scale_dir, result, params.n_gallery)
     tables.write_json(out_dir / "metrics.json", metrics)
 
 
 def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
-    """One `Case` for each image that is some blob's first, in order of date.
+    """Make one `Case` for each image that is some blob's first, in order of date.
 
     Parameters
     ----------
@@ -223,30 +246,24 @@ def historical_cases(images: pd.DataFrame, blobs: pd.DataFrame) -> list[Case]:
     return cases
 
 
-def classify(others: Baselines, scale_dir: str | Path, case: Case, lowest: float) -> ReportAnswers:
-    """Ask the baselines about a historical image, and where the network looks where its log-odds reach ``lowest``."""
+def classify(
+    report: ReportDetector, filters: MatchedFilter, scale_dir: str | Path, case: Case
+) -> Answers:
+    """Ask the baselines about a historical image, and where the report's network looks."""
     if case.image.status != "ok":
-        nothing = matched_filter.filter_subframes(
-            np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32), others.radii_px
-        )
-        return ReportAnswers(
-            Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing), np.zeros((0, 2))
-        )
-    subframes, origins = subframes_of(
-        fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data
-    )
-    said = ask(others, subframes, origins)
-    positive = operating_point.logit(said.probability) >= lowest
-    peaks = np.full((len(subframes), 2), np.nan)
-    maps = saliency.saliency_maps(others.report, subframes[positive])
-    peaks[positive] = origins[positive, 2:] + saliency.peaks(maps)
-    return ReportAnswers(said, peaks)
+        subframes = np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32)
+        nothing = matched_filter.filter_subframes(subframes, filters.radii_px)
+        return Answers(np.zeros((0, 4), np.int64), np.zeros(0), nothing, np.zeros((0, 2)))
+    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data
+    odds = report.answer(scaled)
+    peaks = report.point_at(scaled, odds >= report.threshold)
+    return Answers(tiles.origins(scaled.shape), odds, filters.respond(scaled), peaks)
 
 
 def compare(
-    case: Case, answers: ReportAnswers, candidates: pd.DataFrame, thresholds: dict[str, float]
+    case: Case, answers: Answers, candidates: pd.DataFrame, thresholds: dict[str, float]
 ) -> Result:
-    """One image as the detectors see it, each at its operating points.
+    """Compare what the detectors see in one image with the catalogue, at all operating points.
 
     Parameters
     ----------
@@ -255,8 +272,8 @@ def compare(
     thresholds : dict of float
         ``isr`` and ``report`` (log-odds), ``dense`` (score), ``matched_filter`` (S/N).
     """
-    odds = operating_point.logit(answers.said.probability)
-    match = answers.said.match
+    odds = answers.odds
+    match = answers.match
     isr, report = (judge(case, answers, odds >= thresholds[name]) for name in ("isr", "report"))
     claims = pd.DataFrame({"x_px": match.x, "y_px": match.y, "score": match.snr}).assign(
         status="new"
@@ -291,7 +308,7 @@ def compare(
 def judge_places(
     case: Case, claims: pd.DataFrame, threshold: float
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Which new blobs of an image a detector names that says where, and what else it names.
+    """Find which new blobs the claims of a detector name, and which claims name none.
 
     Parameters
     ----------
@@ -321,7 +338,7 @@ def judge_places(
 
 
 def _place_alarms(case: Case, false: pd.DataFrame) -> pd.DataFrame:
-    """Places that are false alarms, as rows of ``alarms.csv``."""
+    """Turn places that are false alarms into rows of ``alarms.csv``."""
     places = false[["x_px", "y_px"]].to_numpy(float)
     col, row = np.floor((places + 0.5) / tiles.SIDE).astype(np.int64).T
     alarms = false[["score", "x_px", "y_px"]].assign(frame=case.image.frame, row=row, col=col)
@@ -330,10 +347,10 @@ def _place_alarms(case: Case, false: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def judge(case: Case, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -> Result:
+def judge(case: Case, answers: Answers, positive: npt.NDArray[np.bool_]) -> Result:
     """Compare with the catalogue what the report's network says, where these subframes count as positive."""
     image = case.image
-    origins = answers.said.origins
+    origins = answers.origins
     cases = pd.DataFrame(
         [_judge_blob(image, blob, answers, positive) for blob in case.new.itertuples()]
     )
@@ -350,12 +367,12 @@ def judge(case: Case, answers: ReportAnswers, positive: npt.NDArray[np.bool_]) -
     }
     alarms = pd.DataFrame(origins[false], columns=["row", "col", "x0_px", "y0_px"])
     alarms[["x_px", "y_px"]] = answers.peaks[false]
-    alarms = alarms.assign(frame=image.frame, score=answers.said.probability[false], kind=kinds)
+    alarms = alarms.assign(frame=image.frame, score=expit(answers.odds[false]), kind=kinds)
     return Result(cases, pd.DataFrame([row]), alarms)
 
 
 def _judge_blob(
-    image: Any, blob: Any, answers: ReportAnswers, positive: npt.NDArray[np.bool_]
+    image: Any, blob: Any, answers: Answers, positive: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
     known = {
         key: getattr(blob, key)
@@ -365,7 +382,7 @@ def _judge_blob(
     row = {"frame": image.frame, **known, **nothing, "status": "unusable"}
     if image.status != "ok":
         return {**row, "reason": f"{image.status}: {image.reason}"}
-    origins = answers.said.origins
+    origins = answers.origins
     offset = np.floor([blob.x_px + 0.5, blob.y_px + 0.5]) - origins[:, 2:]
     holds = np.flatnonzero(((offset >= 0) & (offset < tiles.SIDE)).all(axis=1))
     if not len(holds):
@@ -375,7 +392,7 @@ def _judge_blob(
         "snr": blob_snr(blob, image.noise_frac),
         "row": origins[i, 0],
         "col": origins[i, 1],
-        "probability": answers.said.probability[i],
+        "probability": expit(answers.odds[i]),
         "saliency_px": np.hypot(*(answers.peaks[i] - (blob.x_px, blob.y_px)))
         if positive[i]
         else np.nan,
@@ -384,7 +401,7 @@ def _judge_blob(
 
 
 def blob_snr(blob: Any, noise_frac: float) -> float:
-    """Matched-filter S/N of a catalogued blob in an image of some noise; a shape of no known name counts as a disc.
+    """Return the matched-filter S/N of a catalogued blob; an unknown shape counts as a disc.
 
     Parameters
     ----------
@@ -400,7 +417,7 @@ def blob_snr(blob: Any, noise_frac: float) -> float:
 
 
 def reaches_into(blobs: pd.DataFrame, origins: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which blobs reach into which subframes: the distance from centre to subframe is at most the radius.
+    """Say which blobs reach into which subframes: centre to subframe at most the radius.
 
     Parameters
     ----------
@@ -435,7 +452,7 @@ def _lies_on(points: FloatArray, blobs: pd.DataFrame, margin: float) -> npt.NDAr
 
 
 def gather(results: list[Result]) -> Result:
-    """The rows of all images; tables without rows, but with their columns, if there are no images."""
+    """Join the rows of all images; without images, tables without rows but with their columns."""
     columns = (CASE_COLUMNS, FRAME_COLUMNS, ALARM_COLUMNS)
     empty = Result(*(pd.DataFrame({column: [] for column in names}) for names in columns))
     if not results:
@@ -444,7 +461,7 @@ def gather(results: list[Result]) -> Result:
 
 
 def summarise(result: Result) -> dict[str, Any]:
-    """The numbers of the report's network at its threshold; ``None`` where there is nothing to count."""
+    """Summarise the report's network at its own threshold; ``None`` where nothing counts."""
     usable = _usable(result.cases)
     images = result.frames[result.frames["status"] == "ok"]
     clear = usable[usable["snr"] > CLEAR_SNR]
@@ -471,13 +488,13 @@ def _usable(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def _found(cases: pd.DataFrame, detector: str, point: str) -> npt.NDArray[np.bool_]:
-    """Which of the new blobs a detector finds at an operating point."""
+    """Return which of the new blobs a detector finds at an operating point."""
     found = cases["status"] == "found" if point == "isr" else cases[f"found_{detector}"] == 1
     return found.to_numpy(bool)
 
 
 def compare_detectors(result: Result, thresholds: dict[str, float]) -> pd.DataFrame:
-    """Recall and false alarms of each detector at each of its operating points.
+    """Tabulate recall and false alarms of each detector at each of its operating points.
 
     Returns
     -------
@@ -517,7 +534,7 @@ _OF_BIN = ("n", "successes", "share", "share_low", "share_high")
 
 
 def side_by_side(detectors: pd.DataFrame) -> dict[str, Any]:
-    """Numbers of ``metrics.json``: all detectors at the same budget of false alarms."""
+    """Return the numbers of ``metrics.json``: all detectors at the same budget of false alarms."""
     metrics: dict[str, Any] = {}
     for row in detectors[detectors["operating_point"] == "budget"].to_dict("records"):
         name = row["detector"]
@@ -531,7 +548,7 @@ def side_by_side(detectors: pd.DataFrame) -> dict[str, Any]:
 
 
 def accuracy(cases: pd.DataFrame) -> dict[str, Any]:
-    """How well the dense network measures the blobs that it finds: numbers of ``metrics.json``."""
+    """Measure how well the dense network measures the blobs that it finds."""
     usable = _usable(cases)
     found = usable[usable["found_dense"] == 1]
     error = np.hypot(
@@ -554,7 +571,7 @@ def accuracy(cases: pd.DataFrame) -> dict[str, Any]:
 
 
 def _plain(value: float) -> float | None:
-    """Six decimals, and no NaN, which JSON does not know."""
+    """Round to six decimals; None for NaN, which JSON does not know."""
     return round(float(value), 6) if np.isfinite(value) else None
 
 
@@ -563,7 +580,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def recall_by_bin(cases: pd.DataFrame) -> pd.DataFrame:
-    """Recall of each detector at each operating point by S/N, depth and radius, with Wilson intervals.
+    """Tabulate recall of each detector by S/N, depth and radius, with Wilson intervals.
 
     Returns
     -------
@@ -593,7 +610,7 @@ _AS_RECALL = {
 
 
 def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.DataFrame) -> None:
-    """Found, missed and imagined by the report's network and by the dense one, and all three side by side."""
+    """Draw what the detectors found, missed and imagined, and all three side by side."""
     for path, detector, point in (
         ("cases.png", "report", "isr"),
         ("dense_cases.png", "dense", "budget"),
@@ -619,7 +636,7 @@ def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.Dat
 def _draw_gallery(
     path: Path, network: report_network.ReportNetwork, scale_dir: str | Path, result: Result, n: int
 ) -> None:
-    """Found blobs from faint to strong, the clearest misses, and the surest false alarms."""
+    """Draw found blobs from faint to strong, the clearest misses, the surest false alarms."""
     n_each = -(-n // 3)
     found = result.cases[result.cases["status"] == "found"].sort_values("snr", kind="stable")
     missed = result.cases[result.cases["status"] == "missed"].sort_values(
@@ -641,9 +658,9 @@ def _draw_gallery(
 def _panel(
     network: report_network.ReportNetwork, scale_dir: str | Path, row: Any, cases: pd.DataFrame
 ) -> plotting.Panel:
-    subframes, origins = subframes_of(
-        fits_images.read_frame(fits_images.find_image(scale_dir, row.frame)).data
-    )
+    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, row.frame)).data
+    subframes = standardised_subframes(scaled)
+    origins = tiles.origins(scaled.shape)
     [index] = np.flatnonzero((origins[:, :2] == (row.row, row.col)).all(axis=1))
     subframe = subframes[index : index + 1]
     new = cases[(cases["frame"] == row.frame) & (cases["status"] != "unusable")]
@@ -654,7 +671,7 @@ def _panel(
 
 
 def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
-    """The thresholds that ``metrics.json`` does not keep, one line each; a number that is missing fails.
+    """List the thresholds that ``metrics.json`` does not keep; a missing number fails.
 
     Parameters
     ----------

@@ -14,21 +14,22 @@ import pytest
 from blobpipe import cli
 from blobpipe.core import fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.detection import detect, held_out, operating_point
+from blobpipe.detection import detect, held_out, thresholds
+from blobpipe.detection.detectors import (
+    DenseDetector,
+    MatchedFilter,
+    Peaks,
+    ReportDetector,
+    load_dense_detector,
+)
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import near_blobs
+from blobpipe.detection.operating_point import CANDIDATE, OperatingPoint, logit
 from blobpipe.detection.score import N_WEIGHTS, features
-from blobpipe.detection.search import (
-    CANDIDATE,
-    Baselines,
-    ask,
-    fit_at,
-    highest_scores,
-    subframes_of,
-)
+from blobpipe.detection.search import fit_peaks, subframe_scores
 from blobpipe.errors import ModelError, TableError
-from blobpipe.networks import dense, dense_network, model_file, report_network
-from blobpipe.params import Detect
+from blobpipe.networks import dense_network, model_file
+from blobpipe.params import Detect, Vetting
 from blobpipe.simulation import cutout
 from blobpipe.simulation.inject import add_blob, random_blobs
 
@@ -68,13 +69,13 @@ def test_images_without_a_catalogue_are_searched(
     raw = Path(shutil.copytree(data / "raw", tmp_path / "raw"))
     (raw / "blobs.csv").unlink()
     folders = (raw, data / "difference", data / "scale", made_project / "results/cutout")
-    detect.detect(*folders, dense_model, tmp_path / "out", Detect())
+    detect.detect(*folders, dense_model, tmp_path / "out", Detect(), vetting=Vetting())
     assert pd.read_csv(tmp_path / "out/candidates.csv")["is_blob"].sum() == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n_quiet"] == 6
 
 
 def test_its_model_is_ready_for_use(detect_dir: Path) -> None:
-    _, point = operating_point.load_operating_point(detect_dir / "model.safetensors")
+    point = load_dense_detector(detect_dir / "model.safetensors").point
     assert point.threshold == json.loads((detect_dir / "metrics.json").read_text())["threshold"]
     scores = np.array([0.01, 0.2, 0.5, 0.9, 0.999])
     assert (np.diff(point.probability(scores)) > 0).all()
@@ -105,7 +106,9 @@ def test_practice_keeps_to_what_training_has_seen(made_project: Path, dense_mode
     blobs = tables.read_blobs(data / "raw")
     network, _ = model_file.load_dense(dense_model)
     folders = (data / "difference", data / "scale", recipes)
-    found = detect.inject_training_frames(network, images, blobs, folders, Detect())
+    detector = DenseDetector(network)
+    about = (detector, images, blobs, folders)
+    found = detect.inject_training_frames(*about, Detect(), Vetting())
     frames_seen, border = held_out.seen_part(images, blobs, recipes)
     assert frames_seen == set(images["frame"]) & set(
         pd.read_csv(recipes / "train_subframes.csv")["frame"]
@@ -114,18 +117,20 @@ def test_practice_keeps_to_what_training_has_seen(made_project: Path, dense_mode
     assert set(found["status"]) <= {"new"}
     assert found["is_blob"].sum() > 0
     pd.testing.assert_frame_equal(
-        found, detect.inject_training_frames(network, images, blobs, folders, Detect(threads=1))
+        found, detect.inject_training_frames(*about, Detect(threads=1), Vetting())
     )
 
 
 def test_a_subframe_has_the_highest_score_on_it() -> None:
     """Of what may be a new blob: what was judged to be something else does not count."""
     places = {"x_px": [255.4, 255.6, 300.0, 9.0, 9.0], "y_px": [10.0, 10.0, 600.0, 9.0, 9.0]}
-    scores = {"score": [0.3, 0.6, 0.9, 0.8, 0.7], "status": ["", "new", "", "bad_pixels", "dip"]}
+    scores = {
+        "score": [0.3, 0.6, 0.9, 0.8, 0.7],
+        "status": ["new", "new", "new", "bad_pixels", "dip"],
+    }
     found = pd.DataFrame(places | scores)
-    corners = np.array([[0, 0], [256, 0], [0, 256]])
-    np.testing.assert_array_equal(highest_scores(found, corners), [0.3, 0.6, 0.0])
-    np.testing.assert_array_equal(highest_scores(found[:0], corners), [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(subframe_scores(found, (300, 500)), [0.3, 0.6, 0.0, 0.0])
+    np.testing.assert_array_equal(subframe_scores(found[:0], (512, 256)), [0.0, 0.0])
 
 
 def test_the_threshold_follows_from_the_budget() -> None:
@@ -134,22 +139,22 @@ def test_the_threshold_follows_from_the_budget() -> None:
     above = []
     for _ in range(300):
         scores = 1 / (1 + np.exp(-rng.exponential(0.8, 120) + 3))
-        threshold = operating_point.tail_threshold(scores, 2.0)
+        threshold = thresholds.tail_threshold(scores, 2.0)
         above.append((1 / (1 + np.exp(-rng.exponential(0.8, 120) + 3)) > threshold).sum())
     assert np.mean(above) == pytest.approx(2.0, rel=0.25)
-    strict, lax = (operating_point.tail_threshold(scores, allowed) for allowed in (0.5, 8.0))
+    strict, lax = (thresholds.tail_threshold(scores, allowed) for allowed in (0.5, 8.0))
     assert strict > lax
-    assert operating_point.tail_threshold(np.zeros(0), 1.0) == CANDIDATE
+    assert thresholds.tail_threshold(np.zeros(0), 1.0) == CANDIDATE
 
 
 def test_a_level_is_exceeded_as_often_as_allowed() -> None:
     values = np.arange(100.0)
-    assert operating_point.tail_level(values, 1.0) == 99
-    assert operating_point.tail_level(values, 3.5) == 96.5
-    assert operating_point.tail_level(values, 0.1) > 99
+    assert thresholds.tail_level(values, 1.0) == 99
+    assert thresholds.tail_level(values, 3.5) == 96.5
+    assert thresholds.tail_level(values, 0.1) > 99
     rng = np.random.default_rng(1)
     above = [
-        (rng.exponential(1, 500) > operating_point.tail_level(rng.exponential(1, 500), 0.5)).sum()
+        (rng.exponential(1, 500) > thresholds.tail_level(rng.exponential(1, 500), 0.5)).sum()
         for _ in range(400)
     ]
     assert np.mean(above) == pytest.approx(0.5, abs=0.25)
@@ -165,30 +170,30 @@ def test_the_baselines_meet_the_budget_on_held_out_subframes(
     blobs = tables.read_blobs(data / "raw")
     shown = set(pd.read_csv(recipes / "train_subframes.csv")["frame"])
     [aside] = set(images["frame"]) - shown - {"frame5"}
-    others = Baselines(model_file.load_model(model)[0], (4.0, 6.0))
+    report = ReportDetector(model_file.load_model(model)[0])
+    filters = MatchedFilter((4.0, 6.0))
     folders = (data / "difference", data / "scale", recipes)
-    levels = operating_point.baseline_thresholds(
-        others, images, blobs, folders, per_100_frames=200.0, threads=2
+    levels = thresholds.baseline_thresholds(
+        report, filters, images, blobs, folders, per_100_frames=200.0, threads=2
     )
-    answers = ask(
-        others, *subframes_of(fits_images.read_frame(data / f"scale/{aside}.fits.fz").data)
-    )
-    assert levels["matched_filter"] == pytest.approx(np.sort(answers.match.snr)[-2])
-    assert levels["report"] == pytest.approx(
-        np.sort(operating_point.logit(answers.probability))[-2]
-    )
+    scaled = fits_images.read_frame(data / f"scale/{aside}.fits.fz").data
+    assert levels["matched_filter"] == pytest.approx(np.sort(filters.answer(scaled))[-2])
+    assert levels["report"] == pytest.approx(np.sort(report.answer(scaled))[-2])
 
 
-def test_the_matched_filter_says_where_on_the_image_its_peaks_are(
-    blob_finder: report_network.ReportNetwork,
-) -> None:
+def test_the_matched_filter_says_where_on_the_image_its_peaks_are() -> None:
     """A blob on each of four subframes, each elsewhere on it."""
     places = np.array([(60, 80), (400, 130), (90, 300), (331, 470)])
     image = np.random.default_rng(1).normal(0, 1, (512, 512)).astype(np.float32)
     for x, y in places:
         image[y - 20 : y + 21, x - 20 : x + 21] += 5 * blob_profile("disc", 5.0)
-    match = ask(Baselines(blob_finder, (5.0,)), *subframes_of(image)).match
+    match = MatchedFilter((5.0,)).respond(image)
     assert np.abs(np.stack([match.x, match.y], axis=1) - places).max() <= 1
+    peaks = MatchedFilter((5.0,)).search(image)
+    assert sorted(zip(peaks.x_px, peaks.y_px, strict=True)) == sorted(
+        zip(match.x, match.y, strict=True)
+    )
+    assert (np.diff(peaks.score) <= 0).all()
 
 
 @pytest.fixture
@@ -234,14 +239,14 @@ def test_the_operating_point_rests_on_held_out_candidates_that_may_be_blobs(
     )
     true = np.array([0.8, 0.9, 0.95])
     params = Detect(false_alarms_per_100_frames=25.0, new_blobs_per_100_frames=10.0)
-    point = operating_point.set_operating_point(
+    point = thresholds.set_operating_point(
         pd.concat([others, kept]), true, QUIET, LANDED, stages, params
     )
     assert point.frames == 2.0
-    assert point.threshold == pytest.approx(operating_point.tail_threshold(scores, 0.5), abs=1e-5)
-    assert point[1:3] == pytest.approx(operating_point.calibrate(true, scores, 2.0, 0.1), abs=1e-4)
+    assert point.threshold == pytest.approx(thresholds.tail_threshold(scores, 0.5), abs=1e-5)
+    assert point[1:3] == pytest.approx(thresholds.calibrate(true, scores, 2.0, 0.1), abs=1e-4)
     with pytest.raises(TableError, match="no image is held out"):
-        operating_point.set_operating_point(
+        thresholds.set_operating_point(
             kept, true, QUIET.query("frame == 'd'"), LANDED, stages, params
         )
 
@@ -250,35 +255,31 @@ def test_the_tail_is_exponential_in_the_logits() -> None:
     """Three false peaks of logits 1, 2 and 3: the highest two lie 1.5 above the third on average."""
     scores = 1 / (1 + np.exp(-np.array([1.0, 3.0, 2.0])))
     for allowed in (0.5, 1.0):
-        level = operating_point.logit(operating_point.tail_threshold(scores, allowed))
+        level = logit(thresholds.tail_threshold(scores, allowed))
         assert level == pytest.approx(1 + 1.5 * math.log(3 / allowed))
-        assert operating_point.tail_level(np.array([1.0, 3.0, 2.0]), allowed / 2) == pytest.approx(
+        assert thresholds.tail_level(np.array([1.0, 3.0, 2.0]), allowed / 2) == pytest.approx(
             1 + 1.5 * math.log(6 / allowed)
         )
-    assert operating_point.tail_threshold(scores, 3.0) == CANDIDATE
-    assert operating_point.tail_threshold(scores[:1], 0.5) == CANDIDATE
+    assert thresholds.tail_threshold(scores, 3.0) == CANDIDATE
+    assert thresholds.tail_threshold(scores[:1], 0.5) == CANDIDATE
     # nothing below is looked at
-    assert operating_point.tail_threshold(np.linspace(1e-5, 1e-4, 40), 2.0) == CANDIDATE
-    lower = np.concatenate(
-        [np.linspace(0.5, 0.9, operating_point.TAIL), np.linspace(0.001, 0.4, 50)]
-    )
-    assert operating_point.tail_threshold(lower, 2.0) == operating_point.tail_threshold(
-        lower[: operating_point.TAIL], 2.0
+    assert thresholds.tail_threshold(np.linspace(1e-5, 1e-4, 40), 2.0) == CANDIDATE
+    lower = np.concatenate([np.linspace(0.5, 0.9, thresholds.TAIL), np.linspace(0.001, 0.4, 50)])
+    assert thresholds.tail_threshold(lower, 2.0) == thresholds.tail_threshold(
+        lower[: thresholds.TAIL], 2.0
     )
 
 
 def test_a_probability_is_a_logistic_function_of_the_logit() -> None:
-    point = operating_point.OperatingPoint(0.5, 2.0, -1.0, 1.0)
+    point = OperatingPoint(0.5, 2.0, -1.0, 1.0)
     expected = [1 / (1 + math.e), 81 / (81 + math.e)]  # odds of 1 and 9, squared, over e
     np.testing.assert_allclose(point.probability(np.array([0.5, 0.9])), expected)
-    np.testing.assert_allclose(
-        operating_point.logit(np.array([0.0, 0.5, 1.0])), [-16.118, 0, 16.118], atol=1e-3
-    )
+    np.testing.assert_allclose(logit(np.array([0.0, 0.5, 1.0])), [-16.118, 0, 16.118], atol=1e-3)
 
 
 def test_a_model_without_an_operating_point_gives_its_own_probability(tmp_path: Path) -> None:
     model_file.save_model(tmp_path / "model.safetensors", dense_network.DenseNetwork(), {})
-    _, point = operating_point.load_operating_point(tmp_path / "model.safetensors")
+    point = load_dense_detector(tmp_path / "model.safetensors").point
     assert point.threshold == 0.5
     np.testing.assert_allclose(point.probability(np.array([0.2, 0.7])), [0.2, 0.7])
 
@@ -301,12 +302,12 @@ def test_false_alarms_are_detections_that_no_new_blob_explains() -> None:
     assert table["false_alarms"].tolist() == [2, 0, 1]
     assert table["kind"].tolist() == ["quiet", "quiet", "historical"]
     assert table["shift_px"].to_numpy() == pytest.approx([0.5, 0.1, math.hypot(0.3, 0.3)])
-    assert detect.summarise(table, operating_point.OperatingPoint(0.6, 1.0, 0.0, 1.234)) == {
+    assert detect.summarise(table, OperatingPoint(0.6, 1.0, 0.0, 1.234)) == {
         **{"threshold": 0.6, "held_out_frames": 1.23, "n_quiet": 2, "n_shifted": 1},
         **{"false_alarms_per_100_quiet": 100.0, "false_alarms_per_100_shifted": 200.0},
     }
     assert (
-        detect.summarise(table[1:2], operating_point.OperatingPoint(0.6, 1.0, 0.0, 1.0))[
+        detect.summarise(table[1:2], OperatingPoint(0.6, 1.0, 0.0, 1.0))[
             "false_alarms_per_100_shifted"
         ]
         is None
@@ -348,7 +349,7 @@ def test_peaks_low_on_the_map_are_measured_only_where_the_image_is_bright() -> N
     image[20:61, 20:61] += 0.1 * blob_profile("disc", 5.0)
     x = np.array([40, 80, 90, 100])
     y = np.array([40, 40, 80, 110])
-    found = fit_at(dense.Peaks(x, y, np.array([0.06, 0.19, 0.2, 0.9])), image, 0.01)
+    found = fit_peaks(Peaks(x, y, np.array([0.06, 0.19, 0.2, 0.9])), image, 0.01)
     assert found["score"].tolist() == [0.06, 0.2, 0.9]
 
 
@@ -356,7 +357,7 @@ def test_probabilities_are_those_of_the_real_rate() -> None:
     """Logits of two normal distributions, a blob to twenty frames, ten false peaks to each: what Bayes' rule says."""
     rng = np.random.default_rng(2)
     true, false = (1 / (1 + np.exp(-rng.normal(mean, 1, n))) for mean, n in ((3, 4000), (-1, 4000)))
-    slope, offset = operating_point.calibrate(true, false, 400.0, 0.05)
+    slope, offset = thresholds.calibrate(true, false, 400.0, 0.05)
     z = np.array([0.0, 2.0, 4.0])
     right = 1 / (1 + 10 / 0.05 * np.exp(((z - 3) ** 2 - (z + 1) ** 2) / 2))
     np.testing.assert_allclose(1 / (1 + np.exp(-slope * z - offset)), right, atol=0.06)
@@ -392,13 +393,11 @@ def test_an_operating_point_that_is_none_is_refused(
     path = tmp_path / "m.safetensors"
     network = dense_network.new_dense_network(1)
     model_file.save_model(path, network, {"operating_point": POINT})
-    assert operating_point.load_operating_point(path)[1] == operating_point.OperatingPoint(
-        0.6, 2.0, -1.0, 10.0, (0.5,) * 10
-    )
+    assert load_dense_detector(path).point == OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 10)
     point = {**POINT, **change} if isinstance(change, dict) else change
     model_file.save_model(path, network, {"operating_point": point})
     with pytest.raises(ModelError, match=f"m.safetensors: the operating point is none \\({found}"):
-        operating_point.load_operating_point(path)
+        load_dense_detector(path)
 
 
 def test_joint_score_has_as_many_weights_as_said() -> None:

@@ -41,7 +41,6 @@ from blobpipe.detection.vet import (
     _predicted,
     _shift_residual,
     _trimmed_snr,
-    bad_pixels,
     flickers,
     is_of_the_stack,
     on_bad_pixels,
@@ -49,6 +48,7 @@ from blobpipe.detection.vet import (
 )
 from blobpipe.images.noise import clean_noise
 from blobpipe.images.stack import rms_map
+from blobpipe.images.template import Template, find_bad_pixels
 
 NOISE = 0.0101
 SIDE = 160
@@ -91,14 +91,9 @@ def judged(
     bad: np.ndarray | None = None,
     stack: np.ndarray | None = None,
 ) -> list[str]:
-    about = {
-        "catalogue": catalogue,
-        "shift_px": shift_px,
-        "pattern": pattern,
-        "scatter": scatter,
-        "bad": bad,
-    }
-    done = vet(measured(image, *peaks), image, noise_frac=NOISE, stack=stack, **about)
+    template = Template(stack, pattern, scatter, bad)
+    about = {"catalogue": catalogue, "shift_px": shift_px, "noise_frac": NOISE}
+    done = vet(measured(image, *peaks), image, template, **about)
     return list(done["status"])
 
 
@@ -260,9 +255,9 @@ def test_no_peaks_give_a_table_without_rows() -> None:
     assert tuple(table.columns) == (*DETECTION_COLUMNS, "misfit")
     assert [str(kind) for kind in table.dtypes[:11]] == ["float64"] * 11
     assert table.dtypes.equals(measured(noise(), (80, 80)).dtypes)
-    done = vet(table, noise(), catalogue=KNOWN, shift_px=(1, 0), pattern=None, noise_frac=NOISE)
+    done = vet(table, noise(), Template(), catalogue=KNOWN, shift_px=(1, 0), noise_frac=NOISE)
     assert len(done) == 0
-    assert done.dtypes.equals(table.dtypes)
+    assert done.drop(columns="reason").dtypes.equals(table.dtypes)
     assert len(mark_seen_again(table, table)) == 0
 
 
@@ -367,7 +362,7 @@ def test_a_cluster_that_the_stack_shows_is_bad_pixels(level: float) -> None:
     for place in (here, there):
         image += blob(*place, 3.0, 0.05)
     stack[np.hypot(columns - here[0], rows - here[1]) <= 2.6] += level
-    bad = bad_pixels(stack, pattern)
+    bad = find_bad_pixels(stack, pattern)
     assert judged(image, here, there) == ["new", "new"]
     assert judged(image, here, there, bad=bad) == ["bad_pixels", "new"]
     assert bad[pattern > 0.01].mean() < 0.03
@@ -380,7 +375,7 @@ def test_what_is_bright_in_the_stack_and_not_dark_in_the_image_is_bad_pixels() -
     both = blob(*here, 4.0, 0.024) + blob(*there, 4.0, 0.024)
     rng = np.random.default_rng(5)
     stack = rng.normal(0, NOISE / 2, (SIDE, SIDE)).astype(np.float32) - blob(*here, 4.0, 0.018)
-    assert bad_pixels(stack, np.zeros_like(stack)).mean() < 1e-3
+    assert find_bad_pixels(stack, np.zeros_like(stack)).mean() < 1e-3
     image = noise() + both
     assert judged(image, here, there) == ["new", "new"]
     assert judged(image, here, there, stack=stack) == ["bad_pixels", "new"]
@@ -424,9 +419,11 @@ def test_judging_leaves_the_measurements_alone() -> None:
     image = noise() + blob(80, 110, 5, 0.05)
     before = measured(image, (80, 110), (50, 50))
     kept = before.copy()
-    after = vet(before, image, catalogue=KNOWN, shift_px=(0, 0), pattern=None, noise_frac=NOISE)
+    after = vet(before, image, Template(), catalogue=KNOWN, noise_frac=NOISE)
     pd.testing.assert_frame_equal(before, kept)
-    pd.testing.assert_frame_equal(after.drop(columns="status"), kept.drop(columns="status"))
+    pd.testing.assert_frame_equal(
+        after.drop(columns=["status", "reason"]), kept.drop(columns="status")
+    )
 
 
 # --- seen_again, match -----------------------------------------------------------------------------------------------
@@ -751,10 +748,13 @@ def told(x: float, y: float, radius: float, depth: float, snr: float) -> pd.Data
 
 
 def verdict_of(
-    image: np.ndarray, detection: pd.DataFrame, catalogue: pd.DataFrame = KNOWN, **more: object
+    image: np.ndarray,
+    detection: pd.DataFrame,
+    catalogue: pd.DataFrame = KNOWN,
+    pattern: np.ndarray | None = None,
 ) -> str:
-    about = {"catalogue": catalogue, "shift_px": (0.0, 0.0), "pattern": None, "noise_frac": NOISE}
-    return str(vet(detection, image, **(about | more))["status"][0])
+    done = vet(detection, image, Template(pattern=pattern), catalogue=catalogue, noise_frac=NOISE)
+    return str(done["status"][0])
 
 
 def test_what_is_sharper_than_any_blob_or_faint_is_bad_pixels() -> None:
@@ -902,7 +902,7 @@ def test_bad_pixels_lie_five_sigma_and_three_tenths_of_a_known_blob_off() -> Non
     for k, off in enumerate((4.8, 5.2, -4.8, -5.2)):
         stack[20, 100 + k] = off * sigma
         stack[50, 50 + k] = 0.5 + np.sign(off) * (0.15 + (abs(off) - 0.1) * sigma)
-    bad = bad_pixels(stack, pattern)
+    bad = find_bad_pixels(stack, pattern)
     assert bad[20, 100:104].tolist() == [False, True, False, True]
     assert bad[50, 50:54].tolist() == [False, True, False, True]
 

@@ -55,7 +55,7 @@ def test_without_weights_the_score_is_the_networks() -> None:
     found, is_blob = drawn(30)
     assert fit_weights(found[:25], is_blob[:25]) == ()
     assert fit_weights(found, np.zeros(30, bool)) == ()
-    pd.testing.assert_frame_equal(score_candidates(found, ()), found.drop(columns="misfit"))
+    pd.testing.assert_frame_equal(score_candidates(found, ()), found)
 
 
 def test_what_is_unknown_or_beyond_all_bounds_has_a_score() -> None:

@@ -18,6 +18,7 @@ from blobpipe.errors import FrameError, TableError
 from blobpipe.images import difference
 from blobpipe.images.noise import clean_noise
 from blobpipe.images.register import NO_SHIFT, Shift
+from blobpipe.images.template import make_template
 from blobpipe.params import Difference
 
 NOISE = 0.0101
@@ -151,10 +152,10 @@ def test_border_stays_without_values(done: pd.DataFrame, difference_dir: Path) -
 def test_another_process_gives_the_same_bytes(campaign_dir: Path, tmp_path: Path) -> None:
     """With another number of threads, too."""
     some(campaign_dir, tmp_path / "raw", 7)
-    difference.subtract(tmp_path / "raw", tmp_path / "here", Difference(stack_size=4))
+    difference.write_differences(tmp_path / "raw", tmp_path / "here", Difference(stack_size=4))
     code = (
         "import sys; from blobpipe.images import difference; from blobpipe.params import Difference;"
-        "difference.subtract(sys.argv[1], sys.argv[2], Difference(stack_size=4), 0)"
+        "difference.write_differences(sys.argv[1], sys.argv[2], Difference(stack_size=4), 0)"
     )
     words = [sys.executable, "-c", code, str(tmp_path / "raw"), str(tmp_path / "there")]
     subprocess.run(
@@ -169,9 +170,9 @@ def test_batches_may_be_made_in_any_order(
     some(campaign_dir, tmp_path / "raw", 7)
     params = Difference(stack_size=3)
     monkeypatch.setattr(tables, "BATCH", 4)
-    difference.subtract(tmp_path / "raw", tmp_path / "all", params)
+    difference.write_differences(tmp_path / "raw", tmp_path / "all", params)
     for batch in (1, 0):
-        difference.subtract(tmp_path / "raw", tmp_path / "each", params, batch)
+        difference.write_differences(tmp_path / "raw", tmp_path / "each", params, batch)
     assert content(tmp_path / "all") == content(tmp_path / "each")
     assert tables.read_stage(tmp_path / "all")["status"].tolist() == ["stack"] * 3 + ["ok"] * 4
 
@@ -186,7 +187,7 @@ def test_as_many_images_before_a_batch_are_read_as_its_stacks_take(
     read: list[int] = []
     original = difference._read
     monkeypatch.setattr(difference, "_read", lambda *args: read.append(args[2]) or original(*args))
-    difference.subtract(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3), 1)
+    difference.write_differences(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3), 1)
     assert sorted(read) == [2, 3, 4, 5, 6, 7]
     assert pd.read_csv(tmp_path / "out" / "frames-001.csv")["n_stack"].tolist() == [3, 3]
 
@@ -200,7 +201,7 @@ def test_bad_images_are_rejected_and_the_rest_goes_on(campaign_dir: Path, tmp_pa
     fits_images.write_image(
         cut, np.random.default_rng(1).normal(0, 0.01, (512, 512)).astype(np.float32), name="SCI"
     )
-    difference.subtract(raw, tmp_path / "out", Difference(stack_size=3))
+    difference.write_differences(raw, tmp_path / "out", Difference(stack_size=3))
     done = tables.read_stage(tmp_path / "out")
     s = "stack"
     o = "ok"
@@ -229,7 +230,7 @@ def test_images_of_another_noise_are_rejected_and_left_out_of_stacks(
         path.unlink()  # a link to the one that other tests use
         fits_images.write_image(path, plane, name="SCI", sigma=0.01 * factor)
     monkeypatch.setattr(tables, "BATCH", 5)
-    difference.subtract(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
+    difference.write_differences(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
     done = tables.read_stage(tmp_path / "out")
     s = "stack"
     o = "ok"
@@ -249,7 +250,7 @@ def test_images_of_another_noise_are_rejected_and_left_out_of_stacks(
 def test_unregistered_difference_is_image_minus_median(campaign_dir: Path, tmp_path: Path) -> None:
     names = some(campaign_dir, tmp_path / "raw", 5)["frame"]
     params = Difference(stack_size=3, register_shift=False, known_blobs=False)
-    difference.subtract(tmp_path / "raw", tmp_path / "out", params)
+    difference.write_differences(tmp_path / "raw", tmp_path / "out", params)
     images = [
         fits_images.read_frame(fits_images.find_image(tmp_path / "raw", name)).data
         for name in names
@@ -273,7 +274,7 @@ def test_unknown_batch_is_refused(
     campaign_dir: Path, tmp_path: Path, difference_params: Difference
 ) -> None:
     with pytest.raises(TableError, match="found no batch 7, expected 0 to "):
-        difference.subtract(campaign_dir, tmp_path, difference_params, 7)
+        difference.write_differences(campaign_dir, tmp_path, difference_params, 7)
 
 
 def test_difference_and_reference_hold_the_scatter(
@@ -291,10 +292,9 @@ def test_dips_go_and_noise_stays(
     stack, pattern = reference
     near = (pattern > 0.01) & np.isfinite(stack)
     for shift, image in shifted.items():
-        left, found = difference.difference_image(image, stack, Difference(), known)
-        plain, nowhere = difference.difference_image(
-            image, stack, Difference(register_shift=False), known
-        )
+        template = make_template(stack, None, known)
+        left, found = difference.subtract(image, template, Difference())
+        plain, nowhere = difference.subtract(image, template, Difference(register_shift=False))
         assert nowhere == (0.0, 0.0)
         assert tuple(found) == pytest.approx(tuple(shift), abs=0.15)
         assert clean_noise(left) == pytest.approx(clean_noise(plain), rel=0.01)
@@ -325,9 +325,8 @@ def test_blob_that_the_border_cuts_leaves_no_dip_either(shift: Shift) -> None:
         inner = padded[25:-25, 25:-25] + noise * rng.standard_normal((246, 246), np.float32)
         return np.pad(inner, 5, constant_values=np.nan)
 
-    left, found = difference.difference_image(
-        image(shift, 0.0085), image(Shift(0, 0), 0.0055), Difference()
-    )
+    template = make_template(image(Shift(0, 0), 0.0055))
+    left, found = difference.subtract(image(shift, 0.0085), template, Difference())
     assert tuple(found) == pytest.approx(tuple(shift), abs=0.1)
     at_the_border = left[95:107, 5:9], left[5:9, 55:67]
     assert max(abs(part.mean()) for part in at_the_border) < 0.01  # a sixth of the depth
@@ -335,7 +334,7 @@ def test_blob_that_the_border_cuts_leaves_no_dip_either(shift: Shift) -> None:
 
 def test_stack_of_another_size_is_refused(images: np.ndarray) -> None:
     with pytest.raises(FrameError, match="found 1024x1024 pixels, expected 512x512"):
-        difference.difference_image(images[0], images[1, :512, :512], Difference())
+        difference.subtract(images[0], make_template(images[1, :512, :512]), Difference())
 
 
 SMALL_NOISE = 0.004
@@ -412,7 +411,7 @@ def test_a_blob_is_new_on_the_image_on_which_it_lands(
 ) -> None:
     """However the images are shared out, whatever the mirror does: as deep as it is then, gone from then on."""
     monkeypatch.setattr(tables, "BATCH", batch)
-    difference.subtract(small, tmp_path, Difference(stack_size=3))
+    difference.write_differences(small, tmp_path, Difference(stack_size=3))
     done = tables.read_stage(tmp_path)
     assert done["status"].tolist() == ["stack"] * 3 + ["ok"] * 4 + ["rejected"] + ["ok"] * 2
     assert done["reason"].tolist()[:3] == [f"{k} usable images before it" for k in range(3)]

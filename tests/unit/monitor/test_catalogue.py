@@ -181,7 +181,7 @@ def test_one_that_was_not_measured_is_named_and_left_out(
     with caplog.at_level(logging.WARNING):
         assert catalogue.update(log, tmp_path / "blobs.csv") == []
     assert caplog.messages == [
-        "candidate 5: confirmed, but not with the radius_px and depth_frac of a blob; add its row by hand"
+        "candidate 5: confirmed, but its radius_px and depth_frac cannot be that of a blob; add its row by hand"
     ]
 
 
@@ -337,8 +337,8 @@ def test_what_the_catalogue_would_refuse_is_left_out(
     assert catalogue.update(log, tmp_path / "blobs.csv") == ["b0001"]
     assert len(tables.read_known(tmp_path / "blobs.csv")) == 1
     assert caplog.messages == [
-        "candidate 5: confirmed, but not with the x_px of a blob; add its row by hand",
-        "candidate 6: confirmed, but not with the first_frame of a blob; add its row by hand",
+        "candidate 5: confirmed, but its x_px cannot be that of a blob; add its row by hand",
+        "candidate 6: confirmed, but its first_frame cannot be that of a blob; add its row by hand",
     ]
 
 
@@ -433,7 +433,9 @@ def test_an_image_whose_name_no_list_takes_is_named(
     logged_file(log, tmp_path, 1, "-rf")
     logged_file(log, tmp_path, 2)
     assert catalogue.list_images(log, tmp_path / "frames.csv") == ["day2"]
-    assert "no frame can be called '-rf'; rename it" in caplog.text
+    assert (
+        "'-rf' is not listed, as a frame cannot have such a name; rename the image" in caplog.text
+    )
 
 
 def test_a_list_of_images_is_made(log: sqlite3.Connection, tmp_path: Path) -> None:
@@ -486,10 +488,10 @@ def test_reviews_are_written_in_the_order_in_which_they_were_made(
     log: sqlite3.Connection, tmp_path: Path
 ) -> None:
     with pytest.raises(TableError, match=r"reviews\.csv: no review in the log"):
-        catalogue.reviews(log, tmp_path / "reviews.csv")
+        catalogue.write_reviews(log, tmp_path / "reviews.csv")
     for candidate, decision in ((3, "unsure"), (1, "confirmed"), (3, "rejected")):
         review(log, candidate, decision)
-    assert catalogue.reviews(log, tmp_path / "reviews.csv") == 3
+    assert catalogue.write_reviews(log, tmp_path / "reviews.csv") == 3
     first = (tmp_path / "reviews.csv").read_text()
     assert [line.split(",")[1:3] for line in first.splitlines()[1:]] == [
         ["3", "unsure"],
@@ -497,7 +499,7 @@ def test_reviews_are_written_in_the_order_in_which_they_were_made(
         ["3", "rejected"],
     ]
     review(log, 4, "confirmed")
-    catalogue.reviews(log, tmp_path / "reviews.csv")
+    catalogue.write_reviews(log, tmp_path / "reviews.csv")
     assert (tmp_path / "reviews.csv").read_text().startswith(first)
 
 
@@ -505,13 +507,13 @@ def test_reviews_of_another_log_are_kept(log: sqlite3.Connection, tmp_path: Path
     path = tmp_path / "reviews.csv"
     for candidate in (3, 1):
         review(log, candidate, "confirmed")
-    catalogue.reviews(log, path)
+    catalogue.write_reviews(log, path)
     kept = path.read_bytes().replace(b"\n", b"\r\n")
     path.write_bytes(kept)  # as git puts it on some machines
-    assert catalogue.reviews(log, path) == 2
+    assert catalogue.write_reviews(log, path) == 2
     assert path.read_bytes() == kept
     review(log, 4, "rejected")
-    assert catalogue.reviews(log, path) == 3
+    assert catalogue.write_reviews(log, path) == 3
     assert path.read_bytes().startswith(kept)
     assert path.read_bytes().count(b"\r\n") == 4
     for other in (
@@ -522,7 +524,7 @@ def test_reviews_of_another_log_are_kept(log: sqlite3.Connection, tmp_path: Path
         path.write_bytes(other)
         with pytest.raises(
             TableError,
-            match=r"reviews\.csv: (row \d is not of this log's reviews|column id is missing)",
+            match=r"reviews\.csv: (row \d is not a review of this log|column id is missing)",
         ):
-            catalogue.reviews(log, path)
+            catalogue.write_reviews(log, path)
         assert path.read_bytes() == other

@@ -430,7 +430,7 @@ def test_a_login_that_is_not_utf_8_is_named_and_not_shown(name: str) -> None:
     with pytest.raises(NoticeError) as caught:
         mail(settings(1), environ)
     assert str(caught.value) == (
-        f"{name}: found bytes that are not UTF-8, expected UTF-8; set it anew in that encoding"
+        f"{name}: found bytes that are not UTF-8, expected UTF-8; set it again in that encoding"
     )
 
 
@@ -511,7 +511,7 @@ def test_a_mail_server_that_drips_is_cut_off(
         dripping(before, drop), server_context(trusted) if security == "tls" else None
     ) as server:
         said = timed(lambda: mail_fails(settings(server.port, security, timeout_s=PATIENCE_S)))
-    assert said == "localhost: the letter was not over within 0.3 s"
+    assert said == "localhost: the letter was not delivered within 0.3 s"
 
 
 def test_a_mail_server_that_drips_while_it_encrypts_is_cut_off() -> None:
@@ -628,7 +628,7 @@ def test_a_webhook_that_drips_is_cut_off(
         dripping(before, drop), server_context(trusted) if encrypted else None
     ) as server:
         said = timed(lambda: post_fails(f"{scheme}://localhost:{server.port}/{SECRET}", PATIENCE_S))
-    assert said == "the webhook: the letter was not over within 0.3 s"
+    assert said == "the webhook: the letter was not delivered within 0.3 s"
 
 
 @pytest.mark.parametrize(("before", "drop"), [(b"X", b"x"), (b"", b"X: y\r\n"), (b"\r\n", b"body")])

@@ -150,7 +150,7 @@ def test_a_model_that_cannot_be_used_fails(setup: Setup, model: Path, tmp_path: 
     )
     (tmp_path / "text.safetensors").write_text("no model")
     [damaged] = found(changed(setup, model=tmp_path / "text.safetensors"), "model")
-    assert (damaged.state, "no model of the" in damaged.found) == ("fail", True)
+    assert (damaged.state, "not a model of the" in damaged.found) == ("fail", True)
 
 
 def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path:
     [check] = found(changed(setup, model=tmp_path / "raw.safetensors"), "model")
     assert (
         check.state,
-        "threshold 0.5000, which nobody has set: run the stage detect" in check.found,
+        "threshold 0.5000, the default, not set by any test: run the stage detect" in check.found,
     ) == (
         "warn",
         True,
@@ -189,7 +189,7 @@ def test_a_log_in_order_is_whole_and_writable(setup: Setup) -> None:
 def test_without_a_log_the_way_to_one_is_told(setup: Setup, tmp_path: Path) -> None:
     for log, words in (
         (None, "none named"),
-        (tmp_path / "none.sqlite", "none.sqlite: not there yet"),
+        (tmp_path / "none.sqlite", "none.sqlite: does not exist yet"),
     ):
         [check] = found(changed(setup, log=log), "log")
         assert check.state == "warn"
@@ -219,7 +219,7 @@ def test_rows_that_refer_to_nothing_fail(setup: Setup, log_path: Path) -> None:
     log.execute("DELETE FROM candidates WHERE id = 1")
     [check] = found(setup, "log")
     assert check.state == "fail"
-    assert "rows refer to rows that are not there" in check.found
+    assert "rows refer to rows that do not exist" in check.found
 
 
 def test_a_log_that_another_program_holds_fails(
@@ -232,7 +232,7 @@ def test_a_log_that_another_program_holds_fails(
     with logbook.writing(logbook.connect(log_path)):
         [check] = found(setup, "log")
     assert check.state == "fail"
-    assert "log.sqlite: database is locked; let no other program hold it" in check.found
+    assert "log.sqlite: database is locked; close other programs that use it" in check.found
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_what_was_given_up_fails(setup: Setup, log_path: Path) -> None:
     assert check.found.startswith(
         "GIVEN UP: 1 by mail (mail.example.org answered 550 no such user)"
     )
-    assert check.found.endswith("blobpipe notify --again")
+    assert check.found.endswith("run 'blobpipe notify --again'")
 
 
 def test_a_channel_that_is_not_used_any_more_is_warned_of(setup: Setup, log_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_a_reading_beyond_its_limit_is_warned_of(setup: Setup, log_path: Path) -
         logbook.insert(log, "health", row)
     [check] = found(setup, "readings")
     assert check.state == "warn"
-    assert "0.02, limit 0.013; faint blobs go unseen" in check.found
+    assert "0.02, limit 0.013; faint blobs are missed" in check.found
 
 
 @pytest.mark.parametrize(("free", "state"), [(50e9, "ok"), (3e9, "warn"), (0.1e9, "fail")])
@@ -438,6 +438,6 @@ def test_the_command_exits_non_zero_on_a_fail_alone(
     assert "ok    settings: params.yaml" in lines
     assert {line.split()[0] for line in lines} == {"ok"}
     assert cli.main(words) == 0  # there is no log yet: a warning
-    assert "warn  log: quicklook/log.sqlite: not there yet" in capsys.readouterr().out
+    assert "warn  log: quicklook/log.sqlite: does not exist yet" in capsys.readouterr().out
     assert cli.main([*words, "--catalogue", "none.csv"]) == 1
     assert "fail  catalogue: none.csv: not found" in capsys.readouterr().out

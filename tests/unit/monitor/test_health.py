@@ -70,7 +70,7 @@ def add(log: sqlite3.Connection, probabilities: Iterable[float] = QUIET, **more:
 
 def take(log: sqlite3.Connection, image: int) -> list[str]:
     with logbook.writing(log):
-        return health.crossed(log, image, PARAMS)
+        return health.log_readings(log, image, PARAMS)
 
 
 def add_candidate(log: sqlite3.Connection, image: int, status: str, decision: str = "") -> None:
@@ -154,7 +154,7 @@ def test_a_median_crosses_once_and_comes_back_with_a_margin(
         if lines:
             assert lines[0].startswith(health.MONITORS[what].label)
             assert f"limit {bound:.4g}; {health.MONITORS[what].advice}" in lines[0]
-        assert len(health.standing(log)) == (values not in (USUAL, within))
+        assert len(health.current_warnings(log)) == (values not in (USUAL, within))
 
 
 def test_one_odd_image_moves_nothing(log: sqlite3.Connection) -> None:
@@ -163,7 +163,7 @@ def test_one_odd_image_moves_nothing(log: sqlite3.Connection) -> None:
     assert (
         take(log, add(log, noise_frac=1.0, signal_e=1.0, shift_x_px=50.0, clipped_frac=1.0)) == []
     )
-    assert health.standing(log) == []
+    assert health.current_warnings(log) == []
 
 
 def test_rejected_images_cross_and_come_back(log: sqlite3.Connection) -> None:
@@ -175,7 +175,7 @@ def test_rejected_images_cross_and_come_back(log: sqlite3.Connection) -> None:
         ]
     assert crossed == [5, 11]  # two of four
     assert reading(log, 4, "rejected_frac") == 0.25
-    assert "0.5, limit 0.3; read their reasons" in health.standing(log)[0]
+    assert "0.5, limit 0.3; read their reasons" in health.current_warnings(log)[0]
 
 
 def test_false_alarms_are_what_faded_or_was_rejected(log: sqlite3.Connection) -> None:
@@ -198,11 +198,11 @@ def test_false_alarms_are_what_faded_or_was_rejected(log: sqlite3.Connection) ->
     for _ in range(PARAMS.baseline - 3):
         lines = take(log, add(log))
         assert lines == []
-    assert len(health.standing(log)) == 1  # both are among the last ten still
+    assert len(health.current_warnings(log)) == 1  # both are among the last ten still
     for _ in range(2):
         take(log, image := add(log))
     assert reading(log, image, "false_alarms_per_100") == 0.0
-    assert health.standing(log) == []
+    assert health.current_warnings(log) == []
 
 
 def test_another_kind_of_probabilities_is_noticed_and_comes_back(log: sqlite3.Connection) -> None:
@@ -216,7 +216,7 @@ def test_another_kind_of_probabilities_is_noticed_and_comes_back(log: sqlite3.Co
     assert reading(log, 14, "probability_distance") == 0.0
     assert reading(log, 18, "probability_distance") == 1.0
     assert reading(log, 28, "probability_distance") == 0.0  # what is odd for long is usual
-    assert health.standing(log) == []
+    assert health.current_warnings(log) == []
 
 
 def test_another_model_starts_anew(log: sqlite3.Connection) -> None:
@@ -274,5 +274,5 @@ def test_the_timeline_is_thinned_and_ends_with_the_newest(log: sqlite3.Connectio
 
 
 def test_an_empty_log_has_no_readings(log: sqlite3.Connection) -> None:
-    assert health.standing(log) == []
+    assert health.current_warnings(log) == []
     assert health.readings(log).empty

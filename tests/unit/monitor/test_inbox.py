@@ -40,7 +40,7 @@ def test_images_are_known_by_their_names(folder: Path, caplog: pytest.LogCapture
     box = Inbox(folder, 0.0)
     with caplog.at_level(logging.INFO):
         assert names(box) == names(box) == ["a.fits.gz", "b.fits", "c.fits.fz"]
-    assert caplog.messages == ["left alone, expected .fits.fz, .fits, .fits.gz: d.FITS, frames.csv"]
+    assert caplog.messages == ["skipped, expected .fits.fz, .fits, .fits.gz: d.FITS, frames.csv"]
 
 
 def test_what_is_no_file_is_told_of_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -59,12 +59,12 @@ def test_what_is_no_file_is_told_of_once(folder: Path, caplog: pytest.LogCapture
     }
     assert len(caplog.messages) == 6
     assert said == {
-        "folder.fits": "a folder, expected a FITS file; move it elsewhere (left alone)",
-        "pipe.fits": "a named pipe, expected a FITS file; move it elsewhere (left alone)",
-        "loop.fits": "a link that leads back to itself; remove it (left alone)",
-        "gone.fits": f"a link to {folder / 'nothing'}, which is not there; mend or remove it (left alone)",
-        "zero.fits": "a character device, expected a FITS file; move it elsewhere (left alone)",
-        "long.fits": f"{inbox.MOST_BYTES + 1} bytes, expected an image of at most {inbox.MOST_BYTES} (left alone)",
+        "folder.fits": "a folder, expected a FITS file; move it elsewhere (skipped)",
+        "pipe.fits": "a named pipe, expected a FITS file; move it elsewhere (skipped)",
+        "loop.fits": "a link that leads back to itself; remove it (skipped)",
+        "gone.fits": f"a link to {folder / 'nothing'}, which does not exist; mend or remove it (skipped)",
+        "zero.fits": "a character device, expected a FITS file; move it elsewhere (skipped)",
+        "long.fits": f"{inbox.MOST_BYTES + 1} bytes, expected an image of at most {inbox.MOST_BYTES} bytes; move it elsewhere (skipped)",
     }
 
 
@@ -160,9 +160,7 @@ def test_a_file_that_was_left_is_offered_again_in_a_minute_and_told_of_once(
         box.leave(file, "Input/output error")
         assert box.look() == []
         clock[0] += inbox.RETRY_S
-    assert caplog.messages == [
-        f"blobpipe: {folder / 'day001.fits'}: Input/output error (left alone)"
-    ]
+    assert caplog.messages == [f"blobpipe: {folder / 'day001.fits'}: Input/output error (skipped)"]
 
 
 def test_names_that_are_no_text_can_be_written_down(

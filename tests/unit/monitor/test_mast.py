@@ -586,7 +586,7 @@ def test_a_damaged_file_is_fetched_again(
     client.fetch(EXPOSURES, tmp_path)
     (tmp_path / file_name(1)).write_bytes(damage(FILES[file_name(1)]))
     assert client.fetch(EXPOSURES, tmp_path) == []
-    assert f"{file_name(1)}: not the bytes that were fetched" in caplog.text
+    assert f"{file_name(1)}: not the bytes that were downloaded" in caplog.text
     assert_all_there(tmp_path)
     assert len(mast.asked_for_files()) == 4
 

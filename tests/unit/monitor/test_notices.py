@@ -173,7 +173,7 @@ def test_a_reading_that_crosses_its_limit_is_told_once(log: sqlite3.Connection) 
     with logbook.writing(log):
         for noise in (0.01, 0.01, 0.01, 0.02, 0.02, 0.02):
             image = add_image(log, noise_frac=noise)
-            health.crossed(log, image, params)
+            health.log_readings(log, image, params)
             notices.queue(log, image, MAIL)
     assert keys(log) == ["health-noise_frac-5"]
     assert (

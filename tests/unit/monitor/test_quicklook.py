@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from tests.servers import Mailbox, MailServer
 import blobpipe
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.detection.score import score_candidates
+from blobpipe.detection.search import find_blobs
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
 from blobpipe.images import difference
 from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack
@@ -1210,14 +1211,13 @@ def test_a_bug_that_one_image_brings_to_light_is_its_alone(
 ) -> None:
     for day in range(STACK + 5, STACK + 8):
         write(again / "in", day, NEW)
-    score = score_candidates
     calls = []
 
-    def fail_on_the_second(*rest: object) -> pd.DataFrame:
-        calls.append(rest)
-        return score(*rest) if len(calls) != 2 else pd.DataFrame()["no such column"]  # type: ignore[arg-type]
+    def fail_on_the_second(*image: Any, **about: Any) -> pd.DataFrame:
+        calls.append(image)
+        return find_blobs(*image, **about) if len(calls) != 2 else pd.DataFrame()["no such column"]
 
-    monkeypatch.setattr(quicklook, "score_candidates", fail_on_the_second)
+    monkeypatch.setattr(quicklook, "find_blobs", fail_on_the_second)
     log = run(again)
     assert list(outcomes(log).values())[-3:] == ["searched", "rejected", "searched"]
     [row] = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected'").fetchall()

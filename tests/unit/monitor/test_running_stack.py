@@ -16,6 +16,7 @@ from blobpipe.core import files, fits_images
 from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.images import difference
 from blobpipe.images.register import NO_SHIFT, Shift
+from blobpipe.images.template import make_template
 from blobpipe.monitor import logbook, running_stack
 from blobpipe.params import Difference
 
@@ -62,7 +63,7 @@ def subtract_each(
         corrections = {}
         shift = NO_SHIFT
         if stack is not None:
-            data, shift = difference.difference_image(image, stack.data, PARAMS)
+            data, shift = difference.subtract(image, make_template(stack.data), PARAMS)
             corrections = stack.corrections | {
                 sha256: running_stack.correction(image, data, stack.data, shift)
             }

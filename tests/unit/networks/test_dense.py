@@ -12,10 +12,9 @@ import torch
 
 from blobpipe.core import files
 from blobpipe.errors import ModelError
-from blobpipe.images import tiles
-from blobpipe.networks import dense, dense_network, model_file, train
+from blobpipe.networks import dense, dense_network, loop, model_file
 from blobpipe.params import Dense
-from blobpipe.simulation import augment, clutter, cutout, render
+from blobpipe.simulation import augment, cutout, render
 from blobpipe.simulation.recipes import Recipes, Scene
 
 SMALL = Dense(batch_size=10, epochs=2, n_clutter=4, n_monitor=20, device="cpu", crop_px=64)
@@ -38,11 +37,20 @@ def sizes(project: Path) -> np.ndarray:
     return dense.evenly_sized(pd.read_csv(project / "results/cutout/stamps.csv"))
 
 
-def new_run(project: Path, out: Path, params: Dense = SMALL) -> dense.DenseRun:
+def new_training(
+    project: Path, out: Path, params: Dense = SMALL, n: int = 40
+) -> dense.DenseTraining:
+    """Training on the first subframes, which are monitored, too."""
+    scene, recipes = opened(project, n)
+    state = dense.new_state(params, {}, out / "c.safetensors")
+    validation = dense.render_validation(scene, recipes, params.min_snr)
+    return dense.DenseTraining(state, scene, recipes, stamp_pairs(project), validation, params)
+
+
+def stamp_pairs(project: Path) -> np.ndarray:
     smooth = sizes(project)
     n_stamps = len(pd.read_csv(project / "results/cutout/stamps.csv"))
-    choice = np.stack([smooth, n_stamps + np.arange(len(smooth), dtype=np.int32)])
-    return dense.DenseRun(params, {}, out / "c.safetensors", choice)
+    return np.stack([smooth, n_stamps + np.arange(len(smooth), dtype=np.int32)])
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +66,21 @@ def test_a_run_writes_model_history_and_metrics(trained: Path) -> None:
     assert json.loads((trained / "metrics.json").read_text())["epochs"] == 2
     _, about = model_file.load_dense(trained / "model.safetensors")
     assert about["network"] == model_file.kind_of_model(trained / "model.safetensors") == "dense"
-    with pytest.raises(ModelError, match="no model of the report network"):
+    with pytest.raises(ModelError, match="not a model of the report network"):
         model_file.load_model(trained / "model.safetensors")
 
 
 def test_a_run_cut_off_ends_with_the_same_bytes(
     trained: Path, made_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = train.Run.save
+    save = loop.save_checkpoint
 
-    def stop(run: train.Run) -> None:
-        save(run)
+    def stop(state: loop.State) -> None:
+        save(state)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "save", stop)
+        patch.setattr(loop, "save_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             dense.train_dense(*folders(made_project), tmp_path, SMALL)
     torch.set_num_threads(3)
@@ -128,38 +136,36 @@ def test_something_is_learnt(made_project: Path, tmp_path: Path) -> None:
             "rate": 8e-3,
         }
     )
-    run = new_run(made_project, tmp_path, params)
+    training = new_training(made_project, tmp_path, params)
+    state = training.state
+    loop.run_epochs(state, params.epochs, training.batches, training.update, training.monitor)
+    assert state.history[-1]["train_loss"] < 0.3 * state.history[0]["train_loss"]
+    assert state.history[-1]["val_accuracy"] > 0.85
+
+
+def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path) -> None:
     scene, recipes = opened(made_project)
-    run.watch(scene, recipes)
-    while run.epoch < params.epochs:
-        run.train_epoch(scene, recipes, run.watched.pixels, run.watched.labels)
-    assert run.history[-1]["train_loss"] < 0.3 * run.history[0]["train_loss"]
-    assert run.history[-1]["val_accuracy"] > 0.85
-
-
-def test_clutter_stamps_and_strength_change_every_epoch(made_project: Path, tmp_path: Path) -> None:
-    run = new_run(made_project, tmp_path)
-    made = opened(made_project)
-    (first, stamped, snr) = run._draw(*made)
-    (again, _, same) = run._draw(*made)
-    run.epoch = 1
-    second, restamped, _ = run._draw(*made)
-    for one, two, three in zip(first, again, second, strict=True):
+    first, again, second = (
+        dense.draw_variation(SMALL, scene, recipes, stamp_pairs(made_project), epoch)
+        for epoch in (0, 0, 1)
+    )
+    for name in ("strength", "noise_sigma", "piece", "corner", "snr"):
+        one, two, three = (getattr(drawn, name) for drawn in (first, again, second))
         np.testing.assert_array_equal(one, two)
         assert not np.array_equal(one, three)
-    np.testing.assert_array_equal(snr, same)
-    np.testing.assert_allclose(snr, first.strength * dense.norms(made[0], stamped))
-    assert not np.array_equal(stamped.blob[:, 0], restamped.blob[:, 0])
-    np.testing.assert_array_equal(stamped.blob[:, 1:], made[1].blob[:, 1:])
+    np.testing.assert_allclose(first.snr, first.strength * dense.norms(scene, first.recipes))
+    assert not np.array_equal(first.recipes.blob[:, 0], second.recipes.blob[:, 0])
+    np.testing.assert_array_equal(first.recipes.blob[:, 1:], recipes.blob[:, 1:])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_so_many_blobs_are_ragged(made_project: Path, tmp_path: Path, share: float) -> None:
-    run = new_run(made_project, tmp_path, SMALL.model_copy(update={"ragged_frac": share}))
+def test_so_many_blobs_are_ragged(made_project: Path, share: float) -> None:
     (scene, recipes) = opened(made_project)
-    _, drawn, _ = run._draw(scene, recipes)
-    smooth, ragged = run.choice
-    assert np.isin(drawn.blob[:, 0], run.choice).all()
+    pairs = stamp_pairs(made_project)
+    params = SMALL.model_copy(update={"ragged_frac": share})
+    drawn = dense.draw_variation(params, scene, recipes, pairs, 0).recipes
+    smooth, ragged = pairs
+    assert np.isin(drawn.blob[:, 0], pairs).all()
     assert np.isin(drawn.blob[:, 0], ragged).mean() == pytest.approx(share, abs=0.15)
     assert ragged.max() == len(scene.stamps) - 1
     like = [
@@ -239,15 +245,15 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole(
     made_project: Path, tmp_path: Path
 ) -> None:
     """But for batch normalisation, which is each part's own: here it uses what it has kept."""
-    scene, recipes = opened(made_project)
     slopes = []
     for threads in (1, 2, 3):
-        run = new_run(made_project, tmp_path, SMALL.model_copy(update={"threads": threads}))
-        for network in run.copies:
+        params = SMALL.model_copy(update={"threads": threads})
+        training = new_training(made_project, tmp_path, params)
+        for network in training.networks:
             network.eval()
-        way = run._streamed(scene, recipes)
-        way.update(way.prepare(np.arange(10)), 0)
-        slopes.append(torch.cat([weights.grad.flatten() for weights in run.network.parameters()]))
+        training.update(next(training.batches(0)))
+        parameters = training.state.network.parameters()
+        slopes.append(torch.cat([weights.grad.flatten() for weights in parameters]))
     assert slopes[0].abs().max() > 0.1
     for other in slopes[1:]:
         torch.testing.assert_close(other, slopes[0], rtol=1e-3, atol=1e-4)
@@ -291,8 +297,3 @@ def test_the_loss_counts_what_has_weight() -> None:
     plain = dense.cell_loss(logits, core, weight, 0.0)
     assert dense.cell_loss(logits, core, weight * torch.tensor([[1.0, 1.0, 0.0]]), 0.0) < plain / 3
     assert dense.cell_loss(logits, core, weight, 2.0) < plain
-
-
-def test_the_network_is_small() -> None:
-    assert sum(weights.numel() for weights in dense_network.DenseNetwork().parameters()) < 500_000
-    assert clutter.SIDE == tiles.SIDE

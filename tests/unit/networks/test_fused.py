@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from numba.core import caching
 from torch import Tensor
 
-from blobpipe.networks import fused
+from blobpipe.core import files
+from blobpipe.networks import fused, fused_loops
 
 # channels, filters, side (px): the report's, the first one on a smaller image
 LAYERS = [(1, 8, 64), (8, 16, 64)]
@@ -269,8 +271,13 @@ def test_without_a_place_for_compiled_code_they_compile_all_the_same(monkeypatch
     assert compiled(1) == 2
 
 
+def test_code_that_was_compiled_from_other_loops_is_not_used():
+    """numba keeps compiled code as long as the file of the function is the same, whatever the function calls."""
+    assert files.sha256(Path(fused_loops.__file__)) == fused.LOOPS_SHA256
+
+
 def run(script: str, **environment: str) -> None:
-    start = "import os, sys, torch; from blobpipe.networks import fused; torch.set_num_threads(2); "
+    start = "import os, sys, torch; from blobpipe.networks import fused, fused_loops; torch.set_num_threads(2); "
     subprocess.run(
         [sys.executable, "-c", start + script], env={**os.environ, **environment}, check=True
     )
@@ -290,4 +297,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_right_on_a_cpu_with_short_vectors():
-    run("sys.exit(fused.VECTOR_BYTES != 16 or not fused.available())", NUMBA_CPU_NAME="generic")
+    run(
+        "sys.exit(fused_loops.VECTOR_BYTES != 16 or not fused.available())",
+        NUMBA_CPU_NAME="generic",
+    )

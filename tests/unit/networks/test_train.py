@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from blobpipe.core import files, tables
-from blobpipe.networks import fused, model_file, report_network, train
+from blobpipe.networks import fused, loop, model_file, report_network, train
 from blobpipe.params import Train, load_params
 from blobpipe.simulation import cutout, render
 
@@ -50,7 +50,7 @@ def one_epoch(made_project: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_run_writes_model_history_and_metrics(trained: Path) -> None:
     assert {path.name for path in trained.iterdir()} == {*EXACT, "metrics.json"}
     history = pd.read_csv(trained / "history.csv")
-    assert tuple(history) == train.HISTORY
+    assert tuple(history) == loop.HISTORY
     assert list(history["epoch"]) == [1, 2, 3]
     metrics = json.loads((trained / "metrics.json").read_text())
     assert set(metrics) == {"epochs", "best_epoch", "val_loss", "samples_per_s", "seconds"}
@@ -85,7 +85,7 @@ def test_the_history_is_that_of_the_model(trained: Path, made_project: Path) -> 
 def test_adam_comes_first_rising_then_sgd_along_a_cosine(trained: Path) -> None:
     rate = pd.read_csv(trained / "history.csv")["rate"]
     steps = 3  # of an epoch; the last one begins two thirds of the way up or down
-    assert rate[0] == pytest.approx(Train().adam_rate * ((steps - 1) / steps + train.RISING_FROM))
+    assert rate[0] == pytest.approx(Train().adam_rate * ((steps - 1) / steps + train.WARM_UP_START))
     assert rate[1] == Train().adam_rate
     assert rate[2] == pytest.approx(
         Train().sgd_rate * (0.5 + 0.5 * np.cos(np.pi * (steps - 1) / steps))
@@ -171,61 +171,44 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(
     epoch: int,
     when: str,
 ) -> None:
-    save = train.Run.save
+    save = loop.save_checkpoint
 
-    def stop(run: train.Run) -> None:
-        if run.epoch != epoch or when == "after the checkpoint":
-            save(run)
-        if run.epoch == epoch:
+    def stop(state: loop.State) -> None:
+        if state.epoch != epoch or when == "after the checkpoint":
+            save(state)
+        if state.epoch == epoch:
             raise StoppedError
 
-    monkeypatch.setattr(train.Run, "save", stop)
+    monkeypatch.setattr(loop, "save_checkpoint", stop)
     with pytest.raises(StoppedError):
         train_in(made_project, tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
-    monkeypatch.setattr(train.Run, "save", save)
+    monkeypatch.setattr(loop, "save_checkpoint", save)
     epochs = []
-    train_epoch = train.Run.train_epoch
+    run_epoch = loop.run_epoch
     monkeypatch.setattr(
-        train.Run,
-        "train_epoch",
-        lambda run, *data: epochs.append(run.epoch) or train_epoch(run, *data),
+        loop,
+        "run_epoch",
+        lambda state, *functions: epochs.append(state.epoch) or run_epoch(state, *functions),
     )
     assert digests(train_in(made_project, tmp_path)) == digests(trained)
     assert epochs == list(range(epoch - (when == "before it"), 3))
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_what_is_prepared_ahead_comes_in_order() -> None:
-    """One item ahead, no more; an error comes where its item would have."""
-    begun: list[int] = []
-
-    def work(item: int) -> int:
-        begun.append(item)
-        return 10 // (item - 4)
-
-    coming = train._ahead(work, range(6))
-    for item in range(4):
-        assert next(coming) == 10 // (item - 4)
-        assert len(begun) <= item + 2
-    with pytest.raises(ZeroDivisionError):
-        next(coming)
-    assert list(train._ahead(work, [])) == []
-
-
 @pytest.fixture(scope="module")
 def stopped(made_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped after its second epoch."""
     folder = tmp_path_factory.mktemp("stopped") / "train"
-    save = train.Run.save
+    save = loop.save_checkpoint
 
-    def stop(run: train.Run) -> None:
-        save(run)
-        if run.epoch == 2:
+    def stop(state: loop.State) -> None:
+        save(state)
+        if state.epoch == 2:
             raise StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Run, "save", stop)
+        patch.setattr(loop, "save_checkpoint", stop)
         with pytest.raises(StoppedError):
             train_in(made_project, folder)
     return folder
@@ -278,7 +261,7 @@ def test_what_a_killed_stage_left_half_written_is_no_data(
 SCRIPT = """
 import os, signal, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from blobpipe import cli, training
+from blobpipe import cli
 count = 0
 def replace(source, target, replace=os.replace):
     global count
@@ -318,17 +301,3 @@ def test_cuda_trains_alike(trained: Path, made_project: Path, tmp_path: Path) ->
     np.testing.assert_allclose(
         history["train_loss"], pd.read_csv(trained / "history.csv")["train_loss"], rtol=0.02
     )
-
-
-def test_a_device_is_chosen() -> None:
-    assert train.choose_device("cpu").type == "cpu"
-    assert train.choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def test_the_revision_is_that_of_the_repository_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert train.git_revision() == ""
-    monkeypatch.setenv("PATH", "")
-    assert train.git_revision() == ""

@@ -17,7 +17,7 @@ from tests.unit.served import served
 
 from blobpipe.errors import LogError
 from blobpipe.monitor import logbook
-from blobpipe.review import pages
+from blobpipe.review import formats, pages, queries
 
 READER = pages.Reader()
 ALLOWED_MS = {"today": 100.0}  # of processor time, with 10,000 images; the other pages 300
@@ -89,9 +89,9 @@ def every_page(log: sqlite3.Connection) -> dict[str, Callable[[], str]]:
         "queue": lambda: pages.queue(log, READER),
         "candidate": lambda: pages.candidate(log, READER, candidate),
         "image": lambda: pages.image(log, READER, image),
-        "images": lambda: pages.images(log, READER, pages.Choice()),
+        "images": lambda: pages.images(log, READER, queries.Choice()),
         "images of a name": lambda: pages.images(
-            log, READER, pages.Choice(name="99", first="2009-01-01"), 2
+            log, READER, queries.Choice(name="99", first="2009-01-01"), 2
         ),
         "map": lambda: pages.blob_map(log, READER),
         "timeline": lambda: pages.timeline(log, READER),
@@ -111,7 +111,7 @@ def test_every_page_is_whole(log: sqlite3.Connection, name: str) -> None:
 def test_pages_of_an_empty_log_say_so(empty: sqlite3.Connection) -> None:
     assert "Nothing logged yet" in checked(pages.today(empty, READER))
     assert "No candidate here" in checked(pages.queue(empty, READER))
-    for html in (pages.images(empty, READER, pages.Choice()), pages.blob_map(empty, READER)):
+    for html in (pages.images(empty, READER, queries.Choice()), pages.blob_map(empty, READER)):
         checked(html)
     assert "No values to draw" in checked(pages.timeline(empty, READER))
     with pytest.raises(LogError, match="no image in the log has a date"):
@@ -169,7 +169,7 @@ def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None
         '<strong>Superseded.</strong> <a href="/image/59">Another version of this exposure</a>'
         in html
     )
-    listed = checked(pages.images(log, READER, pages.Choice(name="0000060")))
+    listed = checked(pages.images(log, READER, queries.Choice(name="0000060")))
     assert "searched, superseded" in listed
     assert 'rel="next"' not in pages.image(log, READER, 59)
     assert "60 images" not in checked(pages.timeline(log, READER))
@@ -226,29 +226,23 @@ def test_what_people_wrote_is_escaped(tmp_path: Path) -> None:
     shown = [page() for page in every_page(connection).values()]
     shown += [
         pages.candidate(connection, READER, 1),
-        pages.images(connection, READER, pages.Choice(name=evil)),
+        pages.images(connection, READER, queries.Choice(name=evil)),
     ]
     assert not any(evil in html for html in shown)
     assert all("&lt;script&gt;" in html for html in (shown[0], shown[-1], shown[-2]))
 
 
 def test_images_are_found_by_name_date_and_outcome(log: sqlite3.Connection) -> None:
-    def names(choice: pages.Choice) -> list[str]:
+    def names(choice: queries.Choice) -> list[str]:
         return re.findall(r">(i\d+q_blob)</a>", pages.images(log, READER, choice))
 
-    assert names(pages.Choice(name="0000017Q")) == ["i0000017q_blob"]
-    assert names(pages.Choice(first="2009-06-20", last="2009-06-20")) == ["i0000004q_blob"]
-    assert len(names(pages.Choice(first="2009-06-19", last="2009-06-20"))) == 3
-    assert names(pages.Choice(outcome="rejected"))[0] == "i0000253q_blob"
-    assert names(pages.Choice(name="%")) == []
+    assert names(queries.Choice(name="0000017Q")) == ["i0000017q_blob"]
+    assert names(queries.Choice(first="2009-06-20", last="2009-06-20")) == ["i0000004q_blob"]
+    assert len(names(queries.Choice(first="2009-06-19", last="2009-06-20"))) == 3
+    assert names(queries.Choice(outcome="rejected"))[0] == "i0000253q_blob"
+    assert names(queries.Choice(name="%")) == []
     with pytest.raises(LogError, match="found the date 'yesterday', expected YYYY-MM-DD"):
-        names(pages.Choice(first="yesterday"))
-
-
-def test_lists_have_parts() -> None:
-    assert [pages.part(n, 50, 101).number for n in (-1, 0, 1, 3, 4)] == [1, 1, 1, 3, 3]
-    assert (pages.part(3, 50, 101).pages, pages.part(3, 50, 101).offset) == (3, 100)
-    assert (pages.part(1, 50, 0).pages, pages.part(9, 50, 0).offset) == (1, 0)
+        names(queries.Choice(first="yesterday"))
 
 
 def test_the_map_and_the_timeline_have_tables_that_say_the_same(log: sqlite3.Connection) -> None:
@@ -271,7 +265,7 @@ def test_what_is_not_in_the_log_is_named(log: sqlite3.Connection) -> None:
         with pytest.raises(LogError, match=f"no {what} 99999 in the log"):
             show(log, READER, 99999)
     with pytest.raises(LogError, match="no picture 99999 in the log"):
-        pages.picture(log, 99999)
+        queries.picture(log, 99999)
 
 
 # -------------------------------------------------------------------------------------------------------- one file
@@ -304,7 +298,7 @@ def test_everything_is_one_file_of_bounded_size(
     }
     assert rejected
     assert not rejected & shown
-    monkeypatch.setattr(pages.Offline.__init__, "__defaults__", (100_000, 0))
+    monkeypatch.setattr(formats.Offline.__init__, "__defaults__", (100_000, 0))
     pages.write(log, path)
     assert "pictures were left out to keep this file small" in path.read_text()
     pictures = sum(len(found) for found in re.findall(r'"data:[^"]*"', path.read_text()))

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 from blobpipe.core import tables
-from blobpipe.params import Clip, Completeness, Scale
+from blobpipe.params import Clip, Completeness, Scale, Vetting
 from blobpipe.validation import completeness
 
 PARAMS = Completeness(radii_px=(4.0, 6.0), depths_frac=(0.001, 0.06), n_per_cell=5)
-SETTING = completeness.Setting(Clip(), Scale(), (4.0, 6.0), 5.0)
+SETTING = completeness.Setting(Clip(), Scale(), Vetting(), (4.0, 6.0), 5.0)
 
 
 def folders(project: Path) -> tuple[Path, ...]:

@@ -10,12 +10,11 @@ import pandas as pd
 import pytest
 
 from blobpipe.core import fits_images, metrics, tables
-from blobpipe.detection import operating_point
-from blobpipe.detection.score import score_candidates
+from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.detection.search import fit_peaks
 from blobpipe.errors import ModelError
-from blobpipe.networks import dense, model_file, report_network
-from blobpipe.params import Evaluate
+from blobpipe.networks import model_file, report_network
+from blobpipe.params import Evaluate, Vetting
 from blobpipe.simulation import cutout
 from blobpipe.simulation.inject import render_in_sigma
 from blobpipe.validation import evaluate
@@ -46,7 +45,7 @@ def _evaluate(
     project: Path, models: Models, out: str | Path = "results/evaluate", params: Evaluate = PARAMS
 ) -> Path:
     folders = (project / name for name in ("data/difference", "data/scale", "results/cutout"))
-    evaluate.evaluate(*folders, models, project / out, params)
+    evaluate.evaluate(*folders, models, project / out, params, vetting=Vetting())
     return project / out
 
 
@@ -205,7 +204,7 @@ def test_a_subframe_scores_what_a_scan_would_give_it(
     """Its pixels as they were before clipping, the blobs added, are measured where the map is highest."""
     folders = (made_project / name for name in ("data/difference", "data/scale", "results/cutout"))
     scene, recipes = cutout.open_split(*folders, "validation")
-    network, point = operating_point.load_operating_point(models[1])
+    detector = load_dense_detector(models[1])
     table = pd.read_csv(evaluated / "predictions.csv")
     stage = tables.read_stage(made_project / "data/difference").set_index("frame")
     rows = np.flatnonzero((recipes.label == 1) & (recipes.dip == 0).all(axis=1))[:6]
@@ -221,9 +220,9 @@ def test_a_subframe_scores_what_a_scan_would_give_it(
             whole[y : y + 41, x : x + 41] += (
                 recipes.factor[k] * scene.stamps[stamp] * scene.sigma_frac[frame]
             )
-        cells = dense.probability_map(network, pixels)
-        found = fit_peaks(cells, whole[20:-20, 20:-20], stage["noise_frac"][scene.names[frame]])
-        found = score_candidates(found, point.weights)[: evaluate.N_PEAKS]
+        noise = stage["noise_frac"][scene.names[frame]]
+        found = fit_peaks(detector.search(pixels), whole[20:-20, 20:-20], noise)
+        found = detector.rate(found)[: evaluate.N_PEAKS]
         best = found.loc[found["score"].idxmax()]
         for name in ("score", "x_px", "y_px"):
             assert table[f"dense_{name}"][row] == pytest.approx(best[name], rel=2e-3, abs=2e-3)

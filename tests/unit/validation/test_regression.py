@@ -13,7 +13,7 @@ import pytest
 
 from blobpipe.core import blob_shapes, files, tables
 from blobpipe.detection import matched_filter
-from blobpipe.detection.search import Answers
+from blobpipe.detection.operating_point import logit
 from blobpipe.errors import BlobpipeError, ModelError, TableError
 from blobpipe.images import tiles
 from blobpipe.params import Regression
@@ -65,17 +65,17 @@ def _case(new: pd.DataFrame, known: pd.DataFrame | None = None, **image: object)
     return regression.Case(row, new, known, known[known["first_frame"] != ""])
 
 
-def _answers(*positive: tuple[int, float, float]) -> regression.ReportAnswers:
+def _answers(*positive: tuple[int, float, float]) -> regression.Answers:
     peaks = np.full((16, 2), np.nan)
     for index, x, y in positive:
         peaks[index] = x, y
     probability = np.where(np.isfinite(peaks[:, 0]), 0.9, 0.1)
     nowhere = matched_filter.Match(np.zeros(16), *(np.full(16, -99),) * 2, np.zeros(16))
-    return regression.ReportAnswers(Answers(ORIGINS, probability, nowhere), peaks)
+    return regression.Answers(ORIGINS, logit(probability), nowhere, peaks)
 
 
-def _judge(case: regression.Case, answers: regression.ReportAnswers) -> regression.Result:
-    return regression.judge(case, answers, answers.said.probability >= 0.5)
+def _judge(case: regression.Case, answers: regression.Answers) -> regression.Result:
+    return regression.judge(case, answers, answers.odds >= 0)
 
 
 def _claims(*rows: tuple[float, float, float, str]) -> pd.DataFrame:
@@ -83,17 +83,15 @@ def _claims(*rows: tuple[float, float, float, str]) -> pd.DataFrame:
 
 
 THRESHOLDS = {"isr": 0.0, "dense": 0.6, "report": 4.0, "matched_filter": 9.0}
-NO_ANSWERS = regression.ReportAnswers(
-    Answers(
-        np.zeros((0, 4), np.int64),
-        np.zeros(0),
-        matched_filter.filter_subframes(np.zeros((0, 9, 9), np.float32), (4.0,)),
-    ),
+NO_ANSWERS = regression.Answers(
+    np.zeros((0, 4), np.int64),
+    np.zeros(0),
+    matched_filter.filter_subframes(np.zeros((0, 9, 9), np.float32), (4.0,)),
     np.zeros((0, 2)),
 )
 
 
-def _compare(case: regression.Case, answers: regression.ReportAnswers) -> regression.Result:
+def _compare(case: regression.Case, answers: regression.Answers) -> regression.Result:
     nothing = pd.DataFrame({column: [] for column in regression.CANDIDATE_COLUMNS})
     return regression.compare(case, answers, nothing, THRESHOLDS)
 
@@ -203,7 +201,7 @@ def test_detectors_are_compared_on_the_same_blobs_and_images() -> None:
         np.where(np.arange(16) == 5, 20.0, 1.0), *(np.full(16, 301),) * 2, np.full(16, 6.0)
     )
     answers = _answers((0, 100, 100), (9, 400, 600))
-    answers = answers._replace(said=answers.said._replace(match=match))
+    answers = answers._replace(match=match)
     result = regression.compare(_case(new), answers, candidates, THRESHOLDS)
     assert tuple(result.cases) == regression.CASE_COLUMNS
     assert tuple(result.frames) == regression.FRAME_COLUMNS

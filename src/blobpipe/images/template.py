@@ -1,0 +1,128 @@
+"""The template: what is subtracted from an image, and all that is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from blobpipe.core import fits_images, tables
+from blobpipe.core.arrays import Image, Mask
+from blobpipe.errors import FrameError
+from blobpipe.images.noise import Range, clean_noise, noise_for_stack
+from blobpipe.images.pattern import blob_pattern
+from blobpipe.images.stack import rms_map, running_median
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A pixel of a stack is bad if it lies farther than this from the pattern of the known blobs: no good
+# pixel does, and blobs have soft edges (simulated stacks of 27 images).
+UNEXPLAINED_SIGMA = 5.0  # times the noise of the stack, and
+UNEXPLAINED_FRAC = 0.3  # times the pattern
+
+
+@dataclass(frozen=True)
+class Template:
+    """What is subtracted from an image; what is not known is None.
+
+    Attributes
+    ----------
+    stack : ndarray, shape (ny, nx), float32
+        Median stack (fraction of the light); NaN where there is no value.
+    pattern : ndarray, shape (ny, nx), float32
+        The known blobs alone (fraction of the light), from `pattern.blob_pattern`.
+    rms : ndarray, shape (ny // 2, nx // 2), float32
+        RMS map of the stack's images in cells of 2 x 2 pixels (fraction of the light), from
+        `stack.rms_map`; 0 where it is not known.
+    bad_pixels : ndarray, shape (ny, nx), bool
+        Pixels of the stack that neither its noise nor the known blobs explain.
+    """
+
+    stack: Image | None = None
+    pattern: Image | None = None
+    rms: Image | None = None
+    bad_pixels: Mask | None = None
+
+    def expected_noise(self) -> Range | None:
+        """Return the range of noise that an image may have; None where nothing is known of it."""
+        return None if self.stack is None else noise_for_stack(self.stack, self.rms)
+
+
+def make_template(
+    stack: Image, rms: Image | None = None, catalogue: pd.DataFrame | None = None
+) -> Template:
+    """Make a template of a median stack: find the pattern of its blobs and its bad pixels.
+
+    Parameters
+    ----------
+    stack : ndarray, shape (ny, nx), float32
+        Fraction of the light; NaN where there is no value.
+    rms : ndarray, shape (ny // 2, nx // 2), float32, optional
+        RMS map of its images.
+    catalogue : DataFrame, optional
+        Known blobs, with x_px, y_px, radius_px; blobs that stand out of the stack are found without.
+    """
+    pattern = blob_pattern(stack, catalogue)
+    return Template(stack, pattern, rms, find_bad_pixels(stack, pattern))
+
+
+def median_template(images: Image, catalogue: pd.DataFrame | None = None) -> Template:
+    """Make the template of a stack of images.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, ny, nx), float32
+        In order of date, known blobs at the same place (fraction of the light).
+    catalogue
+        As for `make_template`.
+    """
+    stack = running_median(images, len(images))[0]
+    return make_template(stack, rms_map(images, stack), catalogue)
+
+
+def read_template(path: str | Path, catalogue: pd.DataFrame | str | Path | None = None) -> Template:
+    """Read a median stack, and its RMS map if the file has one (HDU SCATTER).
+
+    Parameters
+    ----------
+    path : path
+        A FITS image, or ``reference.fits.fz`` of the stage difference.
+    catalogue : DataFrame or path, optional
+        As for `make_template`.
+
+    Raises
+    ------
+    FrameError
+        If the file is missing or no usable image.
+    """
+    if not Path(path).exists():
+        raise FrameError(f"{path}: not found, expected a median stack; name one")
+    if isinstance(catalogue, str | Path):
+        catalogue = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
+    stack = fits_images.usable_image(path).data
+    return make_template(stack, fits_images.find_plane(path, "SCATTER"), catalogue)
+
+
+def find_bad_pixels(stack: Image, pattern: Image) -> Mask:
+    """Find pixels of a median stack that neither its noise nor the known blobs explain.
+
+    These are clusters that read high or low on most days; on a day on which one reads otherwise it
+    looks like a small blob.
+
+    Parameters
+    ----------
+    stack : ndarray, shape (ny, nx), float32
+        Median stack (fraction of the light).
+    pattern : ndarray, shape (ny, nx), float32
+        Its known blobs, from `pattern.blob_pattern`.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), bool
+        Pixels without a value are not among them.
+    """
+    allowed = UNEXPLAINED_SIGMA * clean_noise(stack) + UNEXPLAINED_FRAC * np.abs(pattern)
+    return np.asarray(np.abs(stack - pattern) > allowed)
