@@ -42,7 +42,7 @@ EXPOSURE_CARDS = (
 
 
 class Exposure(NamedTuple):
-    """What tells exposures and their versions apart.
+    """Identity of an exposure, and of its version.
 
     Attributes
     ----------

@@ -174,12 +174,14 @@ def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
     if index is None:
         kinds = ", ".join(f"{hdu.kind} {hdu.name}".strip() for hdu in file.hdus[:9])
         raise FrameError(
-            f"{path}: no image found in its {len(file.hdus)} HDU ({kinds}); expected one in HDU 0, 1 or SCI"
+            f"{path}: no image found in its {len(file.hdus)} HDU ({kinds}); expected one in HDU 0, 1 or SCI; "
+            "fetch or write the file again"
         )
     image = file.hdus[index]
     if len(image.shape) not in (2, 3) or min(image.shape[-2:]) < 2:
         raise FrameError(
-            f"{path}: found an array of shape {image.shape}, expected (ny, nx) or (planes, ny, nx)"
+            f"{path}: found an array of shape {image.shape}, expected (ny, nx) or (planes, ny, nx); fetch or write the "
+            "file again"
         )
     return index, image
 
@@ -217,6 +219,7 @@ def require_usable(frame: Frame, path: str | Path) -> float:
         If the image is smaller than one subframe, has values in less than half of its pixels, is constant, is not in
         units of a fraction of the light (its noise is below any photon noise, or too high), or is far from zero.
     """
+    # Size, and values in most pixels
     ny, nx = frame.data.shape
     if min(ny, nx) < MIN_PX:
         raise FrameError(
@@ -227,6 +230,8 @@ def require_usable(frame: Frame, path: str | Path) -> float:
         raise FrameError(
             f"{path}: {finite_frac:.0%} of its pixels are finite, expected at least 50%; reject it"
         )
+
+    # The noise and the median tell the unit, and if the light has been divided out
     middle, noise = median_and_noise(frame.data)
     if not noise > 0:
         raise FrameError(

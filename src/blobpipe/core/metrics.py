@@ -213,6 +213,7 @@ def measures(
     true_positive = positive & (labels == 1)
     false_positive = positive & (labels == 0)
 
+    # The number of either class in each resampling is that at the lowest threshold
     n_true_positive = weights @ true_positive
     tpr = share(n_true_positive, true[:, -1])
     fpr = share(weights @ false_positive, false[:, -1])

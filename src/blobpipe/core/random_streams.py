@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
+from typing import Any
 
-import numba as nb
 import numpy as np
 
 # SplitMix64 (Steele, Lea & Flood 2014): the increment of its counter, and the factors of its mixing function.
@@ -40,12 +41,28 @@ def log_uniform(rng: np.random.Generator, low: float, high: float) -> np.float64
     return np.float64(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
-@nb.njit(cache=True, nogil=True)
-def mix(word):  # type: ignore[no-untyped-def]
-    """Mix the bits of a counter by the last step of SplitMix64 (uint64 to uint64, one to one).
+def mix(word: Any) -> Any:
+    """Mix the bits of a counter by the last step of SplitMix64, a one-to-one function.
 
-    `render_gpu.mix` is the same function in PyTorch, and `fused_gpu._mix` in Triton.
+    `compiled_mix` is this function compiled, `render_gpu.mix` the same one in PyTorch, and `fused_gpu._mix` in Triton.
+
+    Parameters
+    ----------
+    word : ndarray, uint64
+        Compiled: a number.
+
+    Returns
+    -------
+    ndarray, uint64
     """
     word = (word ^ (word >> np.uint64(30))) * np.uint64(MIX_FACTORS[0])
     word = (word ^ (word >> np.uint64(27))) * np.uint64(MIX_FACTORS[1])
     return word ^ (word >> np.uint64(31))
+
+
+@functools.cache
+def compiled_mix() -> Any:
+    """Return `mix` compiled by Numba, for compiled functions; Numba is not imported before."""
+    import numba as nb
+
+    return nb.njit(mix, cache=True, nogil=True)

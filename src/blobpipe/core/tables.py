@@ -327,6 +327,7 @@ def read_image_list(path: str | Path) -> pd.DataFrame:
     require_once(path, table, "frame")
     _refuse_shared_files(path, table["frame"])
 
+    # Dates are MJD, and increase
     low, high = MJD_RANGE
     in_range = table["mjd"].between(low, high)
     _require(path, table, "mjd", np.isfinite(table["mjd"]), "a number")
@@ -425,9 +426,13 @@ def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame({column: [] for column in (*BLOB_COLUMNS, "shape", "first_frame")})
     table = read_known(path)
+
+    # Optional columns
     for column, default in (("shape", "disc"), ("first_frame", "")):
         if column not in table:
             table[column] = default
+
+    # Shapes that can be drawn, and first frames that are there
     is_shape = table["shape"].isin(BLOB_SHAPES)
     _require(path, table, "shape", is_shape, f"one of {', '.join(BLOB_SHAPES)}")
     frames = set(read_frame_list(raw_dir)["frame"])

@@ -189,6 +189,7 @@ def each_frame(
     for path in tables.stage_tables(in_dir, batch):
         frames = tables.read_table(path, ("frame", "status"))
         rows = []
+        # The images that the stage before has made
         for frame in frames.query("status == 'ok'")["frame"]:
             out = Path(out_dir) / f"{frame}.fits.fz"
             row = {"frame": frame, "status": "ok", "reason": "", "sha256": ""}

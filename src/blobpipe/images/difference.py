@@ -132,7 +132,7 @@ def subtract(
         ny, nx = image.shape
         stack_ny, stack_nx = stack.shape
         raise FrameError(
-            f"found {nx}x{ny} pixels, expected {stack_nx}x{stack_ny} as in the median stack"
+            f"found {nx}x{ny} pixels, expected {stack_nx}x{stack_ny} as in the median stack; leave it out"
         )
     if not params.register_shift:
         return image - stack, NO_SHIFT
@@ -338,7 +338,9 @@ def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Imag
         noise = fits_images.require_usable(frame, path)
         if frame.data.shape != SHAPE:
             ny, nx = frame.data.shape
-            raise FrameError(f"{path}: found {nx}x{ny} pixels, expected {SHAPE[1]}x{SHAPE[0]}")
+            raise FrameError(
+                f"{path}: found {nx}x{ny} pixels, expected {SHAPE[1]}x{SHAPE[0]}; leave it out"
+            )
     except FrameError as error:
         return Candidate(row, name, {}, str(error)), None
     cards = {card: frame.header[card] for card in KEPT_CARDS if card in frame.header}

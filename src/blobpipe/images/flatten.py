@@ -101,6 +101,8 @@ def flatten_exposure(path: str | Path, out_dir: str | Path) -> Path:
         raise FrameError(
             f"{path}: found {nx}x{ny} pixels, expected a full frame, 1014x1014 (FLT) or 1024x1024 (IMA); leave it out"
         )
+
+    # The reference pixels see no light
     science = _without_border(frame.data)
     flags = _read_flags(path)
     good = np.where(_bad(science, flags), np.float32(np.nan), science)
@@ -289,6 +291,8 @@ def _require_light(path: Path, header: Mapping[str, Any], good: Image) -> None:
         raise FrameError(
             f"{path}: FLATCORR is {header['FLATCORR']}, expected COMPLETE: not divided by the flat; calibrate it first"
         )
+
+    # Half of the pixels, and much more light than noise
     good_frac = np.isfinite(good).mean()
     if good_frac < 0.5:
         raise FrameError(
@@ -300,6 +304,8 @@ def _require_light(path: Path, header: Mapping[str, Any], good: Image) -> None:
             f"{path}: median {median:.4g} with noise {noise:.4g} {header.get('BUNIT', '')}: too little light to miss a "
             "fraction of it, expected an exposure of the dark Earth; leave it out"
         )
+
+    # A delta flat has been made of the known blobs
     if header.get("DFLTFILE", "N/A") not in ("N/A", ""):
         log.warning(
             "%s: divided by a delta flat (%s): known blobs may be corrected already",

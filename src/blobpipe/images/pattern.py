@@ -120,6 +120,7 @@ def _fill(values, share, good, filled, weights):  # type: ignore[no-untyped-def]
     for y in range(good.shape[0]):
         for x in range(good.shape[1]):
             if not good[y, x]:
+                # Separable weights: along each row, then over the rows
                 total = np.float32(0)
                 counted = np.float32(0)
                 for j in range(n):

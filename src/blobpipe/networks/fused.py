@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blobpipe.core import threads as lasting
-from blobpipe.core.random_streams import GOLDEN_GAMMA, IMAGE_GAMMA, mix
+from blobpipe.core.random_streams import GOLDEN_GAMMA, IMAGE_GAMMA, compiled_mix
 from blobpipe.networks.fused_loops import (
     PATCH_BYTES,
     VECTOR_BYTES,
@@ -789,11 +789,14 @@ def _fill_keep_mask(kept, threshold, key):
             kept[i, at] = _is_kept(image_key, at, threshold)
 
 
+_mix = compiled_mix()
+
+
 @_jit
 def _image_key(key, i):
-    return mix(key + np.uint64(i) * np.uint64(IMAGE_GAMMA))
+    return _mix(key + np.uint64(i) * np.uint64(IMAGE_GAMMA))
 
 
 @_jit
 def _is_kept(image_key, at, threshold):
-    return mix(image_key + np.uint64(at) * np.uint64(GOLDEN_GAMMA)) >= threshold
+    return _mix(image_key + np.uint64(at) * np.uint64(GOLDEN_GAMMA)) >= threshold

@@ -12,10 +12,9 @@ import numpy as np
 
 from blobpipe.core.arrays import Image, Int16Array
 from blobpipe.core.blob_shapes import SHAPES, blob_profile
+from blobpipe.core.detector import BORDER_PX
 from blobpipe.core.random_streams import log_uniform, stream
-
-# Side of a piece of clutter, that of a subframe (px)
-SIDE = 256
+from blobpipe.images.tiles import SIDE
 
 # Steps per sigma of the stored int16, their largest value (sigma), and what stands for a pixel without a value; it
 # becomes the median, as in clipping
@@ -29,9 +28,6 @@ FAR = 7.0
 # Half the side of the window of a cluster (px), and side of that of a crescent (px)
 CLUSTER_PX = 9
 CRESCENT_PX = 49
-
-# Width of the border of reference pixels (px)
-EDGE_PX = 5
 
 
 def draw_pieces(seed: int, n: int) -> Int16Array:
@@ -182,12 +178,12 @@ def _borders(image: Image, rng: np.random.Generator) -> None:
         depth = depth + notch.astype(int)
 
     row = np.arange(SIDE)[:, None]
-    border = row < EDGE_PX + depth
+    border = row < BORDER_PX + depth
     level = -rng.uniform(0, 15)
     spread = rng.uniform(0.5, 8)
     values = rng.normal(level, spread, (SIDE, SIDE))
     turned[border] = values[border]
-    turned[:EDGE_PX] = np.nan
+    turned[:BORDER_PX] = np.nan
 
 
 def _points(image: Image, rng: np.random.Generator) -> None:

@@ -110,6 +110,7 @@ def load_scene(
     FrameError
         If an image cannot be read, or has another size than the template.
     """
+    # What the tables and the template say of the frames
     table = tables.read_stage(scale_dir).set_index("frame").loc[names]
     pattern = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
     backgrounds = np.empty((len(names), *pattern.shape), np.int16)
@@ -126,6 +127,7 @@ def load_scene(
             )
         backgrounds[i] = np.rint(np.clip(data * STEP, -32768, 32767))
 
+    # Decompression releases the interpreter
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(fill, range(len(names))))
     return Scene(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core.arrays import Float32Array, Int16Array, Int32Array, Int64Array
-from blobpipe.core.random_streams import GOLDEN_GAMMA, mix
+from blobpipe.core.random_streams import GOLDEN_GAMMA, compiled_mix
 from blobpipe.images import tiles
 from blobpipe.simulation import clutter
 from blobpipe.simulation.recipes import STEP, Recipes, Scene, Subframes
@@ -37,6 +37,8 @@ def _normal_quantiles() -> Float32Array:
 
 NORMAL_QUANTILES = _normal_quantiles()
 LAST_QUANTILE = np.uint64(N_QUANTILES - 1)
+
+_mix = compiled_mix()
 
 
 class _Recipes(NamedTuple):
@@ -361,7 +363,7 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
         row = image[y]
         first = ((top + y) * tiles.SIDE + left) // 4 + 1
         for i in range(len(row) // 4):
-            word = mix(seed + np.uint64(first + i) * np.uint64(GOLDEN_GAMMA))
+            word = _mix(seed + np.uint64(first + i) * np.uint64(GOLDEN_GAMMA))
             row[4 * i] += sigma * quantiles[word & LAST_QUANTILE]
             row[4 * i + 1] += sigma * quantiles[(word >> np.uint64(16)) & LAST_QUANTILE]
             row[4 * i + 2] += sigma * quantiles[(word >> np.uint64(32)) & LAST_QUANTILE]

@@ -180,6 +180,7 @@ class Renderer:
         background = self.backgrounds.view(-1)[(frame[:, None, None] * ny + y0 + y) * nx + x0 + x]
         image = background.float() / STEP
 
+        # The pattern where it has moved, minus where it is
         dx, dy = self.dip[rows].T[:, :, None, None]
         here = self.pattern.view(-1)[(y0 + y) * nx + x0 + x]
         dip = self._sample(x0 + x, y0 + y, dx, dy) - here

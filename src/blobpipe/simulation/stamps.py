@@ -164,12 +164,14 @@ def profile_stamps(
     for i in range(n):
         x = rng.uniform(0, shape[1])
         y = rng.uniform(0, shape[0])
+        # The size of a blob depends on where it lands
         typical = typical_radius(np.array(x), np.array(y))
         radius = float(np.clip(typical + rng.normal(0, RADIUS_SCATTER_PX), *RADII_PX))
         log_depth = rng.normal(np.log(MEDIAN_DEPTH_FRAC), DEPTH_SPREAD)
         depth = float(np.clip(np.exp(log_depth), *DEPTHS_FRAC))
         kind = SHAPES[rng.integers(len(SHAPES))]
         x_offset, y_offset = rng.uniform(-0.5, 0.5, 2)
+        # A stamp from pixels would have been clipped with the stack
         profile = blob_profile(kind, radius, x_offset, y_offset, SIZE)
         stamps[i] = np.minimum(profile * depth / sigma_frac, high_sigma)
         rows.append({"blob": "", "radius_px": radius, "peak_sigma": float(stamps[i].max())})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from blobpipe.core.random_streams import GOLDEN_GAMMA, mix, stream
+from blobpipe.core.random_streams import GOLDEN_GAMMA, compiled_mix, mix, stream
 
 
 def test_words_are_those_of_splitmix64() -> None:
     """The first three of seed 0, as published with the generator."""
-    words = [int(mix(np.uint64(GOLDEN_GAMMA * k % 2**64))) for k in (1, 2, 3)]
-    assert words == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    counters = np.array([GOLDEN_GAMMA * k % 2**64 for k in (1, 2, 3)], np.uint64)
+    words = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert mix(counters).tolist() == words
+    assert [int(compiled_mix()(counter)) for counter in counters] == words
 
 
 def test_a_stream_depends_on_seed_stage_and_every_item() -> None:
