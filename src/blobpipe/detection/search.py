@@ -23,6 +23,7 @@ from blobpipe.detection.match import without_repeats
 from blobpipe.detection.vet import vet
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
+from blobpipe.images.noise import image_noise
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, find_bad_pixels
@@ -89,7 +90,7 @@ def find_blobs(
 
         detector = load_detector()
     if noise_frac is None:
-        noise_frac = fits_images.median_and_noise(difference)[1]
+        noise_frac = image_noise(difference)
     if peaks is None:
         clipped, _ = clip_image(difference, Clip())
         peaks = detector.search(scale_image(clipped, Scale())[0])

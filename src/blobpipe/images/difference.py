@@ -437,7 +437,7 @@ def _subtract_one(
         later = blob_pattern(stack, known) - registered.pattern
         difference -= move_pattern(later, shift) - later
 
-    noise = fits_images.median_and_noise(difference)[1]
+    noise = clean_noise(difference)
     scatter = rms_map(registered.images[members], stack, recent)
     path = out_dir / f"{candidate.name}.fits.fz"
     cards = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}

@@ -38,6 +38,23 @@ def clean_noise(image: Image) -> float:
     return float(1.4826 * bottleneck.nanmedian(deviations))
 
 
+def image_noise(image: Image) -> float:
+    """Estimate the noise of a difference image: the one estimate of every search.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx), float32
+        Some pixels finite.
+
+    Returns
+    -------
+    float
+        `clean_noise`; of all pixels if there is none away from the edges.
+    """
+    noise = clean_noise(image)
+    return noise if noise > 0 else fits_images.median_and_noise(image)[1]
+
+
 class Range(NamedTuple):
     """Lowest and highest noise that an image may have (fraction of the light)."""
 

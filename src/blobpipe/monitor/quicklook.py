@@ -56,7 +56,7 @@ from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
 from blobpipe.images.difference import subtract
-from blobpipe.images.noise import require_noise, require_noise_of_rms_map
+from blobpipe.images.noise import image_noise, require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, make_template
@@ -720,7 +720,7 @@ def _search(
     """Search a difference image."""
     clipped, clipping = clip_image(data, params.clip)
     scaled, _ = scale_image(clipped, params.scale)
-    noise = fits_images.median_and_noise(data)[1]
+    noise = image_noise(data)
     response = detector.respond(scaled)
     candidates = find_blobs(
         data,

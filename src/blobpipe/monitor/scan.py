@@ -26,7 +26,7 @@ from blobpipe.errors import BlobpipeError, FrameError, internal_fault
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import subtract
-from blobpipe.images.noise import require_noise, require_noise_of_rms_map
+from blobpipe.images.noise import image_noise, require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, read_template
@@ -227,10 +227,9 @@ def _prepare(
         assert expected is not None
         require_noise(noise, expected, path)
         data, shift = subtract(frame.data, template, params.difference)
-        noise = fits_images.median_and_noise(data)[1]
     clipped, _ = clip_image(data, params.clip)
     scaled, _ = scale_image(clipped, params.scale)
-    observation = Observation(data, template, catalogue, shift, noise)
+    observation = Observation(data, template, catalogue, shift, image_noise(data))
     return Prepared(exposure_of(frame, path), observation, scaled)
 
 
