@@ -20,7 +20,7 @@ from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.detection.detectors import Detector, Peaks
 from blobpipe.detection.fit import fit_blobs, rough_snr
 from blobpipe.detection.match import without_repeats
-from blobpipe.detection.vet import vet
+from blobpipe.detection.vet import vet_candidates
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
 from blobpipe.images.noise import image_noise
@@ -70,7 +70,7 @@ def find_blobs(
     noise_frac : float, optional
         Standard deviation of a pixel (fraction of the light); estimated if not given.
     recent_px : ndarray, shape (n, 2), optional
-        Usual places of new blobs of earlier images, which the template is still learning (`vet.vet`).
+        Usual places of new blobs of earlier images, which the template is still learning (`vet.vet_candidates`).
     peaks : Peaks, optional
         Where to look, if the detector has searched already; otherwise the difference is clipped and
         scaled with the default settings, and searched.
@@ -81,7 +81,7 @@ def find_blobs(
     -------
     DataFrame
         A row per candidate, in the order of its peak: the columns of `fit.fit_blobs`, with the
-        ``score`` of the detector and the ``status`` of `vet.vet`, and ``probability``. Detections
+        ``score`` of the detector and the ``status`` of `vet.vet_candidates`, and ``probability``. Detections
         are the rows whose score reaches ``detector.threshold``; new blobs are those of the status
         ``new``.
     """
@@ -97,7 +97,7 @@ def find_blobs(
 
     # The fit and the vetting see the unclipped difference.
     candidates = fit_peaks(peaks, difference, noise_frac)
-    candidates = vet(
+    candidates = vet_candidates(
         candidates,
         difference,
         template or Template(),

@@ -73,7 +73,7 @@ class Evidence:
     params: Vetting
 
 
-def vet(
+def vet_candidates(
     candidates: pd.DataFrame,
     difference: Image,
     template: Template,

@@ -44,7 +44,7 @@ from blobpipe.detection.vet import (
     flickers,
     is_of_the_stack,
     on_bad_pixels,
-    vet,
+    vet_candidates,
 )
 from blobpipe.images.noise import clean_noise
 from blobpipe.images.stack import rms_map
@@ -93,7 +93,7 @@ def judged(
 ) -> list[str]:
     template = Template(stack, pattern, scatter, bad)
     about = {"catalogue": catalogue, "shift_px": shift_px, "noise_frac": NOISE}
-    done = vet(measured(image, *peaks), image, template, **about)
+    done = vet_candidates(measured(image, *peaks), image, template, **about)
     return list(done["status"])
 
 
@@ -255,7 +255,9 @@ def test_no_peaks_give_a_table_without_rows() -> None:
     assert tuple(table.columns) == (*DETECTION_COLUMNS, "misfit")
     assert [str(kind) for kind in table.dtypes[:11]] == ["float64"] * 11
     assert table.dtypes.equals(measured(noise(), (80, 80)).dtypes)
-    done = vet(table, noise(), Template(), catalogue=KNOWN, shift_px=(1, 0), noise_frac=NOISE)
+    done = vet_candidates(
+        table, noise(), Template(), catalogue=KNOWN, shift_px=(1, 0), noise_frac=NOISE
+    )
     assert len(done) == 0
     assert done.drop(columns="reason").dtypes.equals(table.dtypes)
     assert len(mark_seen_again(table, table)) == 0
@@ -419,7 +421,7 @@ def test_judging_leaves_the_measurements_alone() -> None:
     image = noise() + blob(80, 110, 5, 0.05)
     before = measured(image, (80, 110), (50, 50))
     kept = before.copy()
-    after = vet(before, image, Template(), catalogue=KNOWN, noise_frac=NOISE)
+    after = vet_candidates(before, image, Template(), catalogue=KNOWN, noise_frac=NOISE)
     pd.testing.assert_frame_equal(before, kept)
     pd.testing.assert_frame_equal(
         after.drop(columns=["status", "reason"]), kept.drop(columns="status")
@@ -753,7 +755,9 @@ def verdict_of(
     catalogue: pd.DataFrame = KNOWN,
     pattern: np.ndarray | None = None,
 ) -> str:
-    done = vet(detection, image, Template(pattern=pattern), catalogue=catalogue, noise_frac=NOISE)
+    done = vet_candidates(
+        detection, image, Template(pattern=pattern), catalogue=catalogue, noise_frac=NOISE
+    )
     return str(done["status"][0])
 
 
