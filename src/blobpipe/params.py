@@ -440,7 +440,7 @@ class Vetting(Section):
     trimmed_share: int = Field(
         6,
         ge=3,
-        description="few_pixels: but at most one pixel of so many of a small footprint (count).",
+        description="few_pixels: but at most 1 in this many pixels of a small footprint (count).",
     )
     hard_edge_sigma: Positive = Field(
         1.3,

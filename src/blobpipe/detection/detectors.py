@@ -194,7 +194,7 @@ def load_detector(path: str | Path = model_file.PACKAGED) -> DenseDetector | Rep
     Raises
     ------
     ModelError
-        If the file is missing or damaged, or its operating point is none.
+        If the file is missing or damaged, or its operating point is invalid.
     """
     if model_file.kind_of_model(path) == "report":
         return ReportDetector(model_file.load_model(path)[0])
@@ -207,13 +207,13 @@ def load_dense_detector(path: str | Path) -> DenseDetector:
     Raises
     ------
     ModelError
-        As `model_file.load_dense`; or if its operating point is none.
+        As `model_file.load_dense`; or if its operating point is invalid.
     """
     network, metadata = model_file.load_dense(path)
     try:
         point = read_operating_point(metadata)
     except ValueError as error:
         raise ModelError(
-            f"{path}: the operating point is none ({error}); run the stage detect again or restore it"
+            f"{path}: the operating point is invalid ({error}); run the stage detect again or restore it"
         ) from error
     return DenseDetector(dense_network.folded(network), point)

@@ -197,7 +197,7 @@ def fit_blobs(
         `DETECTION_COLUMNS`, one row per peak. ``depth_frac`` is the highest point of the fitted profile,
         ``loss_frac_px2`` its sum, ``snr`` that of a matched filter for it. Errors are 1 sigma, widened where the fit
         is worse than the noise. Where the fit has failed, they are NaN, and the rest is of the disc that it started
-        from; where there are too few pixels to fit, all but x, y and score is NaN. ``status`` is empty until `judge`.
+        from; where there are too few pixels to fit, all but x, y and score is NaN. ``status`` is empty until `vet.vet_candidates`.
         A last column, ``misfit``, says how badly the fit fits: the mean squared residual of the footprint in units of the
         noise, less what shapes beyond ours may leave: about 1 for a blob. `blobpipe.detection.score` takes it into the score.
     """
@@ -224,7 +224,7 @@ def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float
     Parameters
     ----------
     difference, x, y, noise_frac
-        As for `measure`.
+        As for `fit_blobs`.
 
     Returns
     -------

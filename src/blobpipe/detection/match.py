@@ -33,7 +33,7 @@ def without_repeats(detections: pd.DataFrame, within_px: float = KNOWN_PX) -> pd
     Parameters
     ----------
     detections : DataFrame
-        From `measure`, the highest score first.
+        From `fit.fit_blobs`, the highest score first.
     within_px : float
         Two blobs do not lie so near each other (px).
     """
@@ -54,7 +54,7 @@ def mark_seen_again(
     Parameters
     ----------
     previous, current : DataFrame
-        From `judge`, of an image and of a later one.
+        From `vet.vet_candidates`, of an image and of a later one.
     tolerance_px : float
         Largest distance between the two places.
 

@@ -353,7 +353,7 @@ def flickers(
     depth : float
         In the unit of ``scatter``.
     scatter
-        As in `judge`.
+        As in `vet.vet_candidates`.
     """
     cell = CELL_PX
     half = int(np.ceil((radius + params.rms_ring_px[1]) / cell)) + 1
@@ -387,7 +387,7 @@ def on_bad_pixels(
     Parameters
     ----------
     bad
-        As in `judge`.
+        As in `vet.vet_candidates`.
     """
     left = round(x) - CUT_HALF
     top = round(y) - CUT_HALF
@@ -465,11 +465,12 @@ def _predicted(
     footprint = both & (distance_from(x - left, y - top, CUT_SIDE) <= radius)
     if not expected[footprint].sum() > params.explained_frac * window[footprint].sum():
         return False
-    dark = both & (expected < params.negative_lobe_frac * np.nanmin(expected))
+    negative = both & (expected < params.negative_lobe_frac * np.nanmin(expected))
     deepest = float(-np.nanmin(expected)) + 3 * noise
-    found = window[dark].clip(-deepest, deepest)
+    found = window[negative].clip(-deepest, deepest)
     return bool(
-        found @ expected[dark] > params.min_negative_lobe * np.sum(np.square(expected[dark]))
+        found @ expected[negative]
+        > params.min_negative_lobe * np.sum(np.square(expected[negative]))
     )
 
 

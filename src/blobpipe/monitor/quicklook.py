@@ -147,7 +147,7 @@ class Searched:
     row : dict
         Columns of ``images``.
     table : DataFrame
-        Candidates above `search.CANDIDATE`, judged, with their probability; none for an image that was not searched.
+        Candidates above `operating_point.CANDIDATE`, judged, with their probability; none for an image that was not searched.
     subframes : list of dict
         Columns of ``subframes``.
     overview : bytes
@@ -190,7 +190,7 @@ def quicklook(folder: Path, routine: Routine) -> int:
     """
     _insist_on_folder(folder)
     inbox = Inbox(folder, routine.params.quicklook.settle_s)
-    inbox.look()  # what has not changed when the tools are ready needs to wait the less
+    inbox.look()  # files unchanged once the model is loaded wait less
     with _tools(routine, inbox) as tools:
         new = _unknown(inbox, tools.connection, routine.again)
         time.sleep(max((inbox.unsettled_s(file) for file in new), default=0.0))
@@ -390,7 +390,7 @@ def _dated(arrival: Arrival, suspect: bool) -> Arrival:
 
 def _rehearsed(path: Path) -> str:
     """Have another process read a suspect file; return what became of it, empty if it lives."""
-    read = "import sys; from blobpipe.core import check; check.describe(sys.argv[1])"
+    read = "import sys; from blobpipe.images import check; check.describe(sys.argv[1])"
     try:
         ended = subprocess.run(
             (sys.executable, "-c", read, path), capture_output=True, timeout=REHEARSAL_S

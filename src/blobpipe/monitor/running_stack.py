@@ -437,7 +437,7 @@ def correction(image: Image, difference_frac: Image, stack: Image, shift: Shift)
     Parameters
     ----------
     image, difference_frac, stack : ndarray, shape (ny, nx), float32
-        What `difference.difference_image` took and gave.
+        What `difference.subtract` took and gave.
     shift : Shift
         Where it found the blobs; for a negligible shift the correction is empty.
     """

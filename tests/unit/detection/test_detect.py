@@ -396,7 +396,9 @@ def test_an_operating_point_that_is_none_is_refused(
     assert load_dense_detector(path).point == OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 10)
     point = {**POINT, **change} if isinstance(change, dict) else change
     model_file.save_model(path, network, {"operating_point": point})
-    with pytest.raises(ModelError, match=f"m.safetensors: the operating point is none \\({found}"):
+    with pytest.raises(
+        ModelError, match=f"m.safetensors: the operating point is invalid \\({found}"
+    ):
         load_dense_detector(path)
 
 

@@ -1559,3 +1559,19 @@ def test_what_is_taken_off_an_image_is_logged_for_every_image_of_a_stack(month: 
         for row in log.execute("SELECT i.name FROM corrections c JOIN images i ON i.id = c.image")
     }
     assert stacked == {row["name"] for row in log.execute("SELECT name FROM images")}
+
+
+def test_the_rehearsal_of_a_sound_file_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What reads it in another process is code in a string: nothing else would see that it is none."""
+    ended = []
+    run_process = subprocess.run
+
+    def run_and_note(*words: Any, **more: Any) -> Any:
+        ended.append(run_process(*words, **more))
+        return ended[-1]
+
+    monkeypatch.setattr(subprocess, "run", run_and_note)
+    assert quicklook._rehearsed(write(tmp_path, 1)) == ""
+    assert [process.returncode for process in ended] == [0]
