@@ -211,9 +211,9 @@ def _make_pristine(root: Path) -> None:
         ):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(HERE / name, root / name)
-    compiled = HERE / "src/blobpipe/__pycache__"
-    if compiled.exists():  # what numba has compiled of the very same files
-        shutil.copytree(compiled, root / "src/blobpipe/__pycache__")
+    # what numba has compiled of the very same files
+    for compiled in (HERE / "src/blobpipe").rglob("__pycache__"):
+        shutil.copytree(compiled, root / compiled.relative_to(HERE))
     shutil.copy(HERE / "experiments/quick.yaml", root / "params.yaml")
     project = Project(root)
     project.run("git", "init", "--quiet", "--initial-branch=main")
