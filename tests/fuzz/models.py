@@ -16,17 +16,25 @@ import numpy as np
 import pandas as pd
 import torch
 
-from blobpipe.detection import operating_point
+from blobpipe.detection.detectors import load_dense_detector
+from blobpipe.detection.operating_point import OperatingPoint
 from blobpipe.detection.score import score_candidates
 from blobpipe.errors import ModelError
 from blobpipe.networks import model_file, report_network
 from tests.fuzz import runner
 
+
+def load_operating_point(path: Path) -> tuple[torch.nn.Module, OperatingPoint]:
+    """Load a dense network and its operating point."""
+    detector = load_dense_detector(path)
+    return detector.network, detector.point
+
+
 READERS: tuple[Callable[[Path], Any], ...] = (
     model_file.kind_of_model,
     model_file.load_model,
     model_file.load_dense,
-    operating_point.load_operating_point,
+    load_operating_point,
 )
 NUMBERS = (
     float("nan"),
@@ -246,7 +254,7 @@ def _check(
         assert torch.isfinite(answers).all(), "an answer is no finite number"
         if original is not None:
             torch.testing.assert_close(answers, original(images), rtol=1e-3, atol=1e-3)
-    if isinstance(about, operating_point.OperatingPoint):
+    if isinstance(about, OperatingPoint):
         scores = np.array([0.0, 1e-9, 0.3, 1.0])
         found = pd.DataFrame(
             {"score": scores, "snr": [3.0, np.nan, 500.0, 7.0], "misfit": [1.0, 9.0, 0.1, np.nan]}

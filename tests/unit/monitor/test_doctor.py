@@ -13,7 +13,7 @@ import pytest
 from tests.unit import synthetic_log
 
 from blobpipe import cli
-from blobpipe.detection import operating_point
+from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.errors import NoticeError
 from blobpipe.monitor import doctor, logbook, notices
 from blobpipe.monitor.doctor import Check, Setup
@@ -165,7 +165,7 @@ def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path:
     )
     [good] = found(setup, "model")
     assert "threshold 0.6000, set on 10 held-out images" in good.found
-    assert operating_point.load_operating_point(setup.model)[1].frames == 10
+    assert load_dense_detector(setup.model).point.frames == 10
 
 
 def test_a_bad_catalogue_fails(setup: Setup, tmp_path: Path) -> None:
