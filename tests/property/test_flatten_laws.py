@@ -27,6 +27,7 @@ def flags(seed: int, flag: int) -> np.ndarray:
 @FEW
 @given(st.integers(0, 99), st.floats(1e-3, 1e4))
 def test_gain_changes_nothing(seed: int, gain: float) -> None:
+    """But for rounding to single precision: up to 3.2e-6 of the light, at seed 24 and a gain of 8282."""
     science = exposure(seed)
     dq = flags(seed, 4)
     np.testing.assert_allclose(
