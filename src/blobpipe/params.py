@@ -423,24 +423,9 @@ class Vetting(Section):
     min_radius_px: Positive = Field(
         1.5, description="too_sharp: a blob is blurred to at least this radius (px)."
     )
-    min_snr: Positive = Field(
-        3.0,
-        description="too_faint, few_pixels: lowest S/N of a blob, with and without its brightest pixels.",
-    )
     max_bad_frac: Fraction = Field(
         0.333333,
-        description="few_pixels, bad_stack_pixels: share of a footprint without a value, or of bad pixels, from which "
-        "it is no blob (fraction).",
-    )
-    trimmed_px: int = Field(
-        8,
-        ge=0,
-        description="few_pixels: size of the largest cluster of bad pixels (px), left out of the S/N.",
-    )
-    trimmed_share: int = Field(
-        6,
-        ge=3,
-        description="few_pixels: but at most 1 in this many pixels of a small footprint (count).",
+        description="bad_stack_pixels: share of bad pixels in a footprint from which it is no blob (fraction).",
     )
     hard_edge_sigma: Positive = Field(
         1.3,
@@ -469,18 +454,6 @@ class Vetting(Section):
     bright_stack_frac: Positive = Field(
         0.5,
         description="bright_stack: share of the signal by which the stack is brighter than around (fraction).",
-    )
-    explained_frac: Positive = Field(
-        0.5,
-        description="shift_residual: share of the signal that the measured shift predicts (fraction).",
-    )
-    negative_lobe_frac: Positive = Field(
-        0.25,
-        description="shift_residual: pixels below this share of the deepest are the negative lobe (fraction).",
-    )
-    min_negative_lobe: Positive = Field(
-        0.4,
-        description="shift_residual: share of the predicted negative lobe that is there (fraction).",
     )
     dip_reach_radii: Positive = Field(
         1.5,

@@ -39,7 +39,7 @@ CHANGES = {
     "augment": ("noise_sigma", 0.5),
     "train": ("seed", 2),
     "dense": ("seed", 2),
-    "vetting": ("min_snr", 3.5),
+    "vetting": ("min_radius_px", 1.6),
     "detect": ("new_blobs_per_100_frames", 6.0),
     "evaluate": ("threshold", 0.4),
     "regression": ("threshold", 0.4),

@@ -1,4 +1,4 @@
-"""TODO"""
+"""Combine the network's log-odds with what the fit says, by logistic regression."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from blobpipe.core.arrays import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
-RIDGE = 1e-3  # keeps the weights finite where one number separates the classes
+
+RIDGE = 1e-3  # penalty that keeps the weights finite where one number separates the classes
 
 
 def fit_logistic(features: FloatArray, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
