@@ -132,9 +132,9 @@ def example(root: Path) -> Pair:
 
 def real_pair(image_path: Path, stack_path: Path) -> Pair:
     """A real difference image and its stack."""
-    stack = fits_images.usable_image(stack_path).data
+    stack = fits_images.read_image(stack_path).data
     return (
-        fits_images.usable_image(image_path).data - stack,
+        fits_images.read_image(image_path).data - stack,
         stack,
         pd.DataFrame({"x_px": [], "y_px": [], "radius_px": []}),
     )

@@ -70,7 +70,7 @@ def make_log(root: Path) -> None:
     settings = Params().model_copy(update={"quicklook": Quicklook(settle_s=0.0)})
     quicklook.quicklook(
         root / "raw",
-        quicklook.Routine(root / "log.sqlite", MODEL, settings, catalogue=root / "known.csv"),
+        quicklook.Options(root / "log.sqlite", MODEL, settings, catalogue=root / "known.csv"),
     )
     open_ones = [example(root / "log.sqlite"), newest(root / "log.sqlite")]
     with closing(logbook.connect(root / "log.sqlite")) as connection:

@@ -224,7 +224,7 @@ def prepare(root: Path) -> Month:
         functools.cache(cli.load_params),
     )
     tqdm.monitor_interval = 0
-    quicklook._rehearsed = lambda path: (
+    quicklook._fatal_to_read = lambda path: (
         ""
     )  # a process of its own for each image at which a run was killed takes seconds
     kernels.set_threads(1)

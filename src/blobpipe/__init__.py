@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blobpipe.core.blob_shapes import blob_profile
-    from blobpipe.core.fits_images import usable_image as read_image
+    from blobpipe.core.fits_images import read_image
     from blobpipe.detection.detectors import load_detector
     from blobpipe.detection.match import pair as match
     from blobpipe.detection.search import find_blobs
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 PLACES = {  # where each name is defined, and as what
-    "read_image": ("core.fits_images", "usable_image"),
+    "read_image": ("core.fits_images", "read_image"),
     "flatten": ("images.flatten", "light_loss"),
     "Template": ("images.template", "Template"),
     "read_template": ("images.template", "read_template"),

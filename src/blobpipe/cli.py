@@ -13,12 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import date
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from blobpipe import __version__
 from blobpipe.errors import BlobpipeError, FrameError, printable
 from blobpipe.params import Notices, Params, load_params, to_yaml
 
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+# Folders of the stages, relative to the working folder
 RAW = "data/raw"
 DIFFERENCE = "data/difference"
 CLIP = "data/clip"
@@ -32,16 +36,22 @@ DENSE = "results/dense"
 DETECT = "results/detect"
 COMPLETENESS = "results/completeness"
 EXPLORE = "results/explore"
+
+# The report's network; the dense network as trained; the same with its operating point
 MODEL = f"{TRAIN}/model.safetensors"
 DENSE_MODEL = f"{DENSE}/model.safetensors"
 OWN_MODEL = f"{DETECT}/model.safetensors"
-JUDGED = f"{REGRESSION}/metrics.json"
+
+# Metrics of the regression test, which the gate reads
+REGRESSION_METRICS = f"{REGRESSION}/metrics.json"
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
 
-# exit statuses, as of a program that SIGINT or SIGPIPE has ended: 128 + signal
+# Exit statuses of a program that SIGINT or SIGPIPE has ended: 128 + signal
 INTERRUPTED = 130
 PIPE_CLOSED = 141
+
+# What to do about an error of the system, by its number
 ADVICE = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or choose another folder"
@@ -58,7 +68,7 @@ ADVICE = {
     errno.EIO: "look at the disk; it could not be read or written",
 }
 
-# of the GNU C library's mallopt
+# Parameters of mallopt; GNU C library, malloc.h
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
@@ -185,7 +195,7 @@ def _explore(args: argparse.Namespace) -> None:
 def _gate(args: argparse.Namespace) -> int:
     from blobpipe.validation import gate
 
-    failed = gate.check_gate(JUDGED, _params(args).regression)
+    failed = gate.check_gate(REGRESSION_METRICS, _params(args).regression)
     for line in gate.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
         print(line)
     print("\n".join(failed) or "passed")
@@ -221,7 +231,7 @@ def _quicklook(args: argparse.Namespace) -> None:
     from blobpipe.monitor import quicklook
 
     params = _params_if_any(args)
-    routine = quicklook.Routine(
+    options = quicklook.Options(
         args.log,
         args.model or _default_model(params),
         params.model_copy(update={"notices": Notices()}) if args.silent else params,
@@ -231,9 +241,9 @@ def _quicklook(args: argparse.Namespace) -> None:
         again=args.again,
     )
     if args.watch:
-        quicklook.watch(args.folder, routine)
+        quicklook.watch(args.folder, options)
     else:
-        quicklook.quicklook(args.folder, routine)
+        quicklook.quicklook(args.folder, options)
 
 
 def _log(args: argparse.Namespace) -> None:
@@ -316,7 +326,7 @@ def _doctor(args: argparse.Namespace) -> int:
     settings = Path(args.params or PARAMS)
     named = settings if args.params or settings.exists() else None
     model = args.model or _own_or_packaged()
-    judged = Path(JUDGED) if not args.model and model == Path(OWN_MODEL) else None
+    judged = Path(REGRESSION_METRICS) if not args.model and model == Path(OWN_MODEL) else None
     setup = Setup(named, model, args.catalogue, args.log, judged)
     failed = False
     for check in examine(setup, os.environ, send_test=args.send_test):
@@ -384,7 +394,7 @@ def _default_model(params: Params) -> Path:
     if model == Path(OWN_MODEL):
         from blobpipe.validation import gate
 
-        gate.require_passed(model, Path(JUDGED), params.regression)
+        gate.require_passed(model, Path(REGRESSION_METRICS), params.regression)
     return model
 
 
@@ -434,178 +444,23 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
 BATCHED = ("difference", "clip", "scale")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the whole command line."""
+# --------------------------------------------------------------------------------------------------------- parser
+
+
+class _Shared(NamedTuple):
+    """Parsers of the options that several commands have in common."""
+
+    common: argparse.ArgumentParser
+    settings: argparse.ArgumentParser
+    log: argparse.ArgumentParser
+
+
+def _shared_options() -> _Shared:
+    """Make the parsers of the options ``--debug``, ``--params`` and ``--log``."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--params", metavar="FILE", help=f"parameter file (default: {PARAMS})")
-    parser = argparse.ArgumentParser(
-        prog="blobpipe", description="Find blobs in WFC3/IR monitor images."
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (work, text) in STAGES.items():
-        command = commands.add_parser(
-            name, parents=[settings, common], help=f"stage: {text}", description=text
-        )
-        command.set_defaults(work=work)
-        if name in BATCHED:
-            command.add_argument(
-                "--batch", type=int, help="process only this batch of 64 images (default: all)"
-            )
-    commands.choices["campaign"].add_argument(
-        "--threads", type=int, default=1, help="number of processes (default: %(default)s)"
-    )
-    commands.choices["difference"].add_argument(
-        "--reference", action="store_true", help="make only the reference stack"
-    )
-    _add_daily(commands, settings, common)
-    _add_archive(commands, common)
-    return parser
-
-
-def _add_archive(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
-) -> None:
-    fetch = commands.add_parser(
-        "fetch", parents=[common], help="download CSM-monitor exposures from MAST by date"
-    )
-    fetch.add_argument(
-        "--start", type=_date, required=True, metavar="DATE", help="first day, YYYY-MM-DD"
-    )
-    fetch.add_argument(
-        "--end", type=_date, required=True, metavar="DATE", help="last day, inclusive"
-    )
-    fetch.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for the files and manifest.csv",
-    )
-    fetch.add_argument("--dry-run", action="store_true", help="only list the exposures")
-    fetch.set_defaults(work=_fetch)
-    flatten = commands.add_parser(
-        "flatten", parents=[common], help="make blob images from calibrated exposures"
-    )
-    flatten.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="full-frame FLT or IMA exposure"
-    )
-    flatten.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the blob images"
-    )
-    flatten.set_defaults(work=_flatten)
-
-
-def _date(text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is no day, expected YYYY-MM-DD") from error
-
-
-def _add_daily(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    settings: argparse.ArgumentParser,
-    common: argparse.ArgumentParser,
-) -> None:
-    check = commands.add_parser(
-        "check",
-        parents=[common],
-        help="report what image files contain, and whether they can be searched",
-    )
-    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FITS image")
-    check.set_defaults(work=_check)
-    scan = commands.add_parser(
-        "scan", parents=[settings, common], help="search images for new blobs"
-    )
-    scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME", help="blob image")
-    which = scan.add_mutually_exclusive_group()
-    which.add_argument(
-        "--difference", action="store_true", help="the images are difference images already"
-    )
-    which.add_argument("--reference", type=Path, metavar="STACK", help="median stack to subtract")
-    scan.add_argument(
-        "--model",
-        type=Path,
-        help=f"trained dense or report network (default: {OWN_MODEL}, which must have passed the gate; else the packaged model)",
-    )
-    scan.add_argument(
-        "--catalogue",
-        type=Path,
-        metavar="TABLE",
-        help="table of known blobs: x_px, y_px, radius_px",
-    )
-    scan.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures"
-    )
-    scan.set_defaults(work=_scan)
-    _add_log(commands, settings, common)
-
-    _add_export(commands, common)
-    gate = commands.add_parser(
-        "gate",
-        parents=[settings, common],
-        help="exit with status 1 unless the regression test passed",
-    )
-    gate.add_argument(
-        "--against", metavar="REV", help="also list the cases won and lost since a git revision"
-    )
-    gate.set_defaults(work=_gate)
-    notify = commands.add_parser(
-        "notify", parents=[settings, common], help="send the notices that wait in the log"
-    )
-    notify.add_argument(
-        "--log",
-        type=Path,
-        default=Path(LOG),
-        metavar="FILE",
-        help="log file (default: %(default)s)",
-    )
-    instead = notify.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="only print the waiting notices")
-    instead.add_argument(
-        "--test", action="store_true", help="only send a test notice on every channel"
-    )
-    instead.add_argument(
-        "--again", action="store_true", help="also send notices that were given up"
-    )
-    notify.set_defaults(work=_notify)
-    doctor = commands.add_parser(
-        "doctor",
-        parents=[settings, common],
-        help="check everything that the daily routine needs",
-    )
-    doctor.add_argument(
-        "--log",
-        type=Path,
-        default=Path(LOG),
-        metavar="FILE",
-        help="log file (default: %(default)s)",
-    )
-    doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
-    doctor.add_argument(
-        "--catalogue",
-        type=Path,
-        metavar="TABLE",
-        help="table of known blobs: x_px, y_px, radius_px",
-    )
-    doctor.add_argument(
-        "--send-test", action="store_true", help="also send a test notice on every channel"
-    )
-    doctor.set_defaults(work=_doctor)
-    params = commands.add_parser(
-        "params", parents=[common], help="print all settings with their defaults"
-    )
-    params.set_defaults(work=_print_params)
-
-
-def _add_log(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    settings: argparse.ArgumentParser,
-    common: argparse.ArgumentParser,
-) -> None:
     log = argparse.ArgumentParser(add_help=False)
     log.add_argument(
         "--log",
@@ -614,86 +469,229 @@ def _add_log(
         metavar="FILE",
         help="log file (default: %(default)s)",
     )
-    quick = commands.add_parser(
-        "quicklook",
-        parents=[settings, log, common],
-        help="search every new image in a folder, log the results and send notices",
+    return _Shared(common, settings, log)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="blobpipe", description="Find blobs in WFC3/IR monitor images."
     )
-    quick.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
-    which = quick.add_mutually_exclusive_group()
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared = _shared_options()
+    # In the order in which --help lists them
+    _add_stages(commands, shared)
+    _add_check(commands, shared)
+    _add_scan(commands, shared)
+    _add_quicklook(commands, shared)
+    _add_log(commands, shared)
+    _add_catalogue(commands, shared)
+    _add_serve(commands, shared)
+    _add_page(commands, shared)
+    _add_export(commands, shared)
+    _add_gate(commands, shared)
+    _add_notify(commands, shared)
+    _add_doctor(commands, shared)
+    _add_params(commands, shared)
+    _add_fetch(commands, shared)
+    _add_flatten(commands, shared)
+    return parser
+
+
+def _add_stages(commands: Commands, shared: _Shared) -> None:
+    """Add one command for each stage."""
+    for name, (work, text) in STAGES.items():
+        stage = commands.add_parser(
+            name,
+            parents=[shared.settings, shared.common],
+            help=f"stage: {text}",
+            description=text,
+        )
+        stage.set_defaults(work=work)
+        if name in BATCHED:
+            stage.add_argument(
+                "--batch", type=int, help="process only this batch of 64 images (default: all)"
+            )
+    commands.choices["campaign"].add_argument(
+        "--threads", type=int, default=1, help="number of processes (default: %(default)s)"
+    )
+    commands.choices["difference"].add_argument(
+        "--reference", action="store_true", help="make only the reference stack"
+    )
+
+
+def _add_check(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``check``."""
+    check = commands.add_parser(
+        "check",
+        parents=[shared.common],
+        help="report what image files contain, and whether they can be searched",
+    )
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FITS image")
+    check.set_defaults(work=_check)
+
+
+def _add_scan(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``scan``."""
+    scan = commands.add_parser(
+        "scan", parents=[shared.settings, shared.common], help="search images for new blobs"
+    )
+    scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME", help="blob image")
+    _add_subtraction(scan, "median stack to subtract")
+    scan.add_argument(
+        "--model",
+        type=Path,
+        help=f"trained dense or report network (default: {OWN_MODEL}, which must have passed the gate; else the packaged model)",
+    )
+    _add_known_blobs(scan)
+    scan.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures"
+    )
+    scan.set_defaults(work=_scan)
+
+
+def _add_subtraction(command: argparse.ArgumentParser, reference_help: str) -> None:
+    """Add the options that say whether, and which stack, is to be subtracted."""
+    which = command.add_mutually_exclusive_group()
     which.add_argument(
         "--difference", action="store_true", help="the images are difference images already"
     )
-    which.add_argument(
-        "--reference",
-        type=Path,
-        metavar="STACK",
-        help="median stack to subtract until enough images are logged",
-    )
-    quick.add_argument("--model", type=Path, help="trained dense network (default: as for scan)")
-    quick.add_argument(
+    which.add_argument("--reference", type=Path, metavar="STACK", help=reference_help)
+
+
+def _add_known_blobs(command: argparse.ArgumentParser) -> None:
+    """Add the option ``--catalogue``."""
+    command.add_argument(
         "--catalogue",
         type=Path,
         metavar="TABLE",
         help="table of known blobs: x_px, y_px, radius_px",
     )
-    quick.add_argument(
+
+
+def _add_quicklook(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``quicklook``."""
+    quicklook = commands.add_parser(
+        "quicklook",
+        parents=[shared.settings, shared.log, shared.common],
+        help="search every new image in a folder, log the results and send notices",
+    )
+    quicklook.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
+    _add_subtraction(quicklook, "median stack to subtract until enough images are logged")
+    quicklook.add_argument(
+        "--model", type=Path, help="trained dense network (default: as for scan)"
+    )
+    _add_known_blobs(quicklook)
+    quicklook.add_argument(
         "--silent", action="store_true", help="do not queue notices (for a backlog of images)"
     )
-    quick.add_argument("--again", action="store_true", help="search rejected images once more")
-    quick.add_argument(
+    quicklook.add_argument("--again", action="store_true", help="search rejected images once more")
+    quicklook.add_argument(
         "--watch", action="store_true", help="keep running and search images as they arrive"
     )
-    quick.set_defaults(work=_quicklook)
-    show = commands.add_parser(
-        "log", parents=[log, common], help="print or export a table of the log"
+    quicklook.set_defaults(work=_quicklook)
+
+
+def _add_log(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``log``."""
+    log = commands.add_parser(
+        "log", parents=[shared.log, shared.common], help="print or export a table of the log"
     )
-    show.add_argument(
+    log.add_argument(
         "table",
         nargs="?",
         default="candidate_list",
         metavar="TABLE",
         help="name of the table (default: %(default)s)",
     )
-    show.add_argument(
+    log.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
         help="write the table to a .csv, .ecsv or .json file instead",
     )
-    show.set_defaults(work=_log)
-    update = commands.add_parser("catalogue", help="update the catalogue of known blobs")
-    update_command = update.add_subparsers(
-        dest="action", required=True, metavar="ACTION"
-    ).add_parser(
-        "update", parents=[log, common], help="add the candidates that reviewers have confirmed"
+    log.set_defaults(work=_log)
+
+
+def _add_catalogue(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``catalogue update``."""
+    catalogue = commands.add_parser("catalogue", help="update the catalogue of known blobs")
+    actions = catalogue.add_subparsers(dest="action", required=True, metavar="ACTION")
+    update = actions.add_parser(
+        "update",
+        parents=[shared.log, shared.common],
+        help="add the candidates that reviewers have confirmed",
     )
-    update_command.add_argument(
+    update.add_argument(
         "--catalogue",
         type=Path,
         required=True,
         metavar="TABLE",
         help="catalogue to which they are added",
     )
-    update_command.add_argument(
+    update.add_argument(
         "--frames",
         type=Path,
         metavar="TABLE",
         help="list of images (frames.csv); first add to it the images in its folder that are in the log",
     )
-    update_command.add_argument(
+    update.add_argument(
         "--reviews", type=Path, metavar="FILE", help="also write all reviews as CSV"
     )
-    update_command.set_defaults(work=_catalogue)
-    _add_review(commands, log, common)
+    update.set_defaults(work=_catalogue)
 
 
-def _add_export(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], common: argparse.ArgumentParser
-) -> None:
+def _add_serve(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``serve``."""
+    serve = commands.add_parser(
+        "serve", parents=[shared.log, shared.common], help="review candidates in the browser"
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--port", type=int, default=8000, help="port to listen on (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="file with the token for reviews (default: the environment variable BLOBPIPE_TOKEN)",
+    )
+    serve.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="host name by which browsers reach this server; may be repeated",
+    )
+    serve.set_defaults(work=_serve)
+
+
+def _add_page(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``page``."""
+    page = commands.add_parser(
+        "page",
+        parents=[shared.log, shared.common],
+        help="write the log, or a day of it, as one HTML file",
+    )
+    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML file to write")
+    which = page.add_mutually_exclusive_group()
+    which.add_argument(
+        "--date", metavar="YYYY-MM-DD", help="day of the exposures (default: the newest)"
+    )
+    which.add_argument(
+        "--all", action="store_true", help="all images that are not rejected, with map and timeline"
+    )
+    page.set_defaults(work=_page)
+
+
+def _add_export(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``export``."""
     export = commands.add_parser(
         "export",
-        parents=[common],
+        parents=[shared.common],
         help="export blobs: DS9 regions, ECSV, bad-pixel table, DQ image",
     )
     export.add_argument(
@@ -702,6 +700,8 @@ def _add_export(
     export.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the files"
     )
+
+    # Which blobs
     export.add_argument(
         "--until",
         metavar="DATE",
@@ -720,6 +720,8 @@ def _add_export(
         metavar="TABLE",
         help="dates of the images: frame, mjd (default: frames.csv beside CATALOGUE)",
     )
+
+    # Bad-pixel table and DQ image
     export.add_argument(
         "--bpixtab",
         type=Path,
@@ -751,62 +753,122 @@ def _add_export(
     export.set_defaults(work=_export)
 
 
-def _add_review(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    log: argparse.ArgumentParser,
-    common: argparse.ArgumentParser,
-) -> None:
-    serve = commands.add_parser(
-        "serve", parents=[log, common], help="review candidates in the browser"
+def _add_gate(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``gate``."""
+    gate = commands.add_parser(
+        "gate",
+        parents=[shared.settings, shared.common],
+        help="exit with status 1 unless the regression test passed",
     )
-    serve.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
+    gate.add_argument(
+        "--against", metavar="REV", help="also list the cases won and lost since a git revision"
     )
-    serve.add_argument(
-        "--port", type=int, default=8000, help="port to listen on (default: %(default)s)"
+    gate.set_defaults(work=_gate)
+
+
+def _add_notify(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``notify``."""
+    notify = commands.add_parser(
+        "notify",
+        parents=[shared.settings, shared.log, shared.common],
+        help="send the notices that wait in the log",
     )
-    serve.add_argument(
-        "--token-file",
+    instead = notify.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="only print the waiting notices")
+    instead.add_argument(
+        "--test", action="store_true", help="only send a test notice on every channel"
+    )
+    instead.add_argument(
+        "--again", action="store_true", help="also send notices that were given up"
+    )
+    notify.set_defaults(work=_notify)
+
+
+def _add_doctor(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``doctor``."""
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[shared.settings, shared.log, shared.common],
+        help="check everything that the daily routine needs",
+    )
+    doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
+    _add_known_blobs(doctor)
+    doctor.add_argument(
+        "--send-test", action="store_true", help="also send a test notice on every channel"
+    )
+    doctor.set_defaults(work=_doctor)
+
+
+def _add_params(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``params``."""
+    params = commands.add_parser(
+        "params", parents=[shared.common], help="print all settings with their defaults"
+    )
+    params.set_defaults(work=_print_params)
+
+
+def _add_fetch(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``fetch``."""
+    fetch = commands.add_parser(
+        "fetch", parents=[shared.common], help="download CSM-monitor exposures from MAST by date"
+    )
+    fetch.add_argument(
+        "--start", type=_date, required=True, metavar="DATE", help="first day, YYYY-MM-DD"
+    )
+    fetch.add_argument(
+        "--end", type=_date, required=True, metavar="DATE", help="last day, inclusive"
+    )
+    fetch.add_argument(
+        "--out",
         type=Path,
-        metavar="FILE",
-        help="file with the token for reviews (default: the environment variable BLOBPIPE_TOKEN)",
+        required=True,
+        metavar="DIR",
+        help="folder for the files and manifest.csv",
     )
-    serve.add_argument(
-        "--name",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="host name by which browsers reach this server; may be repeated",
+    fetch.add_argument("--dry-run", action="store_true", help="only list the exposures")
+    fetch.set_defaults(work=_fetch)
+
+
+def _date(text: str) -> date:
+    """Read a day from the command line."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no day, expected YYYY-MM-DD") from error
+
+
+def _add_flatten(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``flatten``."""
+    flatten = commands.add_parser(
+        "flatten", parents=[shared.common], help="make blob images from calibrated exposures"
     )
-    serve.set_defaults(work=_serve)
-    page = commands.add_parser(
-        "page", parents=[log, common], help="write the log, or a day of it, as one HTML file"
+    flatten.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="full-frame FLT or IMA exposure"
     )
-    page.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML file to write")
-    which = page.add_mutually_exclusive_group()
-    which.add_argument(
-        "--date", metavar="YYYY-MM-DD", help="day of the exposures (default: the newest)"
+    flatten.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the blob images"
     )
-    which.add_argument(
-        "--all", action="store_true", help="all images that are not rejected, with map and timeline"
-    )
-    page.set_defaults(work=_page)
+    flatten.set_defaults(work=_flatten)
+
+
+# ------------------------------------------------------------------------------------------------------------ run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; errors of the user's making end as one line on stderr and exit status 1."""
+    """Run a command; input errors end as one line on stderr and exit status 1."""
     status = None
     try:
         status = _run(argv)
         if sys.stdout is not None:
-            sys.stdout.flush()  # here, where its faults can be told
-    except BrokenPipeError:  # the reader has had enough, such as `head`
-        _let_go(sys.stdout, sys.stderr)
+            # Flushed here, where a failure can still be reported
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
+        _discard_output(sys.stdout, sys.stderr)
         return PIPE_CLOSED
     except OSError as error:
         if status is None:
-            raise  # as --debug wants it
-        _let_go(sys.stdout)
+            raise  # asked for by --debug
+        _discard_output(sys.stdout)
         if status == 0:
             print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
         return status or 1
@@ -814,11 +876,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
+    """Parse the command line and run its command; return the exit status."""
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names in another encoding
     logging.getLogger("blobpipe").setLevel(logging.DEBUG if args.debug else logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may be in another encoding than the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     keep_memory()
     rest_idle_threads()
     try:
@@ -836,32 +900,33 @@ def _run(argv: list[str] | None) -> int:
         return INTERRUPTED
 
 
-def _let_go(*streams: TextIO | None) -> None:
-    """Throw away what a stream still holds, or Python would complain at its end."""
-    # of a replaced one, which has no number
-    with open(os.devnull, "wb") as nowhere, suppress(OSError, ValueError):
+def _discard_output(*streams: TextIO | None) -> None:
+    """Discard what streams still hold, or Python would report an error when it exits."""
+    # A replaced stream has no file number
+    with open(os.devnull, "wb") as null, suppress(OSError, ValueError):
         for stream in streams:
             if stream is not None:
-                os.dup2(nowhere.fileno(), stream.fileno())
+                os.dup2(null.fileno(), stream.fileno())
 
 
 def keep_memory() -> None:
-    """Keep freed memory in the process: fetching it anew takes nearly as long as the work."""
-    with suppress(OSError, AttributeError):  # another C library has its own ways
+    """Keep freed memory in the process: asking the system for it again takes nearly as long as the work."""
+    # Other C libraries than GNU's have no mallopt
+    with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        # else each thread that ever was keeps a heap of its own, for nobody
+        # Otherwise each thread keeps a heap of its own after its end
         library.mallopt(M_ARENA_MAX, 1)
         library.mallopt(M_MMAP_THRESHOLD, 2**25)
         library.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def rest_idle_threads() -> None:
-    """Let idle OpenMP threads sleep; called before PyTorch and Numba load it."""
+    """Let idle OpenMP threads sleep; call it before PyTorch and Numba load OpenMP."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _one_line(error: Exception) -> str:
-    """Put a fault of the input or machine in one line; empty for a bug, which wants a traceback."""
+    """Describe a fault of the input or the machine in one line; return "" for a bug, which needs a traceback."""
     import sqlite3
 
     match error:
@@ -882,7 +947,7 @@ def _one_line(error: Exception) -> str:
             line = "not enough memory; end other programs, or use smaller images or fewer threads"
         case RecursionError():
             line = "found an input that is nested too deeply to be read; --debug says where"
-        case UnicodeError():  # not its words, which show what was found
+        case UnicodeError():  # its own message shows the bytes alone
             line = "found text in another encoding, expected UTF-8; --debug says where"
         case _:
             return ""

@@ -153,7 +153,7 @@ def load_all(page: Any) -> None:
     )
 
 
-def insist_on_soundness(page: Any) -> None:
+def require_soundness(page: Any) -> None:
     """At both widths and in both schemes: no violation that axe knows of, and nothing that makes one scroll sideways."""
     load_all(page)
     page.evaluate(axe.Axe().axe_script)
@@ -182,7 +182,7 @@ VIOLATIONS = """axe.run({resultTypes: ['violations'], rules: {'target-size': {en
 def test_every_page_is_sound_for_everybody(browser: Any, site: Site, name: str) -> None:
     with tab(browser, site=site) as (page, heard):
         answer = page.goto(site.address + PAGES[name])
-        insist_on_soundness(page)
+        require_soundness(page)
         assert {urlsplit(url).netloc for url in heard.requests} <= {
             urlsplit(site.address).netloc,
             "",
@@ -206,12 +206,12 @@ def test_axe_would_see_a_fault(browser: Any, site: Site) -> None:
 def test_signing_in_is_sound_and_a_wrong_token_is_told(browser: Any, site: Site) -> None:
     with tab(browser) as (page, heard):
         page.goto(f"{site.address}/candidate/1")
-        insist_on_soundness(page)
+        require_soundness(page)
         assert page.get_by_role("button", name="Confirm").count() == 0
         page.get_by_label("Token").fill("a-guess-of-the-token")
         page.get_by_role("button", name="Sign in").click()
         page.get_by_role("heading", name="Forbidden").wait_for()
-        insist_on_soundness(page)
+        require_soundness(page)
         assert [fault for fault in heard.faults if "403" not in fault] == []
         heard.faults.clear()
         page.get_by_label("Token").fill(TOKEN)
@@ -229,7 +229,7 @@ def test_the_single_file_is_sound_and_asks_for_nothing(
     assert cli.main(["page", "--log", str(site.log), "--out", str(path), *whole]) == 0
     with tab(browser, offline=True) as (page, heard):
         page.goto(path.as_uri())
-        insist_on_soundness(page)
+        require_soundness(page)
         assert page.get_by_role("img", name="Difference around candidate").count()
         assert [url for url in heard.requests if not url.startswith("data:")] == [path.as_uri()]
 

@@ -311,7 +311,9 @@ def _own_model(folder: Path, **metrics: object) -> Path:
     own = Path(cli.OWN_MODEL)
     own.parent.mkdir(parents=True)
     shutil.copy(Path(cli.__file__).with_name("model.safetensors"), own)
-    tables.write_json(folder / cli.JUDGED, {**PASSES, "dense_sha256": files.sha256(own), **metrics})
+    tables.write_json(
+        folder / cli.REGRESSION_METRICS, {**PASSES, "dense_sha256": files.sha256(own), **metrics}
+    )
     return own
 
 
@@ -347,9 +349,9 @@ def test_a_model_that_the_regression_test_has_not_passed_is_refused(
     caplog.set_level("INFO")
     _own_model(folder, **(metrics if isinstance(metrics, dict) else {}))
     if isinstance(metrics, str):
-        (folder / cli.JUDGED).write_text(metrics)
+        (folder / cli.REGRESSION_METRICS).write_text(metrics)
     elif metrics is None:
-        (folder / cli.JUDGED).unlink()
+        (folder / cli.REGRESSION_METRICS).unlink()
     (folder / "in").mkdir()
     noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
     fits_images.write_image(folder / "a.fits", noise, name="DIFFERENCE")
@@ -411,10 +413,10 @@ def test_quicklook_has_its_folder_log_and_model(
     (folder / "params.yaml").write_text(to_yaml(told))
     assert cli.main(["quicklook", "in", *words]) == 0
     expected = told.model_copy(update={"notices": Notices()}) if words == ["--silent"] else told
-    routine = quicklook.Routine(
+    options = quicklook.Options(
         Path(cli.LOG), Path(cli.__file__).with_name("model.safetensors"), expected
     )
-    assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), routine), {})]
+    assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), options), {})]
 
 
 def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(

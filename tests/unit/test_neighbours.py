@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -208,14 +207,14 @@ def test_a_bug_that_one_frame_brings_to_light_does_not_end_a_scan(
     paths = [root / "in" / f"day{day:03d}.fits" for day in range(3)]
     for day, path in enumerate(paths):
         path.write_bytes(content(day))
-    prepare = scan._prepare
+    prepare = scan.Preparation.prepare
 
-    def fail_on_the_second(*about: Any) -> scan.Prepared:
-        if about[-1] == paths[1]:
+    def fail_on_the_second(self: scan.Preparation, path: Path) -> scan.PreparedImage:
+        if path == paths[1]:
             raise KeyError("no such column")
-        return prepare(*about)
+        return prepare(self, path)
 
-    monkeypatch.setattr(scan, "_prepare", fail_on_the_second)
+    monkeypatch.setattr(scan.Preparation, "prepare", fail_on_the_second)
     model = Path(blobpipe.__file__).with_name("model.safetensors")
     assert scan.scan(paths, root / "out", model, Params(), reference=root / "stack.fits") == 1
     table = tables.read_table(root / "out" / "frames.csv", ("frame", "status", "reason")).set_index(

@@ -58,8 +58,8 @@ def test_scan_quicklook_and_notebook_agree(folder: Path, tmp_path: Path, named: 
     reference = folder / "stack.fits"
     about = {"reference": reference, "catalogue": catalogue}
     scan([folder / "in" / "day.fits"], tmp_path / "scan", MODEL, SETTINGS, **about)
-    routine = quicklook.Routine(tmp_path / "log.sqlite", MODEL, SETTINGS, **about)
-    assert quicklook.quicklook(folder / "in", routine) == 1
+    options = quicklook.Options(tmp_path / "log.sqlite", MODEL, SETTINGS, **about)
+    assert quicklook.quicklook(folder / "in", options) == 1
 
     scanned = pd.read_csv(tmp_path / "scan" / "detections.csv")
     log = logbook.connect(tmp_path / "log.sqlite")

@@ -63,7 +63,7 @@ def difference(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scaled_stack(real: Path) -> np.ndarray:
-    clipped, _ = clip_image(fits_images.usable_image(real / STACK).data, Clip())
+    clipped, _ = clip_image(fits_images.read_image(real / STACK).data, Clip())
     return scale_image(clipped, Scale())[0]
 
 
@@ -169,7 +169,7 @@ def test_stamps_look_like_the_published_ones(real: Path, scaled_stack: np.ndarra
 
 def test_the_difference_is_clipped_scaled_and_cut(difference: Path) -> None:
     assert not check.describe(difference).fault
-    clipped, clipping = clip_image(fits_images.usable_image(difference).data, Clip())
+    clipped, clipping = clip_image(fits_images.read_image(difference).data, Clip())
     assert clipping.replaced_frac == pytest.approx(1 - (1014 / 1024) ** 2, abs=0.001)
     scaled, scaling = scale_image(clipped, Scale())
     assert scaling.sigma_frac == pytest.approx(0.009, rel=0.1)

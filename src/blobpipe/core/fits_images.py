@@ -186,7 +186,7 @@ def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
     return index, image
 
 
-def usable_image(path: str | Path) -> Frame:
+def read_image(path: str | Path) -> Frame:
     """Read an image that can be searched for blobs.
 
     Raises

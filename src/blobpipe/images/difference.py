@@ -438,10 +438,10 @@ def _subtract_one(
         difference -= move_pattern(later, shift) - later
 
     noise = clean_noise(difference)
-    scatter = rms_map(registered.images[members], stack, recent)
+    rms = rms_map(registered.images[members], stack, recent)
     path = out_dir / f"{candidate.name}.fits.fz"
     cards = {"BUNIT": "", "NSTACK": params.stack_size, "SHIFT_X": shift.x_px, "SHIFT_Y": shift.y_px}
-    planes = {"DIFFERENCE": difference, "SCATTER": scatter}
+    planes = {"DIFFERENCE": difference, "SCATTER": rms}
     fits_images.write_images(path, planes, header=candidate.cards | cards, sigma=noise)
     return _result(
         "ok", shift=shift, noise_frac=noise, n_stack=params.stack_size, sha256=files.sha256(path)
@@ -493,6 +493,6 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     known = blobs[blobs["first"] <= members[-1].row]
     stack = _stack(registered.images, registered.rows, params, known, registered.shifts)
     recent = _recent(known, registered.rows, stack.shape, params)
-    scatter = rms_map(registered.images, stack, recent)
-    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": scatter}
+    rms = rms_map(registered.images, stack, recent)
+    planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": rms}
     fits_images.write_images(Path(out_dir) / "reference.fits.fz", planes, sigma=clean_noise(stack))

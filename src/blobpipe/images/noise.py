@@ -67,14 +67,14 @@ def noise_near(usual: float) -> Range:
     return Range(usual / NOISE_FACTOR, usual * NOISE_FACTOR)
 
 
-def noise_for_stack(stack: Image, scatter: Image | None) -> Range:
+def noise_for_stack(stack: Image, rms: Image | None) -> Range:
     """Return the range of noise of images that are compared with a stack.
 
     Parameters
     ----------
     stack : ndarray, shape (ny, nx), float32
         A median stack (fraction of the light).
-    scatter : ndarray, shape (ny // 2, nx // 2), float32, or None
+    rms : ndarray, shape (ny // 2, nx // 2), float32, or None
         RMS map of its images, from `stack.rms_map`; the range is narrower with it.
 
     Notes
@@ -83,27 +83,27 @@ def noise_for_stack(stack: Image, scatter: Image | None) -> Range:
     to image.
     """
     shared = fits_images.median_and_noise(stack)[1]
-    varying = 0.0 if scatter is None else noise_of_rms_map(scatter)
+    varying = 0.0 if rms is None else noise_of_rms_map(rms)
     if not varying:
         return Range(shared / NOISE_FACTOR, shared * NOISE_FACTOR * STACK_NOISE)
     return noise_near(float(np.hypot(shared, varying)))
 
 
-def noise_of_rms_map(scatter: Image) -> float:
+def noise_of_rms_map(rms: Image) -> float:
     """Return the noise of a stack's images without what they share (fraction of the light); 0 if the map is empty."""
-    cells = scatter[::2, ::2]
+    cells = rms[::2, ::2]
     # Cells without a value are 0
     cells = cells[cells > 0]
     return float(fits_images.median(cells)) if cells.size else 0.0
 
 
-def require_noise_of_rms_map(difference: Image, scatter: Image | None, path: str | Path) -> None:
+def require_noise_of_rms_map(difference: Image, rms: Image | None, path: str | Path) -> None:
     """Refuse a difference image whose noise is not that of the images of its stack.
 
     Parameters
     ----------
     difference : ndarray, shape (ny, nx), float32
-    scatter : ndarray, shape (ny // 2, nx // 2), float32, or None
+    rms : ndarray, shape (ny // 2, nx // 2), float32, or None
         RMS map of the stack's images; without it nothing is refused.
     path : path
         File of the image, for the message.
@@ -113,7 +113,7 @@ def require_noise_of_rms_map(difference: Image, scatter: Image | None, path: str
     FrameError
         If the noise is out of range.
     """
-    usual = 0.0 if scatter is None else noise_of_rms_map(scatter)
+    usual = 0.0 if rms is None else noise_of_rms_map(rms)
     if usual:
         noise = fits_images.median_and_noise(difference)[1]
         require_noise(noise, noise_near(usual), path)

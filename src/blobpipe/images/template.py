@@ -102,7 +102,7 @@ def read_template(path: str | Path, catalogue: pd.DataFrame | str | Path | None 
         raise FrameError(f"{path}: not found, expected a median stack; name one")
     if isinstance(catalogue, str | Path):
         catalogue = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
-    stack = fits_images.usable_image(path).data
+    stack = fits_images.read_image(path).data
     return make_template(stack, fits_images.find_plane(path, "SCATTER"), catalogue)
 
 

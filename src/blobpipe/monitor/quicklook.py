@@ -1,7 +1,7 @@
 """Search, log and announce every new image of a folder, each exactly once (ISR 6).
 
-All that an image leads to is one transaction of the log, and the same inputs lead to the same rows: whatever moment a
-run ends at, the next one goes on as if nothing had happened. Several runs may share a log; one at a time works.
+Everything that follows from an image is written in one transaction of the log, and the same inputs give the same rows:
+whenever a run is stopped, the next one continues where it ended. Several runs may share a log; they take turns.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,21 +67,48 @@ from blobpipe.params import Params
 
 log = logging.getLogger(__name__)
 
+# Cards of an image that the log keeps
 KEPT_CARDS = (*dict.fromkeys((*DIFFERENCE_CARDS, "EXPTIME", "PROPOSID", "BUNIT", *EXPOSURE_CARDS)),)
-# photon level of the airglow (electrons per pixel), where the image's maker wrote it
+
+# Card of the photon level of the airglow (electrons per pixel); only simulated images have it
 LEVEL_CARD = "LEVEL_E"
+
+# Columns of a table of known blobs
 PLACE_COLUMNS = ("x_px", "y_px", "radius_px")
-PAUSE_S = 1.0  # between two looks at a watched folder at most
-REHEARSAL_S = 120.0  # in which a process of its own must have read a file
-# astropy's own, and seeking where damaged sizes lead
-NO_FAULT_OF_THE_MEDIUM = (None, errno.EINVAL, errno.EOVERFLOW)
-# somebody's wish, not what a file does to its reader
-NO_FAULT = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+# Longest pause between two looks at a watched folder (s)
+PAUSE_S = 1.0
+
+# Time limit for the separate process that reads a suspect file (s)
+TRIAL_S = 120.0
+
+# Errors of reading that come from the bytes of a file, not from its disk: those of astropy, which
+# have no number, and those of seeking where damaged sizes lead
+ERRORS_OF_CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)
+
+# Signals by which a user ends a process; they say nothing about the file it was reading
+USER_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
-class Routine:
-    """The settings and files with which all images of a run are searched."""
+class Options:
+    """Settings and files of a run.
+
+    Attributes
+    ----------
+    log_path : path
+    model : path
+        Dense network.
+    params : Params
+    catalogue : path, optional
+        Known blobs: a table with x_px, y_px, radius_px.
+    reference : path, optional
+        Median stack to subtract as long as the log has too few images.
+    difference : bool
+        The images are difference images already.
+    again : bool
+        Search rejected images once more.
+    """
 
     log_path: Path
     model: Path
@@ -89,32 +116,52 @@ class Routine:
     catalogue: Path | None = None
     reference: Path | None = None
     difference: bool = False
-    again: bool = False  # search rejected images once more
+    again: bool = False
 
     @property
     def cache(self) -> Path:
-        """Folder of the images that the next stack takes."""
+        """Return the folder of the images that the next stack takes."""
         return self.log_path.with_name("stack")
 
 
-class Tools(NamedTuple):
-    """The open log, and model and catalogue of a run, read."""
+@dataclass(frozen=True)
+class Run:
+    """A run of quicklook: its options, and what has been opened and read for it.
 
+    Attributes
+    ----------
+    options : Options
+    connection : logbook.Log
+        The open log.
+    number : int
+        Row of the run in the table ``runs``.
+    detector : DenseDetector
+    catalogue : DataFrame or None
+        Known blobs.
+    """
+
+    options: Options
     connection: logbook.Log
-    run: int
+    number: int
     detector: DenseDetector
-    known: pd.DataFrame | None
+    catalogue: pd.DataFrame | None
+
+    @property
+    def params(self) -> Params:
+        """Return the settings."""
+        return self.options.params
 
 
-class Blobs(NamedTuple):
+class KnownBlobs(NamedTuple):
     """Blobs that are known before an image is searched.
 
     Attributes
     ----------
     known : DataFrame
-        x_px, y_px, radius_px of the catalogue's, and of those that the log has found since.
+        x_px, y_px, radius_px of the blobs of the catalogue, and of those that the log has found since.
     landed : DataFrame
-        The same of what the log has found, ``first``: date (MJD) of the image that showed it first; in order of date.
+        The same columns for the blobs that the log has found, with ``first``, the date (MJD) of the first image that
+        shows each; in order of date.
     """
 
     known: pd.DataFrame
@@ -122,111 +169,164 @@ class Blobs(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A file that the log does not know as it is now."""
+    """A file that the log does not have in its present state.
+
+    Attributes
+    ----------
+    path : path
+    sha256 : str
+    stamp : Stamp
+    mjd : float
+        Date of the exposure, for the order of the search; infinite, so last, if it cannot be read.
+    shape : tuple of int
+        Shape of the image; empty if it cannot be read.
+    fatal : str
+        How a separate process that read the file has ended; empty if it survived or none was needed.
+    """
 
     path: Path
     sha256: str
     stamp: Stamp
-    # of the exposure, for the order of the search; what cannot be read comes last
     mjd: float = np.inf
-    shape: tuple[int, ...] = ()  # none: it could not be read
-    fatal: str = ""  # what became of a process of its own that read it, if it did not live
+    shape: tuple[int, ...] = ()
+    fatal: str = ""
 
     @property
     def file(self) -> File:
-        """As it lies in the folder."""
+        """Return the file with its stamp."""
         return File(self.path, self.stamp)
 
 
 @dataclass(frozen=True)
-class Searched:
-    """An image after the search.
+class Pictures:
+    """Draw the detections of an image.
+
+    Attributes
+    ----------
+    difference : ndarray, shape (ny, nx), float32
+    noise_frac : float
+        Noise of the difference.
+    response : ndarray, float32
+        The network's probability map.
+    stack : ndarray, shape (ny, nx), float32, or None
+        What was subtracted.
+    """
+
+    difference: Image
+    noise_frac: float
+    response: Image
+    stack: Image | None
+
+    def draw(self, row: Mapping[str, Any]) -> dict[str, bytes]:
+        """Draw the surroundings of a detection; return the pictures by kind, PNG."""
+        x = row["x_px"]
+        y = row["y_px"]
+        drawn = {
+            "difference": thumbnails.cutout(self.difference, x, y, self.noise_frac),
+            "map": thumbnails.probability(self.response, x, y, dense.STRIDE),
+        }
+        if self.stack is not None:
+            stack_noise = fits_images.median_and_noise(self.stack)[1]
+            drawn["stack"] = thumbnails.cutout(self.stack, x, y, stack_noise)
+        drawn["surface"] = thumbnails.surface(self.difference, x, y)
+        return drawn
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """Everything that the log keeps of an image; an image that was not searched has a row only.
 
     Attributes
     ----------
     row : dict
         Columns of ``images``.
-    table : DataFrame
-        Candidates above `operating_point.CANDIDATE`, judged, with their probability; none for an image that was not searched.
+    candidates : DataFrame
+        Vetted candidates, with their probability.
     subframes : list of dict
         Columns of ``subframes``.
     overview : bytes
-        Picture of the whole image; empty if it was not searched.
-    draw : callable
-        Pictures of one row of ``table``, by kind.
+        Picture of the whole image, JPEG.
+    pictures : Pictures or None
     corrections : dict of bytes
-        By SHA-256, of images that a stack has taken for the first time, this one among them (`running_stack.correction`).
+        By SHA-256, corrections of the images that a stack has taken for the first time, this one among them
+        (`running_stack.correction`).
     rejected : dict of str
-        By SHA-256, why images of the log cannot be in a stack after all.
+        By SHA-256, why images of the log turned out to be unusable for a stack.
     """
 
     row: dict[str, Any]
-    table: pd.DataFrame
-    subframes: list[dict[str, Any]]
-    overview: bytes
-    draw: Callable[[dict[str, Any]], dict[str, bytes]]
+    candidates: pd.DataFrame = field(default_factory=pd.DataFrame)
+    subframes: list[dict[str, Any]] = field(default_factory=list)
+    overview: bytes = b""
+    pictures: Pictures | None = None
     corrections: dict[str, bytes] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
 
 
-def quicklook(folder: Path, routine: Routine) -> int:
+# ----------------------------------------------------------------------------------------------------------- runs
+
+
+def quicklook(folder: Path, options: Options) -> int:
     """Process every image of a folder that the log does not have yet, in order of date.
 
     Parameters
     ----------
     folder : path
-        Blob images, or ready differences; other files are left alone.
-    routine : Routine
+        Blob images, or difference images; other files are left alone.
+    options : Options
 
     Returns
     -------
     int
-        Images logged.
+        Number of images logged.
 
     Raises
     ------
     FrameError, ModelError, TableError, LogError
         If the folder, the model, the catalogue or the log cannot be used. A bad image is logged as rejected instead.
     """
-    _insist_on_folder(folder)
-    inbox = Inbox(folder, routine.params.quicklook.settle_s)
-    inbox.look()  # files unchanged once the model is loaded wait less
-    with _tools(routine, inbox) as tools:
-        new = _unknown(inbox, tools.connection, routine.again)
+    _require_folder(folder)
+    inbox = Inbox(folder, options.params.quicklook.settle_s)
+    # Looking before the model is loaded starts the clock by which files count as complete
+    inbox.look()
+    with _open_run(options, inbox) as run:
+        # Wait until the files that are there now are complete
+        new = _new_files(inbox, run.connection, options.again)
         time.sleep(max((inbox.unsettled_s(file) for file in new), default=0.0))
-        logged = _process(inbox, tools, routine)
-        for file in _unknown(inbox, tools.connection):
+        logged = _process(inbox, run)
+
+        for file in _new_files(inbox, run.connection):
             if inbox.unsettled_s(file):
                 log.info(
                     "%s: still being written; left for the next look", printable(str(file.path))
                 )
-        notices.send(tools.connection, routine.params.notices)
+        notices.send(run.connection, options.params.notices)
         return logged
 
 
-def watch(folder: Path, routine: Routine) -> None:
+def watch(folder: Path, options: Options) -> None:
     """Process images as they appear, until interrupted.
 
-    The folder is also looked through every second, so that an event that never came (as on network drives) costs a
-    moment and not an image.
+    The folder is also searched every second, since network drives do not report all events.
 
     Raises
     ------
     LogError
         If the log is moved, deleted or replaced meanwhile.
     """
-    _insist_on_folder(folder)
-    pause_s = min(PAUSE_S, max(routine.params.quicklook.settle_s, 0.05))
-    inbox = Inbox(folder, routine.params.quicklook.settle_s)
-    with _tools(routine, inbox) as tools:
+    _require_folder(folder)
+    settle_s = options.params.quicklook.settle_s
+    pause_s = min(PAUSE_S, max(settle_s, 0.05))
+    inbox = Inbox(folder, settle_s)
+    with _open_run(options, inbox) as run:
         log.info("watching %s; Ctrl-C ends it", folder)
-        for _ in _ticks(folder, pause_s):
-            _process(inbox, tools, routine)
-            notices.send(tools.connection, routine.params.notices)
+        for _ in _events(folder, pause_s):
+            _process(inbox, run)
+            notices.send(run.connection, options.params.notices)
 
 
-def _ticks(folder: Path, pause_s: float) -> Iterator[None]:
-    """Wait until something happens in a folder, but not for long, again and again."""
+def _events(folder: Path, pause_s: float) -> Iterator[None]:
+    """Yield whenever something happens in a folder, and at least once per pause."""
     from watchfiles import watch as changes
 
     while True:
@@ -239,16 +339,14 @@ def _ticks(folder: Path, pause_s: float) -> Iterator[None]:
                 recursive=False,
             ):
                 yield
-        except (
-            RuntimeError,
-            OSError,
-            UnicodeError,
-        ):  # a name that is no UTF-8, or too many watches: we look anyway
+        except (RuntimeError, OSError, UnicodeError):
+            # A name that is not UTF-8, or too many watches on this machine
             time.sleep(pause_s)
             yield
 
 
-def _insist_on_folder(folder: Path) -> None:
+def _require_folder(folder: Path) -> None:
+    """Refuse what is not a folder."""
     if not folder.is_dir():
         raise FrameError(
             f"{folder}: not found, expected a folder of images; make it or correct the name"
@@ -256,32 +354,38 @@ def _insist_on_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
-    """Open what the options name, then the log: a slip must not leave a trace there."""
-    if model_file.kind_of_model(routine.model) != "dense":
+def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
+    """Read all files that the options name, then open the log: an error in one leaves no trace in the log."""
+    if model_file.kind_of_model(options.model) != "dense":
         raise ModelError(
-            f"{routine.model}: the report's network, expected the dense one, which measures; name its file"
+            f"{options.model}: the report's network, expected the dense one, which measures; name its file"
         )
-    detector = load_dense_detector(routine.model)
-    known = None
-    if routine.catalogue is not None:
-        known = tables.read_known(routine.catalogue, PLACE_COLUMNS)
-    reference = None if routine.reference is None else running_stack.read_stack(routine.reference)
-    kernels.set_threads(routine.params.detect.threads)
-    connection = logbook.connect(routine.log_path, make=True)
+    detector = load_dense_detector(options.model)
+    catalogue = None
+    if options.catalogue is not None:
+        catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS)
+    reference = None
+    if options.reference is not None:
+        reference = running_stack.read_stack(options.reference)
+    kernels.set_threads(options.params.detect.threads)
+
+    connection = logbook.connect(options.log_path, make=True)
     try:
         if reference is not None:
-            _insist_on_size(reference, connection, inbox, routine.reference)
-        log.info("model: %s", model_file.described(routine.model))
+            _require_stack_size(reference, connection, inbox, options.reference)
+        log.info("model: %s", model_file.described(options.model))
         with logbook.writing(connection):
-            run = logbook.insert(connection, "runs", _run_row(routine, detector))
-        with _lock(connection):  # what a run that was killed has left in the cache
-            running_stack.prune(connection, routine.cache, routine.params.difference.stack_size)
-        yield Tools(connection, run, detector, known)
+            number = logbook.insert(connection, "runs", _run_row(options, detector))
+
+        # A run that was killed may have left files in the cache
+        with _lock(connection):
+            running_stack.prune(connection, options.cache, options.params.difference.stack_size)
+
+        yield Run(options, connection, number, detector, catalogue)
         with logbook.writing(connection):
-            connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), run))
+            connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), number))
     except LogError:
-        # a log that was moved without its -wal file is whole at its new place
+        # A log that was moved without its -wal file becomes complete at its new place
         with suppress(sqlite3.Error):
             connection.execute("PRAGMA wal_checkpoint")
         raise
@@ -289,17 +393,19 @@ def _tools(routine: Routine, inbox: Inbox) -> Iterator[Tools]:
         connection.close()
 
 
-def _insist_on_size(
+def _require_stack_size(
     reference: running_stack.Stack, connection: logbook.Log, inbox: Inbox, path: Path | None
 ) -> None:
-    """Refuse a stack that fits neither the images of the log nor, before the first of them, one that lies there."""
+    """Refuse a stack that fits neither the images of the log nor, before the first of them, one in the folder."""
     size = running_stack.size_of(connection)
-    lying = [] if size else [_read(file, inbox, connection) for file in _unknown(inbox, connection)]
-    found = (
-        [size]
-        if size
-        else [arrival.shape for arrival in lying if arrival is not None and arrival.shape]
-    )
+    found: list[tuple[int, ...]] = []
+    if size:
+        found = [size]
+    else:
+        arrivals = [
+            _read_arrival(file, inbox, connection) for file in _new_files(inbox, connection)
+        ]
+        found = [arrival.shape for arrival in arrivals if arrival is not None and arrival.shape]
     if found and reference.data.shape not in found:
         (stack_ny, stack_nx) = reference.data.shape
         (ny, nx) = found[0]
@@ -308,43 +414,50 @@ def _insist_on_size(
         )
 
 
-def _run_row(routine: Routine, detector: DenseDetector) -> dict[str, Any]:
+def _run_row(options: Options, detector: DenseDetector) -> dict[str, Any]:
+    """Return the row of ``runs`` for a run that begins now."""
+    params = options.params.model_dump_json()
     return {
         "started": logbook.now(),
         "version": __version__,
-        "model": str(routine.model),
-        "model_sha256": files.sha256(routine.model),
-        "params_sha256": hashlib.sha256(routine.params.model_dump_json().encode()).hexdigest(),
-        "catalogue_sha256": files.sha256(routine.catalogue) if routine.catalogue else "",
+        "model": str(options.model),
+        "model_sha256": files.sha256(options.model),
+        "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
+        "catalogue_sha256": files.sha256(options.catalogue) if options.catalogue else "",
         "threshold": detector.threshold,
     }
 
 
-def _process(inbox: Inbox, tools: Tools, routine: Routine) -> int:
-    """Log what is new in the folder; return how many images that were."""
-    tools.connection.require_file()
-    whole = [
-        file
-        for file in _unknown(inbox, tools.connection, routine.again)
-        if not inbox.unsettled_s(file)
-    ]
-    arrivals = [
-        arrival for file in whole if (arrival := _read(file, inbox, tools.connection)) is not None
-    ]
-    dated = sorted(arrivals, key=lambda arrival: (arrival.mjd, arrival.path.name))
+# ------------------------------------------------------------------------------------------------------- arrivals
+
+
+def _process(inbox: Inbox, run: Run) -> int:
+    """Log the new images of the folder; return their number."""
+    connection = run.connection
+    connection.require_file()
+
+    # Files that are complete, in order of date
+    arrivals = []
+    for file in _new_files(inbox, connection, run.options.again):
+        if not inbox.unsettled_s(file):
+            arrival = _read_arrival(file, inbox, connection)
+            if arrival is not None:
+                arrivals.append(arrival)
+    arrivals.sort(key=lambda arrival: (arrival.mjd, arrival.path.name))
+
     logged = 0
-    for arrival in tqdm(dated, "quicklook", unit="image", disable=None if dated else True):
-        with _one_at_a_time(arrival, tools.connection, last=True):
-            if _log_arrival(arrival, inbox, tools, routine):
+    for arrival in tqdm(arrivals, "quicklook", unit="image", disable=None if arrivals else True):
+        with _lock_for(arrival, connection, last=True):
+            if _log_arrival(arrival, inbox, run):
                 inbox.know(arrival.file)
                 logged += 1
-        notices.send(tools.connection, routine.params.notices)
+        notices.send(connection, run.params.notices)
     return logged
 
 
-def _unknown(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list[File]:
-    """List the files of the folder that the log does not know as they are now."""
-    unknown = []
+def _new_files(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list[File]:
+    """List the files of the folder that the log does not have in their present state."""
+    new = []
     for file in inbox.look():
         row = connection.execute(
             "SELECT outcome FROM images WHERE id = (SELECT image FROM files WHERE path = ? AND size_bytes = ? "
@@ -354,12 +467,12 @@ def _unknown(inbox: Inbox, connection: logbook.Log, again: bool = False) -> list
         if row and not (again and row["outcome"] == "rejected"):
             inbox.know(file)
         else:
-            unknown.append(file)
-    return unknown
+            new.append(file)
+    return new
 
 
-def _read(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
-    """Read a file's hash, date and size; None if it is still being written or cannot be read."""
+def _read_arrival(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
+    """Read the hash, date and size of a file; None if it is still being written or cannot be read."""
     try:
         sha256 = files.sha256(file.path)
         after = Stamp.of(file.path.stat())
@@ -372,51 +485,59 @@ def _read(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
         log.info("%s: still being written; left for the next look", printable(str(file.path)))
         return None
     arrival = Arrival(file.path, sha256, file.stamp)
-    with _one_at_a_time(arrival, connection, last=False) as suspect:
-        return _dated(arrival, suspect)
+    with _lock_for(arrival, connection, last=False) as suspect:
+        return _with_date_and_shape(arrival, suspect)
 
 
-def _dated(arrival: Arrival, suspect: bool) -> Arrival:
-    """Add date and size; a file at which a process ended is first read by another process."""
-    fatal = _rehearsed(arrival.path) if suspect else ""
+def _with_date_and_shape(arrival: Arrival, suspect: bool) -> Arrival:
+    """Add date and shape; a file at which an earlier process ended is first read by a separate process."""
+    fatal = _fatal_to_read(arrival.path) if suspect else ""
     if fatal:
         return arrival._replace(fatal=fatal)
-    with suppress(Exception):  # whatever is wrong will be said when it is searched
+    # Whatever is wrong with the file is reported when it is searched
+    with suppress(Exception):
         frame = fits_images.read_frame(arrival.path)
         arrival = arrival._replace(shape=frame.data.shape)
         arrival = arrival._replace(mjd=exposure_mjd(frame, arrival.path))
     return arrival
 
 
-def _rehearsed(path: Path) -> str:
-    """Have another process read a suspect file; return what became of it, empty if it lives."""
-    read = "import sys; from blobpipe.images import check; check.describe(sys.argv[1])"
+def _fatal_to_read(path: Path) -> str:
+    """Say how a separate process ends that reads a suspect file; empty if it survives."""
+    script = "import sys; from blobpipe.images import check; check.describe(sys.argv[1])"
     try:
         ended = subprocess.run(
-            (sys.executable, "-c", read, path), capture_output=True, timeout=REHEARSAL_S
+            (sys.executable, "-c", script, path), capture_output=True, timeout=TRIAL_S
         )
     except subprocess.TimeoutExpired:
-        return f"takes longer than {REHEARSAL_S:.0f} s"
-    if ended.returncode >= 0 or -ended.returncode in NO_FAULT:
+        return f"takes longer than {TRIAL_S:.0f} s"
+    # A negative status is the signal that ended the process
+    if ended.returncode >= 0 or -ended.returncode in USER_SIGNALS:
         return ""
     return f"ends the process that reads it ({signal.Signals(-ended.returncode).name})"
 
 
 @contextmanager
 def _lock(connection: logbook.Log) -> Iterator[TextIO]:
-    """Wait until no other process works on an image of this log; the system frees the lock of one that is killed."""
-    connection.require_file()  # its folder may be gone
+    """Wait until no other process works on an image of this log; the system frees the lock of a killed one."""
+    # The folder of the log may have been removed
+    connection.require_file()
     with open(connection.path.with_suffix(".lock"), "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
 
 
 @contextmanager
-def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> Iterator[bool]:
-    """Wait for other processes; yield whether one has ended while it was at this image.
+def _lock_for(arrival: Arrival, connection: logbook.Log, *, last: bool) -> Iterator[bool]:
+    """Take the lock for work on one image; yield whether an earlier process has ended during such work.
 
-    The file that is locked holds the hashes of the images that were begun and did not come to the last step. The system
-    keeps what a process that is killed has written there.
+    The locked file lists the hashes of the images whose work was begun and not finished; a process that is killed
+    leaves its image there.
+
+    Parameters
+    ----------
+    last : bool
+        This is the last step of the work: take the image off the list.
     """
     with _lock(connection) as lock:
         lock.seek(0)
@@ -429,95 +550,101 @@ def _one_at_a_time(arrival: Arrival, connection: logbook.Log, *, last: bool) -> 
         lock.writelines(f"{sha256}\n" for sha256 in sorted(left))
 
 
-def _log_arrival(arrival: Arrival, inbox: Inbox, tools: Tools, routine: Routine) -> bool:
-    """Bring a file into the log; return whether it was a new image."""
-    connection = tools.connection
+def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
+    """Search a file and log it; return whether it was a new image."""
+    connection = run.connection
     image = connection.execute(
         "SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)
     ).fetchone()
-    again = routine.again and image is not None and image["outcome"] == "rejected"
-    # another process, another name, or the time of the file has changed
+
+    # Known bytes: another process was faster, the file has another name, or its times have changed
+    again = run.options.again and image is not None and image["outcome"] == "rejected"
     if image is not None and not again:
         with logbook.writing(connection):
-            _log_file(connection, arrival, image["id"], _known_as(connection, arrival, image["id"]))
+            outcome = _duplicate_or_renamed(connection, arrival, image["id"])
+            _log_file(connection, arrival, image["id"], outcome)
         return False
+
+    # A failure that may pass, of the disk or the memory, must not reject the image
+    result = None
+    failure = ""
     try:
-        searched = search(arrival, tools, routine)
-    except (
-        FrameError,
-        MemoryError,
-    ) as error:  # no fault of the image, but of where it lies, or of the moment
-        searched = None
-        passing = str(error) or "not enough memory"
-    if not _as_it_was(arrival):
+        result = search(arrival, run)
+    except (FrameError, MemoryError) as error:
+        failure = str(error) or "not enough memory"
+    if not _is_unchanged(arrival):
         log.info(
             "%s: moved or changed meanwhile; left for the next look", printable(str(arrival.path))
         )
         return False
-    if searched is None:
-        inbox.leave(arrival.file, passing)
+    if result is None:
+        inbox.leave(arrival.file, failure)
         return False
+
+    # A bug in what follows from the search rejects the image, so that the run can continue
     try:
-        _log_searched(arrival, searched, tools, routine)
+        _log_result(arrival, result, run)
     except Exception as error:
         if not _is_internal(error):
             raise
-        searched = _not_searched(
-            searched.row | {"outcome": "rejected", "reason": _internal_fault(error)}
-        )
-        _log_searched(arrival, searched, tools, routine)
-    running_stack.prune(connection, routine.cache, routine.params.difference.stack_size)
-    row = searched.row
-    log.info(
-        "%s: %s%s", row["name"], row["outcome"], f" ({row['reason']})" if row["reason"] else ""
-    )
+        reason = _internal_fault(error)
+        result = ImageResult(result.row | {"outcome": "rejected", "reason": reason})
+        _log_result(arrival, result, run)
+    running_stack.prune(connection, run.options.cache, run.params.difference.stack_size)
+
+    row = result.row
+    reason = f" ({row['reason']})" if row["reason"] else ""
+    log.info("%s: %s%s", row["name"], row["outcome"], reason)
     return True
 
 
-def _log_searched(arrival: Arrival, searched: Searched, tools: Tools, routine: Routine) -> None:
-    """Write all that an image leads to, in one transaction."""
-    connection = tools.connection
+def _log_result(arrival: Arrival, result: ImageResult, run: Run) -> None:
+    """Write everything that follows from an image, in one transaction."""
+    connection = run.connection
+    row = result.row
     changed = connection.execute(
         "SELECT 1 FROM files WHERE path = ?", (path_text(arrival.path),)
     ).fetchone()
     with logbook.writing(connection):
-        if searched.row["outcome"] == "searched" and running_stack.size_of(connection) is None:
-            running_stack.reject_other_sizes(
-                connection, (searched.row["ny_px"], searched.row["nx_px"])
-            )
-        number = _log_image(connection, searched.row)
-        _log_file(connection, arrival, number, "changed" if changed else "logged")
-        _supersede(connection, number)
-        _log_findings(connection, number, searched, tools, routine.params)
-        health.log_readings(connection, number, routine.params.health)
-        notices.queue(connection, number, routine.params.notices)
+        # The first image that is searched sets the size of all
+        if row["outcome"] == "searched" and running_stack.size_of(connection) is None:
+            running_stack.reject_other_sizes(connection, (row["ny_px"], row["nx_px"]))
+
+        image = _log_image(connection, row)
+        _log_file(connection, arrival, image, "changed" if changed else "logged")
+        _supersede(connection, image)
+        _log_findings(image, result, run)
+        health.log_readings(connection, image, run.params.health)
+        notices.queue(connection, image, run.params.notices)
 
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
-    """Add an image, or replace its rejection by what came of it now; return its id."""
+    """Add an image, or replace the rejection of the same bytes; return its id."""
     rejected = connection.execute(
         "SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)
     ).fetchone()
     if rejected is None:
         return logbook.insert(connection, "images", row)
-    connection.execute("DELETE FROM health WHERE image = ?", (rejected["id"],))  # read anew
+    # Its health readings are computed again
+    connection.execute("DELETE FROM health WHERE image = ?", (rejected["id"],))
     logbook.update(connection, "images", rejected["id"], row)
     return int(rejected["id"])
 
 
 def _is_internal(error: Exception) -> bool:
-    """Return whether an error is a bug of this program, not of disk, log or machine."""
-    outer = (BlobpipeError, OSError, MemoryError, sqlite3.OperationalError)
-    # the latter: a damaged log
-    return not isinstance(error, outer) and type(error) is not sqlite3.DatabaseError
+    """Return whether an error is a bug of this program, not a fault of disk, log or machine."""
+    outside = (BlobpipeError, OSError, MemoryError, sqlite3.OperationalError)
+    # SQLite reports a damaged log by the base class itself
+    return not isinstance(error, outside) and type(error) is not sqlite3.DatabaseError
 
 
 def _internal_fault(error: Exception) -> str:
+    """Describe a bug for the log, its traceback for --debug."""
     log.debug("internal fault", exc_info=error)
     return internal_fault(error)
 
 
-def _as_it_was(arrival: Arrival) -> bool:
+def _is_unchanged(arrival: Arrival) -> bool:
     """Return whether a file is still what was hashed."""
     try:
         return Stamp.of(arrival.path.stat()) == arrival.stamp
@@ -525,205 +652,194 @@ def _as_it_was(arrival: Arrival) -> bool:
         return False
 
 
-def _known_as(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:
-    """Return whether the bytes are there under another name too, or have been moved."""
+def _duplicate_or_renamed(connection: sqlite3.Connection, arrival: Arrival, image: int) -> str:
+    """Return ``duplicate`` if the same bytes are still there under another name, else ``renamed``."""
     path = path_text(arrival.path)
     earlier = connection.execute(
         "SELECT path FROM files WHERE image = ? AND path != ?", (image, path)
     )
-    return (
-        "duplicate"
-        if any(os.access(path_of(row["path"]), os.F_OK) for row in earlier)
-        else "renamed"
-    )
+    exists = any(os.access(path_of(row["path"]), os.F_OK) for row in earlier)
+    return "duplicate" if exists else "renamed"
 
 
 def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outcome: str) -> None:
-    row = {"path": path_text(arrival.path), "sha256": arrival.sha256, **arrival.stamp._asdict()}
-    row |= {"seen": logbook.now(), "outcome": outcome, "image": image}
+    """Add a file, or update the stamp of one that is listed with the same bytes."""
+    row = {
+        "path": path_text(arrival.path),
+        "sha256": arrival.sha256,
+        **arrival.stamp._asdict(),
+        "seen": logbook.now(),
+        "outcome": outcome,
+        "image": image,
+    }
+    columns = ", ".join(row)
+    marks = ", ".join("?" * len(row))
+    stamp = ", ".join(f"{name} = excluded.{name}" for name in Stamp._fields)
     connection.execute(
-        f"INSERT INTO files ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) ON CONFLICT (path, sha256) DO UPDATE "
-        f"SET {', '.join(f'{name} = excluded.{name}' for name in Stamp._fields)}",
+        f"INSERT INTO files ({columns}) VALUES ({marks}) "
+        f"ON CONFLICT (path, sha256) DO UPDATE SET {stamp}",
         list(row.values()),
     )
 
 
-def search(arrival: Arrival, tools: Tools, routine: Routine) -> Searched:
-    """Search an image; nothing is written but the cache of the stack."""
+# --------------------------------------------------------------------------------------------------------- search
+
+
+def search(arrival: Arrival, run: Run) -> ImageResult:
+    """Search an image; only the cache of the stack is written.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read for a reason that does not lie in its bytes; any other fault rejects the image.
+    """
     row: dict[str, Any] = {
-        "run": tools.run,
+        "run": run.number,
         "sha256": arrival.sha256,
         "name": fits_images.frame_name(arrival.path),
-        "kind": "difference" if routine.difference else "image",
+        "kind": "difference" if run.options.difference else "image",
         "logged": logbook.now(),
         "outcome": "rejected",
         "reason": "",
     }
     if arrival.fatal:
-        return _not_searched(row | {"reason": f"{arrival.fatal}; fetch or write the file again"})
+        return ImageResult(row | {"reason": f"{arrival.fatal}; fetch or write the file again"})
     try:
-        frame = fits_images.usable_image(arrival.path)
-        row["ny_px"], row["nx_px"] = frame.data.shape
-        row["header"] = json.dumps(_cards(frame))
-        row["mjd"] = mjd = exposure_mjd(frame, arrival.path)
-        row["late"] = _is_late(tools.connection, mjd)
-        if (newer := _newer_version(tools.connection, row)) is not None:
-            return _not_searched(row | newer)
-        row["signal_e"] = _level_e(frame)
-        if routine.difference:
-            template = Template(rms=fits_images.find_plane(arrival.path, "SCATTER"))
-            require_noise_of_rms_map(frame.data, template.rms, arrival.path)
-            blobs = _blobs(tools, mjd)
-            about = (blobs, tools.detector, routine.params)
-            return _search(row, frame.data, template, NO_SHIFT, *about)
-        return _subtract_and_search(row, frame.data, tools, routine)
+        return _search_usable(arrival.path, row, run)
     except BlobpipeError as error:
-        if _is_passing(error):
+        if _is_temporary(error):
             raise
-        return _not_searched(row | {"reason": str(error)})
+        return ImageResult(row | {"outcome": "rejected", "reason": str(error)})
     except Exception as error:
         if not _is_internal(error):
             raise
-        return _not_searched(row | {"reason": _internal_fault(error)})
+        return ImageResult(row | {"outcome": "rejected", "reason": _internal_fault(error)})
 
 
-def _cards(frame: fits_images.Frame) -> dict[str, Any]:
-    """Return the header cards that are kept and that JSON can hold."""
-    found = {card: _value(frame, card) for card in KEPT_CARDS}
+def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
+    """Read and search an image; what its header tells is added to its row in place."""
+    frame = fits_images.read_image(path)
+    row["ny_px"], row["nx_px"] = frame.data.shape
+    row["header"] = json.dumps(_kept_cards(frame))
+    row["mjd"] = exposure_mjd(frame, path)
+    row["late"] = _is_late(run.connection, row["mjd"])
+    newer = _newer_version(run.connection, row)
+    if newer is not None:
+        return ImageResult(row | newer)
+    row["signal_e"] = _photon_level_e(frame)
+
+    if run.options.difference:
+        template = Template(rms=fits_images.find_plane(path, "SCATTER"))
+        require_noise_of_rms_map(frame.data, template.rms, path)
+        blobs = _known_blobs(run, row["mjd"])
+        return _search_difference(row, frame.data, template, NO_SHIFT, blobs, run)
+    return _subtract_and_search(row, frame.data, run)
+
+
+def _kept_cards(frame: fits_images.Frame) -> dict[str, Any]:
+    """Return the header cards that the log keeps and that JSON can hold."""
+    found = {card: _card_value(frame, card) for card in KEPT_CARDS}
     return {card: value for card, value in found.items() if value is not None}
 
 
-def _level_e(frame: fits_images.Frame) -> float | None:
-    level = _value(frame, LEVEL_CARD)
-    return float(level) if isinstance(level, int | float) and not isinstance(level, bool) else None
+def _photon_level_e(frame: fits_images.Frame) -> float | None:
+    """Return the photon level that the header gives (electrons per pixel), or None."""
+    level = _card_value(frame, LEVEL_CARD)
+    is_number = isinstance(level, int | float) and not isinstance(level, bool)
+    return float(level) if is_number else None
 
 
-def _value(frame: fits_images.Frame, card: str) -> Any:
-    """Return a card as text, truth or finite number; None for anything else."""
+def _card_value(frame: fits_images.Frame, card: str) -> Any:
+    """Return a card as text, truth value or finite number; None for anything else."""
     try:
         value = frame.header.get(card)
-        finite = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+        is_usable = isinstance(value, str) or (
+            isinstance(value, int | float) and math.isfinite(value)
+        )
     except Exception:  # damaged cards make astropy raise nearly anything
         return None
-    return value if finite else None
+    return value if is_usable else None
 
 
-def _is_passing(error: BlobpipeError) -> bool:
-    """Return whether a file could not be read for a reason that is not in its bytes."""
+def _is_temporary(error: BlobpipeError) -> bool:
+    """Return whether a file could not be read for a reason that does not lie in its bytes."""
     cause = error.__cause__
-    return isinstance(cause, MemoryError) or (
-        isinstance(cause, OSError) and cause.errno not in NO_FAULT_OF_THE_MEDIUM
-    )
-
-
-def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sqlite3.Row]:
-    """List the images of the same exposure that count, in the order in which they were logged."""
-    near = connection.execute(
-        "SELECT id, name, mjd, header, kind, outcome FROM images "
-        "WHERE outcome != 'rejected' AND superseded_by IS NULL AND sha256 != ? AND mjd BETWEEN ? AND ? ORDER BY id",
-        (row["sha256"], row["mjd"] - SAME_EXPOSURE_D, row["mjd"] + SAME_EXPOSURE_D),
-    ).fetchall()
-    return [other for other in near if is_same_exposure(_exposure(row), _exposure(other))]
-
-
-def _exposure(row: Mapping[str, Any] | sqlite3.Row) -> Exposure:
-    return Exposure(row["name"], row["mjd"], json.loads(row["header"]))
-
-
-def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the columns of an image whose exposure has a newer version in the log; else None.
-
-    An image is newer than a difference: stacks take it.
-    """
-    for other in _versions(connection, row):
-        is_image = [each["kind"] == "image" for each in (other, row)]
-        if is_image[0] > is_image[1] or (
-            is_image[0] == is_image[1] and is_older_version(_exposure(row), _exposure(other))
-        ):
-            reason = f"an older version of the exposure that the log has as image {other['id']}, {other['name']}"
-            return {"reason": reason, "superseded_by": other["id"]}
-    return None
-
-
-def _supersede(connection: sqlite3.Connection, image: int) -> None:
-    """Replace older versions of an exposure, before the findings of the newer are logged.
-
-    One that could not be searched, for want of a stack, does not replace one that was: it is superseded itself.
-    """
-    row = connection.execute("SELECT * FROM images WHERE id = ?", (image,)).fetchone()
-    if row["outcome"] == "rejected":
-        return
-    for other in _versions(connection, row):
-        replaces = row["outcome"] == "searched" or other["outcome"] == "stack"
-        pair = (image, other["id"]) if replaces else (other["id"], image)
-        connection.execute("UPDATE images SET superseded_by = ? WHERE id = ?", pair)
+    if isinstance(cause, OSError):
+        return cause.errno not in ERRORS_OF_CONTENT
+    return isinstance(cause, MemoryError)
 
 
 def _is_late(connection: sqlite3.Connection, mjd: float) -> int:
-    found = connection.execute(
+    """Return 1 if the log has a usable image of a later date, else 0."""
+    later = connection.execute(
         "SELECT 1 FROM images WHERE outcome != 'rejected' AND superseded_by IS NULL AND mjd > ? LIMIT 1",
         (mjd,),
-    )
-    return int(found.fetchone() is not None)
+    ).fetchone()
+    return int(later is not None)
 
 
-def _not_searched(row: dict[str, Any]) -> Searched:
-    return Searched(row, pd.DataFrame(), [], b"", lambda _: {})
+def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageResult:
+    """Subtract the stack of the images before it, and search the difference."""
+    params = run.params.difference
+    cache = run.options.cache
+    blobs = _known_blobs(run, row["mjd"])
+    running_stack.require_size(run.connection, image.shape)
 
-
-def _subtract_and_search(
-    row: dict[str, Any], image: Image, tools: Tools, routine: Routine
-) -> Searched:
-    params = routine.params.difference
-    blobs = _blobs(tools, row["mjd"])
+    # Without a stack the image waits: the next stacks take it
     reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
-    running_stack.require_size(tools.connection, image.shape)
     try:
         stack = running_stack.stack_before(
-            tools.connection,
-            routine.cache,
+            run.connection,
+            cache,
             row["mjd"],
             params,
-            routine.reference,
+            run.options.reference,
             blobs.landed,
             shape=image.shape,
         )
-    except FrameError as error:  # no fault of this image
+    except FrameError as error:  # an image of the stack is missing; this one is sound
         stack = None
         reason = str(error)
     if stack is None:
-        return _not_searched(row | {"outcome": "stack", "reason": reason})
-    template = make_template(stack.data, stack.scatter, blobs.known)
+        return ImageResult(row | {"outcome": "stack", "reason": reason})
+
+    # Subtract it, unless the noise shows that the image is in other units
+    template = make_template(stack.data, stack.rms, blobs.known)
     expected = template.expected_noise()
     assert expected is not None
     require_noise(fits_images.median_and_noise(image)[1], expected, row["name"])
-    data, shift = subtract(image, template, params)
+    difference, shift = subtract(image, template, params)
+
+    # The stacks to come take the image with its blobs at their usual position
     corrections = dict(stack.corrections)
     if stack.n_images:
-        packed = running_stack.correction(image, data, stack.data, shift)
+        packed = running_stack.correction(image, difference, stack.data, shift)
         corrections[row["sha256"]] = packed
-        running_stack.keep(routine.cache, row["sha256"], image, packed)
+        running_stack.keep(cache, row["sha256"], image, packed)
+
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
-    searched = _search(row, data, template, shift, blobs, tools.detector, routine.params)
-    return replace(searched, corrections=corrections, rejected=stack.rejected)
+    result = _search_difference(row, difference, template, shift, blobs, run)
+    return replace(result, corrections=corrections, rejected=stack.rejected)
 
 
-def _search(
+def _search_difference(
     row: dict[str, Any],
-    data: Image,
+    difference: Image,
     template: Template,
     shift: Shift,
-    blobs: Blobs,
-    detector: DenseDetector,
-    params: Params,
-) -> Searched:
+    blobs: KnownBlobs,
+    run: Run,
+) -> ImageResult:
     """Search a difference image."""
-    clipped, clipping = clip_image(data, params.clip)
-    scaled, _ = scale_image(clipped, params.scale)
-    noise = image_noise(data)
+    detector = run.detector
+    noise = image_noise(difference)
+
+    # The network sees the difference clipped and scaled; the fit sees it as it is
+    clipped, clipping = clip_image(difference, run.params.clip)
+    scaled, _ = scale_image(clipped, run.params.scale)
     response = detector.respond(scaled)
     candidates = find_blobs(
-        data,
+        difference,
         template,
         detector,
         catalogue=blobs.known,
@@ -731,7 +847,7 @@ def _search(
         noise_frac=noise,
         recent_px=blobs.landed[["x_px", "y_px"]].to_numpy(float),
         peaks=detector.peaks(response),
-        vetting=params.vetting,
+        vetting=run.params.vetting,
     )
     row |= {
         "outcome": "searched",
@@ -740,43 +856,36 @@ def _search(
         "noise_frac": noise,
         "clipped_frac": clipping.clipped_frac,
     }
-
-    def draw(at: dict[str, Any]) -> dict[str, bytes]:
-        x = at["x_px"]
-        y = at["y_px"]
-        drawn = {
-            "difference": thumbnails.cutout(data, x, y, noise),
-            "map": thumbnails.probability(response, x, y, dense.STRIDE),
-        }
-        if template.stack is not None:
-            stack_noise = fits_images.median_and_noise(template.stack)[1]
-            drawn["stack"] = thumbnails.cutout(template.stack, x, y, stack_noise)
-        return drawn | {"surface": thumbnails.surface(data, x, y)}
-
-    subframes = _subframes(response, candidates, detector, data.shape)
-    return Searched(row, candidates, subframes, thumbnails.overview(scaled), draw)
+    return ImageResult(
+        row,
+        candidates,
+        _subframe_rows(response, candidates, detector, difference.shape),
+        thumbnails.overview(scaled),
+        Pictures(difference, noise, response, template.stack),
+    )
 
 
-def _blobs(tools: Tools, mjd: float) -> Blobs:
+def _known_blobs(run: Run, mjd: float) -> KnownBlobs:
     """Read which blobs are known before a date; faded candidates do not count."""
-    found = tools.connection.execute(
+    found = run.connection.execute(
         "SELECT x_px, y_px, radius_px, first_mjd, decision = 'confirmed' OR status = 'seen_again' FROM candidate_list "
         "WHERE radius_px IS NOT NULL AND (decision = 'confirmed' OR decision != 'rejected' AND status != 'faded') "
         "ORDER BY first_mjd, id"
     ).fetchall()
-    rows = pd.DataFrame(
-        [tuple(row) for row in found], columns=[*PLACE_COLUMNS, "first", "known"], dtype=float
-    )
+    columns = [*PLACE_COLUMNS, "first", "known"]
+    rows = pd.DataFrame([tuple(row) for row in found], columns=columns, dtype=float)
+
+    # A candidate that one image alone has shown is recent, but not known
     known = [rows.loc[rows["known"] == 1, list(PLACE_COLUMNS)]]
-    if tools.known is not None:
-        known.insert(0, tools.known[list(PLACE_COLUMNS)])
-    return Blobs(pd.concat(known, ignore_index=True), rows[rows["first"] < mjd])
+    if run.catalogue is not None:
+        known.insert(0, run.catalogue[list(PLACE_COLUMNS)])
+    return KnownBlobs(pd.concat(known, ignore_index=True), rows[rows["first"] < mjd])
 
 
-def _subframes(
+def _subframe_rows(
     response: Image, candidates: pd.DataFrame, detector: DenseDetector, shape: tuple[int, ...]
 ) -> list[dict[str, Any]]:
-    """Make rows of the table ``subframes``, with a picture of the network's map."""
+    """Make the rows of ``subframes``, each with a picture of the network's map."""
     scores = subframe_scores(candidates, shape)
     probability = detector.probability(scores)
     side = tiles.SIDE // dense.STRIDE
@@ -795,114 +904,158 @@ def _subframes(
     return rows
 
 
-def _log_findings(
-    connection: sqlite3.Connection, image: int, searched: Searched, tools: Tools, params: Params
-) -> None:
-    for row in searched.subframes:
+# ------------------------------------------------------------------------------------------- versions of exposures
+
+
+def _versions(connection: sqlite3.Connection, row: Mapping[str, Any]) -> list[sqlite3.Row]:
+    """List the images of the same exposure that count, in the order in which they were logged."""
+    near = connection.execute(
+        "SELECT id, name, mjd, header, kind, outcome FROM images "
+        "WHERE outcome != 'rejected' AND superseded_by IS NULL AND sha256 != ? AND mjd BETWEEN ? AND ? ORDER BY id",
+        (row["sha256"], row["mjd"] - SAME_EXPOSURE_D, row["mjd"] + SAME_EXPOSURE_D),
+    ).fetchall()
+    exposure = _exposure(row)
+    return [other for other in near if is_same_exposure(exposure, _exposure(other))]
+
+
+def _exposure(row: Mapping[str, Any] | sqlite3.Row) -> Exposure:
+    """Return the exposure of a row of ``images``."""
+    return Exposure(row["name"], row["mjd"], json.loads(row["header"]))
+
+
+def _newer_version(connection: sqlite3.Connection, row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return columns that name the newer version of an image in the log; None if there is none.
+
+    An image counts as newer than a difference, since stacks take it.
+    """
+    for other in _versions(connection, row):
+        if other["kind"] == row["kind"]:
+            is_newer = is_older_version(_exposure(row), _exposure(other))
+        else:
+            is_newer = other["kind"] == "image"
+        if is_newer:
+            reason = f"an older version of the exposure that the log has as image {other['id']}, {other['name']}"
+            return {"reason": reason, "superseded_by": other["id"]}
+    return None
+
+
+def _supersede(connection: sqlite3.Connection, image: int) -> None:
+    """Replace older versions of an exposure, before the findings of the newer are logged.
+
+    A version that could not be searched, for want of a stack, does not replace one that was: it is superseded itself.
+    """
+    row = connection.execute("SELECT * FROM images WHERE id = ?", (image,)).fetchone()
+    if row["outcome"] == "rejected":
+        return
+    for other in _versions(connection, row):
+        replaces = row["outcome"] == "searched" or other["outcome"] == "stack"
+        newer, older = (image, other["id"]) if replaces else (other["id"], image)
+        connection.execute("UPDATE images SET superseded_by = ? WHERE id = ?", (newer, older))
+
+
+# ----------------------------------------------------------------------------------------- findings and candidates
+
+
+def _log_findings(image: int, result: ImageResult, run: Run) -> None:
+    """Log subframes, corrections of the stack, detections and pictures of an image."""
+    connection = run.connection
+    for row in result.subframes:
         logbook.insert(connection, "subframes", {"image": image, **row})
-    for sha256, packed in searched.corrections.items():
+
+    # What was learnt of the images of the stack
+    for sha256, packed in result.corrections.items():
         connection.execute(
             "INSERT INTO corrections (image, bytes) SELECT id, ? FROM images WHERE sha256 = ?",
             (packed, sha256),
         )
-    for sha256, reason in searched.rejected.items():
+    for sha256, reason in result.rejected.items():
         connection.execute(
             "UPDATE images SET outcome = 'rejected', reason = ? WHERE sha256 = ?", (reason, sha256)
         )
-    if searched.overview:
-        whole = {
-            "image": image,
-            "kind": "difference",
-            "type": "image/jpeg",
-            "bytes": searched.overview,
-        }
-        logbook.insert(connection, "pictures", whole)
-    if searched.row["outcome"] == "searched":
-        for number, row in _log_detections(connection, image, searched, tools.detector, params):
-            for kind, png in searched.draw(row).items():
-                picture = {
-                    "image": image,
-                    "detection": number,
-                    "kind": kind,
-                    "type": "image/png",
-                    "bytes": png,
-                }
-                logbook.insert(connection, "pictures", picture)
+
+    if result.overview:
+        picture = {"image": image, "kind": "difference", "type": "image/jpeg"}
+        logbook.insert(connection, "pictures", picture | {"bytes": result.overview})
+    if result.pictures is None:
+        return
+    for detection, row in _log_detections(image, result, run):
+        for kind, png in result.pictures.draw(row).items():
+            picture = {"image": image, "detection": detection, "kind": kind, "type": "image/png"}
+            logbook.insert(connection, "pictures", picture | {"bytes": png})
 
 
-def _log_detections(
-    connection: sqlite3.Connection,
-    image: int,
-    searched: Searched,
-    detector: DenseDetector,
-    params: Params,
-) -> list[tuple[int, dict[str, Any]]]:
-    """Log detections and fainter sightings of candidates; return those to be drawn."""
+def _log_detections(image: int, result: ImageResult, run: Run) -> list[tuple[int, dict[str, Any]]]:
+    """Log detections and fainter sightings of candidates; return the id and the row of those to be drawn."""
+    connection = run.connection
+    params = run.params.quicklook
     columns = (*DETECTION_COLUMNS, "probability")
-    shift = np.array([searched.row["shift_x_px"], searched.row["shift_y_px"]])
-    pending = {
-        row["id"] for row in connection.execute("SELECT id FROM candidates WHERE status = 'new'")
-    }
+    shift = np.array([result.row["shift_x_px"], result.row["shift_y_px"]])
+    new = connection.execute("SELECT id FROM candidates WHERE status = 'new'")
+    waiting = {row["id"] for row in new}
     drawn = []
     seen = set()
-    for row, candidate in _with_candidates(
-        connection, searched.table, shift, params.quicklook.match_px
-    ):
-        above = row["score"] >= detector.threshold
-        fresh = candidate is None and above and row["status"] == "new"
-        if fresh:
+    for row, candidate in _match_candidates(connection, result.candidates, shift, params.match_px):
+        is_detection = row["score"] >= run.detector.threshold
+
+        # A new detection that fits no candidate becomes one
+        is_new_candidate = candidate is None and is_detection and row["status"] == "new"
+        if is_new_candidate:
             place = {"x_px": row["x_px"] - shift[0], "y_px": row["y_px"] - shift[1]}
             candidate = logbook.insert(
                 connection, "candidates", {"image": image, "status": "new", **place}
             )
+
         if candidate is not None:
             seen.add(candidate)
-        if candidate is not None or above:
-            waiting = fresh or candidate in pending
-            detection = {
-                "image": image,
-                "candidate": candidate,
-                **{name: row[name] for name in columns},
-            }
-            number = logbook.insert(connection, "detections", detection)
-            drawn += [(number, row)] if waiting else []
-    _update_candidates(connection, image, seen, params.quicklook.fade_after)
+        if candidate is not None or is_detection:
+            detection = {"image": image, "candidate": candidate}
+            measured = {name: row[name] for name in columns}
+            number = logbook.insert(connection, "detections", detection | measured)
+            # Candidates that wait for a second sighting are drawn each time
+            if is_new_candidate or candidate in waiting:
+                drawn.append((number, row))
+    _update_candidates(connection, image, seen, params.fade_after)
     return drawn
 
 
-def _with_candidates(
+def _match_candidates(
     connection: sqlite3.Connection,
-    table: pd.DataFrame,
+    found: pd.DataFrame,
     shift: npt.NDArray[np.float64],
     match_px: float,
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
-    """Pair the rows of a search with the log's candidates; bad pixels have none.
+    """Yield each row of a search with the candidate of the log that it shows, or None.
 
-    What the stack has not learnt yet of a known blob may be measured off its centre: it is matched in a second round.
+    Bad pixels show none. As long as the stack has not fully taken up a known blob, it may be measured off its centre:
+    a second round matches known blobs with candidates seen again within a larger distance.
     """
-    places = connection.execute(
+    logged = connection.execute(
         "SELECT id, status, x_px, y_px FROM candidates ORDER BY id"
     ).fetchall()
-    rows = [dict(row) for _, row in table.iterrows()]
-    candidate: dict[int, int] = {}
-    for of, status, within_px in (
+    rows = [dict(row) for _, row in found.iterrows()]
+    matched: dict[int, int] = {}
+    for row_statuses, candidate_status, within_px in (
         (("new", "known", "dip"), "", match_px),
         (("known",), "seen_again", NEAR_PX),
     ):
-        open_rows = [k for k, row in enumerate(rows) if row["status"] in of and k not in candidate]
-        taken = set(candidate.values())
-        free = [
-            place
-            for place in places
-            if place["id"] not in taken and status in ("", place["status"])
+        # Rows and candidates that are not matched yet
+        open_rows = [
+            k for k, row in enumerate(rows) if row["status"] in row_statuses and k not in matched
         ]
-        found = (
-            np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in open_rows]).reshape(-1, 2) - shift
-        )
-        there = np.array([[place["x_px"], place["y_px"]] for place in free]).reshape(-1, 2)
-        candidate |= {open_rows[i]: int(free[j]["id"]) for i, j in pair(found, there, within_px)}
+        taken = set(matched.values())
+        free = [
+            candidate
+            for candidate in logged
+            if candidate["id"] not in taken and candidate_status in ("", candidate["status"])
+        ]
+
+        # Candidates are kept at their usual place, the shift of the mirror taken off
+        row_places = np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in open_rows])
+        candidate_places = np.array([[each["x_px"], each["y_px"]] for each in free])
+        pairs = pair(row_places.reshape(-1, 2) - shift, candidate_places.reshape(-1, 2), within_px)
+        matched |= {open_rows[i]: int(free[j]["id"]) for i, j in pairs}
     for k, row in enumerate(rows):
-        yield row, candidate.get(k)
+        yield row, matched.get(k)
 
 
 def _update_candidates(
@@ -910,53 +1063,62 @@ def _update_candidates(
 ) -> None:
     """Mark candidates that are seen again; fade those that later images do not show.
 
-    Where the image replaces older versions of its exposure, what these have shown or missed is counted anew.
+    If the image replaces older versions of its exposure, what those showed or missed is counted again.
     """
     mjd = connection.execute("SELECT mjd FROM images WHERE id = ?", (image,)).fetchone()["mjd"]
-    replaced = [
-        row["id"]
-        for row in connection.execute("SELECT id FROM images WHERE superseded_by = ?", (image,))
-    ]
-    rows = connection.execute(
-        "SELECT c.id, c.status, c.missed, c.image, i.mjd, i.superseded_by FROM candidates c JOIN images i ON i.id = c.image"
+
+    # Candidates that the replaced versions showed
+    replaced = connection.execute(
+        "SELECT id FROM images WHERE superseded_by = ?", (image,)
     ).fetchall()
-    shown = {
+    shown_by_older = {
         row["candidate"]
         for older in replaced
-        for row in connection.execute("SELECT candidate FROM detections WHERE image = ?", (older,))
+        for row in connection.execute(
+            "SELECT candidate FROM detections WHERE image = ?", (older["id"],)
+        )
     }
-    for row in rows:
-        of_old = row["superseded_by"] is not None and row["id"] in seen
-        if (
-            of_old
-            or row["id"] in shown
-            or (replaced and row["status"] == "new" and row["image"] != image)
-        ):
-            _count_anew(connection, row["id"], fade_after)
-        elif row["id"] in seen and row["image"] != image:
-            earliest = image if mjd < row["mjd"] else row["image"]
+
+    candidates = connection.execute(
+        "SELECT c.id, c.status, c.missed, c.image, i.mjd, i.superseded_by FROM candidates c JOIN images i ON i.id = c.image"
+    ).fetchall()
+    for row in candidates:
+        candidate = row["id"]
+        is_seen = candidate in seen
+        is_new = row["status"] == "new"
+        is_first = row["image"] == image
+        rests_on_older = row["superseded_by"] is not None and is_seen
+        may_be_missed_twice = bool(replaced) and is_new and not is_first
+        if rests_on_older or candidate in shown_by_older or may_be_missed_twice:
+            _recount(connection, candidate, fade_after)
+        elif is_seen and not is_first:
+            # A late image may become the first that shows it
+            first = image if mjd < row["mjd"] else row["image"]
             connection.execute(
                 "UPDATE candidates SET status = 'seen_again', image = ? WHERE id = ?",
-                (earliest, row["id"]),
+                (first, candidate),
             )
-        elif row["id"] not in seen and row["status"] == "new" and mjd > row["mjd"]:
+        elif not is_seen and is_new and mjd > row["mjd"]:
             status = "faded" if row["missed"] + 1 >= fade_after else "new"
             connection.execute(
                 "UPDATE candidates SET missed = missed + 1, status = ? WHERE id = ?",
-                (status, row["id"]),
+                (status, candidate),
             )
 
 
-def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int) -> None:
-    """Set the status of a candidate from the versions that count."""
+def _recount(connection: sqlite3.Connection, candidate: int, fade_after: int) -> None:
+    """Set the status of a candidate from the versions of exposures that count."""
     sightings = connection.execute(
         "SELECT DISTINCT i.id, i.mjd FROM detections d JOIN images i ON i.id = d.image "
         "WHERE d.candidate = ? AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
         (candidate,),
     ).fetchall()
-    if not sightings:  # it keeps the one of a superseded version, for those who look back
+
+    # Only superseded versions show it: it keeps their sightings, for the record
+    if not sightings:
         connection.execute("UPDATE candidates SET status = 'faded' WHERE id = ?", (candidate,))
         return
+
     connection.execute(
         "UPDATE detections SET candidate = NULL WHERE candidate = ? "
         "AND image IN (SELECT id FROM images WHERE superseded_by IS NOT NULL)",
@@ -969,6 +1131,8 @@ def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int)
             (image, candidate),
         )
         return
+
+    # One sighting: later images that were logged since have missed it
     [missed] = connection.execute(
         "SELECT count(*) FROM images WHERE outcome = 'searched' AND superseded_by IS NULL AND mjd > ? AND id > ?",
         (mjd, _first_version(connection, image)),
@@ -981,7 +1145,7 @@ def _count_anew(connection: sqlite3.Connection, candidate: int, fade_after: int)
 
 
 def _first_version(connection: sqlite3.Connection, image: int) -> int:
-    """Return the image by which the log came to know an exposure."""
+    """Return the image by which the log first had an exposure."""
     query = "SELECT min(id) AS id FROM images WHERE superseded_by = ? AND id < ?"
     while (older := connection.execute(query, (image, image)).fetchone()["id"]) is not None:
         image = older

@@ -57,7 +57,7 @@ class Stack:
     ----------
     data : ndarray, shape (ny, nx), float32
         Median (fraction of the light).
-    scatter : ndarray, shape (ny // 2, nx // 2), float32, or None
+    rms : ndarray, shape (ny // 2, nx // 2), float32, or None
         RMS map of its images, from `images.stack.rms_map`; None for a stack from a file without one.
     n_images : int
         Number of images; 0 for a stack from a file.
@@ -71,7 +71,7 @@ class Stack:
     """
 
     data: Image
-    scatter: Image | None
+    rms: Image | None
     n_images: int
     sha256: str
     corrections: dict[str, bytes] = field(default_factory=dict)
@@ -129,7 +129,7 @@ def stack_before(
         Median stack to use as long as there are too few images.
     landed : DataFrame, optional
         x_px, y_px, radius_px of new blobs, and the date of the image that showed each first (``first``, MJD). Their
-        signal does not count as scatter of the images before them.
+        signal does not count as variation of the images before them.
     shape : tuple of int, optional
         Shape of the image; images and stacks of other shapes are left out.
 
@@ -159,8 +159,8 @@ def stack_before(
         recent: Any = []
         if landed is not None:
             recent = landed_within(landed, [member.mjd for member in members], median.shape)
-        scatter = rms_map(images, median, recent, [member.shift for member in members])
-        return _stack(median, scatter, len(members), corrections, rejected)
+        rms = rms_map(images, median, recent, [member.shift for member in members])
+        return _stack(median, rms, len(members), corrections, rejected)
 
     if reference is None:
         return None
@@ -176,26 +176,26 @@ def read_stack(path: Path) -> Stack:
     FrameError
         If it is no usable image, or its RMS map has the wrong size.
     """
-    data = fits_images.usable_image(path).data
-    scatter = fits_images.find_plane(path, "SCATTER")
+    data = fits_images.read_image(path).data
+    rms = fits_images.find_plane(path, "SCATTER")
     expected = tuple(side // 2 for side in data.shape)
-    if scatter is not None and scatter.shape != expected:
+    if rms is not None and rms.shape != expected:
         raise FrameError(
-            f"{path}: found a SCATTER of shape {scatter.shape}, expected {expected}; make the stack again"
+            f"{path}: found a SCATTER of shape {rms.shape}, expected {expected}; make the stack again"
         )
-    return _stack(data, scatter, 0)
+    return _stack(data, rms, 0)
 
 
 def _stack(
     data: Image,
-    scatter: Image | None,
+    rms: Image | None,
     n_images: int,
     corrections: dict[str, bytes] | None = None,
     rejected: dict[str, str] | None = None,
 ) -> Stack:
     """Make a stack with the checksum of its pixels."""
     sha256 = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()
-    return Stack(data, scatter, n_images, sha256, corrections or {}, rejected or {})
+    return Stack(data, rms, n_images, sha256, corrections or {}, rejected or {})
 
 
 def _median(images: Image) -> Image:
@@ -416,7 +416,7 @@ def _read(member: Member) -> Image:
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
             "stack needs; put it back"
         )
-    data = fits_images.usable_image(path).data
+    data = fits_images.read_image(path).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 

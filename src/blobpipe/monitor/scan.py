@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from blobpipe.core import files, fits_images, plotting, tables
+from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.core.dates import Exposure, exposure_of, is_same_exposure
 from blobpipe.detection.detectors import DenseDetector, load_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
@@ -36,8 +36,11 @@ from blobpipe.simulation import render
 
 log = logging.getLogger(__name__)
 
-READ_AHEAD = 4  # frames that are looked at, or wait to be told of
-STANDARDISING = Lock()  # not every way that Numba runs threads can be asked by two at once
+# Images that are being searched, or wait to be recorded
+READ_AHEAD = 4
+
+# Numba's threading layer cannot be entered by two threads at once on every machine
+STANDARDISING = Lock()
 
 FRAME_COLUMNS = (
     "frame",
@@ -51,14 +54,40 @@ FRAME_COLUMNS = (
 )
 SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
 PLACE_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
-# dense network
+
+# Further columns of a detection of the dense network
 FIT_COLUMNS = tuple(name for name in DETECTION_COLUMNS if name not in PLACE_COLUMNS)
-SIDE_PX = 128  # of the picture of a detection
+
+# Side of the picture of a detection (px)
+SIDE_PX = 128
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image ready for a detector.
+
+    Attributes
+    ----------
+    exposure : Exposure
+    observation : Observation
+        The difference image, and what is known of it.
+    scaled : ndarray, shape (ny, nx), float32
+        The difference image, clipped and scaled (sigma).
+    """
+
+    exposure: Exposure
+    observation: Observation
+    scaled: Image
+
+    @property
+    def name(self) -> str:
+        """Return the file name without its suffix."""
+        return self.exposure.name
 
 
 @dataclass
-class Found:
-    """Rows of the three tables, their model, and the exposure of each image, in order."""
+class ScanTables:
+    """Rows of the three tables of a scan, and the exposure of each searched image, in order."""
 
     model_sha256: str
     exposures: list[Exposure] = field(default_factory=list)
@@ -66,19 +95,80 @@ class Found:
     subframes: list[dict[str, Any]] = field(default_factory=list)
     detections: list[dict[str, Any]] = field(default_factory=list)
 
+    def add_rejected(self, path: Path, reason: str) -> None:
+        """Add the row of an image that cannot be used."""
+        self.frames.append(
+            {
+                "frame": fits_images.frame_name(path),
+                "status": "rejected",
+                "reason": reason,
+                "shift_x_px": np.nan,
+                "shift_y_px": np.nan,
+                "noise_frac": np.nan,
+                "n_positive": 0,
+                "model_sha256": self.model_sha256,
+            }
+        )
 
-@dataclass(frozen=True)
-class Prepared:
-    """An image ready for a detector: its exposure, the observation, and that clipped and scaled."""
+    def add_searched(
+        self, image: PreparedImage, probability: FloatArray, positive: npt.NDArray[np.bool_]
+    ) -> None:
+        """Add the row of a searched image and those of its subframes, in the order of `tiles.origins`."""
+        self.exposures.append(image.exposure)
+        origins = tiles.origins(image.scaled.shape)
+        for (row, col, x0, y0), p, is_blob in zip(origins, probability, positive, strict=True):
+            self.subframes.append(
+                {
+                    "frame": image.name,
+                    "row": row,
+                    "col": col,
+                    "x0_px": x0,
+                    "y0_px": y0,
+                    "probability": p,
+                    "is_blob": int(is_blob),
+                }
+            )
+        shift_x, shift_y = image.observation.shift_px
+        self.frames.append(
+            {
+                "frame": image.name,
+                "status": "ok",
+                "reason": "",
+                "shift_x_px": shift_x,
+                "shift_y_px": shift_y,
+                "noise_frac": image.observation.noise_frac,
+                "n_positive": int(positive.sum()),
+                "model_sha256": self.model_sha256,
+            }
+        )
 
-    exposure: Exposure
-    observation: Observation
-    scaled: npt.NDArray[np.float32]
+    def mark_seen_again(self) -> None:
+        """Mark the detections that the next image of another exposure shows again."""
+        # The report's network has no scores: its detections are not compared
+        if not self.detections or "score" not in self.detections[0]:
+            return
+        table = pd.DataFrame(self.detections)
+        parts = [table[table["frame"] == exposure.name] for exposure in self.exposures]
+        marked = []
+        for i, exposure in enumerate(self.exposures):
+            later = range(i + 1, len(parts))
+            others = (k for k in later if not is_same_exposure(exposure, self.exposures[k]))
+            following = next(others, None)
+            if following is None:
+                marked.append(parts[i])
+            else:
+                marked.append(mark_seen_again(parts[i], parts[following]))
+        self.detections = [dict(row) for _, row in pd.concat(marked).iterrows()]
 
-    @property
-    def name(self) -> str:
-        """Of its file, without the suffix."""
-        return self.exposure.name
+    def write(self, out_dir: Path) -> None:
+        """Write ``frames.csv``, ``subframes.csv`` and ``detections.csv``."""
+        for name, rows, columns in (
+            ("frames", self.frames, FRAME_COLUMNS),
+            ("subframes", self.subframes, SUBFRAME_COLUMNS),
+            ("detections", self.detections, (*PLACE_COLUMNS, *FIT_COLUMNS)),
+        ):
+            table = pd.DataFrame(rows, columns=list(columns))
+            tables.write_table(out_dir / f"{name}.csv", table)
 
 
 def scan(
@@ -93,8 +183,9 @@ def scan(
 ) -> int:
     """Scan images and write ``frames.csv``, ``subframes.csv``, ``detections.csv`` and a picture per detection.
 
-    With the dense network, detections are measured and judged, and one that the next exposure shows too is ``seen_again``. With
-    the report's, each positive subframe is one detection, at the highest point of its saliency map. An image that cannot be used is rejected, with its reason in ``frames.csv``; the rest go on.
+    With the dense network, detections are measured and vetted, and one that the next exposure shows too is
+    ``seen_again``. With the report's, each positive subframe is one detection, at the highest point of its saliency map.
+    An image that cannot be used is rejected, with its reason in ``frames.csv``; the others are searched.
 
     Parameters
     ----------
@@ -105,7 +196,7 @@ def scan(
     model : path
         Trained model.
     params : Params
-        Sections difference, clip, scale, train.threads and evaluate.threshold are used.
+        Sections difference, clip, scale, vetting, train.threads and evaluate.threshold are used.
     reference : path, optional
         Median stack to subtract; without it that of the pipeline.
     catalogue : path, optional
@@ -121,52 +212,48 @@ def scan(
     ModelError, FrameError
         If the model or the stack cannot be used, or two images have the same name.
     """
-    names = [fits_images.frame_name(path) for path in paths]
-    for name in names:
-        if names.count(name) > 1:
-            raise FrameError(
-                f"{name}: two images of this name; the tables could not tell them apart; rename one"
-            )
-    kernels.set_threads(1)  # whole frames share the cores: no thread waits for another
-    known = (
-        None if catalogue is None else tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
-    )
+    _require_distinct_names(paths)
+    # Each worker thread searches whole images: more threads would only wait for each other
+    kernels.set_threads(1)
+
+    # Read everything that the options name before the first image is searched
+    known = None
+    if catalogue is not None:
+        known = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
     template = None if difference else _read_template(reference, known)
     search = _choose_search(model, params)
     log.info("model: %s", model_file.described(model))
-    found = Found(files.sha256(model))
-    for path, seen in _look_ahead(
-        paths, partial(_prepare, template, known, params), search.look, params
-    ):
-        if isinstance(seen, BlobpipeError):
-            log.warning("blobpipe: %s (rejected)", " ".join(str(seen).split()))
-            row = (
-                fits_images.frame_name(path),
-                "rejected",
-                str(seen),
-                np.nan,
-                np.nan,
-                np.nan,
-                0,
-                found.model_sha256,
-            )
-            found.frames.append(dict(zip(FRAME_COLUMNS, row, strict=True)))
+    preparation = Preparation(template, known, params)
+    found = ScanTables(files.sha256(model))
+
+    # Search in threads, record in the order of the list
+    for path, result in _search_ahead(paths, preparation, search, params.train.threads):
+        if isinstance(result, BlobpipeError):
+            log.warning("blobpipe: %s (rejected)", " ".join(str(result).split()))
+            found.add_rejected(path, str(result))
         else:
-            search.tell(seen, out_dir, found)
-    found.detections = _seen_again(found)
-    for name, rows, columns in (
-        ("frames", found.frames, FRAME_COLUMNS),
-        ("subframes", found.subframes, SUBFRAME_COLUMNS),
-        ("detections", found.detections, (*PLACE_COLUMNS, *FIT_COLUMNS)),
-    ):
-        tables.write_table(out_dir / f"{name}.csv", pd.DataFrame(rows, columns=list(columns)))
+            search.record(result, found, out_dir)
+
+    found.mark_seen_again()
+    found.write(out_dir)
     log.info(
         "images scanned: %d, detections: %d, in %s", len(paths), len(found.detections), out_dir
     )
     return int(any(row["status"] == "rejected" for row in found.frames))
 
 
+def _require_distinct_names(paths: Sequence[Path]) -> None:
+    """Refuse two images of one name."""
+    names = [fits_images.frame_name(path) for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise FrameError(
+                f"{name}: two images of this name; the tables could not tell them apart; rename one"
+            )
+
+
 def _read_template(reference: Path | None, catalogue: pd.DataFrame | None) -> Template:
+    """Read the named median stack, or the one that the pipeline has made."""
     path = reference or Path("data/difference/reference.fits.fz")
     if not path.exists():
         raise FrameError(
@@ -175,235 +262,229 @@ def _read_template(reference: Path | None, catalogue: pd.DataFrame | None) -> Te
     return read_template(path, catalogue)
 
 
-class Search(NamedTuple):
-    """How a kind of network searches: the part done in threads, and the part done in order."""
+@dataclass(frozen=True)
+class Preparation:
+    """What turns a file into an image ready for a detector.
 
-    look: Callable[[Prepared], Any]
-    tell: Callable[[Any, Path, Found], None]
+    Attributes
+    ----------
+    template : Template or None
+        What is subtracted; None if the images are differences already.
+    catalogue : DataFrame or None
+        Known blobs.
+    params : Params
+    """
+
+    template: Template | None
+    catalogue: pd.DataFrame | None
+    params: Params
+
+    def prepare(self, path: Path) -> PreparedImage:
+        """Read an image, subtract the template unless the image is a difference, clip and scale."""
+        frame = fits_images.read_frame(path)
+        noise = fits_images.require_usable(frame, path)
+        if self.template is None:
+            data = frame.data
+            template = Template(rms=fits_images.find_plane(path, "SCATTER"))
+            require_noise_of_rms_map(data, template.rms, path)
+            shift = NO_SHIFT
+        else:
+            template = self.template
+            expected = template.expected_noise()
+            assert expected is not None
+            require_noise(noise, expected, path)
+            data, shift = subtract(frame.data, template, self.params.difference)
+
+        # The network sees the difference clipped and scaled; the fit sees it as it is
+        clipped, _ = clip_image(data, self.params.clip)
+        scaled, _ = scale_image(clipped, self.params.scale)
+        observation = Observation(data, template, self.catalogue, shift, image_noise(data))
+        return PreparedImage(exposure_of(frame, path), observation, scaled)
 
 
-def _look_ahead(
-    paths: Sequence[Path],
-    prepare: Callable[[Path], Prepared],
-    look: Callable[[Prepared], Any],
-    params: Params,
+# --------------------------------------------------------------------------------------------------------- search
+
+
+class ImageSearch(Protocol):
+    """Search of one image by one kind of network."""
+
+    def search_image(self, image: PreparedImage) -> Any:
+        """Search an image; called in several threads."""
+
+    def record(self, result: Any, found: ScanTables, out_dir: Path) -> None:
+        """Add a result of `search_image` to the tables and draw its detections; called in order."""
+
+
+def _choose_search(model: Path, params: Params) -> ImageSearch:
+    """Choose the search for the network that the model file holds."""
+    detector = load_detector(model)
+    if isinstance(detector, DenseDetector):
+        return DenseSearch(detector, params.vetting)
+    return ReportSearch(detector.network, params.evaluate.threshold)
+
+
+def _search_ahead(
+    paths: Sequence[Path], preparation: Preparation, search: ImageSearch, threads: int
 ) -> Iterator[tuple[Path, Any]]:
-    """Prepare and search images in threads, a few ahead, so that memory does not grow."""
+    """Yield each path with its result or error, in order.
 
-    def one(path: Path) -> Any:
+    Images are searched in threads, a few ahead, so that memory does not grow with their number.
+    """
+
+    def search_file(path: Path) -> Any:
+        """Return the result of an image, or the error that rejects it."""
         try:
-            return look(prepare(path))
+            return search.search_image(preparation.prepare(path))
         except BlobpipeError as error:
             return error
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # a bug that this frame has brought to light
+        except Exception as error:  # a bug that one image triggers must not end the scan
             log.debug("internal fault", exc_info=error)
             return FrameError(f"{path}: {internal_fault(error)}")
 
-    with ThreadPoolExecutor(params.train.threads, "scan", kernels.set_threads, (1,)) as pool:
-        waiting = [(path, pool.submit(one, path)) for path in paths[:READ_AHEAD]]
+    with ThreadPoolExecutor(threads, "scan", kernels.set_threads, (1,)) as pool:
+        waiting = [(path, pool.submit(search_file, path)) for path in paths[:READ_AHEAD]]
         for i, _ in enumerate(tqdm(paths, "scan", unit="frame", disable=None)):
             path, future = waiting.pop(0)
             if i + READ_AHEAD < len(paths):
                 ahead = paths[i + READ_AHEAD]
-                waiting.append((ahead, pool.submit(one, ahead)))
+                waiting.append((ahead, pool.submit(search_file, ahead)))
             yield path, future.result()
 
 
-def _prepare(
-    template: Template | None, catalogue: pd.DataFrame | None, params: Params, path: Path
-) -> Prepared:
-    """Read an image, subtract the template unless the image is a difference, clip and scale."""
-    frame = fits_images.read_frame(path)
-    data = frame.data
-    shift = NO_SHIFT
-    noise = fits_images.require_usable(frame, path)
-    if template is None:
-        template = Template(rms=fits_images.find_plane(path, "SCATTER"))
-        require_noise_of_rms_map(data, template.rms, path)
-    else:
-        expected = template.expected_noise()
-        assert expected is not None
-        require_noise(noise, expected, path)
-        data, shift = subtract(frame.data, template, params.difference)
-    clipped, _ = clip_image(data, params.clip)
-    scaled, _ = scale_image(clipped, params.scale)
-    observation = Observation(data, template, catalogue, shift, image_noise(data))
-    return Prepared(exposure_of(frame, path), observation, scaled)
+@dataclass(frozen=True)
+class DenseResult:
+    """An image, the dense network's probability map of it, and all vetted candidates."""
 
-
-def _choose_search(model: Path, params: Params) -> Search:
-    """Choose the search for the network that the model file holds."""
-    detector = load_detector(model)
-    if isinstance(detector, DenseDetector):
-        look = partial(_look_dense, detector, params.vetting)
-        return Search(look, partial(_tell_dense, detector))
-    look_report = partial(_look_report, detector.network)
-    return Search(look_report, partial(_tell_report, detector.network, params.evaluate.threshold))
-
-
-class Looked(NamedTuple):
-    """An image, the dense network's map of it, and all candidates."""
-
-    frame: Prepared
-    response: npt.NDArray[np.float32]
+    image: PreparedImage
+    response: Image
     candidates: pd.DataFrame
 
 
-def _look_dense(detector: DenseDetector, vetting: Vetting, frame: Prepared) -> Looked:
-    response = detector.respond(frame.scaled)
-    peaks = detector.peaks(response)
-    candidates = frame.observation.find_blobs(detector, peaks=peaks, vetting=vetting)
-    return Looked(frame, response, candidates)
+@dataclass(frozen=True)
+class DenseSearch:
+    """Search by the dense network: every candidate is measured and vetted."""
+
+    detector: DenseDetector
+    vetting: Vetting
+
+    def search_image(self, image: PreparedImage) -> DenseResult:
+        """Find the candidates of an image."""
+        response = self.detector.respond(image.scaled)
+        candidates = image.observation.find_blobs(
+            self.detector, peaks=self.detector.peaks(response), vetting=self.vetting
+        )
+        return DenseResult(image, response, candidates)
+
+    def record(self, result: DenseResult, found: ScanTables, out_dir: Path) -> None:
+        """Record detections and subframes, and draw each new detection."""
+        image = result.image
+        candidates = result.candidates
+        threshold = self.detector.threshold
+
+        # Detections are the candidates that reach the threshold
+        detections = candidates[candidates["score"] >= threshold].assign(frame=image.name)
+        found.detections += [dict(row) for _, row in detections.iterrows()]
+
+        # A subframe is as probable as its best candidate
+        highest = subframe_scores(candidates, image.scaled.shape)
+        found.add_searched(image, self.detector.probability(highest), highest >= threshold)
+
+        for row in detections.query("status == 'new'").to_dict("records"):
+            _draw_detection(image, result.response, row, out_dir)
 
 
-def _tell_dense(detector: DenseDetector, seen: Looked, out_dir: Path, found: Found) -> None:
-    candidates = seen.candidates
-    detections = candidates[candidates["score"] >= detector.threshold]
-    detections = detections.assign(frame=seen.frame.name)
-    found.detections += [dict(row) for _, row in detections.iterrows()]
-    shape = seen.frame.scaled.shape
-    highest = subframe_scores(candidates, shape)
-    probability = detector.probability(highest)
-    positive = highest >= detector.threshold
-    _note(seen.frame, tiles.origins(shape), probability, positive, found)
-    for row in detections.query("status == 'new'").to_dict("records"):
-        _draw(seen.frame, seen.response, row, out_dir)
-
-
-def _within(
-    cells: npt.NDArray[np.float32], x0: int, y0: int, side: int = tiles.SIDE
-) -> npt.NDArray[np.float32]:
-    stride = dense.STRIDE
-    return cells[y0 // stride : (y0 + side) // stride, x0 // stride : (x0 + side) // stride]
-
-
-def _draw(
-    frame: Prepared, cells: npt.NDArray[np.float32], row: dict[Any, Any], out_dir: Path
+def _draw_detection(
+    image: PreparedImage, response: Image, row: dict[Any, Any], out_dir: Path
 ) -> None:
     """Draw the surroundings of a detection, and the network's map of them."""
-    ny, nx = frame.scaled.shape
-    x0, y0 = (
-        int(np.clip(round(at) - SIDE_PX // 2, 0, side - SIDE_PX)) // dense.STRIDE * dense.STRIDE
-        for at, side in ((row["x_px"], nx), (row["y_px"], ny))
-    )
-    image = frame.scaled[y0 : y0 + SIDE_PX, x0 : x0 + SIDE_PX]
-    part = _within(cells, x0, y0, SIDE_PX).repeat(dense.STRIDE, 0).repeat(dense.STRIDE, 1)
+    x = row["x_px"]
+    y = row["y_px"]
+
+    # A square inside the image that begins at a cell of the map
+    ny, nx = image.scaled.shape
+    x0 = _first_pixel(x, nx)
+    y0 = _first_pixel(y, ny)
+    square = image.scaled[y0 : y0 + SIDE_PX, x0 : x0 + SIDE_PX]
+    stride = dense.STRIDE
+    cells = response[
+        y0 // stride : (y0 + SIDE_PX) // stride, x0 // stride : (x0 + SIDE_PX) // stride
+    ]
+
     title = (
-        f"{frame.name}: probability {row['probability']:.3f}, depth {100 * row['depth_frac']:.2f} "
-        f"+- {100 * row['depth_err_frac']:.2f} %, radius {row['radius_px']:.1f} px, S/N {row['snr']:.1f}"
+        f"{image.name}: probability {row['probability']:.3f}, "
+        f"depth {100 * row['depth_frac']:.2f} +- {100 * row['depth_err_frac']:.2f} %, "
+        f"radius {row['radius_px']:.1f} px, S/N {row['snr']:.1f}"
     )
-    path = out_dir / f"{frame.name}_x{round(row['x_px'])}y{round(row['y_px'])}.png"
     plotting.draw_detection(
-        path,
-        image,
-        part,
+        out_dir / f"{image.name}_x{round(x)}y{round(y)}.png",
+        square,
+        cells.repeat(stride, 0).repeat(stride, 1),
         (x0, y0),
-        (row["x_px"] - x0, row["y_px"] - y0),
+        (x - x0, y - y0),
         title,
         map_name="probability",
     )
 
 
-def _seen_again(found: Found) -> list[dict[str, Any]]:
-    """Mark detections that the next image of another exposure shows again."""
-    if not found.detections or "score" not in found.detections[0]:
-        return found.detections
-    table = pd.DataFrame(found.detections)
-    parts = [table[table["frame"] == exposure.name] for exposure in found.exposures]
-    marked = []
-    for i, exposure in enumerate(found.exposures):
-        rest = range(i + 1, len(parts))
-        after = next((k for k in rest if not is_same_exposure(exposure, found.exposures[k])), None)
-        marked.append(parts[i] if after is None else mark_seen_again(parts[i], parts[after]))
-    return [dict(row) for _, row in pd.concat(marked).iterrows()]
+def _first_pixel(centre: float, length: int) -> int:
+    """Return where the picture of a detection begins along an axis of an image."""
+    first = int(np.clip(round(centre) - SIDE_PX // 2, 0, length - SIDE_PX))
+    return first // dense.STRIDE * dense.STRIDE
 
 
-def _note(
-    frame: Prepared,
-    origins: npt.NDArray[np.int64],
-    probability: npt.NDArray[np.float64],
-    positive: npt.NDArray[np.bool_],
-    found: Found,
-) -> None:
-    found.exposures.append(frame.exposure)
-    for (row, col, x0, y0), p, is_blob in zip(origins, probability, positive, strict=True):
-        found.subframes.append(
-            dict(
-                zip(SUBFRAME_COLUMNS, (frame.name, row, col, x0, y0, p, int(is_blob)), strict=True)
+@dataclass(frozen=True)
+class ReportResult:
+    """An image, its standardised subframes, and their probabilities from the report's network."""
+
+    image: PreparedImage
+    subframes: Image
+    probability: FloatArray
+
+
+@dataclass(frozen=True)
+class ReportSearch:
+    """Search by the report's network: every subframe has one probability."""
+
+    network: report_network.ReportNetwork
+    threshold: float
+
+    def search_image(self, image: PreparedImage) -> ReportResult:
+        """Compute the probability of each subframe of an image."""
+        subframes, _ = tiles.tile(image.scaled)
+        with STANDARDISING:
+            render.standardise(subframes)
+        return ReportResult(image, subframes, report_network.predict(self.network, subframes))
+
+    def record(self, result: ReportResult, found: ScanTables, out_dir: Path) -> None:
+        """Record subframes, and locate a detection in each positive one by its saliency map."""
+        image = result.image
+        positive = result.probability >= self.threshold
+        found.add_searched(image, result.probability, positive)
+        if not positive.any():
+            return
+
+        subframes = result.subframes[positive]
+        origins = tiles.origins(image.scaled.shape)[positive]
+        maps = saliency.saliency_maps(self.network, subframes)
+        for k, (x, y) in enumerate(saliency.peaks(maps)):
+            row, col, x0, y0 = origins[k]
+            probability = result.probability[positive][k]
+            found.detections.append(
+                {
+                    "frame": image.name,
+                    "x_px": x0 + x,
+                    "y_px": y0 + y,
+                    "probability": probability,
+                    "status": "new",
+                }
             )
-        )
-    about = (
-        frame.name,
-        "ok",
-        "",
-        *frame.observation.shift_px,
-        frame.observation.noise_frac,
-        int(positive.sum()),
-        found.model_sha256,
-    )
-    found.frames.append(dict(zip(FRAME_COLUMNS, about, strict=True)))
-
-
-class Answered(NamedTuple):
-    """A frame's standardised subframes, where they lie, and the report's network's answers."""
-
-    frame: Prepared
-    subframes: npt.NDArray[np.float32]
-    origins: npt.NDArray[np.int64]
-    probability: npt.NDArray[np.float64]
-
-
-def _look_report(network: report_network.ReportNetwork, frame: Prepared) -> Answered:
-    subframes, origins = tiles.tile(frame.scaled)
-    with STANDARDISING:
-        render.standardise(subframes)
-    return Answered(frame, subframes, origins, report_network.predict(network, subframes))
-
-
-def _tell_report(
-    network: report_network.ReportNetwork,
-    threshold: float,
-    seen: Answered,
-    out_dir: Path,
-    found: Found,
-) -> None:
-    frame, subframes, origins, probability = seen
-    positive = probability >= threshold
-    _note(frame, origins, probability, positive, found)
-    if positive.any():
-        _locate(
-            network,
-            frame,
-            subframes[positive],
-            origins[positive],
-            probability[positive],
-            out_dir,
-            found,
-        )
-
-
-def _locate(
-    network: report_network.ReportNetwork,
-    frame: Prepared,
-    subframes: npt.NDArray[np.float32],
-    origins: npt.NDArray[np.int64],
-    probability: npt.NDArray[np.float64],
-    out_dir: Path,
-    found: Found,
-) -> None:
-    maps = saliency.saliency_maps(network, subframes)
-    for k, (x, y) in enumerate(saliency.peaks(maps)):
-        row, col, x0, y0 = origins[k]
-        detection = (frame.name, x0 + x, y0 + y, probability[k], "new")
-        found.detections.append(dict(zip(PLACE_COLUMNS, detection, strict=True)))
-        title = f"{frame.name}, subframe row {row}, column {col}: probability {probability[k]:.3f}"
-        plotting.draw_detection(
-            out_dir / f"{frame.name}_r{row}c{col}.png",
-            subframes[k],
-            maps[k],
-            (x0, y0),
-            (x, y),
-            title,
-        )
+            plotting.draw_detection(
+                out_dir / f"{image.name}_r{row}c{col}.png",
+                subframes[k],
+                maps[k],
+                (x0, y0),
+                (x, y),
+                f"{image.name}, subframe row {row}, column {col}: probability {probability:.3f}",
+            )

@@ -70,7 +70,7 @@ def explore(
     -----
     Source: ISR section 7 names the methods; shapes and numbers are ours.
     """
-    insist_on_extra()
+    require_extra()
     out_dir = Path(out_dir)
     folders = (difference_dir, scale_dir, cutout_dir)
     kernels.set_threads(params.threads)
@@ -82,7 +82,7 @@ def explore(
     scene, recipes = cutout.open_split(*folders, "validation", n=params.n_validation)
     subframes = render.render_subframes(scene, recipes, np.arange(len(recipes)))
     labels = recipes.label
-    _insist_on_both_classes(cutout_dir, len(background), labels)
+    _require_both_classes(cutout_dir, len(background), labels)
 
     # scores: errors of the autoencoder, and the report's network to compare with
     network = autoencoder.train(background, params)
@@ -117,7 +117,7 @@ def explore(
     tables.write_json(out_dir / "metrics.json", metrics)
 
 
-def insist_on_extra() -> None:
+def require_extra() -> None:
     """Check that scikit-learn is installed, before anything is computed.
 
     Raises
@@ -138,7 +138,7 @@ def _background(scene: Scene, recipes: Recipes, n: int) -> Subframes:
     return render.render_subframes(scene, recipes, rows)
 
 
-def _insist_on_both_classes(cutout_dir: str | Path, n_background: int, labels: Labels) -> None:
+def _require_both_classes(cutout_dir: str | Path, n_background: int, labels: Labels) -> None:
     rarer = int(np.bincount(labels, minlength=2).min())
     if rarer < FOLDS or not n_background:
         raise TableError(

@@ -154,7 +154,7 @@ def test_an_image_is_found_by_its_frame(tmp_path: Path, suffix: str) -> None:
 
 def _usable(tmp_path: Path, data: np.ndarray) -> None:
     fits.PrimaryHDU(data.astype(np.float32)).writeto(tmp_path / "a.fits")
-    fits_images.usable_image(tmp_path / "a.fits")
+    fits_images.read_image(tmp_path / "a.fits")
 
 
 @pytest.mark.parametrize(

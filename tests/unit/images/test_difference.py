@@ -241,8 +241,8 @@ def test_images_of_another_noise_are_rejected_and_left_out_of_stacks(
     )
     assert done.query("status == 'ok'")["noise_frac"].between(0.005, 0.02).all()
     difference.reference(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
-    scatter = fits_images.read_plane(tmp_path / "out" / "reference.fits.fz", "SCATTER")
-    assert not scatter.any()  # of three images; a fourth has not been taken
+    rms = fits_images.read_plane(tmp_path / "out" / "reference.fits.fz", "SCATTER")
+    assert not rms.any()  # of three images; a fourth has not been taken
     stack = fits_images.read_plane(tmp_path / "out" / "reference.fits.fz", "STACK")
     assert clean_noise(stack) < 0.02
 
@@ -277,7 +277,7 @@ def test_unknown_batch_is_refused(
         difference.write_differences(campaign_dir, tmp_path, difference_params, 7)
 
 
-def test_difference_and_reference_hold_the_scatter(
+def test_difference_and_reference_hold_the_rms_map(
     done: pd.DataFrame, difference_dir: Path
 ) -> None:
     for name in (done.query("status == 'ok'")["frame"].iloc[0], "reference"):

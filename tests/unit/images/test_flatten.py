@@ -136,7 +136,7 @@ def test_the_file_is_a_blob_image_of_the_products_convention(
         write_exposure(tmp_path / "idbb01a1q_flt.fits", science, dq), tmp_path / "out"
     )
     assert out == tmp_path / "out" / "idbb01a1q_blob.fits.fz"
-    frame = fits_images.usable_image(out)
+    frame = fits_images.read_image(out)
     assert frame.data.shape == (1024, 1024)
     assert check.describe(out).fault == ""
     core = frame.data[5:-5, 5:-5]

@@ -29,7 +29,7 @@ def test_running_median_leaves_missing_values_out() -> None:
     )
 
 
-def test_scatter_is_the_noise_and_shows_what_flickers() -> None:
+def test_rms_map_is_the_noise_and_shows_what_flickers() -> None:
     images = np.random.default_rng(5).normal(0, 0.01, (30, 101, 100)).astype(np.float32)
     images[4, 40:44, 60:64] += 0.1
     images[-3:, 80:84, 20:24] += 0.2

@@ -80,12 +80,12 @@ def write(folder: Path, day: int, *blobs: Blob, name: str = "") -> Path:
     return path
 
 
-def routine(tmp_path: Path, **more: object) -> quicklook.Routine:
-    return quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, SETTINGS, **more)  # type: ignore[arg-type]
+def options(tmp_path: Path, **more: object) -> quicklook.Options:
+    return quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, SETTINGS, **more)  # type: ignore[arg-type]
 
 
 def run(tmp_path: Path, **more: object) -> sqlite3.Connection:
-    made = routine(tmp_path, **more)
+    made = options(tmp_path, **more)
     quicklook.quicklook(tmp_path / "in", made)
     return logbook.connect(made.log_path)
 
@@ -259,8 +259,8 @@ def test_a_late_image_that_shows_the_blob_first_dates_it(again: Path) -> None:
 
 
 def test_a_growing_file_is_left_until_it_is_whole(again: Path) -> None:
-    made = routine(again)
-    patient = quicklook.Routine(
+    made = options(again)
+    patient = quicklook.Options(
         made.log_path, MODEL, SETTINGS.model_copy(update={"quicklook": Quicklook(settle_s=600.0)})
     )
     whole = write(again, STACK + 5)
@@ -314,7 +314,7 @@ def test_a_file_that_is_moved_or_replaced_before_its_turn_is_not_lost(
     other = write(again, STACK + 6, NEW)
     search = quicklook.search
 
-    def search_too_late(arrival: quicklook.Arrival, *rest: object) -> quicklook.Searched:
+    def search_too_late(arrival: quicklook.Arrival, *rest: object) -> quicklook.ImageResult:
         match fate:
             case "moved":
                 path.rename(again / "in" / "moved.fits")
@@ -413,7 +413,7 @@ def test_what_happens_to_an_image_is_one_transaction(
     with pytest.raises(SystemExit):
         run(again)
     monkeypatch.undo()
-    assert len(outcomes(logbook.connect(routine(again).log_path))) == STACK + 5
+    assert len(outcomes(logbook.connect(options(again).log_path))) == STACK + 5
     assert outcomes(run(again))[f"day{STACK + 5:03d}"] == "searched"
 
 
@@ -562,7 +562,7 @@ def test_the_cache_keeps_two_stacks(again: Path) -> None:
     assert len(list((again / "out" / "stack").glob("*.npy"))) == running_stack.KEPT * STACK
 
 
-LONG_STACK = 10  # images: what lands on one of them is in the scatter before the median has it
+LONG_STACK = 10  # images: what lands on one of them is in the RMS map before the median has it
 # day, x, y, radius (px), depth: strong, faint, strong beside another, and on the image after it
 LANDED = (
     *((LONG_STACK + 1, 90.0, 80.0, 6.0, 0.2), (LONG_STACK + 1, 180.0, 90.0, 6.0, 0.02)),
@@ -602,7 +602,7 @@ def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, kno
         table = table.drop(columns="first_frame") if known == "by a catalogue" else table
         table.to_csv(tmp_path / "known.csv", index=False)
         more["catalogue"] = tmp_path / "known.csv"
-    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params, **more)
+    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params, **more)
     for day in range(LONG_STACK):
         write_small(tmp_path / "in", day)
     quicklook.quicklook(tmp_path / "in", made)
@@ -615,11 +615,11 @@ def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, kno
                 log.execute(
                     "INSERT INTO reviews (candidate, decision, reviewer, at) SELECT id, 'confirmed', 'A', '' FROM candidates"
                 )
-        _insist_on_sightings(log, day, catalogued="catalogue" in known)
+        _require_sightings(log, day, catalogued="catalogue" in known)
     assert len(candidates(log)) == (0 if "catalogue" in known else len(LANDED))
 
 
-def _insist_on_sightings(log: sqlite3.Connection, day: int, *, catalogued: bool) -> None:
+def _require_sightings(log: sqlite3.Connection, day: int, *, catalogued: bool) -> None:
     """What has landed is on the image of a day, until half of the stack shows it, as what it is."""
     image = log.execute("SELECT * FROM images ORDER BY id DESC LIMIT 1").fetchone()
     found = pd.read_sql_query(
@@ -648,7 +648,7 @@ def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(
     params = SETTINGS.model_copy(
         update={"difference": Difference(stack_size=12), "quicklook": PATIENT}
     )
-    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params)
+    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params)
     for day in range(22):
         path = write_small(tmp_path / "in", day)
         if day in (13, 19):
@@ -686,7 +686,7 @@ def test_every_blob_of_a_simulated_month_keeps_its_candidate(tmp_path: Path, beg
     inbox.mkdir()
     for name in listed["frame"]:
         shutil.move(fits_images.find_image(raw, name), inbox)
-    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params, reference=named)
+    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params, reference=named)
     quicklook.quicklook(inbox, made)
     log = logbook.connect(made.log_path)
     found = pd.read_sql_query(
@@ -740,7 +740,7 @@ NOTIFIED = SETTINGS.model_copy(
 
 def run_notified(tmp_path: Path) -> sqlite3.Connection:
     """A run whose notices stay in the outbox: nobody listens at that port."""
-    made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, NOTIFIED)
+    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, NOTIFIED)
     quicklook.quicklook(tmp_path / "in", made)
     return logbook.connect(made.log_path)
 
@@ -1016,7 +1016,7 @@ def slip(root: Path, kind: str) -> dict[str, Path]:
             path.write_text("no image")
         case "a stack without noise":
             fits.PrimaryHDU(np.zeros((SIDE, SIDE), np.float32)).writeto(path, overwrite=True)
-        case "scatter of another size":
+        case "RMS map of another size":
             planes = {"STACK": pixels(9, KNOWN), "SCATTER": np.ones((99, 99), np.float32)}
             fits_images.write_images(path, planes)
         case "no such catalogue":
@@ -1039,7 +1039,7 @@ def slip(root: Path, kind: str) -> dict[str, Path]:
             "a stack without noise",
         ),
         *(
-            "scatter of another size",
+            "RMS map of another size",
             "no such catalogue",
             "a catalogue that is an image",
             "a catalogue without places",
@@ -1074,7 +1074,7 @@ def test_the_first_stack_is_compared_with_the_images_that_can_be_read(tmp_path: 
 
 
 def test_a_stack_of_another_size_than_the_images_of_the_log_is_refused(again: Path) -> None:
-    before = routine(again, **slip(again, "a stack of another size"))
+    before = options(again, **slip(again, "a stack of another size"))
     with pytest.raises(
         FrameError, match=r"whole.fits: found 300x300 pixels, expected 512x512 as the images"
     ):
@@ -1085,31 +1085,31 @@ def test_a_stack_of_another_size_than_the_images_of_the_log_is_refused(again: Pa
 
 def test_a_stack_that_fits_nothing_that_comes_later_does_not_reject_it(tmp_path: Path) -> None:
     """Where the folder is empty, the slip shows only when the first image comes."""
-    made = routine(tmp_path, **slip(tmp_path, "a stack of another size"))
+    made = options(tmp_path, **slip(tmp_path, "a stack of another size"))
     (tmp_path / "in").mkdir()
     inbox = Inbox(tmp_path / "in", 0.0)
-    with quicklook._tools(made, inbox) as tools:
+    with quicklook._open_run(made, inbox) as opened:
         for day in range(STACK + 1):
             write(tmp_path / "in", day)
-            quicklook._process(inbox, tools, made)
-        assert list(outcomes(tools.connection).values()) == ["stack"] * STACK + ["searched"]
+            quicklook._process(inbox, opened)
+        assert list(outcomes(opened.connection).values()) == ["stack"] * STACK + ["searched"]
 
 
 @pytest.mark.parametrize("fate", ["moved", "folder moved"])
 def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None:
-    made = routine(again)
+    made = options(again)
     log_path = again / "out" / "log.sqlite"
     inbox = Inbox(again / "in", 0.0)
 
     def watch_a_day_too_long() -> None:
-        with quicklook._tools(made, inbox) as tools:
+        with quicklook._open_run(made, inbox) as opened:
             write(again / "in", STACK + 5, NEW)
-            quicklook._process(inbox, tools, made)
+            quicklook._process(inbox, opened)
             if fate == "moved":
                 log_path.rename(again / "moved.sqlite")
             else:
                 log_path.parent.rename(again / "elsewhere")
-            quicklook._process(inbox, tools, made)
+            quicklook._process(inbox, opened)
 
     with pytest.raises(
         LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"
@@ -1129,7 +1129,7 @@ def test_a_log_that_is_taken_away_while_an_image_is_searched_is_noticed(
 ) -> None:
     search = quicklook.search
 
-    def search_long(*rest: object) -> quicklook.Searched:
+    def search_long(*rest: object) -> quicklook.ImageResult:
         (again / "out" / "log.sqlite").rename(again / "moved.sqlite")
         return search(*rest)  # type: ignore[arg-type]
 
@@ -1183,7 +1183,7 @@ def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
     path = write(again / "in", STACK + 5, NEW)
     write(again / "in", STACK + 6, NEW)
     hashed = files.sha256
-    read = fits_images.usable_image
+    read = fits_images.read_image
 
     def no_hash(of: Path) -> str:
         if of == path and where == "hash":
@@ -1196,7 +1196,7 @@ def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
         return read(of)
 
     monkeypatch.setattr(files, "sha256", no_hash)
-    monkeypatch.setattr(fits_images, "usable_image", no_image)
+    monkeypatch.setattr(fits_images, "read_image", no_image)
     log = run(again)
     assert path.stem not in outcomes(log)
     assert outcomes(log)[f"day{STACK + 6:03d}"] == "searched"
@@ -1254,7 +1254,7 @@ def test_what_is_no_fault_of_the_image_is_not_laid_to_it(
     with pytest.raises(told_as):
         run(again)
     monkeypatch.undo()
-    assert f"day{STACK + 5:03d}" not in outcomes(logbook.connect(routine(again).log_path))
+    assert f"day{STACK + 5:03d}" not in outcomes(logbook.connect(options(again).log_path))
     assert outcomes(run(again))[f"day{STACK + 5:03d}"] == "searched"
 
 
@@ -1309,9 +1309,9 @@ def test_an_image_at_which_somebody_killed_the_run_is_not_blamed(
 ) -> None:
     path = write(again / "in", STACK + 5, NEW)
     rehearsed = []
-    rehearse = quicklook._rehearsed
+    rehearse = quicklook._fatal_to_read
     monkeypatch.setattr(
-        quicklook, "_rehearsed", lambda path: rehearsed.append(path) or rehearse(path)
+        quicklook, "_fatal_to_read", lambda path: rehearsed.append(path) or rehearse(path)
     )
     lock = again / "out" / "log.lock"
     # as a kill leaves it; the other file is gone
@@ -1326,7 +1326,7 @@ def test_a_file_whose_reading_does_not_end_is_passed_over(
 ) -> None:
     path = write(again / "in", STACK + 5, NEW)
     (again / "out" / "log.lock").write_text(f"{files.sha256(path)}\n")
-    monkeypatch.setattr(quicklook, "REHEARSAL_S", 0.001)
+    monkeypatch.setattr(quicklook, "TRIAL_S", 0.001)
     log = run(again)
     assert outcomes(log)[path.stem] == "rejected"
     assert (
@@ -1342,7 +1342,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "blobs.csv").write_text("a,b\n1,2\n")
     with pytest.raises(TableError, match=r"blobs.csv: column x_px is missing"):
         run(tmp_path, catalogue=tmp_path / "blobs.csv")
-    wrong = quicklook.Routine(tmp_path / "log.sqlite", tmp_path / "none.safetensors", SETTINGS)
+    wrong = quicklook.Options(tmp_path / "log.sqlite", tmp_path / "none.safetensors", SETTINGS)
     with pytest.raises(ModelError, match=r"none\.safetensors"):
         quicklook.quicklook(tmp_path / "in", wrong)
 
@@ -1375,9 +1375,9 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
         }
         notices = Notices(**address, smtp_port=server.port, security="none")  # type: ignore[arg-type]
         params = Params().model_copy(update={"notices": notices})
-        made = quicklook.Routine(tmp_path / "out" / "log.sqlite", MODEL, params)
+        made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params)
         inbox = Inbox(folder, params.quicklook.settle_s)
-        with quicklook._tools(made, inbox) as tools:
+        with quicklook._open_run(made, inbox) as opened:
             for day in range(params.difference.stack_size):  # as if they had been searched
                 image = write_large(folder / f"day{day:03}.fits", day)
                 row = {"run": 1, "kind": "image"}
@@ -1386,8 +1386,8 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
                     "name": f"day{day:03}",
                 }
                 row |= {"mjd": 60000.0 + day, "logged": logbook.now(), "outcome": "searched"}
-                number = logbook.insert(tools.connection, "images", row)
-                logbook.insert(tools.connection, "corrections", {"image": number, "bytes": b""})
+                number = logbook.insert(opened.connection, "images", row)
+                logbook.insert(opened.connection, "corrections", {"image": number, "bytes": b""})
                 running_stack.keep(cache, row["sha256"], image, b"")
             took = []
             for day in range(40, 43):
@@ -1397,9 +1397,9 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
                 write_large(path, day, (512.0, 230.0 + 5 * STACK * (day - 38), 6.0, 0.08))
                 begun = time.monotonic()
                 worked_s = time.process_time()
-                quicklook._process(inbox, tools, made)
+                quicklook._process(inbox, opened)
                 time.sleep(params.quicklook.settle_s)
-                quicklook._process(inbox, tools, made)
+                quicklook._process(inbox, opened)
                 took.append(
                     (sent_s[0] - begun, params.quicklook.settle_s + time.process_time() - worked_s)
                 )
@@ -1536,8 +1536,8 @@ def test_a_run_says_how_many_images_it_logged_and_where_each_is_positive(
     month: Path, again: Path
 ) -> None:
     write(again / "in", 60, NEW)
-    assert quicklook.quicklook(again / "in", routine(again)) == 1
-    assert quicklook.quicklook(again / "in", routine(again)) == 0
+    assert quicklook.quicklook(again / "in", options(again)) == 1
+    assert quicklook.quicklook(again / "in", options(again)) == 0
     log = logbook.connect(again / "out" / "log.sqlite")
     [searched] = log.execute("SELECT id FROM images WHERE name = 'day060'").fetchone()
     rows = log.execute(
@@ -1573,5 +1573,5 @@ def test_the_rehearsal_of_a_sound_file_ends_well(
         return ended[-1]
 
     monkeypatch.setattr(subprocess, "run", run_and_note)
-    assert quicklook._rehearsed(write(tmp_path, 1)) == ""
+    assert quicklook._fatal_to_read(write(tmp_path, 1)) == ""
     assert [process.returncode for process in ended] == [0]

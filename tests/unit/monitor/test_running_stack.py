@@ -57,7 +57,7 @@ def subtract_each(
         path = root / "in" / f"day{day:02d}.fits"
         write(path, day)
         sha256 = files.sha256(path)
-        image = fits_images.usable_image(path).data
+        image = fits_images.read_image(path).data
         harm(cache, day)
         stack = running_stack.stack_before(log, cache, 60000.0 + day, PARAMS)
         corrections = {}

@@ -118,7 +118,7 @@ def test_a_missing_extra_ends_as_one_line(
 ) -> None:
     hide("sklearn", monkeypatch)
     with pytest.raises(ExtraError):
-        explore.insist_on_extra()
+        explore.require_extra()
     assert cli.main(["explore"]) == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
