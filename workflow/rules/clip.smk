@@ -2,6 +2,7 @@
 rule clip:
     input:
         table="data/difference/frames-{batch}.csv",
+        reference="data/difference/reference.fits.fz",
         code=stages()["clip"].code,
     output:
         "data/clip/frames-{batch}.csv",

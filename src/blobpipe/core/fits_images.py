@@ -327,11 +327,18 @@ def write_images(
     header: Mapping[str, Any] | None = None,
     sigma: float | None = None,
 ) -> None:
-    """Write several images, by EXTNAME, to one file, as `write_image` writes one."""
+    """Write several images, by EXTNAME, to one file, as `write_image` writes one.
+
+    A constant image is not compressed: it cannot be quantised, and what astropy does instead stores
+    the time.
+    """
     from astropy.io import fits
 
     written = fits.HDUList([fits.PrimaryHDU()])
     for name, data in images.items():
+        if data.dtype.kind == "f" and (data == data.flat[0]).all():
+            written.append(fits.ImageHDU(data.astype(np.float32), fits.Header(header or {}), name))
+            continue
         tile = (min(TILE_ROWS, len(data)), *data.shape[1:])
         quantised: dict[str, Any] = {}
         if data.dtype.kind == "f":

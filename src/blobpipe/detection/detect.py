@@ -19,10 +19,12 @@ from blobpipe.detection.match import near_blobs
 from blobpipe.detection.operating_point import OperatingPoint
 from blobpipe.detection.score import fit_weights, score_candidates
 from blobpipe.detection.search import (
-    find_blobs,
+    observe,
     read_observation,
     read_pipeline_template,
 )
+from blobpipe.images.template import Template
+from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense_network, kernels, model_file
 from blobpipe.params import Detect, Vetting
 from blobpipe.simulation.inject import random_blobs
@@ -167,8 +169,7 @@ def inject_training_frames(
         name = images["frame"].iloc[i]
         known = blobs[first < i]
         observation = read_observation(images.iloc[i], known, difference_dir, template)
-        difference = observation.difference
-        ny, nx = difference.shape
+        ny, nx = observation.difference.shape
         seen = (ny, part.border_px)
         signal, injected = random_blobs(params.seed, name, seen, observation.noise_frac)
         signal = np.pad(signal, ((0, 0), (0, nx - part.border_px)))
@@ -176,9 +177,10 @@ def inject_training_frames(
         # The network sees the blobs clipped and scaled as the image is; the fit sees them whole.
         columns = ["low_sigma", "high_sigma", "sigma_frac"]
         low, high, sigma = limits.loc[name, columns].to_numpy(np.float32)
-        scaled = np.clip(_read_scaled(scale_dir, name) + signal / sigma, low, high)
-        observation = observation._replace(difference=difference + signal)
-        found = observation.find_blobs(detector, peaks=detector.search(scaled), vetting=vetting)
+        changed = observation.with_signal(signal)
+        whitened = changed.whitened - observation.whitened
+        scaled = np.clip(_read_scaled(scale_dir, name) + np.nan_to_num(whitened) / sigma, low, high)
+        found = changed.find_blobs(detector, peaks=detector.search(scaled), vetting=vetting)
         is_blob = near_blobs(found, injected).any(axis=1)
         found = found.assign(is_blob=is_blob.astype(int))
         return found[(found["x_px"] < part.border_px) & (found["status"] == "new")]
@@ -193,8 +195,9 @@ def inject_training_frames(
 def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
     """Make a table of candidates without rows, with all its columns."""
     nowhere = Peaks(*(np.zeros(0) for _ in Peaks._fields))
-    nothing = np.zeros((1, 1), np.float32)
-    found = find_blobs(nothing, None, detector, noise_frac=1.0, peaks=nowhere)
+    template = Template(noise_model=WHITE)
+    nothing = observe(np.zeros((1, 1), np.float32), template, noise_frac=1.0)
+    found = nothing.find_blobs(detector, peaks=nowhere)
     return found.assign(is_blob=np.zeros(0, int))
 
 

@@ -29,6 +29,13 @@ Minimised over the good pixels by Levenberg's and Marquardt's method, within 8 p
 
 The prior of the radius is that of known blobs, twice as wide; p_s is the prior of the shape.
 
+Correlated noise
+----------------
+Where the noise is correlated, the image has been whitened, and the model is whitened too: whitening
+multiplies a wave by a factor, so A_kl becomes W_kl A_kl (`images.whiten.NoiseModel.transfer`). The
+depth is still that of the blob itself. Where the noise varies over the detector, depth and light loss
+are multiplied by its local scale.
+
 Averaging over shapes
 ---------------------
 Where the noise hides the shape, the results are averaged. With f^2 = max(chi2_min / (n - 5), 1), the
@@ -55,6 +62,7 @@ import numpy as np
 from blobpipe.core import blob_shapes, fits_images
 from blobpipe.core.arrays import FloatArray, Image, Mask
 from blobpipe.core.cutouts import cut_square, distance_from
+from blobpipe.images.whiten import WHITE, NoiseModel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,6 +185,7 @@ def fit_blobs(
     y: FloatArray,
     score: FloatArray,
     noise_frac: float | None = None,
+    noise_model: NoiseModel = WHITE,
 ) -> pd.DataFrame:
     """Fit a blob at each peak.
 
@@ -190,6 +199,8 @@ def fit_blobs(
         What the search gave them; kept as it is.
     noise_frac : float, optional
         Standard deviation of a pixel (fraction of the light); robustly estimated if not given.
+    noise_model : NoiseModel, optional
+        That by which ``difference`` has been whitened.
 
     Returns
     -------
@@ -207,11 +218,19 @@ def fit_blobs(
     noise = _noise(difference) if noise_frac is None else float(noise_frac)
     rows = [[*peak[:2], *[np.nan] * (MEASURED - 1)] for peak in peaks]
     usable = [k for k, peak in enumerate(peaks) if noise > 0 and np.isfinite(peak).all()]
+    shapes = whitened_shapes(noise_model)
     for k in usable:
         cut = _cut(difference, peaks, k, noise)
         if cut.good.sum() >= FEWEST_PIXELS:
-            rows[k] = _measure_one(cut, peaks[k], noise)
+            rows[k] = _measure_one(cut, peaks[k], noise, shapes)
     table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
+
+    # The image was divided by the local scale of its noise
+    scale = noise_model.scale_at(table[:, 0], table[:, 1])
+    of_light = [
+        DETECTION_COLUMNS.index(name) for name in ("depth_frac", "depth_err_frac", "loss_frac_px2")
+    ]
+    table[:, of_light] *= scale[:, None]
     found = pd.DataFrame(table[:, :-1], columns=list(DETECTION_COLUMNS[:MEASURED]))
     return found.assign(
         score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str), misfit=table[:, -1]
@@ -276,17 +295,17 @@ def _noise(difference: Image) -> float:
     )
 
 
-def _measure_one(cut: Cut, peak: FloatArray, noise: float) -> list[float]:
+def _measure_one(cut: Cut, peak: FloatArray, noise: float, shapes: FloatArray) -> list[float]:
     """Fit a blob at a peak: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
-    start = _start(cut, *peak[:2])
+    start = _start(cut, peak[0], peak[1], shapes)
     low, high = _limits(start)
-    model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, _table()))
+    model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, shapes))
 
     # A fit that has run to a limit, or to a bright spot, has failed.
     place = model.parameters[:, :BACKGROUND]
     inside = (place > low[:BACKGROUND]) & (place < high[:BACKGROUND])
     usable = inside.all(axis=1) & (model.parameters[:, DEPTH] > 0)
-    fit = _averaged(cut, model, usable) if usable.any() else _unfitted(cut, start)
+    fit = _averaged(cut, model, usable) if usable.any() else _unfitted(cut, start, shapes)
     return [
         fit.x + cut.x,
         fit.y + cut.y,
@@ -379,6 +398,14 @@ def _table() -> FloatArray:
     ]
     coefficients = np.moveaxis(CubicSpline(RADII_PX, np.array(amplitudes)).c, 0, 2)
     return np.ascontiguousarray(coefficients.reshape(*coefficients.shape[:3], -1), dtype=np.float32)
+
+
+def whitened_shapes(noise_model: NoiseModel) -> FloatArray:
+    """Return the tabulated shapes as they are on an image that has been whitened."""
+    transfer = noise_model.transfer(PERIOD_PX, HIGHEST)
+    if transfer is None:
+        return _table()
+    return np.asarray(_table() * transfer.ravel(), np.float32)
 
 
 def _amplitudes(shape: blob_shapes.Shape, radius: float) -> FloatArray:
@@ -486,10 +513,10 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
     return _dot(residual, residual) + prior
 
 
-def _start(cut: Cut, x: float, y: float) -> FloatArray:
+def _start(cut: Cut, x: float, y: float, shapes: FloatArray) -> FloatArray:
     """Return the parameters to start from: the best disc at the highest place of the cut-out."""
     x, y = _highest(cut, x - cut.x, y - cut.y)
-    radius, depth, background = _best_disc(cut.values, cut.good, _table(), x, y)
+    radius, depth, background = _best_disc(cut.values, cut.good, shapes, x, y)
     return np.array([x, y, radius, depth, background])
 
 
@@ -645,12 +672,12 @@ def _averaged(cut: Cut, model: Model, usable: Mask) -> Result:
     )
 
 
-def _unfitted(cut: Cut, start: FloatArray) -> Result:
+def _unfitted(cut: Cut, start: FloatArray, shapes: FloatArray) -> Result:
     """Return the disc that a failed fit started from, without errors."""
     x, y, radius, depth, _ = start
     residual = np.empty_like(cut.values)
     slopes = np.empty((5, len(cut.values)), np.float32)
-    _model(cut.values, cut.good.astype(np.float32), _table(), 0, start, residual, slopes)
+    _model(cut.values, cut.good.astype(np.float32), shapes, 0, start, residual, slopes)
     return Result(
         x=x,
         y=y,

@@ -1,4 +1,4 @@
-"""Combine the network's log-odds with what the fit says, by logistic regression."""
+"""Combine the network's log-odds with S/N, misfit and size of the fit, by logistic regression."""
 
 from __future__ import annotations
 
@@ -54,30 +54,41 @@ SURE = 1e-6  # scores nearer to 0 or 1 are taken for this near
 # beyond these nothing more is learnt from either
 SNRS = (3.0, 40.0)
 MISFITS = (0.5, 5.0)
-N_WEIGHTS = 10  # of the joint score: one for each of the nine features, and a constant before them
+# ratios of a radius to the expected one, beyond which nothing more is learnt
+RATIOS = (0.2, 3.0)
+N_MEASURED = 4  # network, S/N, misfit, size
+# of the joint score: a constant, one for each measured number, and one for each product of two
+N_WEIGHTS = 1 + N_MEASURED + N_MEASURED * (N_MEASURED + 1) // 2
 FEWEST = 20  # blobs, and as many other candidates, make a fit
 
 
 def features(found: pd.DataFrame) -> FloatArray:
-    """Return what a candidate's score is made of: three numbers, their squares and products.
+    """Return what a candidate's score is made of: four numbers, their squares and products.
 
     Parameters
     ----------
     found : DataFrame
-        From `fit.fit_blobs`: ``score`` (of the network), ``snr`` and ``misfit`` are used; an unknown one counts as if it
-        were least like a blob's.
+        ``score`` (of the network), ``snr`` and ``misfit``; an unknown one counts as if it were
+        least like a blob's. ``radius_ratio``, of the radius to the expected one; an unknown one
+        counts as 1.
 
     Returns
     -------
-    ndarray, shape (n, 9), float64
-        Log-odds of the score, logarithms of S/N and misfit; then all products of two.
+    ndarray, shape (n, 14), float64
+        Log-odds of the score, logarithms of S/N, misfit and ratio; then all products of two.
     """
     score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
     snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
     misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
-    three = np.column_stack([np.log(score / (1 - score)) / 4, np.log(snr) - 2, 3 * np.log(misfit)])
-    products = [three[:, i] * three[:, k] for i in range(3) for k in range(i, 3)]
-    return np.column_stack([three, *products])
+    ratio = np.clip(np.nan_to_num(found["radius_ratio"].to_numpy(float), nan=1.0), *RATIOS)
+    measured = [
+        np.log(score / (1 - score)) / 4,
+        np.log(snr) - 2,
+        3 * np.log(misfit),
+        2 * np.log(ratio),
+    ]
+    products = [measured[i] * measured[k] for i in range(N_MEASURED) for k in range(i, N_MEASURED)]
+    return np.column_stack([*measured, *products])
 
 
 def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[float, ...]:
@@ -92,7 +103,7 @@ def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[fl
     Returns
     -------
     tuple of float
-        Ten weights of a logistic regression, for `score`; none, if there are too few candidates of either kind.
+        `N_WEIGHTS` weights of a logistic regression, for `score`; none, if there are too few candidates of either kind.
     """
     if min(np.count_nonzero(is_blob), np.count_nonzero(~is_blob)) < FEWEST:
         return ()

@@ -1,6 +1,7 @@
 """Find blobs in one difference image: the one search of the pipeline, the daily work and notebooks.
 
-In this order: the detector's peaks, a fit at each of them, vetting, the score, its probability.
+In this order: the noise is whitened, the detector's peaks, a fit at each of them, vetting, the
+radius compared with the expected one, the score, its probability.
 Vetting does not depend on the score, so all candidates are vetted, not only those above a threshold:
 a subframe's probability then never rests on something that is no blob.
 """
@@ -8,9 +9,9 @@ a subframe's probability then never rests on something that is no blob.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.detection.detectors import Detector, Peaks
 from blobpipe.detection.fit import fit_blobs, rough_snr
 from blobpipe.detection.match import without_repeats
+from blobpipe.detection.size_law import RadiusLaw, choose_size_law
 from blobpipe.detection.vet import vet_candidates
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
@@ -27,6 +29,7 @@ from blobpipe.images.noise import image_noise
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, find_bad_pixels
+from blobpipe.images.whiten import WHITE, NoiseModel, measure_noise_model, read_noise_model
 from blobpipe.params import Clip, Scale, Vetting
 
 # A peak is fitted if its score is at least this, or the image is bright there: of those that are
@@ -46,9 +49,7 @@ def find_blobs(
     *,
     catalogue: pd.DataFrame | None = None,
     shift_px: tuple[float, float] = NO_SHIFT,
-    noise_frac: float | None = None,
     recent_px: FloatArray | None = None,
-    peaks: Peaks | None = None,
     vetting: Vetting | None = None,
 ) -> pd.DataFrame:
     """Find blobs in a difference image.
@@ -60,97 +61,178 @@ def find_blobs(
         there is no value.
     template : Template, optional
         What was subtracted. Without it nothing can be known of bad pixels or of residuals of the
-        mirror's shift.
+        mirror's shift, and the noise is measured on the difference itself.
     detector : Detector, optional
         The packaged dense network if not given.
     catalogue : DataFrame, optional
         x_px, y_px, radius_px of the blobs known before the image.
     shift_px : tuple of float
         By how much the known blobs of this image lie off their usual place, along x and y (px).
-    noise_frac : float, optional
-        Standard deviation of a pixel (fraction of the light); estimated if not given.
     recent_px : ndarray, shape (n, 2), optional
         Usual places of new blobs of earlier images, which the template is still learning (`vet.vet_candidates`).
-    peaks : Peaks, optional
-        Where to look, if the detector has searched already; otherwise the difference is clipped and
-        scaled with the default settings, and searched.
     vetting : Vetting, optional
         Settings of the vetting; the defaults if not given.
 
     Returns
     -------
     DataFrame
-        A row per candidate, in the order of its peak: the columns of `fit.fit_blobs`, with the
-        ``score`` of the detector and the ``status`` of `vet.vet_candidates`, and ``probability``. Detections
-        are the rows whose score reaches ``detector.threshold``; new blobs are those of the status
-        ``new``.
+        As `Observation.find_blobs`.
     """
     if detector is None:
         from blobpipe.detection.detectors import load_detector
 
         detector = load_detector()
-    if noise_frac is None:
-        noise_frac = image_noise(difference)
-    if peaks is None:
-        clipped, _ = clip_image(difference, Clip())
-        peaks = detector.search(scale_image(clipped, Scale())[0])
-
-    # The fit and the vetting see the unclipped difference.
-    candidates = fit_peaks(peaks, difference, noise_frac)
-    candidates = vet_candidates(
-        candidates,
-        difference,
-        template or Template(),
-        catalogue=catalogue,
-        shift_px=shift_px,
-        noise_frac=noise_frac,
-        recent_px=recent_px,
-        params=vetting or Vetting(),
+    observation = observe(
+        difference, template, catalogue=catalogue, shift_px=shift_px, recent_px=recent_px
     )
-    return detector.rate(candidates)
+    return observation.find_blobs(detector, vetting=vetting)
 
 
-class Observation(NamedTuple):
-    """A difference image of the pipeline, and what is known of it before it is searched.
+@dataclass(frozen=True)
+class Observation:
+    """A difference image, and what is known of it before it is searched.
 
     Attributes
     ----------
     difference : ndarray, shape (ny, nx), float32
+        Fraction of the light, NaN where there is no value.
+    whitened : ndarray, shape (ny, nx), float32
+        The same with white noise (fraction of the light).
     template : Template
-    catalogue : DataFrame
+        What was subtracted.
+    catalogue : DataFrame or None
         The blobs that landed before it.
     shift_px : (float, float)
         Of its known blobs (px).
+    noise_model : NoiseModel
+        Of the difference.
     noise_frac : float
+        Standard deviation of a pixel of the whitened difference (fraction of the light).
+    size_law : RadiusLaw or None
+        Expected radius of a blob at each place.
+    recent_px : ndarray, shape (n, 2), or None
+        Usual places of new blobs of earlier images (px).
     """
 
     difference: Image
+    whitened: Image
     template: Template
     catalogue: pd.DataFrame | None
     shift_px: tuple[float, float]
+    noise_model: NoiseModel
     noise_frac: float
+    size_law: RadiusLaw | None = None
+    recent_px: FloatArray | None = None
+
+    def with_signal(self, signal: Image) -> Observation:
+        """Return the observation with a light loss added to it, shape (ny, nx), float32."""
+        return replace(
+            self,
+            difference=self.difference + signal,
+            whitened=self.whitened + self.noise_model.whiten(signal),
+        )
+
+    def scaled(self, clip: Clip | None = None, scale: Scale | None = None) -> Image:
+        """Return the whitened difference as a detector takes it: clipped and scaled (sigma)."""
+        clipped, _ = clip_image(self.whitened, clip or Clip())
+        return scale_image(clipped, scale or Scale())[0]
 
     def find_blobs(
         self, detector: Detector, *, peaks: Peaks | None = None, vetting: Vetting | None = None
     ) -> pd.DataFrame:
-        """Search it (`find_blobs`)."""
-        return find_blobs(
+        """Search it.
+
+        Parameters
+        ----------
+        detector : Detector
+        peaks : Peaks, optional
+            Where to look, if the detector has searched already; otherwise the difference is whitened,
+            clipped and scaled with the default settings, and searched.
+        vetting : Vetting, optional
+            The defaults if not given.
+
+        Returns
+        -------
+        DataFrame
+            A row per candidate, in the order of its peak: the columns of `fit.fit_blobs`, with the
+            ``score`` of the detector, the ``status`` and ``reason`` of `vet.vet_candidates`,
+            ``radius_ratio`` (radius over the expected one, NaN if none is known) and
+            ``probability``. Detections are the rows whose score reaches ``detector.threshold``; new
+            blobs are those of the status ``new``.
+        """
+        if peaks is None:
+            peaks = detector.search(self.scaled())
+
+        # The fit sees the whitened difference, unclipped
+        candidates = fit_peaks(peaks, self.whitened, self.noise_frac, self.noise_model)
+
+        # Vetting compares with the stack and looks at single pixels, so it sees the difference itself
+        is_white = self.noise_model.is_white
+        candidates = vet_candidates(
+            candidates,
             self.difference,
             self.template,
-            detector,
             catalogue=self.catalogue,
             shift_px=self.shift_px,
-            noise_frac=self.noise_frac,
-            peaks=peaks,
-            vetting=vetting,
+            noise_frac=self.noise_frac if is_white else image_noise(self.difference),
+            recent_px=self.recent_px,
+            params=vetting or Vetting(),
         )
+        candidates["radius_ratio"] = self._radius_ratio(candidates)
+        return detector.rate(candidates)
+
+    def _radius_ratio(self, candidates: pd.DataFrame) -> FloatArray:
+        """Return the radius of each candidate, divided by the expected one; NaN without a law."""
+        x, y, radius = candidates[["x_px", "y_px", "radius_px"]].to_numpy(float).T
+        if self.size_law is None:
+            return np.full(len(candidates), np.nan)
+        return np.asarray(radius / self.size_law.radius(x, y))
+
+
+def observe(
+    difference: Image,
+    template: Template | None = None,
+    *,
+    catalogue: pd.DataFrame | None = None,
+    shift_px: tuple[float, float] = NO_SHIFT,
+    recent_px: FloatArray | None = None,
+    noise_frac: float | None = None,
+) -> Observation:
+    """Measure the noise of a difference image, and collect what is known of it.
+
+    Parameters
+    ----------
+    difference, template, catalogue, shift_px, recent_px
+        As for `find_blobs`. The noise is measured on the difference if the template has no model.
+    noise_frac : float, optional
+        Standard deviation of a pixel, if it is known and the noise is white.
+    """
+    template = template or Template()
+    noise_model = template.noise_model
+    if noise_model is None:
+        noise_model = measure_noise_model(difference)
+    whitened = noise_model.whiten(difference)
+    if noise_frac is None or not noise_model.is_white:
+        noise_frac = image_noise(whitened)
+    return Observation(
+        difference=difference,
+        whitened=whitened,
+        template=template,
+        catalogue=catalogue,
+        shift_px=shift_px,
+        noise_model=noise_model,
+        noise_frac=noise_frac,
+        size_law=choose_size_law(catalogue, difference.shape),
+        recent_px=recent_px,
+    )
 
 
 def read_pipeline_template(difference_dir: str | Path) -> Template:
     """Read the template of the stage difference, without an RMS map: each image has its own."""
     path = Path(difference_dir) / "reference.fits.fz"
     stack, pattern = (fits_images.read_plane(path, name) for name in ("STACK", "PATTERN"))
-    return Template(stack, pattern, None, find_bad_pixels(stack, pattern))
+    bad = find_bad_pixels(stack, pattern)
+    return Template(stack, pattern, None, bad, read_noise_model(path))
 
 
 def read_observation(
@@ -168,23 +250,29 @@ def read_observation(
         From `read_pipeline_template`.
     """
     path = fits_images.find_image(difference_dir, image["frame"])
-    return Observation(
+    return observe(
         fits_images.read_frame(path).data,
         replace(template, rms=fits_images.find_plane(path, "SCATTER")),
-        known,
-        (float(image["shift_x_px"]), float(image["shift_y_px"])),
-        float(image["noise_frac"]),
+        catalogue=known,
+        shift_px=(float(image["shift_x_px"]), float(image["shift_y_px"])),
+        noise_frac=float(image["noise_frac"]),
     )
 
 
-def fit_peaks(peaks: Peaks, difference: Image, noise_frac: float) -> pd.DataFrame:
+def fit_peaks(
+    peaks: Peaks, whitened: Image, noise_frac: float, noise_model: NoiseModel = WHITE
+) -> pd.DataFrame:
     """Fit a blob at each peak that is worth it; of fits that end at one place keep the first.
 
     Parameters
     ----------
     peaks : Peaks
-    difference, noise_frac
-        As for `find_blobs`.
+    whitened : ndarray, shape (ny, nx), float32
+        The whitened difference (fraction of the light).
+    noise_frac : float
+        Its noise.
+    noise_model : NoiseModel
+        That by which it was whitened.
 
     Returns
     -------
@@ -192,9 +280,10 @@ def fit_peaks(peaks: Peaks, difference: Image, noise_frac: float) -> pd.DataFram
         From `fit.fit_blobs`; the score is that of the peak.
     """
     x, y, score = peaks
-    bright = rough_snr(difference, x, y, noise_frac) >= BRIGHT_SNR
+    bright = rough_snr(whitened, x, y, noise_frac) >= BRIGHT_SNR
     worth = (score >= LIKELY) | bright
-    return without_repeats(fit_blobs(difference, x[worth], y[worth], score[worth], noise_frac))
+    at = (x[worth], y[worth], score[worth])
+    return without_repeats(fit_blobs(whitened, *at, noise_frac, noise_model))
 
 
 def subframe_scores(candidates: pd.DataFrame, shape: tuple[int, ...]) -> FloatArray:

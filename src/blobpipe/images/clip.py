@@ -14,6 +14,7 @@ import numpy as np
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import Image
 from blobpipe.errors import FrameError
+from blobpipe.images.whiten import WHITE, read_noise_model
 from blobpipe.params import Clip
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,8 @@ def clip(in_dir: str | Path, out_dir: str | Path, params: Clip, batch: int | Non
     Parameters
     ----------
     in_dir : path
-        ``{frame}.fits.fz`` and ``frames-NNN.csv`` of the difference stage.
+        ``{frame}.fits.fz``, ``frames-NNN.csv`` and ``reference.fits.fz`` of the difference stage; the
+        last says how the noise is correlated, and images are whitened before they are clipped.
     out_dir : path
         ``{frame}.fits.fz`` (HDU CLIPPED, fraction of the light), and ``frames-NNN.csv`` for each batch, with the
         attributes of `Clipping`. A bad image is listed as rejected, with the reason.
@@ -151,7 +153,13 @@ def clip(in_dir: str | Path, out_dir: str | Path, params: Clip, batch: int | Non
     batch : int, optional
         Only this batch.
     """
-    each_frame(in_dir, out_dir, batch, "CLIPPED", lambda data: clip_image(data, params), Clipping)
+    reference = Path(in_dir) / "reference.fits.fz"
+    noise_model = (read_noise_model(reference) if reference.exists() else None) or WHITE
+
+    def clip_whitened(data: Image) -> tuple[Image, Clipping]:
+        return clip_image(noise_model.whiten(data), params)
+
+    each_frame(in_dir, out_dir, batch, "CLIPPED", clip_whitened, Clipping)
 
 
 def each_frame(

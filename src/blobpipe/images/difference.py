@@ -36,7 +36,8 @@ from blobpipe.images.stack import (
     running_median,
     with_recent_blobs,
 )
-from blobpipe.images.template import Template
+from blobpipe.images.template import Template, noise_model_of_stack
+from blobpipe.images.whiten import noise_model_planes
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:
@@ -458,7 +459,8 @@ def _recent(
 def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> None:
     """Write ``reference.fits.fz``, the template of the first images.
 
-    Its HDUs are STACK (their median), PATTERN (`pattern.blob_pattern`) and SCATTER (`stack.rms_map`).
+    Its HDUs are STACK (their median), PATTERN (`pattern.blob_pattern`), SCATTER (`stack.rms_map`) and
+    the noise model of the images (`template.noise_model_planes`).
 
     Parameters
     ----------
@@ -494,5 +496,7 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     stack = _stack(registered.images, registered.rows, params, known, registered.shifts)
     recent = _recent(known, registered.rows, stack.shape, params)
     rms = rms_map(registered.images, stack, recent)
+    noise_model = noise_model_of_stack(registered.images, stack)
     planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": rms}
+    planes |= noise_model_planes(noise_model)
     fits_images.write_images(Path(out_dir) / "reference.fits.fz", planes, sigma=clean_noise(stack))

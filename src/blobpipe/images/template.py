@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from blobpipe.errors import FrameError
 from blobpipe.images.noise import Range, clean_noise, noise_for_stack
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.stack import rms_map, running_median
+from blobpipe.images.whiten import NoiseModel, measure_noise_model, read_noise_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 # pixel does, and blobs have soft edges (simulated stacks of 27 images).
 UNEXPLAINED_SIGMA = 5.0  # times the noise of the stack, and
 UNEXPLAINED_FRAC = 0.3  # times the pattern
+
+# Fewest images of a stack whose residuals show the noise of an image, and how many of them, the newest,
+# are measured (count)
+FEWEST_FOR_NOISE = 8
+MEASURED_FOR_NOISE = 8
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,15 @@ class Template:
         `stack.rms_map`; 0 where it is not known.
     bad_pixels : ndarray, shape (ny, nx), bool
         Pixels of the stack that neither its noise nor the known blobs explain.
+    noise_model : NoiseModel
+        Of the images minus the stack.
     """
 
     stack: Image | None = None
     pattern: Image | None = None
     rms: Image | None = None
     bad_pixels: Mask | None = None
+    noise_model: NoiseModel | None = None
 
     def expected_noise(self) -> Range | None:
         """Return the range of noise that an image may have; None where nothing is known of it."""
@@ -80,7 +89,8 @@ def median_template(images: Image, catalogue: pd.DataFrame | None = None) -> Tem
         As for `make_template`.
     """
     stack = running_median(images, len(images))[0]
-    return make_template(stack, rms_map(images, stack), catalogue)
+    template = make_template(stack, rms_map(images, stack), catalogue)
+    return replace(template, noise_model=noise_model_of_stack(images, stack))
 
 
 def read_template(path: str | Path, catalogue: pd.DataFrame | str | Path | None = None) -> Template:
@@ -103,7 +113,28 @@ def read_template(path: str | Path, catalogue: pd.DataFrame | str | Path | None 
     if isinstance(catalogue, str | Path):
         catalogue = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
     stack = fits_images.read_image(path).data
-    return make_template(stack, fits_images.find_plane(path, "SCATTER"), catalogue)
+    template = make_template(stack, fits_images.find_plane(path, "SCATTER"), catalogue)
+    return replace(template, noise_model=read_noise_model(path))
+
+
+def noise_model_of_stack(images: Image, stack: Image) -> NoiseModel | None:
+    """Measure the noise model of a stack's images, on what the newest of them differ from it by.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, ny, nx), float32
+        In order of date.
+    stack : ndarray, shape (ny, nx), float32
+        Their median.
+
+    Returns
+    -------
+    NoiseModel
+        None if there are fewer than `FEWEST_FOR_NOISE` images: a stack of few follows their noise.
+    """
+    if len(images) < FEWEST_FOR_NOISE:
+        return None
+    return measure_noise_model(images[-MEASURED_FOR_NOISE:] - stack)
 
 
 def find_bad_pixels(stack: Image, pattern: Image) -> Mask:

@@ -43,7 +43,7 @@ from blobpipe.core.dates import (
 from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, pair
-from blobpipe.detection.search import find_blobs, subframe_scores
+from blobpipe.detection.search import observe, subframe_scores
 from blobpipe.errors import (
     BlobpipeError,
     FrameError,
@@ -56,7 +56,7 @@ from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
 from blobpipe.images.difference import subtract
-from blobpipe.images.noise import image_noise, require_noise, require_noise_of_rms_map
+from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, make_template
@@ -832,23 +832,21 @@ def _search_difference(
 ) -> ImageResult:
     """Search a difference image."""
     detector = run.detector
-    noise = image_noise(difference)
-
-    # The network sees the difference clipped and scaled; the fit sees it as it is
-    clipped, clipping = clip_image(difference, run.params.clip)
-    scaled, _ = scale_image(clipped, run.params.scale)
-    response = detector.respond(scaled)
-    candidates = find_blobs(
+    observation = observe(
         difference,
         template,
-        detector,
         catalogue=blobs.known,
         shift_px=shift,
-        noise_frac=noise,
         recent_px=blobs.landed[["x_px", "y_px"]].to_numpy(float),
-        peaks=detector.peaks(response),
-        vetting=run.params.vetting,
     )
+    noise = observation.noise_frac
+
+    # The network sees the difference whitened, clipped and scaled; the fit sees it whitened
+    clipped, clipping = clip_image(observation.whitened, run.params.clip)
+    scaled, _ = scale_image(clipped, run.params.scale)
+    response = detector.respond(scaled)
+    peaks = detector.peaks(response)
+    candidates = observation.find_blobs(detector, peaks=peaks, vetting=run.params.vetting)
     row |= {
         "outcome": "searched",
         "shift_x_px": shift.x_px,

@@ -21,14 +21,12 @@ from blobpipe.core.dates import Exposure, exposure_of, is_same_exposure
 from blobpipe.detection.detectors import DenseDetector, load_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import mark_seen_again
-from blobpipe.detection.search import Observation, subframe_scores
+from blobpipe.detection.search import Observation, observe, subframe_scores
 from blobpipe.errors import BlobpipeError, FrameError, internal_fault
 from blobpipe.images import tiles
-from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import subtract
-from blobpipe.images.noise import image_noise, require_noise, require_noise_of_rms_map
+from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT
-from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, read_template
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.params import Params, Vetting
@@ -295,10 +293,9 @@ class Preparation:
             require_noise(noise, expected, path)
             data, shift = subtract(frame.data, template, self.params.difference)
 
-        # The network sees the difference clipped and scaled; the fit sees it as it is
-        clipped, _ = clip_image(data, self.params.clip)
-        scaled, _ = scale_image(clipped, self.params.scale)
-        observation = Observation(data, template, self.catalogue, shift, image_noise(data))
+        # The network sees the difference whitened, clipped and scaled; the fit sees it whitened
+        observation = observe(data, template, catalogue=self.catalogue, shift_px=shift)
+        scaled = observation.scaled(self.params.clip, self.params.scale)
         return PreparedImage(exposure_of(frame, path), observation, scaled)
 
 

@@ -12,7 +12,6 @@ import pandas as pd
 from tqdm import tqdm
 
 from blobpipe.core import blob_shapes, metrics, tables
-from blobpipe.core.arrays import Image
 from blobpipe.core.random_streams import stream
 from blobpipe.detection import held_out, thresholds
 from blobpipe.detection.detectors import (
@@ -31,8 +30,6 @@ from blobpipe.detection.search import (
     read_pipeline_template,
 )
 from blobpipe.images import tiles
-from blobpipe.images.clip import clip_image
-from blobpipe.images.scale import scale_image
 from blobpipe.networks import kernels, model_file
 from blobpipe.params import Clip, Completeness, Scale, Vetting
 from blobpipe.simulation import cutout
@@ -197,20 +194,20 @@ def inject(
     image: Background, blobs: pd.DataFrame, detectors: Detectors, setting: Setting
 ) -> pd.DataFrame:
     """Add the blobs to the image and say which detector found which."""
-    data = image.observation.difference.copy()
+    signal = np.zeros_like(image.observation.difference)
     for blob in blobs.to_dict("records"):
         add_blob(
-            data,
+            signal,
             shape=blob["shape"],
             x_px=blob["x_px"],
             y_px=blob["y_px"],
             radius_px=blob["radius_px"],
             depth_frac=blob["depth_frac"],
         )
-    scaled = _scaled(data, setting)
+    observation = image.observation.with_signal(signal)
+    scaled = observation.scaled(setting.clip, setting.scale)
 
     # The dense network says where; its detections are vetted.
-    observation = image.observation._replace(difference=data)
     peaks = detectors.dense.search(scaled)
     found = observation.find_blobs(detectors.dense, peaks=peaks, vetting=setting.vetting)
     new = found[(found["score"] >= detectors.dense.threshold) & (found["status"] == "new")]
@@ -295,8 +292,3 @@ def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> 
             part = injections[(injections["snr"] >= low) & (injections["snr"] < high)]
             metrics[f"{name}_{label}"] = round(float(part[name].mean()), 6) if len(part) else None
     return metrics
-
-
-def _scaled(data: Image, setting: Setting) -> Image:
-    clipped, _ = clip_image(data, setting.clip)
-    return scale_image(clipped, setting.scale)[0]

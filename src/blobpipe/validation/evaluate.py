@@ -20,10 +20,12 @@ from blobpipe.detection import matched_filter
 from blobpipe.detection.detectors import DenseDetector, Peaks, load_dense_detector
 from blobpipe.detection.operating_point import logit
 from blobpipe.detection.score import fit_logistic, logistic
-from blobpipe.detection.search import find_blobs, read_pipeline_template
+from blobpipe.detection.search import Observation, read_pipeline_template
 from blobpipe.images import tiles
+from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.stack import CELL_PX
 from blobpipe.images.template import Template
+from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.params import Evaluate, Vetting
 from blobpipe.simulation import cutout, render
@@ -290,7 +292,9 @@ class SubframeSearch:
         self.vetting = vetting
         self.template = read_pipeline_template(difference_dir)
         self.noise = tables.read_stage(difference_dir).set_index("frame")["noise_frac"]
-        self.images: dict[str, tuple[Image, Image]] = {}  # difference and RMS map of each, by name
+        self.noise_model = self.template.noise_model or WHITE
+        # difference, whitened difference and RMS map of each image, by name
+        self.images: dict[str, tuple[Image, Image, Image]] = {}
 
     def __call__(self, scene: Scene, recipes: Recipes) -> pd.DataFrame:
         """Find the best new blob on each subframe.
@@ -315,14 +319,14 @@ class SubframeSearch:
             parts.append(best.set_index(rows))
         return pd.concat(parts).add_prefix("dense_")
 
-    def _read(self, name: str) -> tuple[Image, Image]:
+    def _read(self, name: str) -> tuple[Image, Image, Image]:
         path = fits_images.find_image(self.difference_dir, name)
         noise = np.float32(self.noise[name])
         image = fits_images.read_frame(path).data
         rms = fits_images.find_plane(path, "SCATTER")
         if rms is None:  # of differences that others have made
             rms = np.zeros([-(-side // CELL_PX) for side in image.shape], np.float32)
-        return image / noise, rms / noise
+        return image / noise, self.noise_model.whiten(image) / noise, rms / noise
 
     def _best(
         self,
@@ -338,8 +342,9 @@ class SubframeSearch:
         noise = self.noise[names].to_numpy()[:, None, None]
         gain = (scene.sigma_frac[recipes.frame[rows]][:, None, None] / noise).astype(np.float32)
         pixels = _cut([self.images[name][0] for name in names], windows, tiles.SIDE)
+        whitened = _cut([self.images[name][1] for name in names], windows, tiles.SIDE)
         rms = _cut(
-            [self.images[name][1] for name in names], windows // CELL_PX, tiles.SIDE // CELL_PX
+            [self.images[name][2] for name in names], windows // CELL_PX, tiles.SIDE // CELL_PX
         )
         stack = _cut([self.template.stack] * len(names), windows, tiles.SIDE) / noise
         bad = _cut([self.template.bad_pixels] * len(names), windows, tiles.SIDE)
@@ -355,14 +360,19 @@ class SubframeSearch:
         peaks = self.detector.peaks(response)
         of_peak = pd.Series((peaks.y_px + GAP_PX / 2) // step)
         high = (of_peak.groupby(of_peak).cumcount() < N_PEAKS).to_numpy()
-        found = find_blobs(
-            _tower(pixels + gain * blobs, GAP_PX, np.nan),
-            template,
-            self.detector,
+        # Superimposed blobs lie anywhere, whatever their size: no law of sizes holds for them.
+        difference = _tower(pixels + gain * blobs, GAP_PX, np.nan)
+        observation = Observation(
+            difference=difference,
+            whitened=_tower(whitened + gain * blobs, GAP_PX, np.nan),
+            template=template,
+            catalogue=None,
+            shift_px=NO_SHIFT,
+            noise_model=replace(self.noise_model, scale=None),
             noise_frac=1.0,
-            peaks=Peaks(*(values[high] for values in peaks)),
-            vetting=self.vetting,
         )
+        likely = Peaks(*(values[high] for values in peaks))
+        found = observation.find_blobs(self.detector, peaks=likely, vetting=self.vetting)
         found = found[found["status"] == "new"]
         storey = ((found["y_px"] + GAP_PX / 2) // step).astype(int)
         found = found.assign(y_px=found["y_px"] - storey * step).set_index(storey)
