@@ -60,8 +60,10 @@ format: install ## format code and rules
 docs: install ## build the documentation: docs/_build/html/index.html
 	sphinx-build -W -q -b html docs docs/_build/html
 
-bench: install ## time everything against plain PyTorch and the original code's methods (10 minutes; run nothing else)
+bench: install ## time everything against plain PyTorch and the original code's methods, and compare with other detectors (12 minutes; run nothing else)
+	@python -m pip install -q -c constraints.txt -e '.[bench]'
 	python -m benchmarks
+	python -m benchmarks.peers
 
 unlock: install ## clear the locks of runs that were killed
 	python workflow/scripts/run_lock.py

@@ -1,11 +1,13 @@
-"""What the benchmarks measured: ``benchmarks/results.json`` as the documentation shows it.
+"""What the benchmarks measured: ``benchmarks/results.json`` and ``benchmarks/peers.csv`` as the documentation shows them.
 
 ``{timed} PART`` is the table of a part, the role of the same name (``part figure``) one of its numbers with its unit,
-``{timed-machine}`` says which machine it was, and ``{timed-figure}`` shows ``img/speed.png`` if there is one.
+``{timed-machine}`` says which machine it was, and ``{timed-figure}`` shows ``img/speed.png`` if there is one. ``{peers}`` is
+the table of recall of all detectors, with ``img/peers.png`` if there is one.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from typing import Any
 
@@ -16,6 +18,19 @@ from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 RESULTS = ROOT / "benchmarks" / "results.json"
 FIGURE = ROOT / "docs" / "img" / "speed.png"
+PEERS = ROOT / "benchmarks" / "peers.csv"
+PEERS_FIGURE = ROOT / "docs" / "img" / "peers.png"
+
+# What the detectors of peers.csv are called
+PEER_NAMES = {
+    "sep": "SEP",
+    "daofind": "DAOStarFinder",
+    "segmentation": "image segmentation",
+    "matched_filter": "matched filter",
+    "whitened": "the same, whitened",
+    "report": "report's network",
+    "dense": "blobpipe",
+}
 
 
 def results() -> dict[str, Any]:
@@ -90,6 +105,31 @@ def machine() -> str:
     )
 
 
+def peers() -> str:
+    """Return recall by kind of frame and detector as a Markdown table, the times in its last row."""
+    if not PEERS.exists():
+        return f"*{UNKNOWN}*"
+    with PEERS.open(encoding="utf-8", newline="") as file:
+        found = {(row["kind"], row["detector"]): row for row in csv.DictReader(file)}
+    kinds = list(dict.fromkeys(kind for kind, _ in found))
+    names = list(dict.fromkeys(name for _, name in found))
+    lines = [
+        f"| | {' | '.join(PEER_NAMES[name] for name in names)} |",
+        f"|---|{'---|' * len(names)}",
+    ]
+    for kind in kinds:
+        cells = [_recalls(found[kind, name]) for name in names]
+        lines.append(f"| `{kind}` | {' | '.join(cells)} |")
+    times = [f"{float(found[kinds[-1], name]['ms_per_frame']):.0f}" for name in names]
+    lines.append(f"| ms per frame | {' | '.join(times)} |")
+    return "\n".join(lines)
+
+
+def _recalls(row: dict[str, str]) -> str:
+    recalls = (float(value) for key, value in row.items() if key.startswith("recall_at_"))
+    return " ".join(f"{recall:.2f}" for recall in recalls)
+
+
 class Timed(SphinxDirective):
     """The table of a part."""
 
@@ -120,6 +160,18 @@ class TimedFigure(SphinxDirective):
         )
 
 
+class Peers(SphinxDirective):
+    """The table of recall of all detectors, and its figure."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(PEERS))
+        self.env.note_dependency(str(PEERS_FIGURE))
+        text = peers()
+        if PEERS_FIGURE.exists():
+            text += "\n\n![Recall of each detector on each kind of frame](img/peers.png)"
+        return self.parse_text_to_nodes(text)
+
+
 class TimedNumber(SphinxRole):
     """One number."""
 
@@ -134,5 +186,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("timed", Timed)
     app.add_directive("timed-machine", TimedMachine)
     app.add_directive("timed-figure", TimedFigure)
+    app.add_directive("peers", Peers)
     app.add_role("timed", TimedNumber())
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from blobpipe.detection.detectors import Peaks
 from blobpipe.images.clip import clip_image
 from blobpipe.networks import report_network
 from blobpipe.params import Clip
@@ -23,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 import timed  # noqa: E402
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import images, material, measure, network, report  # noqa: E402
+from benchmarks import images, material, measure, network, peer_frames, peers, report  # noqa: E402
 
 
 def bench(*arguments: str, out: Path) -> tuple[str, dict[str, Any]]:
@@ -190,3 +192,108 @@ def test_operations_are_those_of_the_documentation() -> None:
         columns = ("forward_as_defined", "forward", "backward_everywhere", "backward")
         numbers = [int(word.replace(",", "")) for word in re.findall(r"\b\d[\d,]{5,}\b", line)]
         assert numbers == [counts[column] for column in columns]
+
+
+# --- other detectors -------------------------------------------------------------------------------------------------
+
+NOWHERE = Path("nowhere.safetensors")
+
+
+def test_one_command_compares_the_detectors(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "benchmarks.peers", "--frames", "2", "--side", "256"]
+    words += ["--kinds", "one_over_f", "--report", str(NOWHERE), "--out", str(tmp_path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "skipped: report's network (nowhere.safetensors not found" in done.stdout
+    assert (tmp_path / "peers.png").exists()
+    table = pd.read_csv(tmp_path / "peers.csv")
+    assert set(table["kind"]) == {"one_over_f", peers.ALL}
+    assert {"matched_filter", "whitened", "dense"} <= set(table["detector"]) <= set(peers.NAMES)
+    assert (table["n_frames"] == 2).all()
+    assert (table["n_blobs"] == 2).all()
+    recalls = table[[f"recall_at_{rate:g}" for rate in peers.RATES]].to_numpy()
+    assert (np.diff(recalls, axis=1) >= 0).all()
+    assert (recalls >= 0).all()
+    assert (recalls <= 1).all()
+    assert (table["ms_per_frame"] > 0).all()
+
+
+def test_the_comparison_is_the_same_each_time_but_for_times() -> None:
+    searches, _ = peers.make_searches(NOWHERE)
+    tables = [peers.compare(searches, ["soft_clusters"], 2, seed=1, side=256) for _ in range(2)]
+    pd.testing.assert_frame_equal(*(table.drop(columns="ms_per_frame") for table in tables))
+    other = peers.compare(searches, ["soft_clusters"], 2, seed=2, side=256)
+    assert len(other) == len(tables[0])
+
+
+def test_a_detector_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "sep" else object())
+    searches, skipped = peers.make_searches(NOWHERE)
+    assert set(skipped) == {"sep", "report"}
+    assert skipped["sep"].startswith("sep is not installed; pip install")
+    assert set(searches) == set(peers.NAMES) - {"sep", "report"}
+
+
+def test_recall_is_that_above_the_false_alarms_that_are_not_accepted() -> None:
+    """Two blobs to a frame, one found with a score of 5, one with 1; a false alarm of 3 on each of four frames."""
+    frames = [peer_frames.make_frame("white", index, seed=3, side=512) for index in range(4)]
+    answers = []
+    for frame in frames:
+        x, y = frame.blobs[["x_px", "y_px"]].to_numpy().T
+        peaks = Peaks(np.append(x, -99), np.append(y + 5.9, -99), np.array([5.0, 1.0, 3.0]))
+        answers.append(peers._answer(lambda image, peaks=peaks: peaks, frame.image, frame.blobs))
+    row = peers._summarise("white", "perfect", answers)
+    assert [row["recall_at_0.05"], row["recall_at_0.25"], row["recall_at_1"]] == [0.5, 0.5, 1.0]
+    nothing = Peaks(np.zeros(0), np.zeros(0), np.zeros(0))
+    blind = peers._answer(lambda image: nothing, frames[0].image, frames[0].blobs)
+    assert peers._summarise("white", "blind", [blind])["recall_at_1"] == 0
+
+
+@pytest.mark.parametrize("kind", peer_frames.KINDS)
+def test_frames_of_the_comparison_are_what_they_say(kind: str) -> None:
+    frame = peer_frames.make_frame(kind, 0, seed=1, side=512)
+    again = peer_frames.make_frame(kind, 0, seed=1, side=512)
+    np.testing.assert_array_equal(frame.image, again.image)
+    assert np.isnan(frame.image[:5]).all()
+    assert np.isnan(frame.image[:, -5:]).all()
+    assert np.isfinite(frame.image[5:-5, 5:-5]).all()
+    assert len(frame.blobs) == 2
+    assert frame.blobs["snr"].between(4, 20).all()
+    white = peer_frames.make_frame("white", 0, seed=1, side=512)
+    pd.testing.assert_frame_equal(frame.blobs, white.blobs)
+    if kind != "resampled":
+        expected = 0.0101 * {"halved": 0.5, "doubled": 2.0}.get(kind, 1.0)
+        assert peers._noise(frame.image[5:-5, 5:-5]) == pytest.approx(expected, rel=0.03)
+
+
+def test_whitening_makes_noise_white() -> None:
+    rng = np.random.default_rng(1)
+    noise = peer_frames.read_noise(rng, 512) + 0.5 * rng.normal(size=(512, 512))
+    white = peers.whiten(noise.astype(np.float32))
+    for axis, lag in ((0, 1), (0, 3), (1, 1), (1, 3)):
+        before = np.corrcoef(noise.ravel(), np.roll(noise, lag, axis).ravel())[0, 1]
+        after = np.corrcoef(white.ravel(), np.roll(white, lag, axis).ravel())[0, 1]
+        assert abs(after) < 0.1
+        assert axis == 0 or before > 0.3
+
+
+def test_the_documentation_shows_the_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert set(timed.PEER_NAMES) == set(peers.NAMES)
+    page = (ROOT / "docs" / "comparison.md").read_text()
+    assert "```{peers}" in page
+    assert all(f"`{kind}`" in page for kind in (*peer_frames.KINDS, peers.ALL))
+    rows = ["kind,detector,n_frames,n_blobs,recall_at_0.05,recall_at_0.25,recall_at_1,ms_per_frame"]
+    rows += ["white,sep,6,48,0.5,0.75,1.0,90.4", "all,sep,6,48,0.25,0.5,0.75,91.4"]
+    monkeypatch.setattr(timed, "PEERS", tmp_path / "peers.csv")
+    assert timed.peers() == f"*{timed.UNKNOWN}*"
+    (tmp_path / "peers.csv").write_text("\n".join(rows))
+    assert timed.peers().splitlines() == [
+        "| | SEP |",
+        "|---|---|",
+        "| `white` | 0.50 0.75 1.00 |",
+        "| `all` | 0.25 0.50 0.75 |",
+        "| ms per frame | 91 |",
+    ]

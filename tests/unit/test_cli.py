@@ -361,7 +361,7 @@ def test_a_model_that_the_regression_test_has_not_passed_is_refused(
         assert cli.main(words) == 1
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(
-            f"blobpipe: {cli.OWN_MODEL}: the regression test has not passed it ({found}"
+            f"blobpipe: {cli.OWN_MODEL}: has not passed the regression test ({found}"
         )
         assert f"--model {cli.OWN_MODEL}, or the packaged one, --model " in line
     assert not Path("o").exists()

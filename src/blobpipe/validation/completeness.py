@@ -1,4 +1,4 @@
-"""Measure which blobs three detectors find, by injecting blobs of every depth and size."""
+"""Measure the completeness of three detectors by injecting blobs of every depth and size."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from blobpipe.core import blob_shapes, metrics, tables
+from blobpipe.core.arrays import FloatArray
 from blobpipe.core.random_streams import stream
 from blobpipe.detection import held_out, thresholds
 from blobpipe.detection.detectors import (
@@ -36,16 +37,39 @@ from blobpipe.simulation import cutout
 from blobpipe.simulation.inject import add_blob
 from blobpipe.validation import curves
 
-INJECTION_COLUMNS = ("frame", "x_px", "y_px", "radius_px", "depth_frac", "shape", "snr", *DETECTORS)
+INJECTION_COLUMNS = (
+    "frame",
+    "x_px",
+    "y_px",
+    "radius_px",
+    "depth_frac",
+    "shape",
+    "snr",
+    "dense",
+    "report",
+    "matched_filter",
+)
 GRID_COLUMNS = (
-    *("detector", "radius_px", "depth_frac", "n", "recovered", "completeness"),
-    *("completeness_low", "completeness_high"),
+    "detector",
+    "radius_px",
+    "depth_frac",
+    "n",
+    "recovered",
+    "completeness",
+    "completeness_low",
+    "completeness_high",
 )
 LIMIT_COLUMNS = ("detector", "radius_px", "depth_50_frac", "depth_90_frac")
 
+# Shortest distance of an injected centre from the edges (px)
+EDGE_PX = 8
+
+# Levels of completeness whose depths are given (fraction of the injected blobs)
+LEVELS = (0.5, 0.9)
+
 
 class Setting(NamedTuple):
-    """Settings of other stages that decide what a frame looks like to a detector."""
+    """Settings of the stages that prepare an image, vet its candidates, and set the budget of false alarms."""
 
     clip: Clip
     scale: Scale
@@ -87,15 +111,16 @@ def measure_completeness(
 ) -> None:
     """Inject blobs into held-out images and count how many are found (stage ``completeness``).
 
-    The images are those without a new blob that training has not seen. One blob to each subframe, of the depth and radius
-    of the grid, of any shape, anywhere, is added to the unclipped difference; then the image goes through clipping,
-    scaling and the detectors, as any other. All detectors have the same rate of false alarms on these images:
-    `detect` has set the dense network's; those of the other two are set here, in the same way.
+    The images are those without a new blob that training has not seen. Each subframe receives one blob of a radius and
+    depth of the grid, of any shape, anywhere. It is added to the unclipped difference, which then passes through
+    clipping, scaling and the detectors like any other image. All detectors have the same rate of false alarms on
+    these images: the stage `detect` has set the dense network's threshold; those of the other two are set here in the same
+    way.
 
     Parameters
     ----------
     raw_dir, difference_dir, scale_dir, cutout_dir : path
-        What the stages before have made.
+        Folders of the earlier stages.
     models : (path, path)
         The dense network with its operating point, and the report's.
     out_dir : path
@@ -105,20 +130,21 @@ def measure_completeness(
     setting : Setting
     """
     out_dir = Path(out_dir)
-    kernels.set_threads(1)
+    kernels.set_threads(1)  # each thread searches an image of its own
     dense = load_dense_detector(models[0])
     report = ReportDetector(model_file.load_model(models[1])[0])
     matched_filter = MatchedFilter(setting.radii_px)
     stages = tables.image_table(raw_dir, difference_dir, scale_dir)
     images = stages.query("status == 'ok'").reset_index(drop=True)
     blobs = tables.read_blobs(raw_dir)
-    folders = (difference_dir, scale_dir, cutout_dir)
+
+    # All three detectors at the same budget of false alarms
     levels = thresholds.baseline_thresholds(
         report,
         matched_filter,
         images,
         blobs,
-        folders,
+        (difference_dir, scale_dir, cutout_dir),
         per_100_frames=setting.false_alarms_per_100_frames,
         threads=params.threads,
     )
@@ -127,16 +153,20 @@ def measure_completeness(
         replace(report, threshold=levels["report"]),
         replace(matched_filter, threshold=levels["matched_filter"]),
     )
+
+    # Each image is used as often as the number of injections asks for
     backgrounds = read_backgrounds(images, blobs, difference_dir, cutout_dir)
     plan = draw(backgrounds, params)
     with ThreadPoolExecutor(params.threads) as pool:
         work = pool.map(lambda one: inject(one[0], one[1], detectors, setting), plan)
         done = list(tqdm(work, "completeness", len(plan), unit="image", disable=None))
+
     injections = pd.concat(done, ignore_index=True)
     grid = recovered(injections)
     limits = depth_limits(grid)
-    for name, table in (("injections", injections), ("completeness", grid), ("limits", limits)):
-        tables.write_table(out_dir / f"{name}.csv", table)
+    tables.write_table(out_dir / "injections.csv", injections)
+    tables.write_table(out_dir / "completeness.csv", grid)
+    tables.write_table(out_dir / "limits.csv", limits)
     curves.completeness(out_dir / "completeness.png", grid, limits)
     tables.write_json(out_dir / "metrics.json", summarise(injections, detectors, len(backgrounds)))
 
@@ -144,46 +174,55 @@ def measure_completeness(
 def read_backgrounds(
     images: pd.DataFrame, blobs: pd.DataFrame, difference_dir: str | Path, cutout_dir: str | Path
 ) -> list[Background]:
-    """Read the images without a new blob from which no training subframe comes."""
-    shown, _ = cutout.read_recipes(cutout_dir, "train")
+    """Read the images without a new blob that training has not seen."""
+    training, _ = cutout.read_recipes(cutout_dir, "train")
     template = read_pipeline_template(difference_dir)
     landed = held_out.first_image_index(images, blobs)
-    free = ~images["frame"].isin({*shown["frame"], *blobs["first_frame"]})
-    found = []
-    for i in np.flatnonzero(free):
+    usable = ~images["frame"].isin({*training["frame"], *blobs["first_frame"]})
+    backgrounds = []
+    for i in np.flatnonzero(usable):
         image = images.iloc[i]
-        observation = read_observation(image, blobs[landed < i], difference_dir, template)
-        found.append(Background(str(image["frame"]), observation))
-    return found
+        known = blobs[landed < i]
+        observation = read_observation(image, known, difference_dir, template)
+        backgrounds.append(Background(str(image["frame"]), observation))
+    return backgrounds
 
 
 def draw(
     backgrounds: list[Background], params: Completeness
 ) -> list[tuple[Background, pd.DataFrame]]:
-    """Draw the blobs of each turn of an image, one to a subframe, over the cells of the grid."""
-    cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
+    """Draw the blobs of each use of an image, one to a subframe, over the cells of the grid.
+
+    Returns
+    -------
+    list of (Background, DataFrame)
+        An image, and its blobs: the columns of ``injections.csv`` up to ``snr``.
+    """
     rng = stream(params.seed, "completeness")
     side = tiles.SIDE
-    wanted = [cells[k % len(cells)] for k in range(params.n_per_cell * len(cells))]
-    wanted = [wanted[k] for k in rng.permutation(len(wanted))]
+
+    # Each cell of the grid equally often, in random order
+    cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
+    n_blobs = params.n_per_cell * len(cells)
+    wanted = [cells[k % len(cells)] for k in rng.permutation(n_blobs)]
+
     plan: list[tuple[Background, pd.DataFrame]] = []
     start = 0
     while start < len(wanted):
         image = backgrounds[len(plan) % len(backgrounds)]
         ny, nx = image.observation.difference.shape
+        noise_frac = image.observation.noise_frac
         corners = [
-            (x, y) for y in range(0, ny - side + 1, side) for x in range(0, nx - side + 1, side)
+            (x0, y0) for y0 in range(0, ny - side + 1, side) for x0 in range(0, nx - side + 1, side)
         ]
         rows = []
-        for (x0, y0), (radius, depth) in zip(
-            corners, wanted[start : start + len(corners)], strict=False
-        ):
-            x, y = (
-                float(np.clip(c + rng.uniform(0, side), 8, n - 9)) for c, n in ((x0, nx), (y0, ny))
-            )
+        here = wanted[start : start + len(corners)]
+        for (x0, y0), (radius, depth) in zip(corners, here, strict=False):
+            x = float(np.clip(x0 + rng.uniform(0, side), EDGE_PX, nx - EDGE_PX - 1))
+            y = float(np.clip(y0 + rng.uniform(0, side), EDGE_PX, ny - EDGE_PX - 1))
             shape = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
             signal = depth * blob_shapes.blob_profile(shape, radius)
-            snr = blob_shapes.matched_snr(signal, image.observation.noise_frac)
+            snr = blob_shapes.matched_snr(signal, noise_frac)
             rows.append((image.name, round(x, 2), round(y, 2), radius, depth, shape, round(snr, 3)))
         start += len(corners)
         plan.append((image, pd.DataFrame(rows, columns=list(INJECTION_COLUMNS[:7]))))
@@ -193,7 +232,7 @@ def draw(
 def inject(
     image: Background, blobs: pd.DataFrame, detectors: Detectors, setting: Setting
 ) -> pd.DataFrame:
-    """Add the blobs to the image and say which detector found which."""
+    """Add the blobs to the image and find out which detector finds which."""
     signal = np.zeros_like(image.observation.difference)
     for blob in blobs.to_dict("records"):
         add_blob(
@@ -207,12 +246,12 @@ def inject(
     observation = image.observation.with_signal(signal)
     scaled = observation.scaled(setting.clip, setting.scale)
 
-    # The dense network says where; its detections are vetted.
+    # The dense network gives places, which are vetted
     peaks = detectors.dense.search(scaled)
     found = observation.find_blobs(detectors.dense, peaks=peaks, vetting=setting.vetting)
     new = found[(found["score"] >= detectors.dense.threshold) & (found["status"] == "new")]
 
-    # The baselines answer for each subframe; the matched filter says where, too.
+    # The baselines answer for each subframe; the matched filter also gives a place
     origins = tiles.origins(scaled.shape)
     positive = detectors.report.answer(scaled) >= detectors.report.threshold
     match = detectors.matched_filter.respond(scaled)
@@ -222,13 +261,13 @@ def inject(
     for blob in blobs.to_dict("records"):
         x = blob["x_px"]
         y = blob["y_px"]
-        near = max(NEAR_PX, blob["radius_px"])
-        holds = int(np.flatnonzero((origins[:, 2] <= x) & (origins[:, 3] <= y))[-1])
-        apart = np.hypot(new["x_px"] - x, new["y_px"] - y)
-        match_apart = np.hypot(match.x[holds] - x, match.y[holds] - y)
-        result["dense"].append(int((apart <= near).any()))
-        result["report"].append(int(positive[holds]))
-        result["matched_filter"].append(int(strong[holds] and match_apart <= near))
+        near_px = max(NEAR_PX, blob["radius_px"])
+        subframe = int(np.flatnonzero((origins[:, 2] <= x) & (origins[:, 3] <= y))[-1])
+        distance = np.hypot(new["x_px"] - x, new["y_px"] - y)
+        match_distance = np.hypot(match.x[subframe] - x, match.y[subframe] - y)
+        result["dense"].append(int((distance <= near_px).any()))
+        result["report"].append(int(positive[subframe]))
+        result["matched_filter"].append(int(strong[subframe] and match_distance <= near_px))
     return blobs.assign(**result)
 
 
@@ -236,55 +275,61 @@ def recovered(injections: pd.DataFrame) -> pd.DataFrame:
     """Tabulate the share that each detector finds, by radius and depth, with Wilson intervals."""
     parts = []
     for name in DETECTORS:
-        table = (
-            injections.groupby(["radius_px", "depth_frac"])[name].agg(["size", "sum"]).reset_index()
-        )
+        cells = injections.groupby(["radius_px", "depth_frac"])[name]
+        table = cells.agg(["size", "sum"]).reset_index()
         n = table["size"].to_numpy()
-        k = table["sum"].to_numpy()
-        low, high = metrics.wilson_interval(k, n)
-        parts.append(
-            pd.DataFrame(
-                dict(
-                    zip(
-                        GRID_COLUMNS,
-                        (name, table["radius_px"], table["depth_frac"], n, k, k / n, low, high),
-                        strict=True,
-                    )
-                )
-            )
-        )
+        n_found = table["sum"].to_numpy()
+        low, high = metrics.wilson_interval(n_found, n)
+        columns = {
+            "detector": name,
+            "radius_px": table["radius_px"],
+            "depth_frac": table["depth_frac"],
+            "n": n,
+            "recovered": n_found,
+            "completeness": n_found / n,
+            "completeness_low": low,
+            "completeness_high": high,
+        }
+        parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
 
 
 def depth_limits(grid: pd.DataFrame) -> pd.DataFrame:
     """Interpolate the depth at which each detector finds 50 % and 90 % of the blobs of a radius.
 
-    Completeness is taken to rise with depth, and to be linear in its logarithm between the grid's depths.
+    Completeness is assumed to rise with depth, and to be linear in the logarithm of depth between the cells of the grid.
+
+    Returns
+    -------
+    DataFrame
+        detector, radius_px, depth_50_frac, depth_90_frac; NaN where the deepest blobs do not reach the level, and the
+        smallest depth of the grid where all reach it.
     """
     rows = []
     for (name, radius), part in grid.groupby(["detector", "radius_px"], sort=False):
         part = part.sort_values("depth_frac")
-        share = np.maximum.accumulate(part["completeness"].to_numpy())
-        depth = np.log(part["depth_frac"].to_numpy())
-        limits = []
-        for level in (0.5, 0.9):
-            above = np.flatnonzero(share >= level)
-            if not len(above):
-                limits.append(np.nan)
-            elif above[0] == 0:
-                limits.append(float(np.exp(depth[0])))
-            else:
-                k = above[0]
-                part_way = (level - share[k - 1]) / (share[k] - share[k - 1])
-                limits.append(
-                    round(float(np.exp(depth[k - 1] + part_way * (depth[k] - depth[k - 1]))), 5)
-                )
-        rows.append((name, radius, *limits))
+        rising = np.maximum.accumulate(part["completeness"].to_numpy())
+        log_depth = np.log(part["depth_frac"].to_numpy())
+        depths = [_depth_at(level, log_depth, rising) for level in LEVELS]
+        rows.append((name, radius, *depths))
     return pd.DataFrame(rows, columns=list(LIMIT_COLUMNS))
 
 
+def _depth_at(level: float, log_depth: FloatArray, completeness: FloatArray) -> float:
+    """Interpolate the depth at a level of completeness, both of shape (n,) and rising; NaN if it is not reached."""
+    reached = np.flatnonzero(completeness >= level)
+    if not len(reached):
+        return np.nan
+    k = reached[0]
+    if k == 0:
+        return float(np.exp(log_depth[0]))
+    part_way = (level - completeness[k - 1]) / (completeness[k] - completeness[k - 1])
+    log_limit = log_depth[k - 1] + part_way * (log_depth[k] - log_depth[k - 1])
+    return round(float(np.exp(log_limit)), 5)
+
+
 def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> dict[str, Any]:
-    """Summarise the injections in the numbers of ``metrics.json``."""
+    """Summarise the injections as the numbers of ``metrics.json``."""
     metrics: dict[str, Any] = {"n_injections": len(injections), "n_frames": n_frames}
     for name in DETECTORS:
         metrics[f"{name}_threshold"] = round(detectors.thresholds[name], 5)

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+# Abscissa and ordinate
+Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+# False-positive and true-positive rate of the report; ISR 2021-08
+REPORT_POINT = (0.12, 0.94)
+
 
 def confusion(
     path: str | Path, counts: dict[str, npt.NDArray[np.int64]], intervals: dict[str, dict[str, Any]]
@@ -24,10 +30,11 @@ def confusion(
 
     Parameters
     ----------
+    path : path
     counts : dict of ndarray, shape (2, 2)
-        [true class, answer]; 0 no blob, 1 blob.
+        Subframes by [true class, answer]; 0 no blob, 1 blob.
     intervals : dict of dict
-        tnr, fpr, fnr, tpr as (low, high) or (None, None).
+        (low, high) or (None, None) for tnr, fpr, fnr and tpr.
     """
     import matplotlib.pyplot as plt
 
@@ -40,27 +47,20 @@ def confusion(
 
 
 def _draw_confusion(axis: Axes, counts: npt.NDArray[np.int64], interval: dict[str, Any]) -> None:
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    """Draw one matrix, each cell with its count and its rate."""
+    n_of_class = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(n_of_class, 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), key in zip(np.ndindex(2, 2), ("tnr", "fpr", "fnr", "tpr"), strict=True):
         low, high = interval[key]
         limits = f"\n({low:.3f} - {high:.3f})" if low is not None else ""
+        label = f"{counts[i, j]}\n{key.upper()} {shares[i, j]:.3f}{limits}"
         color = "white" if shares[i, j] > 0.5 else "black"
-        axis.text(
-            j,
-            i,
-            f"{counts[i, j]}\n{key.upper()} {shares[i, j]:.3f}{limits}",
-            ha="center",
-            va="center",
-            color=color,
-        )
+        axis.text(j, i, label, ha="center", va="center", color=color)
     classes = ["no blob", "blob"]
     axis.set_xticks([0, 1], classes)
     axis.set_yticks([0, 1], classes, rotation=90, va="center")
     axis.set(xlabel="answer (class)", ylabel="truth (class)")
-
-
-Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def roc(
@@ -73,11 +73,12 @@ def roc(
 
     Parameters
     ----------
+    path : path
     curves : dict of (fpr, tpr)
     points : dict of (fpr, tpr)
-        At the threshold in use; may lack a name.
+        Operating points, of those detectors that have one.
     areas : dict of float
-        Under the curves; None if there is none.
+        Areas under the curves; None without one.
     """
     import matplotlib.pyplot as plt
 
@@ -86,10 +87,11 @@ def roc(
         for name, curve in curves.items():
             color, line, marker = plotting.STYLES[name]
             area = f", area {areas[name]:.4f}" if areas[name] is not None else ""
-            axis.plot(*curve, line, color=color, label=plotting.NAMES[name] + area)
+            fpr, tpr = curve
+            axis.plot(fpr, tpr, line, color=color, label=plotting.NAMES[name] + area)
             if name in points:
                 axis.plot(*points[name], marker, color=color)
-        axis.plot(0.12, 0.94, "*", color=plotting.GREY, ms=11, label="ISR 2021-08")
+        axis.plot(*REPORT_POINT, "*", color=plotting.GREY, ms=11, label="ISR 2021-08")
         axis.set(xlabel="false-positive rate (fraction)", ylim=(0, 1.02))
     axes[0].set(
         ylabel="true-positive rate (fraction)", title="ROC; points: at the threshold in use"
@@ -100,10 +102,11 @@ def roc(
 
 
 def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str, float]) -> None:
-    """Draw precision over recall.
+    """Draw precision against recall.
 
     Parameters
     ----------
+    path : path
     curves : dict of (recall, precision)
     areas : dict of float
         Average precision.
@@ -112,13 +115,10 @@ def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str
 
     figure, axis = plt.subplots(figsize=(5.4, 4.2))
     for name, curve in curves.items():
+        color, line, _ = plotting.STYLES[name]
         area = f", average {areas[name]:.4f}" if areas[name] is not None else ""
-        axis.plot(
-            *curve,
-            plotting.STYLES[name][1],
-            color=plotting.STYLES[name][0],
-            label=plotting.NAMES[name] + area,
-        )
+        recall, precision = curve
+        axis.plot(recall, precision, line, color=color, label=plotting.NAMES[name] + area)
     axis.set(
         xlabel="recall (fraction)",
         ylabel="precision (fraction)",
@@ -130,38 +130,46 @@ def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str
 
 
 def by_snr(
-    path: str | Path, table: pd.DataFrame, title: str, notes: dict[str, str] | None = None
+    path: str | Path,
+    table: pd.DataFrame,
+    title: str,
+    notes: dict[str, str] | None = None,
+    share: str = "share",
 ) -> None:
     """Draw the share of blobs that each detector finds by S/N, with 95 % intervals.
 
     Parameters
     ----------
+    path : path
     table : DataFrame
-        detector, low, high (of the bin; an open end is NaN), n, share, share_low, share_high.
+        detector, low, high (of the bin; an open end is NaN), n, and the share with the ends of its interval.
+    title : str
     notes : dict of str, optional
-        What the legend adds to a detector's name.
+        Additions to the detectors' names in the legend.
+    share : str
+        Name of the column of the share; with ``_low`` and ``_high`` those of its interval.
     """
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
-    for k, (name, part) in enumerate(table.groupby("detector", sort=False)):
+    for k, (detector, part) in enumerate(table.groupby("detector", sort=False)):
+        name = str(detector)
+        color, line, marker = plotting.STYLES[name]
+        note = (notes or {}).get(name, "")
+
+        # Beside each other, so that equal shares can be told apart
         position = np.arange(len(part)) + 0.12 * (k - 1)
-        (color, line, marker) = plotting.STYLES[str(name)]
-        errors = np.nan_to_num(
-            np.abs([part["share"] - part["share_low"], part["share_high"] - part["share"]])
-        )
-        label = plotting.NAMES[str(name)] + (notes or {}).get(str(name), "")
         axis.errorbar(
             position,
-            part["share"],
-            errors,
+            part[share],
+            _error_bars(part, share),
             ls=line,
             marker=marker,
             color=color,
             capsize=3,
-            label=label,
+            label=plotting.NAMES[name] + note,
         )
-    _name_bins(axis, table.drop_duplicates("low"))
+    _label_bins(axis, table.drop_duplicates("low"))
     axis.set(
         xlabel="matched-filter S/N (ratio)",
         ylabel="found (fraction)",
@@ -172,53 +180,58 @@ def by_snr(
     plotting.save(figure, path)
 
 
-def _name_bins(axis: Axes, table: pd.DataFrame) -> None:
-    ends = zip(table["low"], table["high"], table["n"], strict=True)
-    labels = [
-        f"{low:g}-{high:g}\nn = {n}" if high == high else f"> {low:g}\nn = {n}"
-        for low, high, n in ends
-    ]
+def _error_bars(table: pd.DataFrame, share: str) -> npt.NDArray[np.float64]:
+    """Return the lengths of the lower and upper error bars, shape (2, n); 0 where there is no share."""
+    lower = table[share] - table[f"{share}_low"]
+    upper = table[f"{share}_high"] - table[share]
+    return np.nan_to_num(np.abs([lower, upper]))
+
+
+def _label_bins(axis: Axes, table: pd.DataFrame) -> None:
+    """Label the bins with their edges and counts."""
+    labels = []
+    for low, high, n in zip(table["low"], table["high"], table["n"], strict=True):
+        edges = f"{low:g}-{high:g}" if np.isfinite(high) else f"> {low:g}"
+        labels.append(f"{edges}\nn = {n}")
     axis.set_xticks(np.arange(len(table)), labels, fontsize=7)
 
 
 def cases(
     path: str | Path, recall: pd.DataFrame, blobs: pd.DataFrame, alarms: pd.DataFrame
 ) -> None:
-    """Draw recall of the historical cases, and where blobs were found, missed and imagined.
+    """Draw recall of the historical cases, and the places of found and missed blobs and of false alarms.
 
     Parameters
     ----------
-    recall : DataFrame
-        ``recall.csv``.
-    blobs : DataFrame
-        ``cases.csv``.
-    alarms : DataFrame
-        ``alarms.csv``.
+    path : path
+    recall, blobs, alarms : DataFrame
+        Rows of ``recall.csv``, ``cases.csv`` and ``alarms.csv``.
     """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
-    names = {
+    labels = {
         "snr": "matched-filter S/N (ratio)",
         "depth_frac": "depth (fraction of the light)",
         "radius_px": "radius (px)",
     }
-    for (quantity, name), axis in zip(names.items(), axes.flat, strict=False):
-        _draw_recall(axis, recall[recall["quantity"] == quantity], name)
+    for (quantity, label), axis in zip(labels.items(), axes.flat, strict=False):
+        _draw_recall(axis, recall[recall["quantity"] == quantity], label)
     _draw_places(axes[1, 1], blobs, alarms)
     plotting.save(figure, path)
 
 
-def _draw_recall(axis: Axes, table: pd.DataFrame, name: str) -> None:
+def _draw_recall(axis: Axes, table: pd.DataFrame, label: str) -> None:
+    """Draw recall in the bins of one quantity."""
+    errors = _error_bars(table, "recall")
     position = np.arange(len(table))
-    share = table["recall"]
-    errors = np.nan_to_num(np.abs([share - table["recall_low"], table["recall_high"] - share]))
-    axis.errorbar(position, share, yerr=errors, fmt="o", color=plotting.BLUE, capsize=3)
-    _name_bins(axis, table)
-    axis.set(xlabel=name, ylabel="recall of new blobs (fraction)", ylim=(-0.03, 1.03))
+    axis.errorbar(position, table["recall"], yerr=errors, fmt="o", color=plotting.BLUE, capsize=3)
+    _label_bins(axis, table)
+    axis.set(xlabel=label, ylabel="recall of new blobs (fraction)", ylim=(-0.03, 1.03))
 
 
 def _draw_places(axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
+    """Draw the places of found and missed blobs, and of false alarms."""
     axis.scatter(
         alarms["x_px"],
         alarms["y_px"],
@@ -247,52 +260,23 @@ def _draw_places(axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
 
 
 def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> None:
-    """Draw the share of injected blobs that each detector finds, and its limits.
+    """Draw the completeness of each detector by radius and depth, and the limits of completeness.
 
     Parameters
     ----------
+    path : path
     grid, limits : DataFrame
         ``completeness.csv``, ``limits.csv``.
     """
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(grid["detector"]))
-    figure, axes = plt.subplots(
-        1, len(names) + 1, figsize=(4.2 * (len(names) + 1), 4.2), layout="constrained"
-    )
+    figsize = (4.2 * (len(names) + 1), 4.2)
+    figure, axes = plt.subplots(1, len(names) + 1, figsize=figsize, layout="constrained")
     for axis, name in zip(axes, names, strict=False):
-        part = grid[grid["detector"] == name].pivot(
-            index="radius_px", columns="depth_frac", values="completeness"
-        )
-        axis.imshow(part, origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        for (row, column), share in np.ndenumerate(part.to_numpy()):
-            axis.text(
-                column,
-                row,
-                f"{100 * share:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if share < 0.6 else "black",
-            )
-        axis.set_xticks(range(part.shape[1]), [f"{100 * depth:.2g}" for depth in part.columns])
-        axis.set_yticks(range(part.shape[0]), [f"{radius:g}" for radius in part.index])
-        axis.set(
-            xlabel="depth (% of the light)",
-            ylabel="radius (px)",
-            title=f"{name.replace('_', ' ')}: found (%)",
-        )
+        _draw_grid(axis, grid[grid["detector"] == name], name)
     for name in names:
-        part = limits[limits["detector"] == name]
-        for column, style in (("depth_50_frac", "o--"), ("depth_90_frac", "s-")):
-            label = f"{name.replace('_', ' ')}, {column.split('_')[1]} %"
-            axes[-1].plot(
-                part["radius_px"],
-                100 * part[column],
-                style,
-                color=plotting.STYLES[name][0],
-                label=label,
-            )
+        _draw_limits(axes[-1], limits[limits["detector"] == name], name)
     axes[-1].set(
         xlabel="radius (px)",
         ylabel="depth (% of the light)",
@@ -301,3 +285,29 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
     )
     axes[-1].legend(fontsize=7)
     plotting.save(figure, path)
+
+
+def _draw_grid(axis: Axes, grid: pd.DataFrame, name: str) -> None:
+    """Draw the completeness of one detector as a map with numbers."""
+    shares = grid.pivot(index="radius_px", columns="depth_frac", values="completeness")
+    axis.imshow(shares, origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares.to_numpy()):
+        percent = f"{100 * share:.0f}"
+        color = "white" if share < 0.6 else "black"
+        axis.text(column, row, percent, ha="center", va="center", fontsize=7, color=color)
+    axis.set_xticks(range(shares.shape[1]), [f"{100 * depth:.2g}" for depth in shares.columns])
+    axis.set_yticks(range(shares.shape[0]), [f"{radius:g}" for radius in shares.index])
+    axis.set(
+        xlabel="depth (% of the light)",
+        ylabel="radius (px)",
+        title=f"{name.replace('_', ' ')}: found (%)",
+    )
+
+
+def _draw_limits(axis: Axes, limits: pd.DataFrame, name: str) -> None:
+    """Draw the depths of 50 % and 90 % completeness of one detector."""
+    color, _, _ = plotting.STYLES[name]
+    for percent, style in ((50, "o--"), (90, "s-")):
+        depth = 100 * limits[f"depth_{percent}_frac"]
+        label = f"{name.replace('_', ' ')}, {percent} %"
+        axis.plot(limits["radius_px"], depth, style, color=color, label=label)

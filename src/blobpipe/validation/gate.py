@@ -1,10 +1,11 @@
-"""Check a run against the thresholds of the regression test, and against another revision."""
+"""Check a run against the thresholds of the regression test, and compare it with another revision."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from blobpipe.validation import regression
 
 
 def check_gate(metrics_path: str | Path, params: Regression) -> list[str]:
-    """List the thresholds that the last regression run does not keep; empty if it passed.
+    """List the thresholds that the last regression run does not meet; an empty list means that it passed.
 
     Raises
     ------
@@ -33,65 +34,67 @@ def check_gate(metrics_path: str | Path, params: Regression) -> list[str]:
         ) from error
     if not isinstance(metrics, dict):
         raise BlobpipeError(
-            f"{metrics_path}: found {type(metrics).__name__}, expected metrics; run the stage regression again"
+            f"{metrics_path}: found {type(metrics).__name__}, expected metrics; "
+            "run the stage regression again"
         )
     return regression.failed_thresholds(metrics, params)
 
 
 def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
-    """Refuse a model for daily work unless the regression test has judged it and it passed.
+    """Refuse a model for daily work unless it has passed the regression test.
 
     Parameters
     ----------
     model : path
-        Of the stage detect.
+        Model of the stage detect.
     metrics_path : path
-        What the stage regression has written.
+        ``metrics.json`` of the stage regression.
     params : Regression
-        The thresholds that hold now.
+        The thresholds in force.
 
     Raises
     ------
     ModelError
-        If the test failed, or is not there, or was of another model; it says how to go on.
+        If the test failed, has not been run, or was run on another model; the message says how to continue.
     """
-    model_file.kind_of_model(model)  # a damaged file is told of as such
-    found = files.sha256(model)
+    model_file.kind_of_model(model)  # reports a damaged file
+    sha256 = files.sha256(model)
     try:
         failed = check_gate(metrics_path, params)
-        judged = json.loads(metrics_path.read_text(encoding="utf-8")).get("dense_sha256")
-        if judged != found:
+        tested = json.loads(metrics_path.read_text(encoding="utf-8")).get("dense_sha256")
+        if tested != sha256:
             failed = [
-                f"{metrics_path} is of the model {str(judged)[:12]}, not of this one, {found[:12]}"
+                f"{metrics_path} is of the model {str(tested)[:12]}, not of this one, {sha256[:12]}"
             ]
     except BlobpipeError as error:
         failed = [str(error)]
     if failed:
         raise ModelError(
-            f"{model}: the regression test has not passed it ({'; '.join(failed)}); run the stage regression, train it "
-            f"again, or name the model to take: --model {model}, or the packaged one, --model {model_file.PACKAGED}"
+            f"{model}: has not passed the regression test ({'; '.join(failed)}); run the stage regression, train "
+            f"the model again, or choose a model: --model {model}, or the packaged one, --model {model_file.PACKAGED}"
         )
 
 
 def compare_cases(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Find the new blobs that one model finds and another does not.
+    """Find the new blobs that only one of two runs finds.
 
     Parameters
     ----------
     old, new : DataFrame
-        ``cases.csv`` of two runs; only blobs that were usable in both are compared.
+        ``cases.csv`` of two runs; only blobs that are usable in both are compared.
 
     Returns
     -------
     won, lost : DataFrame
-        Rows of ``new``, and the probability before as ``old_probability``.
+        Rows of ``new``, with the probability of the old run as ``old_probability``.
     """
-    before = old[["frame", "blob", "status", "probability"]]
-    both = new.merge(before, on=["frame", "blob"], suffixes=("", "_old"), validate="one_to_one")
-    both = both.rename(columns={"probability_old": "old_probability"})
-    won = both[(both["status"] == "found") & (both["status_old"] == "missed")]
-    lost = both[(both["status"] == "missed") & (both["status_old"] == "found")]
-    return won.drop(columns="status_old"), lost.drop(columns="status_old")
+    before = old[["frame", "blob"]].assign(
+        old_status=old["status"], old_probability=old["probability"]
+    )
+    both = new.merge(before, on=["frame", "blob"], validate="one_to_one")
+    won = both[(both["status"] == "found") & (both["old_status"] == "missed")]
+    lost = both[(both["status"] == "missed") & (both["old_status"] == "found")]
+    return won.drop(columns="old_status"), lost.drop(columns="old_status")
 
 
 def against(cases_path: str | Path, revision: str) -> list[str]:
@@ -100,7 +103,7 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     Parameters
     ----------
     cases_path : path
-        ``cases.csv`` of the present run, in a git repository that also holds it at ``revision``.
+        ``cases.csv`` of the present run, in a git repository that has the file at ``revision``, too.
     revision : str
         A commit, branch or tag.
 
@@ -109,7 +112,7 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     BlobpipeError
         If git has no such file at that revision.
     TableError
-        If there is no present run.
+        If there is no regression run.
     """
     path = Path(cases_path)
     new = tables.read_table(path, regression.CASE_COLUMNS)
@@ -117,9 +120,8 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     try:
         shown = subprocess.run(command, cwd=path.parent, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = " ".join(
-            (getattr(error, "stderr", b"").decode(errors="replace") or str(error)).split()
-        )
+        message = getattr(error, "stderr", b"").decode(errors="replace") or str(error)
+        reason = " ".join(message.split())
         raise BlobpipeError(
             f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
         ) from error
@@ -127,14 +129,14 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     won, lost = compare_cases(old, new)
     return [
         f"{len(won)} won, {len(lost)} lost since {revision}",
-        *_lines("won", won),
-        *_lines("lost", lost),
+        *(_describe_change("won", row) for row in won.itertuples()),
+        *(_describe_change("lost", row) for row in lost.itertuples()),
     ]
 
 
-def _lines(name: str, table: pd.DataFrame) -> list[str]:
-    return [
-        f"{name}: {row.frame} {row.blob}, S/N {row.snr:.1f}, radius {row.radius_px:.1f} px: "
-        f"probability {row.old_probability:.2f} -> {row.probability:.2f}"
-        for row in table.itertuples()
-    ]
+def _describe_change(change: str, case: Any) -> str:
+    """Describe a case won or lost in one line."""
+    return (
+        f"{change}: {case.frame} {case.blob}, S/N {case.snr:.1f}, radius {case.radius_px:.1f} px: "
+        f"probability {case.old_probability:.2f} -> {case.probability:.2f}"
+    )

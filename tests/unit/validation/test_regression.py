@@ -75,7 +75,7 @@ def _answers(*positive: tuple[int, float, float]) -> regression.Answers:
 
 
 def _judge(case: regression.Case, answers: regression.Answers) -> regression.Result:
-    return regression.judge(case, answers, answers.odds >= 0)
+    return regression.match_subframes(case, answers, answers.odds >= 0)
 
 
 def _claims(*rows: tuple[float, float, float, str]) -> pd.DataFrame:
@@ -179,7 +179,7 @@ def test_a_place_near_a_new_blob_finds_it_and_any_other_is_false() -> None:
         ),
         *((700, 706.1, 0.9, "new"), (900, 900, 0.3, "new"), (900, 100, 0.9, "known")),
     )
-    best, false = regression.judge_places(_case(new), claims, 0.5)
+    best, false = regression.match_places(_case(new), claims, 0.5)
     assert best["found"].tolist() == [1, 1, 0, 0]
     assert best["score"].tolist()[:3] == [0.8, 0.7, 0.4]
     assert np.isnan(best["score"][3])
