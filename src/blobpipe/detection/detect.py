@@ -27,7 +27,7 @@ from blobpipe.images.template import Template
 from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense_network, kernels, model_file
 from blobpipe.params import Detect, Vetting
-from blobpipe.simulation.inject import random_blobs
+from blobpipe.simulation.inject import random_blobs, random_clusters
 
 CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
@@ -171,7 +171,9 @@ def inject_training_frames(
         observation = read_observation(images.iloc[i], known, difference_dir, template)
         ny, nx = observation.difference.shape
         seen = (ny, part.border_px)
-        signal, injected = random_blobs(params.seed, name, seen, observation.noise_frac)
+        about = (params.seed, name, seen, observation.noise_frac)
+        signal, injected = random_blobs(*about)
+        signal += random_clusters(*about, injected)
         signal = np.pad(signal, ((0, 0), (0, nx - part.border_px)))
 
         # The network sees the blobs clipped and scaled as the image is; the fit sees them whole.

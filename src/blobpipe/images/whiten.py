@@ -35,8 +35,11 @@ from blobpipe.core import fits_images
 from blobpipe.core.arrays import FloatArray, Image, Int64Array
 from blobpipe.images.noise import image_noise
 
-# Values beyond are set to this before the spectrum is measured: bad pixels and blobs are no noise
+# Values beyond are set to this before the spectrum is measured, and means over a square (px) beyond are
+# left out with their surroundings: bad pixels, blobs and streaks are no noise
 MAX_SIGMA = 4.0
+MAX_MEAN_SIGMA = 5.0
+SQUARE_PX = 7
 
 # Neighbours over which the power is smoothed, along the two axes of frequency (count)
 WINDOWS = ((65, 1), (1, 65), (17, 17))
@@ -241,6 +244,12 @@ def _sample_power(image: Image) -> Image:
     level = bottleneck.nanmedian(image)
     limit = MAX_SIGMA * image_noise(image)
     inside = np.clip(np.nan_to_num(image - level), -limit, limit)
+
+    # What stands out of the noise at the scale of blobs, whatever that is here
+    mean = ndimage.uniform_filter(inside, SQUARE_PX, mode="constant")
+    stands_out = np.abs(mean) > MAX_MEAN_SIGMA * image_noise(mean)
+    if stands_out.any():
+        inside[ndimage.binary_dilation(stands_out, iterations=SQUARE_PX)] = 0
     waves = scipy.fft.rfft2(inside)
     power = waves.real**2 + waves.imag**2
     power[0, 0] = power[0, 1]

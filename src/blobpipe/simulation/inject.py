@@ -35,6 +35,9 @@ CLUSTER_SNR = (5.0, 40.0)
 # Least distance between an injected blob and an injected cluster (px)
 APART_PX = 40.0
 
+# Places that are tried for a cluster (count); a blob takes a tenth of them
+N_TRIES = 20
+
 # Fraction of injected blobs that are ragged as real ones are, so that a high reduced chi-squared is no proof against a blob
 PRACTICE_RAGGED = 0.5
 
@@ -88,9 +91,9 @@ def _add_stamp(image: Float32Array, stamp: Float32Array, x: int, y: int) -> None
 def random_blobs(
     seed: int, frame: str, shape: tuple[int, int], noise_frac: float
 ) -> tuple[Float32Array, pd.DataFrame]:
-    """Draw a blob and a soft cluster of bad pixels at random positions in every 256 x 256 pixels.
+    """Draw a blob at a random position in every 256 x 256 pixels.
 
-    Blobs have any shape and S/N, most the radius that is usual at their place; half are ragged.
+    They have any shape and S/N, most the radius that is usual at their place; half are ragged.
 
     Parameters
     ----------
@@ -106,9 +109,9 @@ def random_blobs(
     Returns
     -------
     ndarray, shape (ny, nx), float32
-        Light loss of both (fraction of the light).
+        Light loss of the blobs (fraction of the light).
     DataFrame
-        x_px, y_px, radius_px of each blob.
+        x_px, y_px, radius_px of each.
     """
     rng = stream(seed, "detect", frame)
     signal = np.zeros(shape, np.float32)
@@ -134,15 +137,37 @@ def random_blobs(
             signal, shape=kind, x_px=x, y_px=y, radius_px=radius, depth_frac=depth, ragged=ragged
         )
         positions.append((x, y, radius))
-
-        # A cluster of bad pixels somewhere else in the same square
-        for _ in range(100):
-            cluster_y = top + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX)
-            cluster_x = left + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX)
-            if np.hypot(cluster_x - x, cluster_y - y) > APART_PX:
-                break
-        _add_cluster(signal, rng, cluster_x, cluster_y, noise_frac)
     return signal, pd.DataFrame(positions, columns=["x_px", "y_px", "radius_px"], dtype=float)
+
+
+def random_clusters(
+    seed: int, frame: str, shape: tuple[int, int], noise_frac: float, blobs: pd.DataFrame
+) -> Float32Array:
+    """Draw a soft cluster of bad pixels in every 256 x 256 pixels, apart from the blobs there.
+
+    Parameters
+    ----------
+    seed, frame, shape, noise_frac
+        As for `random_blobs`.
+    blobs : DataFrame
+        From `random_blobs`.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
+        Light that the clusters seem to lose (fraction of the light).
+    """
+    rng = stream(seed, "detect", "clusters", frame)
+    signal = np.zeros(shape, np.float32)
+    for top, left in product(*(range(0, side - tiles.SIDE + 1, tiles.SIDE) for side in shape)):
+        y = top + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX, N_TRIES)
+        x = left + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX, N_TRIES)
+        apart = np.hypot(
+            x[:, None] - blobs["x_px"].to_numpy(), y[:, None] - blobs["y_px"].to_numpy()
+        )
+        free = np.flatnonzero((apart > APART_PX).all(axis=1))
+        _add_cluster(signal, rng, float(x[free[0]]), float(y[free[0]]), noise_frac)
+    return signal
 
 
 def _add_cluster(

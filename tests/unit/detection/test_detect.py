@@ -363,7 +363,7 @@ def test_probabilities_are_those_of_the_real_rate() -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-slope * z - offset)), right, atol=0.06)
 
 
-POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weights": [0.5] * 10}
+POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weights": [0.5] * 15}
 
 
 @pytest.mark.parametrize(
@@ -376,10 +376,10 @@ POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weight
         ({"offset": -1e308}, "offset: found '-1e\\+308'"),
         ({"frames": None}, "frames: found 'None'"),
         ({"frames": True}, "frames: found 'True'"),
-        ({"weights": [math.nan] * 10}, r"weights\[0\]: found 'nan'"),
+        ({"weights": [math.nan] * 15}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 10 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 15 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),

@@ -237,7 +237,7 @@ def test_a_fit_that_failed_leaves_the_disc_that_it_started_from() -> None:
     good = a_cut()[1]
     cut = Cut(0, 0, good, good > 0)
     x, y, x_err, y_err, radius, radius_err, depth, depth_err, loss, snr = _unfitted(
-        cut, np.array(PLACE)
+        cut, np.array(PLACE), _table()
     )
     assert (x, y, radius, depth) == PLACE[:4]
     assert np.isnan([x_err, y_err, radius_err, depth_err]).all()

@@ -1,4 +1,4 @@
-"""The joint score of network and measurement."""
+"""The joint score of network, S/N, misfit and size."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.detection.score import features, fit_weights, score_candidates
+from blobpipe.detection.score import N_WEIGHTS, features, fit_weights, score_candidates
 
 
 def drawn(n: int, seed: int = 1) -> tuple[pd.DataFrame, np.ndarray]:
-    """Candidates whose kind shows in all three numbers, in none for certain."""
+    """Candidates whose kind shows in all four numbers, in none for certain."""
     rng = np.random.default_rng(seed)
     is_blob = rng.random(n) < 0.4
     score = 1 / (1 + np.exp(-rng.normal(np.where(is_blob, 1.5, -1.5), 1.5)))
     snr = np.exp(rng.normal(np.where(is_blob, 2.5, 1.7), 0.5))
     misfit = np.exp(rng.normal(np.where(is_blob, 0.0, 0.4), 0.25))
-    return pd.DataFrame(
-        {"x_px": np.arange(float(n)), "score": score, "snr": snr, "misfit": misfit}
-    ), is_blob
+    ratio = np.exp(rng.normal(np.where(is_blob, 0.0, -0.5), 0.4))
+    found = {"score": score, "snr": snr, "misfit": misfit, "radius_ratio": ratio}
+    return pd.DataFrame({"x_px": np.arange(float(n)), **found}), is_blob
 
 
 def area(score: np.ndarray, is_blob: np.ndarray) -> float:
@@ -47,8 +47,19 @@ def test_weights_have_five_decimals() -> None:
 
 def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
     weights = fit_weights(*drawn(2000))
-    alike = pd.DataFrame({"score": 0.5, "snr": 9.0, "misfit": [0.9, 1.3, 2.0, 3.0]})
+    alike = pd.DataFrame(
+        {"score": 0.5, "snr": 9.0, "misfit": [0.9, 1.3, 2.0, 3.0], "radius_ratio": 1.0}
+    )
     assert (np.diff(score_candidates(alike, weights)["score"]) < 0).all()
+
+
+def test_half_of_the_expected_radius_speaks_against_a_blob_and_an_unknown_one_not() -> None:
+    weights = fit_weights(*drawn(2000))
+    sizes = [1.0, np.nan, 0.7, 0.5, 0.35]
+    alike = pd.DataFrame({"score": 0.5, "snr": 9.0, "misfit": 1.0, "radius_ratio": sizes})
+    score = score_candidates(alike, weights)["score"].to_numpy()
+    assert score[0] == score[1]
+    assert (np.diff(score[1:]) < 0).all()
 
 
 def test_without_weights_the_score_is_the_networks() -> None:
@@ -65,6 +76,7 @@ def test_what_is_unknown_or_beyond_all_bounds_has_a_score() -> None:
             "score": [0.0, 1.0, 0.5, 0.5],
             "snr": [np.nan, np.inf, 0.0, 9.0],
             "misfit": [0.0, np.inf, 1, np.nan],
+            "radius_ratio": [0.0, np.inf, 1, np.nan],
         }
     )
     scores = score_candidates(odd, weights)["score"]
@@ -75,34 +87,42 @@ def test_what_is_unknown_or_beyond_all_bounds_has_a_score() -> None:
 def test_the_weights_do_not_depend_on_the_order_of_columns_and_survive_a_file() -> None:
     found, is_blob = drawn(500)
     weights = fit_weights(found, is_blob)
-    assert weights == fit_weights(found[["misfit", "snr", "x_px", "score"]], is_blob)
-    assert len(weights) == 10
+    assert weights == fit_weights(
+        found[["misfit", "snr", "radius_ratio", "x_px", "score"]], is_blob
+    )
+    assert len(weights) == N_WEIGHTS == 15
     assert all(weight == round(weight, 5) for weight in weights)
 
 
 def test_features_are_logarithms_of_order_one_and_their_products() -> None:
-    found = pd.DataFrame({"score": [0.9, 0.1], "snr": [np.e**3, np.e**2], "misfit": [1.0, np.e]})
+    found = pd.DataFrame(
+        {
+            "score": [0.9, 0.1],
+            "snr": [np.e**3, np.e**2],
+            "misfit": [1.0, np.e],
+            "radius_ratio": [np.exp(-0.5), np.nan],
+        }
+    )
     a = np.log(9) / 4
-    b = -np.log(9) / 4
-    expected = [[a, 1, 0, a * a, a, 0, 1, 0, 0], [b, 0, 3, b * b, 0, 3 * b, 0, 0, 9]]
-    np.testing.assert_allclose(features(found), expected, atol=1e-12)
+    first = [a, 1, 0, -1, a * a, a, 0, -a, 1, 0, -1, 0, 0, 1]
+    second = [-a, 0, 3, 0, a * a, 0, -3 * a, 0, 0, 0, 0, 9, 0, 0]
+    np.testing.assert_allclose(features(found), [first, second], atol=1e-12)
 
 
-def test_beyond_the_bounds_nothing_more_is_learnt_and_what_is_unknown_is_least_like_a_blob() -> (
-    None
-):
-    rows = [
-        (1e-6, 3.0, 0.5),
-        (1e-9, 2.0, 0.1),
-        (1 - 1e-6, 40.0, 5.0),
-        (1.0, 99.0, 9.0),
-        (0.5, np.nan, np.nan),
-    ]
-    found = pd.DataFrame([*rows, (0.5, 3.0, 5.0)], columns=["score", "snr", "misfit"])
-    seen = features(found)
-    np.testing.assert_allclose(seen[[0, 2, 4]], seen[[1, 3, 5]])
-    inside = pd.DataFrame({"score": [2e-6, 1 - 2e-6], "snr": [3.1, 39.0], "misfit": [0.51, 4.9]})
-    assert (features(inside)[:, :3] != seen[[0, 2], :3]).all()
+def test_beyond_the_bounds_nothing_more_is_learnt() -> None:
+    columns = ["score", "snr", "misfit", "radius_ratio"]
+    at_bounds = pd.DataFrame([(1e-6, 3, 0.5, 0.2), (1 - 1e-6, 40, 5, 3)], columns=columns)
+    beyond = pd.DataFrame([(1e-9, 2, 0.1, 0.1), (1.0, 99, 9, 9)], columns=columns)
+    inside = pd.DataFrame([(2e-6, 3.1, 0.51, 0.21), (1 - 2e-6, 39, 4.9, 2.9)], columns=columns)
+    np.testing.assert_allclose(features(beyond), features(at_bounds))
+    assert (features(inside)[:, :4] != features(at_bounds)[:, :4]).all()
+
+
+def test_an_unknown_fit_is_least_like_a_blobs() -> None:
+    columns = ["score", "snr", "misfit", "radius_ratio"]
+    unknown = pd.DataFrame([(0.5, np.nan, np.nan, 1.0)], columns=columns)
+    least = pd.DataFrame([(0.5, 3.0, 5.0, 1.0)], columns=columns)
+    np.testing.assert_allclose(features(unknown), features(least))
 
 
 @pytest.mark.parametrize(
@@ -111,13 +131,15 @@ def test_beyond_the_bounds_nothing_more_is_learnt_and_what_is_unknown_is_least_l
 def test_twenty_of_each_kind_make_a_fit(blobs: int, others: int, enough: bool) -> None:
     found, _ = drawn(blobs + others)
     weights = fit_weights(found, np.arange(blobs + others) < blobs)
-    assert len(weights) == (10 if enough else 0)
+    assert len(weights) == (N_WEIGHTS if enough else 0)
 
 
 def test_the_score_is_the_logistic_function_of_the_weighted_features() -> None:
-    found = pd.DataFrame({"x_px": 1.0, "score": [0.9], "snr": [np.e**2], "misfit": [1.0]})
+    found = pd.DataFrame(
+        {"x_px": 1.0, "score": [0.9], "snr": [np.e**2], "misfit": [1.0], "radius_ratio": [1.0]}
+    )
     joint = [
         score_candidates(found, weights)["score"][0]
-        for weights in ((0, 4.0, *np.zeros(8)), (1.0, *np.zeros(9)))
+        for weights in ((0, 4.0, *np.zeros(13)), (1.0, *np.zeros(14)))
     ]
     assert joint == pytest.approx([0.9, np.e / (1 + np.e)])
