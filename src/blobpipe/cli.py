@@ -142,7 +142,7 @@ def _detect(args: argparse.Namespace) -> None:
 
     params = _params(args)
     folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
-    detect(*folders, DENSE_MODEL, DETECT, params.detect, vetting=params.vetting)
+    detect(*folders, DENSE_MODEL, DETECT, params)
 
 
 def _evaluate(args: argparse.Namespace) -> None:

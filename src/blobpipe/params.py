@@ -497,6 +497,20 @@ class Detect(Section):
         description="New blobs per 100 images (count): the prior of the probabilities. About 17"
         " a year landed.",
     )
+    confidence: float = Field(
+        0.9,
+        ge=0.5,
+        lt=1.0,
+        description="One-sided confidence with which the budget is kept, as far as the number of "
+        "images without a new blob allows (fraction).",
+    )
+    n_quiet: int = Field(
+        170,
+        ge=0,
+        le=100_000,
+        description="Simulated images without a new blob on which the threshold rests besides those "
+        "that are held out (count); none for images that the campaign has not simulated.",
+    )
     threads: int = Field(2, ge=1, le=256, description="Images searched in parallel (count).")
 
 

@@ -15,7 +15,7 @@ from blobpipe.detection import detect
 from blobpipe.images.clip import clip
 from blobpipe.images.scale import scale
 from blobpipe.networks import dense_network, kernels, model_file, report_network
-from blobpipe.params import Augment, Cutout, Detect, Params, Train, Vetting, to_yaml
+from blobpipe.params import Augment, Cutout, Params, Train, to_yaml
 from blobpipe.simulation import augment, cutout
 
 SIDE = 512
@@ -98,7 +98,7 @@ def detect_dir(
     out = tmp_path_factory.mktemp("detect") / "detect"
     data = made_project / "data"
     folders = (data / "raw", data / "difference", data / "scale", made_project / "results/cutout")
-    detect.detect(*folders, dense_model, out, Detect(), vetting=Vetting())
+    detect.detect(*folders, dense_model, out, Params())
     return out
 
 

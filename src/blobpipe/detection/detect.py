@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from blobpipe.core import fits_images, metrics, plotting, tables
 from blobpipe.core.arrays import Image
-from blobpipe.detection import held_out, thresholds
+from blobpipe.detection import held_out, quiet, thresholds
 from blobpipe.detection.detectors import DenseDetector, Peaks
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import near_blobs
@@ -26,11 +26,16 @@ from blobpipe.detection.search import (
 from blobpipe.images.template import Template
 from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense_network, kernels, model_file
-from blobpipe.params import Detect, Vetting
-from blobpipe.simulation.inject import random_blobs, random_clusters
+from blobpipe.params import Detect, Params, Vetting
+from blobpipe.simulation import clutter
+from blobpipe.simulation.practice import draw_practice
 
 CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
+N_CLUTTER = 128  # different pieces of clutter to practise on (count)
+
+# Weight of a candidate on structure: a real image shows a dozen soft clusters, one to practise on six
+STRUCTURE_WEIGHT = 2.0
 FRAME_COLUMNS = ("frame", "mjd", "shift_px", "noise_frac", "kind", "false_alarms")
 
 
@@ -41,9 +46,7 @@ def detect(
     cutout_dir: str | Path,
     model_path: str | Path,
     out_dir: str | Path,
-    params: Detect,
-    *,
-    vetting: Vetting,
+    settings: Params,
 ) -> None:
     """Search all images, and set the operating point on those that are held out (stage ``detect``).
 
@@ -62,10 +65,13 @@ def detect(
         ``model.safetensors`` (the network and its operating point, ready for ``blobpipe scan``),
         ``metrics.json``, ``candidates.csv`` (a row per candidate of any image), ``frames.csv``,
         ``reliability.csv``, ``reliability.png``.
-    params : Detect
-    vetting : Vetting
+    settings : Params
+        The section detect; and vetting, campaign, difference, clip and scale, to simulate and search
+        quiet images.
     """
     out_dir = Path(out_dir)
+    params = settings.detect
+    vetting = settings.vetting
     network, metadata = model_file.load_dense(model_path)
     kernels.set_threads(1)  # images share the cores
     detector = DenseDetector(dense_network.folded(network))
@@ -74,15 +80,21 @@ def detect(
     blobs = tables.read_blobs(raw_dir)
     folders = (difference_dir, scale_dir, cutout_dir)
 
-    # Learn from injected blobs what network and fit are worth together.
+    # Learn from injected blobs and structure, and from the noise of the same images, what network
+    # and fit are worth together.
+    found = search_images(detector, images, blobs, folders[:2], params.threads, vetting)
     injected = inject_training_frames(detector, images, blobs, folders, params, vetting)
-    weights = fit_weights(injected, injected["is_blob"].to_numpy(bool))
+    weights = learn_weights(injected, seen_noise(found, images, blobs, cutout_dir))
     true = score_candidates(injected.query("is_blob == 1"), weights)["score"].to_numpy()
 
-    # Search all images, and set the threshold on those that are held out.
-    found = search_images(detector, images, blobs, folders[:2], params.threads, vetting)
+    # Set the threshold on the images that are held out, and on simulated ones.
     candidates = score_candidates(found, weights)
-    point = thresholds.set_operating_point(candidates, true, images, blobs, folders, params)
+    shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
+    n_quiet = quiet.n_quiet_images(raw_dir, settings, shape)
+    simulated = quiet.search_quiet_images(detector, difference_dir, settings, weights, n_quiet)
+    point = thresholds.set_operating_point(
+        candidates, true, images, blobs, folders, params, simulated, n_quiet
+    )
     point = point._replace(weights=weights)
     candidates["probability"] = np.round(point.probability(candidates["score"].to_numpy()), 5)
 
@@ -138,6 +150,33 @@ def search_images(
         return pd.concat(list(done), ignore_index=True)
 
 
+def learn_weights(injected: pd.DataFrame, noise: pd.DataFrame) -> tuple[float, ...]:
+    """Fit the weights of the joint score.
+
+    Parameters
+    ----------
+    injected : DataFrame
+        From `inject_training_frames`.
+    noise : DataFrame
+        From `seen_noise`.
+    """
+    both = pd.concat([injected, noise.assign(is_blob=0, on_structure=False)], ignore_index=True)
+    counts = np.where(both["on_structure"].to_numpy(bool), STRUCTURE_WEIGHT, 1.0)
+    return fit_weights(both, both["is_blob"].to_numpy(bool), counts)
+
+
+def seen_noise(
+    found: pd.DataFrame, images: pd.DataFrame, blobs: pd.DataFrame, cutout_dir: str | Path
+) -> pd.DataFrame:
+    """Return what may be new blobs on the part of the training images that training has seen.
+
+    Nothing new is on them, so this is noise, and what structure they have.
+    """
+    part = held_out.seen_part(images, blobs, cutout_dir)
+    seen = found["frame"].isin(part.frames) & (found["x_px"] < part.border_px)
+    return found[seen & (found["status"] == "new")]
+
+
 def inject_training_frames(
     detector: DenseDetector,
     images: pd.DataFrame,
@@ -157,13 +196,14 @@ def inject_training_frames(
     -------
     DataFrame
         Candidates of the status ``new``, from `search.find_blobs`; ``is_blob``: whether one lies on
-        an injected blob.
+        an injected blob; ``on_structure``: whether on injected structure instead.
     """
     difference_dir, scale_dir, cutout_dir = folders
     template = read_pipeline_template(difference_dir)
     limits = tables.read_stage(scale_dir).set_index("frame")
     first = held_out.first_image_index(images, blobs)
     part = held_out.seen_part(images, blobs, cutout_dir)
+    pieces = clutter.draw_pieces(params.seed, N_CLUTTER)
 
     def search(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
@@ -172,9 +212,8 @@ def inject_training_frames(
         ny, nx = observation.difference.shape
         seen = (ny, part.border_px)
         about = (params.seed, name, seen, observation.noise_frac)
-        signal, injected = random_blobs(*about)
-        signal += random_clusters(*about, injected)
-        signal = np.pad(signal, ((0, 0), (0, nx - part.border_px)))
+        practice = draw_practice(*about, pieces)
+        signal = np.pad(practice.signal, ((0, 0), (0, nx - part.border_px)))
 
         # The network sees the blobs clipped and scaled as the image is; the fit sees them whole.
         columns = ["low_sigma", "high_sigma", "sigma_frac"]
@@ -183,9 +222,13 @@ def inject_training_frames(
         whitened = changed.whitened - observation.whitened
         scaled = np.clip(_read_scaled(scale_dir, name) + np.nan_to_num(whitened) / sigma, low, high)
         found = changed.find_blobs(detector, peaks=detector.search(scaled), vetting=vetting)
-        is_blob = near_blobs(found, injected).any(axis=1)
-        found = found.assign(is_blob=is_blob.astype(int))
-        return found[(found["x_px"] < part.border_px) & (found["status"] == "new")]
+        found = found[(found["x_px"] < part.border_px) & (found["status"] == "new")]
+        is_blob = near_blobs(found, practice.blobs).any(axis=1)
+        row, column = found[["y_px", "x_px"]].round().to_numpy(int).clip(0).T
+        on_structure = practice.is_structure[
+            row.clip(max=ny - 1), column.clip(max=part.border_px - 1)
+        ]
+        return found.assign(is_blob=is_blob.astype(int), on_structure=on_structure & ~is_blob)
 
     rows = np.flatnonzero(images["frame"].isin(part.frames))
     with ThreadPoolExecutor(params.threads) as pool:
@@ -200,7 +243,7 @@ def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
     template = Template(noise_model=WHITE)
     nothing = observe(np.zeros((1, 1), np.float32), template, noise_frac=1.0)
     found = nothing.find_blobs(detector, peaks=nowhere)
-    return found.assign(is_blob=np.zeros(0, int))
+    return found.assign(is_blob=np.zeros(0, int), on_structure=np.zeros(0, bool))
 
 
 def _read_scaled(scale_dir: str | Path, frame: str) -> Image:

@@ -23,6 +23,9 @@ from blobpipe.params import Detect
 # of log-odds is.
 TAIL = 25
 
+# Least part of the budget that a threshold is set for (fraction), where too few images promise more
+LEAST_OF_BUDGET = 0.25
+
 
 def set_operating_point(
     candidates: pd.DataFrame,
@@ -31,8 +34,23 @@ def set_operating_point(
     blobs: pd.DataFrame,
     folders: tuple[str | Path, str | Path, str | Path],
     params: Detect,
+    simulated: FloatArray,
+    n_simulated: int,
 ) -> OperatingPoint:
     """Set threshold and calibration from held-out images and from injected blobs.
+
+    Parameters
+    ----------
+    candidates : DataFrame
+        Of all images, with their joint score.
+    true : ndarray
+        Scores of injected blobs.
+    folders : (path, path, path)
+        Of the stages difference, scale and cutout.
+    simulated : ndarray
+        Scores of the false peaks on simulated images without a new blob, which count as held out, too.
+    n_simulated : int
+        Number of these images.
 
     Raises
     ------
@@ -41,17 +59,55 @@ def set_operating_point(
     """
     width = fits_images.read_plane(Path(folders[0]) / "reference.fits.fz", "PATTERN").shape[1]
     aside = held_out.find_held_out(candidates, images, blobs, folders[2], width)
-    n_frames = aside.frames
+    n_frames = aside.frames + n_simulated
     if n_frames == 0:
         raise TableError(
             f"{folders[2]}: no image is held out, expected some without a new blob; add images"
         )
-    false = candidates[aside.rows & (candidates["status"] == "new")]["score"].to_numpy()
-    allowed = params.false_alarms_per_100_frames / 100 * n_frames
+    is_false = aside.rows & (candidates["status"] == "new")
+    false = np.concatenate([candidates[is_false]["score"].to_numpy(), simulated])
+    expected = params.false_alarms_per_100_frames / 100 * n_frames
+    allowed = allowed_alarms(expected, params.confidence)
     slope, offset = calibrate(true, false, n_frames, params.new_blobs_per_100_frames / 100)
     return OperatingPoint(
         round(tail_threshold(false, allowed), 5), round(slope, 5), round(offset, 5), n_frames
     )
+
+
+def allowed_alarms(budget: float, confidence: float) -> float:
+    """Return how many false alarms may be counted so that the expected number is within the budget.
+
+    Parameters
+    ----------
+    budget : float
+        Largest expected number (count).
+    confidence : float
+        One-sided (0 to 1).
+
+    Returns
+    -------
+    float
+        Count, from `LEAST_OF_BUDGET` times the budget to the budget. The lower end is reached where
+        so few images cannot tell: for a confidence of 0.9 below a budget of about 3.
+
+    Notes
+    -----
+    Source: the exact upper limit of a Poisson mean (Garwood 1936) after k events, the gamma quantile of
+    shape k + 1, here for any real k.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import gamma
+
+    least = LEAST_OF_BUDGET * budget
+
+    def beyond(k: float) -> float:
+        return float(gamma.ppf(confidence, k + 1)) - budget
+
+    if beyond(least) >= 0:
+        return least
+    if beyond(budget) <= 0:
+        return budget
+    return float(brentq(beyond, least, budget))
 
 
 def tail_threshold(scores: FloatArray, allowed: float) -> float:

@@ -365,10 +365,36 @@ def render_image(params: Campaign, index: int) -> Image:
     ndarray, shape (1024, 1024), float32
         Fraction of the light that is missing; NaN on the reference pixels.
     """
-    # Blobs on the mirror; the order of these steps is that of the draws from the stream
-    rng = _frame_stream(params, index)
-    state = _draw_conditions(params, rng)
     visible = [blob for blob in population(params) if blob.first <= index]
+    return _render(params, _frame_stream(params, index), visible)
+
+
+def known_blobs(params: Campaign) -> list[Blob]:
+    """Return the blobs that are older than the first image."""
+    return [blob for blob in population(params) if blob.first < 0]
+
+
+def render_quiet_image(params: Campaign, number: int) -> Image:
+    """Render an image that is not of the campaign, of the same detector and without any new blob.
+
+    Parameters
+    ----------
+    params : Campaign
+    number : int
+        Which one, from 0; selects the random stream.
+
+    Returns
+    -------
+    ndarray, shape (1024, 1024), float32
+        As `render_image`.
+    """
+    return _render(params, stream(params.seed, "campaign", "quiet", number), known_blobs(params))
+
+
+def _render(params: Campaign, rng: np.random.Generator, visible: list[Blob]) -> Image:
+    """Render an image with some blobs on the mirror."""
+    # The order of these steps is that of the draws from the stream
+    state = _draw_conditions(params, rng)
     loss = blob_layer(visible, state.shift_x_px, state.shift_y_px)
 
     # The detector's pattern, and what the flattening leaves of the light

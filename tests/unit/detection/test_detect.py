@@ -29,7 +29,7 @@ from blobpipe.detection.score import N_WEIGHTS, features
 from blobpipe.detection.search import fit_peaks, subframe_scores
 from blobpipe.errors import ModelError, TableError
 from blobpipe.networks import dense_network, model_file
-from blobpipe.params import Detect, Vetting
+from blobpipe.params import Detect, Params, Vetting
 from blobpipe.simulation import cutout
 from blobpipe.simulation.inject import add_blob, random_blobs
 
@@ -69,7 +69,7 @@ def test_images_without_a_catalogue_are_searched(
     raw = Path(shutil.copytree(data / "raw", tmp_path / "raw"))
     (raw / "blobs.csv").unlink()
     folders = (raw, data / "difference", data / "scale", made_project / "results/cutout")
-    detect.detect(*folders, dense_model, tmp_path / "out", Detect(), vetting=Vetting())
+    detect.detect(*folders, dense_model, tmp_path / "out", Params())
     assert pd.read_csv(tmp_path / "out/candidates.csv")["is_blob"].sum() == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n_quiet"] == 6
 

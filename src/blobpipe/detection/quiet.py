@@ -1,0 +1,88 @@
+"""Search simulated images without a new blob: cheap pixels on which a threshold can rest."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from blobpipe.core import tables
+from blobpipe.core.arrays import FloatArray
+from blobpipe.core.detector import SIDE_PX
+from blobpipe.detection.detectors import DenseDetector
+from blobpipe.detection.score import score_candidates
+from blobpipe.detection.search import observe, read_pipeline_template
+from blobpipe.images.difference import subtract
+from blobpipe.params import Campaign, Params
+from blobpipe.simulation import campaign
+
+
+def n_quiet_images(raw_dir: str | Path, params: Params, shape: tuple[int, ...]) -> int:
+    """Return how many quiet images can be simulated: those that are wanted, if images are the campaign's.
+
+    Parameters
+    ----------
+    raw_dir : path
+        The images that are searched, with their list.
+    params : Params
+    shape : (ny, nx)
+        Of the images; only full frames are simulated.
+    """
+    is_possible = shape == (SIDE_PX, SIDE_PX) and _is_simulated(raw_dir, params.campaign)
+    return params.detect.n_quiet if is_possible else 0
+
+
+def _is_simulated(raw_dir: str | Path, params: Campaign) -> bool:
+    """Return whether images are those of the campaign with these settings, by their list."""
+    table = tables.read_frame_list(raw_dir)
+    same_frames = table["frame"].tolist() == campaign.frame_names(params)
+    return same_frames and "seed" in table and bool((table["seed"] == params.seed).all())
+
+
+def search_quiet_images(
+    detector: DenseDetector,
+    difference_dir: str | Path,
+    params: Params,
+    weights: tuple[float, ...],
+    n_images: int,
+) -> FloatArray:
+    """Search simulated images of the same detector that show no new blob.
+
+    Each is compared with the template of the campaign's first images.
+
+    Parameters
+    ----------
+    detector : DenseDetector
+        Without weights.
+    difference_dir : path
+        Of the stage difference.
+    params : Params
+    weights : tuple of float
+        Of the joint score.
+    n_images : int
+        From `n_quiet_images`.
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+        Joint score of each candidate of the status ``new``: false peaks, all of them.
+    """
+    template = read_pipeline_template(difference_dir)
+    known = pd.DataFrame(campaign.known_blobs(params.campaign))
+
+    def search(number: int) -> FloatArray:
+        image = campaign.render_quiet_image(params.campaign, number)
+        difference, shift = subtract(image, template, params.difference)
+        observation = observe(difference, template, catalogue=known, shift_px=shift)
+        peaks = detector.search(observation.scaled(params.clip, params.scale))
+        found = observation.find_blobs(detector, peaks=peaks, vetting=params.vetting)
+        found = score_candidates(found[found["status"] == "new"], weights)
+        return np.asarray(found["score"].to_numpy(float))
+
+    with ThreadPoolExecutor(params.detect.threads) as pool:
+        work = pool.map(search, range(n_images))
+        scores = list(tqdm(work, "quiet", n_images, unit="image", disable=None))
+    return np.concatenate([np.zeros(0), *scores])

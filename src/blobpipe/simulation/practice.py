@@ -1,0 +1,163 @@
+"""Draw what the joint score learns from: blobs, and things that look like them, to add to images."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.ndimage import gaussian_filter
+
+from blobpipe.core import blob_shapes
+from blobpipe.core.arrays import Float32Array, Int16Array, Mask
+from blobpipe.core.cutouts import window_around
+from blobpipe.core.random_streams import log_uniform, stream
+from blobpipe.images import tiles
+from blobpipe.simulation import clutter
+from blobpipe.simulation.inject import HALF_PX, add_blob, add_stamp
+
+# Fraction of the squares of 256 x 256 pixels that show clutter instead of blobs and a cluster
+CLUTTER_FRAC = 0.5
+
+# Ranges of S/N and radius (px) of blobs, each drawn evenly in its logarithm
+SNR = (4.0, 40.0)
+RADII_PX = (2.4, 10.0)
+
+# Fraction of the blobs whose radius is that of their place, with this scatter (1 sigma of the logarithm;
+# measured on 71 blobs of a real image: 0.17); the others have any radius
+LAWFUL_FRAC = 0.97
+LAW_SCATTER = 0.2
+
+# Fraction of the blobs that are ragged as real ones are, so that a high reduced chi-squared is no proof
+# against a blob
+RAGGED_FRAC = 0.5
+
+# Ranges of radius (px), of the Gaussian that softens the edges (px), of axis ratio and of S/N of
+# clusters of bad pixels; real ones whose edges resampling or diffusion has softened have radii of 1.6 to
+# 2.9 px and S/N 8 to 26
+CLUSTER_RADII_PX = (0.8, 3.2)
+CLUSTER_SOFTNESS_PX = (0.3, 1.4)
+CLUSTER_AXES = (0.6, 1.6)
+CLUSTER_SNR = (5.0, 40.0)
+
+# Least distance between a blob and a cluster (px), and places that are tried for a cluster (count)
+APART_PX = 40.0
+N_TRIES = 40
+
+# Distance up to which a candidate is of a cluster (px)
+NEAR_CLUSTER_PX = 12.0
+
+
+class Practice(NamedTuple):
+    """What is added to an image.
+
+    Attributes
+    ----------
+    signal : ndarray, shape (ny, nx), float32
+        Light loss (fraction of the light).
+    blobs : DataFrame
+        x_px, y_px, radius_px of each blob.
+    is_structure : ndarray, shape (ny, nx), bool
+        Clutter, and the surroundings of clusters.
+    """
+
+    signal: Float32Array
+    blobs: pd.DataFrame
+    is_structure: Mask
+
+
+def draw_practice(
+    seed: int, frame: str, shape: tuple[int, int], noise_frac: float, pieces: Int16Array
+) -> Practice:
+    """Draw a signal for every 256 x 256 pixels of an image: two blobs and a soft cluster, or clutter.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the detect stage.
+    frame : str
+        Name of the frame, which selects the random stream.
+    shape : (ny, nx)
+        Shape of the image.
+    noise_frac : float
+        Noise per pixel (fraction of the light), which sets the depth of a given S/N.
+    pieces : ndarray, shape (n, 256, 256), int16
+        From `clutter.draw_pieces`.
+    """
+    rng = stream(seed, "detect", frame)
+    signal = np.zeros(shape, np.float32)
+    is_structure = np.zeros(shape, bool)
+    blobs: list[tuple[float, float, float]] = []
+    for top, left in product(*(range(0, side - tiles.SIDE + 1, tiles.SIDE) for side in shape)):
+        if rng.random() < CLUTTER_FRAC:
+            piece = pieces[rng.integers(len(pieces))].astype(np.float32)
+            piece[piece == clutter.NO_VALUE] = 0
+            of_light = np.float32(noise_frac / clutter.STEP)
+            square = np.s_[top : top + tiles.SIDE, left : left + tiles.SIDE]
+            signal[square] += of_light * piece
+            is_structure[square] = True
+            continue
+
+        # A blob in each half, then a cluster away from both
+        here = []
+        for half in (0, tiles.SIDE // 2):
+            y = top + half + rng.uniform(HALF_PX, tiles.SIDE // 2 - HALF_PX)
+            x = left + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX)
+            radius = _add_any_blob(signal, rng, x, y, noise_frac)
+            here.append((x, y, radius))
+        x, y = np.add(rng.uniform(HALF_PX, tiles.SIDE - HALF_PX, (N_TRIES, 2)), (left, top)).T
+        apart = np.min([np.hypot(x - blob[0], y - blob[1]) for blob in here], axis=0)
+        place = int(np.argmax(apart > APART_PX))
+        _add_cluster(signal, rng, float(x[place]), float(y[place]), noise_frac)
+        around, distance = window_around(shape, x[place], y[place], NEAR_CLUSTER_PX)
+        is_structure[around] |= distance <= NEAR_CLUSTER_PX
+        blobs += here
+    columns = ["x_px", "y_px", "radius_px"]
+    return Practice(signal, pd.DataFrame(blobs, columns=columns, dtype=float), is_structure)
+
+
+def _add_any_blob(
+    image: Float32Array, rng: np.random.Generator, x_px: float, y_px: float, noise_frac: float
+) -> float:
+    """Add a blob of any shape and S/N, and return its radius (px), mostly that of its place."""
+    radius = float(log_uniform(rng, *RADII_PX))
+    if rng.random() < LAWFUL_FRAC:
+        usual = float(blob_shapes.typical_radius(np.array(x_px), np.array(y_px)))
+        lawful = usual * np.exp(rng.normal(0, LAW_SCATTER))
+        radius = float(np.clip(lawful, *RADII_PX))
+    snr = float(log_uniform(rng, *SNR))
+    kind = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
+    is_ragged = rng.random() < RAGGED_FRAC
+
+    # The depth that gives a blob of this shape its S/N
+    profile = blob_shapes.blob_profile(kind, radius)
+    add_blob(
+        image,
+        shape=kind,
+        x_px=x_px,
+        y_px=y_px,
+        radius_px=radius,
+        depth_frac=snr / blob_shapes.matched_snr(profile, noise_frac),
+        ragged=rng if is_ragged else None,
+    )
+    return radius
+
+
+def _add_cluster(
+    image: Float32Array, rng: np.random.Generator, x_px: float, y_px: float, noise_frac: float
+) -> None:
+    """Add an elliptical cluster of bad pixels with soft edges that reads low, as a blob does."""
+    radius = float(log_uniform(rng, *CLUSTER_RADII_PX))
+    softness = rng.uniform(*CLUSTER_SOFTNESS_PX)
+    axes = float(log_uniform(rng, *CLUSTER_AXES))
+    snr = float(log_uniform(rng, *CLUSTER_SNR))
+    x = round(x_px)
+    y = round(y_px)
+    rows, columns = np.mgrid[-HALF_PX : HALF_PX + 1, -HALF_PX : HALF_PX + 1]
+    distance = np.hypot((columns - (x_px - x)) * axes, (rows - (y_px - y)) / axes)
+    spot = gaussian_filter((distance <= radius).astype(np.float32), softness)
+    if not spot.any():  # smaller than a pixel, between two
+        return
+    depth = snr * noise_frac / np.linalg.norm(spot)
+    add_stamp(image, np.float32(depth) * spot, x, y)
