@@ -29,7 +29,7 @@ from tests.unit.monitor import masked
 import blobpipe
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.detection.search import find_blobs
+from blobpipe.detection.search import Observation, observe
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
 from blobpipe.images import difference
 from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack
@@ -1216,11 +1216,13 @@ def test_a_bug_that_one_image_brings_to_light_is_its_alone(
         write(again / "in", day, NEW)
     calls = []
 
-    def fail_on_the_second(*image: Any, **about: Any) -> pd.DataFrame:
+    def fail_on_the_second(*image: Any, **about: Any) -> Observation:
         calls.append(image)
-        return find_blobs(*image, **about) if len(calls) != 2 else pd.DataFrame()["no such column"]
+        if len(calls) == 2:
+            raise KeyError("no such column")
+        return observe(*image, **about)
 
-    monkeypatch.setattr(quicklook, "find_blobs", fail_on_the_second)
+    monkeypatch.setattr(quicklook, "observe", fail_on_the_second)
     log = run(again)
     assert list(outcomes(log).values())[-3:] == ["searched", "rejected", "searched"]
     [row] = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected'").fetchall()
