@@ -84,11 +84,14 @@ def _campaign(args: argparse.Namespace) -> None:
 
 def _difference(args: argparse.Namespace) -> None:
     from blobpipe.images import difference
+    from blobpipe.images.bad_pixels import read_bad_pixels
 
+    params = _params(args)
+    bad = read_bad_pixels(params.bad_pixels)
     if args.batch is None:
-        difference.reference(RAW, DIFFERENCE, _params(args).difference)
+        difference.reference(RAW, DIFFERENCE, params.difference, bad)
     if not args.reference:
-        difference.write_differences(RAW, DIFFERENCE, _params(args).difference, args.batch)
+        difference.write_differences(RAW, DIFFERENCE, params.difference, args.batch, bad)
 
 
 def _clip(args: argparse.Namespace) -> None:
@@ -224,6 +227,7 @@ def _scan(args: argparse.Namespace) -> int:
         difference=args.difference,
         reference=args.reference,
         catalogue=args.catalogue,
+        bad_pixels=args.bad_pixels,
     )
 
 
@@ -239,6 +243,7 @@ def _quicklook(args: argparse.Namespace) -> None:
         reference=args.reference,
         difference=args.difference,
         again=args.again,
+        bad_pixels=tuple(args.bad_pixels),
     )
     if args.watch:
         quicklook.watch(args.folder, options)
@@ -288,13 +293,15 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _flatten(args: argparse.Namespace) -> int:
+    from blobpipe.images.bad_pixels import read_bad_pixels
     from blobpipe.images.flatten import flatten_exposure, refuse_overwriting
 
+    bad = read_bad_pixels(_params_if_any(args).bad_pixels, args.bad_pixels)
     failed = 0
     for index, path in enumerate(args.files):
         try:
             refuse_overwriting(args.files, index, args.out)
-            print(flatten_exposure(path, args.out))
+            print(flatten_exposure(path, args.out, bad))
         except FrameError as error:
             print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
             failed = 1
@@ -327,7 +334,7 @@ def _doctor(args: argparse.Namespace) -> int:
     named = settings if args.params or settings.exists() else None
     model = args.model or _own_or_packaged()
     judged = Path(REGRESSION_METRICS) if not args.model and model == Path(OWN_MODEL) else None
-    setup = Setup(named, model, args.catalogue, args.log, judged)
+    setup = Setup(named, model, args.catalogue, args.log, judged, tuple(args.bad_pixels))
     failed = False
     for check in examine(setup, os.environ, send_test=args.send_test):
         print(f"{check.state:4}  {check.what}: {check.found}")
@@ -545,6 +552,7 @@ def _add_scan(commands: Commands, shared: _Shared) -> None:
         help=f"trained dense or report network (default: {OWN_MODEL}, which must have passed the gate; else the packaged model)",
     )
     _add_known_blobs(scan)
+    _add_bad_pixels(scan)
     scan.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures"
     )
@@ -570,6 +578,18 @@ def _add_known_blobs(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_bad_pixels(command: argparse.ArgumentParser) -> None:
+    """Add the option ``--bad-pixels``."""
+    command.add_argument(
+        "--bad-pixels",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="mask of bad pixels (not 0: bad) or bad-pixel table, besides those of the settings; may be repeated",
+    )
+
+
 def _add_quicklook(commands: Commands, shared: _Shared) -> None:
     """Add the command ``quicklook``."""
     quicklook = commands.add_parser(
@@ -583,6 +603,7 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
         "--model", type=Path, help="trained dense network (default: as for scan)"
     )
     _add_known_blobs(quicklook)
+    _add_bad_pixels(quicklook)
     quicklook.add_argument(
         "--silent", action="store_true", help="do not queue notices (for a backlog of images)"
     )
@@ -793,6 +814,7 @@ def _add_doctor(commands: Commands, shared: _Shared) -> None:
     )
     doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
     _add_known_blobs(doctor)
+    _add_bad_pixels(doctor)
     doctor.add_argument(
         "--send-test", action="store_true", help="also send a test notice on every channel"
     )
@@ -840,11 +862,14 @@ def _date(text: str) -> date:
 def _add_flatten(commands: Commands, shared: _Shared) -> None:
     """Add the command ``flatten``."""
     flatten = commands.add_parser(
-        "flatten", parents=[shared.common], help="make blob images from calibrated exposures"
+        "flatten",
+        parents=[shared.settings, shared.common],
+        help="make blob images from calibrated exposures",
     )
     flatten.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="full-frame FLT or IMA exposure"
     )
+    _add_bad_pixels(flatten)
     flatten.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the blob images"
     )

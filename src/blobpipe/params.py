@@ -161,6 +161,24 @@ class Campaign(Section):
     )
 
 
+class BadPixels(Section):
+    """Known bad pixels, which have no value from the first step on (not in the report)."""
+
+    files: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="FITS files of bad pixels: masks (not 0: bad) or bad-pixel tables (BPIXTAB), "
+        "relative to the working folder; none: no mask.",
+    )
+    dq_flags: int = Field(
+        62_911,
+        ge=0,
+        le=65_535,
+        description="Sum of the DQ flags that make a pixel bad, in the image's own extension DQ and "
+        "in tables. All 16 but 64 (not in use), 512 (known blobs) and 2048 (signal in the zeroth "
+        "read, corrected by calwf3). WFC3 Data Handbook, DQ flags of the IR channel.",
+    )
+
+
 class Difference(Section):
     """Registration, and subtraction of the running median stack (ISR 2)."""
 
@@ -792,6 +810,7 @@ class Params(Section):
     """The whole of ``params.yaml``."""
 
     campaign: Campaign = Campaign()
+    bad_pixels: BadPixels = BadPixels()
     difference: Difference = Difference()
     clip: Clip = Clip()
     scale: Scale = Scale()

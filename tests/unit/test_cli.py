@@ -21,6 +21,7 @@ from tests.unit import synthetic_log
 from blobpipe import __version__, cli
 from blobpipe.core import files, fits_images, tables
 from blobpipe.errors import BlobpipeError
+from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.monitor import logbook
 from blobpipe.params import Notices, Params, Regression, to_yaml
 
@@ -33,20 +34,28 @@ EXPECTED: dict[str, Calls] = {
         ("simulation.campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})
     ],
     "difference": [
-        ("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {}),
+        (
+            "images.difference.reference",
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels()),
+            {},
+        ),
         (
             "images.difference.write_differences",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, None),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, None, BadPixels()),
             {},
         ),
     ],
     "difference --reference": [
-        ("images.difference.reference", (f"{D}/raw", f"{D}/difference", PARAMS.difference), {})
+        (
+            "images.difference.reference",
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels()),
+            {},
+        )
     ],
     "difference --batch 3": [
         (
             "images.difference.write_differences",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3, BadPixels()),
             {},
         )
     ],
@@ -190,7 +199,9 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
 
 def test_every_stage_of_the_settings_is_a_command() -> None:
     # those are of the daily routine
-    stages = set(Params.model_fields) - {"vetting", "quicklook", "notices", "health"}
+    stages = set(Params.model_fields) - {
+        *("bad_pixels", "vetting", "quicklook", "notices", "health")
+    }
     assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
 
 
@@ -285,7 +296,8 @@ def test_scan_needs_no_settings_but_takes_them(
     assert out == Path("o")
     assert model == Path(cli.__file__).with_name("model.safetensors")
     assert params == (PARAMS if own else Params())
-    assert settings == {"difference": True, "reference": None, "catalogue": None}
+    expected = {"difference": True, "reference": None, "catalogue": None, "bad_pixels": []}
+    assert settings == expected
 
 
 def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

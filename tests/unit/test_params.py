@@ -193,15 +193,15 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         ("3\n", "found int, expected sections"),
         (WHOLE.encode("utf-16"), "expected a text file in UTF-8"),
         ((WHOLE + "# \u00e9\n").encode("latin-1"), "expected a text file in UTF-8"),
-        (WHOLE.replace("  factor", "\tfactor"), r"line 25: .*cannot start any token: '\\t'"),
+        (WHOLE.replace("  factor", "\tfactor"), r"line 30: .*cannot start any token: '\\t'"),
         (
             WHOLE.replace("  factor", "  factor: 0.6\n  factor"),
-            "line 26: factor is listed twice; remove one",
+            "line 31: factor is listed twice; remove one",
         ),
         (WHOLE + "clip:\n  factor: 0.5\n", f"line {END}: clip is listed twice; remove one"),
         (
             WHOLE.replace("clip:\n", "<<<<<<< HEAD\nclip:\n"),
-            "line 24: found <<<<<<<, the mark of a merge",
+            "line 29: found <<<<<<<, the mark of a merge",
         ),
         (LAUGHS, r"line 2: found the alias \*a, expected the value itself"),
         ("a: " + "[" * 100_000, "line 1: found more than 20 levels of nesting"),
@@ -227,22 +227,22 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: 2020-01-01"),
-            "line 25: found a date, expected a number",
+            "line 30: found a date, expected a number",
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: 2020-13-01"),
-            "line 25: found a date, expected a number",
+            "line 30: found a date, expected a number",
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: !!binary aGVsbG8="),
-            "line 25: found the tag tag:yaml.org,2002:binary",
+            "line 30: found the tag tag:yaml.org,2002:binary",
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: !!python/name:os.system"),
-            "line 25: found the tag .*os.system",
+            "line 30: found the tag .*os.system",
         ),
-        (WHOLE.replace("factor: 0.5", "factor: !!float half"), "line 25: found the tag"),
-        (WHOLE.replace("factor: 0.5", "<<: {factor: 0.5}"), "line 25: found a merge"),
+        (WHOLE.replace("factor: 0.5", "factor: !!float half"), "line 30: found the tag"),
+        (WHOLE.replace("factor: 0.5", "<<: {factor: 0.5}"), "line 30: found a merge"),
         (
             WHOLE.replace("factor: 0.5", f"factor: {'x' * 100_000}"),
             r'clip.factor: found "x{76}\.\.\., expected',

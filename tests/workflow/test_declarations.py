@@ -32,7 +32,7 @@ def test_a_stage_has_one_name_everywhere() -> None:
     sections = [
         name
         for name in Params.model_fields
-        if name not in ("vetting", "quicklook", "notices", "health")
+        if name not in ("bad_pixels", "vetting", "quicklook", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
     assert [*names, *OPTIONAL] == list(cli.STAGES)
@@ -198,6 +198,15 @@ def test_faulty_settings_stop_snakemake_with_one_line(
     printed = project.fails("snakemake", "-n")
     assert "Traceback" not in printed
     assert sum(expected in line for line in printed.splitlines()) == 1
+
+
+def test_masks_of_bad_pixels_are_inputs_if_they_are_set(pristine: Project, copy_of: object) -> None:
+    project = copy_of(pristine)  # type: ignore[operator]
+    project.set("bad_pixels", "files", ["calibration/mask.fits"])
+    assert "calibration/mask.fits" in project.fails("snakemake", "-n", "reference")
+    (project.root / "calibration").mkdir()
+    (project.root / "calibration/mask.fits").touch()
+    assert "reference" in project.planned_stages()
 
 
 def test_settings_come_from_the_file_alone(pristine: Project) -> None:

@@ -17,6 +17,7 @@ from .conftest import Project
 
 BELOW = {  # what a changed section of params.yaml must make anew
     "campaign": "campaign reference difference clip scale cutout augment train dense detect evaluate regression completeness",
+    "bad_pixels": "reference difference clip scale cutout augment train dense detect evaluate regression completeness",
     "difference": "reference difference clip scale cutout augment train dense detect evaluate regression completeness",
     "clip": "clip scale cutout augment train dense detect evaluate regression completeness",
     "scale": "scale cutout augment train dense detect evaluate regression completeness",
@@ -32,6 +33,7 @@ BELOW = {  # what a changed section of params.yaml must make anew
 }
 CHANGES = {
     "campaign": ("seed", 2),
+    "bad_pixels": ("dq_flags", 4),
     "difference": ("register_shift", False),
     "clip": ("factor", 0.6),
     "scale": ("clip_sigma", 2.5),

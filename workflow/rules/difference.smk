@@ -3,6 +3,7 @@ rule reference:
     input:
         images=images(ROWS[:REACH]),
         blobs=CATALOGUE,
+        bad_pixels=PARAMS.bad_pixels.files,
         frames=ancient("data/raw/frames.csv"),
         code=stages()["difference"].code,
     output:
@@ -27,6 +28,7 @@ rule difference:
     input:
         images=lambda wildcards: images(up_to(wildcards.batch)),
         blobs=CATALOGUE,
+        bad_pixels=PARAMS.bad_pixels.files,
         frames=ancient("data/raw/frames.csv"),
         code=stages()["difference"].code,
     output:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core import files, hdus
-from blobpipe.core.arrays import Float32Array
+from blobpipe.core.arrays import Float32Array, Int64Array
 from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX
 from blobpipe.errors import FrameError, printable
 
@@ -53,12 +53,15 @@ class Frame:
         cards that cannot be used are left out.
     layout : str
         Where in the file the image was found, in words.
+    dq : ndarray, shape (ny, nx), int64, or None
+        Data-quality flags of each pixel (extension DQ); None if the file has none.
     """
 
     name: str
     data: Float32Array
     header: Mapping[str, hdus.Value]
     layout: str
+    dq: Int64Array | None = None
 
 
 def frame_name(path: str | Path) -> str:
@@ -94,13 +97,13 @@ def read_frame(path: str | Path) -> Frame:
     """Read an image in any layout that monitor images come in.
 
     The first HDU that holds an image is taken: a SCI extension before others, a 2-D array, or plane 0 of a cube.
-    Reference pixels that the file leaves out (1014 x 1014) are put back as NaN. Integer and big-endian data become
-    native float32.
+    Reference pixels that the file leaves out (1014 x 1014) are put back as NaN, with the DQ 0. Integer and big-endian
+    data become native float32.
 
     Raises
     ------
     FrameError
-        If the file is not FITS, is truncated, or holds no image of at least two by two pixels.
+        If the file is not FITS, is truncated, holds no image of at least two by two pixels, or has a DQ of another size.
 
     Notes
     -----
@@ -114,10 +117,26 @@ def read_frame(path: str | Path) -> Frame:
         header = {name: value for name, value in cards if value is not None}
         size = "x".join(map(str, image.shape[::-1]))
         layout = f"HDU {index} ({image.name or 'unnamed'}), {size}"
-        data = _plane(file, image)
+        data = plane(file, image)
+        dq = _read_dq(path, file, data.shape)
     if data.shape == (LIGHT_SIDE_PX, LIGHT_SIDE_PX):
         data = np.pad(data, BORDER_PX, constant_values=np.nan)
-    return Frame(frame_name(path), data, header, layout)
+        dq = None if dq is None else np.pad(dq, BORDER_PX)
+    return Frame(frame_name(path), data, header, layout, dq)
+
+
+def _read_dq(path: Path, file: hdus.File, shape: tuple[int, ...]) -> Int64Array | None:
+    """Read the data-quality flags of an image; None if the file has none."""
+    hdu = file.named("DQ")
+    if hdu is None or not hdu.shape:
+        return None
+    flags = plane(file, hdu)
+    if flags.shape != shape:
+        raise FrameError(
+            f"{path}: DQ has the shape {flags.shape}, expected that of the image, {shape}; fetch the file again"
+        )
+    # Images are read as float32, which holds 16 bits exactly
+    return np.nan_to_num(flags).astype(np.int64)
 
 
 def read_plane(path: str | Path, name: str) -> Float32Array:
@@ -136,7 +155,7 @@ def read_plane(path: str | Path, name: str) -> Float32Array:
         hdu = file.named(name)
         if hdu is None:
             raise ValueError(f"no image {name} in its {len(file.hdus)} HDU")
-        return _plane(file, hdu)
+        return plane(file, hdu)
 
 
 def find_plane(path: str | Path, name: str) -> Float32Array | None:
@@ -149,10 +168,10 @@ def find_plane(path: str | Path, name: str) -> Float32Array | None:
     """
     with hdus.opened(path, IMAGE) as file:
         hdu = file.named(name)
-        return None if hdu is None else _plane(file, hdu)
+        return None if hdu is None else plane(file, hdu)
 
 
-def _plane(file: hdus.File, hdu: hdus.HDU) -> Float32Array:
+def plane(file: hdus.File, hdu: hdus.HDU) -> Float32Array:
     """Read an image, or plane 0 of a cube, of a size that fits into memory."""
     if len(hdu.shape) not in (2, 3) or min(hdu.shape) < 1:
         raise ValueError(f"an array of shape {hdu.shape} instead of (ny, nx) or (planes, ny, nx)")

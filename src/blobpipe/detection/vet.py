@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 DEFAULTS = Vetting()
 PATTERN_HALF = 2  # half the side of the square in which the pattern is averaged (px)
+MIN_SHARE = (
+    0.02  # share of values among the neighbours below which a missing pixel is filled towards 0
+)
 
 
 class Fit(NamedTuple):
@@ -160,10 +163,20 @@ def has_hard_edges(fit: Fit, evidence: Evidence) -> bool:
     from scipy.ndimage import gaussian_filter
 
     window, distance = _window_of(fit, evidence.difference)
+    finite = np.isfinite(window)
     window = np.nan_to_num(window)
+
+    # The rim of missing pixels is no edge: they are filled from their neighbours
+    if not finite.all():
+        share = gaussian_filter(finite.astype(np.float32), SMOOTHING_PX)
+        nearby = gaussian_filter(window, SMOOTHING_PX) / np.maximum(share, MIN_SHARE)
+        window = np.where(finite, window, nearby)
+
     once = gaussian_filter(window, SMOOTHING_PX)
     lost = window - once - gaussian_filter(window - once, SMOOTHING_PX)
-    footprint = distance <= fit.radius + FOOTPRINT_MARGIN_PX
+    footprint = finite & (distance <= fit.radius + FOOTPRINT_MARGIN_PX)
+    if not footprint.any():
+        return False
     typical = 1.4826 * bottleneck.median(np.abs(lost[footprint]))
     of_noise = evidence.params.hard_edge_sigma * evidence.noise
     of_blob = evidence.params.hard_edge_frac * fit.depth

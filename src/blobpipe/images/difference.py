@@ -19,6 +19,7 @@ from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import Image
 from blobpipe.core.detector import SIDE_PX
 from blobpipe.errors import FrameError, TableError
+from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.noise import clean_noise, noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import (
@@ -143,7 +144,11 @@ def subtract(
 
 
 def write_differences(
-    raw_dir: str | Path, out_dir: str | Path, params: Difference, batch: int | None = None
+    raw_dir: str | Path,
+    out_dir: str | Path,
+    params: Difference,
+    batch: int | None = None,
+    bad_pixels: BadPixels | None = None,
 ) -> None:
     """Write the difference image of each image that has a whole stack before it (stage ``difference``).
 
@@ -158,6 +163,8 @@ def write_differences(
     params : Difference
     batch : int, optional
         Only this batch of `tables.BATCH` rows. The results do not depend on the division into batches.
+    bad_pixels : BadPixels, optional
+        Pixels that get no value; the header of a difference image names their files.
 
     Raises
     ------
@@ -181,7 +188,8 @@ def write_differences(
     for number, rows in enumerate(batches):
         if batch not in (None, number):
             continue
-        done = _subtract_batch(Path(raw_dir), Path(out_dir), params, table, blobs, rows)
+        source = Source(Path(raw_dir), table, bad_pixels or BadPixels())
+        done = _subtract_batch(source, Path(out_dir), params, blobs, rows)
         tables.write_table(Path(out_dir) / f"frames-{number:03d}.csv", pd.DataFrame(done))
 
 
@@ -194,11 +202,28 @@ def _catalogue(raw_dir: str | Path) -> pd.DataFrame:
     return blobs.assign(first=first)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where images are read from.
+
+    Attributes
+    ----------
+    folder : path
+    table : DataFrame
+        ``frames.csv``.
+    bad_pixels : BadPixels
+        Pixels that get no value.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    bad_pixels: BadPixels
+
+
 def _subtract_batch(
-    raw_dir: Path,
+    source: Source,
     out_dir: Path,
     params: Difference,
-    table: pd.DataFrame,
     blobs: pd.DataFrame,
     rows: slice,
 ) -> list[dict[str, Any]]:
@@ -206,16 +231,15 @@ def _subtract_batch(
 
     Parameters
     ----------
-    raw_dir, out_dir, params
-        As in `subtract`.
-    table : DataFrame
-        ``frames.csv``.
+    source : Source
+    out_dir, params
+        As in `write_differences`.
     blobs : DataFrame
         From `_catalogue`.
     rows : slice
         Rows of the batch.
     """
-    read, images = _read_rows(raw_dir, table, rows, params.stack_size)
+    read, images = _read_rows(source, rows, params.stack_size)
     usable = [candidate for candidate in read if not candidate.reason]
 
     # The first images of the list, as many as a stack takes, have no whole stack before them
@@ -229,7 +253,7 @@ def _subtract_batch(
             )
 
     # A row for every image of the batch, with a difference or without
-    mjd = dict(zip(table["frame"], table["mjd"], strict=True))
+    mjd = dict(zip(source.table["frame"], source.table["mjd"], strict=True))
     results = []
     for candidate in read:
         if candidate.row < rows.start:
@@ -269,16 +293,12 @@ def _result(
     }
 
 
-def _read_rows(
-    raw_dir: Path, table: pd.DataFrame, rows: slice, wanted: int
-) -> tuple[list[Candidate], list[Image]]:
+def _read_rows(source: Source, rows: slice, wanted: int) -> tuple[list[Candidate], list[Image]]:
     """Read the images of some rows, and as many before them as their stacks take.
 
     Parameters
     ----------
-    raw_dir : Path
-    table : DataFrame
-        ``frames.csv``.
+    source : Source
     rows : slice
     wanted : int
         Number of usable images before these rows, fewer if the list begins there.
@@ -290,7 +310,7 @@ def _read_rows(
     list of ndarray
         Those that are usable.
     """
-    read = [_read(raw_dir, table, row) for row in range(rows.start, rows.stop)]
+    read = [_read(source, row) for row in range(rows.start, rows.stop)]
     candidates = _reject_other_noise([candidate for candidate, _ in read])
 
     # Read backwards until enough images are usable; each one read may change what noise is usual
@@ -301,7 +321,7 @@ def _read_rows(
         if n_usable >= wanted:
             break
         start -= 1
-        read.insert(0, _read(raw_dir, table, start))
+        read.insert(0, _read(source, start))
         candidates = _reject_other_noise([candidate for candidate, _ in read])
 
     images = [
@@ -330,12 +350,12 @@ def _reject_other_noise(candidates: list[Candidate]) -> list[Candidate]:
     return compared
 
 
-def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Image | None]:
+def _read(source: Source, row: int) -> tuple[Candidate, Image | None]:
     """Read the image of a row, NaN where it has no value; None if it cannot be used."""
-    name = str(table["frame"].iloc[row])
+    name = str(source.table["frame"].iloc[row])
     try:
-        path = fits_images.find_image(raw_dir, name)
-        frame = fits_images.read_frame(path)
+        path = fits_images.find_image(source.folder, name)
+        frame = source.bad_pixels.blank(fits_images.read_frame(path), path)
         noise = fits_images.require_usable(frame, path)
         if frame.data.shape != SHAPE:
             ny, nx = frame.data.shape
@@ -345,6 +365,7 @@ def _read(raw_dir: Path, table: pd.DataFrame, row: int) -> tuple[Candidate, Imag
     except FrameError as error:
         return Candidate(row, name, {}, str(error)), None
     cards = {card: frame.header[card] for card in KEPT_CARDS if card in frame.header}
+    cards |= source.bad_pixels.cards(frame)
     image = np.where(np.isfinite(frame.data), frame.data, np.float32(np.nan))
     return Candidate(row, name, cards, "", noise), image
 
@@ -456,7 +477,12 @@ def _recent(
     return landed_within(blobs, rows, shape) if params.known_blobs else []
 
 
-def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> None:
+def reference(
+    raw_dir: str | Path,
+    out_dir: str | Path,
+    params: Difference,
+    bad_pixels: BadPixels | None = None,
+) -> None:
     """Write ``reference.fits.fz``, the template of the first images.
 
     Its HDUs are STACK (their median), PATTERN (`pattern.blob_pattern`), SCATTER (`stack.rms_map`) and
@@ -468,22 +494,26 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
         As in `subtract`.
     out_dir : path
     params : Difference
+    bad_pixels : BadPixels, optional
+        Pixels that get no value; the header names their files.
 
     Raises
     ------
     FrameError
         If there are fewer usable images than a stack takes.
     """
-    table = tables.read_frame_list(raw_dir)
+    bad = bad_pixels or BadPixels()
+    source = Source(Path(raw_dir), tables.read_frame_list(raw_dir), bad)
+    n_listed = len(source.table)
     blobs = _catalogue(raw_dir)
 
     # Read on until enough images are usable
     members: list[Candidate] = []
     images: list[Image] = []
     stop = 0
-    while len(members) < params.stack_size and stop < len(table):
-        stop = min(stop + params.stack_size - len(members), len(table))
-        read, images = _read_rows(Path(raw_dir), table, slice(0, stop), 0)
+    while len(members) < params.stack_size and stop < n_listed:
+        stop = min(stop + params.stack_size - len(members), n_listed)
+        read, images = _read_rows(source, slice(0, stop), 0)
         members = [candidate for candidate in read if not candidate.reason]
     if len(members) < params.stack_size:
         raise FrameError(
@@ -499,4 +529,5 @@ def reference(raw_dir: str | Path, out_dir: str | Path, params: Difference) -> N
     noise_model = noise_model_of_stack(registered.images, stack)
     planes = {"STACK": stack, "PATTERN": blob_pattern(stack, known), "SCATTER": rms}
     planes |= noise_model_planes(noise_model)
-    fits_images.write_images(Path(out_dir) / "reference.fits.fz", planes, sigma=clean_noise(stack))
+    path = Path(out_dir) / "reference.fits.fz"
+    fits_images.write_images(path, planes, header=bad.cards(), sigma=clean_noise(stack))

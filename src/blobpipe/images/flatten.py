@@ -16,20 +16,15 @@ import numpy.typing as npt
 
 from blobpipe import __version__
 from blobpipe.core import fits_images
-from blobpipe.core.arrays import Image, Int32Array, Mask
-from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX, SIDE_PX
+from blobpipe.core.arrays import Image, Int64Array, Mask
+from blobpipe.core.detector import BORDER_PX, SIDE_PX
 from blobpipe.errors import FrameError
+from blobpipe.images.bad_pixels import DEFAULTS, BadPixels
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
 log = logging.getLogger(__name__)
-
-# DQ flags of pixels that are kept. All others mean that a pixel does not measure the light, as AstroDrizzle's default for
-# this detector has it (DHB 7.9). Kept are 64, which is not in use; 512, by which known blobs are flagged, and which would
-# mask what is sought; and 2048, signal in the zeroth read, which calwf3 has corrected and a bright Earth sets on much of
-# the frame.
-KEPT_FLAGS = 64 | 512 | 2048
 
 # Side of the boxes of the background (px): three times the largest blob, and 13 of them are exactly the 1014 px of the
 # detector without its reference pixels
@@ -68,7 +63,9 @@ CARDS = (
 )
 
 
-def flatten_exposure(path: str | Path, out_dir: str | Path) -> Path:
+def flatten_exposure(
+    path: str | Path, out_dir: str | Path, bad_pixels: BadPixels | None = None
+) -> Path:
     """Write the blob image of a calibrated exposure.
 
     Parameters
@@ -79,6 +76,8 @@ def flatten_exposure(path: str | Path, out_dir: str | Path) -> Path:
     out_dir : path
         Folder of ``{rootname}_blob.fits.fz``: 1024 x 1024, light lost positive, NaN where a pixel is flagged and on the
         border.
+    bad_pixels : BadPixels, optional
+        Pixels that get no value, and the DQ flags that count.
 
     Returns
     -------
@@ -103,19 +102,21 @@ def flatten_exposure(path: str | Path, out_dir: str | Path) -> Path:
         )
 
     # The reference pixels see no light
+    bad = bad_pixels or BadPixels()
+    frame = bad.blank_files(frame, path)
     science = _without_border(frame.data)
-    flags = _read_flags(path)
-    good = np.where(_bad(science, flags), np.float32(np.nan), science)
+    flags = _without_border(_require_flags(path, frame.dq))
+    good = np.where(_bad(science, flags, bad.dq_flags), np.float32(np.nan), science)
     _require_light(path, frame.header, good)
     try:
-        loss = light_loss(science, flags)
+        loss = light_loss(science, flags, bad.dq_flags)
     except FrameError as error:
         raise FrameError(f"{path}: {error}") from error
     loss = np.pad(loss, BORDER_PX, constant_values=np.nan)
 
     out = output(path, out_dir)
     noise = fits_images.median_and_noise(loss)[1]
-    fits_images.write_image(out, loss, name="SCI", header=_header(path, frame.header), sigma=noise)
+    fits_images.write_image(out, loss, name="SCI", header=_header(path, frame, bad), sigma=noise)
     return out
 
 
@@ -153,20 +154,22 @@ def refuse_overwriting(paths: Sequence[Path], index: int, out_dir: Path) -> None
         )
 
 
-def light_loss(science: Image, flags: Int32Array) -> Image:
+def light_loss(science: Image, flags: Int64Array, dq_flags: int = DEFAULTS.dq_flags) -> Image:
     """Return one minus an exposure over its background: the fraction of the light that each pixel lacks.
 
     Parameters
     ----------
     science : ndarray, shape (ny, nx), float32
         In any unit that is proportional to the light; at least four boxes of 78 px wide and high.
-    flags : ndarray, shape (ny, nx), int32
+    flags : ndarray, shape (ny, nx), int
         DQ of each pixel.
+    dq_flags : int
+        Sum of the flags that make a pixel bad: `params.BadPixels.dq_flags`.
 
     Returns
     -------
     ndarray, shape (ny, nx), float32
-        Around zero, a blob positive; NaN where a pixel is flagged (except for `KEPT_FLAGS`) or has no value.
+        Around zero, a blob positive; NaN where a pixel has one of the flags, or no value.
 
     Raises
     ------
@@ -177,7 +180,7 @@ def light_loss(science: Image, flags: Int32Array) -> Image:
     -----
     Source: this project. The depths of blobs with radii of 3 to 12 px and depths of 2 to 30 % are kept within 1 %.
     """
-    bad = _bad(science, flags)
+    bad = _bad(science, flags, dq_flags)
     science = np.where(bad, np.float32(1), science)  # the values of bad pixels are not used
 
     # A first background finds what stands out, and a second one leaves that out
@@ -192,9 +195,9 @@ def light_loss(science: Image, flags: Int32Array) -> Image:
     return np.where(bad, np.float32(np.nan), 1 - twice).astype(np.float32)
 
 
-def _bad(science: Image, flags: Int32Array) -> Mask:
+def _bad(science: Image, flags: Int64Array, dq_flags: int) -> Mask:
     """Return the mask of pixels that do not measure the light."""
-    is_flagged = (flags & ~KEPT_FLAGS) != 0
+    is_flagged = (flags & dq_flags) != 0
     return np.asarray(is_flagged | ~np.isfinite(science))
 
 
@@ -253,20 +256,13 @@ def _structures(loss: Image, bad: Mask) -> Mask:
     return np.asarray(ndimage.binary_dilation(stands_out, iterations=MARGIN_PX))
 
 
-def _read_flags(path: Path) -> Int32Array:
-    """Read the DQ of an exposure, shape (1014, 1014)."""
-    try:
-        plane = _without_border(fits_images.read_plane(path, "DQ"))
-    except FrameError as error:
+def _require_flags(path: Path, dq: Int64Array | None) -> Int64Array:
+    """Refuse an exposure without DQ."""
+    if dq is None:
         raise FrameError(
-            f"{path}: no image DQ can be read, expected a calibrated exposure with SCI and DQ; fetch the FLT file"
-        ) from error
-    if plane.shape != (LIGHT_SIDE_PX, LIGHT_SIDE_PX):
-        raise FrameError(
-            f"{path}: DQ has the shape {plane.shape}, expected that of SCI; fetch the file again"
+            f"{path}: no image DQ found, expected a calibrated exposure with SCI and DQ; fetch the FLT file"
         )
-    # Images are read as float32, which holds 16 bits exactly
-    return plane.astype(np.int32)
+    return dq
 
 
 def _without_border(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -314,18 +310,19 @@ def _require_light(path: Path, header: Mapping[str, Any], good: Image) -> None:
         )
 
 
-def _header(path: Path, exposure: Mapping[str, Any]) -> Header:
+def _header(path: Path, frame: fits_images.Frame, bad: BadPixels) -> Header:
     """Return the header of the blob image of an exposure."""
     from astropy.io.fits import Header
 
-    header = Header([(card, exposure[card]) for card in CARDS if card in exposure])
+    header = Header([(card, frame.header[card]) for card in CARDS if card in frame.header])
     header["BUNIT"] = ("", "fraction of the light that is missing")
     history = (
         f"blobpipe {__version__} flatten: {ascii(path.name)[1:-1]}",
         "1 - SCI / background, light lost positive",
         f"background: medians of {BOX_PX} px boxes, cubic spline, blobs and stars left out",
-        f"NaN: DQ other than {KEPT_FLAGS} (64, 512 and 2048), reference border",
+        f"NaN: DQ flags {bad.dq_flags}, bad-pixel files, reference border",
     )
     for line in history:
         header["HISTORY"] = line
+    header.update(bad.cards(frame))
     return header

@@ -54,7 +54,7 @@ def blob_pattern(stack: Image, blobs: pd.DataFrame | None = None) -> Image:
     Source: this project. Smoothing twice, the second time what the first one lost, keeps the edge of a blob.
     """
     noise = clean_noise(stack)
-    filled, good = _without_bad_pixels(np.nan_to_num(_continued(stack)), noise)
+    filled, good = _without_bad_pixels(_continued(stack), noise)
     pattern = smooth_gaussian(filled, SMOOTHING_PX, twice=True)
     near = _compact_structures(pattern, filled - pattern, good, noise)
     if blobs is not None:
@@ -80,12 +80,17 @@ def _continued(stack: Image) -> Image:
 
 
 def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, Mask]:
-    """Fill pixels that no blob explains from their neighbours; return the image, and a mask of the other pixels."""
+    """Fill pixels without a value, and those that no blob explains, from their neighbours.
+
+    Return the image, and a mask of the other pixels.
+    """
+    has_value = np.isfinite(stack)
+    stack = np.nan_to_num(stack)
     # Single bad pixels differ from the middle two of their four neighbours
     sides = np.stack([np.roll(stack, step, axis) for axis in (0, 1) for step in (-1, 1)])
     usual = (sides.sum(axis=0) - sides.max(axis=0) - sides.min(axis=0)) / 2
     alike = np.abs(stack - usual) < 4 * noise + 0.3 * np.abs(usual)
-    good = alike & (stack > -4 * noise) & (stack < DEEPEST_FRAC)
+    good = has_value & alike & (stack > -4 * noise) & (stack < DEEPEST_FRAC)
 
     # Clusters of bad pixels have harder edges than any blob, so that smoothing changes them
     filled = _filled(stack, good)

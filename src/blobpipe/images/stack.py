@@ -163,8 +163,8 @@ def rms_map(
     Returns
     -------
     ndarray, shape (ny // 2, nx // 2), float32
-        RMS in cells of 2 x 2 pixels (fraction of the light); 0 where a value is missing, and everywhere if there are no
-        more than three images.
+        RMS in cells of 2 x 2 pixels (fraction of the light); 0 where a pixel has no value in any image, and everywhere if
+        there are no more than three images.
     """
     counted = max(len(images) - NEWEST, 0)
 
@@ -172,9 +172,7 @@ def rms_map(
     square = np.empty_like(stack)
     for row in range(0, len(stack), ROWS):
         rows = slice(row, row + ROWS)
-        rest = images[:counted, rows] - stack[rows]
-        np.einsum("nij,nij->ij", rest, rest, out=square[rows])
-    square /= max(counted, 1)
+        square[rows] = _mean_square(images[:counted, rows] - stack[rows])
 
     # On a recent blob, that of the images since its landing
     for blob in recent:
@@ -184,9 +182,8 @@ def rms_map(
             since = since_landing(images, blob, shifts, level)
             level = _median_of(since)
         n_since = max(counted - blob.start, 0)
-        rest = since[:n_since] - level
-        total = np.square(rest).sum(0)
-        square[blob.window][blob.inside] = total[blob.inside] / max(len(rest), 1)
+        mean = _mean_square(since[:n_since] - level)
+        square[blob.window][blob.inside] = mean[blob.inside]
 
     # Root of the mean over each cell; an odd last row or column is left out
     ny, nx = (side // CELL_PX for side in stack.shape)
@@ -194,6 +191,20 @@ def rms_map(
     cells = cropped.reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
     found: Image = np.nan_to_num(np.sqrt(cells))
     return found
+
+
+def _mean_square(rest: Image) -> Image:
+    """Return the mean square of each pixel, missing values left out; NaN where all are missing, 0 of no images."""
+    n = len(rest)
+    mean = np.einsum("nij,nij->ij", rest, rest) / np.float32(max(n, 1))
+    missing = np.isnan(mean)
+    if missing.any():
+        values = rest[:, missing]
+        there = np.isfinite(values)
+        total = np.square(np.where(there, values, 0)).sum(0)
+        count = there.sum(0)
+        mean[missing] = np.where(count, total / np.maximum(count, 1), np.nan)
+    return np.asarray(mean, np.float32)
 
 
 def landed_within(

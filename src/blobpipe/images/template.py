@@ -11,6 +11,7 @@ import numpy as np
 from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import Image, Mask
 from blobpipe.errors import FrameError
+from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.noise import Range, clean_noise, noise_for_stack
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.stack import rms_map, running_median
@@ -93,7 +94,11 @@ def median_template(images: Image, catalogue: pd.DataFrame | None = None) -> Tem
     return replace(template, noise_model=noise_model_of_stack(images, stack))
 
 
-def read_template(path: str | Path, catalogue: pd.DataFrame | str | Path | None = None) -> Template:
+def read_template(
+    path: str | Path,
+    catalogue: pd.DataFrame | str | Path | None = None,
+    bad_pixels: BadPixels | None = None,
+) -> Template:
     """Read a median stack, and its RMS map if the file has one (HDU SCATTER).
 
     Parameters
@@ -102,6 +107,8 @@ def read_template(path: str | Path, catalogue: pd.DataFrame | str | Path | None 
         A FITS image, or ``reference.fits.fz`` of the stage difference.
     catalogue : DataFrame or path, optional
         As for `make_template`.
+    bad_pixels : BadPixels, optional
+        Pixels that get no value.
 
     Raises
     ------
@@ -112,8 +119,10 @@ def read_template(path: str | Path, catalogue: pd.DataFrame | str | Path | None 
         raise FrameError(f"{path}: not found, expected a median stack; name one")
     if isinstance(catalogue, str | Path):
         catalogue = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
-    stack = fits_images.read_image(path).data
-    template = make_template(stack, fits_images.find_plane(path, "SCATTER"), catalogue)
+    bad = bad_pixels or BadPixels()
+    stack = bad.blank(fits_images.read_image(path), path).data
+    rms = bad.blank_cells(fits_images.find_plane(path, "SCATTER"))
+    template = make_template(stack, rms, catalogue)
     return replace(template, noise_model=read_noise_model(path))
 
 

@@ -24,8 +24,19 @@ from blobpipe.core import files
 from blobpipe.core.dates import format_mjd, to_mjd
 from blobpipe.core.detector import BORDER_PX, MJD_ZERO
 from blobpipe.core.detector import SIDE_PX as SIZE_PX
-from blobpipe.core.hdus import HDU, File, count, number, opened
+from blobpipe.core.hdus import opened
 from blobpipe.errors import BlobpipeError, FrameError, TableError
+from blobpipe.images.bpixtab import (
+    RUN_COLUMNS,
+    dq_image,
+    find_dq,
+    find_runs,
+    find_table,
+    hdus_from_bytes,
+    is_scaled,
+    require_runs,
+    table_index,
+)
 
 BoolImage = npt.NDArray[np.bool_]
 DqImage = npt.NDArray[np.int64]
@@ -35,14 +46,10 @@ BLOB = 512  # DQ bit of a blob
 # radii of 3 to 8 px; simulated
 MARGIN_PX = 1.5
 RADII_PX = (7.0, 8.2)  # smallest and largest radius of five discs in a real DQ image
-MEASURED = ("SCI", "ERR", "SAMP", "TIME")  # images of an exposure that are not DQ, integers or not
 MAX_LABEL = 24  # characters of a blob's name in a label or a comment
-RUN_COLUMNS = ("PIX1", "PIX2", "LENGTH", "AXIS", "VALUE")
 DETECTOR = {"CCDAMP": "ABCD", "CCDCHIP": 1, "CCDGAIN": 2.5}  # values in the headers of exposures
-MAX_COLUMNS = 999  # columns of a table, limit of the FITS standard
 # share of flagged pixels above which an image holds counts and not DQ; a real one has 0.02
 MAX_BAD_FRAC = 0.5
-MAX_RUN_PX = 2**25  # pixels in all rows of a table: each bit of each pixel once
 USEAFTER_FORMS = ("%b %d %Y %H:%M:%S", "%b %d %Y", "%B %d %Y %H:%M:%S", "%B %d %Y", "%d/%m/%Y")
 BLOCK = 2880  # bytes of a block, of which FITS files are made
 DESCRIP = "Bad pixels, with the blobs that the CSM monitor has shown"
@@ -150,41 +157,6 @@ def runs(dq: npt.NDArray[Any]) -> pd.DataFrame:
     )
 
 
-def dq_image(rows: Any) -> DqImage:
-    """Return the DQ image of a bad-pixel table.
-
-    Where runs overlap, their bits are combined; pixels off the image are left out.
-
-    Parameters
-    ----------
-    rows : DataFrame or FITS_rec
-        With PIX1, PIX2, LENGTH, AXIS, VALUE.
-
-    Returns
-    -------
-    ndarray, shape (1024, 1024), int64
-    """
-    image = np.zeros((SIZE_PX, SIZE_PX), np.int64)
-    columns = np.array([np.asarray(rows[name], np.int64) for name in RUN_COLUMNS])
-
-    # about a million pixels at a time: rows that overlap often would not fit into memory
-    n_parts = 1 + columns[2].sum() // 2**20
-    for part in np.array_split(columns, n_parts, axis=1):
-        first_x, first_y, length, axis, value = part
-
-        # for each pixel of each run: the row it is of, and its distance from the run's first pixel
-        row = np.repeat(np.arange(len(length)), length)
-        start = np.cumsum(length) - length
-        along = np.arange(len(row)) - start[row]
-
-        # axis 1 runs along x, axis 2 along y
-        x = first_x[row] + along * (axis[row] == 1) + BORDER_PX - 1
-        y = first_y[row] + along * (axis[row] == 2) + BORDER_PX - 1
-        on_image = (x >= 0) & (x < SIZE_PX) & (y >= 0) & (y < SIZE_PX)
-        np.bitwise_or.at(image, (y[on_image], x[on_image]), value[row[on_image]])
-    return image
-
-
 # -------------------------------------------------------------------------------------------------------- reading
 
 
@@ -215,12 +187,12 @@ def read_bad_pixels(path: str | Path) -> fits.HDUList:
     """
     try:
         with opened(path, "a bad-pixel table or a DQ image") as file:
-            table = _find_runs(file)
+            table = find_runs(file)
             if table is not None:
                 # reading the content compares the checksums
                 file.content(table)
                 return _checked_table(path, file.whole())
-            image = _find_dq(file)
+            image = find_dq(file)
     except FrameError as error:
         raise TableError(str(error)) from error
 
@@ -241,25 +213,14 @@ def read_bad_pixels(path: str | Path) -> fits.HDUList:
     return with_rows(new_table(rows["VALUE"]), rows)
 
 
-def _find_runs(file: File) -> HDU | None:
-    """Return the table of a file that has the columns of runs, one named BPIX first."""
-    found = []
-    for hdu in file.hdus:
-        n_columns = count(hdu.cards, "TFIELDS", 0, high=MAX_COLUMNS)
-        names = {str(hdu.cards.get(f"TTYPE{i + 1}")).strip() for i in range(n_columns)}
-        if hdu.kind == "BINTABLE" and set(RUN_COLUMNS) <= names:
-            found.append(hdu)
-    return min(found, key=lambda hdu: hdu.name != "BPIX", default=None)
-
-
 def _checked_table(path: str | Path, content: bytes) -> fits.HDUList:
     """Return the HDUs of a file with a bad-pixel table, after trying everything that will be done with them."""
     try:
-        hdus = _from_bytes(content)
-        _require_runs(path, find_table(hdus))
+        hdus = hdus_from_bytes(content)
+        require_runs(path, find_table(hdus))
 
         # a file that cannot be written again is refused here: unreadable cards, missing arrays
-        again = _from_bytes(_to_bytes(with_rows(hdus, pd.DataFrame(columns=RUN_COLUMNS))))
+        again = hdus_from_bytes(_to_bytes(with_rows(hdus, pd.DataFrame(columns=RUN_COLUMNS))))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = find_table(again)
@@ -267,7 +228,7 @@ def _checked_table(path: str | Path, content: bytes) -> fits.HDUList:
                 _ = table.data[name]
         for card in ("USEAFTER", "PEDIGREE", "FILENAME"):
             again[0].header.get(card)
-        return _from_bytes(content)
+        return hdus_from_bytes(content)
     except TableError:
         raise
     except Exception as error:
@@ -287,124 +248,12 @@ def _to_bytes(hdus: fits.HDUList) -> bytes:
     return buffer.getvalue()
 
 
-def _from_bytes(content: bytes) -> fits.HDUList:
-    """Read HDUs from memory; compressed images stay the tables that they are stored as."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return fits.open(
-            io.BytesIO(content), memmap=False, disable_image_compression=True, lazy_load_hdus=False
-        )
-
-
-def _find_dq(file: File) -> DqImage | None:
-    """Return the image of DQ values of a file: one called DQ or, if there is none, any of integers."""
-    sides = (SIZE_PX, SIZE_PX - 2 * BORDER_PX)
-    shapes = [(side, side) for side in sides]
-    named = [hdu for hdu in file.hdus if hdu.name == "DQ"]
-    others = [hdu for hdu in file.hdus if hdu.name not in MEASURED]
-    for hdu in named or others:
-        if hdu.shape in shapes:
-            image = _integers(file, hdu)
-            if image is not None:
-                return image
-    return None
-
-
-def _integers(file: File, hdu: HDU) -> DqImage | None:
-    """Return an image of integers, BZERO applied to unsigned ones; None if it holds other values."""
-    if hdu.compressed:
-        from blobpipe.core import unpack
-
-        stored = unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu))
-    else:
-        stored = file.plane(hdu)
-
-    # an image of one value may have no data; other scales than 1 mean measured values
-    is_constant = not hdu.size and float(stored.flat[0]).is_integer()
-    is_integer = stored.dtype.kind in "iu" or is_constant
-    if not is_integer or number(hdu.cards, "BSCALE", 1) != 1:
-        return None
-
-    values = stored.astype(np.int64)
-    zero = number(hdu.cards, "BZERO", 0)
-    if zero != 2.0**63:
-        return values + int(zero)
-
-    # unsigned 64-bit integers: adding BZERO flips the sign bit, and the result must fit into 63 bits
-    if values.max() >= 0:
-        raise ValueError(f"DQ value {int(values.max()) + 2**63}, less than 2**63 expected")
-    return values ^ np.int64(-(2**63))
-
-
-def _require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
-    """Refuse a table whose columns do not hold one number in each row, or whose rows are not runs of pixels."""
-    # astropy lays the columns out anew; a row of another width would be read shifted
-    width = table.header["NAXIS1"]
-    expected_width = np.asarray(table.data).dtype.itemsize
-    if width != expected_width:
-        raise TableError(
-            f"{path}: rows of {width} bytes, expected {expected_width} by its columns; fetch or write it again"
-        )
-    for name in RUN_COLUMNS:
-        _require_integers(path, table, name)
-
-    # lengths are limited before they are summed: a run of 2**31 pixels would not fit into memory
-    axis = table.data["AXIS"]
-    length = np.asarray(table.data["LENGTH"])
-    _require(path, "AXIS", np.isin(axis, (1, 2)), axis, "1 or 2")
-    _require(path, "LENGTH", (length > 0) & (length <= SIZE_PX), length, f"1 to {SIZE_PX}")
-    if length.astype(np.int64).sum() > MAX_RUN_PX:
-        raise TableError(
-            f"{path}: its rows flag {length.sum():g} pixels, expected at most {MAX_RUN_PX}; remove some"
-        )
-
-
-def _require_integers(path: str | Path, table: fits.BinTableHDU, name: str) -> None:
-    """Refuse a column that does not hold one whole number below 2**63 in each row."""
-    column = table.columns[name]
-    stored = np.asarray(table.data)[name]
-    if stored.dtype.kind not in "iuf" or stored.ndim != 1 or _is_scaled(column, stored.dtype):
-        raise TableError(
-            f"{path}: column {name} has the format {column.format}, expected one number in each row; write it again"
-        )
-    values = np.asarray(table.data[name])
-    if isinstance(column.null, int):
-        _require(path, name, stored != column.null, values, "a number (it is TNULL)")
-    if values.dtype.kind == "f":
-        _require(path, name, np.abs(values) < 2.0**63, values, "a number below 2**63")
-        _require(path, name, values == np.trunc(values), values, "a whole number")
-    elif values.dtype.kind == "u":
-        _require(path, name, values < np.uint64(2**63), values, "a number below 2**63")
-
-
-def _require(path: str | Path, name: str, good: Any, values: Any, expected: str) -> None:
-    """Refuse a column in which not all values are good."""
-    for row in np.flatnonzero(~np.broadcast_to(good, len(values))):
-        raise TableError(
-            f"{path}: row {row + 1}: {name} is {values[row]}, expected {expected}; correct it"
-        )
-
-
-def find_table(hdus: fits.HDUList) -> fits.BinTableHDU:
-    """Return the HDU of a file that holds the bad pixels."""
-    return hdus[_table_index(hdus)]
-
-
 def read_rows(hdus: fits.HDUList) -> Any:
     """Return the rows of a bad-pixel table.
 
     A copy is read: once astropy has looked at the rows, it writes arrays of variable length differently.
     """
-    return find_table(_from_bytes(_to_bytes(hdus))).data
-
-
-def _table_index(hdus: fits.HDUList) -> int:
-    """Return the place of the first table with the columns of runs, one named BPIX first."""
-    found = []
-    for i, hdu in enumerate(hdus):
-        if isinstance(hdu, fits.BinTableHDU) and set(RUN_COLUMNS) <= set(hdu.columns.names):
-            found.append(i)
-    return sorted(found, key=lambda i: hdus[i].name != "BPIX")[0]
+    return find_table(hdus_from_bytes(_to_bytes(hdus))).data
 
 
 # --------------------------------------------------------------------------------------------------- adding rows
@@ -470,9 +319,9 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
     TableError
         If a column of the table cannot hold a value.
     """
-    index = _table_index(hdus)
+    index = table_index(hdus)
     content = _to_bytes(hdus)
-    hdus = _from_bytes(content)
+    hdus = hdus_from_bytes(content)
     table = hdus[index]
     added = _stored_rows(table, rows)
 
@@ -502,7 +351,7 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
     after = content[start + place["datSpan"] :]
     primary_bytes = primary.tostring().encode("ascii")
     header_bytes = header.tostring().encode("ascii")
-    return _from_bytes(primary_bytes + before + header_bytes + data + after)
+    return hdus_from_bytes(primary_bytes + before + header_bytes + data + after)
 
 
 def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any]:
@@ -545,22 +394,12 @@ def _stored(table: fits.BinTableHDU, name: str, values: list[Any]) -> npt.NDArra
     with contextlib.suppress(OverflowError, ValueError, TypeError):
         stored = np.array(shifted, dtype=object).astype(kind)
         is_exact = stored.tolist() == shifted or kind.kind == "S"
-        if is_exact and not _is_scaled(column, kind):
+        if is_exact and not is_scaled(column, kind):
             return stored
     found = " or ".join(map(str, sorted(set(values))[:3]))
     raise TableError(
         f"bad-pixel table: its column {name} of format {column.format} cannot hold {found}; give it a wider one"
     )
-
-
-def _is_scaled(column: fits.Column, kind: np.dtype[Any]) -> bool:
-    """Tell whether values are stored in other steps than 1; TZERO alone makes integers unsigned."""
-    if column.bscale not in (None, "", 1):
-        return True
-    if not column.bzero:
-        return False
-    is_unsigned = kind.kind in "iu" and float(column.bzero).is_integer()
-    return not is_unsigned
 
 
 def _usual_detector(table: fits.BinTableHDU) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from blobpipe import __version__
 from blobpipe.core import tables
 from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.errors import BlobpipeError
+from blobpipe.images.bad_pixels import read_bad_pixels
 from blobpipe.monitor import delivery, health, logbook, notices
 from blobpipe.networks import model_file
-from blobpipe.params import Notices, Params, Regression, load_params
+from blobpipe.params import BadPixels, Notices, Params, Regression, load_params
 from blobpipe.validation import gate
 
 State = Literal["ok", "warn", "fail"]
@@ -51,6 +52,8 @@ class Setup:
     catalogue, log : path, optional
     gate_metrics : path, optional
         Metrics of the regression test that the model must have passed; for the pipeline's own model only.
+    bad_pixels : tuple of path
+        Files of bad pixels, besides those of the settings.
     """
 
     params: Path | None
@@ -58,12 +61,13 @@ class Setup:
     catalogue: Path | None = None
     log: Path | None = None
     gate_metrics: Path | None = None
+    bad_pixels: tuple[Path, ...] = ()
 
 
 def examine(
     setup: Setup, environ: Mapping[str, str], *, send_test: bool = False
 ) -> Iterator[Check]:
-    """Check installation, settings, model, catalogue, log, outbox, readings, disk, mail and webhook.
+    """Check installation, settings, model, catalogue, bad pixels, log, outbox, readings, disk, mail and webhook.
 
     Nothing is changed, and no server is contacted unless ``send_test``.
 
@@ -91,6 +95,7 @@ def examine(
 
     yield from _guarded("model", lambda: _model(setup, params.regression))
     yield from _guarded("catalogue", lambda: _catalogue(setup.catalogue))
+    yield from _guarded("bad pixels", lambda: _bad_pixels(params.bad_pixels, setup.bad_pixels))
     yield from _guarded("log", lambda: _log(setup.log, params.notices))
     yield from _guarded("disk", lambda: _disk(setup.log))
     yield from _guarded("mail", lambda: _mail(params.notices, environ))
@@ -184,6 +189,15 @@ def _catalogue(path: Path | None) -> Iterator[Check]:
         return
     table = tables.read_known(path, ("x_px", "y_px", "radius_px"))
     yield Check("ok", "catalogue", f"{path}, {len(table)} blobs")
+
+
+def _bad_pixels(settings: BadPixels, paths: tuple[Path, ...]) -> Iterator[Check]:
+    """Check that the files of bad pixels can be read."""
+    found = read_bad_pixels(settings, paths)
+    for file in found.files:
+        yield Check("ok", "bad pixels", f"{file.path}, {file.n_px} pixels")
+    if not found.files:
+        yield Check("ok", "bad pixels", "none named: all pixels count as good")
 
 
 # ------------------------------------------------------------------------------------------------------------ log

@@ -24,6 +24,7 @@ from blobpipe.core import files, tables
 from blobpipe.core.dates import format_mjd, to_mjd
 from blobpipe.core.detector import BORDER_PX, MJD_RANGE
 from blobpipe.errors import TableError
+from blobpipe.images.bpixtab import dq_image
 from blobpipe.monitor import bad_pixel_table
 from blobpipe.monitor.bad_pixel_table import BLOB, MAX_LABEL, RADII_PX
 
@@ -129,7 +130,7 @@ def export_blobs(
         given = bad_pixel_table.read_bad_pixels(bpixtab)
     table, rows = bad_pixel_table.add_discs(given, blobs, valid_from)
 
-    dq = bad_pixel_table.dq_image(bad_pixel_table.read_rows(table))
+    dq = dq_image(bad_pixel_table.read_rows(table))
     if not all_flags:
         dq &= BLOB
 

@@ -53,6 +53,7 @@ from blobpipe.errors import (
     printable,
 )
 from blobpipe.images import tiles
+from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
 from blobpipe.images.difference import subtract
@@ -108,6 +109,8 @@ class Options:
         The images are difference images already.
     again : bool
         Search rejected images once more.
+    bad_pixels : tuple of path
+        Files of bad pixels, besides those of the settings.
     """
 
     log_path: Path
@@ -117,11 +120,7 @@ class Options:
     reference: Path | None = None
     difference: bool = False
     again: bool = False
-
-    @property
-    def cache(self) -> Path:
-        """Return the folder of the images that the next stack takes."""
-        return self.log_path.with_name("stack")
+    bad_pixels: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,8 @@ class Run:
     detector : DenseDetector
     catalogue : DataFrame or None
         Known blobs.
+    cache : running_stack.Cache
+        Images that the next stack takes, beside the log.
     """
 
     options: Options
@@ -145,11 +146,17 @@ class Run:
     number: int
     detector: DenseDetector
     catalogue: pd.DataFrame | None
+    cache: running_stack.Cache
 
     @property
     def params(self) -> Params:
         """Return the settings."""
         return self.options.params
+
+    @property
+    def bad_pixels(self) -> BadPixels:
+        """Return the pixels that have no value."""
+        return self.cache.bad_pixels
 
 
 class KnownBlobs(NamedTuple):
@@ -283,7 +290,8 @@ def quicklook(folder: Path, options: Options) -> int:
     Raises
     ------
     FrameError, ModelError, TableError, LogError
-        If the folder, the model, the catalogue or the log cannot be used. A bad image is logged as rejected instead.
+        If the folder, the model, the catalogue, a file of bad pixels or the log cannot be used. A bad image is logged
+        as rejected instead.
     """
     _require_folder(folder)
     inbox = Inbox(folder, options.params.quicklook.settle_s)
@@ -364,24 +372,31 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
     catalogue = None
     if options.catalogue is not None:
         catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS)
+    bad_pixels = read_bad_pixels(options.params.bad_pixels, options.bad_pixels)
+    cache = running_stack.Cache(options.log_path.with_name("stack"), bad_pixels)
     reference = None
     if options.reference is not None:
-        reference = running_stack.read_stack(options.reference)
+        reference = running_stack.read_stack(options.reference, bad_pixels)
     kernels.set_threads(options.params.detect.threads)
 
     connection = logbook.connect(options.log_path, make=True)
     try:
         if reference is not None:
-            _require_stack_size(reference, connection, inbox, options.reference)
+            shape = reference.data.shape
+            _require_size_of_images(shape, connection, inbox, f"{options.reference}", "stack")
+        if bad_pixels.mask is not None:
+            shape = bad_pixels.mask.shape
+            names = ", ".join(str(file.path) for file in bad_pixels.files)
+            _require_size_of_images(shape, connection, inbox, names, "mask of bad pixels")
         log.info("model: %s", model_file.described(options.model))
         with logbook.writing(connection):
-            number = logbook.insert(connection, "runs", _run_row(options, detector))
+            number = logbook.insert(connection, "runs", _run_row(options, detector, bad_pixels))
 
         # A run that was killed may have left files in the cache
         with _lock(connection):
-            running_stack.prune(connection, options.cache, options.params.difference.stack_size)
+            running_stack.prune(connection, cache, options.params.difference.stack_size)
 
-        yield Run(options, connection, number, detector, catalogue)
+        yield Run(options, connection, number, detector, catalogue, cache)
         with logbook.writing(connection):
             connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (logbook.now(), number))
     except LogError:
@@ -393,10 +408,10 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
         connection.close()
 
 
-def _require_stack_size(
-    reference: running_stack.Stack, connection: logbook.Log, inbox: Inbox, path: Path | None
+def _require_size_of_images(
+    shape: tuple[int, ...], connection: logbook.Log, inbox: Inbox, path: str, what: str
 ) -> None:
-    """Refuse a stack that fits neither the images of the log nor, before the first of them, one in the folder."""
+    """Refuse a file that fits neither the images of the log nor, before the first of them, one in the folder."""
     size = running_stack.size_of(connection)
     found: list[tuple[int, ...]] = []
     if size:
@@ -406,15 +421,15 @@ def _require_stack_size(
             _read_arrival(file, inbox, connection) for file in _new_files(inbox, connection)
         ]
         found = [arrival.shape for arrival in arrivals if arrival is not None and arrival.shape]
-    if found and reference.data.shape not in found:
-        (stack_ny, stack_nx) = reference.data.shape
+    if found and shape not in found:
+        (own_ny, own_nx) = shape
         (ny, nx) = found[0]
         raise FrameError(
-            f"{path}: found {stack_nx}x{stack_ny} pixels, expected {nx}x{ny} as the images; name their stack"
+            f"{path}: found {own_nx}x{own_ny} pixels, expected {nx}x{ny} as the images; name their {what}"
         )
 
 
-def _run_row(options: Options, detector: DenseDetector) -> dict[str, Any]:
+def _run_row(options: Options, detector: DenseDetector, bad_pixels: BadPixels) -> dict[str, Any]:
     """Return the row of ``runs`` for a run that begins now."""
     params = options.params.model_dump_json()
     return {
@@ -425,6 +440,7 @@ def _run_row(options: Options, detector: DenseDetector) -> dict[str, Any]:
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
         "catalogue_sha256": files.sha256(options.catalogue) if options.catalogue else "",
         "threshold": detector.threshold,
+        "bad_pixels": json.dumps(bad_pixels.as_rows()),
     }
 
 
@@ -590,7 +606,7 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
         reason = _internal_fault(error)
         result = ImageResult(result.row | {"outcome": "rejected", "reason": reason})
         _log_result(arrival, result, run)
-    running_stack.prune(connection, run.options.cache, run.params.difference.stack_size)
+    running_stack.prune(connection, run.cache, run.params.difference.stack_size)
 
     row = result.row
     reason = f" ({row['reason']})" if row["reason"] else ""
@@ -718,7 +734,8 @@ def search(arrival: Arrival, run: Run) -> ImageResult:
 
 def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
     """Read and search an image; what its header tells is added to its row in place."""
-    frame = fits_images.read_image(path)
+    frame = run.bad_pixels.blank(fits_images.read_frame(path), path)
+    fits_images.require_usable(frame, path)
     row["ny_px"], row["nx_px"] = frame.data.shape
     row["header"] = json.dumps(_kept_cards(frame))
     row["mjd"] = exposure_mjd(frame, path)
@@ -729,7 +746,7 @@ def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
     row["signal_e"] = _photon_level_e(frame)
 
     if run.options.difference:
-        template = Template(rms=fits_images.find_plane(path, "SCATTER"))
+        template = Template(rms=run.bad_pixels.blank_cells(fits_images.find_plane(path, "SCATTER")))
         require_noise_of_rms_map(frame.data, template.rms, path)
         blobs = _known_blobs(run, row["mjd"])
         return _search_difference(row, frame.data, template, NO_SHIFT, blobs, run)
@@ -781,7 +798,6 @@ def _is_late(connection: sqlite3.Connection, mjd: float) -> int:
 def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageResult:
     """Subtract the stack of the images before it, and search the difference."""
     params = run.params.difference
-    cache = run.options.cache
     blobs = _known_blobs(run, row["mjd"])
     running_stack.require_size(run.connection, image.shape)
 
@@ -790,7 +806,7 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
     try:
         stack = running_stack.stack_before(
             run.connection,
-            cache,
+            run.cache,
             row["mjd"],
             params,
             run.options.reference,
@@ -813,9 +829,10 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
     # The stacks to come take the image with its blobs at their usual position
     corrections = dict(stack.corrections)
     if stack.n_images:
-        packed = running_stack.correction(image, difference, stack.data, shift)
+        assert template.pattern is not None
+        packed = running_stack.correction(template.pattern, shift)
         corrections[row["sha256"]] = packed
-        running_stack.keep(cache, row["sha256"], image, packed)
+        running_stack.keep(run.cache, row["sha256"], image, packed)
 
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
     result = _search_difference(row, difference, template, shift, blobs, run)

@@ -3,7 +3,7 @@
 A stack takes each image with its known blobs at their usual position. What has to be subtracted from an image for that
 is measured once and kept in the log (table ``corrections``); file and correction reproduce the image to the byte. The
 cache only saves that work: a cached image is used if its checksum is right, so the same images give the same stack with
-or without it.
+or without it. The checksum covers the bad pixels too: with other bad pixels, images are read anew from their files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import numpy.typing as npt
 from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image
 from blobpipe.errors import FrameError
+from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.noise import noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
-from blobpipe.images.register import NEGLIGIBLE_PX, Shift, register_images
+from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern, register_images
 from blobpipe.images.stack import ROWS, landed_within, rms_map
 from blobpipe.monitor.inbox import path_of
 from blobpipe.params import Difference
@@ -47,6 +48,18 @@ STEP_FRAC = (
 )  # step of a stored correction (fraction of the light): 1/60 of an image's noise
 LARGEST = np.iinfo(np.int16).max  # largest correction in such steps: all of the light
 DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Folder of images with their blobs at their usual position, and the bad pixels that have no value in them."""
+
+    folder: Path
+    bad_pixels: BadPixels = field(default_factory=BadPixels)
+
+    def path_of(self, sha256: str) -> Path:
+        """Return the file of an image."""
+        return self.folder / f"{sha256}.npy"
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class Member:
 
 def stack_before(
     connection: sqlite3.Connection,
-    cache: Path,
+    cache: Cache,
     mjd: float,
     params: Difference,
     reference: Path | None = None,
@@ -120,8 +133,7 @@ def stack_before(
     ----------
     connection : sqlite3.Connection
         The log.
-    cache : path
-        Folder of the images with their blobs at their usual position.
+    cache : Cache
     mjd : float
         Date of the image; the stack takes the images before it.
     params : Difference
@@ -164,26 +176,27 @@ def stack_before(
 
     if reference is None:
         return None
-    stack = read_stack(reference)
+    stack = read_stack(reference, cache.bad_pixels)
     return stack if shape in (None, stack.data.shape) else None
 
 
-def read_stack(path: Path) -> Stack:
-    """Read a median stack, with its RMS map (extension SCATTER) if it has one.
+def read_stack(path: Path, bad_pixels: BadPixels | None = None) -> Stack:
+    """Read a median stack without its bad pixels, with its RMS map (extension SCATTER) if it has one.
 
     Raises
     ------
     FrameError
         If it is no usable image, or its RMS map has the wrong size.
     """
-    data = fits_images.read_image(path).data
+    bad = bad_pixels or BadPixels()
+    data = bad.blank(fits_images.read_image(path), path).data
     rms = fits_images.find_plane(path, "SCATTER")
     expected = tuple(side // 2 for side in data.shape)
     if rms is not None and rms.shape != expected:
         raise FrameError(
             f"{path}: found a SCATTER of shape {rms.shape}, expected {expected}; make the stack again"
         )
-    return _stack(data, rms, 0)
+    return _stack(data, bad.blank_cells(rms), 0)
 
 
 def _stack(
@@ -311,7 +324,7 @@ def members_before(
 
 
 def _at_usual_position(
-    members: list[Member], cache: Path, params: Difference
+    members: list[Member], cache: Cache, params: Difference
 ) -> tuple[Image, dict[str, bytes], dict[str, str]]:
     """Return the images with their blobs at their usual position, and what was learnt of new ones.
 
@@ -369,13 +382,13 @@ def _of_other_noise(images: Image, new: list[int], members: list[Member]) -> dic
     return reasons
 
 
-def _corrected_member(member: Member, cache: Path) -> npt.NDArray[Any]:
+def _corrected_member(member: Member, cache: Cache) -> npt.NDArray[Any]:
     """Return an image with its blobs at their usual position, or as it is if it has no correction yet."""
     if member.correction is None:
-        return _read(member)
+        return _read(member, cache.bad_pixels)
     image = _loaded(member, cache)
     if image is None:
-        image = _corrected(_read(member), member.correction)
+        image = _corrected(_read(member, cache.bad_pixels), member.correction)
         _keep(cache, member.sha256, image, member.correction)
     return image
 
@@ -395,28 +408,23 @@ def _changes(images: Image, new: list[int], params: Difference) -> Image:
     n_others = len(others)
     for _ in range(2):
         median = _median(np.concatenate([others, images[new] - changes]))
+        pattern = blob_pattern(median)
         registered = np.concatenate([others, images[new]])
-        _, shifts = register_images(
-            registered, median, blob_pattern(median), n_first=n_others or None
-        )
-
-        # a negligible shift is not corrected
-        distance = np.hypot(*np.array(shifts[n_others:]).T)
-        moved = distance > NEGLIGIBLE_PX
-        difference = np.nan_to_num(images[new] - registered[n_others:])
-        changes = np.where(moved[:, None, None], difference, np.float32(0))
+        _, shifts = register_images(registered, median, pattern, n_first=n_others or None)
+        for change, shift in zip(changes, shifts[n_others:], strict=True):
+            change[:] = _displacement(pattern, shift)
     return changes
 
 
-def _read(member: Member) -> Image:
-    """Read an image from the first of its files that still holds it, NaN for missing pixels."""
+def _read(member: Member, bad_pixels: BadPixels) -> Image:
+    """Read an image from the first of its files that still holds it, NaN for missing and for bad pixels."""
     path = next((path for path in member.paths if _holds(path, member.sha256)), None)
     if path is None:
         raise FrameError(
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
             "stack needs; put it back"
         )
-    data = fits_images.read_image(path).data
+    data = bad_pixels.blank(fits_images.read_image(path), path).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 
@@ -431,19 +439,26 @@ def _holds(path: Path, sha256: str) -> bool:
 # ---------------------------------------------------------------------------------------------------- corrections
 
 
-def correction(image: Image, difference_frac: Image, stack: Image, shift: Shift) -> bytes:
+def correction(pattern: Image, shift: Shift) -> bytes:
     """Return what has to be subtracted from an image to have its blobs at their usual position, as the log keeps it.
+
+    It does not depend on the image's bad pixels, which may be others when it is used again.
 
     Parameters
     ----------
-    image, difference_frac, stack : ndarray, shape (ny, nx), float32
-        What `difference.subtract` took and gave.
+    pattern : ndarray, shape (ny, nx), float32
+        Of the stack that was subtracted from the image.
     shift : Shift
-        Where it found the blobs; for a negligible shift the correction is empty.
+        Where `difference.subtract` found the blobs; for a negligible shift the correction is empty.
     """
+    return _packed(_displacement(pattern, shift))
+
+
+def _displacement(pattern: Image, shift: Shift) -> Image:
+    """Return a blob pattern as an image has it, minus the pattern at its usual place; 0 for a negligible shift."""
     if np.hypot(*shift) <= NEGLIGIBLE_PX:
-        return b""
-    return _packed(np.nan_to_num(image - difference_frac - stack))
+        return np.zeros_like(pattern)
+    return move_pattern(pattern, shift) - pattern
 
 
 def _packed(change: Image) -> bytes:
@@ -466,57 +481,53 @@ def _corrected(image: npt.NDArray[Any], packed: bytes) -> HalfImage:
 # ---------------------------------------------------------------------------------------------------------- cache
 
 
-def keep(cache: Path, sha256: str, image: Image, packed: bytes) -> None:
+def keep(cache: Cache, sha256: str, image: Image, packed: bytes) -> None:
     """Put an image into the cache with its correction subtracted.
 
     Parameters
     ----------
-    cache : path
+    cache : Cache
     sha256 : str
         Checksum of the image's file.
     image : ndarray, shape (ny, nx), float32
+        Without its bad pixels.
     packed : bytes
         From `correction`.
     """
     _keep(cache, sha256, _corrected(image, packed), packed)
 
 
-def _keep(cache: Path, sha256: str, image: HalfImage, packed: bytes) -> None:
+def _keep(cache: Cache, sha256: str, image: HalfImage, packed: bytes) -> None:
     """Write a corrected image and its checksum."""
     buffer = io.BytesIO()
     np.save(buffer, image)
-    digest = _digest(sha256, packed, buffer.getbuffer())
-    with files.atomic(_cached(cache, sha256)) as temporary:
+    digest = _digest(cache, sha256, packed, buffer.getbuffer())
+    with files.atomic(cache.path_of(sha256)) as temporary:
         temporary.write_bytes(buffer.getvalue() + digest)
 
 
-def _loaded(member: Member, cache: Path) -> HalfImage | None:
+def _loaded(member: Member, cache: Cache) -> HalfImage | None:
     """Read an image from the cache; None if it is not there or not what was put there."""
     try:
-        content = memoryview(_cached(cache, member.sha256).read_bytes())
+        content = memoryview(cache.path_of(member.sha256).read_bytes())
     except OSError:
         return None
     body = content[:-DIGEST_BYTES]
     digest = content[-DIGEST_BYTES:]
-    if digest != _digest(member.sha256, member.correction or b"", body):
+    if digest != _digest(cache, member.sha256, member.correction or b"", body):
         return None
     image: HalfImage = np.load(io.BytesIO(body))
     return image
 
 
-def _digest(sha256: str, packed: bytes, content: memoryview) -> bytes:
-    """Return the checksum of a cached image together with its file's checksum and its correction."""
-    digest = hashlib.sha256(sha256.encode() + packed)
+def _digest(cache: Cache, sha256: str, packed: bytes, content: memoryview) -> bytes:
+    """Return the checksum of a cached image with that of its file, its correction, and its bad pixels."""
+    digest = hashlib.sha256(f"{cache.bad_pixels.key} {sha256}".encode() + packed)
     digest.update(content)
     return digest.digest()
 
 
-def _cached(cache: Path, sha256: str) -> Path:
-    """Return the path of an image in the cache."""
-    return cache / f"{sha256}.npy"
-
-
-def prune(connection: sqlite3.Connection, cache: Path, size: int) -> None:
+def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     """Remove all files from the cache but those of the newest images of the log.
 
     What the cache holds then depends on the log alone, whatever a killed run has left there. No other process may be
@@ -528,8 +539,8 @@ def prune(connection: sqlite3.Connection, cache: Path, size: int) -> None:
         Number of images in a stack.
     """
     members = members_before(connection, np.inf, KEPT * size)
-    needed = {_cached(cache, member.sha256) for member in members}
+    needed = {cache.path_of(member.sha256) for member in members}
     # the temporary files of `files.atomic` have the same suffix
-    for path in cache.glob("*.npy"):
+    for path in cache.folder.glob("*.npy"):
         if path not in needed:
             path.unlink(missing_ok=True)

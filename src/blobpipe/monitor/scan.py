@@ -24,6 +24,7 @@ from blobpipe.detection.match import mark_seen_again
 from blobpipe.detection.search import Observation, observe, subframe_scores
 from blobpipe.errors import BlobpipeError, FrameError, internal_fault
 from blobpipe.images import tiles
+from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.difference import subtract
 from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT
@@ -49,6 +50,8 @@ FRAME_COLUMNS = (
     "noise_frac",
     "n_positive",
     "model_sha256",
+    "n_bad_px",
+    "bad_pixels_sha256",
 )
 SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
 PLACE_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
@@ -71,11 +74,14 @@ class PreparedImage:
         The difference image, and what is known of it.
     scaled : ndarray, shape (ny, nx), float32
         The difference image, clipped and scaled (sigma).
+    n_bad_px : int
+        Number of its bad pixels, by the files and its own DQ.
     """
 
     exposure: Exposure
     observation: Observation
     scaled: Image
+    n_bad_px: int = 0
 
     @property
     def name(self) -> str:
@@ -88,6 +94,7 @@ class ScanTables:
     """Rows of the three tables of a scan, and the exposure of each searched image, in order."""
 
     model_sha256: str
+    bad_pixels: BadPixels
     exposures: list[Exposure] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
     subframes: list[dict[str, Any]] = field(default_factory=list)
@@ -104,7 +111,7 @@ class ScanTables:
                 "shift_y_px": np.nan,
                 "noise_frac": np.nan,
                 "n_positive": 0,
-                "model_sha256": self.model_sha256,
+                **self._provenance(0),
             }
         )
 
@@ -136,9 +143,17 @@ class ScanTables:
                 "shift_y_px": shift_y,
                 "noise_frac": image.observation.noise_frac,
                 "n_positive": int(positive.sum()),
-                "model_sha256": self.model_sha256,
+                **self._provenance(image.n_bad_px),
             }
         )
+
+    def _provenance(self, n_bad_px: int) -> dict[str, Any]:
+        """Return the columns that say by which model and with which bad pixels an image was searched."""
+        return {
+            "model_sha256": self.model_sha256,
+            "n_bad_px": n_bad_px,
+            "bad_pixels_sha256": " ".join(file.sha256 for file in self.bad_pixels.files),
+        }
 
     def mark_seen_again(self) -> None:
         """Mark the detections that the next image of another exposure shows again."""
@@ -178,6 +193,7 @@ def scan(
     difference: bool = False,
     reference: Path | None = None,
     catalogue: Path | None = None,
+    bad_pixels: Sequence[Path] = (),
 ) -> int:
     """Scan images and write ``frames.csv``, ``subframes.csv``, ``detections.csv`` and a picture per detection.
 
@@ -194,11 +210,13 @@ def scan(
     model : path
         Trained model.
     params : Params
-        Sections difference, clip, scale, vetting, train.threads and evaluate.threshold are used.
+        Sections bad_pixels, difference, clip, scale, vetting, train.threads and evaluate.threshold are used.
     reference : path, optional
         Median stack to subtract; without it that of the pipeline.
     catalogue : path, optional
         Known blobs: a table with x_px, y_px, radius_px. For the dense network.
+    bad_pixels : sequence of path
+        Files of bad pixels, besides those of the settings.
 
     Returns
     -------
@@ -208,7 +226,7 @@ def scan(
     Raises
     ------
     ModelError, FrameError
-        If the model or the stack cannot be used, or two images have the same name.
+        If the model, the stack or a file of bad pixels cannot be used, or two images have the same name.
     """
     _require_distinct_names(paths)
     # Each worker thread searches whole images: more threads would only wait for each other
@@ -218,11 +236,12 @@ def scan(
     known = None
     if catalogue is not None:
         known = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
-    template = None if difference else _read_template(reference, known)
+    bad = read_bad_pixels(params.bad_pixels, bad_pixels)
+    template = None if difference else _read_template(reference, known, bad)
     search = _choose_search(model, params)
     log.info("model: %s", model_file.described(model))
-    preparation = Preparation(template, known, params)
-    found = ScanTables(files.sha256(model))
+    preparation = Preparation(template, known, bad, params)
+    found = ScanTables(files.sha256(model), bad)
 
     # Search in threads, record in the order of the list
     for path, result in _search_ahead(paths, preparation, search, params.train.threads):
@@ -250,14 +269,16 @@ def _require_distinct_names(paths: Sequence[Path]) -> None:
             )
 
 
-def _read_template(reference: Path | None, catalogue: pd.DataFrame | None) -> Template:
+def _read_template(
+    reference: Path | None, catalogue: pd.DataFrame | None, bad_pixels: BadPixels
+) -> Template:
     """Read the named median stack, or the one that the pipeline has made."""
     path = reference or Path("data/difference/reference.fits.fz")
     if not path.exists():
         raise FrameError(
             f"{path}: not found; name a median stack (--reference STACK) or say --difference"
         )
-    return read_template(path, catalogue)
+    return read_template(path, catalogue, bad_pixels)
 
 
 @dataclass(frozen=True)
@@ -270,20 +291,24 @@ class Preparation:
         What is subtracted; None if the images are differences already.
     catalogue : DataFrame or None
         Known blobs.
+    bad_pixels : BadPixels
+        Pixels that get no value.
     params : Params
     """
 
     template: Template | None
     catalogue: pd.DataFrame | None
+    bad_pixels: BadPixels
     params: Params
 
     def prepare(self, path: Path) -> PreparedImage:
         """Read an image, subtract the template unless the image is a difference, clip and scale."""
-        frame = fits_images.read_frame(path)
+        bad = self.bad_pixels
+        frame = bad.blank(fits_images.read_frame(path), path)
         noise = fits_images.require_usable(frame, path)
         if self.template is None:
             data = frame.data
-            template = Template(rms=fits_images.find_plane(path, "SCATTER"))
+            template = Template(rms=bad.blank_cells(fits_images.find_plane(path, "SCATTER")))
             require_noise_of_rms_map(data, template.rms, path)
             shift = NO_SHIFT
         else:
@@ -296,7 +321,7 @@ class Preparation:
         # The network sees the difference whitened, clipped and scaled; the fit sees it whitened
         observation = observe(data, template, catalogue=self.catalogue, shift_px=shift)
         scaled = observation.scaled(self.params.clip, self.params.scale)
-        return PreparedImage(exposure_of(frame, path), observation, scaled)
+        return PreparedImage(exposure_of(frame, path), observation, scaled, bad.count(frame))
 
 
 # --------------------------------------------------------------------------------------------------------- search

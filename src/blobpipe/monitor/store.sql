@@ -212,3 +212,8 @@ ALTER TABLE images ADD COLUMN nx_px INTEGER;  -- size of the image; NULL if it c
 ALTER TABLE images ADD COLUMN ny_px INTEGER;
 ALTER TABLE files ADD COLUMN changed_ns INTEGER;  -- with the inode: a file of the same size and time is another one
 ALTER TABLE files ADD COLUMN inode INTEGER;
+
+-- version 3
+
+-- Files of bad pixels that a run was given: JSON, a list of file, n_px, sha256; '[]' without one.
+ALTER TABLE runs ADD COLUMN bad_pixels TEXT NOT NULL DEFAULT '[]';

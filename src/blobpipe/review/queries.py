@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 from dataclasses import dataclass
@@ -230,6 +231,7 @@ def image(connection: sqlite3.Connection, number: int) -> Row:
     row = _one(connection, "image", "SELECT * FROM images WHERE id = ?", number)
     # the run tells model and settings
     row["run"] = _one(connection, "run", "SELECT * FROM runs WHERE id = ?", row["run"])
+    row["run"]["bad_pixels"] = json.loads(row["run"]["bad_pixels"])
 
     # the picture of the whole image belongs to no detection
     found = connection.execute(

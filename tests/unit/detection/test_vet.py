@@ -57,6 +57,25 @@ def test_a_new_blob_is_new(shape: Shape, radius: float, snr: float) -> None:
     assert found == ["new"] * 5
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("radius", "depth"), [(4.0, 0.05), (6.0, 0.08), (8.0, 0.2)])
+def test_a_blob_of_which_half_has_no_value_is_new(
+    shape: Shape, radius: float, depth: float
+) -> None:
+    """The rim of missing pixels is no hard edge."""
+    image = noise() + blob(80.4, 110.2, radius, depth, shape)
+    image[95:126, 60:80] = np.nan
+    assert statuses(image, (81, 110)) == ["new"]
+
+
+def test_clusters_with_hard_edges_are_bad_pixels_with_missing_pixels_or_without() -> None:
+    image = noise()
+    image[108:114, 78:84] += 0.3
+    assert statuses(image, (81, 111)) == ["bad_pixels"]
+    image[108:114, 78:80] = np.nan
+    assert statuses(image, (81, 111)) == ["bad_pixels"]
+
+
 def test_a_blob_on_a_known_one_is_known() -> None:
     image = noise() + blob(50.5, 50.5, 6, 0.05) + blob(110, 67, 5, 0.06)
     assert statuses(image, (50, 50), (110, 67)) == ["known", "new"]

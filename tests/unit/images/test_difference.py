@@ -11,14 +11,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile, matched_snr
 from blobpipe.errors import FrameError, TableError
 from blobpipe.images import difference
+from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.noise import clean_noise
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.template import make_template
+from blobpipe.params import BadPixels as Settings
 from blobpipe.params import Difference
 
 NOISE = 0.0101
@@ -186,7 +189,7 @@ def test_as_many_images_before_a_batch_are_read_as_its_stacks_take(
     monkeypatch.setattr(tables, "BATCH", 6)
     read: list[int] = []
     original = difference._read
-    monkeypatch.setattr(difference, "_read", lambda *args: read.append(args[2]) or original(*args))
+    monkeypatch.setattr(difference, "_read", lambda *args: read.append(args[1]) or original(*args))
     difference.write_differences(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3), 1)
     assert sorted(read) == [2, 3, 4, 5, 6, 7]
     assert pd.read_csv(tmp_path / "out" / "frames-001.csv")["n_stack"].tolist() == [3, 3]
@@ -259,6 +262,39 @@ def test_unregistered_difference_is_image_minus_median(campaign_dir: Path, tmp_p
     found = fits_images.read_frame(tmp_path / "out" / f"{names[4]}.fits.fz").data
     np.testing.assert_allclose(found, expected, atol=NOISE / 16)
     assert tables.read_stage(tmp_path / "out")[["shift_x_px", "shift_y_px"]].eq(0).all(axis=None)
+
+
+def test_bad_pixels_have_no_value_and_the_headers_name_their_files(
+    campaign_dir: Path, tmp_path: Path
+) -> None:
+    """In the differences, the stack and its RMS map; the rest is as without, but for the registration."""
+    names = some(campaign_dir, tmp_path / "raw", 5)["frame"]
+    mask = np.zeros((1014, 1014), np.uint8)
+    mask[295:300, 195:205] = 1
+    fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
+    bad = read_bad_pixels(Settings(files=(str(tmp_path / "mask.fits"),)))
+    params = Difference(stack_size=4)
+    for out, given in (("plain", None), ("masked", bad)):
+        difference.write_differences(tmp_path / "raw", tmp_path / out, params, bad_pixels=given)
+        difference.reference(tmp_path / "raw", tmp_path / out, params, given)
+    inside = np.pad(mask != 0, 5)
+    for name, plane in ((names[4], "DIFFERENCE"), ("reference", "STACK")):
+        path = tmp_path / "masked" / f"{name}.fits.fz"
+        found = fits_images.read_plane(path, plane)
+        without = fits_images.read_plane(tmp_path / "plain" / path.name, plane)
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(without) | inside)
+        near = np.isfinite(found)
+        assert np.abs(found - without)[near].mean() < 1e-4
+        rms = fits_images.read_plane(path, "SCATTER")
+        assert not rms[150:152, 100:105].any()
+        assert (rms[100:140, 100:140] > 0).all()
+        header = fits_images.read_frame(path).header
+        assert header["BPXFIL1"] == "mask.fits"
+        assert header["BPXNUM1"] == header["BPXCOUNT"] == 50
+        assert header["BPXSHA1"] == bad.files[0].sha256
+        assert "BPXCOUNT" not in fits_images.read_frame(tmp_path / "plain" / path.name).header
+    pattern = fits_images.read_plane(tmp_path / "masked" / "reference.fits.fz", "PATTERN")
+    assert np.isfinite(pattern).all()
 
 
 def test_too_few_images_for_the_reference(campaign_dir: Path, tmp_path: Path) -> None:
@@ -459,7 +495,8 @@ def test_the_blobs_that_are_moved_back_are_those_known_by_the_end_of_the_first_s
 ) -> None:
     table = tables.read_frame_list(small)
     blobs = difference._catalogue(small)
-    members, images = zip(*(difference._read(small, table, row) for row in range(7)), strict=True)
+    source = difference.Source(small, table, BadPixels())
+    members, images = zip(*(difference._read(source, row) for row in range(7)), strict=True)
     pattern = difference._register(
         list(images), list(members), Difference(stack_size=3), blobs
     ).pattern

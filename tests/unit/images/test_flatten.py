@@ -15,6 +15,8 @@ from blobpipe.core import fits_images
 from blobpipe.core.blob_shapes import SHAPES, blob_profile
 from blobpipe.errors import FrameError
 from blobpipe.images import check, flatten
+from blobpipe.images.bad_pixels import read_bad_pixels
+from blobpipe.params import BadPixels
 
 N = 1014
 PHOTONS_E = 20_000.0
@@ -159,6 +161,24 @@ def test_the_file_is_a_blob_image_of_the_products_convention(
     history = " ".join(fits.getheader(out, 1)["HISTORY"])
     assert f"blobpipe {flatten.__version__} flatten: idbb01a1q_flt.fits" in history
     assert str(tmp_path) not in history
+
+
+def test_bad_pixels_have_no_value_and_other_flags_may_count(
+    scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path
+) -> None:
+    science, dq, _ = scene
+    path = write_exposure(tmp_path / "idbb01a1q_flt.fits", science, dq)
+    mask = np.zeros((N, N), np.uint8)
+    mask[400:404, 500:503] = 1
+    fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
+    bad = read_bad_pixels(BadPixels(files=(str(tmp_path / "mask.fits"),), dq_flags=4))
+    frame = fits_images.read_frame(flatten.flatten_exposure(path, tmp_path / "out", bad))
+    expected = ((dq & 4) != 0) | (mask != 0)
+    np.testing.assert_array_equal(np.isnan(frame.data[5:-5, 5:-5]), expected)
+    assert frame.header["BPXFIL1"] == "mask.fits"
+    assert frame.header["BPXNUM1"] == 12
+    assert frame.header["BPXCOUNT"] == expected.sum()
+    assert frame.header["BPXFLAGS"] == 4
 
 
 def test_an_ima_gives_what_its_flt_gives(

@@ -44,6 +44,17 @@ def test_pattern_is_found_without_a_catalogue(
     assert np.mean(at > 0.5 * strong["depth_frac"]) > 0.9
 
 
+def test_pixels_of_a_blob_without_a_value_are_filled_from_the_others() -> None:
+    stack = stack_with()
+    whole = blob_pattern(stack)
+    missing = stack.copy()
+    missing[58:61, 62] = np.nan
+    missing[55, 58] = np.nan
+    found = blob_pattern(missing)
+    assert np.isfinite(found).all()
+    assert np.abs(found - whole).max() < 0.15 * whole.max()
+
+
 def stack_with(
     *structures: tuple[slice, slice, float], shape: tuple[int, int] = (256, 512)
 ) -> np.ndarray:

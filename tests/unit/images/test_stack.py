@@ -44,6 +44,19 @@ def test_rms_map_is_the_noise_and_shows_what_flickers() -> None:
     assert not rms_map(images[:3], images[0]).any()
 
 
+def test_rms_map_leaves_missing_values_out() -> None:
+    """A pixel that is flagged on some images is known from the others."""
+    images = np.random.default_rng(5).normal(0, 0.01, (30, 64, 64)).astype(np.float32)
+    flagged = images.copy()
+    flagged[np.random.default_rng(6).random(images.shape) < 0.1] = np.nan
+    stack = np.median(images, axis=0)
+    found = rms_map(flagged, stack)
+    assert (found > 0).all()
+    assert np.corrcoef(found.ravel(), rms_map(images, stack).ravel())[0, 1] > 0.8
+    rest = np.square(flagged[:27, 20:22, 40:42] - stack[20:22, 40:42])
+    assert found[10, 20] == pytest.approx(np.sqrt(np.nanmean(rest, axis=0).mean()), rel=1e-5)
+
+
 def test_recent_blob_is_taken_from_the_images_since_it_landed() -> None:
     images = np.zeros((5, 64, 64), np.float32)
     images[3:, 20:41, 20:41] = 0.1

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from astropy.io import fits
 from tests.unit import synthetic_log
 
 from blobpipe import cli
@@ -85,6 +87,7 @@ def test_all_is_well(setup: Setup) -> None:
         "settings",
         "model",
         "catalogue",
+        "bad pixels",
         "log",
         "outbox",
         "readings",
@@ -174,6 +177,20 @@ def test_a_bad_catalogue_fails(setup: Setup, tmp_path: Path) -> None:
     (tmp_path / "blobs.csv").write_text("blob,x_px\n")
     [check] = found(setup, "catalogue")
     assert (check.state, "blobs.csv: column y_px is missing" in check.found) == ("fail", True)
+
+
+def test_a_mask_of_bad_pixels_is_read(setup: Setup, tmp_path: Path) -> None:
+    assert found(setup, "bad pixels")[0].found == "none named: all pixels count as good"
+    mask = np.zeros((1014, 1014), np.uint8)
+    mask[3, 4] = 1
+    fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
+    named = changed(setup, bad_pixels=(tmp_path / "mask.fits",))
+    assert found(named, "bad pixels") == [
+        Check("ok", "bad pixels", f"{tmp_path / 'mask.fits'}, 1 pixels")
+    ]
+    (tmp_path / "mask.fits").write_text("no mask")
+    [check] = found(named, "bad pixels")
+    assert (check.state, "mask.fits: 7 bytes that are not" in check.found) == ("fail", True)
 
 
 # --- the log ---------------------------------------------------------------------------------------------------------

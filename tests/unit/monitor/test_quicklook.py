@@ -24,15 +24,17 @@ import pandas as pd
 import pytest
 from astropy.io import fits
 from tests.servers import Mailbox, MailServer
+from tests.unit.monitor import masked
 
 import blobpipe
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.detection.search import find_blobs
+from blobpipe.detection.search import Observation, observe
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
 from blobpipe.images import difference
 from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack
 from blobpipe.monitor.inbox import Inbox, Stamp
+from blobpipe.monitor.running_stack import Cache
 from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook, to_yaml
 from blobpipe.simulation import campaign
 
@@ -420,10 +422,10 @@ def test_what_happens_to_an_image_is_one_transaction(
 def test_the_stack_does_not_hang_on_the_cache(again: Path) -> None:
     log = logbook.connect(again / "out" / "log.sqlite")
     params = SETTINGS.difference
-    once = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
+    once = running_stack.stack_before(log, Cache(again / "out" / "empty"), 60000.0 + STACK, params)
     part = sorted((again / "out" / "empty").glob("*.npy"))[0]
     part.unlink()
-    twice = running_stack.stack_before(log, again / "out" / "empty", 60000.0 + STACK, params)
+    twice = running_stack.stack_before(log, Cache(again / "out" / "empty"), 60000.0 + STACK, params)
     assert once is not None
     assert twice is not None
     assert once.sha256 == twice.sha256
@@ -432,7 +434,7 @@ def test_the_stack_does_not_hang_on_the_cache(again: Path) -> None:
 def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
     log = logbook.connect(again / "out" / "log.sqlite")
     once = running_stack.stack_before(
-        log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference
+        log, Cache(again / "out" / "empty"), 60000.0 + STACK, SETTINGS.difference
     )
     copy = again / "in" / "copy.fits"
     first = again / "in" / "day001.fits"
@@ -446,11 +448,11 @@ def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
         match=r"day002.fits: not found, or changed, expected the image \w{12} of the log",
     ):
         running_stack.stack_before(
-            log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference
+            log, Cache(again / "out" / "empty"), 60000.0 + STACK, SETTINGS.difference
         )
     write(again / "in", 2)
     twice = running_stack.stack_before(
-        log, again / "out" / "empty", 60000.0 + STACK, SETTINGS.difference
+        log, Cache(again / "out" / "empty"), 60000.0 + STACK, SETTINGS.difference
     )
     assert once is not None
     assert twice is not None
@@ -465,7 +467,7 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(
     cache = again / "out" / "other"
     date = 60000.0 + STACK
     params = SETTINGS.difference
-    once = running_stack.stack_before(log, cache, date, params)
+    once = running_stack.stack_before(log, Cache(cache), date, params)
     first, second, *_ = sorted(cache.glob("*.npy"))
     match left:
         case "cut off":
@@ -475,7 +477,7 @@ def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(
         case _:
             first.unlink()
             np.save(second, np.zeros((SIDE, SIDE), np.float16))
-    twice = running_stack.stack_before(log, cache, date, params)
+    twice = running_stack.stack_before(log, Cache(cache), date, params)
     assert once is not None
     assert twice is not None
     assert once.sha256 == twice.sha256
@@ -535,7 +537,8 @@ def test_a_stack_is_of_the_last_images_before_a_date(again: Path) -> None:
     # not the day itself, nor what was rejected
     assert found == [by_day[60000.0 + day] for day in (1, 2, 4)]
     assert (
-        running_stack.stack_before(log, again / "cache", 60002.0, Difference(stack_size=3)) is None
+        running_stack.stack_before(log, Cache(again / "cache"), 60002.0, Difference(stack_size=3))
+        is None
     )
 
 
@@ -551,7 +554,7 @@ def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
     before = {path.name for path in cache.iterdir()}
     for name in (".left-by-a-kill.123.tmp.npy", f"{'0' * 64}.npy"):
         (cache / name).write_bytes(b"half an image")
-    running_stack.prune(logbook.connect(again / "out" / "log.sqlite"), cache, STACK)
+    running_stack.prune(logbook.connect(again / "out" / "log.sqlite"), Cache(cache), STACK)
     assert {path.name for path in cache.iterdir()} == before
 
 
@@ -1183,7 +1186,7 @@ def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
     path = write(again / "in", STACK + 5, NEW)
     write(again / "in", STACK + 6, NEW)
     hashed = files.sha256
-    read = fits_images.read_image
+    read = fits_images.read_frame
 
     def no_hash(of: Path) -> str:
         if of == path and where == "hash":
@@ -1196,7 +1199,7 @@ def test_a_file_that_cannot_be_read_now_is_told_of_and_searched_later(
         return read(of)
 
     monkeypatch.setattr(files, "sha256", no_hash)
-    monkeypatch.setattr(fits_images, "read_image", no_image)
+    monkeypatch.setattr(fits_images, "read_frame", no_image)
     log = run(again)
     assert path.stem not in outcomes(log)
     assert outcomes(log)[f"day{STACK + 6:03d}"] == "searched"
@@ -1213,11 +1216,13 @@ def test_a_bug_that_one_image_brings_to_light_is_its_alone(
         write(again / "in", day, NEW)
     calls = []
 
-    def fail_on_the_second(*image: Any, **about: Any) -> pd.DataFrame:
+    def fail_on_the_second(*image: Any, **about: Any) -> Observation:
         calls.append(image)
-        return find_blobs(*image, **about) if len(calls) != 2 else pd.DataFrame()["no such column"]
+        if len(calls) == 2:
+            raise KeyError("no such column")
+        return observe(*image, **about)
 
-    monkeypatch.setattr(quicklook, "find_blobs", fail_on_the_second)
+    monkeypatch.setattr(quicklook, "observe", fail_on_the_second)
     log = run(again)
     assert list(outcomes(log).values())[-3:] == ["searched", "rejected", "searched"]
     [row] = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected'").fetchall()
@@ -1388,7 +1393,7 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
                 row |= {"mjd": 60000.0 + day, "logged": logbook.now(), "outcome": "searched"}
                 number = logbook.insert(opened.connection, "images", row)
                 logbook.insert(opened.connection, "corrections", {"image": number, "bytes": b""})
-                running_stack.keep(cache, row["sha256"], image, b"")
+                running_stack.keep(Cache(cache), row["sha256"], image, b"")
             took = []
             for day in range(40, 43):
                 sent_s: list[float] = []
@@ -1575,3 +1580,101 @@ def test_the_rehearsal_of_a_sound_file_ends_well(
     monkeypatch.setattr(subprocess, "run", run_and_note)
     assert quicklook._fatal_to_read(write(tmp_path, 1)) == ""
     assert [process.returncode for process in ended] == [0]
+
+
+# --- bad pixels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stack of full frames, and two days on which a new blob and a cluster of bad pixels show."""
+    root = tmp_path_factory.mktemp("full")
+    for day in range(STACK):
+        masked.write(root / "in" / f"day{day:03d}.fits", day)
+    for day in range(STACK, STACK + 2):
+        blobs = (masked.NEW, masked.CLUSTER)
+        masked.write(root / "in" / f"day{day:03d}.fits", day, *blobs)
+    masked.write_mask(root / "mask.fits", masked.around(*masked.CLUSTER[:2], 9))
+    return root
+
+
+def places(log: sqlite3.Connection) -> set[tuple[int, int]]:
+    """Candidates, to 10 px."""
+    found = candidates(log)
+    return {(round(x, -1), round(y, -1)) for x, y in zip(found["x_px"], found["y_px"], strict=True)}
+
+
+BOTH = {(300, 600), (600, 450)}
+
+
+def test_a_mask_keeps_a_cluster_of_bad_pixels_from_becoming_a_candidate(
+    full_frames: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").symlink_to(full_frames / "in")
+    assert places(run(tmp_path)) == BOTH
+    shutil.rmtree(tmp_path / "out")
+    mask = full_frames / "mask.fits"
+    log = run(tmp_path, bad_pixels=(mask,))
+    assert places(log) == {(300, 600)}
+    [row] = log.execute("SELECT bad_pixels FROM runs").fetchall()
+    n_px = int(masked.around(*masked.CLUSTER[:2], 9).sum())
+    assert json.loads(row["bad_pixels"]) == [
+        {"file": str(mask), "n_px": n_px, "sha256": files.sha256(mask)}
+    ]
+
+
+@pytest.mark.parametrize("besides", [False, True])
+def test_another_mask_makes_the_same_stacks_as_if_it_had_been_there_from_the_start(
+    full_frames: Path, tmp_path: Path, besides: bool
+) -> None:
+    """The cache holds images without the pixels of the mask before; it is not used."""
+    shutil.copytree(full_frames / "in", tmp_path / "in")
+    last = tmp_path / "in" / f"day{STACK + 1:03d}.fits"
+    late = last.rename(tmp_path / "late.fits")
+    log_path = tmp_path / "out" / "log.sqlite"
+    run(tmp_path, bad_pixels=(full_frames / "mask.fits",)).close()
+
+    # a second mask, besides the first or instead of it
+    other = masked.write_mask(tmp_path / "other.fits", masked.around(500, 500, 6))
+    later = (full_frames / "mask.fits", other) if besides else (other,)
+    late.rename(last)
+    log = run(tmp_path, bad_pixels=later)
+    [stack] = log.execute("SELECT stack_sha256 FROM images WHERE name = ?", (last.stem,))
+    assert len(list((tmp_path / "out" / "stack").glob("*.npy"))) == STACK + 2
+    log.close()
+
+    shutil.rmtree(log_path.parent)
+    fresh = run(tmp_path, bad_pixels=later)
+    [expected] = fresh.execute("SELECT stack_sha256 FROM images WHERE name = ?", (last.stem,))
+    assert stack["stack_sha256"] == expected["stack_sha256"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "of another size", "all bad", "no BPIX"])
+def test_a_slip_in_the_mask_leaves_no_trace(full_frames: Path, tmp_path: Path, kind: str) -> None:
+    masked.write(tmp_path / "in" / "day.fits", 1)
+    path = tmp_path / "mask.fits"
+    match kind:
+        case "text":
+            path.write_text("3 4\n")
+        case "of another size":
+            masked.write_mask(path, np.zeros((512, 512)))
+        case "all bad":
+            masked.write_mask(path, np.ones((1014, 1014)))
+        case "no BPIX":
+            columns = [fits.Column("A", "I", array=[1])]
+            fits.BinTableHDU.from_columns(columns).writeto(path)
+    with pytest.raises(BlobpipeError, match="expected") as caught:
+        run(tmp_path, bad_pixels=(path,))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "log.sqlite").exists()
+
+
+def test_a_mask_for_images_of_another_size_leaves_no_trace(
+    full_frames: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "in", 1, NEW)
+    with pytest.raises(FrameError, match=r"mask\.fits: found 1024x1024 pixels, expected 512x512"):
+        run(tmp_path, bad_pixels=(full_frames / "mask.fits",))
+    log = logbook.connect(tmp_path / "out" / "log.sqlite")
+    assert not log.execute("SELECT * FROM runs").fetchall()

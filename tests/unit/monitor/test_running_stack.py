@@ -15,6 +15,7 @@ from astropy.io import fits
 from blobpipe.core import files, fits_images
 from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.images import difference
+from blobpipe.images.bad_pixels import BadPixels, MaskFile
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.template import make_template
 from blobpipe.monitor import logbook, running_stack
@@ -59,15 +60,17 @@ def subtract_each(
         sha256 = files.sha256(path)
         image = fits_images.read_image(path).data
         harm(cache, day)
-        stack = running_stack.stack_before(log, cache, 60000.0 + day, PARAMS)
+        kept = running_stack.Cache(cache)
+        stack = running_stack.stack_before(log, kept, 60000.0 + day, PARAMS)
         corrections = {}
         shift = NO_SHIFT
         if stack is not None:
-            data, shift = difference.subtract(image, make_template(stack.data), PARAMS)
-            corrections = stack.corrections | {
-                sha256: running_stack.correction(image, data, stack.data, shift)
-            }
-            running_stack.keep(cache, sha256, image, corrections[sha256])
+            template = make_template(stack.data)
+            _, shift = difference.subtract(image, template, PARAMS)
+            assert template.pattern is not None
+            packed = running_stack.correction(template.pattern, shift)
+            corrections = stack.corrections | {sha256: packed}
+            running_stack.keep(kept, sha256, image, corrections[sha256])
             found.append(stack.sha256)
         with logbook.writing(log):
             _log(log, path, day, sha256, shift, corrections)
@@ -176,13 +179,13 @@ def test_a_corrupt_file_of_the_cache_is_not_believed(
     log = logbook.connect(month / "log.sqlite")
     cache = tmp_path / "stack"
     date = 60000.0 + DAYS
-    whole = running_stack.stack_before(log, cache, date, PARAMS)
+    whole = running_stack.stack_before(log, running_stack.Cache(cache), date, PARAMS)
     contents = {path: path.read_bytes() for path in sorted(cache.glob("*.npy"))}
     assert len(contents) == STACK
     last = list(contents)[-1]
     for path in list(contents)[:-1]:
         path.write_bytes(HARM[kind](contents[path], contents[last]))
-    again = running_stack.stack_before(log, cache, date, PARAMS)
+    again = running_stack.stack_before(log, running_stack.Cache(cache), date, PARAMS)
     assert whole is not None
     assert again is not None
     assert again.sha256 == whole.sha256
@@ -198,16 +201,49 @@ def test_a_folder_in_the_place_of_a_cached_image_is_named(
     member = running_stack.members_before(log, date, STACK)[0]
     (tmp_path / f"{member.sha256}.npy").mkdir()
     with pytest.raises(OSError, match=r"\.npy"):
-        running_stack.stack_before(log, tmp_path, date, PARAMS)
+        running_stack.stack_before(log, running_stack.Cache(tmp_path), date, PARAMS)
 
 
 def test_a_cached_image_is_of_its_correction(tmp_path: Path) -> None:
     image = np.random.default_rng(1).normal(0, 0.01, (SIDE, SIDE)).astype(np.float32)
-    packed = running_stack.correction(image, image - 0.25, np.zeros_like(image), Shift(1.0, 0.0))
-    running_stack.keep(tmp_path, "a" * 64, image, packed)
+    packed = running_stack.correction(image, Shift(1.0, 0.0))
+    cache = running_stack.Cache(tmp_path)
+    running_stack.keep(cache, "a" * 64, image, packed)
     for correction, found in ((packed, True), (b"", False), (None, False)):
         member = running_stack.Member("a" * 64, (), 60000.0, NO_SHIFT, correction)
-        assert (running_stack._loaded(member, tmp_path) is not None) == found
+        assert (running_stack._loaded(member, cache) is not None) == found
+
+
+def test_a_cached_image_is_of_its_bad_pixels(tmp_path: Path) -> None:
+    """Of the same files and the same flags."""
+    image = np.zeros((SIDE, SIDE), np.float32)
+    mask = np.zeros((SIDE, SIDE), bool)
+    masked = BadPixels(mask, (MaskFile(Path("a.fits"), "b" * 64, 0),))
+    running_stack.keep(running_stack.Cache(tmp_path, masked), "a" * 64, image, b"")
+    member = running_stack.Member("a" * 64, (), 60000.0, NO_SHIFT, b"")
+    renamed = BadPixels(mask, (MaskFile(Path("c.fits"), "b" * 64, 0),))
+    other = BadPixels(mask, (MaskFile(Path("a.fits"), "d" * 64, 0),))
+    flags = BadPixels(mask, masked.files, 4)
+    for bad, found in ((masked, True), (renamed, True), (other, False), (flags, False)):
+        cache = running_stack.Cache(tmp_path, bad)
+        assert (running_stack._loaded(member, cache) is not None) == found
+    assert running_stack._loaded(member, running_stack.Cache(tmp_path)) is None
+
+
+def test_a_correction_has_no_holes_where_pixels_are_bad(tmp_path: Path) -> None:
+    """The image may be used with other bad pixels later."""
+    pattern = np.zeros((SIDE, SIDE), np.float32)
+    pattern[100:120, 100:120] = 0.1
+    packed = running_stack.correction(pattern, Shift(2.0, 0.0))
+    image = pattern.copy()
+    image[110, 105] = np.nan
+    moved = running_stack._corrected(image, packed)
+    assert np.isnan(moved[110, 105])
+    # the edges move: right ones lose what left ones gain
+    whole = running_stack._corrected(pattern, packed)
+    np.testing.assert_array_equal(np.delete(moved[110], 105), np.delete(whole[110], 105))
+    assert whole[110, 100] > 0.15
+    assert whole[110, 120] < -0.05
 
 
 def test_a_file_that_cannot_be_read_is_not_the_image_of_the_log(

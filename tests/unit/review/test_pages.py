@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import statistics
@@ -157,6 +158,16 @@ def test_a_rejected_image_is_shown_with_its_reason(log: sqlite3.Connection) -> N
     html = pages.image(log, READER, 253)
     assert "<strong>Rejected.</strong> no finite pixels, expected an image; check the file" in html
     assert "<svg" not in html
+
+
+def test_an_image_names_the_masks_of_its_run(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    assert "<dt>Bad pixels</dt><dd>none</dd>" in checked(pages.image(log, READER, 1))
+    named = [{"file": "a<b.fits", "n_px": 20438, "sha256": "5" * 64}]
+    with logbook.writing(log):
+        log.execute("UPDATE runs SET bad_pixels = ?", (json.dumps(named),))
+    html = checked(pages.image(log, READER, 1))
+    assert f'a&lt;b.fits, 20438 px, <code title="{"5" * 64}">{"5" * 12}</code></dd>' in html
 
 
 def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None:
