@@ -274,6 +274,11 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
         temporary.write_text(csv_text(table), encoding="utf-8", newline="")
 
 
+def number_or_none(value: float) -> float | None:
+    """Round to six decimals; None for NaN, which JSON cannot hold."""
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
 def write_json(path: str | Path, content: dict[str, Any]) -> None:
     """Write a JSON file, keys in the order given.
 

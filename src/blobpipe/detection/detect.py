@@ -33,9 +33,6 @@ from blobpipe.simulation.practice import draw_practice
 CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
 N_CLUTTER = 128  # different pieces of clutter to practise on (count)
-
-# Weight of a candidate on structure: a real image shows a dozen soft clusters, one to practise on six
-STRUCTURE_WEIGHT = 2.0
 FRAME_COLUMNS = ("frame", "mjd", "shift_px", "noise_frac", "kind", "false_alarms")
 
 
@@ -84,7 +81,9 @@ def detect(
     # and fit are worth together.
     found = search_images(detector, images, blobs, folders[:2], params.threads, vetting)
     injected = inject_training_frames(detector, images, blobs, folders, params, vetting)
-    weights = learn_weights(injected, seen_noise(found, images, blobs, cutout_dir))
+    noise = seen_noise(found, images, blobs, cutout_dir)
+    practice = pd.concat([injected, noise], ignore_index=True)
+    weights = fit_weights(practice, practice["is_blob"].to_numpy(bool))
     true = score_candidates(injected.query("is_blob == 1"), weights)["score"].to_numpy()
 
     # Set the threshold on the images that are held out, and on simulated ones.
@@ -150,21 +149,6 @@ def search_images(
         return pd.concat(list(done), ignore_index=True)
 
 
-def learn_weights(injected: pd.DataFrame, noise: pd.DataFrame) -> tuple[float, ...]:
-    """Fit the weights of the joint score.
-
-    Parameters
-    ----------
-    injected : DataFrame
-        From `inject_training_frames`.
-    noise : DataFrame
-        From `seen_noise`.
-    """
-    both = pd.concat([injected, noise.assign(is_blob=0, on_structure=False)], ignore_index=True)
-    counts = np.where(both["on_structure"].to_numpy(bool), STRUCTURE_WEIGHT, 1.0)
-    return fit_weights(both, both["is_blob"].to_numpy(bool), counts)
-
-
 def seen_noise(
     found: pd.DataFrame, images: pd.DataFrame, blobs: pd.DataFrame, cutout_dir: str | Path
 ) -> pd.DataFrame:
@@ -196,7 +180,7 @@ def inject_training_frames(
     -------
     DataFrame
         Candidates of the status ``new``, from `search.find_blobs`; ``is_blob``: whether one lies on
-        an injected blob; ``on_structure``: whether on injected structure instead.
+        an injected blob.
     """
     difference_dir, scale_dir, cutout_dir = folders
     template = read_pipeline_template(difference_dir)
@@ -212,8 +196,8 @@ def inject_training_frames(
         ny, nx = observation.difference.shape
         seen = (ny, part.border_px)
         about = (params.seed, name, seen, observation.noise_frac)
-        practice = draw_practice(*about, pieces)
-        signal = np.pad(practice.signal, ((0, 0), (0, nx - part.border_px)))
+        signal, injected = draw_practice(*about, pieces)
+        signal = np.pad(signal, ((0, 0), (0, nx - part.border_px)))
 
         # The network sees the blobs clipped and scaled as the image is; the fit sees them whole.
         columns = ["low_sigma", "high_sigma", "sigma_frac"]
@@ -223,12 +207,8 @@ def inject_training_frames(
         scaled = np.clip(_read_scaled(scale_dir, name) + np.nan_to_num(whitened) / sigma, low, high)
         found = changed.find_blobs(detector, peaks=detector.search(scaled), vetting=vetting)
         found = found[(found["x_px"] < part.border_px) & (found["status"] == "new")]
-        is_blob = near_blobs(found, practice.blobs).any(axis=1)
-        row, column = found[["y_px", "x_px"]].round().to_numpy(int).clip(0).T
-        on_structure = practice.is_structure[
-            row.clip(max=ny - 1), column.clip(max=part.border_px - 1)
-        ]
-        return found.assign(is_blob=is_blob.astype(int), on_structure=on_structure & ~is_blob)
+        is_blob = near_blobs(found, injected).any(axis=1)
+        return found.assign(is_blob=is_blob.astype(int))
 
     rows = np.flatnonzero(images["frame"].isin(part.frames))
     with ThreadPoolExecutor(params.threads) as pool:
@@ -243,7 +223,7 @@ def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
     template = Template(noise_model=WHITE)
     nothing = observe(np.zeros((1, 1), np.float32), template, noise_frac=1.0)
     found = nothing.find_blobs(detector, peaks=nowhere)
-    return found.assign(is_blob=np.zeros(0, int), on_structure=np.zeros(0, bool))
+    return found.assign(is_blob=np.zeros(0, int))
 
 
 def _read_scaled(scale_dir: str | Path, frame: str) -> Image:

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 RIDGE = 1e-3  # penalty that keeps the weights finite where one number separates the classes
 
 
-def fit_logistic(
-    features: FloatArray, labels: npt.NDArray[np.int64], counts: FloatArray | None = None
-) -> npt.NDArray[np.float64]:
+def fit_logistic(features: FloatArray, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Fit a logistic regression, slightly ridged.
 
     Parameters
@@ -28,8 +26,6 @@ def fit_logistic(
         Of order one.
     labels : ndarray, shape (n,)
         0 or 1.
-    counts : ndarray, shape (n,), optional
-        How much each counts; 1 if not given.
 
     Returns
     -------
@@ -38,14 +34,11 @@ def fit_logistic(
     """
     design = np.column_stack([np.ones(len(features)), features])
     sign = 1.0 - 2.0 * labels
-    share = np.ones(len(design)) if counts is None else counts / counts.mean()
 
     def loss(weights: FloatArray) -> tuple[float, FloatArray]:
         margin = sign * (design @ weights)
-        value = (
-            share @ np.logaddexp(0, margin) / len(design) + RIDGE * weights[1:] @ weights[1:] / 2
-        )
-        slope = design.T @ (share * sign * expit(margin)) / len(design)
+        value = np.logaddexp(0, margin).mean() + RIDGE * weights[1:] @ weights[1:] / 2
+        slope = design.T @ (sign * expit(margin)) / len(design)
         slope[1:] += RIDGE * weights[1:]
         return float(value), slope
 
@@ -98,9 +91,7 @@ def features(found: pd.DataFrame) -> FloatArray:
     return np.column_stack([*measured, *products])
 
 
-def fit_weights(
-    found: pd.DataFrame, is_blob: npt.NDArray[np.bool_], counts: FloatArray | None = None
-) -> tuple[float, ...]:
+def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[float, ...]:
     """Fit the weights of the joint score to candidates that are known to be blobs or not.
 
     Parameters
@@ -108,8 +99,6 @@ def fit_weights(
     found : DataFrame
         As for `features`.
     is_blob : ndarray, shape (n,), bool
-    counts : ndarray, shape (n,), optional
-        How much each counts; 1 if not given.
 
     Returns
     -------
@@ -118,7 +107,7 @@ def fit_weights(
     """
     if min(np.count_nonzero(is_blob), np.count_nonzero(~is_blob)) < FEWEST:
         return ()
-    weights = fit_logistic(features(found), is_blob.astype(np.int64), counts)
+    weights = fit_logistic(features(found), is_blob.astype(np.int64))
     return tuple(float(weight) for weight in np.round(weights, 5))
 
 

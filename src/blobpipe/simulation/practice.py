@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 from blobpipe.core import blob_shapes
-from blobpipe.core.arrays import Float32Array, Int16Array, Mask
-from blobpipe.core.cutouts import window_around
+from blobpipe.core.arrays import Float32Array, Int16Array
 from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.images import tiles
 from blobpipe.simulation import clutter
@@ -45,31 +43,10 @@ CLUSTER_SNR = (5.0, 40.0)
 APART_PX = 40.0
 N_TRIES = 40
 
-# Distance up to which a candidate is of a cluster (px)
-NEAR_CLUSTER_PX = 12.0
-
-
-class Practice(NamedTuple):
-    """What is added to an image.
-
-    Attributes
-    ----------
-    signal : ndarray, shape (ny, nx), float32
-        Light loss (fraction of the light).
-    blobs : DataFrame
-        x_px, y_px, radius_px of each blob.
-    is_structure : ndarray, shape (ny, nx), bool
-        Clutter, and the surroundings of clusters.
-    """
-
-    signal: Float32Array
-    blobs: pd.DataFrame
-    is_structure: Mask
-
 
 def draw_practice(
     seed: int, frame: str, shape: tuple[int, int], noise_frac: float, pieces: Int16Array
-) -> Practice:
+) -> tuple[Float32Array, pd.DataFrame]:
     """Draw a signal for every 256 x 256 pixels of an image: two blobs and a soft cluster, or clutter.
 
     Parameters
@@ -84,10 +61,16 @@ def draw_practice(
         Noise per pixel (fraction of the light), which sets the depth of a given S/N.
     pieces : ndarray, shape (n, 256, 256), int16
         From `clutter.draw_pieces`.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
+        Light loss (fraction of the light).
+    DataFrame
+        x_px, y_px, radius_px of each blob.
     """
     rng = stream(seed, "detect", frame)
     signal = np.zeros(shape, np.float32)
-    is_structure = np.zeros(shape, bool)
     blobs: list[tuple[float, float, float]] = []
     for top, left in product(*(range(0, side - tiles.SIDE + 1, tiles.SIDE) for side in shape)):
         if rng.random() < CLUTTER_FRAC:
@@ -96,7 +79,6 @@ def draw_practice(
             of_light = np.float32(noise_frac / clutter.STEP)
             square = np.s_[top : top + tiles.SIDE, left : left + tiles.SIDE]
             signal[square] += of_light * piece
-            is_structure[square] = True
             continue
 
         # A blob in each half, then a cluster away from both
@@ -110,11 +92,9 @@ def draw_practice(
         apart = np.min([np.hypot(x - blob[0], y - blob[1]) for blob in here], axis=0)
         place = int(np.argmax(apart > APART_PX))
         _add_cluster(signal, rng, float(x[place]), float(y[place]), noise_frac)
-        around, distance = window_around(shape, x[place], y[place], NEAR_CLUSTER_PX)
-        is_structure[around] |= distance <= NEAR_CLUSTER_PX
         blobs += here
     columns = ["x_px", "y_px", "radius_px"]
-    return Practice(signal, pd.DataFrame(blobs, columns=columns, dtype=float), is_structure)
+    return signal, pd.DataFrame(blobs, columns=columns, dtype=float)
 
 
 def _add_any_blob(

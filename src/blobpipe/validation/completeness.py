@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +46,13 @@ INJECTION_COLUMNS = (
     "depth_frac",
     "shape",
     "snr",
+    "radius_ratio",
+    "on_grid",
     "dense",
     "report",
     "matched_filter",
 )
+N_DRAWN = 9  # columns that are drawn; the others are found
 GRID_COLUMNS = (
     "detector",
     "radius_px",
@@ -63,6 +67,16 @@ LIMIT_COLUMNS = ("detector", "radius_px", "depth_50_frac", "depth_90_frac")
 
 # Shortest distance of an injected centre from the edges (px)
 EDGE_PX = 8
+
+# Largest logarithm of the ratio of a usual radius to the expected one; 71 blobs of a real image: 0.53
+USUAL = 0.35
+
+# Ratios of the radius of other blobs to the expected one, and their S/N
+OFF_LAW = (0.5, 0.6, 0.7, 1.5, 2.0)
+OFF_LAW_SNR = 12.0
+
+# Images in succession that take no blob of the grid, after which it may lie anywhere (count)
+MAX_USELESS = 50
 
 # Levels of completeness whose depths are given (fraction of the injected blobs)
 LEVELS = (0.5, 0.9)
@@ -112,7 +126,7 @@ def measure_completeness(
     """Inject blobs into held-out images and count how many are found (stage ``completeness``).
 
     The images are those without a new blob that training has not seen. Each subframe receives one blob of a radius and
-    depth of the grid, of any shape, anywhere. It is added to the unclipped difference, which then passes through
+    depth of the grid, of any shape, where its size is usual (where none fits, one of an unusual size). It is added to the unclipped difference, which then passes through
     clipping, scaling and the detectors like any other image. All detectors have the same rate of false alarms on
     these images: the stage `detect` has set the dense network's threshold; those of the other two are set here in the same
     way.
@@ -162,7 +176,7 @@ def measure_completeness(
         done = list(tqdm(work, "completeness", len(plan), unit="image", disable=None))
 
     injections = pd.concat(done, ignore_index=True)
-    grid = recovered(injections)
+    grid = recovered(injections.query("on_grid == 1"))
     limits = depth_limits(grid)
     tables.write_table(out_dir / "injections.csv", injections)
     tables.write_table(out_dir / "completeness.csv", grid)
@@ -196,10 +210,9 @@ def draw(
     Returns
     -------
     list of (Background, DataFrame)
-        An image, and its blobs: the columns of ``injections.csv`` up to ``snr``.
+        An image, and its blobs: the columns of ``injections.csv`` up to ``on_grid``.
     """
     rng = stream(params.seed, "completeness")
-    side = tiles.SIDE
 
     # Each cell of the grid equally often, in random order
     cells = [(radius, depth) for radius in params.radii_px for depth in params.depths_frac]
@@ -207,26 +220,69 @@ def draw(
     wanted = [cells[k % len(cells)] for k in rng.permutation(n_blobs)]
 
     plan: list[tuple[Background, pd.DataFrame]] = []
-    start = 0
-    while start < len(wanted):
+    n_useless = 0  # images in succession on which no place fits any blob that is left
+    while wanted:
         image = backgrounds[len(plan) % len(backgrounds)]
-        ny, nx = image.observation.difference.shape
-        noise_frac = image.observation.noise_frac
-        corners = [
-            (x0, y0) for y0 in range(0, ny - side + 1, side) for x0 in range(0, nx - side + 1, side)
-        ]
-        rows = []
-        here = wanted[start : start + len(corners)]
-        for (x0, y0), (radius, depth) in zip(corners, here, strict=False):
-            x = float(np.clip(x0 + rng.uniform(0, side), EDGE_PX, nx - EDGE_PX - 1))
-            y = float(np.clip(y0 + rng.uniform(0, side), EDGE_PX, ny - EDGE_PX - 1))
-            shape = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
-            signal = depth * blob_shapes.blob_profile(shape, radius)
-            snr = blob_shapes.matched_snr(signal, noise_frac)
-            rows.append((image.name, round(x, 2), round(y, 2), radius, depth, shape, round(snr, 3)))
-        start += len(corners)
-        plan.append((image, pd.DataFrame(rows, columns=list(INJECTION_COLUMNS[:7]))))
+        n_wanted = len(wanted)
+        blobs = _draw_on_image(rng, image, wanted, anywhere=n_useless >= MAX_USELESS)
+        n_useless = n_useless + 1 if len(wanted) == n_wanted else 0
+        plan.append((image, blobs))
     return plan
+
+
+def _draw_on_image(
+    rng: np.random.Generator,
+    image: Background,
+    wanted: list[tuple[float, float]],
+    *,
+    anywhere: bool,
+) -> pd.DataFrame:
+    """Draw a blob on each subframe of an image; those of the grid are taken off the list.
+
+    A blob of the grid lies where its size is usual. Where none that is left fits, the blob has another
+    size than is usual there, to tell what the law of sizes costs.
+    """
+    side = tiles.SIDE
+    observation = image.observation
+    ny, nx = observation.difference.shape
+    rows = []
+    for y0, x0 in product(range(0, ny - side + 1, side), range(0, nx - side + 1, side)):
+        if not wanted:
+            break
+        x = float(np.clip(x0 + rng.uniform(0, side), EDGE_PX, nx - EDGE_PX - 1))
+        y = float(np.clip(y0 + rng.uniform(0, side), EDGE_PX, ny - EDGE_PX - 1))
+        shape = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
+        ratio = float(OFF_LAW[rng.integers(len(OFF_LAW))])
+
+        # The first blob of the list that is usual here
+        usual = _usual_radius(observation, x, y)
+        fits = (
+            k
+            for k, (radius, _) in enumerate(wanted)
+            if usual is None or anywhere or abs(np.log(radius / usual)) <= USUAL
+        )
+        k = next(fits, None)
+        if k is not None:
+            radius, depth = wanted.pop(k)
+        else:
+            assert usual is not None
+            radius = round(ratio * usual, 3)
+            profile = blob_shapes.blob_profile(shape, radius)
+            depth = round(OFF_LAW_SNR / blob_shapes.matched_snr(profile, observation.noise_frac), 6)
+
+        signal = depth * blob_shapes.blob_profile(shape, radius)
+        snr = blob_shapes.matched_snr(signal, observation.noise_frac)
+        of_usual = np.nan if usual is None else round(radius / usual, 3)
+        drawn = (image.name, round(x, 2), round(y, 2), radius, depth, shape, round(snr, 3))
+        rows.append((*drawn, of_usual, int(k is not None)))
+    return pd.DataFrame(rows, columns=list(INJECTION_COLUMNS[:N_DRAWN]))
+
+
+def _usual_radius(observation: Observation, x: float, y: float) -> float | None:
+    """Return the radius that is usual at a place (px), if a law of sizes is known."""
+    if observation.size_law is None:
+        return None
+    return float(observation.size_law.radius(np.array([x]), np.array([y]))[0])
 
 
 def inject(
@@ -331,9 +387,17 @@ def _depth_at(level: float, log_depth: FloatArray, completeness: FloatArray) -> 
 def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> dict[str, Any]:
     """Summarise the injections as the numbers of ``metrics.json``."""
     metrics: dict[str, Any] = {"n_injections": len(injections), "n_frames": n_frames}
+    off_grid = injections.query("on_grid == 0")
+    injections = injections.query("on_grid == 1")
     for name in DETECTORS:
         metrics[f"{name}_threshold"] = round(detectors.thresholds[name], 5)
         for label, (low, high) in (("snr_5_to_7", FAINT), ("snr_gt_7", CLEAR)):
             part = injections[(injections["snr"] >= low) & (injections["snr"] < high)]
             metrics[f"{name}_{label}"] = round(float(part[name].mean()), 6) if len(part) else None
+
+    # What the law of sizes costs: blobs of an S/N of 12 whose radius is not the usual one
+    ratio = off_grid["radius_ratio"].to_numpy(float)
+    for wanted in OFF_LAW:
+        part = off_grid[np.abs(ratio - wanted) < 0.01]
+        metrics[f"dense_radius_ratio_{wanted}"] = tables.number_or_none(part["dense"].mean())
     return metrics

@@ -264,7 +264,7 @@ def evaluate(
     }
 
     numbers = _metrics(table, hits, params)
-    numbers["leakage_auc"] = number_or_none(leakage.leakage_auc(features, recipes.label))
+    numbers["leakage_auc"] = tables.number_or_none(leakage.leakage_auc(features, recipes.label))
     failures = _failures(table, params.threshold)
     numbers["failures"] = {kind: int((failures["kind"] == kind).sum()) for kind in KINDS}
     by_snr = shares_by_snr(table, params.threshold)
@@ -524,20 +524,23 @@ def _metrics(table: pd.DataFrame, hits: dict[str, Mask], params: Evaluate) -> di
             threshold=params.threshold,
         )
         once = measure(np.ones((1, n)))
-        numbers[name] = {key: number_or_none(value[0]) for key, value in once.items()}
+        numbers[name] = {key: tables.number_or_none(value[0]) for key, value in once.items()}
 
         # All detectors have the same resamplings
         rng = stream(params.seed, "evaluate", "bootstrap")
         ends = metrics.bootstrap(measure, n, params.n_bootstrap, rng)
         intervals[name] = {
-            key: [number_or_none(low), number_or_none(high)] for key, (low, high) in ends.items()
+            key: [tables.number_or_none(low), tables.number_or_none(high)]
+            for key, (low, high) in ends.items()
         }
 
     # The others at the false-positive rate of the report's network
     fpr = numbers["report"]["fpr"]
     for name in COMPARED:
         true, false, _ = metrics.cumulative(labels, table[PROBABILITY[name]].to_numpy())
-        tpr = None if fpr is None else number_or_none(metrics.tpr_at_fpr(true, false, fpr)[0])
+        tpr = (
+            None if fpr is None else tables.number_or_none(metrics.tpr_at_fpr(true, false, fpr)[0])
+        )
         numbers[name]["tpr_at_network_fpr"] = tpr
 
     return {
@@ -581,11 +584,6 @@ def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:
             part.insert(1, "operating_point", point)
             parts.append(part)
     return pd.concat(parts, ignore_index=True)
-
-
-def number_or_none(value: float) -> float | None:
-    """Round to six decimals; None for NaN, which JSON cannot hold."""
-    return round(float(value), 6) if np.isfinite(value) else None
 
 
 def _failures(table: pd.DataFrame, threshold: float) -> pd.DataFrame:

@@ -33,7 +33,6 @@ from blobpipe.validation.evaluate import (
     DIP_SHIFT_PX,
     POINTING_MARGIN_PX,
     THREADS,
-    number_or_none,
 )
 
 # Quantities and bin edges of ``recall.csv`` (matched-filter S/N, fraction of the light, px)
@@ -657,12 +656,12 @@ def side_by_side(detectors: pd.DataFrame) -> dict[str, Any]:
     for row in detectors[detectors["operating_point"] == "budget"].to_dict("records"):
         name = row["detector"]
         for key in ("threshold", "false_alarms_per_100_frames"):
-            numbers[f"{name}_{key}"] = number_or_none(row[key])
+            numbers[f"{name}_{key}"] = tables.number_or_none(row[key])
         for suffix in SNR_RANGES:
-            low = number_or_none(row[f"recall{suffix}_low"])
-            high = number_or_none(row[f"recall{suffix}_high"])
+            low = tables.number_or_none(row[f"recall{suffix}_low"])
+            high = tables.number_or_none(row[f"recall{suffix}_high"])
             counted = row[f"n_blobs{suffix}"] > 0
-            numbers[f"{name}_recall{suffix}"] = number_or_none(row[f"recall{suffix}"])
+            numbers[f"{name}_recall{suffix}"] = tables.number_or_none(row[f"recall{suffix}"])
             numbers[f"{name}_recall{suffix}_interval"] = [low, high] if counted else None
     return numbers
 
@@ -687,11 +686,11 @@ def accuracy(cases: pd.DataFrame) -> dict[str, Any]:
         "dense_depth_pull_sd": None,
     }
     if len(found):
-        numbers["dense_position_error_px"] = number_or_none(np.median(distance))
+        numbers["dense_position_error_px"] = tables.number_or_none(np.median(distance))
     if np.isfinite(depth_error).any():
-        numbers["dense_depth_bias"] = number_or_none(np.nanmedian(depth_error / depth))
+        numbers["dense_depth_bias"] = tables.number_or_none(np.nanmedian(depth_error / depth))
     if len(pulls) > 1:
-        numbers["dense_depth_pull_sd"] = number_or_none(pulls.std(ddof=1))
+        numbers["dense_depth_pull_sd"] = tables.number_or_none(pulls.std(ddof=1))
     return numbers
 
 
