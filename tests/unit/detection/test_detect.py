@@ -31,7 +31,7 @@ from blobpipe.errors import ModelError, TableError
 from blobpipe.networks import dense_network, model_file
 from blobpipe.params import Detect, Params, Vetting
 from blobpipe.simulation import cutout
-from blobpipe.simulation.inject import add_blob, random_blobs
+from blobpipe.simulation.inject import add_blob
 
 from ..conftest import NEW
 
@@ -79,24 +79,6 @@ def test_its_model_is_ready_for_use(detect_dir: Path) -> None:
     assert point.threshold == json.loads((detect_dir / "metrics.json").read_text())["threshold"]
     scores = np.array([0.01, 0.2, 0.5, 0.9, 0.999])
     assert (np.diff(point.probability(scores)) > 0).all()
-
-
-def test_blobs_to_practise_on_are_of_every_size_and_as_strong_as_they_are_said_to_be() -> None:
-    signal, put = random_blobs(1, "frame", (1024, 768), 0.01)
-    assert len(put) == 12
-    # one to each subframe
-    assert (put["x_px"] // 256 + 3 * (put["y_px"] // 256)).tolist() == list(range(12))
-    for blob in put.itertuples():
-        near = signal[
-            round(blob.y_px) - 20 : round(blob.y_px) + 21,
-            round(blob.x_px) - 20 : round(blob.x_px) + 21,
-        ]
-        assert 3.9 < np.sqrt((near**2).sum()) / 0.01 < 60  # of two in one window too
-        y, x = np.unravel_index(near.argmax(), near.shape)
-        assert math.hypot(x - 20, y - 20) <= 1.6 * blob.radius_px
-    np.testing.assert_array_equal(signal, random_blobs(1, "frame", (1024, 768), 0.01)[0])
-    assert (signal != random_blobs(2, "frame", (1024, 768), 0.01)[0]).any()
-    assert random_blobs(1, "frame", (1024, 100), 0.01)[1].empty
 
 
 def test_practice_keeps_to_what_training_has_seen(made_project: Path, dense_model: Path) -> None:
@@ -403,7 +385,7 @@ def test_an_operating_point_that_is_none_is_refused(
 
 
 def test_joint_score_has_as_many_weights_as_said() -> None:
-    found = pd.DataFrame({"score": [0.5], "snr": [7.0], "misfit": [1.0]})
+    found = pd.DataFrame({"score": [0.5], "snr": [7.0], "misfit": [1.0], "radius_ratio": [1.0]})
     assert features(found).shape == (1, N_WEIGHTS - 1)
 
 

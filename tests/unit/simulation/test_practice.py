@@ -1,0 +1,87 @@
+"""What the joint score learns from: blobs of the usual size, clusters and clutter."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from blobpipe.core.blob_shapes import typical_radius
+from blobpipe.simulation import clutter, practice
+from blobpipe.simulation.practice import draw_practice
+
+SHAPE = (1024, 768)
+PIECES = np.zeros((1, 256, 256), np.int16)
+
+
+@pytest.fixture
+def without_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(practice, "CLUSTER_SNR", (1e-6, 2e-6))
+
+
+@pytest.mark.usefixtures("without_clusters")
+def test_blobs_are_as_strong_as_they_are_said_to_be_and_where() -> None:
+    signal, blobs = draw_practice(1, "frame", SHAPE, 0.01, PIECES)
+    assert 0 < len(blobs) < 24
+    for blob in blobs.itertuples():
+        row = round(blob.y_px)
+        column = round(blob.x_px)
+        near = signal[row - 20 : row + 21, column - 20 : column + 21]
+        assert 3.9 < np.sqrt((near**2).sum()) / 0.01 < 60  # of two in one window too
+        y, x = np.unravel_index(near.argmax(), near.shape)
+        assert math.hypot(x - 20, y - 20) <= 1.6 * blob.radius_px
+
+
+def test_two_blobs_to_a_square_or_none() -> None:
+    blobs = draw_practice(1, "frame", SHAPE, 0.01, PIECES)[1]
+    square = (blobs["x_px"] // 256 + 3 * (blobs["y_px"] // 256)).astype(int)
+    assert set(np.bincount(square, minlength=12)) == {0, 2}
+
+
+def test_most_blobs_have_the_size_of_their_place() -> None:
+    ratios = []
+    for k in range(40):
+        blobs = draw_practice(1, f"frame{k}", SHAPE, 0.01, PIECES)[1]
+        usual = typical_radius(blobs["x_px"].to_numpy(), blobs["y_px"].to_numpy())
+        ratios += (blobs["radius_px"] / usual).tolist()
+    spread = np.log(ratios)
+    assert np.median(spread) == pytest.approx(0, abs=0.05)
+    assert 1.4826 * np.median(np.abs(spread)) == pytest.approx(practice.LAW_SCATTER, rel=0.2)
+
+
+def test_a_square_without_blobs_shows_a_piece_of_clutter_in_units_of_the_noise() -> None:
+    pieces = PIECES.copy()
+    pieces[0, 10, 20] = 3 * clutter.STEP
+    pieces[0, 11, 20] = clutter.NO_VALUE
+    signal, blobs = draw_practice(1, "frame", SHAPE, 0.01, pieces)
+    with_blobs = set((blobs["x_px"] // 256 + 3 * (blobs["y_px"] // 256)).astype(int))
+    others = set(range(12)) - with_blobs
+    assert others
+    for k in others:
+        square = signal[256 * (k // 3) :, 256 * (k % 3) :][:256, :256]
+        assert square[10, 20] == pytest.approx(0.03)
+        assert square.sum() == pytest.approx(0.03)
+
+
+def test_clusters_are_smaller_than_most_blobs_and_apart_from_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(practice, "SNR", (1e-6, 2e-6))
+    signal, blobs = draw_practice(2, "frame", SHAPE, 0.01, PIECES)
+    n_squares = len(blobs) // 2
+    strong = np.argwhere(signal > 0.5 * signal.max())
+    assert n_squares > 0
+    for y, x in strong:
+        apart = np.hypot(blobs["x_px"] - x, blobs["y_px"] - y)
+        assert apart.min() > practice.APART_PX - 8
+
+
+def test_frame_and_seed_alone_decide() -> None:
+    once, blobs = draw_practice(1, "frame", SHAPE, 0.01, PIECES)
+    again, same = draw_practice(1, "frame", SHAPE, 0.01, PIECES)
+    np.testing.assert_array_equal(once, again)
+    assert blobs.equals(same)
+    assert (once != draw_practice(2, "frame", SHAPE, 0.01, PIECES)[0]).any()
+    assert (once != draw_practice(1, "other", SHAPE, 0.01, PIECES)[0]).any()
+    assert draw_practice(1, "frame", (1024, 100), 0.01, PIECES)[1].empty
