@@ -34,8 +34,8 @@ def set_operating_point(
     blobs: pd.DataFrame,
     folders: tuple[str | Path, str | Path, str | Path],
     params: Detect,
-    simulated: FloatArray,
-    n_simulated: int,
+    simulated: FloatArray | None = None,
+    n_simulated: int = 0,
 ) -> OperatingPoint:
     """Set threshold and calibration from held-out images and from injected blobs.
 
@@ -47,9 +47,9 @@ def set_operating_point(
         Scores of injected blobs.
     folders : (path, path, path)
         Of the stages difference, scale and cutout.
-    simulated : ndarray
+    simulated : ndarray, optional
         Scores of the false peaks on simulated images without a new blob, which count as held out, too.
-    n_simulated : int
+    n_simulated : int, optional
         Number of these images.
 
     Raises
@@ -65,7 +65,9 @@ def set_operating_point(
             f"{folders[2]}: no image is held out, expected some without a new blob; add images"
         )
     is_false = aside.rows & (candidates["status"] == "new")
-    false = np.concatenate([candidates[is_false]["score"].to_numpy(), simulated])
+    false = candidates[is_false]["score"].to_numpy()
+    if simulated is not None:
+        false = np.concatenate([false, simulated])
     expected = params.false_alarms_per_100_frames / 100 * n_frames
     allowed = allowed_alarms(expected, params.confidence)
     slope, offset = calibrate(true, false, n_frames, params.new_blobs_per_100_frames / 100)

@@ -225,7 +225,8 @@ def test_the_operating_point_rests_on_held_out_candidates_that_may_be_blobs(
         pd.concat([others, kept]), true, QUIET, LANDED, stages, params
     )
     assert point.frames == 2.0
-    assert point.threshold == pytest.approx(thresholds.tail_threshold(scores, 0.5), abs=1e-5)
+    allowed = thresholds.allowed_alarms(0.5, params.confidence)
+    assert point.threshold == pytest.approx(thresholds.tail_threshold(scores, allowed), abs=1e-5)
     assert point[1:3] == pytest.approx(thresholds.calibrate(true, scores, 2.0, 0.1), abs=1e-4)
     with pytest.raises(TableError, match="no image is held out"):
         thresholds.set_operating_point(
@@ -375,7 +376,7 @@ def test_an_operating_point_that_is_none_is_refused(
     path = tmp_path / "m.safetensors"
     network = dense_network.new_dense_network(1)
     model_file.save_model(path, network, {"operating_point": POINT})
-    assert load_dense_detector(path).point == OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 10)
+    assert load_dense_detector(path).point == OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 15)
     point = {**POINT, **change} if isinstance(change, dict) else change
     model_file.save_model(path, network, {"operating_point": point})
     with pytest.raises(
