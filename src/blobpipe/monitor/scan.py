@@ -57,7 +57,10 @@ SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_
 PLACE_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
 
 # Further columns of a detection of the dense network
-FIT_COLUMNS = tuple(name for name in DETECTION_COLUMNS if name not in PLACE_COLUMNS)
+FIT_COLUMNS = (
+    *(name for name in DETECTION_COLUMNS if name not in PLACE_COLUMNS),
+    *("radius_ratio", "reason"),
+)
 
 # Side of the picture of a detection (px)
 SIDE_PX = 128

@@ -399,5 +399,6 @@ def summarise(injections: pd.DataFrame, detectors: Detectors, n_frames: int) -> 
     ratio = off_grid["radius_ratio"].to_numpy(float)
     for wanted in OFF_LAW:
         part = off_grid[np.abs(ratio - wanted) < 0.01]
-        metrics[f"dense_radius_ratio_{wanted}"] = tables.number_or_none(part["dense"].mean())
+        name = f"dense_radius_{round(100 * wanted)}_percent"
+        metrics[name] = tables.number_or_none(part["dense"].mean())
     return metrics
