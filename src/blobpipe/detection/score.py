@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +16,7 @@ from blobpipe.core.arrays import FloatArray
 if TYPE_CHECKING:
     import pandas as pd
 
-RIDGE = 1e-3  # penalty that keeps the weights finite where one number separates the classes
+RIDGE = 3e-4  # penalty that keeps the weights finite where one number separates the classes
 
 
 def fit_logistic(features: FloatArray, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -57,13 +59,14 @@ MISFITS = (0.5, 5.0)
 # ratios of a radius to the expected one, beyond which nothing more is learnt
 RATIOS = (0.2, 3.0)
 N_MEASURED = 4  # network, S/N, misfit, size
-# of the joint score: a constant, one for each measured number, and one for each product of two
-N_WEIGHTS = 1 + N_MEASURED + N_MEASURED * (N_MEASURED + 1) // 2
+ORDER = 3  # of the polynomial
+# of the joint score: one for each product of up to three measured numbers, and a constant
+N_WEIGHTS = math.comb(N_MEASURED + ORDER, ORDER)
 FEWEST = 20  # blobs, and as many other candidates, make a fit
 
 
 def features(found: pd.DataFrame) -> FloatArray:
-    """Return what a candidate's score is made of: four numbers, their squares and products.
+    """Return what a candidate's score is made of: four numbers and their products of up to three.
 
     Parameters
     ----------
@@ -74,8 +77,9 @@ def features(found: pd.DataFrame) -> FloatArray:
 
     Returns
     -------
-    ndarray, shape (n, 14), float64
-        Log-odds of the score, logarithms of S/N, misfit and ratio; then all products of two.
+    ndarray, shape (n, N_WEIGHTS - 1), float64
+        Log-odds of the score, logarithms of S/N, misfit and ratio; then all products of two, and
+        of three.
     """
     score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
     snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
@@ -87,8 +91,12 @@ def features(found: pd.DataFrame) -> FloatArray:
         3 * np.log(misfit),
         2 * np.log(ratio),
     ]
-    products = [measured[i] * measured[k] for i in range(N_MEASURED) for k in range(i, N_MEASURED)]
-    return np.column_stack([*measured, *products])
+    terms = [
+        np.prod(factors, axis=0)
+        for order in range(1, ORDER + 1)
+        for factors in combinations_with_replacement(measured, order)
+    ]
+    return np.column_stack(terms)
 
 
 def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[float, ...]:
