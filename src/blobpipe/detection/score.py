@@ -59,14 +59,14 @@ MISFITS = (0.5, 5.0)
 # ratios of a radius to the expected one, beyond which nothing more is learnt
 RATIOS = (0.2, 3.0)
 N_MEASURED = 4  # network, S/N, misfit, size
-ORDER = 3  # of the polynomial
-# of the joint score: one for each product of up to three measured numbers, and a constant
+ORDER = 2  # of the polynomial
+# of the joint score: one for each product of up to two measured numbers, and a constant
 N_WEIGHTS = math.comb(N_MEASURED + ORDER, ORDER)
 FEWEST = 20  # blobs, and as many other candidates, make a fit
 
 
 def features(found: pd.DataFrame) -> FloatArray:
-    """Return what a candidate's score is made of: four numbers and their products of up to three.
+    """Return what a candidate's score is made of: four numbers and their products of two.
 
     Parameters
     ----------
@@ -78,8 +78,7 @@ def features(found: pd.DataFrame) -> FloatArray:
     Returns
     -------
     ndarray, shape (n, N_WEIGHTS - 1), float64
-        Log-odds of the score, logarithms of S/N, misfit and ratio; then all products of two, and
-        of three.
+        Log-odds of the score, logarithms of S/N, misfit and ratio; then all products of two.
     """
     score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
     snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)

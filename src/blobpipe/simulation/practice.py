@@ -38,15 +38,18 @@ CLUSTER_SOFTNESS_PX = (0.3, 1.4)
 CLUSTER_AXES = (0.6, 1.6)
 CLUSTER_SNR = (5.0, 40.0)
 
-# Least distance between a blob and a cluster (px), and places that are tried for a cluster (count)
-APART_PX = 40.0
-N_TRIES = 40
+# Smaller squares along each axis of one of 256 pixels (count), their side (px), and the fractions of
+# them that hold a blob and a cluster
+N_SMALLER = 3
+SMALLER_PX = tiles.SIDE / N_SMALLER
+BLOB_FRAC = 0.55
+CLUSTER_FRAC = 0.25
 
 
 def draw_practice(
     seed: int, frame: str, shape: tuple[int, int], noise_frac: float, pieces: Int16Array
 ) -> tuple[Float32Array, pd.DataFrame]:
-    """Draw a signal for every 256 x 256 pixels of an image: two blobs and a soft cluster, or clutter.
+    """Draw a signal for every 256 x 256 pixels of an image: blobs and soft clusters, or clutter.
 
     Parameters
     ----------
@@ -80,18 +83,15 @@ def draw_practice(
             signal[square] += of_light * piece
             continue
 
-        # A blob in each half, then a cluster away from both
-        here = []
-        for half in (0, tiles.SIDE // 2):
-            y = top + half + rng.uniform(HALF_PX, tiles.SIDE // 2 - HALF_PX)
-            x = left + rng.uniform(HALF_PX, tiles.SIDE - HALF_PX)
-            radius = _add_any_blob(signal, rng, x, y, noise_frac)
-            here.append((x, y, radius))
-        x, y = np.add(rng.uniform(HALF_PX, tiles.SIDE - HALF_PX, (N_TRIES, 2)), (left, top)).T
-        apart = np.min([np.hypot(x - blob[0], y - blob[1]) for blob in here], axis=0)
-        place = int(np.argmax(apart > APART_PX))
-        _add_cluster(signal, rng, float(x[place]), float(y[place]), noise_frac)
-        blobs += here
+        # A blob, a cluster or nothing in each of nine smaller squares
+        for row, column in product(range(N_SMALLER), repeat=2):
+            kind = rng.random()
+            y = top + row * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
+            x = left + column * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
+            if kind < BLOB_FRAC:
+                blobs.append((x, y, _add_any_blob(signal, rng, x, y, noise_frac)))
+            elif kind < BLOB_FRAC + CLUSTER_FRAC:
+                _add_cluster(signal, rng, x, y, noise_frac)
     columns = ["x_px", "y_px", "radius_px"]
     return signal, pd.DataFrame(blobs, columns=columns, dtype=float)
 

@@ -346,7 +346,7 @@ def test_probabilities_are_those_of_the_real_rate() -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-slope * z - offset)), right, atol=0.06)
 
 
-POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weights": [0.5] * 35}
+POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weights": [0.5] * 15}
 
 
 @pytest.mark.parametrize(
@@ -359,10 +359,10 @@ POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weight
         ({"offset": -1e308}, "offset: found '-1e\\+308'"),
         ({"frames": None}, "frames: found 'None'"),
         ({"frames": True}, "frames: found 'True'"),
-        ({"weights": [math.nan] * 35}, r"weights\[0\]: found 'nan'"),
+        ({"weights": [math.nan] * 15}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 35 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 15 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),
@@ -376,7 +376,7 @@ def test_an_operating_point_that_is_none_is_refused(
     path = tmp_path / "m.safetensors"
     network = dense_network.new_dense_network(1)
     model_file.save_model(path, network, {"operating_point": POINT})
-    assert load_dense_detector(path).point == OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 35)
+    assert load_dense_detector(path).point == OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 15)
     point = {**POINT, **change} if isinstance(change, dict) else change
     model_file.save_model(path, network, {"operating_point": point})
     with pytest.raises(
