@@ -228,6 +228,41 @@ def _scan(args: argparse.Namespace) -> int:
         reference=args.reference,
         catalogue=args.catalogue,
         bad_pixels=args.bad_pixels,
+        operating_point=args.operating_point,
+    )
+
+
+def _calibrate(args: argparse.Namespace) -> None:
+    from blobpipe.monitor.scan import calibrate, calibrate_log
+
+    if (args.log is None) == (not args.images):
+        raise BlobpipeError("calibrate: expected images or folders of them, or --log LOG")
+    named = args.difference or args.reference or args.catalogue or args.bad_pixels
+    if args.log is not None and named:
+        raise BlobpipeError(
+            "calibrate: found --log with --difference, --reference, --catalogue or --bad-pixels, expected --log alone: "
+            "the log's images have been searched already; leave them out"
+        )
+
+    # The budget is that of the settings, unless an option says otherwise
+    params = _params_if_any(args)
+    model = args.model or _default_model(params)
+    budget = args.budget or params.detect.false_alarms_per_100_frames
+    confidence = args.confidence or params.detect.confidence
+    if args.log is not None:
+        calibrate_log(args.log, args.out, model, budget=budget, confidence=confidence)
+        return
+    calibrate(
+        args.images,
+        args.out,
+        model,
+        params,
+        budget=budget,
+        confidence=confidence,
+        difference=args.difference,
+        reference=args.reference,
+        catalogue=args.catalogue,
+        bad_pixels=args.bad_pixels,
     )
 
 
@@ -244,6 +279,7 @@ def _quicklook(args: argparse.Namespace) -> None:
         difference=args.difference,
         again=args.again,
         bad_pixels=tuple(args.bad_pixels),
+        operating_point=args.operating_point,
     )
     if args.watch:
         quicklook.watch(args.folder, options)
@@ -334,7 +370,8 @@ def _doctor(args: argparse.Namespace) -> int:
     named = settings if args.params or settings.exists() else None
     model = args.model or _own_or_packaged()
     judged = Path(REGRESSION_METRICS) if not args.model and model == Path(OWN_MODEL) else None
-    setup = Setup(named, model, args.catalogue, args.log, judged, tuple(args.bad_pixels))
+    bad_pixels = tuple(args.bad_pixels)
+    setup = Setup(named, model, args.catalogue, args.log, judged, bad_pixels, args.operating_point)
     failed = False
     for check in examine(setup, os.environ, send_test=args.send_test):
         print(f"{check.state:4}  {check.what}: {check.found}")
@@ -491,6 +528,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_stages(commands, shared)
     _add_check(commands, shared)
     _add_scan(commands, shared)
+    _add_calibrate(commands, shared)
     _add_quicklook(commands, shared)
     _add_log(commands, shared)
     _add_catalogue(commands, shared)
@@ -553,6 +591,7 @@ def _add_scan(commands: Commands, shared: _Shared) -> None:
     )
     _add_known_blobs(scan)
     _add_bad_pixels(scan)
+    _add_operating_point(scan)
     scan.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for tables and pictures"
     )
@@ -590,6 +629,83 @@ def _add_bad_pixels(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_operating_point(command: argparse.ArgumentParser) -> None:
+    """Add the option ``--operating-point``."""
+    command.add_argument(
+        "--operating-point",
+        type=Path,
+        metavar="FILE",
+        help="file of 'blobpipe calibrate', whose threshold replaces the model's",
+    )
+
+
+def _add_calibrate(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``calibrate``."""
+    calibrate = commands.add_parser(
+        "calibrate",
+        parents=[shared.settings, shared.common],
+        help="set the threshold by a budget of false alarms, on images without a new blob",
+    )
+    calibrate.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGES",
+        help="image without a new blob, or a folder of them",
+    )
+    calibrate.add_argument(
+        "--log",
+        type=Path,
+        metavar="LOG",
+        help="log of quicklook: use its images instead, without what was confirmed or seen again",
+    )
+    _add_subtraction(calibrate, "median stack to subtract")
+    calibrate.add_argument(
+        "--model", type=Path, help="trained dense network (default: as for scan)"
+    )
+    _add_known_blobs(calibrate)
+    _add_bad_pixels(calibrate)
+    calibrate.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="N",
+        help="accepted false alarms per 100 images (default: detect.false_alarms_per_100_frames)",
+    )
+    calibrate.add_argument(
+        "--confidence",
+        type=_confidence,
+        metavar="P",
+        help="one-sided confidence with which the budget is kept (default: detect.confidence)",
+    )
+    calibrate.add_argument(
+        "--out",
+        type=Path,
+        default=Path("operating_point.yaml"),
+        metavar="FILE",
+        help="file to write (default: %(default)s)",
+    )
+    calibrate.set_defaults(work=_calibrate)
+
+
+def _budget(text: str) -> float:
+    """Read a budget of false alarms from the command line."""
+    return _number(text, lambda value: 0 < value < float("inf"), "a number above 0")
+
+
+def _confidence(text: str) -> float:
+    """Read a confidence from the command line."""
+    return _number(text, lambda value: 0.5 <= value < 1, "a number from 0.5 to below 1")
+
+
+def _number(text: str, is_valid: Callable[[float], bool], expected: str) -> float:
+    """Read a number within bounds."""
+    with suppress(ValueError):
+        value = float(text)
+        if is_valid(value):
+            return value
+    raise argparse.ArgumentTypeError(f"found {text}, expected {expected}")
+
+
 def _add_quicklook(commands: Commands, shared: _Shared) -> None:
     """Add the command ``quicklook``."""
     quicklook = commands.add_parser(
@@ -604,6 +720,7 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
     )
     _add_known_blobs(quicklook)
     _add_bad_pixels(quicklook)
+    _add_operating_point(quicklook)
     quicklook.add_argument(
         "--silent", action="store_true", help="do not queue notices (for a backlog of images)"
     )
@@ -815,6 +932,7 @@ def _add_doctor(commands: Commands, shared: _Shared) -> None:
     doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
     _add_known_blobs(doctor)
     _add_bad_pixels(doctor)
+    _add_operating_point(doctor)
     doctor.add_argument(
         "--send-test", action="store_true", help="also send a test notice on every channel"
     )

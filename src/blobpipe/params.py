@@ -684,6 +684,11 @@ class Quicklook(Section):
         description="Later images that do not show a new candidate before it counts as faded "
         "(count).",
     )
+    operating_point: str = Field(
+        "",
+        description="File of 'blobpipe calibrate' whose threshold replaces the model's, relative to "
+        "the working folder; empty: the model's threshold.",
+    )
 
 
 class Notices(Section):

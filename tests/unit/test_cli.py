@@ -297,7 +297,7 @@ def test_scan_needs_no_settings_but_takes_them(
     assert model == Path(cli.__file__).with_name("model.safetensors")
     assert params == (PARAMS if own else Params())
     expected = {"difference": True, "reference": None, "catalogue": None, "bad_pixels": []}
-    assert settings == expected
+    assert settings == {**expected, "operating_point": None}
 
 
 def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from blobpipe import __version__
 from blobpipe.core import tables
 from blobpipe.detection.detectors import load_dense_detector
+from blobpipe.detection.promise import apply_promised_point
 from blobpipe.errors import BlobpipeError
 from blobpipe.images.bad_pixels import read_bad_pixels
 from blobpipe.monitor import delivery, health, logbook, notices
@@ -54,6 +55,8 @@ class Setup:
         Metrics of the regression test that the model must have passed; for the pipeline's own model only.
     bad_pixels : tuple of path
         Files of bad pixels, besides those of the settings.
+    operating_point : path, optional
+        From `blobpipe calibrate`; by default that of the settings, if any.
     """
 
     params: Path | None
@@ -62,12 +65,13 @@ class Setup:
     log: Path | None = None
     gate_metrics: Path | None = None
     bad_pixels: tuple[Path, ...] = ()
+    operating_point: Path | None = None
 
 
 def examine(
     setup: Setup, environ: Mapping[str, str], *, send_test: bool = False
 ) -> Iterator[Check]:
-    """Check installation, settings, model, catalogue, bad pixels, log, outbox, readings, disk, mail and webhook.
+    """Check installation, settings, model, operating point, catalogue, bad pixels, log, outbox, readings, disk, mail and webhook.
 
     Nothing is changed, and no server is contacted unless ``send_test``.
 
@@ -94,6 +98,9 @@ def examine(
         yield Check("fail", "settings", str(error))
 
     yield from _guarded("model", lambda: _model(setup, params.regression))
+    named = params.quicklook.operating_point
+    point = setup.operating_point or (Path(named) if named else None)
+    yield from _guarded("operating point", lambda: _operating_point(setup.model, point))
     yield from _guarded("catalogue", lambda: _catalogue(setup.catalogue))
     yield from _guarded("bad pixels", lambda: _bad_pixels(params.bad_pixels, setup.bad_pixels))
     yield from _guarded("log", lambda: _log(setup.log, params.notices))
@@ -180,6 +187,18 @@ def _model(setup: Setup, params: Regression) -> Iterator[Check]:
     else:
         advice = "run the stage detect, and name its model"
         yield Check("warn", "model", f"{found}, the default, not set by any test: {advice}")
+
+
+def _operating_point(model: Path, path: Path | None) -> Iterator[Check]:
+    """Check that the operating point that was set on the team's own images is of this model, and keeps its budget."""
+    if path is None:
+        return
+    point = apply_promised_point(load_dense_detector(model), model, path)[1]
+    found = f"{path}, {point.describe()}"
+    if point.shortfall():
+        yield Check("warn", "operating point", f"{found}; {point.shortfall()}")
+    else:
+        yield Check("ok", "operating point", found)
 
 
 def _catalogue(path: Path | None) -> Iterator[Check]:

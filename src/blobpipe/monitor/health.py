@@ -50,6 +50,10 @@ MONITORS = {
         "candidates on 100 images that faded or were rejected (count)",
         "look at what they are; raise the threshold, or train a model with them",
     ),
+    "broken_promise": Monitor(
+        "candidates that faded or were rejected, against the promise of the operating point (count)",
+        "the images are no longer those that the threshold was set on; look at them, and run 'blobpipe calibrate' again",
+    ),
     "probability_distance": Monitor(
         "distance of the subframes' probabilities from those before (0 to 1)",
         "the model sees other images than it used to; compare them",
@@ -58,6 +62,9 @@ MONITORS = {
         "share of rejected images", "read their reasons: something in their making broke"
     ),
 }
+# Probability of so many false alarms, or more, if the promise holds, below which it counts as broken
+UNLIKELY = 0.01
+
 # end of a query for the latest images up to one, of which a reading is taken
 LATEST = (
     "FROM images WHERE id <= ? AND late = 0 AND outcome = 'searched' AND superseded_by IS NULL "
@@ -81,8 +88,7 @@ def log_readings(connection: sqlite3.Connection, image_id: int, params: Health) 
         One line for each reading that is beyond its limit and was not so before.
     """
     lines = []
-    for what, value in _readings(connection, image_id, params).items():
-        limit = getattr(params, what)
+    for what, (value, limit) in _readings(connection, image_id, params).items():
         bound, excess = _compare(value, limit)
         since = _crossing(connection, image_id, what, excess, params.hysteresis_frac)
 
@@ -137,15 +143,21 @@ def readings(connection: sqlite3.Connection, most: int = 400) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------------------- readings
 
 
-def _readings(connection: sqlite3.Connection, image: int, params: Health) -> dict[str, float]:
-    """Take the reading of each monitor for which there are enough images."""
+def _readings(
+    connection: sqlite3.Connection, image: int, params: Health
+) -> dict[str, tuple[float, Limit]]:
+    """Take the reading of each monitor for which there are enough images, with its limit."""
     found = {
         **_medians(connection, image, params.window),
         "false_alarms_per_100": _false_alarms_per_100(connection, image, params),
         "probability_distance": _probability_distance(connection, image, params),
         "rejected_frac": _rejected_frac(connection, image, params.window),
     }
-    return {what: value for what, value in found.items() if value is not None}
+    readings: dict[str, tuple[float, Limit]] = {
+        what: (value, getattr(params, what)) for what, value in found.items() if value is not None
+    }
+    promise = _broken_promise(connection, image, params)
+    return readings if promise is None else readings | {"broken_promise": promise}
 
 
 def _medians(connection: sqlite3.Connection, image: int, window: int) -> dict[str, float | None]:
@@ -177,13 +189,43 @@ def _false_alarms_per_100(
     images = [row["id"] for row in rows]
     if len(images) < params.window:
         return None
-    # candidates whose first image is one of these
+    return 100 * float(_count_false_alarms(connection, images)) / len(images)
+
+
+def _count_false_alarms(connection: sqlite3.Connection, images: list[int]) -> int:
+    """Count the candidates that were rejected, or faded and were not confirmed, and that one of some images showed first."""
+    marks = ", ".join("?" * len(images))
     [alarms] = connection.execute(
-        "SELECT count(*) FROM candidate_list WHERE first_image BETWEEN ? AND ? "
+        f"SELECT count(*) FROM candidate_list WHERE first_image IN ({marks}) "
         "AND (decision = 'rejected' OR status = 'faded' AND decision != 'confirmed')",
-        (images[-1], image),
+        images,
     ).fetchone()
-    return 100 * float(alarms) / len(images)
+    return int(alarms)
+
+
+def _broken_promise(
+    connection: sqlite3.Connection, image: int, params: Health
+) -> tuple[float, float] | None:
+    """Count the false alarms since the operating point was set, and give the most that its promise allows.
+
+    None if the latest image was searched without an operating point, or too few with it.
+    """
+    from scipy.stats import poisson
+
+    # images that were searched with the same threshold and promise as the latest
+    rows = connection.execute(
+        "SELECT i.id, r.false_alarms_per_100 FROM images i JOIN runs r ON r.id = i.run "
+        "JOIN (SELECT r.* FROM images i JOIN runs r ON r.id = i.run WHERE i.id = ?) now "
+        "ON r.operating_point_sha256 = now.operating_point_sha256 AND r.false_alarms_per_100 = now.false_alarms_per_100 "
+        "WHERE i.id <= ? AND i.late = 0 AND i.outcome = 'searched' AND i.superseded_by IS NULL "
+        "ORDER BY i.id DESC LIMIT ?",
+        (image, image, params.baseline),
+    ).fetchall()
+    if len(rows) < params.window:
+        return None
+    promised = rows[0]["false_alarms_per_100"] / 100 * len(rows)
+    alarms = _count_false_alarms(connection, [row["id"] for row in rows])
+    return float(alarms), float(poisson.isf(UNLIKELY, promised))
 
 
 def _probability_distance(

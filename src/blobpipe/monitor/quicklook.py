@@ -43,6 +43,8 @@ from blobpipe.core.dates import (
 from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, pair
+from blobpipe.detection.operating_point import CANDIDATE
+from blobpipe.detection.promise import OTHER_BAD_PIXELS, PromisedPoint, apply_promised_point
 from blobpipe.detection.search import observe, subframe_scores
 from blobpipe.errors import (
     BlobpipeError,
@@ -111,6 +113,8 @@ class Options:
         Search rejected images once more.
     bad_pixels : tuple of path
         Files of bad pixels, besides those of the settings.
+    operating_point : path, optional
+        From `blobpipe calibrate`; its threshold replaces the model's. By default the file of the settings, if any.
     """
 
     log_path: Path
@@ -121,6 +125,13 @@ class Options:
     difference: bool = False
     again: bool = False
     bad_pixels: tuple[Path, ...] = ()
+    operating_point: Path | None = None
+
+    @property
+    def point_path(self) -> Path | None:
+        """Return the file of the operating point: the option's, else that of the settings."""
+        named = self.params.quicklook.operating_point
+        return self.operating_point or (Path(named) if named else None)
 
 
 @dataclass(frozen=True)
@@ -369,6 +380,9 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
             f"{options.model}: the report's network, expected the dense one, which measures; name its file"
         )
     detector = load_dense_detector(options.model)
+    point = None
+    if options.point_path is not None:
+        detector, point = apply_promised_point(detector, options.model, options.point_path)
     catalogue = None
     if options.catalogue is not None:
         catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS)
@@ -389,8 +403,13 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
             names = ", ".join(str(file.path) for file in bad_pixels.files)
             _require_size_of_images(shape, connection, inbox, names, "mask of bad pixels")
         log.info("model: %s", model_file.described(options.model))
+        if point is not None:
+            log.info("operating point: %s, %s", options.point_path, point.describe())
+            if point.bad_pixels_sha256 != " ".join(file.sha256 for file in bad_pixels.files):
+                log.warning("blobpipe: %s: %s", options.point_path, OTHER_BAD_PIXELS)
         with logbook.writing(connection):
-            number = logbook.insert(connection, "runs", _run_row(options, detector, bad_pixels))
+            row = _run_row(options, detector, bad_pixels, point)
+            number = logbook.insert(connection, "runs", row)
 
         # A run that was killed may have left files in the cache
         with _lock(connection):
@@ -429,7 +448,9 @@ def _require_size_of_images(
         )
 
 
-def _run_row(options: Options, detector: DenseDetector, bad_pixels: BadPixels) -> dict[str, Any]:
+def _run_row(
+    options: Options, detector: DenseDetector, bad_pixels: BadPixels, point: PromisedPoint | None
+) -> dict[str, Any]:
     """Return the row of ``runs`` for a run that begins now."""
     params = options.params.model_dump_json()
     return {
@@ -441,6 +462,8 @@ def _run_row(options: Options, detector: DenseDetector, bad_pixels: BadPixels) -
         "catalogue_sha256": files.sha256(options.catalogue) if options.catalogue else "",
         "threshold": detector.threshold,
         "bad_pixels": json.dumps(bad_pixels.as_rows()),
+        "operating_point_sha256": files.sha256(options.point_path) if options.point_path else "",
+        "false_alarms_per_100": point.false_alarms_per_100_images if point else None,
     }
 
 
@@ -972,10 +995,12 @@ def _supersede(connection: sqlite3.Connection, image: int) -> None:
 
 
 def _log_findings(image: int, result: ImageResult, run: Run) -> None:
-    """Log subframes, corrections of the stack, detections and pictures of an image."""
+    """Log subframes, peaks, corrections of the stack, detections and pictures of an image."""
     connection = run.connection
     for row in result.subframes:
         logbook.insert(connection, "subframes", {"image": image, **row})
+    if result.row["outcome"] == "searched":
+        _log_peaks(image, result, connection)
 
     # What was learnt of the images of the stack
     for sha256, packed in result.corrections.items():
@@ -997,6 +1022,16 @@ def _log_findings(image: int, result: ImageResult, run: Run) -> None:
         for kind, png in result.pictures.draw(row).items():
             picture = {"image": image, "detection": detection, "kind": kind, "type": "image/png"}
             logbook.insert(connection, "pictures", picture | {"bytes": png})
+
+
+def _log_peaks(image: int, result: ImageResult, connection: sqlite3.Connection) -> None:
+    """Log what the search takes for new, also below the threshold: a threshold can rest on it later."""
+    found = result.candidates
+    peaks = found[(found["status"] == "new") & (found["score"] >= CANDIDATE)]
+    for x, y, score in peaks[["x_px", "y_px", "score"]].to_numpy(float).tolist():
+        place = {"x_px": x - result.row["shift_x_px"], "y_px": y - result.row["shift_y_px"]}
+        logbook.insert(connection, "peaks", {"image": image, **place, "score": score})
+    logbook.update(connection, "images", image, {"n_peaks": len(peaks)})
 
 
 def _log_detections(image: int, result: ImageResult, run: Run) -> list[tuple[int, dict[str, Any]]]:

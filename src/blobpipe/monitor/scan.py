@@ -1,10 +1,16 @@
-"""Search images for new blobs: FITS files in, tables and pictures out (ISR 6, the daily routine)."""
+"""Search images for new blobs: FITS files in, tables and pictures out (ISR 6, the daily routine).
+
+`calibrate` searches quiet images in the same way, to set the threshold.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -15,20 +21,35 @@ import numpy.typing as npt
 import pandas as pd
 from tqdm import tqdm
 
+from blobpipe import __version__
 from blobpipe.core import files, fits_images, plotting, tables
 from blobpipe.core.arrays import FloatArray, Image
-from blobpipe.core.dates import Exposure, exposure_of, is_same_exposure
-from blobpipe.detection.detectors import DenseDetector, load_detector
+from blobpipe.core.dates import Exposure, exposure_of, format_mjd, is_same_exposure
+from blobpipe.detection.detectors import (
+    DenseDetector,
+    ReportDetector,
+    load_dense_detector,
+    load_detector,
+)
 from blobpipe.detection.fit import DETECTION_COLUMNS
-from blobpipe.detection.match import mark_seen_again
+from blobpipe.detection.match import KNOWN_PX, mark_seen_again, near_blobs, without_repeats
+from blobpipe.detection.operating_point import CANDIDATE
+from blobpipe.detection.promise import (
+    OTHER_BAD_PIXELS,
+    PromisedPoint,
+    apply_promised_point,
+    promise_threshold,
+    write_promised_point,
+)
 from blobpipe.detection.search import Observation, observe, subframe_scores
-from blobpipe.errors import BlobpipeError, FrameError, internal_fault
+from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, internal_fault
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.difference import subtract
 from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.template import Template, read_template
+from blobpipe.monitor import logbook
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.params import Params, Vetting
 from blobpipe.simulation import render
@@ -52,6 +73,7 @@ FRAME_COLUMNS = (
     "model_sha256",
     "n_bad_px",
     "bad_pixels_sha256",
+    "operating_point_sha256",
 )
 SUBFRAME_COLUMNS = ("frame", "row", "col", "x0_px", "y0_px", "probability", "is_blob")
 PLACE_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
@@ -64,6 +86,10 @@ FIT_COLUMNS = (
 
 # Side of the picture of a detection (px)
 SIDE_PX = 128
+
+# Images that show a false peak at one place, from which it is said to be a blob perhaps; most places that are named
+MIN_REPEATS = 3
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -98,6 +124,7 @@ class ScanTables:
 
     model_sha256: str
     bad_pixels: BadPixels
+    operating_point_sha256: str = ""
     exposures: list[Exposure] = field(default_factory=list)
     frames: list[dict[str, Any]] = field(default_factory=list)
     subframes: list[dict[str, Any]] = field(default_factory=list)
@@ -151,11 +178,12 @@ class ScanTables:
         )
 
     def _provenance(self, n_bad_px: int) -> dict[str, Any]:
-        """Return the columns that say by which model and with which bad pixels an image was searched."""
+        """Return the columns that say by which model, threshold and bad pixels an image was searched."""
         return {
             "model_sha256": self.model_sha256,
             "n_bad_px": n_bad_px,
-            "bad_pixels_sha256": " ".join(file.sha256 for file in self.bad_pixels.files),
+            "bad_pixels_sha256": _sha256_of(self.bad_pixels),
+            "operating_point_sha256": self.operating_point_sha256,
         }
 
     def mark_seen_again(self) -> None:
@@ -197,6 +225,7 @@ def scan(
     reference: Path | None = None,
     catalogue: Path | None = None,
     bad_pixels: Sequence[Path] = (),
+    operating_point: Path | None = None,
 ) -> int:
     """Scan images and write ``frames.csv``, ``subframes.csv``, ``detections.csv`` and a picture per detection.
 
@@ -220,6 +249,8 @@ def scan(
         Known blobs: a table with x_px, y_px, radius_px. For the dense network.
     bad_pixels : sequence of path
         Files of bad pixels, besides those of the settings.
+    operating_point : path, optional
+        From `calibrate`; its threshold replaces the model's.
 
     Returns
     -------
@@ -228,23 +259,24 @@ def scan(
 
     Raises
     ------
-    ModelError, FrameError
-        If the model, the stack or a file of bad pixels cannot be used, or two images have the same name.
+    ModelError, ParamsError, FrameError
+        If the model, the operating point, the stack or a file of bad pixels cannot be used, or two images have the same
+        name.
     """
     _require_distinct_names(paths)
     # Each worker thread searches whole images: more threads would only wait for each other
     kernels.set_threads(1)
 
     # Read everything that the options name before the first image is searched
-    known = None
-    if catalogue is not None:
-        known = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
-    bad = read_bad_pixels(params.bad_pixels, bad_pixels)
-    template = None if difference else _read_template(reference, known, bad)
-    search = _choose_search(model, params)
+    preparation = _read_preparation(params, difference, reference, catalogue, bad_pixels)
+    detector = load_detector(model)
     log.info("model: %s", model_file.described(model))
-    preparation = Preparation(template, known, bad, params)
-    found = ScanTables(files.sha256(model), bad)
+    point_sha256 = ""
+    if operating_point is not None:
+        detector = _apply_point(detector, model, operating_point, preparation.bad_pixels)
+        point_sha256 = files.sha256(operating_point)
+    search = _choose_search(detector, params)
+    found = ScanTables(files.sha256(model), preparation.bad_pixels, point_sha256)
 
     # Search in threads, record in the order of the list
     for path, result in _search_ahead(paths, preparation, search, params.train.threads):
@@ -272,11 +304,52 @@ def _require_distinct_names(paths: Sequence[Path]) -> None:
             )
 
 
+def _read_preparation(
+    params: Params,
+    difference: bool,
+    reference: Path | None,
+    catalogue: Path | None,
+    bad_pixels: Sequence[Path],
+) -> Preparation:
+    """Read the known blobs, the bad pixels and the template."""
+    known = None
+    if catalogue is not None:
+        known = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
+    bad = read_bad_pixels(params.bad_pixels, bad_pixels)
+    template = None if difference else _read_template(reference, known, bad)
+    return Preparation(template, known, bad, params)
+
+
+def _apply_point(
+    detector: DenseDetector | ReportDetector, model: Path, path: Path, bad_pixels: BadPixels
+) -> DenseDetector:
+    """Give a detector the threshold of a file; say what it promises, and whether that was with other bad pixels."""
+    if not isinstance(detector, DenseDetector):
+        raise ModelError(
+            f"{path}: found an operating point for the report's network, expected the dense one; name its --model"
+        )
+    detector, point = apply_promised_point(detector, model, path)
+    log.info("operating point: %s, %s", path, point.describe())
+    if point.bad_pixels_sha256 != _sha256_of(bad_pixels):
+        log.warning("blobpipe: %s: %s", path, OTHER_BAD_PIXELS)
+    return detector
+
+
+def _sha256_of(bad_pixels: BadPixels) -> str:
+    """Return the SHA-256 of each file of bad pixels, separated by blanks."""
+    return " ".join(file.sha256 for file in bad_pixels.files)
+
+
+def _stack_path(reference: Path | None) -> Path:
+    """Return the named median stack, or the one that the pipeline has made."""
+    return reference or Path("data/difference/reference.fits.fz")
+
+
 def _read_template(
     reference: Path | None, catalogue: pd.DataFrame | None, bad_pixels: BadPixels
 ) -> Template:
-    """Read the named median stack, or the one that the pipeline has made."""
-    path = reference or Path("data/difference/reference.fits.fz")
+    """Read the stack that is subtracted."""
+    path = _stack_path(reference)
     if not path.exists():
         raise FrameError(
             f"{path}: not found; name a median stack (--reference STACK) or say --difference"
@@ -340,9 +413,8 @@ class ImageSearch(Protocol):
         """Add a result of `search_image` to the tables and draw its detections; called in order."""
 
 
-def _choose_search(model: Path, params: Params) -> ImageSearch:
-    """Choose the search for the network that the model file holds."""
-    detector = load_detector(model)
+def _choose_search(detector: DenseDetector | ReportDetector, params: Params) -> ImageSearch:
+    """Choose the search for the network of a detector."""
     if isinstance(detector, DenseDetector):
         return DenseSearch(detector, params.vetting)
     return ReportSearch(detector.network, params.evaluate.threshold)
@@ -512,4 +584,250 @@ class ReportSearch:
                 (x0, y0),
                 (x, y),
                 f"{image.name}, subframe row {row}, column {col}: probability {probability:.3f}",
+            )
+
+
+# ---------------------------------------------------------------------------------------------------- calibration
+
+
+def calibrate(
+    paths: Sequence[Path],
+    out: Path,
+    model: Path,
+    params: Params,
+    *,
+    budget: float,
+    confidence: float,
+    difference: bool = False,
+    reference: Path | None = None,
+    catalogue: Path | None = None,
+    bad_pixels: Sequence[Path] = (),
+) -> PromisedPoint:
+    """Set the threshold at which quiet images keep a budget of false alarms, and write it as YAML.
+
+    Every candidate that `scan` would report as new counts as a false peak, whatever its score. An image that cannot be
+    used is left out with a warning, and so is a second version of one exposure.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Images without a new blob, as for `scan`, or folders of them.
+    out : path
+        File that is written.
+    model : path
+        Dense network.
+    params, difference, reference, catalogue, bad_pixels
+        As for `scan`.
+    budget : float
+        Accepted false alarms per 100 images (count).
+    confidence : float
+        One-sided (0 to 1).
+
+    Raises
+    ------
+    ModelError, FrameError, TableError
+        If an input cannot be used, or no image is left.
+    """
+    kernels.set_threads(1)
+    detector = _load_dense(model)
+    preparation = _read_preparation(params, difference, reference, catalogue, bad_pixels)
+    search = DenseSearch(detector, params.vetting)
+
+    # Search as `scan` does, and keep what may be new
+    exposures: list[Exposure] = []
+    peaks: list[pd.DataFrame] = []
+    for path, result in _search_ahead(
+        list_images(paths), preparation, search, params.train.threads
+    ):
+        if isinstance(result, BlobpipeError):
+            log.warning("blobpipe: %s (left out)", " ".join(str(result).split()))
+            continue
+        exposure = result.image.exposure
+        if any(is_same_exposure(exposure, other) for other in exposures):
+            log.warning("blobpipe: %s: another version of an exposure (left out)", path)
+            continue
+        exposures.append(exposure)
+        found = result.candidates
+        is_false = (found["status"] == "new") & (found["score"] >= CANDIDATE)
+        peaks.append(found.loc[is_false, ["x_px", "y_px", "score"]])
+
+    subtracted = "difference"
+    if not difference:
+        subtracted = files.sha256(_stack_path(reference))
+    return _write_promise(
+        out,
+        peaks,
+        [exposure.mjd for exposure in exposures],
+        (budget, confidence),
+        model_sha256=files.sha256(model),
+        bad_pixels_sha256=_sha256_of(preparation.bad_pixels),
+        subtracted=subtracted,
+    )
+
+
+def calibrate_log(
+    log_path: Path, out: Path, model: Path, *, budget: float, confidence: float
+) -> PromisedPoint:
+    """Set the threshold as `calibrate` does, from the images that `quicklook` has searched.
+
+    The images are those of the log that were searched with this model and, of these, with the bad pixels of the latest
+    run. Candidates that a second image or a reviewer has confirmed are left out; those that nobody has decided count as
+    false.
+
+    Raises
+    ------
+    LogError
+        If the log cannot be read, or holds no such image.
+    """
+    _load_dense(model)
+    model_sha256 = files.sha256(model)
+    with closing(logbook.connect(log_path)) as connection:
+        images = _quiet_images(connection, model_sha256)
+        found = _false_peaks_of_log(connection)
+    if images.empty:
+        raise LogError(
+            f"{log_path}: found no searched image of the model {model_sha256[:12]} with its peaks, which logs keep from "
+            "version 4 on; run 'blobpipe quicklook' on more images, or name a folder of images instead of --log"
+        )
+
+    latest = images.iloc[-1]
+    return _write_promise(
+        out,
+        [found[found["image"] == image] for image in images["id"]],
+        images["mjd"].tolist(),
+        (budget, confidence),
+        model_sha256=model_sha256,
+        bad_pixels_sha256=_sha256_in_log(latest["bad_pixels"]),
+        subtracted="difference" if latest["kind"] == "difference" else "running stack",
+    )
+
+
+def list_images(paths: Sequence[Path]) -> list[Path]:
+    """List image files: those that are named, and those in the folders that are named, by name.
+
+    Raises
+    ------
+    FrameError
+        If a folder holds no image.
+    """
+    listed: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            listed.append(path)
+            continue
+        inside = sorted(each for each in path.iterdir() if each.name.endswith(fits_images.SUFFIXES))
+        if not inside:
+            raise FrameError(
+                f"{path}: found no image, expected {', '.join(fits_images.SUFFIXES)}; name another folder"
+            )
+        listed += inside
+    return listed
+
+
+def _load_dense(model: Path) -> DenseDetector:
+    """Load the dense network; refuse the report's, whose threshold is a setting."""
+    if model_file.kind_of_model(model) != "dense":
+        raise ModelError(
+            f"{model}: the report's network, expected the dense one, which has an operating point; name its --model"
+        )
+    return load_dense_detector(model)
+
+
+def _quiet_images(connection: logbook.Log, model_sha256: str) -> pd.DataFrame:
+    """Read the images that were searched by a model as the latest of them was: of its kind, with its bad pixels."""
+    rows = connection.execute(
+        "SELECT i.id, i.kind, i.mjd, r.bad_pixels FROM images i JOIN runs r ON r.id = i.run "
+        "WHERE i.outcome = 'searched' AND i.superseded_by IS NULL AND i.n_peaks IS NOT NULL AND r.model_sha256 = ? "
+        "ORDER BY i.id",
+        (model_sha256,),
+    ).fetchall()
+    images = pd.DataFrame(map(tuple, rows), columns=["id", "kind", "mjd", "bad_pixels"])
+    if images.empty:
+        return images
+    masks = images["bad_pixels"].map(_sha256_in_log)
+    is_alike = (masks == masks.iloc[-1]) & (images["kind"] == images["kind"].iloc[-1])
+    return images.loc[np.flatnonzero(is_alike)]
+
+
+def _sha256_in_log(bad_pixels: str) -> str:
+    """Return the SHA-256 of each file of bad pixels of a run, separated by blanks."""
+    return " ".join(file["sha256"] for file in json.loads(bad_pixels))
+
+
+def _false_peaks_of_log(connection: logbook.Log) -> pd.DataFrame:
+    """Read the peaks of all images, without those at the place of a blob."""
+    peaks = pd.read_sql_query("SELECT image, x_px, y_px, score FROM peaks", connection)
+    blobs = pd.read_sql_query(
+        "SELECT x_px, y_px, coalesce(radius_px, 0) AS radius_px FROM candidate_list "
+        "WHERE decision = 'confirmed' OR status = 'seen_again' AND decision != 'rejected'",
+        connection,
+    )
+    undecided = connection.execute(
+        "SELECT count(*) FROM candidate_list WHERE status = 'new' AND decision IN ('', 'unsure')"
+    ).fetchone()[0]
+    if undecided:
+        log.info("%d candidates are undecided: they count as false; review them first", undecided)
+    is_blob = near_blobs(peaks, blobs).any(axis=1)
+    return peaks.loc[np.flatnonzero(~is_blob)]
+
+
+def _write_promise(
+    out: Path,
+    peaks: list[pd.DataFrame],
+    dates_mjd: list[float],
+    asked: tuple[float, float],
+    **provenance: str,
+) -> PromisedPoint:
+    """Find the threshold that keeps the budget on the false peaks of images, write it, and say what it promises."""
+    budget, confidence = asked
+    scores = [found["score"].to_numpy(float) for found in peaks]
+    promise = promise_threshold(scores, budget / 100, confidence)
+
+    # Rounded up, so that the file promises no more than was found
+    days = sorted(day for day in map(format_mjd, dates_mjd) if day)
+    point = PromisedPoint(
+        threshold=round(promise.threshold, 6),
+        false_alarms_per_100_images=math.ceil(promise.per_image * 1e4) / 100,
+        budget_per_100_images=budget,
+        confidence=confidence,
+        n_images=len(peaks),
+        n_alarms=promise.n_alarms,
+        dispersion=round(promise.dispersion, 2),
+        first_date=days[0] if days else "",
+        last_date=days[-1] if days else "",
+        version=__version__,
+        **provenance,
+    )
+    write_promised_point(out, point)
+
+    _name_repeats(peaks)
+    if point.dispersion > 1:
+        log.info(
+            "false peaks come in groups: variance of their number per image %.2f times the mean, allowed for",
+            point.dispersion,
+        )
+    log.info("%s: %s", out, point.describe())
+    if point.shortfall():
+        log.warning("blobpipe: %s", point.shortfall())
+    return point
+
+
+def _name_repeats(peaks: list[pd.DataFrame]) -> None:
+    """Name the places that several images show among the highest false peaks: a blob is no false alarm."""
+    joined = pd.concat([found.assign(number=i) for i, found in enumerate(peaks)])
+    # Those that set the threshold are among one per image
+    highest = joined.nlargest(len(peaks), "score")
+    places = without_repeats(highest)
+    named = 0
+    for x, y in places[["x_px", "y_px"]].to_numpy(float):
+        is_here = np.hypot(highest["x_px"] - x, highest["y_px"] - y) <= KNOWN_PX
+        n_images = highest.loc[is_here, "number"].nunique()
+        if n_images >= MIN_REPEATS and named < MOST_NAMED:
+            named += 1
+            log.warning(
+                "blobpipe: x %.0f, y %.0f: a false peak on %d images; a blob belongs in --catalogue, a defect in "
+                "--bad-pixels",
+                x,
+                y,
+                n_images,
             )

@@ -217,3 +217,18 @@ ALTER TABLE files ADD COLUMN inode INTEGER;
 
 -- Files of bad pixels that a run was given: JSON, a list of file, n_px, sha256; '[]' without one.
 ALTER TABLE runs ADD COLUMN bad_pixels TEXT NOT NULL DEFAULT '[]';
+
+-- version 4
+
+-- The operating point of `blobpipe calibrate` that replaced the model's threshold, and what it promises.
+ALTER TABLE runs ADD COLUMN operating_point_sha256 TEXT NOT NULL DEFAULT '';  -- of its file; empty without one
+ALTER TABLE runs ADD COLUMN false_alarms_per_100 REAL;  -- promised on 100 images; NULL without one
+
+CREATE TABLE peaks (  -- what the search takes for new on an image, from the lowest score on that it looks at
+    image INTEGER NOT NULL REFERENCES images,
+    x_px REAL NOT NULL,  -- usual place: the mirror's shift is taken off
+    y_px REAL NOT NULL,
+    score REAL NOT NULL
+) STRICT;
+CREATE INDEX peaks_by_image ON peaks (image);
+ALTER TABLE images ADD COLUMN n_peaks INTEGER;  -- rows of peaks; NULL: not searched, or logged by an earlier version

@@ -6,6 +6,7 @@ import importlib.metadata
 import shutil
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,14 +14,17 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from tests.unit import synthetic_log
+from tests.unit.detection import test_promise
 
 from blobpipe import cli
+from blobpipe.core import files
 from blobpipe.detection.detectors import load_dense_detector
+from blobpipe.detection.promise import write_promised_point
 from blobpipe.errors import NoticeError
 from blobpipe.monitor import doctor, logbook, notices
 from blobpipe.monitor.doctor import Check, Setup
 from blobpipe.networks import dense_network, model_file
-from blobpipe.params import Health, Notices, Params, to_yaml
+from blobpipe.params import Health, Notices, Params, Quicklook, to_yaml
 
 MAIL = {
     "mail_to": ("team@example.org",),
@@ -191,6 +195,36 @@ def test_a_mask_of_bad_pixels_is_read(setup: Setup, tmp_path: Path) -> None:
     (tmp_path / "mask.fits").write_text("no mask")
     [check] = found(named, "bad pixels")
     assert (check.state, "mask.fits: 7 bytes that are not" in check.found) == ("fail", True)
+
+
+@pytest.mark.parametrize("where", ["option", "settings"])
+def test_an_operating_point_is_named_with_its_promise(
+    setup: Setup, tmp_path: Path, where: str
+) -> None:
+    assert found(setup, "operating point") == []
+    path = tmp_path / "point.yaml"
+    point = replace(test_promise.POINT, model_sha256=files.sha256(setup.model))
+    named = changed(setup, operating_point=path)
+    if where == "settings":
+        params = Params(quicklook=Quicklook(operating_point=str(path)))
+        (tmp_path / "params.yaml").write_text(to_yaml(params))
+        named = setup
+    [check] = found(named, "operating point")
+    assert (check.state, "point.yaml: cannot be read" in check.found) == ("fail", True)
+    write_promised_point(path, point)
+    [check] = found(named, "operating point")
+    assert (check.state, check.found.endswith("47 are needed for 5")) == ("warn", True)
+    write_promised_point(path, replace(point, false_alarms_per_100_images=4.9, n_images=47))
+    assert found(named, "operating point") == [
+        Check(
+            "ok",
+            "operating point",
+            f"{path}, threshold 0.93, at most 4.9 false alarms per 100 images (confidence 0.9, 47 images)",
+        )
+    ]
+    write_promised_point(path, test_promise.POINT)
+    [check] = found(named, "operating point")
+    assert (check.state, "the operating point of the model aaaa" in check.found) == ("fail", True)
 
 
 # --- the log ---------------------------------------------------------------------------------------------------------

@@ -205,6 +205,38 @@ def test_false_alarms_are_what_faded_or_was_rejected(log: sqlite3.Connection) ->
     assert health.current_warnings(log) == []
 
 
+def test_a_promise_is_broken_when_chance_cannot_explain_the_false_alarms(
+    log: sqlite3.Connection,
+) -> None:
+    promised = {"operating_point_sha256": "c" * 64, "false_alarms_per_100": 10.0}
+    with logbook.writing(log):
+        logbook.insert(log, "runs", synthetic_log.RUN | promised)
+
+    # Those before the operating point count neither as images nor as alarms
+    for _ in range(PARAMS.baseline):
+        image = add(log)
+    add_candidate(log, image, "faded")
+    for _ in range(PARAMS.window - 1):
+        take(log, image := add(log, run=2))
+        assert reading(log, image, "broken_promise") is None
+    for _ in range(PARAMS.baseline - PARAMS.window + 1):
+        take(log, image := add(log, run=2))
+    assert reading(log, image, "broken_promise") == 0.0
+
+    # One is expected on ten images: four are still chance, five are not
+    for _ in range(4):
+        add_candidate(log, image, "faded")
+    add_candidate(log, image, "seen_again")
+    lines = take(log, image := add(log, run=2))
+    assert reading(log, image, "broken_promise") == 4.0
+    assert "promise" not in " ".join(lines)
+    add_candidate(log, image, "seen_again", "rejected")
+    lines = take(log, image := add(log, run=2))
+    assert reading(log, image, "broken_promise") == 5.0
+    [line] = [line for line in lines if "against the promise" in line]
+    assert "5, limit 4; the images are no longer those" in line
+
+
 def test_another_kind_of_probabilities_is_noticed_and_comes_back(log: sqlite3.Connection) -> None:
     usual = (0.0, 0.1, 0.2, 0.3) * 4
     odd = (0.7, 0.8, 0.9, 1.0) * 4
@@ -240,7 +272,10 @@ def test_there_is_no_reading_of_too_few_images(log: sqlite3.Connection) -> None:
         there = {
             row["what"] for row in log.execute("SELECT what FROM health WHERE image = ?", (number,))
         }
-        later = {"probability_distance"} if number < 2 * PARAMS.window else set()
+        # Without an operating point nothing is promised
+        later = {"broken_promise"}
+        if number < 2 * PARAMS.window:
+            later |= {"probability_distance"}
         assert there == (set() if number < PARAMS.window else set(health.MONITORS) - later)
 
 

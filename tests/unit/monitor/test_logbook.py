@@ -212,13 +212,12 @@ def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(
             "reviews",
             {"candidate": 5, "decision": "unsure", "reviewer": "Ada", "at": RUN["started"]},
         )
-    before = {
-        name: [tuple(row) for row in old.execute(f"SELECT * FROM {name}")]
-        for name in logbook.TABLES
-    }
+    # Version 1 has no peaks
+    names = [name for name in logbook.TABLES if name != "peaks"]
+    before = {name: [tuple(row) for row in old.execute(f"SELECT * FROM {name}")] for name in names}
     columns = {
         name: ", ".join(row[1] for row in old.execute(f"PRAGMA table_info({name})"))
-        for name in logbook.TABLES
+        for name in names
     }
     old.close()
     monkeypatch.setattr(logbook, "versions", lambda: latest)

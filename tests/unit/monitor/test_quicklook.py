@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from tests.unit.monitor import masked
 import blobpipe
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.detection.promise import write_promised_point
 from blobpipe.detection.search import Observation, observe
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
 from blobpipe.images import difference
 from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack
 from blobpipe.monitor.inbox import Inbox, Stamp
 from blobpipe.monitor.running_stack import Cache
+from blobpipe.monitor.scan import calibrate_log
 from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook, to_yaml
 from blobpipe.simulation import campaign
 
@@ -1678,3 +1681,85 @@ def test_a_mask_for_images_of_another_size_leaves_no_trace(
         run(tmp_path, bad_pixels=(full_frames / "mask.fits",))
     log = logbook.connect(tmp_path / "out" / "log.sqlite")
     assert not log.execute("SELECT * FROM runs").fetchall()
+
+
+# --- the operating point that a team has set -------------------------------------------------------------------------
+
+
+def test_the_log_keeps_all_peaks_and_a_threshold_can_rest_on_them(
+    month: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logbook.connect(month / "out" / "log.sqlite")
+    images = logbook.table(log, "images")
+    peaks = logbook.table(log, "peaks")
+    searched = images[images["outcome"] == "searched"]
+    assert searched["n_peaks"].sum() == len(peaks) > 0
+    assert images.loc[images["outcome"] == "stack", "n_peaks"].isna().all()
+    assert (peaks["score"] >= 0.05).all()
+
+    # The new blob was seen again, so it is no false peak
+    out = tmp_path / "point.yaml"
+    point = calibrate_log(month / "out" / "log.sqlite", out, MODEL, budget=5.0, confidence=0.9)
+    assert (point.n_images, point.n_alarms, point.subtracted) == (5, 0, "running stack")
+    is_blob = np.hypot(peaks["x_px"] - NEW[0], peaks["y_px"] - NEW[1]) < 6
+    assert is_blob.any()
+    highest = peaks.loc[~is_blob, "score"].max() if (~is_blob).any() else 0.05
+    assert point.threshold == pytest.approx(max(highest, 0.05), abs=2e-6)
+    assert "5 images promise at most 46.06 false alarms per 100" in caplog.text
+
+
+def test_a_rejected_candidate_is_false_for_the_calibration(again: Path, tmp_path: Path) -> None:
+    path = again / "out" / "log.sqlite"
+    chosen = {"budget": 5.0, "confidence": 0.9}
+    before = calibrate_log(path, tmp_path / "a.yaml", MODEL, **chosen)
+    log = logbook.connect(path)
+    review = {"candidate": 1, "decision": "rejected", "reviewer": "Ada", "at": logbook.now()}
+    with logbook.writing(log):
+        logbook.insert(log, "reviews", review)
+    after = calibrate_log(path, tmp_path / "b.yaml", MODEL, **chosen)
+    assert after.threshold > before.threshold
+
+
+def test_a_log_without_peaks_of_the_model_is_refused(again: Path, tmp_path: Path) -> None:
+    path = again / "out" / "log.sqlite"
+    log = logbook.connect(path)
+    with logbook.writing(log):
+        log.execute("UPDATE images SET n_peaks = NULL")
+    with pytest.raises(LogError, match="name a folder of images instead of --log"):
+        calibrate_log(path, tmp_path / "a.yaml", MODEL, budget=5.0, confidence=0.9)
+    assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.mark.parametrize("where", ["option", "settings"])
+def test_a_run_with_an_operating_point_uses_its_threshold_and_says_so(
+    again: Path, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "blobpipe")
+    path = again / "point.yaml"
+    point = calibrate_log(again / "out" / "log.sqlite", path, MODEL, budget=5.0, confidence=0.9)
+    write_promised_point(path, replace(point, threshold=0.999999))
+    write(again / "in", STACK + 5, NEW, (120.0, 300.0, 5.0, 0.03))
+    if where == "option":
+        log = run(again, operating_point=path)
+    else:
+        named = Quicklook(settle_s=0.0, operating_point=str(path))
+        params = SETTINGS.model_copy(update={"quicklook": named})
+        quicklook.quicklook(again / "in", replace(options(again), params=params))
+        log = logbook.connect(again / "out" / "log.sqlite")
+    assert f"operating point: {path}, threshold 0.999999, at most 46.06" in caplog.text
+    first, last = log.execute("SELECT * FROM runs ORDER BY id").fetchall()
+    assert (first["operating_point_sha256"], first["false_alarms_per_100"]) == ("", None)
+    assert last["threshold"] == 0.999999
+    assert last["operating_point_sha256"] == files.sha256(path)
+    assert last["false_alarms_per_100"] == 46.06
+    assert len(candidates(log)) == 1
+
+
+def test_a_point_of_another_model_leaves_no_trace_in_the_log(again: Path) -> None:
+    path = again / "point.yaml"
+    point = calibrate_log(again / "out" / "log.sqlite", path, MODEL, budget=5.0, confidence=0.9)
+    write_promised_point(path, replace(point, model_sha256="a" * 64))
+    with pytest.raises(ModelError, match="the operating point of the model aaaaaaaaaaaa"):
+        run(again, operating_point=path)
+    log = logbook.connect(again / "out" / "log.sqlite")
+    assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1

@@ -1,18 +1,24 @@
-"""The scan with bad pixels: clusters that look like blobs are gone, blobs that they touch are found."""
+"""The scan with bad pixels and with a threshold that was set on quiet images."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from astropy.io import fits
 from tests.unit.monitor import masked
 from tests.unit.monitor.masked import CLUSTER, NEW
 
 import blobpipe
 from blobpipe import cli
 from blobpipe.core import files
+from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.detection.promise import PromisedPoint, read_promised_point, write_promised_point
+from blobpipe.errors import ModelError
 from blobpipe.monitor.scan import scan
 from blobpipe.params import BadPixels, Params
 
@@ -98,3 +104,172 @@ def test_a_mask_that_cannot_be_read_stops_the_scan_first(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("blobpipe: mask.txt: 4 bytes that are not a whole FITS file")
     assert not (tmp_path / "o").exists()
+
+
+# --- calibrate -------------------------------------------------------------------------------------------------------
+
+
+def write_difference(path: Path, day: int, *blobs: masked.Blob) -> Path:
+    """A small difference image of a day: noise, and blobs."""
+    path.parent.mkdir(exist_ok=True)
+    image = np.random.default_rng([41, day]).normal(0, 0.0076, (512, 512)).astype(np.float32)
+    for x, y, radius, depth in blobs:
+        image[y - 20 : y + 21, x - 20 : x + 21] += depth * blob_profile("disc", radius, 0.0, 0.0)
+    header = fits.Header({"EXPSTART": 60000.0 + day, "FILTER": "F153M"})
+    fits.PrimaryHDU(image, header).writeto(path)
+    return path
+
+
+# A false peak of one day, and a blob that nobody has named
+ODD: masked.Blob = (200, 300, 6.0, 0.05)
+UNNAMED: masked.Blob = (380, 120, 6.0, 0.05)
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of five quiet differences, one of which has an odd place, and another file."""
+    root = tmp_path_factory.mktemp("quiet")
+    for day in range(5):
+        write_difference(root / "in" / f"day{day}.fits", day, *([ODD] if day == 2 else []))
+    (root / "in" / "notes.txt").write_text("quiet")
+    return root
+
+
+def calibrated(quiet: Path, out: Path, *more: str) -> PromisedPoint:
+    """Run the command; return what it has written."""
+    words = ["calibrate", str(quiet / "in"), "--difference", "--model", str(MODEL)]
+    assert cli.main([*words, "--out", str(out), *more]) == 0
+    return read_promised_point(out)
+
+
+def test_calibrate_excludes_all_false_peaks_of_few_images_and_says_so(
+    quiet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "blobpipe")
+    point = calibrated(quiet, tmp_path / "a.yaml")
+    assert (
+        "5 images promise at most 46.06 false alarms per 100 with confidence 0.9; 47 are needed for 5"
+    ) in caplog.text
+    assert (point.n_images, point.n_alarms, point.confidence) == (5, 0, 0.9)
+    assert (point.subtracted, point.bad_pixels_sha256) == ("difference", "")
+    assert (point.first_date, point.last_date) == ("2023-02-25", "2023-03-01")
+    assert point.model_sha256 == files.sha256(MODEL)
+
+    # The same images give the same bytes, and with this threshold no detection
+    calibrated(quiet, tmp_path / "b.yaml")
+    assert (tmp_path / "a.yaml").read_bytes() == (tmp_path / "b.yaml").read_bytes()
+    images = sorted((quiet / "in").glob("*.fits"))
+    chosen = {"difference": True, "operating_point": tmp_path / "a.yaml"}
+    assert scan(images, tmp_path / "scan", MODEL, Params(), **chosen) == 0  # type: ignore[arg-type]
+    assert pd.read_csv(tmp_path / "scan" / "detections.csv").empty
+    frames = pd.read_csv(tmp_path / "scan" / "frames.csv")
+    assert set(frames["operating_point_sha256"]) == {files.sha256(tmp_path / "a.yaml")}
+    assert f"operating point: {tmp_path / 'a.yaml'}, threshold {point.threshold:.6g}" in caplog.text
+
+
+def test_a_generous_budget_lets_the_odd_place_pass(quiet: Path, tmp_path: Path) -> None:
+    strict = calibrated(quiet, tmp_path / "a.yaml", "--budget", "50")
+    generous = calibrated(quiet, tmp_path / "b.yaml", "--budget", "100", "--confidence", "0.9")
+    assert (strict.n_alarms, generous.n_alarms) == (0, 1)
+    assert generous.threshold < strict.threshold
+    assert generous.false_alarms_per_100_images == pytest.approx(77.8, abs=0.01)
+    images = sorted((quiet / "in").glob("*.fits"))
+    chosen = {"difference": True, "operating_point": tmp_path / "b.yaml"}
+    scan(images, tmp_path / "scan", MODEL, Params(), **chosen)  # type: ignore[arg-type]
+    assert new_near(tmp_path / "scan", ODD) == 1
+
+
+def test_known_blobs_are_left_out_and_unnamed_ones_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for day in range(4):
+        write_difference(tmp_path / "in" / f"day{day}.fits", day, UNNAMED)
+    point = calibrated(tmp_path, tmp_path / "a.yaml")
+    assert "x 380, y 120: a false peak on 4 images; a blob belongs in --catalogue" in caplog.text
+    caplog.clear()
+    (tmp_path / "blobs.csv").write_text("blob,x_px,y_px,radius_px\nb1,380,120,6\n")
+    named = calibrated(tmp_path, tmp_path / "b.yaml", "--catalogue", str(tmp_path / "blobs.csv"))
+    assert named.threshold < point.threshold
+    assert "a false peak on" not in caplog.text
+
+
+def test_bad_images_and_second_versions_of_an_exposure_do_not_count(
+    quiet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(quiet / "in", tmp_path / "in")
+    (tmp_path / "in" / "torn.fits").write_bytes(b"SIMPLE  =")
+    with fits.open(tmp_path / "in" / "day0.fits") as hdus:
+        hdus[0].header["EXPSTART"] = hdus[0].header["MJD-OBS"] = 60000.5
+        for name in ("a.fits", "b.fits"):
+            hdus[0].header["ROOTNAME"] = "same"
+            hdus.writeto(tmp_path / "in" / name)
+    assert calibrated(tmp_path, tmp_path / "a.yaml").n_images == 6
+    assert "torn.fits" in caplog.text
+    assert "b.fits: another version of an exposure (left out)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "calibrate: expected images or folders of them, or --log LOG"),
+        (["in", "--log", "log.sqlite"], "calibrate: expected images or folders of them, or --log"),
+        (["--log", "log.sqlite", "--difference"], "calibrate: found --log with --difference"),
+        (["--log", "log.sqlite"], "log.sqlite: not found, expected the log of"),
+        (["empty", "--difference"], "empty: found no image, expected .fits.fz"),
+        (["in"], "data/difference/reference.fits.fz: not found; name a median stack"),
+        (["in/notes.txt", "--difference"], "found no quiet image, expected some"),
+    ],
+)
+def test_calibrate_refuses_in_one_line(
+    quiet: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").symlink_to(quiet / "in")
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["calibrate", *words, "--model", str(MODEL)]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"blobpipe: {message}")
+    assert not (tmp_path / "operating_point.yaml").exists()
+
+
+def test_budget_and_confidence_have_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--budget", "0"], ["--budget", "nan"], ["--confidence", "1"]):
+        with pytest.raises(SystemExit):
+            cli.main(["calibrate", "in", *words])
+        assert f"found {words[1]}, expected a number" in capsys.readouterr().err
+
+
+def test_a_point_of_another_model_or_for_the_reports_network_stops_the_scan(
+    quiet: Path, tmp_path: Path, dense_model: Path, model: Path
+) -> None:
+    calibrated(quiet, tmp_path / "a.yaml")
+    images = [quiet / "in" / "day0.fits"]
+    chosen = {"difference": True, "operating_point": tmp_path / "a.yaml"}
+    for other, message in (
+        (dense_model, "a.yaml: found the operating point of the model"),
+        (model, "a.yaml: found an operating point for the report's network"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            scan(images, tmp_path / "o", other, Params(), **chosen)  # type: ignore[arg-type]
+    assert not (tmp_path / "o").exists()
+    assert cli.main(["calibrate", str(images[0]), "--difference", "--model", str(model)]) == 1
+
+
+def test_another_mask_is_said(
+    quiet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calibrated(quiet, tmp_path / "a.yaml")
+    write_promised_point(
+        tmp_path / "b.yaml",
+        replace(read_promised_point(tmp_path / "a.yaml"), bad_pixels_sha256="b" * 64),
+    )
+    for name, is_said in (("a", False), ("b", True)):
+        caplog.clear()
+        chosen = {"difference": True, "operating_point": tmp_path / f"{name}.yaml"}
+        scan([quiet / "in" / "day0.fits"], tmp_path / "o", MODEL, Params(), **chosen)  # type: ignore[arg-type]
+        assert ("set with other bad pixels than these" in caplog.text) == is_said

@@ -170,6 +170,17 @@ def test_an_image_names_the_masks_of_its_run(tmp_path: Path) -> None:
     assert f'a&lt;b.fits, 20438 px, <code title="{"5" * 64}">{"5" * 12}</code></dd>' in html
 
 
+def test_an_image_names_the_operating_point_of_its_run(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    assert "Operating point" not in checked(pages.image(log, READER, 1))
+    with logbook.writing(log):
+        log.execute(
+            "UPDATE runs SET operating_point_sha256 = ?, false_alarms_per_100 = 3.84", ("6" * 64,)
+        )
+    html = checked(pages.image(log, READER, 1))
+    assert "score 0.9576, at most 3.84 false alarms per 100 images" in html
+
+
 def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None:
     log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
     with logbook.writing(log):
