@@ -20,7 +20,7 @@ import pytest
 
 from blobpipe.cli import STAGES, build_parser
 from blobpipe.core import metrics, tables
-from blobpipe.detection import detect, operating_point
+from blobpipe.detection import detect, operating_point, promise
 from blobpipe.detection.detectors import (
     DETECTORS,
     DenseDetector,
@@ -282,6 +282,7 @@ KNOWN: dict[str, Sequence[str]] = {
     "scan/frames.csv": scan.FRAME_COLUMNS,
     "scan/subframes.csv": scan.SUBFRAME_COLUMNS,
     "scan/detections.csv": (*scan.PLACE_COLUMNS, *scan.FIT_COLUMNS),
+    "operating_point.yaml": [key.name for key in fields(promise.PromisedPoint)],
     **{f"quicklook/{table}.csv": _of_the_log(table) for table in logbook.TABLES},
     "known/blobs.csv": catalogue.COLUMNS,
 }

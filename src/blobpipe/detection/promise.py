@@ -19,8 +19,9 @@ from blobpipe.detection.operating_point import CANDIDATE
 from blobpipe.errors import ModelError, ParamsError, TableError
 from blobpipe.params import parse_yaml, text_of
 
-# Spacing of the thresholds; scores on two machines differ by less
+# Spacing of the thresholds, and its number of decimals; scores on two machines differ by less
 STEP = 1e-6
+N_DECIMALS = 6
 
 # Standard errors by which the dispersion of the counts must exceed that of independent alarms
 SIGNIFICANT = 2.0
@@ -192,7 +193,11 @@ def _just_above(score: float) -> float:
             "found false peaks of the score 1, expected lower ones: no threshold excludes them; "
             "look at these images, and name their blobs by --catalogue or their bad pixels by --bad-pixels"
         )
-    return min(math.floor(score / STEP + 1) * STEP, 1.0)
+    threshold = round(math.floor(score / STEP + 1) * STEP, N_DECIMALS)
+    # The product may be rounded down to the score itself
+    if threshold <= score:
+        threshold = round(threshold + STEP, N_DECIMALS)
+    return min(threshold, 1.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- file

@@ -756,17 +756,16 @@ def _sha256_in_log(bad_pixels: str) -> str:
 
 def _false_peaks_of_log(connection: logbook.Log) -> pd.DataFrame:
     """Read the peaks of all images, without those at the place of a blob."""
-    peaks = pd.read_sql_query("SELECT image, x_px, y_px, score FROM peaks", connection)
-    blobs = pd.read_sql_query(
-        "SELECT x_px, y_px, coalesce(radius_px, 0) AS radius_px FROM candidate_list "
-        "WHERE decision = 'confirmed' OR status = 'seen_again' AND decision != 'rejected'",
-        connection,
+    peaks = logbook.table(connection, "peaks")
+    candidates = logbook.table(connection, "candidate_list").fillna({"radius_px": 0})
+    blobs = candidates.query(
+        "decision == 'confirmed' or status == 'seen_again' and decision != 'rejected'"
     )
-    undecided = connection.execute(
-        "SELECT count(*) FROM candidate_list WHERE status = 'new' AND decision IN ('', 'unsure')"
-    ).fetchone()[0]
-    if undecided:
-        log.info("%d candidates are undecided: they count as false; review them first", undecided)
+    undecided = candidates.query("status == 'new' and decision in ('', 'unsure')")
+    if len(undecided):
+        log.info(
+            "%d candidates are undecided: they count as false; review them first", len(undecided)
+        )
     is_blob = near_blobs(peaks, blobs).any(axis=1)
     return peaks.loc[np.flatnonzero(~is_blob)]
 
@@ -783,11 +782,14 @@ def _write_promise(
     scores = [found["score"].to_numpy(float) for found in peaks]
     promise = promise_threshold(scores, budget / 100, confidence)
 
-    # Rounded up, so that the file promises no more than was found
+    # Rounded up, so that the file promises no more than was found, but not beyond a budget that is kept
+    promised = math.ceil(promise.per_image * 1e4) / 100
+    if 100 * promise.per_image <= budget:
+        promised = min(promised, budget)
     days = sorted(day for day in map(format_mjd, dates_mjd) if day)
     point = PromisedPoint(
-        threshold=round(promise.threshold, 6),
-        false_alarms_per_100_images=math.ceil(promise.per_image * 1e4) / 100,
+        threshold=promise.threshold,
+        false_alarms_per_100_images=promised,
         budget_per_100_images=budget,
         confidence=confidence,
         n_images=len(peaks),

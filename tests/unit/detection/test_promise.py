@@ -161,6 +161,12 @@ def test_too_few_images_exclude_all_false_peaks_and_say_what_is_promised() -> No
     assert replace(POINT, false_alarms_per_100_images=4.9).shortfall() == ""
 
 
+def test_no_false_peak_lies_at_the_threshold_itself() -> None:
+    for score in np.round(np.random.default_rng(3).uniform(0.05, 0.999999, 2000), 6):
+        threshold = promise_threshold([np.array([score])], 0.05, 0.9).threshold
+        assert score < threshold <= score + 2.1e-6
+
+
 def test_where_hardly_anything_is_seen_every_candidate_is_a_detection() -> None:
     assert promise_threshold(one_each([0.9], 100), 0.05, 0.9).threshold == CANDIDATE
     # Peaks that are no candidates count for nothing
