@@ -108,9 +108,9 @@ EXPECTED: dict[str, Calls] = {
             "detection.detect.detect",
             (
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
-                *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS.detect),
+                *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS),
             ),
-            {"vetting": PARAMS.vetting},
+            {},
         )
     ],
     "evaluate": [

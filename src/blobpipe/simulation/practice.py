@@ -38,6 +38,11 @@ CLUSTER_SOFTNESS_PX = (0.3, 1.4)
 CLUSTER_AXES = (0.6, 1.6)
 CLUSTER_SNR = (5.0, 40.0)
 
+# Largest radius of a cluster with its softness, over that of a blob at its place: where both are alike,
+# size cannot tell them apart, and the score is not to give up the smallest blobs for clusters that stack,
+# mask and persistence show
+CLUSTER_RATIO = 0.6
+
 # Smaller squares along each axis of one of 256 pixels (count), their side (px), and the fractions of
 # them that hold a blob and a cluster
 N_SMALLER = 3
@@ -125,7 +130,11 @@ def _add_cluster(
 ) -> None:
     """Add an elliptical cluster of bad pixels with soft edges that reads low, as a blob does."""
     radius = float(log_uniform(rng, *CLUSTER_RADII_PX))
-    softness = rng.uniform(*CLUSTER_SOFTNESS_PX)
+    softness = float(rng.uniform(*CLUSTER_SOFTNESS_PX))
+    usual = float(blob_shapes.typical_radius(np.array(x_px), np.array(y_px)))
+    shrink = min(1.0, CLUSTER_RATIO * usual / np.hypot(radius, softness))
+    radius *= shrink
+    softness *= shrink
     axes = float(log_uniform(rng, *CLUSTER_AXES))
     snr = float(log_uniform(rng, *CLUSTER_SNR))
     x = round(x_px)

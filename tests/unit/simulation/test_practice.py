@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import ndimage
 
 from blobpipe.core.blob_shapes import typical_radius
 from blobpipe.simulation import clutter, practice
@@ -74,6 +75,19 @@ def test_clusters_keep_apart_from_blobs(monkeypatch: pytest.MonkeyPatch) -> None
     for y, x in strong:
         apart = np.hypot(blobs["x_px"] - x, blobs["y_px"] - y)
         assert apart.min() > 2 * HALF_PX - 8
+
+
+def test_clusters_are_smaller_than_blobs_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(practice, "SNR", (1e-6, 2e-6))
+    monkeypatch.setattr(practice, "CLUTTER_FRAC", 0.0)
+    signal = draw_practice(3, "frame", (1024, 1024), 0.01, PIECES)[0]
+    corner = signal[768:, 768:]
+    for y, x in np.argwhere(corner == ndimage.maximum_filter(corner, 41)):
+        if corner[y, x] > 0.01:
+            part = corner[max(y - 12, 0) : y + 13, max(x - 12, 0) : x + 13]
+            area = (part > 0.5 * corner[y, x]).sum()
+            usual = typical_radius(np.array(768.0 + x), np.array(768.0 + y))
+            assert np.sqrt(area / np.pi) < usual
 
 
 def test_frame_and_seed_alone_decide() -> None:
