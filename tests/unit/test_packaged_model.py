@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 import blobpipe
 from blobpipe.core.blob_shapes import SHAPES, blob_profile
@@ -50,15 +49,18 @@ def test_it_is_that_of_the_last_default_run() -> None:
     )
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_it_finds_clear_blobs_and_nothing_else(seed: int) -> None:
+def test_it_finds_clear_blobs_and_keeps_its_budget() -> None:
+    """On six images 0.3 false alarms are expected; two would be one chance in thirty."""
     detector = load_dense_detector(MODEL)
-    image, places = difference(seed)
-    found = find_blobs(image, None, detector)
-    new = found[(found["status"] == "new") & (found["score"] >= detector.threshold)]
-    distance = np.hypot(
-        new["x_px"].to_numpy()[:, None] - [x for x, _ in places],
-        new["y_px"].to_numpy()[:, None] - [y for _, y in places],
-    )
-    assert (distance.min(axis=0) < 2).sum() >= 5
-    assert (distance.min(axis=1) < 2).all()
+    n_false = 0
+    for seed in range(1, 7):
+        image, places = difference(seed)
+        found = find_blobs(image, None, detector)
+        new = found[(found["status"] == "new") & (found["score"] >= detector.threshold)]
+        distance = np.hypot(
+            new["x_px"].to_numpy()[:, None] - [x for x, _ in places],
+            new["y_px"].to_numpy()[:, None] - [y for _, y in places],
+        )
+        assert (distance.min(axis=0) < 2).all()
+        n_false += (distance.min(axis=1) >= 2).sum()
+    assert n_false <= 1
