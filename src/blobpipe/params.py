@@ -516,7 +516,7 @@ class Detect(Section):
         " a year landed.",
     )
     confidence: float = Field(
-        0.8,
+        0.9,
         ge=0.5,
         lt=1.0,
         description="One-sided confidence with which the budget is kept, as far as the number of "

@@ -257,7 +257,12 @@ def _check(
     if isinstance(about, OperatingPoint):
         scores = np.array([0.0, 1e-9, 0.3, 1.0])
         found = pd.DataFrame(
-            {"score": scores, "snr": [3.0, np.nan, 500.0, 7.0], "misfit": [1.0, 9.0, 0.1, np.nan]}
+            {
+                "score": scores,
+                "snr": [3.0, np.nan, 500.0, 7.0],
+                "misfit": [1.0, 9.0, 0.1, np.nan],
+                "radius_ratio": [1.0, np.nan, 0.01, 99.0],
+            }
         )
         joint = score_candidates(found, about.weights)["score"].to_numpy()
         for probability in (joint, about.probability(scores), about.probability(joint)):
