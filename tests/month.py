@@ -35,7 +35,7 @@ import numpy as np
 from astropy.io import fits
 from tqdm import tqdm
 
-from blobpipe.monitor import delivery, logbook
+from blobpipe.monitor import delivery, logbook, notices
 from blobpipe.params import Health, Notices, Params, Quicklook, to_yaml
 from tests.servers import Hook, HookServer, Mailbox, MailServer
 from tests.unit.monitor.test_quicklook import KNOWN, SETTINGS, STACK, pixels
@@ -384,7 +384,7 @@ def run_month(
 
 
 def _settings(mail_port: int) -> Params:
-    notices = Notices(
+    section = Notices(
         mail_to=("team@example.org",),
         mail_from="blobs@example.org",
         smtp_host="127.0.0.1",
@@ -398,7 +398,7 @@ def _settings(mail_port: int) -> Params:
     more = {
         "quicklook": Quicklook(settle_s=SETTLE_S),
         "health": Health(window=5),
-        "notices": notices,
+        "notices": section,
     }
     return SETTINGS.model_copy(update=more)
 
@@ -454,17 +454,17 @@ def faults(outcome: Outcome) -> list[str]:
     contents = Counter({sha256: 1 for _, sha256 in outcome.folder.dropped})
     logged = Counter(row["sha256"] for row in log.execute("SELECT sha256 FROM images"))
     identity = log.execute("SELECT id FROM identity").fetchone()["id"]
-    notices = log.execute("SELECT * FROM notices").fetchall()
+    rows = log.execute("SELECT * FROM notices").fetchall()
     told = {
         (row["channel"], notices._digested(f"{identity} {row['key']}")): {row["subject"]}
-        for row in notices
+        for row in rows
     }
     sound = [row[0] for row in log.execute("PRAGMA integrity_check")] == ["ok"]
     checks = {
         "an image is missing in the log, or there twice": logged == contents,
-        "a notice was not sent": all(row["state"] == "sent" for row in notices),
+        "a notice was not sent": all(row["state"] == "sent" for row in rows),
         "the servers have not accepted each notice once": outcome.received.letters == told,
-        "there were no notices": bool(notices),
+        "there were no notices": bool(rows),
         "the database is damaged": sound and not log.execute("PRAGMA foreign_key_check").fetchall(),
     }
     log.close()
