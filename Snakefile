@@ -35,6 +35,7 @@ include: "workflow/rules/regression.smk"
 include: "workflow/rules/completeness.smk"
 include: "workflow/rules/dvc.smk"
 include: "workflow/rules/explore.smk"
+include: "workflow/rules/search.smk"
 include: "workflow/rules/quicklook.smk"
 
 

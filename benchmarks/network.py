@@ -218,7 +218,7 @@ def operations() -> dict[str, dict[str, int]]:
     network = report_network.ReportNetwork()
     side = tiles.SIDE
     counts = {}
-    for name, conv in (("conv1", network.conv1), ("conv2", network.conv2)):
+    for name, conv in (("conv1", network.blocks[0]), ("conv2", network.blocks[1])):
         forward = conv.weight.numel() * side**2
         backward = 1 if name == "conv1" else 2
         counts[name] = {
@@ -228,7 +228,7 @@ def operations() -> dict[str, dict[str, int]]:
             "backward": backward * forward // 16,
         }
         side //= 4
-    dense = network.dense1.weight.numel() + network.dense2.weight.numel()
+    dense = network.layers[0].weight.numel() + network.layers[1].weight.numel()
     counts["dense"] = {
         "forward_as_defined": dense,
         "forward": dense,
@@ -309,9 +309,11 @@ def _layers(size: Size) -> dict[str, Callable[[], float]]:
     """Each layer forward and backward on a batch; subframes done."""
     network = report_network.new_network(1, "fused")
     x = torch.from_numpy(material.pixels(size, BATCH)[0])
-    middle = fused.conv_relu_pool(x, network.conv1.weight, network.conv1.bias).detach()
+    middle = fused.conv_relu_pool(x, network.blocks[0].weight, network.blocks[0].bias).detach()
     last = (
-        fused.conv_relu_pool(middle, network.conv2.weight, network.conv2.bias).detach().flatten(1)
+        fused.conv_relu_pool(middle, network.blocks[1].weight, network.blocks[1].bias)
+        .detach()
+        .flatten(1)
     )
     repeats = max(1, size.n_train // BATCH // 4)
 
@@ -321,19 +323,19 @@ def _layers(size: Size) -> dict[str, Callable[[], float]]:
         )
 
     def dense(features: Tensor) -> Tensor:
-        return network.dense2(F.relu(network.dense1(features)))
+        return network.layers[1](F.relu(network.layers[0](features)))
 
     layers = {
-        "conv1": (block(network.conv1, 0.15), x, list(network.conv1.parameters())),
+        "conv1": (block(network.blocks[0], 0.15), x, list(network.blocks[0].parameters())),
         "conv2": (
-            block(network.conv2, 0.30),
+            block(network.blocks[1], 0.30),
             middle.requires_grad_(),
-            [middle, *network.conv2.parameters()],
+            [middle, *network.blocks[1].parameters()],
         ),
         "dense": (
             dense,
             last.requires_grad_(),
-            [last, *network.dense1.parameters(), *network.dense2.parameters()],
+            [last, *network.layers[0].parameters(), *network.layers[1].parameters()],
         ),
     }
     works: dict[str, Callable[[], float]] = {}

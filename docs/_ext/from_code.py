@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from docutils import nodes
@@ -33,16 +34,20 @@ class StageParams(SphinxDirective):
 def settings(stage: str) -> list[tuple[str, str, str, str]]:
     """Key, default, accepted values and meaning of each setting of a stage, as Markdown."""
     schema = params.Params.model_json_schema()
-    section = schema["$defs"][params.Params.model_fields[stage].annotation.__name__]["properties"]
-    return [
-        (
-            f"`{key}`",
-            f"`{json.dumps(field['default'])}`",
-            accepted(field),
-            field["description"].replace("|", "\\|"),
-        )
-        for key, field in section.items()
-    ]
+    return list(_rows(schema, params.Params.model_fields[stage].annotation.__name__))
+
+
+def _rows(
+    schema: dict[str, Any], section: str, prefix: str = ""
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the row of each setting of a section, and of the sections in it."""
+    for key, field in schema["$defs"][section]["properties"].items():
+        name = prefix + key
+        if "$ref" in field:
+            yield from _rows(schema, field["$ref"].rpartition("/")[2], f"{name}.")
+            continue
+        default = json.dumps(field["default"])
+        yield f"`{name}`", f"`{default}`", accepted(field), field["description"].replace("|", "\\|")
 
 
 def accepted(field: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ DENSE = "results/dense"
 DETECT = "results/detect"
 COMPLETENESS = "results/completeness"
 EXPLORE = "results/explore"
+SEARCH = "results/search"
 
 # The report's network; the dense network as trained; the same with its operating point
 MODEL = f"{TRAIN}/model.safetensors"
@@ -193,6 +194,13 @@ def _explore(args: argparse.Namespace) -> None:
 
     models = (MODEL, f"{DENSE}/model.safetensors")
     explore(DIFFERENCE, SCALE, CUTOUT, models, EXPLORE, _params(args).explore)
+
+
+def _search(args: argparse.Namespace) -> None:
+    from blobpipe.validation.search import search
+
+    folders = (DIFFERENCE, SCALE, CUTOUT, AUGMENT)
+    search(*folders, SEARCH, _params(args), worker=args.worker)
 
 
 def _gate(args: argparse.Namespace) -> int:
@@ -484,6 +492,10 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
         _explore,
         "optional: train an autoencoder and embed subframes: results/explore (ISR 7)",
     ),
+    "search": (
+        _search,
+        "optional: search for better settings of the report's network: results/search (ISR 7)",
+    ),
 }
 BATCHED = ("difference", "clip", "scale")
 
@@ -560,6 +572,12 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
             )
     commands.choices["campaign"].add_argument(
         "--threads", type=int, default=1, help="number of processes (default: %(default)s)"
+    )
+    commands.choices["search"].add_argument(
+        "--worker",
+        type=int,
+        metavar="N",
+        help="only try points that wait, as worker N (from 1) of several; write no results",
     )
     commands.choices["difference"].add_argument(
         "--reference", action="store_true", help="make only the reference stack"

@@ -7,10 +7,13 @@ are generated from them.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import json
 import re
 import stat
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,6 +95,12 @@ def _ordered(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+
+SUBFRAME_PX = 256  # side of what the report's network sees (px); ISR 3.3
+N_CLASSES = 2  # its answers: no blob, blob
+MAX_WEIGHTS = 4_000_000  # of a network: 16 MB on disk; the report's has 528,098
+Width = Annotated[int, Field(ge=1, le=128)]
+Depth = Annotated[int, Field(ge=1, le=5)]
 
 
 class Section(BaseModel):
@@ -316,12 +325,77 @@ class Augment(Section):
     )
 
 
+class ReportShape(Section):
+    """Shape of the report's network (ISR 4): blocks of convolution and pooling, then layers of neurons."""
+
+    filters: tuple[Annotated[int, Field(ge=1, le=128)], ...] = Field(
+        (8, 16),
+        min_length=1,
+        max_length=6,
+        description="Filters of each block (count); as many blocks as there are numbers. ISR 4.",
+    )
+    kernel_px: Literal[1, 3, 5, 7, 9, 11] = Field(
+        5, description="Side of the convolution kernels (px). ISR 4."
+    )
+    pool_px: int = Field(
+        4, ge=1, le=15, description="Side and step of the pooling windows (px). ISR 4."
+    )
+    dropout: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
+        (0.15, 0.30),
+        description="Share of the results of each block that is set to zero while training "
+        "(fraction). ISR 4.",
+    )
+    neurons: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        (128,),
+        min_length=1,
+        max_length=4,
+        description="Neurons of each layer between the blocks and the two answers (count). ISR 4.",
+    )
+
+    @property
+    def n_last_cells(self) -> int:
+        """Return how many windows the last block leaves of a subframe of 256 x 256 pixels."""
+        side = SUBFRAME_PX
+        for _ in self.filters:
+            side //= self.pool_px
+        return side * side
+
+    @property
+    def n_weights(self) -> int:
+        """Return how many numbers training has to find (count)."""
+        taps = self.kernel_px**2
+        channels = (1, *self.filters)
+        of_blocks = sum((taps * a + 1) * b for a, b in pairwise(channels))
+        neurons = (self.filters[-1] * self.n_last_cells, *self.neurons, N_CLASSES)
+        return of_blocks + sum((a + 1) * b for a, b in pairwise(neurons))
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> ReportShape:
+        if len(self.dropout) != len(self.filters):
+            raise ValueError(
+                f"found {len(self.filters)} blocks (filters) and a dropout for {len(self.dropout)}, "
+                "expected one number per block"
+            )
+        if self.n_last_cells == 0:
+            raise ValueError(
+                f"found {len(self.filters)} blocks with a pool_px of {self.pool_px}, which leave nothing of "
+                f"{SUBFRAME_PX} pixels; remove a block or lower pool_px"
+            )
+        if self.n_weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"found {self.n_weights:,} weights, expected at most {MAX_WEIGHTS:,}; "
+                "raise pool_px, or lower filters or neurons"
+            )
+        return self
+
+
 class Train(Section):
     """Training of the report's network (ISR 4, 5)."""
 
     seed: Seed = Field(
         1, description="Seed of the weights, the order of subframes and the dropout."
     )
+    network: ReportShape = Field(ReportShape(), description="Shape of the network.")
     batch_size: int = Field(
         100, ge=1, le=100_000, description="Subframes per update (count). ISR 5."
     )
@@ -374,12 +448,26 @@ class Train(Section):
     )
 
 
+class DenseShape(Section):
+    """Shape of the dense network: convolutions of 3 x 3 cells at strides 4, 8 and 16."""
+
+    filters: tuple[Width, Width, Width] = Field(
+        (24, 40, 48), description="Filters of the convolutions at strides 4, 8 and 16 (count)."
+    )
+    convolutions: tuple[Depth, Depth, Depth] = Field(
+        (1, 2, 3),
+        description="Convolutions at strides 4, 8 and 16 (count); at 16 each sees twice as far as the "
+        "one before.",
+    )
+
+
 class Dense(Section):
     """Training of the dense network (not in the report)."""
 
     seed: Seed = Field(
         1, description="Seed of the weights, the clutter and what is drawn in every epoch."
     )
+    network: DenseShape = Field(DenseShape(), description="Shape of the network.")
     batch_size: int = Field(32, ge=1, le=100_000, description="Subframes per update (count).")
     epochs: int = Field(
         4, ge=1, le=100_000, description="Passes through the training subframes (count)."
@@ -523,7 +611,7 @@ class Detect(Section):
         "images without a new blob allows (fraction).",
     )
     n_quiet: int = Field(
-        170,
+        175,
         ge=0,
         le=100_000,
         description="Simulated images without a new blob on which the threshold rests besides those "
@@ -661,6 +749,139 @@ class Explore(Section):
         le=256,
         description="Threads of PyTorch (count). A setting, so that results are the same anywhere.",
     )
+
+
+class Span(Section):
+    """Range from which a number is drawn."""
+
+    low: float = Field(0.0, description="Lowest value.")
+    high: float = Field(1.0, description="Highest value.")
+    log: bool = Field(False, description="Draw evenly in the logarithm.")
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Span:
+        if self.low >= self.high:
+            raise ValueError(f"found low {self.low} and high {self.high}, expected low < high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"found log with low {self.low}, expected a low above 0")
+        return self
+
+
+Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class Search(Section):
+    """Search for better settings of the report's network, an optional stage (ISR 4 and 7 wish for a grid or random search)."""
+
+    seed: Seed = Field(1, description="Seed of the points that are tried.")
+    sampler: Literal["random", "grid", "tpe"] = Field(
+        "random",
+        description="random and grid: points drawn beforehand; tpe: each from the results of those "
+        "before (tree-structured Parzen estimator), so that several workers change them.",
+    )
+    n_trials: int = Field(
+        60,
+        ge=1,
+        le=100_000,
+        description="Points that are tried, the settings as they are first (count).",
+    )
+    n_seeds: int = Field(
+        1, ge=1, le=100, description="Trainings of each point, with other first weights (count)."
+    )
+    n_workers: int = Field(2, ge=1, le=1000, description="Jobs that share the trials (count).")
+    threads: int = Field(1, ge=1, le=256, description="Threads of each worker (count).")
+    objective: Literal["loss", "missed"] = Field(
+        "loss",
+        description="What is made small, on validation subframes alone. loss: cross entropy; missed: share "
+        "of subframes with blobs that are missed at a false-positive rate of 1 %.",
+    )
+    prune: bool = Field(
+        True,
+        description="Stop a training whose validation loss after an epoch is above the median of those "
+        "before it; what is stopped depends on the order of work.",
+    )
+    n_train: int = Field(
+        4000,
+        ge=2,
+        le=1_000_000,
+        description="Training subframes that each training sees (count); they are rendered once, and take "
+        "0.13 MB each and for each augmented copy.",
+    )
+    n_validation: int = Field(
+        1000,
+        ge=2,
+        le=1_000_000,
+        description="Validation subframes that a point is judged by (count).",
+    )
+    space: dict[str, Choices | Span] = Field(
+        {
+            "network.filters": ((8,), (8, 16), (16, 32), (8, 16, 32)),
+            "network.kernel_px": (3, 5, 7),
+            "network.pool_px": (2, 4),
+            "network.neurons": ((32,), (128,), (256,)),
+            "network.dropout": ((0.0,), (0.15, 0.3), (0.3, 0.5)),
+            "batch_size": (50, 100, 200),
+            "epochs": (2, 3, 5),
+        },
+        min_length=1,
+        description="Settings of train that vary, and their values: a list, or a range {low, high, log}. "
+        "Of a dropout the last number counts for all blocks beyond. The report's list (ISR 7).",
+    )
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Search:
+        for key, values in self.space.items():
+            if isinstance(values, Span):
+                if self.sampler == "grid":
+                    raise ValueError(
+                        f"space.{key}: found a range, expected a list of values for a grid"
+                    )
+                values = (values.low, values.high)
+            for value in values:
+                try:
+                    varied(Train(), {key: value})
+                except KeyError:
+                    raise ValueError(
+                        f"space: found {_short(key)}, expected a setting of train, such as network.filters"
+                    ) from None
+                except ValidationError as error:
+                    fault = error.errors()[0]
+                    if fault["loc"][-1:] != (
+                        "network",
+                    ):  # a whole network depends on other values too
+                        raise ValueError(
+                            f"space.{key}: found {_short(str(value))}, {fault['msg']}"
+                        ) from None
+        return self
+
+
+def varied(train: Train, values: Mapping[str, Any]) -> Train:
+    """Return settings of the training with other values.
+
+    Parameters
+    ----------
+    train : Train
+    values : mapping
+        By the name of the setting, such as ``network.filters``. A dropout is cut to the number of blocks, or its
+        last number repeated.
+
+    Raises
+    ------
+    KeyError
+        If there is no such setting.
+    ValidationError
+        If the values do not fit.
+    """
+    content = json.loads(train.model_dump_json())
+    for name, value in values.items():
+        *path, key = name.split(".")
+        section = functools.reduce(dict.__getitem__, path, content)
+        is_whole = isinstance(section[key], int) and isinstance(value, float) and value.is_integer()
+        section[key] = int(value) if is_whole else value
+    network = content["network"]
+    dropout, n_blocks = list(network["dropout"]), len(network["filters"])
+    network["dropout"] = (dropout + dropout[-1:] * n_blocks)[:n_blocks]
+    return Train.model_validate_json(json.dumps(content))
 
 
 class Quicklook(Section):
@@ -829,6 +1050,7 @@ class Params(Section):
     regression: Regression = Regression()
     completeness: Completeness = Completeness()
     explore: Explore = Explore()
+    search: Search = Search()
     quicklook: Quicklook = Quicklook()
     notices: Notices = Notices()
     health: Health = Health()
@@ -861,19 +1083,35 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     try:
         params = Params.model_validate_json(json.dumps(found))
     except (ValidationError, TypeError, ValueError) as error:
-        raise ParamsError(f"{path}: {_first_fault(error)}") from error
-    for section in Params.model_fields:
-        expected = type(getattr(params, section)).model_fields
-        missing = [key for key in expected if key not in (found.get(section) or {})]
-        if missing:
+        raise ParamsError(f"{path}: {short_fault(error)}") from error
+    for key, default in _flat(Params()):
+        if not _holds(found, key.split(".")):
             raise ParamsError(
-                f"{path}: {section}.{missing[0]} is missing; the whole file is read, so add it "
-                f"(its default is {json.dumps(expected[missing[0]].default)})"
+                f"{path}: {key} is missing; the whole file is read, so add it "
+                f"(its default is {json.dumps(default)})"
             )
     return params
 
 
-def _first_fault(error: Exception) -> str:
+def _flat(section: Section, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every setting and its value, by its whole name, such as ``train.network.filters``."""
+    for key, value in section:
+        whole = f"{name}.{key}" if name else key
+        if isinstance(value, Section):
+            yield from _flat(value, whole)
+        else:
+            yield whole, value
+
+
+def _holds(found: Any, keys: list[str]) -> bool:
+    """Return whether nested mappings hold a key of a key."""
+    if not keys:
+        return True
+    return isinstance(found, dict) and keys[0] in found and _holds(found[keys[0]], keys[1:])
+
+
+def short_fault(error: Exception) -> str:
+    """Return the first fault that a check has found, in one line: its key, what was found, what was expected."""
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     fault = error.errors()[0]
@@ -1020,12 +1258,24 @@ def to_yaml(params: Params) -> str:
         "# All settings of blobpipe. One section per stage; 'blobpipe params' prints the defaults.",
         "",
     ]
-    for section, value in params:
-        lines += [f"# {type(value).__doc__}", f"{section}:"]
-        for key, field in type(value).model_fields.items():
-            lines.append(f"  {key}: {json.dumps(getattr(value, key))}  # {field.description}")
-        lines.append("")
+    for name, section in params:
+        lines += [f"# {type(section).__doc__}", f"{name}:", *_yaml_lines(section, "  "), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _yaml_lines(section: Section, indent: str) -> Iterator[str]:
+    """Yield a line for each setting of a section, and of the sections in it."""
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            yield f"{indent}{key}:  # {type(value).__doc__}"
+            yield from _yaml_lines(value, f"{indent}  ")
+        elif isinstance(value, dict):
+            yield f"{indent}{key}:  # {field.description}"
+            for name, item in section.model_dump(mode="json")[key].items():
+                yield f"{indent}  {name}: {json.dumps(item)}"
+        else:
+            yield f"{indent}{key}: {json.dumps(value)}  # {field.description}"
 
 
 def json_schema() -> str:

@@ -123,7 +123,7 @@ def opinionated_network(
     """A new network that has an opinion: a new one's last layer is zero."""
     network = report_network.new_network(seed, kernels)
     torch.nn.init.normal_(
-        network.dense2.weight, std=0.1, generator=torch.Generator().manual_seed(seed)
+        network.layers[1].weight, std=0.1, generator=torch.Generator().manual_seed(seed)
     )
     return network
 
@@ -133,12 +133,12 @@ def _network_by_hand() -> report_network.ReportNetwork:
     with torch.no_grad():
         for weight in network.parameters():
             weight.zero_()
-        network.conv1.weight[0] = 1 / 25
-        network.conv1.bias[0] = -1.2
-        network.conv2.weight[0, 0, 2, 2] = 1
-        network.dense1.weight[0, :256] = 1
-        network.dense2.weight[1, 0] = 20
-        network.dense2.bias[1] = -4
+        network.blocks[0].weight[0] = 1 / 25
+        network.blocks[0].bias[0] = -1.2
+        network.blocks[1].weight[0, 0, 2, 2] = 1
+        network.layers[0].weight[0, :256] = 1
+        network.layers[1].weight[1, 0] = 20
+        network.layers[1].bias[1] = -4
     return network.eval()
 
 

@@ -170,6 +170,16 @@ EXPECTED: dict[str, Calls] = {
             {},
         )
     ],
+    "search": [
+        (
+            "validation.search.search",
+            (
+                *(f"{D}/difference", f"{D}/scale", f"{C}/cutout", f"{C}/augment"),
+                *(f"{C}/search", PARAMS),
+            ),
+            {"worker": None},
+        )
+    ],
 }
 
 

@@ -34,7 +34,7 @@ from blobpipe.monitor import catalogue, logbook, scan
 from blobpipe.networks import dense_network, loop, report_network
 from blobpipe.params import Params
 from blobpipe.simulation import augment, campaign, cutout
-from blobpipe.validation import completeness, evaluate, explore, regression
+from blobpipe.validation import completeness, evaluate, explore, regression, search
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -279,6 +279,7 @@ KNOWN: dict[str, Sequence[str]] = {
     "results/completeness/limits.csv": completeness.LIMIT_COLUMNS,
     "results/explore/scores.csv": explore.SCORE_COLUMNS,
     "results/explore/embedding.csv": explore.EMBEDDING_COLUMNS,
+    "results/search/trials.csv": search.TRIAL_COLUMNS,
     "scan/frames.csv": scan.FRAME_COLUMNS,
     "scan/subframes.csv": scan.SUBFRAME_COLUMNS,
     "scan/detections.csv": (*scan.PLACE_COLUMNS, *scan.FIT_COLUMNS),
@@ -292,6 +293,7 @@ NAMED_IN = {  # where no list of columns can be had without a run, they stand in
     "results/evaluate/metrics.json": ["validation/evaluate", "core/metrics"],
     "results/dense/metrics.json": ["networks/loop"],
     "results/explore/metrics.json": ["validation/explore"],
+    "results/search/metrics.json": ["validation/search"],
     "results/evaluate/predictions.csv": ["validation/evaluate", "detection/matched_filter"],
     "results/evaluate/failures.csv": ["validation/evaluate"],
     "results/evaluate/roc.csv": ["validation/evaluate"],

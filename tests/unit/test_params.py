@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,6 +20,11 @@ from blobpipe.params import Clip, Cutout, Params, Train, json_schema, load_param
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = list(Params.model_fields)
+INNER = ["train.network", "dense.network"]  # sections in a section
+
+
+def model_of(section: str) -> type[pydantic.BaseModel]:
+    return type(functools.reduce(getattr, section.split("."), Params()))
 
 
 def test_the_file_in_the_project_holds_the_defaults() -> None:
@@ -36,13 +42,13 @@ def test_the_schema_in_the_project_is_in_step() -> None:
 def test_the_schema_forbids_unknown_keys_everywhere() -> None:
     schema = json.loads(json_schema())
     models = [schema, *schema["$defs"].values()]
-    assert len(models) == len(SECTIONS) + 1
+    assert len(models) == len(SECTIONS) + len(INNER) + 1
     assert all(model["additionalProperties"] is False for model in models)
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [*SECTIONS, *INNER])
 def test_every_setting_is_described_in_one_line(section: str) -> None:
-    model = type(getattr(Params(), section))
+    model = model_of(section)
     assert model.__doc__
     for key, field in model.model_fields.items():
         assert field.description, f"{section}.{key}"
@@ -50,9 +56,9 @@ def test_every_setting_is_described_in_one_line(section: str) -> None:
         assert "\n" not in field.description
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [*SECTIONS, *INNER])
 def test_every_number_is_bounded(section: str) -> None:
-    for key, field in type(getattr(Params(), section)).model_fields.items():
+    for key, field in model_of(section).model_fields.items():
         if field.annotation in (int, float):
             assert field.metadata, f"{section}.{key} has no bounds"
 
@@ -129,6 +135,35 @@ FAULTS = {
     "a missing key": ("  factor", None, "clip.factor is missing"),
     "an empty section": ("scale:", "scale: {}\nunread:", "unknown key unread"),
     "a missing section": ("clip:", None, "clip.factor is missing"),
+    "a missing key of an inner section": (
+        "    pool_px",
+        None,
+        "train.network.pool_px is missing; the whole file is read, so add it (its default is 4)",
+    ),
+    "an unknown key of an inner section": (
+        "    pool_px:",
+        "    pool:",
+        "unknown key train.network.pool",
+    ),
+    "an inner section that is a number": ("  network", "3\n  _: ", "train.network"),
+    "a block without a dropout": (
+        "    dropout",
+        "[0.15]",
+        "train.network: found 2 blocks (filters) and a dropout for 1, expected one number per block",
+    ),
+    "a network without a block": ("    filters", "[]", "train.network.filters"),
+    "a dropout of everything": ("    dropout", "[0.15, 1.0]", "train.network.dropout.1: found 1.0"),
+    "an even kernel": ("    kernel_px", "4", "train.network.kernel_px: found 4, expected"),
+    "windows larger than what is left": (
+        "    pool_px",
+        "15",
+        "train.network: found 2 blocks with a pool_px of 15",
+    ),
+    "a network that is too large": (
+        "    pool_px",
+        "2",
+        "train.network: found 8,392,418 weights, expected at most 4,000,000",
+    ),
     "broken YAML": ("clip:", "clip: [", "cannot be read as YAML"),
 }
 

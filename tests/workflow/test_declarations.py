@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE / "workflow/scripts"))
 from stages import Stage, stages
 
 STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"))
-OPTIONAL = ["explore"]  # no stages of DVC, and only on request of Snakemake
+OPTIONAL = ["explore", "search"]  # no stages of DVC, and only on request of Snakemake
 NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, errors make no output
 
 

@@ -21,6 +21,7 @@ from records import (
     all_files,
     cached,
     dvc,
+    enabled,
     entries,
     listed_images,
     note,
@@ -99,6 +100,13 @@ def commit_pointer(path: str) -> None:
         Path(stamp(path)).touch()
 
 
+def add(folder: str) -> None:
+    """Version what an optional stage has made: a pointer file beside its folder, since it is no stage of dvc.yaml."""
+    if enabled():
+        with only_one(COMMITTING):
+            dvc("add", "--quiet", "--no-relink", folder)
+
+
 def _forget(stage: Stage) -> None:
     """Remove what makes Snakemake and later stages believe in a stage's files: all but the images of its tables."""
     for path in all_files(stage.made):
@@ -175,7 +183,10 @@ def _refusal(stage: Stage, changed: list[str]) -> str:
 
 
 def main(action: str, target: str, made_from: str = "") -> None:
-    """``finish STAGE DIGEST`` inside a DVC stage; ``commit STAGE DIGEST`` or ``commit POINTER`` in a Snakemake run."""
+    """Do one of these: ``finish STAGE DIGEST`` in a DVC stage; ``commit STAGE DIGEST``, ``commit POINTER``, ``add FOLDER``
+    in a Snakemake run."""
+    if action == "add":
+        return add(target)
     if target.endswith(".dvc"):
         return commit_pointer(target)
     finish(target, made_from)

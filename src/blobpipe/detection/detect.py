@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from blobpipe.core import fits_images, metrics, plotting, tables
 from blobpipe.core.arrays import Image
-from blobpipe.detection import held_out, quiet, thresholds
+from blobpipe.detection import quiet, thresholds
 from blobpipe.detection.detectors import DenseDetector, Peaks
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import near_blobs
@@ -27,7 +27,7 @@ from blobpipe.images.template import Template
 from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense_network, kernels, model_file
 from blobpipe.params import Detect, Params, Vetting
-from blobpipe.simulation import clutter
+from blobpipe.simulation import clutter, held_out
 from blobpipe.simulation.practice import draw_practice
 
 CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")

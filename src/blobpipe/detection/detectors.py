@@ -28,6 +28,9 @@ from blobpipe.images import tiles
 from blobpipe.networks import dense, dense_network, model_file, report_network, saliency
 from blobpipe.simulation import render
 
+# Score of a peak from which it is looked at again, and fitted
+LIKELY = 0.2
+
 DETECTORS = ("dense", "report", "matched_filter")
 
 
@@ -84,13 +87,17 @@ class DenseDetector:
         """Map the probability of a blob's core, in cells of 4 x 4 pixels (`dense.probability_map`)."""
         return dense.probability_map(self.network, scaled)
 
-    def peaks(self, response: Image) -> Peaks:
-        """Find the peaks of such a map that may be candidates."""
-        return Peaks(*dense.peaks(response, CANDIDATE))
+    def peaks(self, response: Image, scaled: Image) -> Peaks:
+        """Find the peaks of such a map that may be candidates, and look at the likely ones again."""
+        x, y, score = dense.peaks(response, CANDIDATE)
+        likely = score >= LIKELY
+        score[likely] = dense.look_again(self.network, scaled, x[likely], y[likely])
+        order = np.argsort(-score, kind="stable")
+        return Peaks(x[order], y[order], score[order])
 
     def search(self, scaled: Image) -> Peaks:
         """Search a scaled image."""
-        return self.peaks(self.respond(scaled))
+        return self.peaks(self.respond(scaled), scaled)
 
     def probability(self, score: FloatArray) -> FloatArray:
         """Turn scores into probabilities of a new blob, at the prior rate of the settings."""

@@ -1,4 +1,4 @@
-"""Combine the network's log-odds with S/N, misfit and size of the fit, by logistic regression."""
+"""Combine the network's log-odds with S/N, misfit, size and surroundings of the fit, by logistic regression."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ SNRS = (3.0, 40.0)
 MISFITS = (0.5, 5.0)
 # ratios of a radius to the expected one, beyond which nothing more is learnt
 RATIOS = (0.2, 3.0)
-N_MEASURED = 4  # network, S/N, misfit, size
+# S/N of a line beyond a candidate, below and beyond which nothing more is learnt
+LINES = (1.0, 20.0)
+N_MEASURED = 5  # network, S/N, misfit, size, line
 ORDER = 2  # of the polynomial
 # of the joint score: one for each product of up to two measured numbers, and a constant
 N_WEIGHTS = math.comb(N_MEASURED + ORDER, ORDER)
@@ -66,29 +68,31 @@ FEWEST = 20  # blobs, and as many other candidates, make a fit
 
 
 def features(found: pd.DataFrame) -> FloatArray:
-    """Return what a candidate's score is made of: four numbers and their products of two.
+    """Return what a candidate's score is made of: five numbers and their products of two.
 
     Parameters
     ----------
     found : DataFrame
         ``score`` (of the network), ``snr`` and ``misfit``; an unknown one counts as if it were
         least like a blob's. ``radius_ratio``, of the radius to the expected one; an unknown one
-        counts as 1.
+        counts as 1. ``line_snr`` of `lines.line_snr`.
 
     Returns
     -------
     ndarray, shape (n, N_WEIGHTS - 1), float64
-        Log-odds of the score, logarithms of S/N, misfit and ratio; then all products of two.
+        Log-odds of the score, logarithms of S/N, misfit, ratio and the line's S/N; then all products of two.
     """
     score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
     snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
     misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
     ratio = np.clip(np.nan_to_num(found["radius_ratio"].to_numpy(float), nan=1.0), *RATIOS)
+    line = np.clip(found["line_snr"].to_numpy(float), *LINES)
     measured = [
         np.log(score / (1 - score)) / 4,
         np.log(snr) - 2,
         3 * np.log(misfit),
         2 * np.log(ratio),
+        np.log(line),
     ]
     terms = [
         np.prod(factors, axis=0)

@@ -1,7 +1,7 @@
 """Find blobs in one difference image: the one search of the pipeline, the daily work and notebooks.
 
 In this order: the noise is whitened, the detector's peaks, a fit at each of them, vetting, the
-radius compared with the expected one, the score, its probability.
+radius compared with the expected one, its surroundings, the score, its probability.
 Vetting does not depend on the score, so all candidates are vetted, not only those above a threshold:
 a subframe's probability then never rests on something that is no blob.
 """
@@ -18,8 +18,9 @@ import pandas as pd
 
 from blobpipe.core import fits_images
 from blobpipe.core.arrays import FloatArray, Image
-from blobpipe.detection.detectors import Detector, Peaks
+from blobpipe.detection.detectors import LIKELY, Detector, Peaks
 from blobpipe.detection.fit import fit_blobs, rough_snr
+from blobpipe.detection.lines import line_snr
 from blobpipe.detection.match import without_repeats
 from blobpipe.detection.size_law import RadiusLaw, choose_size_law
 from blobpipe.detection.vet import vet_candidates
@@ -32,9 +33,8 @@ from blobpipe.images.template import Template, find_bad_pixels
 from blobpipe.images.whiten import WHITE, NoiseModel, measure_noise_model, read_noise_model
 from blobpipe.params import Clip, Scale, Vetting
 
-# A peak is fitted if its score is at least this, or the image is bright there: of those that are
+# A peak is fitted if its score is likely, or the image is as bright there (S/N): of those that are
 # neither, none of those tried reached half. Some eight peaks of an image are left.
-LIKELY = 0.2
 BRIGHT_SNR = 5.0
 
 # S/N of blobs that must be found, and of those that should be.
@@ -156,8 +156,8 @@ class Observation:
         DataFrame
             A row per candidate, in the order of its peak: the columns of `fit.fit_blobs`, with the
             ``score`` of the detector, the ``status`` and ``reason`` of `vet.vet_candidates`,
-            ``radius_ratio`` (radius over the expected one, NaN if none is known) and
-            ``probability``. Detections are the rows whose score reaches ``detector.threshold``; new
+            ``radius_ratio`` (radius over the expected one, NaN if none is known), ``line_snr``
+            (`lines.line_snr`) and ``probability``. Detections are the rows whose score reaches ``detector.threshold``; new
             blobs are those of the status ``new``.
         """
         if peaks is None:
@@ -179,6 +179,8 @@ class Observation:
             params=vetting or Vetting(),
         )
         candidates["radius_ratio"] = self._radius_ratio(candidates)
+        x, y, radius = candidates[["x_px", "y_px", "radius_px"]].to_numpy(float).T
+        candidates["line_snr"] = line_snr(self.whitened, x, y, radius, self.noise_frac)
         return detector.rate(candidates)
 
     def _radius_ratio(self, candidates: pd.DataFrame) -> FloatArray:

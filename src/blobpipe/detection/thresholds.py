@@ -12,12 +12,12 @@ from scipy.optimize import minimize
 
 from blobpipe.core import fits_images
 from blobpipe.core.arrays import FloatArray
-from blobpipe.detection import held_out
 from blobpipe.detection.detectors import MatchedFilter, ReportDetector
 from blobpipe.detection.operating_point import CANDIDATE, OperatingPoint, logit
 from blobpipe.errors import TableError
 from blobpipe.images import tiles
 from blobpipe.params import Detect
+from blobpipe.simulation import held_out
 
 # Highest false peaks from which the tail of their scores is extrapolated; it is exponential, as that
 # of log-odds is.

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ from blobpipe.images.noise import image_noise
 # left out with their surroundings: bad pixels, blobs and streaks are no noise
 MAX_SIGMA = 4.0
 MAX_MEAN_SIGMA = 5.0
-SQUARE_PX = 7
+SQUARE_PX = 8
 
 # Neighbours over which the power is smoothed, along the two axes of frequency (count)
 WINDOWS = ((65, 1), (1, 65), (17, 17))
@@ -62,6 +62,9 @@ SIGNIFICANT = (0.0, 2.5)
 
 # Lowest power relative to the white level: an image without any power there gives none
 MIN_POWER = 0.05
+
+# Step between the pixels whose median is the level of an image (px)
+LEVEL_STEP = 4
 
 # Side of the cells in which the local noise is measured (px), and the relative change from which it
 # is allowed for; it is measured to 4 %
@@ -108,7 +111,7 @@ class NoiseModel:
         if self.power is None:
             return np.asarray(whitened)
         missing = ~np.isfinite(whitened)
-        level = np.float32(bottleneck.nanmedian(whitened))
+        level = _level(whitened)
         filled = np.where(missing, np.float32(0), whitened - level)
         waves = scipy.fft.rfft2(filled) * self._gain
         whitened = scipy.fft.irfft2(waves, s=image.shape) + level
@@ -239,17 +242,26 @@ def _local_scale(images: Image) -> Image | None:
     return np.asarray(np.maximum(scale, 0.1), np.float32)
 
 
+def _level(image: Image) -> np.float32:
+    """Return the median of every fourth row and column; of all pixels if these have no value."""
+    level = bottleneck.nanmedian(image[::LEVEL_STEP, ::LEVEL_STEP])
+    return np.float32(level if np.isfinite(level) else bottleneck.nanmedian(image))
+
+
 def _sample_power(image: Image) -> Image:
     """Return the power of an image at each frequency, relative to its mean."""
-    level = bottleneck.nanmedian(image)
-    limit = MAX_SIGMA * image_noise(image)
-    inside = np.clip(np.nan_to_num(image - level), -limit, limit)
+    limit = np.float32(MAX_SIGMA * image_noise(image))
+    inside = np.clip(np.nan_to_num(image - _level(image)), -limit, limit)
 
-    # What stands out of the noise at the scale of blobs, whatever that is here
-    mean = ndimage.uniform_filter(inside, SQUARE_PX, mode="constant")
+    # What stands out of the noise at the scale of blobs, whatever that is here, and what is near it
+    ny, nx = (side // SQUARE_PX for side in image.shape)
+    whole = inside[: ny * SQUARE_PX, : nx * SQUARE_PX]
+    squares = whole.reshape(ny, SQUARE_PX, nx, SQUARE_PX)
+    mean = squares.mean(axis=(1, 3))
     stands_out = np.abs(mean) > MAX_MEAN_SIGMA * image_noise(mean)
     if stands_out.any():
-        inside[ndimage.binary_dilation(stands_out, iterations=SQUARE_PX)] = 0
+        near = ndimage.binary_dilation(stands_out, np.ones((3, 3)))
+        squares[np.broadcast_to(near[:, None, :, None], squares.shape)] = 0
     waves = scipy.fft.rfft2(inside)
     power = waves.real**2 + waves.imag**2
     power[0, 0] = power[0, 1]
@@ -320,6 +332,7 @@ class _Low(NamedTuple):
         return np.concatenate([spectrum[: self.ny, : self.nx], spectrum[-self.ny :, : self.nx]])
 
 
+@lru_cache(maxsize=4)
 def _frequency(shape: tuple[int, ...], nx: int) -> Image:
     """Return the spatial frequency of each value of a spectrum (cycles per pixel)."""
     along_y = np.fft.fftfreq(shape[0])

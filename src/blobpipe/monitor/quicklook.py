@@ -885,7 +885,7 @@ def _search_difference(
     clipped, clipping = clip_image(observation.whitened, run.params.clip)
     scaled, _ = scale_image(clipped, run.params.scale)
     response = detector.respond(scaled)
-    peaks = detector.peaks(response)
+    peaks = detector.peaks(response, scaled)
     candidates = observation.find_blobs(detector, peaks=peaks, vetting=run.params.vetting)
     row |= {
         "outcome": "searched",

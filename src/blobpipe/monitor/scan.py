@@ -81,7 +81,7 @@ PLACE_COLUMNS = ("frame", "x_px", "y_px", "probability", "status")
 # Further columns of a detection of the dense network
 FIT_COLUMNS = (
     *(name for name in DETECTION_COLUMNS if name not in PLACE_COLUMNS),
-    *("radius_ratio", "reason"),
+    *("radius_ratio", "line_snr", "reason"),
 )
 
 # Side of the picture of a detection (px)
@@ -469,9 +469,8 @@ class DenseSearch:
     def search_image(self, image: PreparedImage) -> DenseResult:
         """Find the candidates of an image."""
         response = self.detector.respond(image.scaled)
-        candidates = image.observation.find_blobs(
-            self.detector, peaks=self.detector.peaks(response), vetting=self.vetting
-        )
+        peaks = self.detector.peaks(response, image.scaled)
+        candidates = image.observation.find_blobs(self.detector, peaks=peaks, vetting=self.vetting)
         return DenseResult(image, response, candidates)
 
     def record(self, result: DenseResult, found: ScanTables, out_dir: Path) -> None:

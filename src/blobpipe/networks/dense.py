@@ -26,7 +26,7 @@ from blobpipe.core import tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.random_streams import stream
 from blobpipe.images import tiles
-from blobpipe.networks import dense_network, kernels, loop
+from blobpipe.networks import dense_network, kernels, loop, model_file
 from blobpipe.networks.dense_network import DenseNetwork
 from blobpipe.params import Dense
 from blobpipe.simulation import augment, clutter, cutout, render, render_gpu, stamps
@@ -43,6 +43,7 @@ WARM_UP_FRAC = 0.1  # of all steps: the learning rate rises
 WARM_UP_START = (
     1e-3  # fraction of all steps that the warm-up is ahead by, so that the first step moves
 )
+LOOK_PX = 64  # side of the square in which a place is looked at again: a blob and its surroundings
 MONITOR_BATCH = 16  # validation subframes of 256 x 256 pixels that a thread takes at a time
 
 
@@ -81,7 +82,7 @@ def train_dense(
 
     # a checkpoint is continued only if all of this is the same
     identity = {
-        "params": params.model_dump(),
+        "params": model_file.recorded(params),
         "data_sha256": loop.data_hash(scale_dir, cutout_dir, augment_dir),
         "version": __version__,
     }
@@ -141,7 +142,7 @@ def new_state(
 ) -> loop.State[DenseNetwork]:
     """Return the state before the first epoch: a new network on its device, and its optimiser."""
     device = kernels.choose_device(params.device)
-    network = dense_network.new_dense_network(params.seed).to(device)
+    network = dense_network.new_dense_network(params.seed, params.network).to(device)
     return loop.State(network, new_optimiser(network, params), identity, checkpoint)
 
 
@@ -632,6 +633,53 @@ def probability_map(network: DenseNetwork, scaled: FloatArray) -> FloatArray:
     n_columns = math.ceil(nx / STRIDE)
     found: FloatArray = cells[:, :n_rows, :n_columns].cpu().numpy()
     return found if scaled.ndim > 2 else found[0]
+
+
+def look_again(
+    network: DenseNetwork, scaled: FloatArray, x_px: FloatArray, y_px: FloatArray
+) -> FloatArray:
+    """Compute the probability of a blob's core at some places, turned and flipped in all eight ways.
+
+    A blob looks the same in all of them, noise does not, and what one look makes of it averages out.
+
+    Parameters
+    ----------
+    network : DenseNetwork
+        In evaluation mode.
+    scaled : ndarray, shape (ny, nx), float32
+        Clipped and scaled (sigma).
+    x_px, y_px : ndarray, shape (n,)
+        Places on it (px).
+
+    Returns
+    -------
+    ndarray, shape (n,), float64
+        Logistic function of the mean of the eight logits, each the highest of the 4 x 4 cells around the place.
+    """
+    if len(x_px) == 0:
+        return np.zeros(0)
+    padded = np.pad(scaled, LOOK_PX // 2)
+    columns, rows = (np.rint(places).astype(int) for places in (x_px, y_px))
+    squares = np.stack(
+        [
+            padded[row : row + LOOK_PX, column : column + LOOK_PX]
+            for row, column in zip(rows, columns, strict=True)
+        ]
+    )
+
+    # turned and flipped, the place is at the centre of all of them
+    turned = [np.rot90(squares, quarters, (1, 2)) for quarters in range(4)]
+    views = np.concatenate([*turned, *(view[:, :, ::-1] for view in turned)])
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        images = torch.from_numpy(np.ascontiguousarray(views))[:, None].to(device)
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+    middle = LOOK_PX // STRIDE // 2
+    core = slice(middle - 2, middle + 2)
+    highest = logits[:, core, core].float().amax((1, 2)).cpu().numpy().astype(np.float64)
+    mean = highest.reshape(8, len(x_px)).mean(axis=0)
+    probability: FloatArray = 1 / (1 + np.exp(-mean))
+    return probability
 
 
 class Peaks(NamedTuple):

@@ -9,9 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from blobpipe.params import DenseShape
+
 
 class DenseNetwork(nn.Module):
-    """A convolutional network that answers for every 4 x 4 pixels of an image of any size: 93,945 parameters.
+    """A convolutional network that answers for every 4 x 4 pixels of an image of any size.
+
+    Parameters
+    ----------
+    shape : DenseShape, optional
+        The default has 93,945 weights.
 
     Notes
     -----
@@ -23,19 +30,23 @@ class DenseNetwork(nn.Module):
     MULTIPLE = 16  # sides of an image are multiples of it (px)
     FIRST_LOGIT = -5.0  # of every cell before training: most cells hold no blob
 
-    def __init__(self) -> None:
+    def __init__(self, shape: DenseShape | None = None) -> None:
         super().__init__()
-        self.at4 = _convolution(16, 24)
-        self.at8 = nn.Sequential(_convolution(24, 40, stride=2), _convolution(40, 40))
-        self.at16 = nn.Sequential(
-            _convolution(40, 48, stride=2),
-            _convolution(48, 48, dilation=2),
-            _convolution(48, 48, dilation=4),
+        self.shape = shape = shape or DenseShape()
+        (n4, n8, n16), (depth4, depth8, depth16) = shape.filters, shape.convolutions
+        self.at4 = _convolution(self.STRIDE**2, n4)
+        self.more4 = nn.Sequential(*(_convolution(n4, n4) for _ in range(depth4 - 1)))
+        self.at8 = nn.Sequential(
+            _convolution(n4, n8, stride=2), *(_convolution(n8, n8) for _ in range(depth8 - 1))
         )
-        self.to8 = nn.Conv2d(48, 40, 1)
-        self.to4 = nn.Conv2d(40, 24, 1)
-        self.last = _convolution(24, 24)
-        self.head = nn.Conv2d(24, 1, 1)
+        self.at16 = nn.Sequential(
+            _convolution(n8, n16, stride=2),
+            *(_convolution(n16, n16, dilation=2**number) for number in range(1, depth16)),
+        )
+        self.to8 = nn.Conv2d(n16, n8, 1)
+        self.to4 = nn.Conv2d(n8, n4, 1)
+        self.last = _convolution(n4, n4)
+        self.head = nn.Conv2d(n4, 1, 1)
         nn.init.constant_(self.head.bias, self.FIRST_LOGIT)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -55,7 +66,7 @@ class DenseNetwork(nn.Module):
         cells = cells.contiguous(memory_format=torch.channels_last)
 
         # down to stride 16
-        at4 = self.at4(cells)
+        at4 = self.more4(self.at4(cells))
         at8 = self.at8(at4)
         at16 = self.at16(at8)
 
@@ -74,11 +85,11 @@ def _convolution(
     return nn.Sequential(convolution, nn.BatchNorm2d(filters), nn.ReLU(inplace=True))
 
 
-def new_dense_network(seed: int) -> DenseNetwork:
-    """Return a network with PyTorch's random weights, which depend on the seed alone."""
+def new_dense_network(seed: int, shape: DenseShape | None = None) -> DenseNetwork:
+    """Return a network with PyTorch's random weights, which depend on the seed and the shape alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DenseNetwork()
+        return DenseNetwork(shape)
 
 
 def folded(network: DenseNetwork) -> DenseNetwork:
@@ -97,7 +108,7 @@ def folded(network: DenseNetwork) -> DenseNetwork:
     """
     network = copy.deepcopy(network).eval()
     for part in network.modules():
-        if isinstance(part, nn.Sequential) and isinstance(part[0], nn.Conv2d):
+        if isinstance(part, nn.Sequential) and len(part) and isinstance(part[0], nn.Conv2d):
             assert isinstance(part[1], nn.BatchNorm2d)
             part[0] = fuse_conv_bn_eval(part[0], part[1])
             part[1] = nn.Identity()

@@ -6,7 +6,7 @@ import copy
 import json
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,9 @@ from blobpipe.networks import dense_network
 from blobpipe.networks.dense_network import DenseNetwork
 from blobpipe.networks.kernels import Kernels, choose_kernels
 from blobpipe.networks.report_network import ReportNetwork
+from blobpipe.params import Dense, DenseShape, ReportShape, Train, short_fault
+
+Shape = TypeVar("Shape", ReportShape, DenseShape)
 
 PACKAGED = Path(__file__).parents[1] / "model.safetensors"
 MAX_BYTES = 16 * 2**20  # size of a model file; the report's network has 2.1 MB of weights
@@ -73,8 +76,11 @@ def load_model(
     ModelError
         If the file is missing or damaged, or holds another network or weights that can give no finite answer.
     """
-    network = ReportNetwork(kernels or choose_kernels("auto"))
-    return network, _load(path, network, "report")
+    tensors, metadata = _read(path, "report")
+    shape = _shape_of(path, metadata, ReportShape)
+    network = ReportNetwork(kernels or choose_kernels("auto"), shape)
+    _fill(path, network, tensors)
+    return network, metadata
 
 
 def load_dense(path: str | Path) -> tuple[DenseNetwork, dict[str, Any]]:
@@ -91,8 +97,10 @@ def load_dense(path: str | Path) -> tuple[DenseNetwork, dict[str, Any]]:
     ModelError
         As `load_model`.
     """
-    network = DenseNetwork()
-    return network, _load(path, network, "dense")
+    tensors, metadata = _read(path, "dense")
+    network = DenseNetwork(_shape_of(path, metadata, DenseShape))
+    _fill(path, network, tensors)
+    return network, metadata
 
 
 def kind_of_model(path: str | Path) -> str:
@@ -112,28 +120,46 @@ def described(path: Path) -> str:
     return f"{path} ({where}, SHA-256 {files.sha256(path)[:12]})"
 
 
-def _load(path: str | Path, network: ReportNetwork | DenseNetwork, kind: str) -> dict[str, Any]:
-    """Load a file into a network, check the weights, and return the metadata."""
-    tensors, metadata = _read(path)
-    if metadata["network"] != kind:
-        raise ModelError(
-            f"{path}: not a model of the {kind} network (found {metadata['network']}); train it again or name another"
-        )
+def recorded(params: Train | Dense) -> dict[str, Any]:
+    """Return the settings of a training as its model records them; a shape that is not named is the default."""
+    settings = params.model_dump()
+    if params.network == type(params.network)():
+        del settings["network"]
+    return settings
 
+
+def _shape_of(path: str | Path, metadata: dict[str, Any], kind: type[Shape]) -> Shape:
+    """Return the shape that a model file records."""
+    try:
+        found = metadata["params"]["network"]
+    except (LookupError, TypeError):
+        return kind()
+    try:
+        return kind.model_validate_json(json.dumps(found))
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: not a model (the shape of its network: {short_fault(error)}); train it again or restore it"
+        ) from error
+
+
+def _fill(
+    path: str | Path, network: ReportNetwork | DenseNetwork, tensors: dict[str, Tensor]
+) -> None:
+    """Load tensors into a network, and check them."""
     # names, types and shapes first: PyTorch would report a mismatch in many lines
     fault = _describe_mismatch(network, tensors)
     if not fault:
         network.load_state_dict(tensors)
         fault = _describe_unbounded(network.eval())
     if fault:
+        kind = "report" if isinstance(network, ReportNetwork) else "dense"
         raise ModelError(
             f"{path}: not a model of the {kind} network ({fault}); train it again or restore it"
         )
-    return metadata
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and metadata of a model file of either network; only the form of the file is checked."""
+def _read(path: str | Path, wanted: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and metadata of a model file of the wanted network, or of either; only the form is checked."""
     try:
         content = _read_bytes(path)
         tensors = load(content)
@@ -154,6 +180,10 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if kind not in ("report", "dense"):
         raise ModelError(
             f"{path}: not a model of the report or dense network (found {str(kind)[:40]!r}); train it again or restore it"
+        )
+    if wanted and kind != wanted:
+        raise ModelError(
+            f"{path}: not a model of the {wanted} network (found {kind}); train it again or name another"
         )
     return tensors, metadata
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,20 +13,31 @@ from torch import Tensor, nn
 from blobpipe.core import threads
 from blobpipe.networks import fused
 from blobpipe.networks.kernels import Kernels
+from blobpipe.params import N_CLASSES, ReportShape
 from blobpipe.simulation import render_gpu
 
-POOL_PX = 4  # side and step of the pooling windows (ISR 4)
-DROPOUTS = (0.15, 0.30)  # of the outputs of the two blocks while training (ISR 4)
+MIN_SPREAD = (
+    1e-3  # of what a filter makes of noise: one that sees nothing of a small map is left as it is
+)
 SAMPLE = 8  # subframes of white noise by which the first weights are scaled
 
 
 class ReportNetwork(nn.Module):
-    """Two convolution blocks and two dense layers: 528,098 parameters.
+    """Blocks of convolution, rectifier, pooling and dropout, then layers of neurons and two answers.
 
     Parameters
     ----------
     kernels : str
-        Kernels of the convolution blocks, from `kernels.choose_kernels`.
+        Kernels of the blocks, from `kernels.choose_kernels`.
+    shape : ReportShape
+        The report's if not given, with 528,098 weights.
+
+    Attributes
+    ----------
+    blocks : list of Conv2d
+        The convolutions; their weights are ``conv1``, ``conv2``, ... in a model file.
+    layers : list of Linear
+        The layers of neurons, of which the last gives the answers: ``dense1``, ``dense2``, ...
 
     Notes
     -----
@@ -32,13 +45,23 @@ class ReportNetwork(nn.Module):
     dropout 0.15 and 0.30, dense 128, dense 2.
     """
 
-    def __init__(self, kernels: Kernels = "plain") -> None:
+    def __init__(self, kernels: Kernels = "plain", shape: ReportShape | None = None) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 8, 5, padding=2)
-        self.conv2 = nn.Conv2d(8, 16, 5, padding=2)
-        self.dense1 = nn.Linear(16 * 16 * 16, 128)
-        self.dense2 = nn.Linear(128, 2)
         self.kernels = kernels
+        self.shape = shape = shape or ReportShape()
+
+        # convolutions, with zeros around the image so that it keeps its size
+        side, pad = shape.kernel_px, shape.kernel_px // 2
+        channels = (1, *shape.filters)
+        self.blocks = [nn.Conv2d(a, b, side, padding=pad) for a, b in pairwise(channels)]
+        for number, block in enumerate(self.blocks, 1):
+            self.add_module(f"conv{number}", block)
+
+        # layers of neurons
+        neurons = (shape.filters[-1] * shape.n_last_cells, *shape.neurons, N_CLASSES)
+        self.layers = [nn.Linear(a, b) for a, b in pairwise(neurons)]
+        for number, layer in enumerate(self.layers, 1):
+            self.add_module(f"dense{number}", layer)
 
     def forward(self, subframes: Tensor, dropout_seed: int | Tensor = 0) -> Tensor:
         """Compute the logits of (no blob, blob).
@@ -54,21 +77,27 @@ class ReportNetwork(nn.Module):
         -------
         Tensor, shape (n, 2), float32
         """
-        x = self._block(subframes, self.conv1, DROPOUTS[0], 2 * dropout_seed)
-        x = self._block(x, self.conv2, DROPOUTS[1], 2 * dropout_seed + 1)
-        x = F.relu(self.dense1(x.flatten(1)))
-        logits: Tensor = self.dense2(x)
+        x = subframes
+        for number, (block, dropout) in enumerate(
+            zip(self.blocks, self.shape.dropout, strict=True)
+        ):
+            x = self._block(x, block, dropout, len(self.blocks) * dropout_seed + number)
+        x = x.flatten(1)
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        logits: Tensor = self.layers[-1](x)
         return logits
 
     def _block(self, x: Tensor, conv: nn.Conv2d, dropout: float, seed: int | Tensor) -> Tensor:
-        """Convolve, rectify, pool, and drop while training: (n, c, ny, nx) to (n, filters, ny / 4, nx / 4)."""
+        """Convolve, rectify, pool, and drop while training: (n, c, ny, nx) to (n, filters, ny / pool, nx / pool)."""
         assert conv.bias is not None
+        pool = self.shape.pool_px
         dropout = dropout if self.training else 0.0
 
         # all of it in one kernel
         if self.kernels == "fused" and x.device.type == "cpu":
             return fused.conv_relu_pool(
-                x, conv.weight, conv.bias, POOL_PX, dropout=dropout, seed=int(seed)
+                x, conv.weight, conv.bias, pool, dropout=dropout, seed=int(seed)
             )
         if self.kernels == "fused" and x.device.type == "cuda":
             from blobpipe.networks import fused_gpu
@@ -77,20 +106,22 @@ class ReportNetwork(nn.Module):
             return fused_gpu.conv_relu_pool(x, conv.weight, conv.bias, dropout=dropout, seed=seed)
 
         # or by PyTorch
-        pooled = F.max_pool2d(F.relu(conv(x)), POOL_PX)
+        pooled = F.max_pool2d(F.relu(conv(x)), pool)
         if not dropout:
             return pooled
         seed = torch.as_tensor(seed, device=pooled.device)
         return pooled * render_gpu.keep_mask(pooled.shape, dropout, seed) / (1 - dropout)
 
 
-def new_network(seed: int, kernels: Kernels) -> ReportNetwork:
+def new_network(seed: int, kernels: Kernels, shape: ReportShape | None = None) -> ReportNetwork:
     """Return a network with random weights that depend on the seed alone.
 
     Parameters
     ----------
     seed : int
     kernels : str
+    shape : ReportShape, optional
+        The report's if not given.
 
     Notes
     -----
@@ -101,20 +132,22 @@ def new_network(seed: int, kernels: Kernels) -> ReportNetwork:
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        network = ReportNetwork(kernels)
+        network = ReportNetwork(kernels, shape)
 
         # scale the convolutions by what they make of white noise
         x = torch.randn(SAMPLE, 1, 256, 256)
-        for conv in (network.conv1, network.conv2):
+        for conv in network.blocks:
             assert conv.bias is not None
-            pooled = F.max_pool2d(F.conv2d(x, conv.weight, padding=2), POOL_PX)
+            convolved = F.conv2d(x, conv.weight, padding=network.shape.kernel_px // 2)
+            pooled = F.max_pool2d(convolved, network.shape.pool_px)
             spread, mean = torch.std_mean(pooled, (0, 2, 3), keepdim=True)
+            spread = spread.clamp(min=MIN_SPREAD)
             conv.weight /= spread.view(-1, 1, 1, 1)
             conv.bias.copy_((-mean / spread).flatten())
             x = F.relu((pooled - mean) / spread)
 
-        nn.init.zeros_(network.dense2.weight)
-        nn.init.zeros_(network.dense2.bias)
+        nn.init.zeros_(network.layers[-1].weight)
+        nn.init.zeros_(network.layers[-1].bias)
         return network
 
 

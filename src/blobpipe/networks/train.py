@@ -19,7 +19,7 @@ from tqdm import tqdm
 from blobpipe import __version__
 from blobpipe.core.random_streams import stream
 from blobpipe.images import tiles
-from blobpipe.networks import kernels, loop, report_network
+from blobpipe.networks import kernels, loop, model_file, report_network
 from blobpipe.networks.report_network import ReportNetwork
 from blobpipe.params import Train
 from blobpipe.simulation import augment, cutout, render, render_gpu
@@ -71,7 +71,7 @@ def train(
 
     # a checkpoint is continued only if all of this is the same
     identity = {
-        "params": params.model_dump(),
+        "params": model_file.recorded(params),
         "noise_sigma": noise_sigma,
         "data_sha256": loop.data_hash(scale_dir, cutout_dir, augment_dir),
         "version": __version__,
@@ -106,8 +106,8 @@ def new_state(
 ) -> loop.State[ReportNetwork]:
     """Return the state before the first epoch: a new network on its device, and its optimiser."""
     device = kernels.choose_device(params.device)
-    chosen = kernels.choose_kernels(params.kernels, device.type)
-    network = report_network.new_network(params.seed, chosen).to(device)
+    chosen = kernels.choose_kernels(params.kernels, device.type, params.network)
+    network = report_network.new_network(params.seed, chosen, params.network).to(device)
     return loop.State(network, new_optimiser(network, params, 0), identity, checkpoint)
 
 

@@ -41,7 +41,7 @@ CLUSTER_SNR = (5.0, 40.0)
 # Largest radius of a cluster with its softness, over that of a blob at its place: where both are alike,
 # size cannot tell them apart, and the score is not to give up the smallest blobs for clusters that stack,
 # mask and persistence show
-CLUSTER_RATIO = 0.6
+CLUSTER_RATIO = 0.5
 
 # Smaller squares along each axis of one of 256 pixels (count), their side (px), and the fractions of
 # them that hold a blob and a cluster

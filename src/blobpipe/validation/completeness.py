@@ -15,7 +15,7 @@ from tqdm import tqdm
 from blobpipe.core import blob_shapes, metrics, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.random_streams import stream
-from blobpipe.detection import held_out, thresholds
+from blobpipe.detection import thresholds
 from blobpipe.detection.detectors import (
     DETECTORS,
     DenseDetector,
@@ -34,7 +34,7 @@ from blobpipe.detection.search import (
 from blobpipe.images import tiles
 from blobpipe.networks import kernels, model_file
 from blobpipe.params import Clip, Completeness, Scale, Vetting
-from blobpipe.simulation import cutout
+from blobpipe.simulation import cutout, held_out
 from blobpipe.simulation.inject import add_blob
 from blobpipe.validation import curves
 

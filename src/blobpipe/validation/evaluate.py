@@ -407,7 +407,7 @@ class SubframeSearch:
 
         # The network sees each subframe alone; of each, the few highest peaks are fitted
         response = _mosaic(self.detector.respond(clipped), GAP_PX // dense.STRIDE, 0.0)
-        peaks = self.detector.peaks(response)
+        peaks = self.detector.peaks(response, _mosaic(clipped, GAP_PX, 0.0))
         step = tiles.SIDE + GAP_PX
         of_peak = pd.Series((peaks.y_px + GAP_PX / 2) // step)
         rank = of_peak.groupby(of_peak).cumcount().to_numpy()

@@ -93,7 +93,7 @@ def explore(
     # embeddings: of binned pixels, and of the last layers of both networks
     features = {
         "pixels": binned(subframes, params.bin_px),
-        "report": layer_outputs(report, report.dense1, F.relu, subframes),
+        "report": layer_outputs(report, report.layers[-2], F.relu, subframes),
         "dense": layer_outputs(dense, dense.last, lambda maps: maps.amax((2, 3)), subframes),
     }
     embedded = {name: embed(values, params) for name, values in features.items()}

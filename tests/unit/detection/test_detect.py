@@ -14,7 +14,7 @@ import pytest
 from blobpipe import cli
 from blobpipe.core import fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.detection import detect, held_out, thresholds
+from blobpipe.detection import detect, thresholds
 from blobpipe.detection.detectors import (
     DenseDetector,
     MatchedFilter,
@@ -30,7 +30,7 @@ from blobpipe.detection.search import fit_peaks, subframe_scores
 from blobpipe.errors import ModelError, TableError
 from blobpipe.networks import dense_network, model_file
 from blobpipe.params import Detect, Params, Vetting
-from blobpipe.simulation import cutout
+from blobpipe.simulation import cutout, held_out
 from blobpipe.simulation.inject import add_blob
 
 from ..conftest import NEW
@@ -346,7 +346,13 @@ def test_probabilities_are_those_of_the_real_rate() -> None:
     np.testing.assert_allclose(1 / (1 + np.exp(-slope * z - offset)), right, atol=0.06)
 
 
-POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weights": [0.5] * 15}
+POINT = {
+    "threshold": 0.6,
+    "slope": 2.0,
+    "offset": -1.0,
+    "frames": 10.0,
+    "weights": [0.5] * N_WEIGHTS,
+}
 
 
 @pytest.mark.parametrize(
@@ -359,10 +365,10 @@ POINT = {"threshold": 0.6, "slope": 2.0, "offset": -1.0, "frames": 10.0, "weight
         ({"offset": -1e308}, "offset: found '-1e\\+308'"),
         ({"frames": None}, "frames: found 'None'"),
         ({"frames": True}, "frames: found 'True'"),
-        ({"weights": [math.nan] * 15}, r"weights\[0\]: found 'nan'"),
+        ({"weights": [math.nan] * N_WEIGHTS}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 15 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 21 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),
@@ -376,7 +382,9 @@ def test_an_operating_point_that_is_none_is_refused(
     path = tmp_path / "m.safetensors"
     network = dense_network.new_dense_network(1)
     model_file.save_model(path, network, {"operating_point": POINT})
-    assert load_dense_detector(path).point == OperatingPoint(0.6, 2.0, -1.0, 10.0, (0.5,) * 15)
+    assert load_dense_detector(path).point == OperatingPoint(
+        0.6, 2.0, -1.0, 10.0, (0.5,) * N_WEIGHTS
+    )
     point = {**POINT, **change} if isinstance(change, dict) else change
     model_file.save_model(path, network, {"operating_point": point})
     with pytest.raises(
@@ -386,7 +394,15 @@ def test_an_operating_point_that_is_none_is_refused(
 
 
 def test_joint_score_has_as_many_weights_as_said() -> None:
-    found = pd.DataFrame({"score": [0.5], "snr": [7.0], "misfit": [1.0], "radius_ratio": [1.0]})
+    found = pd.DataFrame(
+        {
+            "score": [0.5],
+            "snr": [7.0],
+            "misfit": [1.0],
+            "radius_ratio": [1.0],
+            "line_snr": [1.0],
+        }
+    )
     assert features(found).shape == (1, N_WEIGHTS - 1)
 
 

@@ -10,14 +10,15 @@ from blobpipe.detection.score import N_WEIGHTS, features, fit_weights, score_can
 
 
 def drawn(n: int, seed: int = 1) -> tuple[pd.DataFrame, np.ndarray]:
-    """Candidates whose kind shows in all four numbers, in none for certain."""
+    """Candidates whose kind shows in all five numbers, in none for certain."""
     rng = np.random.default_rng(seed)
     is_blob = rng.random(n) < 0.4
     score = 1 / (1 + np.exp(-rng.normal(np.where(is_blob, 1.5, -1.5), 1.5)))
     snr = np.exp(rng.normal(np.where(is_blob, 2.5, 1.7), 0.5))
     misfit = np.exp(rng.normal(np.where(is_blob, 0.0, 0.4), 0.25))
     ratio = np.exp(rng.normal(np.where(is_blob, 0.0, -0.5), 0.4))
-    found = {"score": score, "snr": snr, "misfit": misfit, "radius_ratio": ratio}
+    line = np.exp(rng.normal(np.where(is_blob, 0.0, 0.5), 0.5))
+    found = {"score": score, "snr": snr, "misfit": misfit, "radius_ratio": ratio, "line_snr": line}
     return pd.DataFrame({"x_px": np.arange(float(n)), **found}), is_blob
 
 
@@ -48,7 +49,13 @@ def test_weights_have_five_decimals() -> None:
 def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
     weights = fit_weights(*drawn(2000))
     alike = pd.DataFrame(
-        {"score": 0.5, "snr": 9.0, "misfit": [0.9, 1.3, 2.0, 3.0], "radius_ratio": 1.0}
+        {
+            "score": 0.5,
+            "snr": 9.0,
+            "misfit": [0.9, 1.3, 2.0, 3.0],
+            "radius_ratio": 1.0,
+            "line_snr": 1.0,
+        }
     )
     assert (np.diff(score_candidates(alike, weights)["score"]) < 0).all()
 
@@ -56,10 +63,20 @@ def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
 def test_half_of_the_expected_radius_speaks_against_a_blob_and_an_unknown_one_not() -> None:
     weights = fit_weights(*drawn(2000))
     sizes = [1.0, np.nan, 0.7, 0.5, 0.35]
-    alike = pd.DataFrame({"score": 0.5, "snr": 9.0, "misfit": 1.0, "radius_ratio": sizes})
+    alike = pd.DataFrame(
+        {"score": 0.5, "snr": 9.0, "misfit": 1.0, "radius_ratio": sizes, "line_snr": 1.0}
+    )
     score = score_candidates(alike, weights)["score"].to_numpy()
     assert score[0] == score[1]
     assert (np.diff(score[1:]) < 0).all()
+
+
+def test_a_line_beyond_it_speaks_against_a_blob() -> None:
+    weights = fit_weights(*drawn(2000))
+    alike = pd.DataFrame(
+        {"score": 0.5, "snr": 9.0, "misfit": 1.0, "radius_ratio": 1.0, "line_snr": [1.0, 2.0, 4.0]}
+    )
+    assert (np.diff(score_candidates(alike, weights)["score"]) < 0).all()
 
 
 def test_without_weights_the_score_is_the_networks() -> None:
@@ -77,6 +94,7 @@ def test_what_is_unknown_or_beyond_all_bounds_has_a_score() -> None:
             "snr": [np.nan, np.inf, 0.0, 9.0],
             "misfit": [0.0, np.inf, 1, np.nan],
             "radius_ratio": [0.0, np.inf, 1, np.nan],
+            "line_snr": [0.0, np.inf, 1, 2],
         }
     )
     scores = score_candidates(odd, weights)["score"]
@@ -88,9 +106,9 @@ def test_the_weights_do_not_depend_on_the_order_of_columns_and_survive_a_file() 
     found, is_blob = drawn(500)
     weights = fit_weights(found, is_blob)
     assert weights == fit_weights(
-        found[["misfit", "snr", "radius_ratio", "x_px", "score"]], is_blob
+        found[["line_snr", "misfit", "snr", "radius_ratio", "x_px", "score"]], is_blob
     )
-    assert len(weights) == N_WEIGHTS == 15
+    assert len(weights) == N_WEIGHTS == 21
     assert all(weight == round(weight, 5) for weight in weights)
 
 
@@ -101,27 +119,30 @@ def test_features_are_logarithms_of_order_one_and_their_products() -> None:
             "snr": [np.e**3, np.e**2],
             "misfit": [1.0, np.e],
             "radius_ratio": [np.exp(-0.5), np.nan],
+            "line_snr": [0.0, np.e],
         }
     )
     a = np.log(9) / 4
-    first = [a, 1, 0, -1, a * a, a, 0, -a, 1, 0, -1, 0, 0, 1]
-    second = [-a, 0, 3, 0, a * a, 0, -3 * a, 0, 0, 0, 0, 9, 0, 0]
+    first = [a, 1, 0, -1, 0, a * a, a, 0, -a, 0, 1, 0, -1, 0, 0, 0, 0, 1, 0, 0]
+    second = [-a, 0, 3, 0, 1, a * a, 0, -3 * a, 0, -a, 0, 0, 0, 0, 9, 0, 3, 0, 0, 1]
     np.testing.assert_allclose(features(found), [first, second], atol=1e-12)
 
 
 def test_beyond_the_bounds_nothing_more_is_learnt() -> None:
-    columns = ["score", "snr", "misfit", "radius_ratio"]
-    at_bounds = pd.DataFrame([(1e-6, 3, 0.5, 0.2), (1 - 1e-6, 40, 5, 3)], columns=columns)
-    beyond = pd.DataFrame([(1e-9, 2, 0.1, 0.1), (1.0, 99, 9, 9)], columns=columns)
-    inside = pd.DataFrame([(2e-6, 3.1, 0.51, 0.21), (1 - 2e-6, 39, 4.9, 2.9)], columns=columns)
+    columns = ["score", "snr", "misfit", "radius_ratio", "line_snr"]
+    at_bounds = pd.DataFrame([(1e-6, 3, 0.5, 0.2, 1), (1 - 1e-6, 40, 5, 3, 20)], columns=columns)
+    beyond = pd.DataFrame([(1e-9, 2, 0.1, 0.1, 0), (1.0, 99, 9, 9, 99)], columns=columns)
+    inside = pd.DataFrame(
+        [(2e-6, 3.1, 0.51, 0.21, 1.1), (1 - 2e-6, 39, 4.9, 2.9, 19)], columns=columns
+    )
     np.testing.assert_allclose(features(beyond), features(at_bounds))
-    assert (features(inside)[:, :4] != features(at_bounds)[:, :4]).all()
+    assert (features(inside)[:, :5] != features(at_bounds)[:, :5]).all()
 
 
 def test_an_unknown_fit_is_least_like_a_blobs() -> None:
-    columns = ["score", "snr", "misfit", "radius_ratio"]
-    unknown = pd.DataFrame([(0.5, np.nan, np.nan, 1.0)], columns=columns)
-    least = pd.DataFrame([(0.5, 3.0, 5.0, 1.0)], columns=columns)
+    columns = ["score", "snr", "misfit", "radius_ratio", "line_snr"]
+    unknown = pd.DataFrame([(0.5, np.nan, np.nan, 1.0, 1.0)], columns=columns)
+    least = pd.DataFrame([(0.5, 3.0, 5.0, 1.0, 1.0)], columns=columns)
     np.testing.assert_allclose(features(unknown), features(least))
 
 
@@ -136,10 +157,17 @@ def test_twenty_of_each_kind_make_a_fit(blobs: int, others: int, enough: bool) -
 
 def test_the_score_is_the_logistic_function_of_the_weighted_features() -> None:
     found = pd.DataFrame(
-        {"x_px": 1.0, "score": [0.9], "snr": [np.e**2], "misfit": [1.0], "radius_ratio": [1.0]}
+        {
+            "x_px": 1.0,
+            "score": [0.9],
+            "snr": [np.e**2],
+            "misfit": [1.0],
+            "radius_ratio": [1.0],
+            "line_snr": [1.0],
+        }
     )
     joint = [
         score_candidates(found, weights)["score"][0]
-        for weights in ((0, 4.0, *np.zeros(13)), (1.0, *np.zeros(14)))
+        for weights in ((0, 4.0, *np.zeros(19)), (1.0, *np.zeros(20)))
     ]
     assert joint == pytest.approx([0.9, np.e / (1 + np.e)])

@@ -290,6 +290,29 @@ def test_peaks_are_found_between_cells() -> None:
     assert len(dense.peaks(cells.astype(np.float32), 0.95).score) == 0
 
 
+def test_eight_looks_at_a_place_see_the_same_whichever_way_it_is_turned() -> None:
+    network = dense_network.new_dense_network(3).eval()
+    torch.nn.init.normal_(network.head.weight, std=3.0, generator=torch.Generator().manual_seed(1))
+    image = np.random.default_rng(4).normal(size=(129, 129)).astype(np.float32)
+    x, y = np.array([40.0, 64.0]), np.array([70.0, 64.0])
+    looks = dense.look_again(network, image, x, y)
+    assert looks.shape == (2,)
+    assert ((looks > 0) & (looks < 1)).all()
+    assert looks[0] != looks[1]
+    # the middle of the image stays where it is, up to half a pixel of the even square
+    for turned in (np.rot90(image), image[:, ::-1], image[::-1]):
+        again = dense.look_again(network, np.ascontiguousarray(turned), x[1:], y[1:])
+        assert np.log(again / looks[1]) == pytest.approx(0, abs=0.7)
+    assert dense.look_again(network, image, x[:0], y[:0]).shape == (0,)
+
+
+def test_the_place_looked_at_may_lie_at_the_edge() -> None:
+    network = dense_network.new_dense_network(1).eval()
+    image = np.zeros((64, 80), np.float32)
+    edges = (np.array([0.0, 79.4, 40.0]), np.array([0.0, 63.4, -0.4]))
+    assert np.isfinite(dense.look_again(network, image, *edges)).all()
+
+
 def test_the_loss_counts_what_has_weight() -> None:
     logits = torch.tensor([[3.0, -3.0, 0.0]])
     core = torch.tensor([[1.0, 0.0, 1.0]])

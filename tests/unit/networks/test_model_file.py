@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from blobpipe.core import files
 from blobpipe.errors import ModelError
 from blobpipe.networks import dense_network, model_file, report_network
+from blobpipe.params import Dense, DenseShape, ReportShape, Train
 
 from ..conftest import opinionated_network
 
@@ -149,3 +150,58 @@ def test_weights_that_cannot_be_are_refused(tmp_path: Path, name: str, value: fl
     model_file.save_model(tmp_path / "m.safetensors", network, {})
     with pytest.raises(ModelError, match=r"NaN or infinite|may be infinite"):
         (model_file.load_model if report else model_file.load_dense)(tmp_path / "m.safetensors")
+
+
+SHAPE = ReportShape(filters=(3,), dropout=(0.2,), kernel_px=7, pool_px=8, neurons=(9, 5))
+WIDE = DenseShape(filters=(8, 9, 10), convolutions=(2, 1, 4))
+
+
+def test_a_model_of_another_shape_comes_back(tmp_path: Path) -> None:
+    settings = Train(network=SHAPE)
+    network = report_network.new_network(1, "plain", SHAPE)
+    about = {"params": model_file.recorded(settings)}
+    model_file.save_model(tmp_path / "m.safetensors", network, about)
+    loaded, _ = model_file.load_model(tmp_path / "m.safetensors", "plain")
+    assert loaded.shape == SHAPE
+    np.testing.assert_array_equal(
+        report_network.predict(loaded, SUBFRAMES), report_network.predict(network, SUBFRAMES)
+    )
+
+
+def test_a_dense_model_of_another_shape_comes_back(tmp_path: Path) -> None:
+    network = dense_network.new_dense_network(1, WIDE).eval()
+    about = {"params": model_file.recorded(Dense(network=WIDE))}
+    model_file.save_model(tmp_path / "m.safetensors", network, about)
+    loaded, _ = model_file.load_dense(tmp_path / "m.safetensors")
+    assert loaded.shape == WIDE
+    image = torch.from_numpy(SUBFRAMES[:1, None])
+    assert torch.equal(loaded(image), network(image))
+    folded = dense_network.folded(network)
+    assert torch.allclose(folded(image), network(image), atol=1e-4)
+
+
+def test_the_usual_shape_is_not_recorded() -> None:
+    """So that a model of it is the same bytes as before shapes could be chosen."""
+    assert "network" not in model_file.recorded(Train())
+    assert "network" not in model_file.recorded(Dense())
+    assert model_file.recorded(Train(network=SHAPE))["network"]["filters"] == (3,)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (3, "the shape of its network"),
+        ({"filters": []}, "filters: found [], expected"),
+        ({"filters": [10**9], "dropout": [0.1]}, "filters.0: found 1000000000, expected"),
+        ({"filters": [8]}, "expected one number per block"),
+        ({"filters": [8], "dropout": [0.1]}, "tensor"),  # right by itself, but not of these weights
+    ],
+)
+def test_a_shape_that_cannot_be_is_refused(tmp_path: Path, found: object, said: str) -> None:
+    about = {"params": {"network": found}}
+    path = tmp_path / "m.safetensors"
+    model_file.save_model(path, report_network.new_network(1, "plain"), about)
+    with pytest.raises(ModelError) as caught:
+        model_file.load_model(path, "plain")
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()

@@ -156,14 +156,14 @@ def test_binned_pixels_are_means() -> None:
 def test_layer_outputs_lead_to_the_networks_answer() -> None:
     network = opinionated_network(1).eval()
     subframes = np.random.default_rng(1).normal(size=(60, 256, 256)).astype(np.float32)
-    units = explore.layer_outputs(network, network.dense1, torch.relu, subframes)
+    units = explore.layer_outputs(network, network.layers[0], torch.relu, subframes)
     assert units.shape == (60, 128)
     with torch.inference_mode():
-        logits = network.dense2(torch.from_numpy(units)).double()
+        logits = network.layers[1](torch.from_numpy(units)).double()
     np.testing.assert_allclose(
         torch.softmax(logits, 1)[:, 1], report_network.predict(network, subframes), rtol=1e-5
     )
-    assert not network.dense1._forward_hooks
+    assert not network.layers[0]._forward_hooks
 
 
 def drawn(name: str, path: Path) -> None:
