@@ -98,7 +98,7 @@ Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 SUBFRAME_PX = 256  # side of what the report's network sees (px); ISR 3.3
 N_CLASSES = 2  # its answers: no blob, blob
-MAX_WEIGHTS = 4_000_000  # of a network: 16 MB on disk; the report's has 528,098
+MAX_WEIGHTS = 6_000_000  # of a network: 24 MB on disk; the report's has 528,098
 Width = Annotated[int, Field(ge=1, le=128)]
 Depth = Annotated[int, Field(ge=1, le=5)]
 
@@ -371,15 +371,15 @@ class ReportShape(Section):
 
     @model_validator(mode="after")
     def _can_be_built(self) -> ReportShape:
-        if len(self.dropout) != len(self.filters):
-            raise ValueError(
-                f"found {len(self.filters)} blocks (filters) and a dropout for {len(self.dropout)}, "
-                "expected one number per block"
-            )
         if self.n_last_cells == 0:
             raise ValueError(
                 f"found {len(self.filters)} blocks with a pool_px of {self.pool_px}, which leave nothing of "
                 f"{SUBFRAME_PX} pixels; remove a block or lower pool_px"
+            )
+        if len(self.dropout) != len(self.filters):
+            raise ValueError(
+                f"found {len(self.filters)} blocks (filters) and a dropout for {len(self.dropout)}, "
+                "expected one number per block"
             )
         if self.n_weights > MAX_WEIGHTS:
             raise ValueError(
@@ -767,7 +767,12 @@ class Span(Section):
         return self
 
 
-Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
+def _frozen(value: Any) -> Any:
+    """Return a value with tuples in place of lists, at any depth."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+Choices = Annotated[tuple[Any, ...], Field(min_length=1), AfterValidator(_frozen)]
 
 
 class Search(Section):

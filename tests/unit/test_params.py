@@ -21,6 +21,7 @@ from blobpipe.params import Clip, Cutout, Params, Train, json_schema, load_param
 ROOT = Path(__file__).parents[2]
 SECTIONS = list(Params.model_fields)
 INNER = ["train.network", "dense.network"]  # sections in a section
+ELSEWHERE = ["Span"]  # what a value may be
 
 
 def model_of(section: str) -> type[pydantic.BaseModel]:
@@ -42,7 +43,7 @@ def test_the_schema_in_the_project_is_in_step() -> None:
 def test_the_schema_forbids_unknown_keys_everywhere() -> None:
     schema = json.loads(json_schema())
     models = [schema, *schema["$defs"].values()]
-    assert len(models) == len(SECTIONS) + len(INNER) + 1
+    assert len(models) == len(SECTIONS) + len(INNER) + len(ELSEWHERE) + 1
     assert all(model["additionalProperties"] is False for model in models)
 
 
@@ -145,7 +146,11 @@ FAULTS = {
         "    pool:",
         "unknown key train.network.pool",
     ),
-    "an inner section that is a number": ("  network", "3\n  _: ", "train.network"),
+    "an inner section that is a number": (
+        "  network:",
+        "  network: 3\n  rest:",
+        "train.network: found 3, expected",
+    ),
     "a block without a dropout": (
         "    dropout",
         "[0.15]",
@@ -155,14 +160,14 @@ FAULTS = {
     "a dropout of everything": ("    dropout", "[0.15, 1.0]", "train.network.dropout.1: found 1.0"),
     "an even kernel": ("    kernel_px", "4", "train.network.kernel_px: found 4, expected"),
     "windows larger than what is left": (
-        "    pool_px",
-        "15",
-        "train.network: found 2 blocks with a pool_px of 15",
+        "    filters",
+        "[8, 16, 8, 8, 8]",
+        "train.network: found 5 blocks with a pool_px of 4",
     ),
     "a network that is too large": (
         "    pool_px",
         "2",
-        "train.network: found 8,392,418 weights, expected at most 4,000,000",
+        "train.network: found 8,392,418 weights, expected at most 6,000,000",
     ),
     "broken YAML": ("clip:", "clip: [", "cannot be read as YAML"),
 }

@@ -61,14 +61,14 @@ RATIOS = (0.2, 3.0)
 # S/N of a line beyond a candidate, below and beyond which nothing more is learnt
 LINES = (1.0, 20.0)
 N_MEASURED = 5  # network, S/N, misfit, size, line
-ORDER = 2  # of the polynomial
-# of the joint score: one for each product of up to two measured numbers, and a constant
+ORDER = 3  # of the polynomial
+# of the joint score: one for each product of up to three measured numbers, and a constant
 N_WEIGHTS = math.comb(N_MEASURED + ORDER, ORDER)
 FEWEST = 20  # blobs, and as many other candidates, make a fit
 
 
 def features(found: pd.DataFrame) -> FloatArray:
-    """Return what a candidate's score is made of: five numbers and their products of two.
+    """Return what a candidate's score is made of: five numbers and their products of up to three.
 
     Parameters
     ----------
@@ -80,7 +80,8 @@ def features(found: pd.DataFrame) -> FloatArray:
     Returns
     -------
     ndarray, shape (n, N_WEIGHTS - 1), float64
-        Log-odds of the score, logarithms of S/N, misfit, ratio and the line's S/N; then all products of two.
+        Log-odds of the score, logarithms of S/N, misfit, ratio and the line's S/N; then all products of two
+        and of three.
     """
     score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
     snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)

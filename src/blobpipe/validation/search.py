@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -531,7 +532,13 @@ def _importance(study: Study, names: list[str]) -> dict[str, float]:
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
     try:
-        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=names)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # few trials have a value: said in the docs
+            found = get_param_importances(
+                study, evaluator=PedAnovaImportanceEvaluator(), params=names
+            )
     except (ValueError, RuntimeError):
         return {}
     return {name: round(float(value), 4) for name, value in found.items()}

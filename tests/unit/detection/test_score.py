@@ -108,7 +108,7 @@ def test_the_weights_do_not_depend_on_the_order_of_columns_and_survive_a_file() 
     assert weights == fit_weights(
         found[["line_snr", "misfit", "snr", "radius_ratio", "x_px", "score"]], is_blob
     )
-    assert len(weights) == N_WEIGHTS == 21
+    assert len(weights) == N_WEIGHTS == 56
     assert all(weight == round(weight, 5) for weight in weights)
 
 
@@ -125,7 +125,13 @@ def test_features_are_logarithms_of_order_one_and_their_products() -> None:
     a = np.log(9) / 4
     first = [a, 1, 0, -1, 0, a * a, a, 0, -a, 0, 1, 0, -1, 0, 0, 0, 0, 1, 0, 0]
     second = [-a, 0, 3, 0, 1, a * a, 0, -3 * a, 0, -a, 0, 0, 0, 0, 9, 0, 3, 0, 0, 1]
-    np.testing.assert_allclose(features(found), [first, second], atol=1e-12)
+    found_features = features(found)
+    np.testing.assert_allclose(found_features[:, :20], [first, second], atol=1e-12)
+    a, snr, misfit, ratio, line = found_features[:, :5].T
+    np.testing.assert_allclose(found_features[:, 20], a**3)
+    np.testing.assert_allclose(found_features[:, -1], line**3)
+    np.testing.assert_allclose(found_features[:, 26], a * snr * misfit)
+    assert found_features.shape[1] == N_WEIGHTS - 1
 
 
 def test_beyond_the_bounds_nothing_more_is_learnt() -> None:
@@ -168,6 +174,6 @@ def test_the_score_is_the_logistic_function_of_the_weighted_features() -> None:
     )
     joint = [
         score_candidates(found, weights)["score"][0]
-        for weights in ((0, 4.0, *np.zeros(19)), (1.0, *np.zeros(20)))
+        for weights in ((0, 4.0, *np.zeros(54)), (1.0, *np.zeros(55)))
     ]
     assert joint == pytest.approx([0.9, np.e / (1 + np.e)])
