@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import sqlite3
 
+import psutil
 import pytest
+import yaml
 
 from .conftest import Project
 
@@ -53,3 +57,60 @@ def test_back_processing_runs_on_request_alone_and_keeps_its_log(project: Projec
     assert log.execute("SELECT count(*) FROM images").fetchone()[0] == len(images)
     assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 2
     assert log.execute("SELECT count(*) FROM reviews").fetchone()[0] == 1
+
+
+SEARCHED = (
+    *("trials.csv", "best.yaml", "metrics.json"),
+    *(f"{name}.png" for name in ("history", "importance", "parallel", "cost")),
+)
+
+
+def points(project: Project) -> list[dict[str, str]]:
+    """The table of a search without its times."""
+    with open(project.root / "results/search/trials.csv", newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+@pytest.mark.long
+def test_a_search_survives_a_killed_worker_and_is_versioned_on_request_alone(
+    project: Project,
+) -> None:
+    """Two workers, one of them killed in the middle: the same points as one worker alone."""
+    project.set("search", "prune", False)
+    before = project.made()
+    run = project.start("snakemake", "--cores", "2", "search")
+    journal = project.root / "results/search/journal.log"
+    project.wait_for("results/search/journal.log", run)
+    while journal.read_text().count('"worker"') < 3:
+        assert run.poll() is None
+    [worker, *_] = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (process.info["cmdline"] or [])[-2:] == ["--worker", "2"]
+        and process.cwd() == str(project.root)
+    ]
+    os.kill(worker.pid, signal.SIGKILL)
+    run.communicate()
+    assert run.returncode != 0
+    project.run("snakemake", "--cores", "2", "search")
+    found = points(project)
+    assert [row["trial"] for row in found] == [str(number) for number in range(12)]
+    assert {row["state"] for row in found} == {"done"}
+    assert set(SEARCHED) <= {path.name for path in journal.parent.iterdir()}
+
+    # the rest of the project is as it was, and the results are in DVC's cache
+    assert {path: project.made()[path] for path in before} == before
+    assert project.is_at_rest()
+    pointer = yaml.safe_load((project.root / "results/search.dvc").read_text())
+    assert pointer["outs"][0]["nfiles"] == len(SEARCHED)
+    assert project.run("git", "status", "--porcelain", "-uall").split("\n") == [
+        " M params.yaml",
+        "?? results/search.dvc",
+        "",
+    ]
+
+    # another number of workers finds the same
+    journal.unlink()
+    project.set("search", "n_workers", 1)
+    project.run("snakemake", "--cores", "2", "search")
+    assert points(project) == found

@@ -267,6 +267,65 @@ def table(connection: sqlite3.Connection, name: str) -> pd.DataFrame:
     return found.drop(columns="saliency", errors="ignore")
 
 
+def describe_image(connection: sqlite3.Connection, image: int) -> str:
+    """Say in one line what an image showed: its new blobs, then how many other detections of each kind."""
+    row = connection.execute("SELECT outcome, reason FROM images WHERE id = ?", (image,)).fetchone()
+    if row["outcome"] != "searched":
+        what = {"stack": "for the stack alone: too few images before it"}.get(row["outcome"])
+        return what or f"{row['outcome']}: {row['reason']}"
+    found = connection.execute(
+        "SELECT d.status, d.x_px, d.y_px, d.snr, d.depth_frac, c.id, c.image FROM detections d "
+        "LEFT JOIN candidates c ON c.id = d.candidate WHERE d.image = ? ORDER BY d.score DESC, d.id",
+        (image,),
+    ).fetchall()
+    new = [each for each in found if each["status"] == "new" and each["image"] == image]
+    again = [each for each in found if each["status"] == "new" and each["image"] != image]
+
+    # Each new one by its number, under which it can be looked up and reviewed
+    places = "; ".join(
+        f"#{each['id']} at ({each['x_px']:.1f}, {each['y_px']:.1f}), S/N {each['snr']:.1f}, "
+        f"depth {100 * each['depth_frac']:.1f} %"
+        for each in new
+    )
+    said = [f"{len(new)} new: {places}" if new else "nothing new"]
+    if again:
+        numbers = ", ".join(f"#{each['id']}" for each in again)
+        said.append(f"{len(again)} seen again: {numbers}")
+    rest = [(word, sum(each["status"] == word for each in found)) for word in _OTHERS]
+    said += [f"{number} {_OTHERS[word]}" for word, number in rest if number]
+    return "; ".join(said)
+
+
+# Words for detections that are no new blobs, by their status
+_OTHERS = {
+    "known": "known",
+    "dip": "residuals of the mirror's shift",
+    "bad_pixels": "on bad pixels",
+}
+
+
+def describe_run(connection: sqlite3.Connection, run: int) -> str:
+    """Say in one line what a run did: how many images, and what they showed."""
+    outcomes = {
+        row["outcome"]: row["n"]
+        for row in connection.execute(
+            "SELECT outcome, count(*) AS n FROM images WHERE run = ? GROUP BY outcome", (run,)
+        )
+    }
+    new, again = connection.execute(
+        "SELECT count(*) FILTER (WHERE c.image = d.image), count(*) FILTER (WHERE c.image != d.image) "
+        "FROM detections d JOIN candidates c ON c.id = d.candidate JOIN images i ON i.id = d.image "
+        "WHERE i.run = ? AND d.status = 'new'",
+        (run,),
+    ).fetchone()
+    n_images = sum(outcomes.values())
+    return (
+        f"{n_images} {'image' if n_images == 1 else 'images'}: {outcomes.get('searched', 0)} searched, "
+        f"{outcomes.get('stack', 0)} for the stack alone, {outcomes.get('rejected', 0)} rejected; "
+        f"{new} new, {again} seen again"
+    )
+
+
 def export_tables(connection: sqlite3.Connection, name: str, path: str | Path) -> None:
     """Write a table of the log as CSV, ECSV or JSON, according to the suffix of ``path``.
 

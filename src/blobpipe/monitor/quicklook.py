@@ -320,7 +320,23 @@ def quicklook(folder: Path, options: Options) -> int:
                     "%s: still being written; left for the next look", printable(str(file.path))
                 )
         notices.send(run.connection, options.params.notices)
+        _say_what_was_done(folder, run, logged)
         return logged
+
+
+def _say_what_was_done(folder: Path, run: Run, logged: int) -> None:
+    """Say how many images were logged and what they showed, or why there were none."""
+    if logged:
+        log.info("%s", logbook.describe_run(run.connection, run.number))
+        log.info("review them: blobpipe serve --log %s", run.options.log_path)
+        return
+    known = run.connection.execute("SELECT count(*) FROM images").fetchone()[0]
+    if any(Inbox(folder, 0.0).look()):
+        log.info("%s: no new image (%d are in the log)", folder, known)
+        return
+    inside = sorted({path.parent for path in folder.glob("*/*.fit*")})
+    advice = f"; {inside[0]} has some: name that folder" if inside else ""
+    log.info("%s: no FITS image in it, expected some%s", folder, advice)
 
 
 def watch(folder: Path, options: Options) -> None:
@@ -366,6 +382,11 @@ def _events(folder: Path, pause_s: float) -> Iterator[None]:
 
 def _require_folder(folder: Path) -> None:
     """Refuse what is not a folder."""
+    if folder.is_file():
+        raise FrameError(
+            f"{folder}: a file, expected a folder of images; name its folder ({folder.parent}), or search this one "
+            "image with 'blobpipe scan'"
+        )
     if not folder.is_dir():
         raise FrameError(
             f"{folder}: not found, expected a folder of images; make it or correct the name"
@@ -631,9 +652,10 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
         _log_result(arrival, result, run)
     running_stack.prune(connection, run.cache, run.params.difference.stack_size)
 
-    row = result.row
-    reason = f" ({row['reason']})" if row["reason"] else ""
-    log.info("%s: %s%s", row["name"], row["outcome"], reason)
+    image = connection.execute(
+        "SELECT id FROM images WHERE sha256 = ?", (arrival.sha256,)
+    ).fetchone()
+    log.info("%s: %s", result.row["name"], logbook.describe_image(connection, image["id"]))
     return True
 
 

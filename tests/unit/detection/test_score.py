@@ -127,7 +127,7 @@ def test_features_are_logarithms_of_order_one_and_their_products() -> None:
     second = [-a, 0, 3, 0, 1, a * a, 0, -3 * a, 0, -a, 0, 0, 0, 0, 9, 0, 3, 0, 0, 1]
     found_features = features(found)
     np.testing.assert_allclose(found_features[:, :20], [first, second], atol=1e-12)
-    a, snr, misfit, ratio, line = found_features[:, :5].T
+    a, snr, misfit, _, line = found_features[:, :5].T
     np.testing.assert_allclose(found_features[:, 20], a**3)
     np.testing.assert_allclose(found_features[:, -1], line**3)
     np.testing.assert_allclose(found_features[:, 26], a * snr * misfit)

@@ -447,3 +447,48 @@ def test_what_is_not_there_is_named(log: sqlite3.Connection, tmp_path: Path) -> 
     )
     with pytest.raises(LogError, match=r"text.sqlite: file is not a database"):
         logbook.connect(tmp_path / "text.sqlite")
+
+
+# ------------------------------------------------------------------------------------------------ words
+
+
+def detection(**more: object) -> dict[str, object]:
+    row = {
+        "image": 2,
+        "status": "new",
+        "x_px": 543.42,
+        "y_px": 82.38,
+        "depth_frac": 0.0192,
+        "snr": 18.04,
+        "score": 0.99,
+        "probability": 0.9,
+    }
+    return row | more
+
+
+def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> None:
+    with logbook.writing(log):
+        for number, outcome in enumerate(("stack", "searched", "rejected"), 1):
+            row = image(sha256=str(number), name=f"f{number}", outcome=outcome)
+            logbook.insert(log, "images", row | ({"reason": "too dark"} if number == 3 else {}))
+    assert logbook.describe_image(log, 1) == "for the stack alone: too few images before it"
+    assert logbook.describe_image(log, 2) == "nothing new"
+    assert logbook.describe_image(log, 3) == "rejected: too dark"
+
+    with logbook.writing(log):
+        for first in (1, 2, 2):
+            place = {"image": first, "status": "new", "x_px": 1.0, "y_px": 2.0}
+            logbook.insert(log, "candidates", place)
+        logbook.insert(log, "detections", detection(candidate=3, score=0.8, x_px=10.0))
+        logbook.insert(log, "detections", detection(candidate=2))
+        logbook.insert(log, "detections", detection(candidate=1))
+        for status in ("known", "bad_pixels", "known", "dip"):
+            logbook.insert(log, "detections", detection(status=status, candidate=None))
+    assert logbook.describe_image(log, 2) == (
+        "2 new: #2 at (543.4, 82.4), S/N 18.0, depth 1.9 %; #3 at (10.0, 82.4), S/N 18.0, depth 1.9 %; "
+        "1 seen again: #1; 2 known; 1 residuals of the mirror's shift; 1 on bad pixels"
+    )
+    assert logbook.describe_run(log, 1) == (
+        "3 images: 1 searched, 1 for the stack alone, 1 rejected; 2 new, 1 seen again"
+    )
+    assert logbook.describe_run(log, 2).startswith("0 images")

@@ -1343,6 +1343,43 @@ def test_a_file_whose_reading_does_not_end_is_passed_over(
     )
 
 
+def test_a_run_says_what_it_found(
+    again: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level("INFO", "blobpipe")
+    path = write(again / "in", STACK + 5, NEW, (180.0, 300.0, 6.0, 0.08))
+    run(again)
+    [line] = [text for text in caplog.messages if text.startswith(f"{path.stem}: ")]
+    assert re.search(r"1 new: #\d+ at \(\d+\.\d, \d+\.\d\), S/N \d+\.\d, depth \d+\.\d %", line)
+    assert (
+        "1 image: 1 searched, 0 for the stack alone, 0 rejected; 1 new, 0 seen again" in caplog.text
+    )
+    assert "review them: blobpipe serve --log" in caplog.text
+    caplog.clear()
+    run(again)
+    assert "in: no new image (" in caplog.text
+
+
+def test_a_folder_without_images_says_where_there_are_some(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "blobpipe")
+    (tmp_path / "in").mkdir()
+    run(tmp_path)
+    assert "in: no FITS image in it, expected some" in caplog.text
+    assert "name that folder" not in caplog.text
+    (tmp_path / "in/2024").mkdir()
+    write(tmp_path / "in/2024", 1)
+    run(tmp_path)
+    assert "in/2024 has some: name that folder" in caplog.text
+
+
+def test_a_file_in_place_of_a_folder_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"SIMPLE")
+    with pytest.raises(FrameError, match=r"in: a file, expected a folder .* 'blobpipe scan'"):
+        run(tmp_path)
+
+
 def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match="in: not found, expected a folder of images"):
         run(tmp_path)
