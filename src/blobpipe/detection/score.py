@@ -52,6 +52,7 @@ def logistic(features: FloatArray, weights: FloatArray) -> npt.NDArray[np.float6
     return np.asarray(expit(weights[0] + features @ weights[1:]))
 
 
+CERTAIN = 7.0  # log-odds of 1 in 1000, beyond which only the order of scores matters
 SURE = 1e-6  # scores nearer to 0 or 1 are taken for this near
 # beyond these nothing more is learnt from either
 SNRS = (3.0, 40.0)
@@ -133,5 +134,15 @@ def score_candidates(found: pd.DataFrame, weights: tuple[float, ...]) -> pd.Data
     weights : tuple of float
         From `fit_weights`.
     """
-    joint = logistic(features(found), np.array(weights)) if weights else found["score"]
-    return found.assign(score=joint)
+    if not weights:
+        return found.assign(score=found["score"])
+    log_odds = weights[0] + features(found) @ np.array(weights[1:])
+    return found.assign(score=expit(_unsaturated(log_odds)))
+
+
+def _unsaturated(log_odds: FloatArray) -> FloatArray:
+    """Return log-odds that grow ever more slowly beyond `CERTAIN`, so that no score is rounded to 0 or 1."""
+    beyond = np.maximum(np.abs(log_odds) - CERTAIN, 0.0)
+    return np.asarray(
+        np.sign(log_odds) * (np.minimum(np.abs(log_odds), CERTAIN) + np.log1p(beyond))
+    )

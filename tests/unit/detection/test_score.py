@@ -177,3 +177,21 @@ def test_the_score_is_the_logistic_function_of_the_weighted_features() -> None:
         for weights in ((0, 4.0, *np.zeros(54)), (1.0, *np.zeros(55)))
     ]
     assert joint == pytest.approx([0.9, np.e / (1 + np.e)])
+
+
+def test_strong_evidence_keeps_its_order_and_no_score_is_certain() -> None:
+    found = pd.DataFrame(
+        {
+            "score": [0.9, 1 - 1e-4, 1 - 1e-6, 0.1, 1e-6],
+            "snr": np.e**2,
+            "misfit": 1.0,
+            "radius_ratio": 1.0,
+            "line_snr": 1.0,
+        }
+    )
+    weights = (0.0, 400.0, *np.zeros(N_WEIGHTS - 2))
+    scores = score_candidates(found, weights)["score"].to_numpy()
+    assert ((scores > 0) & (scores < 1)).all()
+    assert (scores[:3] > 0.999).all()
+    assert (np.diff(scores[:3]) > 0).all()
+    assert scores[4] < scores[3] < 0.001
