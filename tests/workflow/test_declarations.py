@@ -8,6 +8,7 @@ import io
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,6 +174,47 @@ def test_constraints_name_no_place() -> None:
         if not line.startswith("#")
     ]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines), lines
+
+
+def _requirements(names: list[str]) -> set[str]:
+    """The distributions that some extras ask for, those of other extras in them too."""
+    extras = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found: set[str] = set()
+    for name in names:
+        for requirement in extras[name]:
+            inner = re.fullmatch(r"blobpipe\[(.*)\]", requirement)
+            found |= _requirements(inner[1].split(",")) if inner else {requirement}
+    return found
+
+
+def test_constraints_know_what_every_extra_asks_for() -> None:
+    extras = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (HERE / "constraints.txt").read_text().splitlines()
+    }
+    wanted = {name.lower().replace("_", "-") for name in _requirements(list(extras))}
+    assert wanted - pinned == set()
+
+
+def test_the_environment_of_conda_has_what_the_jobs_import() -> None:
+    """Each rule runs commands of the package and scripts of the workflow in it."""
+    lines = (HERE / "workflow/envs/blobpipe.yaml").read_text()
+    [extras] = re.findall(r"-e \.\./\.\.\[([\w,]+)\]", lines)
+    installed = {name.replace("-", "_").lower() for name in _requirements(extras.split(","))}
+    imported = set()
+    for path in (HERE / "workflow/scripts").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    own = {path.stem for path in (HERE / "workflow/scripts").glob("*.py")} | {"blobpipe"}
+    with_package = {"yaml", "numpy", "pandas"}  # come with the package itself
+    foreign = imported - own - with_package - set(sys.stdlib_module_names)
+    assert "psutil" in foreign
+    assert foreign - installed == set()
+    assert {"explore", "search"} <= set(extras.split(","))
 
 
 def test_table_of_contents_is_short() -> None:
