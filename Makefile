@@ -10,7 +10,7 @@ SEED ?= 1
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help install run report repro test test-all mutants lint types format docs bench unlock clean
+.PHONY: help install run report repro compare test test-all mutants lint types format docs bench unlock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ report: install ## write results/report.html from the existing results
 
 repro: install ## run the same pipeline with DVC
 	dvc repro
+
+compare: install ## list all experiments: what each changed, its rates with intervals, its time
+	@python workflow/scripts/compare.py
 
 test: install ## run the tests, including whole runs of both tools (15 minutes)
 	pytest -n 2 --dist loadgroup -m 'not long'

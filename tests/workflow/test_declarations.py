@@ -178,7 +178,9 @@ def test_constraints_name_no_place() -> None:
 
 def _requirements(names: list[str]) -> set[str]:
     """The distributions that some extras ask for, those of other extras in them too."""
-    extras = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((HERE / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     found: set[str] = set()
     for name in names:
         for requirement in extras[name]:
@@ -188,7 +190,9 @@ def _requirements(names: list[str]) -> set[str]:
 
 
 def test_constraints_know_what_every_extra_asks_for() -> None:
-    extras = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((HERE / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     pinned = {
         line.partition("==")[0].lower().replace("_", "-")
         for line in (HERE / "constraints.txt").read_text().splitlines()
