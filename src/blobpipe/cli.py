@@ -499,6 +499,46 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
 }
 BATCHED = ("difference", "clip", "scale")
 
+# Commands as --help lists them
+GROUPS = {
+    "every day": (
+        *("quicklook", "serve", "log", "page", "catalogue", "export", "notify", "doctor"),
+        *("fetch", "flatten"),
+    ),
+    "single images": ("check", "scan", "calibrate"),
+    "settings and results of the pipeline": ("params", "gate"),
+    "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
+}
+
+# A command line of each, for its help; a stage is called without options
+EXAMPLES = {
+    "quicklook": "blobpipe quicklook inbox --catalogue known/blobs.csv",
+    "serve": "BLOBPIPE_TOKEN=... blobpipe serve --port 8000",
+    "log": "blobpipe log candidate_list --out candidates.csv",
+    "page": "blobpipe page --date 2024-05-01 --out day.html",
+    "catalogue": "blobpipe catalogue update --catalogue known/blobs.csv",
+    "export": "blobpipe export known/blobs.csv --bpixtab old_bpx.fits --out handover",
+    "notify": "blobpipe notify --dry-run",
+    "doctor": "blobpipe doctor --catalogue known/blobs.csv",
+    "fetch": "blobpipe fetch --start 2024-05-01 --end 2024-05-31 --out exposures",
+    "flatten": "blobpipe flatten exposures/*_flt.fits --out inbox",
+    "check": "blobpipe check inbox/*.fits",
+    "scan": "blobpipe scan image.fits --reference stack.fits --out scan",
+    "calibrate": "blobpipe calibrate quiet --budget 5 --out operating_point.yaml",
+    "params": "blobpipe params > params.yaml",
+    "gate": "blobpipe gate --against HEAD",
+}
+
+# What a status of 1 means besides an error, which one line on stderr describes
+FAILURES = {
+    "check": "or a file cannot be searched",
+    "scan": "or an image was rejected",
+    "gate": "or the regression test did not pass",
+    "doctor": "or a check failed",
+    "fetch": "or an exposure could not be downloaded",
+    "flatten": "or an exposure could not be used",
+}
+
 
 # --------------------------------------------------------------------------------------------------------- parser
 
@@ -531,12 +571,13 @@ def _shared_options() -> _Shared:
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command line."""
     parser = argparse.ArgumentParser(
-        prog="blobpipe", description="Find blobs in WFC3/IR monitor images."
+        prog="blobpipe",
+        description="Find blobs in WFC3/IR monitor images.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     shared = _shared_options()
-    # In the order in which --help lists them
     _add_stages(commands, shared)
     _add_check(commands, shared)
     _add_scan(commands, shared)
@@ -553,7 +594,26 @@ def build_parser() -> argparse.ArgumentParser:
     _add_params(commands, shared)
     _add_fetch(commands, shared)
     _add_flatten(commands, shared)
+    _describe_commands(parser, commands)
     return parser
+
+
+def _describe_commands(parser: argparse.ArgumentParser, commands: Commands) -> None:
+    """Add the list of commands to the help, and an example and the exit statuses to that of each."""
+    lines = []
+    for group, names in GROUPS.items():
+        lines.append(f"{group}:")
+        lines += [f"  {name:12} {commands.choices[name].description}" for name in names]
+        lines.append("")
+    lines.append("'blobpipe COMMAND --help' describes a command, with an example.")
+    parser.epilog = "\n".join(lines)
+    for name, command in commands.choices.items():
+        one = f"an error{' ' * (name in FAILURES)}{FAILURES.get(name, '')}"
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = (
+            f"example: {EXAMPLES.get(name, f'blobpipe {name}')}\n"
+            f"exit status: 0 done; 1 {one}; 2 a wrong command line"
+        )
 
 
 def _add_stages(commands: Commands, shared: _Shared) -> None:
@@ -562,7 +622,6 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
         stage = commands.add_parser(
             name,
             parents=[shared.settings, shared.common],
-            help=f"stage: {text}",
             description=text,
         )
         stage.set_defaults(work=work)
@@ -589,7 +648,7 @@ def _add_check(commands: Commands, shared: _Shared) -> None:
     check = commands.add_parser(
         "check",
         parents=[shared.common],
-        help="report what image files contain, and whether they can be searched",
+        description="report what image files contain, and whether they can be searched",
     )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FITS image")
     check.set_defaults(work=_check)
@@ -598,7 +657,7 @@ def _add_check(commands: Commands, shared: _Shared) -> None:
 def _add_scan(commands: Commands, shared: _Shared) -> None:
     """Add the command ``scan``."""
     scan = commands.add_parser(
-        "scan", parents=[shared.settings, shared.common], help="search images for new blobs"
+        "scan", parents=[shared.settings, shared.common], description="search images for new blobs"
     )
     scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME", help="blob image")
     _add_subtraction(scan, "median stack to subtract")
@@ -662,7 +721,7 @@ def _add_calibrate(commands: Commands, shared: _Shared) -> None:
     calibrate = commands.add_parser(
         "calibrate",
         parents=[shared.settings, shared.common],
-        help="set the threshold by a budget of false alarms, on images without a new blob",
+        description="set the threshold by a budget of false alarms, on images without a new blob",
     )
     calibrate.add_argument(
         "images",
@@ -729,7 +788,7 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
     quicklook = commands.add_parser(
         "quicklook",
         parents=[shared.settings, shared.log, shared.common],
-        help="search every new image in a folder, log the results and send notices",
+        description="search every new image in a folder, log the results and send notices",
     )
     quicklook.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
     _add_subtraction(quicklook, "median stack to subtract until enough images are logged")
@@ -752,14 +811,14 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
 def _add_log(commands: Commands, shared: _Shared) -> None:
     """Add the command ``log``."""
     log = commands.add_parser(
-        "log", parents=[shared.log, shared.common], help="print or export a table of the log"
+        "log", parents=[shared.log, shared.common], description="print or export a table of the log"
     )
     log.add_argument(
         "table",
         nargs="?",
         default="candidate_list",
         metavar="TABLE",
-        help="name of the table (default: %(default)s)",
+        help="one of runs, images, files, subframes, peaks, candidates, detections, reviews, notices, health, candidate_list (default: %(default)s)",
     )
     log.add_argument(
         "--out",
@@ -772,7 +831,7 @@ def _add_log(commands: Commands, shared: _Shared) -> None:
 
 def _add_catalogue(commands: Commands, shared: _Shared) -> None:
     """Add the command ``catalogue update``."""
-    catalogue = commands.add_parser("catalogue", help="update the catalogue of known blobs")
+    catalogue = commands.add_parser("catalogue", description="update the catalogue of known blobs")
     actions = catalogue.add_subparsers(dest="action", required=True, metavar="ACTION")
     update = actions.add_parser(
         "update",
@@ -801,7 +860,7 @@ def _add_catalogue(commands: Commands, shared: _Shared) -> None:
 def _add_serve(commands: Commands, shared: _Shared) -> None:
     """Add the command ``serve``."""
     serve = commands.add_parser(
-        "serve", parents=[shared.log, shared.common], help="review candidates in the browser"
+        "serve", parents=[shared.log, shared.common], description="review candidates in the browser"
     )
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: %(default)s)"
@@ -830,7 +889,7 @@ def _add_page(commands: Commands, shared: _Shared) -> None:
     page = commands.add_parser(
         "page",
         parents=[shared.log, shared.common],
-        help="write the log, or a day of it, as one HTML file",
+        description="write the log, or a day of it, as one HTML file",
     )
     page.add_argument("--out", type=Path, required=True, metavar="FILE", help="HTML file to write")
     which = page.add_mutually_exclusive_group()
@@ -848,7 +907,7 @@ def _add_export(commands: Commands, shared: _Shared) -> None:
     export = commands.add_parser(
         "export",
         parents=[shared.common],
-        help="export blobs: DS9 regions, ECSV, bad-pixel table, DQ image",
+        description="export blobs: DS9 regions, ECSV, bad-pixel table, DQ image",
     )
     export.add_argument(
         "catalogue", type=Path, metavar="CATALOGUE", help="table of blobs, CSV or ECSV"
@@ -914,7 +973,7 @@ def _add_gate(commands: Commands, shared: _Shared) -> None:
     gate = commands.add_parser(
         "gate",
         parents=[shared.settings, shared.common],
-        help="exit with status 1 unless the regression test passed",
+        description="exit with status 1 unless the regression test passed",
     )
     gate.add_argument(
         "--against", metavar="REV", help="also list the cases won and lost since a git revision"
@@ -927,7 +986,7 @@ def _add_notify(commands: Commands, shared: _Shared) -> None:
     notify = commands.add_parser(
         "notify",
         parents=[shared.settings, shared.log, shared.common],
-        help="send the notices that wait in the log",
+        description="send the notices that wait in the log",
     )
     instead = notify.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="only print the waiting notices")
@@ -945,7 +1004,7 @@ def _add_doctor(commands: Commands, shared: _Shared) -> None:
     doctor = commands.add_parser(
         "doctor",
         parents=[shared.settings, shared.log, shared.common],
-        help="check everything that the daily routine needs",
+        description="check everything that the daily routine needs",
     )
     doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
     _add_known_blobs(doctor)
@@ -960,7 +1019,7 @@ def _add_doctor(commands: Commands, shared: _Shared) -> None:
 def _add_params(commands: Commands, shared: _Shared) -> None:
     """Add the command ``params``."""
     params = commands.add_parser(
-        "params", parents=[shared.common], help="print all settings with their defaults"
+        "params", parents=[shared.common], description="print all settings with their defaults"
     )
     params.set_defaults(work=_print_params)
 
@@ -968,7 +1027,9 @@ def _add_params(commands: Commands, shared: _Shared) -> None:
 def _add_fetch(commands: Commands, shared: _Shared) -> None:
     """Add the command ``fetch``."""
     fetch = commands.add_parser(
-        "fetch", parents=[shared.common], help="download CSM-monitor exposures from MAST by date"
+        "fetch",
+        parents=[shared.common],
+        description="download CSM-monitor exposures from MAST by date",
     )
     fetch.add_argument(
         "--start", type=_date, required=True, metavar="DATE", help="first day, YYYY-MM-DD"
@@ -1000,7 +1061,7 @@ def _add_flatten(commands: Commands, shared: _Shared) -> None:
     flatten = commands.add_parser(
         "flatten",
         parents=[shared.settings, shared.common],
-        help="make blob images from calibrated exposures",
+        description="make blob images from calibrated exposures",
     )
     flatten.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="full-frame FLT or IMA exposure"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import errno
 import importlib
 import os
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -229,9 +231,39 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    assert all(
-        f"    {command}" in out for command in (*cli.STAGES, "check", "scan", "gate", "params")
-    )
+    [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
+    listed = [name for names in cli.GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(commands.choices)  # type: ignore[arg-type]
+    assert all(f"\n  {command}" in out for command in listed)
+    # what is used every day comes first, and all of it fits on a screen
+    assert out.index("quicklook") < out.index("campaign")
+    assert len(out.splitlines()) <= 50
+    assert max(map(len, out.splitlines())) <= 110
+
+
+def test_the_help_of_a_command_has_purpose_example_and_statuses() -> None:
+    [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
+    choices: dict[str, argparse.ArgumentParser] = commands.choices  # type: ignore[assignment]
+    for name, command in choices.items():
+        text = command.format_help()
+        assert command.description, name
+        assert f"example: {'BLOBPIPE_TOKEN=... ' * (name == 'serve')}blobpipe {name}" in text
+        assert "exit status: 0 done; 1 an error" in text
+        assert len(text.splitlines()) <= 60, name
+
+
+def test_the_help_of_log_names_its_tables() -> None:
+    [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
+    choices: dict[str, argparse.ArgumentParser] = commands.choices  # type: ignore[assignment]
+    text = " ".join(choices["log"].format_help().split())
+    assert f"one of {', '.join(logbook.TABLES)} (default: candidate_list)" in text
+
+
+@pytest.mark.parametrize("name", cli.EXAMPLES)
+def test_examples_are_command_lines(name: str) -> None:
+    words = shlex.split(cli.EXAMPLES[name].partition(">")[0])
+    words = words[words.index("blobpipe") + 1 :]
+    assert cli.build_parser().parse_args(words).command == name
 
 
 @pytest.mark.parametrize(

@@ -270,9 +270,10 @@ def table(connection: sqlite3.Connection, name: str) -> pd.DataFrame:
 def describe_image(connection: sqlite3.Connection, image: int) -> str:
     """Say in one line what an image showed: its new blobs, then how many other detections of each kind."""
     row = connection.execute("SELECT outcome, reason FROM images WHERE id = ?", (image,)).fetchone()
-    if row["outcome"] != "searched":
-        what = {"stack": "for the stack alone: too few images before it"}.get(row["outcome"])
-        return what or f"{row['outcome']}: {row['reason']}"
+    if row["outcome"] == "stack":
+        return f"for the stack alone: {row['reason'] or 'too few images before it'}"
+    if row["outcome"] == "rejected":
+        return f"rejected: {row['reason']}"
     found = connection.execute(
         "SELECT d.status, d.x_px, d.y_px, d.snr, d.depth_frac, c.id, c.image FROM detections d "
         "LEFT JOIN candidates c ON c.id = d.candidate WHERE d.image = ? ORDER BY d.score DESC, d.id",
