@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -84,6 +85,15 @@ FIT_COLUMNS = (
     *("radius_ratio", "line_snr", "reason"),
 )
 
+# Statuses of a detection, and what the last line of a scan calls them
+STATUSES = {
+    "new": "new",
+    "seen_again": "new and seen again",
+    "known": "known",
+    "dip": "residuals of the mirror's shift",
+    "bad_pixels": "on bad pixels",
+}
+
 # Side of the picture of a detection (px)
 SIDE_PX = 128
 
@@ -129,6 +139,14 @@ class ScanTables:
     frames: list[dict[str, Any]] = field(default_factory=list)
     subframes: list[dict[str, Any]] = field(default_factory=list)
     detections: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self) -> str:
+        """Say how many detections there are of each status, new ones first."""
+        statuses = Counter(str(row["status"]) for row in self.detections)
+        numbers = [
+            f"{statuses[status]} {word}" for status, word in STATUSES.items() if statuses[status]
+        ]
+        return ", ".join(numbers) or "no detection"
 
     def add_rejected(self, path: Path, reason: str) -> None:
         """Add the row of an image that cannot be used."""
@@ -289,7 +307,7 @@ def scan(
     found.mark_seen_again()
     found.write(out_dir)
     log.info(
-        "images scanned: %d, detections: %d, in %s", len(paths), len(found.detections), out_dir
+        "images scanned: %d; %s; tables and pictures in %s", len(paths), found.count(), out_dir
     )
     return int(any(row["status"] == "rejected" for row in found.frames))
 

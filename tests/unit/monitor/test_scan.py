@@ -19,7 +19,8 @@ from blobpipe.core import files
 from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.detection.promise import PromisedPoint, read_promised_point, write_promised_point
 from blobpipe.errors import ModelError
-from blobpipe.monitor.scan import scan
+from blobpipe.images import bad_pixels
+from blobpipe.monitor.scan import ScanTables, scan
 from blobpipe.params import BadPixels, Params
 
 MODEL = Path(blobpipe.__file__).with_name("model.safetensors")
@@ -273,3 +274,12 @@ def test_another_mask_is_said(
         chosen = {"difference": True, "operating_point": tmp_path / f"{name}.yaml"}
         scan([quiet / "in" / "day0.fits"], tmp_path / "o", MODEL, Params(), **chosen)  # type: ignore[arg-type]
         assert ("set with other bad pixels than these" in caplog.text) == is_said
+
+
+def test_the_last_line_counts_what_was_found() -> None:
+    found = ScanTables("a" * 64, bad_pixels.BadPixels())
+    assert found.count() == "no detection"
+    found.detections += [{"status": status} for status in ("bad_pixels", "new", "bad_pixels")]
+    assert found.count() == "1 new, 2 on bad pixels"
+    found.detections.append({"status": "seen_again"})
+    assert found.count() == "1 new, 1 new and seen again, 2 on bad pixels"
