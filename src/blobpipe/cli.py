@@ -634,7 +634,7 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
     )
     commands.choices["search"].add_argument(
         "--worker",
-        type=int,
+        type=_worker,
         metavar="N",
         help="only try points that wait, as worker N (from 1) of several; write no results",
     )
@@ -762,6 +762,13 @@ def _add_calibrate(commands: Commands, shared: _Shared) -> None:
         help="file to write (default: %(default)s)",
     )
     calibrate.set_defaults(work=_calibrate)
+
+
+def _worker(text: str) -> int:
+    """Read the number of a worker from the command line."""
+    return int(
+        _number(text, lambda value: value >= 1 and value.is_integer(), "a whole number from 1")
+    )
 
 
 def _budget(text: str) -> float:

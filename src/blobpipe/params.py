@@ -842,10 +842,14 @@ class Search(Section):
                         f"space.{key}: found a range, expected a list of values for a grid"
                     )
                 values = (values.low, values.high)
+            if key in ("network", "n_monitor", "keep_rendered", "threads"):
+                raise ValueError(f"space: found {key}, which a search cannot vary; remove it")
             for value in values:
+                if value == ():
+                    raise ValueError(f"space.{key}: found an empty list, expected one with numbers")
                 try:
                     varied(Train(), {key: value})
-                except KeyError:
+                except (KeyError, TypeError):
                     raise ValueError(
                         f"space: found {_short(key)}, expected a setting of train, such as network.filters"
                     ) from None
@@ -884,8 +888,10 @@ def varied(train: Train, values: Mapping[str, Any]) -> Train:
         is_whole = isinstance(section[key], int) and isinstance(value, float) and value.is_integer()
         section[key] = int(value) if is_whole else value
     network = content["network"]
-    dropout, n_blocks = list(network["dropout"]), len(network["filters"])
-    network["dropout"] = (dropout + dropout[-1:] * n_blocks)[:n_blocks]
+    dropout, filters = network["dropout"], network["filters"]
+    if all(isinstance(values, list | tuple) for values in (dropout, filters)):
+        n_blocks = len(filters)
+        network["dropout"] = [*dropout, *[*dropout][-1:] * n_blocks][:n_blocks]
     return Train.model_validate_json(json.dumps(content))
 
 

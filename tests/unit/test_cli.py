@@ -267,7 +267,11 @@ def test_examples_are_command_lines(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["unknown"], ["clip", "--batch", "x"], ["scan", "a.fits"], ["check"]]
+    "argv",
+    [
+        *([], ["unknown"], ["clip", "--batch", "x"], ["scan", "a.fits"], ["check"]),
+        *(["search", "--worker", number] for number in ("0", "-1", "1.5", "x")),
+    ],
 )
 def test_a_wrong_command_line_is_explained(
     argv: list[str], capsys: pytest.CaptureFixture[str]

@@ -45,13 +45,13 @@ def test_every_run_says_what_it_changed_and_what_came_of_it(monkeypatch: Any) ->
         "workspace",
         "main",
         "loose-cane",
-        "train.seed=2,",
+        "train.network.filters=[8,",
     ]
     # of 154 of 160, by Wilson's formula
     assert ".96 (.92-.98)" in lines[1]
     assert lines[1].split()[-4:] == ["4.5", "1.53", "-", "89"]
     assert ".50 (.42-.58)" in lines[2]
-    assert lines[3].strip() == "train.seed=2, train.network.filters=[8, 16, 32]"
+    assert lines[3].strip() == "train.network.filters=[8, 16, 32], train.seed=2"
 
 
 def test_no_line_is_longer_than_a_terminal(monkeypatch: Any) -> None:

@@ -49,9 +49,9 @@ def read_runs() -> Iterator[tuple[Run, list[Run]]]:
 def _run(entry: dict[str, Any]) -> Run:
     data = entry["data"] or {}
     metrics = {
-        path.split("/")[1]: content["data"]
+        path.split("/")[-2]: content["data"]
         for path, content in (data.get("metrics") or {}).items()
-        if "data" in content
+        if "data" in content and "/" in path
     }
     params = (data.get("params") or {}).get("params.yaml", {}).get("data", {})
     revision = entry["rev"]
@@ -109,9 +109,9 @@ def _number(value: Any, digits: int) -> str:
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Return the settings in which a run differs from the one it began from, wrapped."""
     changed = [
-        f"{key}={json.dumps(value)}"
-        for key, value in after.items()
-        if before.get(key, value) != value
+        f"{key}={json.dumps(after[key]) if key in after else 'absent'}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in before or key not in after or before[key] != after[key]
     ]
     return textwrap.wrap(
         ", ".join(changed) or "no setting changed",

@@ -89,7 +89,7 @@ def line_snr(
 
 def _line_snr(whitened: Image, x: float, y: float, radius: float, noise: float) -> float:
     """Measure it for one candidate."""
-    if not np.isfinite([x, y, radius]).all():
+    if not (np.isfinite([x, y, radius]).all() and noise > 0):
         return 0.0
     pixels = _pixels()
     corner = (round(x) - HALF_PX, round(y) - HALF_PX)

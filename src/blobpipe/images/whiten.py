@@ -32,7 +32,7 @@ import scipy.fft
 from scipy import ndimage
 
 from blobpipe.core import fits_images
-from blobpipe.core.arrays import FloatArray, Image, Int64Array
+from blobpipe.core.arrays import FloatArray, Image, Int64Array, Mask
 from blobpipe.images.noise import image_noise
 
 # Values beyond are set to this before the spectrum is measured, and means over a square (px) beyond are
@@ -254,19 +254,30 @@ def _sample_power(image: Image) -> Image:
     inside = np.clip(np.nan_to_num(image - _level(image)), -limit, limit)
 
     # What stands out of the noise at the scale of blobs, whatever that is here, and what is near it
-    ny, nx = (side // SQUARE_PX for side in image.shape)
-    whole = inside[: ny * SQUARE_PX, : nx * SQUARE_PX]
-    squares = whole.reshape(ny, SQUARE_PX, nx, SQUARE_PX)
-    mean = squares.mean(axis=(1, 3))
-    stands_out = np.abs(mean) > MAX_MEAN_SIGMA * image_noise(mean)
-    if stands_out.any():
-        near = ndimage.binary_dilation(stands_out, np.ones((3, 3)))
-        squares[np.broadcast_to(near[:, None, :, None], squares.shape)] = 0
+    inside[_stands_out(inside)] = 0
     waves = scipy.fft.rfft2(inside)
     power = waves.real**2 + waves.imag**2
     power[0, 0] = power[0, 1]
     mean = power.mean()
     return np.asarray(power / (mean if mean > 0 else 1.0), np.float32)
+
+
+def _stands_out(image: Image) -> Mask:
+    """Return which pixels lie in squares, or beside squares, whose mean is no noise; shape (ny, nx)."""
+    ny, nx = (side // SQUARE_PX for side in image.shape)
+    if not ny or not nx:
+        return np.zeros(image.shape, bool)
+    whole = image[: ny * SQUARE_PX, : nx * SQUARE_PX]
+    mean = whole.reshape(ny, SQUARE_PX, nx, SQUARE_PX).mean(axis=(1, 3))
+    bright = np.abs(mean) > MAX_MEAN_SIGMA * image_noise(mean)
+    if not bright.any():
+        return np.zeros(image.shape, bool)
+    near = ndimage.binary_dilation(bright, np.ones((3, 3)))
+
+    # Pixels beyond the last whole square belong to it
+    row = np.minimum(np.arange(image.shape[0]) // SQUARE_PX, ny - 1)
+    column = np.minimum(np.arange(image.shape[1]) // SQUARE_PX, nx - 1)
+    return np.asarray(near[row[:, None], column])
 
 
 def _smooth_power(sample: Image, nx: int) -> Image | None:

@@ -283,11 +283,7 @@ def describe_image(connection: sqlite3.Connection, image: int) -> str:
     again = [each for each in found if each["status"] == "new" and each["image"] != image]
 
     # Each new one by its number, under which it can be looked up and reviewed
-    places = "; ".join(
-        f"#{each['id']} at ({each['x_px']:.1f}, {each['y_px']:.1f}), S/N {each['snr']:.1f}, "
-        f"depth {100 * each['depth_frac']:.1f} %"
-        for each in new
-    )
+    places = "; ".join(_describe_detection(each) for each in new)
     said = [f"{len(new)} new: {places}" if new else "nothing new"]
     if again:
         numbers = ", ".join(f"#{each['id']}" for each in again)
@@ -295,6 +291,16 @@ def describe_image(connection: sqlite3.Connection, image: int) -> str:
     rest = [(word, sum(each["status"] == word for each in found)) for word in _OTHERS]
     said += [f"{number} {_OTHERS[word]}" for word, number in rest if number]
     return "; ".join(said)
+
+
+def _describe_detection(row: sqlite3.Row) -> str:
+    """Say number, place, S/N and depth of a new blob, as far as they are known."""
+    said = f"#{row['id']} at ({row['x_px']:.1f}, {row['y_px']:.1f})"
+    if row["snr"] is not None:
+        said += f", S/N {row['snr']:.1f}"
+    if row["depth_frac"] is not None:
+        said += f", depth {100 * row['depth_frac']:.1f} %"
+    return said
 
 
 # Words for detections that are no new blobs, by their status

@@ -331,8 +331,8 @@ def _say_what_was_done(folder: Path, run: Run, logged: int) -> None:
         log.info("review them: blobpipe serve --log %s", run.options.log_path)
         return
     known = run.connection.execute("SELECT count(*) FROM images").fetchone()[0]
-    if any(Inbox(folder, 0.0).look()):
-        log.info("%s: no new image (%d are in the log)", folder, known)
+    if any(folder.glob("*.fit*")):
+        log.info("%s: no image was logged; %d are in the log", folder, known)
         return
     inside = sorted({path.parent for path in folder.glob("*/*.fit*")})
     advice = f"; {inside[0]} has some: name that folder" if inside else ""

@@ -659,7 +659,10 @@ def look_again(
     if len(x_px) == 0:
         return np.zeros(0)
     padded = np.pad(scaled, LOOK_PX // 2)
-    columns, rows = (np.rint(places).astype(int) for places in (x_px, y_px))
+    rows, columns = (
+        np.clip(np.rint(places).astype(int), 0, side - 1)
+        for places, side in zip((y_px, x_px), scaled.shape, strict=True)
+    )
     squares = np.stack(
         [
             padded[row : row + LOOK_PX, column : column + LOOK_PX]

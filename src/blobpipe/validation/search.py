@@ -16,8 +16,11 @@ import itertools
 import json
 import logging
 import math
+import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,7 +28,6 @@ import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
-from blobpipe import __version__
 from blobpipe.core import files, metrics, tables
 from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.errors import BlobpipeError, ExtraError, ParamsError
@@ -46,7 +48,6 @@ JOURNAL = "journal.log"
 MAX_DRAWS = 1000  # draws of one random point until its settings fit together
 FPR = 0.01  # false-positive rate of the objective ``missed``
 FIRST_TRIALS = 5  # trials that are never stopped, so that there is a median
-FIRST_EPOCHS = 1  # epochs after which none is stopped
 TRIAL_COLUMNS = (
     "trial",
     "state",
@@ -125,7 +126,7 @@ def search(
     if _waiting(study):
         data = _read_data(folders, augment_dir, params)
         kernels.set_threads(params.search.threads)
-        _work(study, worker or 0, data, params)
+        _work(study, out_dir / JOURNAL, worker or 0, data, params)
     if worker:
         with files.atomic(out_dir / f"worker-{worker}.done") as temporary:
             temporary.write_text(f"{identity}\n")
@@ -169,7 +170,13 @@ def draw_points(params: Params) -> list[Point]:
     if params.search.sampler == "tpe":
         return [{}] * (1 + wanted)
     draw = _grid if params.search.sampler == "grid" else _random
-    return [{}, *itertools.islice(draw(params.search, params.train), wanted)]
+    points = [{}, *itertools.islice(draw(params.search, params.train), wanted)]
+    if wanted and len(points) == 1:
+        raise ParamsError(
+            "search.space: found no values that fit together on the grid, expected some; raise network.pool_px, or lower "
+            "network.filters or network.neurons"
+        )
+    return points
 
 
 def _grid(search: Search, base: Train) -> Any:
@@ -202,7 +209,10 @@ def _draw(rng: np.random.Generator, values: Span | tuple[Any, ...], base: Train,
     if not isinstance(values, Span):
         return values[rng.integers(len(values))]
     if _is_whole(base, name):
-        return int(rng.integers(math.ceil(values.low), math.floor(values.high) + 1))
+        low, high = math.ceil(values.low), math.floor(values.high)
+        if not values.log:
+            return int(rng.integers(low, high + 1))
+        return int(np.clip(round(log_uniform(rng, low - 0.5, high + 0.5)), low, high))
     draw = log_uniform if values.log else np.random.Generator.uniform
     return float(draw(rng, values.low, values.high))
 
@@ -228,8 +238,17 @@ def _identity(params: Params, data_sha256: str) -> str:
     """Return a name for all that decides the results of a trial; other settings begin another study."""
     decisive = params.search.model_dump(mode="json", exclude={"n_workers"})
     content = (decisive, params.train.model_dump(mode="json"), params.augment.noise_sigma)
-    text = json.dumps([*content, data_sha256, __version__])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([*content, data_sha256]).encode())
+
+    # and the code of the rooms that take part
+    package = Path(__file__).parents[1]
+    rooms = ("core", "images", "simulation", "networks")
+    for path in (
+        Path(__file__),
+        *(each for room in rooms for each in sorted(package.glob(f"{room}/*.py"))),
+    ):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _open_study(path: Path, identity: str, params: Params, worker: int) -> Study:
@@ -240,16 +259,15 @@ def _open_study(path: Path, identity: str, params: Params, worker: int) -> Study
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileOpenLock(f"{path}.points")
+    _mend(path)
     storage = JournalStorage(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
     sampler = optuna.samplers.TPESampler(seed=params.search.seed + worker, multivariate=True)
     pruner = (
-        optuna.pruners.MedianPruner(FIRST_TRIALS, FIRST_EPOCHS)
+        optuna.pruners.MedianPruner(FIRST_TRIALS)
         if params.search.prune
         else optuna.pruners.NopPruner()
     )
-    lock.acquire()
-    try:
+    with _locked(path):
         study = optuna.create_study(
             study_name=identity,
             storage=storage,
@@ -262,14 +280,42 @@ def _open_study(path: Path, identity: str, params: Params, worker: int) -> Study
             if number not in known:
                 _enqueue(study, number, point)
         _take_back(study, worker, params.search.n_workers)
-    finally:
-        lock.release()
     return study
 
 
 def _from_choice(choice: Any) -> Any:
     """Return the value that `_as_choice` has made a choice of."""
     return json.loads(choice) if isinstance(choice, str) else choice
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other workers from opening the study or taking a point."""
+    from optuna.storages.journal import JournalFileOpenLock
+
+    lock = JournalFileOpenLock(f"{path}.points")
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that a full disk or a lack of power has left half-written."""
+    from optuna.storages.journal import JournalFileOpenLock
+
+    if not path.exists():
+        return
+    lock = JournalFileOpenLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+    finally:
+        lock.release()
 
 
 def _enqueue(study: Study, number: int, point: Point) -> None:
@@ -279,8 +325,8 @@ def _enqueue(study: Study, number: int, point: Point) -> None:
 
 
 def _as_choice(value: Any) -> Any:
-    """Return a value as Optuna takes it: lists as their JSON."""
-    return json.dumps(value) if isinstance(value, list | tuple) else value
+    """Return a value as Optuna takes it: lists and texts as their JSON."""
+    return json.dumps(value) if isinstance(value, list | tuple | str) else value
 
 
 def _take_back(study: Study, worker: int, n_workers: int) -> None:
@@ -290,11 +336,12 @@ def _take_back(study: Study, worker: int, n_workers: int) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         owner = trial.user_attrs.get("worker", worker)
         if owner == worker or (worker == 1 and owner > n_workers):
+            # First the new one: whatever ends this process between the two, no point is lost
             number = trial.user_attrs.get("point")
-            study.tell(trial.number, state=TrialState.FAIL)
             if number is not None:
                 log.info("search: point %d is tried again", number)
                 _enqueue(study, number, trial.user_attrs["values"])
+            study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _waiting(study: Study) -> list[FrozenTrial]:
@@ -321,17 +368,18 @@ def _read_data(folders: tuple[str | Path, ...], augment_dir: str | Path, params:
     return Data(scene, recipes, train.render_validation(*validation), noise_sigma, {})
 
 
-def _work(study: Study, worker: int, data: Data, params: Params) -> None:
+def _work(study: Study, path: Path, worker: int, data: Data, params: Params) -> None:
     """Try points until none waits."""
     from optuna.trial import TrialState
 
     while _waiting(study):
-        trial = study.ask()
-        number = trial.user_attrs.get("point")
-        if number is None:  # another worker was faster with the last one
-            study.tell(trial, state=TrialState.FAIL)
-            break
-        trial.set_user_attr("worker", worker)
+        # No other worker may see a trial that nobody owns
+        with _locked(path):
+            trial = study.ask()
+            trial.set_user_attr("worker", worker)
+            if "point" not in trial.user_attrs:  # another worker was faster with the last one
+                study.tell(trial, state=TrialState.FAIL)
+                break
         point = _suggest(trial, params)
         try:
             settings = varied(params.train, point)
@@ -409,9 +457,14 @@ def _train(settings: Train, data: Data, trial: Trial | None) -> tuple[float, flo
     training.kept_copies = data.kept_copies
     while state.epoch < settings.epochs:
         loop.run_epoch(state, training.batches, training.update, training.monitor)
+        loss = state.history[-1]["val_loss"]
+        if not math.isfinite(loss):
+            return None
         if trial is not None:
-            trial.report(state.history[-1]["val_loss"], state.epoch)
-            if state.epoch < settings.epochs and trial.should_prune():
+            trial.report(loss, state.epoch)
+            # The settings as they are, point 0, are what all others are compared with
+            may_stop = state.epoch < settings.epochs and trial.user_attrs["point"] > 0
+            if may_stop and trial.should_prune():
                 return None
 
     probability = report_network.predict(state.network, training.monitored)
@@ -464,7 +517,7 @@ def _write_results(out_dir: Path, study: Study, params: Params) -> None:
     tables.write_table(out_dir / "trials.csv", table.drop(columns="values"))
     with files.atomic(out_dir / "best.yaml") as temporary:
         temporary.write_text(to_yaml(better), encoding="utf-8")
-    as_they_are = table.loc[table["trial"] == 0].iloc[0]
+    as_they_are = table.iloc[0]  # point 0 is never left out
     tables.write_json(
         out_dir / "metrics.json",
         {
@@ -472,10 +525,10 @@ def _write_results(out_dir: Path, study: Study, params: Params) -> None:
             "n_done": len(done),
             "n_stopped": int((table["state"] == "stopped").sum()),
             "best_trial": int(best["trial"]),
-            "best_objective": round(float(best["objective"]), 6),
-            "best_missed": round(float(best["missed"]), 6),
-            "as_they_are_objective": round(float(as_they_are["objective"]), 6),
-            "as_they_are_missed": round(float(as_they_are["missed"]), 6),
+            "best_objective": tables.number_or_none(best["objective"]),
+            "best_missed": tables.number_or_none(best["missed"]),
+            "as_they_are_objective": tables.number_or_none(float(as_they_are["objective"])),
+            "as_they_are_missed": tables.number_or_none(float(as_they_are["missed"])),
             "importance": importance,
         },
     )

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from blobpipe.core import fits_images
 from blobpipe.core.arrays import Image
 from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.images import whiten
 from blobpipe.images.whiten import (
     WHITE,
     NoiseModel,
@@ -184,3 +185,19 @@ def test_any_shape_and_an_image_without_noise(shape: tuple[int, int]) -> None:
     nothing = np.zeros(shape, np.float32)
     assert np.isfinite(measure_noise_model(nothing).whiten(nothing)).all()
     assert NoiseModel() == WHITE
+
+
+@pytest.mark.parametrize("shape", [(7, 7), (16, 5), (33, 41)])
+def test_a_tiny_image_has_a_noise_model(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).normal(0, 0.01, shape).astype(np.float32)
+    assert whiten.measure_noise_model(image).whiten(image).shape == shape
+
+
+def test_what_stands_out_is_left_out_up_to_the_edge() -> None:
+    """Also in the last rows and columns, which make no whole square."""
+    image = np.random.default_rng(2).normal(0, 0.01, (254, 254)).astype(np.float32)
+    image[250:, 250:] += 0.5
+    image[240:248, 240:248] += 0.5
+    found = whiten._stands_out(image)
+    assert found[250:, 250:].all()
+    assert found.mean() < 0.02

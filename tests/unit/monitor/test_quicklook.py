@@ -1357,7 +1357,7 @@ def test_a_run_says_what_it_found(
     assert "review them: blobpipe serve --log" in caplog.text
     caplog.clear()
     run(again)
-    assert "in: no new image (" in caplog.text
+    assert "in: no image was logged; " in caplog.text
 
 
 def test_a_folder_without_images_says_where_there_are_some(

@@ -77,6 +77,19 @@ def test_the_settings_as_they_are_come_first(sampler: str) -> None:
     assert (found[1] == {}) == (sampler == "tpe")
 
 
+def test_whole_numbers_can_be_drawn_evenly_in_the_logarithm() -> None:
+    space = {"epochs": Span(low=1, high=10_000, log=True)}
+    found = [point["epochs"] for point in points(space=space, n_trials=400)[1:]]
+    assert all(isinstance(epochs, int) and 1 <= epochs <= 10_000 for epochs in found)
+    assert 50 < np.median(found) < 200
+
+
+def test_a_grid_in_which_nothing_fits_is_refused() -> None:
+    space = {"network.filters": ((8, 8, 8, 8, 8),), "network.pool_px": (4,)}
+    with pytest.raises(ParamsError, match="no values that fit together on the grid"):
+        points(sampler="grid", space=space)
+
+
 def test_random_points_cover_the_space() -> None:
     found = pd.DataFrame(points(n_trials=400)[1:])
     for name in ("network.filters", "network.kernel_px", "batch_size"):
@@ -122,6 +135,12 @@ def test_a_dropout_fits_any_number_of_blocks() -> None:
         ({"momentum": {"low": 0.9, "high": 0.5}}, "expected low < high"),
         ({"adam_rate": {"low": 0.0, "high": 0.5, "log": True}}, "expected a low above 0"),
         ({"epochs": ()}, "space"),
+        ({"network.filters": (8, 16)}, r"space\.network\.filters: found 8"),
+        ({"network.dropout": {"low": 0.1, "high": 0.3}}, r"space\.network\.dropout: found 0\.1"),
+        ({"network.dropout": ((),)}, "found an empty list"),
+        ({"seed.x": (1,)}, "expected a setting of train"),
+        ({"network": ("a",)}, "which a search cannot vary"),
+        ({"threads": (1, 2)}, "which a search cannot vary"),
         ({}, "space"),
     ],
 )
@@ -233,6 +252,45 @@ def test_hopeless_trainings_are_stopped(made_project: Path, tmp_path: Path) -> N
     assert table["objective"].isna().equals(stopped)
     assert not stopped[:5].any()
     assert json.loads((tmp_path / "metrics.json").read_text())["n_stopped"] == stopped.sum()
+
+
+def test_a_training_without_bounds_is_stopped_and_the_rest_goes_on(
+    made_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the loss of the settings as they are, point 0, there are results."""
+    monitor = search.train.ReportTraining.monitor
+
+    def exploding(training: Any) -> tuple[float, float]:
+        loss, accuracy = monitor(training)
+        return (np.nan if training.params.batch_size != 20 else loss), accuracy
+
+    monkeypatch.setattr(search.train.ReportTraining, "monitor", exploding)
+    settings = SMALL.model_copy(update={"space": {"batch_size": (10, 20)}, "n_trials": 8})
+    table = untimed(run(made_project, tmp_path, settings))
+    assert list(table["trial"]) == list(range(8))
+    exploded = table["batch_size"] != 20
+    assert 0 < exploded.sum() < 8
+    assert (table["state"] == "stopped").equals(exploded)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["as_they_are_objective"] is None) == exploded[0]
+
+
+def test_texts_may_be_choices(made_project: Path, tmp_path: Path) -> None:
+    settings = SMALL.model_copy(update={"space": {"kernels": ("plain", "auto")}, "n_trials": 3})
+    table = untimed(run(made_project, tmp_path, settings))
+    assert set(table["kernels"][1:]) <= {'"plain"', '"auto"'}
+    assert table["loss"].nunique() <= 2
+
+
+def test_a_journal_that_was_cut_off_goes_on(
+    alone: Path, made_project: Path, tmp_path: Path
+) -> None:
+    run(made_project, tmp_path, SMALL.model_copy(update={"n_trials": 2}))
+    with open(tmp_path / "journal.log", "a") as file:
+        file.write('{"op_code": 5, "wor')
+    pd.testing.assert_frame_equal(
+        untimed(run(made_project, tmp_path)), untimed(pd.read_csv(alone / "trials.csv"))
+    )
 
 
 def test_tpe_learns_from_the_trials_before(made_project: Path, tmp_path: Path) -> None:
