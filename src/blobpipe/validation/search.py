@@ -32,7 +32,17 @@ from blobpipe.core import files, metrics, tables
 from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.errors import BlobpipeError, ExtraError, ParamsError
 from blobpipe.networks import kernels, loop, report_network, train
-from blobpipe.params import Params, ReportShape, Search, Span, Train, to_yaml, varied
+from blobpipe.params import (
+    N_CLASSES,
+    SUBFRAME_PX,
+    Params,
+    ReportShape,
+    Search,
+    Span,
+    Train,
+    to_yaml,
+    varied,
+)
 from blobpipe.simulation import augment, cutout
 from blobpipe.simulation.recipes import Recipes, Scene
 from blobpipe.validation import search_figures
@@ -476,12 +486,12 @@ def _train(settings: Train, data: Data, trial: Trial | None) -> tuple[float, flo
 def multiply_adds(shape: ReportShape) -> int:
     """Return the multiplications and additions that a network needs for one subframe, as it is defined (count)."""
     total = 0
-    side = 256
+    side = SUBFRAME_PX
     channels = (1, *shape.filters)
     for a, b in itertools.pairwise(channels):
         total += a * b * shape.kernel_px**2 * side**2
         side //= shape.pool_px
-    neurons = (shape.filters[-1] * shape.n_last_cells, *shape.neurons, 2)
+    neurons = (shape.filters[-1] * shape.n_last_cells, *shape.neurons, N_CLASSES)
     return total + sum(a * b for a, b in itertools.pairwise(neurons))
 
 

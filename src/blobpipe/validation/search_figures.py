@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Names of the objectives, with unit
-LABELS = {"loss": "validation loss (nat)", "missed": "missed at a false-positive rate of 1 %"}
+LABELS = {
+    "loss": "validation loss (nat)",
+    "missed": "missed at a false-positive rate of 1 % (fraction)",
+}
 
 
 def history(path: str | Path, table: pd.DataFrame, label: str) -> None:
