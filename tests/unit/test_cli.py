@@ -105,7 +105,17 @@ EXPECTED: dict[str, Calls] = {
             {},
         )
     ],
-    "detect": [
+    "detect --batch 2": [
+        (
+            "detection.detect.search_batches",
+            (
+                *(f"{D}/raw", f"{D}/difference", f"{D}/scale"),
+                *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS, 2),
+            ),
+            {},
+        )
+    ],
+    "detect --gather": [
         (
             "detection.detect.detect",
             (
@@ -126,6 +136,14 @@ EXPECTED: dict[str, Calls] = {
         )
     ],
     "regression": [
+        (
+            "validation.regression.score_batches",
+            (
+                (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *(cli.MODEL, f"{C}/regression"),
+            ),
+            {"radii_px": PARAMS.evaluate.radii_px, "batch": None},
+        ),
         (
             "validation.regression.regress",
             (
@@ -150,6 +168,7 @@ EXPECTED: dict[str, Calls] = {
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(
                     (f"{C}/detect/model.safetensors", cli.MODEL),
+                    f"{C}/regression/batches",
                     f"{C}/completeness",
                     PARAMS.completeness,
                 ),
