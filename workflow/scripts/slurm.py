@@ -93,7 +93,9 @@ def minutes(time: str) -> float:
     days, _, clock = time.strip().rpartition("-")
     try:
         parts = [int(part) for part in clock.split(":")]
-        seconds = sum(part * 60**place for place, part in enumerate(reversed(parts)))
+        seconds = 0
+        for part in parts:
+            seconds = 60 * seconds + part
         return 1440 * int(days or 0) + seconds / 60
     except ValueError:
         return float("inf")

@@ -298,17 +298,18 @@ def read_exact(path: str | Path, like: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     path = Path(path)
-    content = read_table_bytes(path, list(like))
-    text = [name for name in like if like[name].dtype.kind not in "iufb"]
+    columns = list(map(str, like))
+    content = read_table_bytes(path, columns)
     try:
-        table = pd.read_csv(
-            io.BytesIO(content),
-            dtype=dict.fromkeys(text, str),
-            keep_default_na=False,
-            na_values={name: [""] for name in like if name not in text},
-            float_precision="round_trip",
-        )
-        return table[list(like)].astype(like.dtypes.to_dict())
+        # Python's own conversion of text to a number gives back the bits that were written
+        text = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[])
+        table = {name: text[name] for name in columns}
+        for name in columns:
+            kind = like[name].dtype.kind
+            if kind in "iuf":
+                read = float if kind == "f" else int
+                table[name] = pd.Series([read(value or "nan") for value in text[name]])
+        return pd.DataFrame(table).astype({name: like[name].dtype for name in columns})
     except (ValueError, KeyError) as error:
         raise _no_table(path, " ".join(str(error).split())[:120]) from error
 
