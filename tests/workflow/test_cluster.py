@@ -66,10 +66,11 @@ def test_a_whole_run_with_kills_ends_as_a_local_one(
     copy_of: Callable[[Project], Project],
     slurm: dict[str, str],
 ) -> None:
-    """From nothing: the run is killed and leaves a job behind; then a job is killed."""
+    """From nothing, typed where there is one core: the run is killed and leaves a job behind; then a job is killed."""
     project = copy_of(pristine)
-    process = project.start("snakemake", *ON_SLURM, **slurm)
+    process = project.start("taskset", "--cpu-list", "0", "snakemake", *ON_SLURM, **slurm)
     project.wait_for("results/train/checkpoint/*", process)
+    assert "2" in _ask(slurm, "squeue", "--noheader", "--states=R", "--format=%C").split()
     kill(process)
     left = jobs(slurm)
     assert left
