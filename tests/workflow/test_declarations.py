@@ -261,3 +261,22 @@ def test_settings_come_from_the_file_alone(pristine: Project) -> None:
     printed = pristine.fails("snakemake", "-n", "--config", "train={'seed': 2}")
     assert "settings come from params.yaml alone" in printed
     pristine.run("snakemake", "-n", "--quiet", "all")
+
+
+@pytest.mark.parametrize(
+    ("rule", "section", "key"), [("train", "train", "epochs"), ("dense", "dense", "epochs")]
+)
+def test_time_limits_follow_from_the_work(
+    rule: str, section: str, key: str, pristine: Project, copy_of: object
+) -> None:
+    project = copy_of(pristine)  # type: ignore[operator]
+
+    def limit_min() -> int:
+        printed = project.run("snakemake", "-n", "--quiet", "host", "--", f"stage_{rule}")
+        block = printed[printed.index(f"rule {rule}:") :]
+        return int(re.findall(r"runtime=(\d+)", block)[0])
+
+    before = limit_min()
+    project.set(section, key, 40_000)
+    assert before < 60
+    assert limit_min() > 20 * before
