@@ -101,7 +101,7 @@ def fit_size_law(catalogue: pd.DataFrame, shape: tuple[int, ...]) -> SizeLaw | N
         return None
 
     # Relative residuals, since the scatter is relative; outliers count linearly
-    relative = design / radius[:, None]
+    relative: FloatArray = np.asarray(design / radius[:, None])
 
     def residuals(plane: FloatArray) -> FloatArray:
         return np.asarray(relative @ plane - 1)
