@@ -64,7 +64,7 @@ def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
 
 
 def test_half_of_the_expected_radius_speaks_against_a_blob_and_an_unknown_one_not() -> None:
-    weights = fit_weights(*drawn(2000))
+    weights = fit_weights(*drawn(4000))
     sizes = [1.0, np.nan, 0.7, 0.5, 0.35]
     alike = pd.DataFrame(
         {
