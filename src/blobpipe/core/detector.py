@@ -93,7 +93,7 @@ class Exposures(Section):
     )
     box_px: int = Field(
         ge=16,
-        le=512,
+        le=500,
         description="Side of the boxes of the background (px): three times the largest blob.",
     )
 

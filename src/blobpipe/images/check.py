@@ -13,7 +13,6 @@ from blobpipe.core import fits_images, hdus
 from blobpipe.core.dates import DATE_CARDS, MJD_CARDS
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError, printable
-from blobpipe.images.flatten import read_exposure
 from blobpipe.params import short_fault, yaml_lines
 
 # Mark of an entry that the example does not tell
@@ -84,6 +83,8 @@ def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
     prefix = printable(f"{path}: ")
     try:
         if detector.exposure.format == "asdf" and path.suffix == ".asdf":
+            from blobpipe.images.flatten import read_exposure
+
             frame = read_exposure(path, detector)
         else:
             frame = fits_images.read_frame(path, detector)

@@ -58,7 +58,7 @@ class DenseNetwork(nn.Module):
         at16 = 8 + sum(16 * 2**number for number in range(1, depth16))
         # A cell at stride 4 lies anywhere within its cell at stride 16
         reach = at4 + at8 + at16 + 16
-        return -(-reach // self.MULTIPLE) * self.MULTIPLE
+        return int(-(-reach // self.MULTIPLE) * self.MULTIPLE)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logit of a blob's core in each cell of 4 x 4 pixels.

@@ -22,7 +22,6 @@ OF_WFC3 = re.compile(r"(?<![\w.])(1024|1014|512)(?![\w.])|F153M|DARK-EARTH")
 # Other numbers of that size: a byte limit, a cache, a number of pieces of clutter, a disc's largest box
 OTHER_NUMBERS = {
     "core/blob_shapes.py": "lru_cache(maxsize=512)",
-    "core/detector.py": "ge=16, le=512",
     "monitor/delivery.py": "of the 512 that a command holds",
     "params.py": "512, ge=1, le=10_000",
 }
