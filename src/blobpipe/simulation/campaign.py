@@ -186,7 +186,7 @@ def _write_frame(job: tuple[Path, Campaign, int, Detector]) -> None:
     name = frame_names(params)[index]
     header = _header(name, float(dates(params)[index]), detector)
     image = render_image(params, index, detector)
-    noise = pixel_noise(params, conditions(params, index).photons_e, detector)
+    noise = pixel_noise(params, conditions(params, index, detector).photons_e, detector)
     path = out_dir / f"{name}.fits.fz"
     fits_images.write_image(path, image, name="SCI", header=header, sigma=COARSER * noise)
 
@@ -216,7 +216,7 @@ def _write_tables(out_dir: Path, params: Campaign, detector: Detector) -> None:
     table = pd.DataFrame(
         {"frame": names, "mjd": dates(params), "label": labels(params), "seed": params.seed}
     )
-    each = pd.DataFrame([conditions(params, index) for index in range(params.n_frames)])
+    each = pd.DataFrame([conditions(params, index, detector) for index in range(params.n_frames)])
     tables.write_table(out_dir / "frames.csv", table.join(each))
 
 
@@ -256,9 +256,9 @@ def _cases(params: Campaign) -> list[int]:
     return [int(index) for index in np.sort(chosen)]
 
 
-def conditions(params: Campaign, index: int) -> Conditions:
+def conditions(params: Campaign, index: int, detector: Detector = DEFAULT) -> Conditions:
     """Return the photon level and the CSM shift of one image."""
-    return _draw_conditions(params, _frame_stream(params, index))
+    return _draw_conditions(params, _frame_stream(params, index), detector)
 
 
 def _frame_stream(params: Campaign, index: int) -> np.random.Generator:
@@ -266,10 +266,10 @@ def _frame_stream(params: Campaign, index: int) -> np.random.Generator:
     return stream(params.seed, "campaign", index)
 
 
-def _draw_conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
+def _draw_conditions(params: Campaign, rng: np.random.Generator, detector: Detector) -> Conditions:
     """Draw the conditions of an image, the first numbers of its stream.
 
-    A shift is usually small, and sometimes up to the largest.
+    A shift is usually small, and sometimes up to the largest; there is none where nothing moves.
     """
     photons_e = float(log_uniform(rng, *params.photons_e))
     small = rng.normal(0, params.shift_px, 2)
@@ -277,6 +277,8 @@ def _draw_conditions(params: Campaign, rng: np.random.Generator) -> Conditions:
     angle = rng.uniform(0, 2 * np.pi)
     large = distance * np.array([np.cos(angle), np.sin(angle)])
     x, y = large if rng.random() < params.large_shift_frac else small
+    if not detector.moves:
+        x, y = 0.0, 0.0
     return Conditions(photons_e, float(x), float(y))
 
 
@@ -397,10 +399,8 @@ def _render(
 ) -> Image:
     """Render an image with some blobs on the mirror."""
     # The order of these steps is that of the draws from the stream
-    state = _draw_conditions(params, rng)
-    shift_x = state.shift_x_px if detector.moves else 0.0
-    shift_y = state.shift_y_px if detector.moves else 0.0
-    loss = blob_layer(visible, shift_x, shift_y, detector.shape)
+    state = _draw_conditions(params, rng, detector)
+    loss = blob_layer(visible, state.shift_x_px, state.shift_y_px, detector.shape)
 
     # The detector's pattern, and what the flattening leaves of the light
     shared = shared_pattern(params.seed, params.fixed_pattern_frac, detector)
