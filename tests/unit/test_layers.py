@@ -24,7 +24,7 @@ ROOMS = {  # and of which an import may come
     "detection": ("core", "images", "simulation", "networks"),
     "validation": ("core", "images", "simulation", "networks", "detection"),
     "monitor": ("core", "images", "simulation", "networks", "detection", "validation"),
-    "review": ("core", "images", "monitor"),
+    "review": ("core", "images", "networks", "detection", "monitor"),
 }
 STAGES = {*Params.model_fields, "scan"}  # and the searches of every day
 HALL = ("errors", "params", "cli", "__init__", "__main__")

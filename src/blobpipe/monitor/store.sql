@@ -232,3 +232,8 @@ CREATE TABLE peaks (  -- what the search takes for new on an image, from the low
 ) STRICT;
 CREATE INDEX peaks_by_image ON peaks (image);
 ALTER TABLE images ADD COLUMN n_peaks INTEGER;  -- rows of peaks; NULL: not searched, or logged by an earlier version
+
+-- version 5
+
+-- The detector whose images a run has searched, as its file described it: JSON; empty: WFC3/IR, as in earlier versions.
+ALTER TABLE runs ADD COLUMN detector TEXT NOT NULL DEFAULT '';
