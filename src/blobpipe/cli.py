@@ -152,11 +152,14 @@ def _dense(args: argparse.Namespace) -> None:
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from blobpipe.detection.detect import detect
+    from blobpipe.detection.detect import detect, search_batches
 
     params = _params(args)
-    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
-    detect(*folders, DENSE_MODEL, DETECT, params)
+    folders = (RAW, DIFFERENCE, SCALE)
+    if not args.gather:
+        search_batches(*folders, DENSE_MODEL, DETECT, params, args.batch)
+    if args.batch is None:
+        detect(*folders, CUTOUT, DENSE_MODEL, DETECT, params)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -173,6 +176,11 @@ def _regression(args: argparse.Namespace) -> None:
 
     params = _params(args)
     folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    radii_px = params.evaluate.radii_px
+    if not args.gather:
+        regression.score_batches(folders, MODEL, REGRESSION, radii_px=radii_px, batch=args.batch)
+    if args.batch is not None:
+        return
     rate = params.detect.false_alarms_per_100_frames
     regression.regress(
         folders,
@@ -180,7 +188,7 @@ def _regression(args: argparse.Namespace) -> None:
         MODEL,
         REGRESSION,
         params.regression,
-        radii_px=params.evaluate.radii_px,
+        radii_px=radii_px,
         per_100_frames=rate,
         detector=_detector(params),
     )
@@ -197,8 +205,10 @@ def _completeness(args: argparse.Namespace) -> None:
         params.clip, params.scale, params.vetting, radii_px, rate, _detector(params)
     )
     models = (f"{DETECT}/model.safetensors", MODEL)
+    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    baselines = f"{REGRESSION}/batches"
     completeness.measure_completeness(
-        RAW, DIFFERENCE, SCALE, CUTOUT, models, COMPLETENESS, params.completeness, setting=setting
+        *folders, models, baselines, COMPLETENESS, params.completeness, setting=setting
     )
 
 
@@ -569,7 +579,8 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
         "optional: search for better settings of the report's network: results/search (ISR 7)",
     ),
 }
-BATCHED = ("difference", "clip", "scale")
+BATCHED = ("difference", "clip", "scale", "detect", "regression")
+GATHERED = ("detect", "regression")
 
 # Commands as --help lists them
 GROUPS = {
@@ -708,7 +719,13 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
         stage.set_defaults(work=work)
         if name in BATCHED:
             stage.add_argument(
-                "--batch", type=int, help="process only this batch of 64 images (default: all)"
+                "--batch", type=int, help="process only this batch of images (default: all)"
+            )
+        if name in GATHERED:
+            stage.add_argument(
+                "--gather",
+                action="store_true",
+                help="take the batches as they have been made, and do the rest",
             )
     commands.choices["campaign"].add_argument(
         "--threads", type=int, default=1, help="number of processes (default: %(default)s)"

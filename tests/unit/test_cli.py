@@ -110,7 +110,17 @@ EXPECTED: dict[str, Calls] = {
             {},
         )
     ],
-    "detect": [
+    "detect --batch 2": [
+        (
+            "detection.detect.search_batches",
+            (
+                *(f"{D}/raw", f"{D}/difference", f"{D}/scale"),
+                *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS, 2),
+            ),
+            {},
+        )
+    ],
+    "detect --gather": [
         (
             "detection.detect.detect",
             (
@@ -131,6 +141,14 @@ EXPECTED: dict[str, Calls] = {
         )
     ],
     "regression": [
+        (
+            "validation.regression.score_batches",
+            (
+                (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *(cli.MODEL, f"{C}/regression"),
+            ),
+            {"radii_px": PARAMS.evaluate.radii_px, "batch": None},
+        ),
         (
             "validation.regression.regress",
             (
@@ -156,6 +174,7 @@ EXPECTED: dict[str, Calls] = {
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(
                     (f"{C}/detect/model.safetensors", cli.MODEL),
+                    f"{C}/regression/batches",
                     f"{C}/completeness",
                     PARAMS.completeness,
                 ),
