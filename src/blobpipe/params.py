@@ -33,6 +33,7 @@ CONFLICT = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
+LogOdds = Annotated[float, Field(ge=-20, le=20)]
 HOST_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # RFC 1123, and the _ of private names
 LONGEST_HOST = 253  # characters; RFC 1035
 MAILBOX = r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5321, without quotes
@@ -620,6 +621,16 @@ class Detect(Section):
     threads: int = Field(2, ge=1, le=256, description="Images searched in parallel (count).")
 
 
+class Deep(Section):
+    """Search of the latest images together (not in the report)."""
+
+    margins: tuple[LogOdds, LogOdds, LogOdds, LogOdds, LogOdds] = Field(
+        (1.5, 1.5, 1.0, 0.5, 0.5),
+        description="By how much the thresholds of the means of the latest 2, 4, 8, 16 and 32 images "
+        "lie above that of a single one (log-odds).",
+    )
+
+
 class Evaluate(Section):
     """Evaluation on validation subframes (ISR 6)."""
 
@@ -1057,6 +1068,7 @@ class Params(Section):
     dense: Dense = Dense()
     vetting: Vetting = Vetting()
     detect: Detect = Detect()
+    deep: Deep = Deep()
     evaluate: Evaluate = Evaluate()
     regression: Regression = Regression()
     completeness: Completeness = Completeness()

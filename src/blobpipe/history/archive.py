@@ -19,7 +19,7 @@ from blobpipe.core.dates import exposure_mjd, format_mjd
 from blobpipe.errors import FrameError
 from blobpipe.history import landing
 from blobpipe.history.depths import Depths, measure_depths
-from blobpipe.history.landing import Landing, date_landing
+from blobpipe.history.landing import Landing, date_history
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.noise import clean_noise, noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
@@ -134,7 +134,7 @@ def date_catalogue(
 
     # A landing for each blob
     histories = [History(usable, depth[:, k], error[:, k]) for k in range(len(blobs))]
-    dated = blobs.assign(**pd.DataFrame([history.row() for history in histories]).to_dict("list"))
+    dated = blobs.join(pd.DataFrame([history.row() for history in histories], index=blobs.index))
     tables.write_table(out_dir / "history.csv", _long_table(blobs, histories))
     tables.write_table(out_dir / "frames.csv", frames.drop(columns="path"))
     tables.write_table(out_dir / "blobs.csv", dated)
@@ -186,19 +186,10 @@ class History:
     depth_frac: np.ndarray[Any, np.dtype[np.float64]]
     error_frac: np.ndarray[Any, np.dtype[np.float64]]
 
-    @property
-    def measured(self) -> np.ndarray[Any, np.dtype[np.intp]]:
-        """Return the indices of the images on which the depth was measured."""
-        return np.flatnonzero(np.isfinite(self.depth_frac))
-
     def landing(self) -> Landing | None:
-        """Return the landing (its ``first`` counts measured images); None if too few were measured."""
-        if len(self.measured) < landing.FEWEST:
-            return None
+        """Return the landing; None if too few depths were measured."""
         mjd = self.frames["mjd"].to_numpy(float)
-        return date_landing(
-            *(values[self.measured] for values in (mjd, self.depth_frac, self.error_frac))
-        )
+        return date_history(mjd, self.depth_frac, self.error_frac)
 
     def row(self) -> dict[str, Any]:
         """Return `DATED_COLUMNS`."""
@@ -209,8 +200,8 @@ class History:
             return row
         row |= {"history": found.verdict, "log_odds": found.log_odds}
         if found.verdict == "landed":
-            names = self.frames["frame"].to_numpy()[self.measured]
-            mjd = self.frames["mjd"].to_numpy(float)[self.measured]
+            names = self.frames["frame"].to_numpy()
+            mjd = self.frames["mjd"].to_numpy(float)
             first = {"first_frame": names[found.first], "first_mjd": mjd[found.first]}
             after = int(np.searchsorted(mjd, found.after_mjd, "right")) - 1
             before = int(np.searchsorted(mjd, found.before_mjd, "left"))
@@ -218,16 +209,16 @@ class History:
             interval = {"after_mjd": found.after_mjd, "before_mjd": found.before_mjd}
             step = {"step_frac": found.depth_frac, "step_err_frac": found.depth_err_frac}
             return row | first | between | interval | step
-        depth = self.depth_frac[self.measured]
-        if found.verdict in ("nothing", "drift") and self._is_deep(depth):
-            row["history"] = "older" if found.verdict == "nothing" else "drift"
-            row |= {"step_frac": float(np.median(depth))}
+
+        # Without a step, a depth throughout is that of a blob older than the images
+        if found.verdict == "nothing" and self._is_deep():
+            row |= {"history": "older", "step_frac": float(np.nanmedian(self.depth_frac))}
         return row
 
-    def _is_deep(self, depth: np.ndarray[Any, np.dtype[np.float64]]) -> bool:
-        """Return whether a blob stands out of a single image throughout."""
-        error = self.error_frac[self.measured]
-        return bool(np.median(depth / error) * np.sqrt(len(depth)) > OLDER_SNR)
+    def _is_deep(self) -> bool:
+        """Return whether a blob stands out of the images throughout."""
+        n = np.isfinite(self.depth_frac).sum()
+        return bool(np.nanmedian(self.depth_frac / self.error_frac) * np.sqrt(n) > OLDER_SNR)
 
 
 def _list_images(folder: Path, bad: BadPixels, threads: int) -> pd.DataFrame:
@@ -349,7 +340,7 @@ def draw_history(axis: Axes, history: History, found: Landing | None) -> None:
         return
     level = 100 * found.level_frac
     step = [level, level + 100 * found.depth_frac]
-    date = mjd[history.measured][found.first]
+    date = mjd[found.first]
     axis.plot([mjd[0], date, date, mjd[-1]], np.repeat(step, 2), color=plotting.ORANGE)
     axis.axvspan(found.after_mjd, found.before_mjd, color=plotting.BLUE, alpha=0.25)
     label = f"{format_mjd(found.after_mjd)} to {format_mjd(found.before_mjd)}"

@@ -26,22 +26,21 @@ from typing import NamedTuple
 
 import numba as nb
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from blobpipe.core.arrays import FloatArray, Image
-from blobpipe.core.cutouts import window_around
+from blobpipe.core.arrays import FloatArray, Image, Int16Array
+from blobpipe.core.cutouts import cut_square, window_around
 from blobpipe.detection.detectors import Detector
 from blobpipe.detection.match import NEAR_PX, without_repeats
+from blobpipe.detection.operating_point import logit
 from blobpipe.detection.search import observe
 from blobpipe.images.noise import clean_noise
 from blobpipe.images.pattern import smooth_gaussian
 from blobpipe.images.register import NEGLIGIBLE_PX, NO_SHIFT, Shift, move_pattern
 from blobpipe.images.stack import CELL_PX, ROWS
 from blobpipe.images.template import Template
+from blobpipe.params import Deep as Settings
 from blobpipe.params import Vetting
-
-Settled = npt.NDArray[np.int16]
 
 # Numbers of latest images that are searched together (count); the image alone is searched as ever
 DEPTHS = (2, 4, 8, 16, 32)
@@ -79,8 +78,14 @@ class SettledImage:
         Noise of its difference from its stack (fraction of the light).
     """
 
-    values: Settled
+    values: Int16Array
     noise_frac: float
+
+    def cut(self, x: int, y: int, side: int) -> Image:
+        """Return a square of the image (fraction of the light), as `cutouts.cut_square`."""
+        window = cut_square(self.values, x, y, side)
+        window[window == MISSING] = np.nan
+        return window * np.float32(STEP_FRAC)
 
 
 def settle(
@@ -192,7 +197,7 @@ class Latest:
 
 
 def sums_before(
-    values: list[Settled], weights: FloatArray, marks: list[int]
+    values: list[Int16Array], weights: FloatArray, marks: list[int]
 ) -> tuple[Image, Image]:
     """Return weighted sums over all images before each of some marks.
 
@@ -241,7 +246,7 @@ def _add(values, weight, total, share):  # type: ignore[no-untyped-def]
             share[y, x] += there * weight
 
 
-def variances(values: list[Settled]) -> Image:
+def variances(values: list[Int16Array]) -> Image:
     """Return the variance of each pixel over settled images, shape (ny, nx), float32 (steps squared)."""
     ny, nx = values[0].shape
     variance = np.zeros((ny, nx), np.float32)
@@ -255,6 +260,20 @@ def variances(values: list[Settled]) -> Image:
     missing = np.logical_or.reduce([image == MISSING for image in values])
     variance[missing] = 0
     return variance
+
+
+def thresholds(single: float, params: Settings) -> dict[int, float]:
+    """Return the score from which a candidate of each depth is a detection, by number of images.
+
+    Parameters
+    ----------
+    single : float
+        Threshold of a single image (score).
+    params : Deep
+    """
+    start = logit(np.array(single))
+    levels = 1 / (1 + np.exp(-(start + np.array(params.margins))))
+    return dict(zip(DEPTHS, levels.tolist(), strict=True))
 
 
 def find_deep_blobs(

@@ -8,14 +8,16 @@ next. The pixels' own pattern adds a constant to d, the same on every image.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from blobpipe.core.arrays import FloatArray, Image
-from blobpipe.core.blob_shapes import SHAPES, blob_profile
+from blobpipe.core.arrays import Float32Array, FloatArray, Image, Mask
+from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile
 from blobpipe.core.cutouts import cut_square, distance_from
+from blobpipe.history.deep import SettledImage
 from blobpipe.images.pattern import DEEPEST_FRAC
 from blobpipe.images.register import NO_SHIFT, Shift
 
@@ -76,38 +78,67 @@ def measure_depths(
     Depths
         NaN where too much of a blob has no value.
     """
+    probes = _probes(blobs, shift, neighbours)
+    found = [_fit(cut_square(image, *probe.corner, SIDE), probe, noise_frac) for probe in probes]
+    depth, error = np.array(found, np.float64).reshape(-1, 2).T
+    return Depths(depth, error)
+
+
+def measure_histories(images: Iterable[SettledImage], blobs: pd.DataFrame) -> Depths:
+    """Measure the depth of each blob on each of some settled images, as `measure_depths` does.
+
+    Returns
+    -------
+    Depths
+        Of shape (images, blobs).
+    """
+    probes = _probes(blobs)
+    found = [
+        [_fit(image.cut(*probe.corner, SIDE), probe, image.noise_frac) for probe in probes]
+        for image in images
+    ]
+    depth, error = np.moveaxis(np.array(found, np.float64).reshape(-1, len(probes), 2), 2, 0)
+    return Depths(depth, error)
+
+
+class _Probe(NamedTuple):
+    """What the depth of a blob is measured with: first pixel (x, y), profile and mask of its cut-out."""
+
+    corner: tuple[int, int]
+    profile: Float32Array
+    mask: Mask
+
+
+def _probes(
+    blobs: pd.DataFrame, shift: Shift = NO_SHIFT, neighbours: pd.DataFrame | None = None
+) -> list[_Probe]:
+    """Return a probe for each blob, moved by a shift."""
     columns = ["x_px", "y_px", "radius_px"]
     moved = np.array([*shift, 0.0])
     places = blobs[columns].to_numpy(float) + moved
     others = places if neighbours is None else neighbours[columns].to_numpy(float) + moved
     known = blobs["shape"] if "shape" in blobs else [""] * len(blobs)
-    shapes = [shape if shape in SHAPES else "disc" for shape in known]
-    found = [
-        _measure(image, place, shape, others, noise_frac)
-        for place, shape in zip(places, shapes, strict=True)
-    ]
-    depth, error = np.array(found, np.float64).reshape(-1, 2).T
-    return Depths(depth, error)
+    probes = []
+    for (x, y, radius), name in zip(places, known, strict=True):
+        shape: Shape = name if name in SHAPES else "disc"
+        column = round(float(x)) - HALF
+        row = round(float(y)) - HALF
+        profile = blob_profile(shape, radius, x - column - HALF, y - row - HALF, SIDE)
+
+        # Background is near, and belongs to no other blob
+        mask = distance_from(x - column, y - row, SIDE) < BACKGROUND_PX
+        for other_x, other_y, other_radius in others[_near(others, x, y, radius)]:
+            apart = distance_from(other_x - column, other_y - row, SIDE)
+            mask &= (apart > NEIGHBOUR_RADII * other_radius) | (profile > 0.5)
+        probes.append(_Probe((column, row), profile, mask))
+    return probes
 
 
-def _measure(
-    image: Image, place: FloatArray, shape: str, others: FloatArray, noise_frac: float
-) -> tuple[float, float]:
-    """Return the depth of a blob at a place (x, y, radius), and its error; NaN if it has none."""
-    x, y, radius = place
-    column = round(float(x))
-    row = round(float(y))
-    window = cut_square(image, column - HALF, row - HALF, SIDE)
-    profile = blob_profile(shape, radius, x - column, y - row, SIDE)  # type: ignore[arg-type]
-
-    # Background is near, and belongs to no other blob
-    good = np.isfinite(window)
-    good &= distance_from(x - column + HALF, y - row + HALF, SIDE) < BACKGROUND_PX
-    for other_x, other_y, other_radius in others[_near(others, place)]:
-        apart = distance_from(other_x - column + HALF, other_y - row + HALF, SIDE)
-        good &= (apart > NEIGHBOUR_RADII * other_radius) | (profile > 0.5)
-    signal = profile[good].astype(np.float64)
-    power = float(np.square(profile, dtype=np.float64).sum())
+def _fit(window: Image, probe: _Probe, noise_frac: float) -> tuple[float, float]:
+    """Return the depth of a blob on its cut-out, and its error; NaN if too much of it has no value."""
+    good = np.isfinite(window) & probe.mask
+    signal = probe.profile[good].astype(np.float64)
+    power = float(np.square(probe.profile, dtype=np.float64).sum())
     if good.sum() < FEWEST_PIXELS or np.square(signal).sum() < LEAST_POWER * power:
         return np.nan, np.nan
 
@@ -128,7 +159,7 @@ def _measure(
     return float(centred @ limited) / energy, noise_frac / np.sqrt(energy)
 
 
-def _near(others: FloatArray, place: FloatArray) -> FloatArray:
+def _near(others: FloatArray, x: float, y: float, radius: float) -> Mask:
     """Return which blobs reach into the cut-out of another, itself and what lies on it left out."""
-    apart = np.hypot(others[:, 0] - place[0], others[:, 1] - place[1])
-    return np.asarray((apart > place[2] / 2) & (apart < 2 * SIDE))
+    apart = np.hypot(others[:, 0] - x, others[:, 1] - y)
+    return np.asarray((apart > radius / 2) & (apart < 2 * SIDE))

@@ -171,6 +171,21 @@ def date_landing(mjd: FloatArray, depth_frac: FloatArray, error_frac: FloatArray
     )
 
 
+def date_history(mjd: FloatArray, depth_frac: FloatArray, error_frac: FloatArray) -> Landing | None:
+    """Date a landing as `date_landing`, from the images on which there is a depth.
+
+    Returns
+    -------
+    Landing or None
+        ``first`` counts all images; None if there are too few depths.
+    """
+    measured = np.flatnonzero(np.isfinite(depth_frac))
+    if len(measured) < FEWEST:
+        return None
+    found = date_landing(mjd[measured], depth_frac[measured], error_frac[measured])
+    return found._replace(first=int(measured[found.first]))
+
+
 class _Fit(NamedTuple):
     """Linear models fitted to one history: parameters (m, p), covariance (m, p, p), log-likelihood (m,)."""
 
