@@ -80,7 +80,7 @@ def date_catalogue(
     Parameters
     ----------
     folder : path
-        Blob images; their dates are those of the headers.
+        Blob images. Their dates are those of ``frames.csv``, where the folder has one, else of the headers.
     catalogue : path
         x_px, y_px; if it has them, blob, radius_px (else the typical one of the place) and shape.
     out_dir : path
@@ -224,17 +224,19 @@ class History:
 def _list_images(folder: Path, bad: BadPixels, threads: int) -> pd.DataFrame:
     """Return the images of a folder by date: frame, mjd, status (ok or rejected), reason, path, noise_frac."""
     paths = sorted(folder.glob("*.fit*"))
+    listed: dict[str, float] = {}
+    if (folder / "frames.csv").exists():
+        listed = tables.read_frame_list(folder).set_index("frame")["mjd"].to_dict()
 
     def look(path: Path) -> dict[str, Any]:
-        row: dict[str, Any] = {"frame": fits_images.frame_name(path), "mjd": np.nan, "path": path}
+        name = fits_images.frame_name(path)
+        row: dict[str, Any] = {"frame": name, "mjd": listed.get(name, np.nan), "path": path}
         try:
             frame = bad.blank(fits_images.read_frame(path), path)
             noise = fits_images.require_usable(frame, path)
-            row |= {
-                "mjd": exposure_mjd(frame, path),
-                "noise_frac": noise,
-                "shape": frame.data.shape,
-            }
+            row |= {"noise_frac": noise, "shape": frame.data.shape}
+            if name not in listed:
+                row["mjd"] = exposure_mjd(frame, path)
         except FrameError as error:
             return row | {"status": "rejected", "reason": str(error)}
         return row | {"status": "ok", "reason": ""}

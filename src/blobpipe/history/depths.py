@@ -97,7 +97,9 @@ def measure_histories(images: Iterable[SettledImage], blobs: pd.DataFrame) -> De
         [_fit(image.cut(*probe.corner, SIDE), probe, image.noise_frac) for probe in probes]
         for image in images
     ]
-    depth, error = np.moveaxis(np.array(found, np.float64).reshape(-1, len(probes), 2), 2, 0)
+    depth, error = np.moveaxis(
+        np.array(found, np.float64).reshape(len(found), len(probes), 2), 2, 0
+    )
     return Depths(depth, error)
 
 

@@ -7,13 +7,21 @@ import pandas as pd
 import pytest
 from tests.unit.detection.blobs import blob
 
+from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.history import deep
 from blobpipe.history.deep import DEPTHS, KEPT, Latest, settle, sums_before
+from blobpipe.history.depths import measure_histories
+from blobpipe.history.landing import date_history
 from blobpipe.images.noise import clean_noise
-from blobpipe.images.register import Shift
+from blobpipe.images.register import NO_SHIFT, Shift
+from blobpipe.images.template import Template
+from blobpipe.images.whiten import WHITE
+from blobpipe.networks import model_file
+from blobpipe.params import Deep
 
 NOISE = 0.0076
 SIDE = 128
+WIDE = 320
 
 
 def images(n: int, seed: int = 1) -> list[np.ndarray]:
@@ -134,3 +142,120 @@ def test_flickering_pixels_stand_out_of_the_rms_map() -> None:
         flickering[k][40:44, 40:44] += 0.1
     rms = latest_of(flickering).rms()
     assert rms[20:22, 20:22].mean() > 1.3 * np.median(rms)
+
+
+# What must not become a persistent false alarm: each on the images of a sequence, searched together
+
+
+@pytest.fixture(scope="module")
+def detector() -> DenseDetector:
+    return load_dense_detector(model_file.PACKAGED)
+
+
+def wide(n: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0, NOISE, (WIDE, WIDE)).astype(np.float32) for _ in range(n)]
+
+
+def persistent(
+    differences: list[np.ndarray],
+    detector: DenseDetector,
+    *,
+    shifts: list[Shift] | None = None,
+    mjd: np.ndarray | None = None,
+    known: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Settle and search differences; return the new blobs that have landed and stayed, with their dates."""
+    stack = np.zeros((WIDE, WIDE), np.float32)
+    latest = Latest()
+    for difference, shift in zip(differences, shifts or [NO_SHIFT] * KEPT, strict=True):
+        latest.add(settle(difference, stack, shift))
+    point = deep.thresholds(detector.threshold, Deep())
+    template = Template(stack=stack, noise_model=WHITE)
+    found = deep.find_deep_blobs(latest, template, detector, point, catalogue=known)
+    found = found[found["status"] == "new"]
+    depths = measure_histories(latest.images, found)
+    dates = np.arange(float(KEPT)) if mjd is None else mjd
+    landings = [
+        date_history(dates, depths.depth_frac[:, k], depths.error_frac[:, k])
+        for k in range(len(found))
+    ]
+    stays = [landing is not None and landing.is_persistent for landing in landings]
+    firsts = [landing.first if landing is not None else -1 for landing in landings]
+    return found.assign(first=firsts)[stays]
+
+
+def test_a_faint_blob_is_found_and_dated(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 11)
+    for difference in differences[-16:]:
+        difference += blob(150, 170, 6.0, 0.0035, side=WIDE)
+    found = persistent(differences, detector)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 150, found["y_px"] - 170).item() < 2
+    assert abs(found["first"].item() - (KEPT - 16)) <= 3
+
+
+def test_streaks_are_no_blobs(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 12)
+    rng = np.random.default_rng(12)
+    for difference in differences:
+        y, x = rng.integers(20, WIDE - 40, 2)
+        difference[y : y + 3, x : x + 150] += 0.03
+        difference[y + 13 : y + 16, x : x + 150] += 0.03
+    assert persistent(differences, detector).empty
+
+
+def test_flickering_clusters_are_no_blobs(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 13)
+    rng = np.random.default_rng(13)
+    places = rng.integers(20, WIDE - 20, (40, 2))
+    for difference in differences:
+        for y, x in places[rng.random(len(places)) < 0.06]:
+            difference[y : y + 4, x : x + 4] += np.float32(rng.normal(0, 0.12))
+    assert persistent(differences, detector).empty
+
+
+def test_shifted_images_find_a_blob_once_and_no_other(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 14)
+    rng = np.random.default_rng(14)
+    shifts = [Shift(*rng.uniform(-3, 3, 2)) for _ in range(KEPT)]
+    for difference, shift in zip(differences[-16:], shifts[-16:], strict=True):
+        difference += blob(150 + shift.x_px, 170 + shift.y_px, 5.0, 0.005, side=WIDE)
+    found = persistent(differences, detector, shifts=shifts)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 150, found["y_px"] - 170).item() < 2
+
+
+def test_a_bad_day_makes_no_blob_and_hides_none(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 15)
+    for difference in differences[-16:]:
+        difference += blob(150, 170, 6.0, 0.004, side=WIDE)
+    y, x = np.mgrid[:WIDE, :WIDE].astype(np.float32)
+    differences[-5] = 3 * differences[-5] + 0.02 * np.sin(x / 15) * np.sin(y / 15)
+    found = persistent(differences, detector)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 150, found["y_px"] - 170).item() < 2
+
+
+def test_a_month_without_images_changes_nothing_but_the_dates(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 16)
+    for difference in differences[-10:]:
+        difference += blob(150, 170, 6.0, 0.006, side=WIDE)
+    mjd = np.arange(float(KEPT))
+    mjd[-10:] += 30
+    found = persistent(differences, detector, mjd=mjd)
+    assert found["first"].tolist() == [KEPT - 10]
+
+
+def test_a_blob_that_lands_on_another_is_found(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 17)
+    for difference in differences[-16:]:
+        difference += blob(156, 170, 5.0, 0.006, side=WIDE)
+    known = pd.DataFrame({"x_px": [150.0], "y_px": [170.0], "radius_px": [7.0]})
+    found = persistent(differences, detector, known=known)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 156, found["y_px"] - 170).item() < 2
+
+
+def test_noise_alone_makes_no_blob(detector: DenseDetector) -> None:
+    assert sum(len(persistent(wide(KEPT, seed), detector)) for seed in (18, 19)) == 0

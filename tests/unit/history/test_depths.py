@@ -8,7 +8,8 @@ import pytest
 from tests.unit.detection.blobs import NOISE, SIDE, blob, noise
 
 from blobpipe.core.blob_shapes import blob_profile, matched_snr
-from blobpipe.history.depths import measure_depths
+from blobpipe.history.deep import settle
+from blobpipe.history.depths import measure_depths, measure_histories
 from blobpipe.images.register import Shift
 
 
@@ -62,3 +63,18 @@ def test_what_has_no_value_has_no_depth() -> None:
     found = measure_depths(image, place(80, 80), NOISE)
     assert np.isnan(found).all()
     assert np.isnan(measure_depths(noise(), place(-30.0, SIDE + 30.0), NOISE)).all()
+
+
+def test_no_blobs_have_no_histories() -> None:
+    settled = settle(noise(), np.zeros((SIDE, SIDE), np.float32))
+    found = measure_histories([settled, settled], place(1, 1).head(0))
+    assert found.depth_frac.shape == (2, 0)
+
+
+def test_histories_are_the_depths_on_settled_images() -> None:
+    image = noise() + blob(80, 80, 5.0, 0.006)
+    settled = settle(image, np.zeros((SIDE, SIDE), np.float32))
+    found = measure_histories([settled], place(80, 80))
+    expected = measure_depths(image, place(80, 80), settled.noise_frac)
+    assert found.depth_frac[0, 0] == pytest.approx(expected.depth_frac[0], abs=2e-4)
+    assert found.error_frac[0, 0] == pytest.approx(expected.error_frac[0])
