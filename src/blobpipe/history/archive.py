@@ -226,7 +226,8 @@ def _list_images(folder: Path, bad: BadPixels, threads: int) -> pd.DataFrame:
     paths = sorted(folder.glob("*.fit*"))
     listed: dict[str, float] = {}
     if (folder / "frames.csv").exists():
-        listed = tables.read_frame_list(folder).set_index("frame")["mjd"].to_dict()
+        table = tables.read_frame_list(folder)
+        listed = dict(zip(table["frame"], table["mjd"].astype(float), strict=True))
 
     def look(path: Path) -> dict[str, Any]:
         name = fits_images.frame_name(path)
