@@ -179,13 +179,12 @@ class BadPixels(Section):
         description="FITS files of bad pixels: masks (not 0: bad) or bad-pixel tables (BPIXTAB), "
         "relative to the working folder; none: no mask.",
     )
-    dq_flags: int = Field(
-        62_911,
+    dq_flags: int | None = Field(
+        None,
         ge=0,
-        le=65_535,
+        lt=2**32,
         description="Sum of the DQ flags that make a pixel bad, in the image's own extension DQ and "
-        "in tables. All 16 but 64 (not in use), 512 (known blobs) and 2048 (signal in the zeroth "
-        "read, corrected by calwf3). WFC3 Data Handbook, DQ flags of the IR channel.",
+        "in tables; null: exposure.bad_dq of the detector's file.",
     )
 
 
@@ -1058,6 +1057,11 @@ class Health(Section):
 class Params(Section):
     """The whole of ``params.yaml``."""
 
+    detector: str = Field(
+        "wfc3_ir",
+        min_length=1,
+        description="The detector: the name of a file of blobpipe (wfc3_ir, ...), or the path of one's own.",
+    )
     campaign: Campaign = Campaign()
     bad_pixels: BadPixels = BadPixels()
     difference: Difference = Difference()
@@ -1140,6 +1144,8 @@ def short_fault(error: Exception) -> str:
         return " ".join(str(error).split())
     fault = error.errors()[0]
     key = _short(".".join(map(str, fault["loc"])))
+    if fault["type"] == "missing":
+        return f"{key} is missing; add it"
     if fault["type"] == "extra_forbidden":
         return f"unknown key {key}; 'blobpipe params' prints all keys"
     if fault["type"] == "value_error":
@@ -1283,17 +1289,21 @@ def to_yaml(params: Params) -> str:
         "",
     ]
     for name, section in params:
-        lines += [f"# {type(section).__doc__}", f"{name}:", *_yaml_lines(section, "  "), ""]
+        if isinstance(section, Section):
+            lines += [f"# {type(section).__doc__}", f"{name}:", *yaml_lines(section, "  "), ""]
+        else:
+            about = type(params).model_fields[name].description
+            lines += [f"# {about}", f"{name}: {json.dumps(section)}", ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
-def _yaml_lines(section: Section, indent: str) -> Iterator[str]:
-    """Yield a line for each setting of a section, and of the sections in it."""
+def yaml_lines(section: Section, indent: str = "") -> Iterator[str]:
+    """Yield a line for each setting of a section, and of the sections in it, with its meaning as a comment."""
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
         if isinstance(value, Section):
             yield f"{indent}{key}:  # {type(value).__doc__}"
-            yield from _yaml_lines(value, f"{indent}  ")
+            yield from yaml_lines(value, f"{indent}  ")
         elif isinstance(value, dict):
             yield f"{indent}{key}:  # {field.description}"
             for name, item in section.model_dump(mode="json")[key].items():

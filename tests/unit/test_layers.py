@@ -25,7 +25,7 @@ ROOMS = {  # and of which an import may come
     "history": ("core", "images", "simulation", "networks", "detection"),
     "validation": ("core", "images", "simulation", "networks", "detection", "history"),
     "monitor": ("core", "images", "simulation", "networks", "detection", "history", "validation"),
-    "review": ("core", "images", "monitor"),
+    "review": ("core", "images", "networks", "detection", "monitor"),
 }
 STAGES = {*Params.model_fields, "scan"}  # and the searches of every day
 HALL = ("errors", "params", "cli", "__init__", "__main__")

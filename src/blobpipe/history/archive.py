@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from blobpipe.core import fits_images, plotting, tables
 from blobpipe.core.arrays import Image
-from blobpipe.core.blob_shapes import typical_radius
 from blobpipe.core.dates import exposure_mjd, format_mjd
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError
 from blobpipe.history import landing
 from blobpipe.history.depths import Depths, measure_depths
@@ -73,6 +73,7 @@ def date_catalogue(
     params: Difference,
     *,
     bad_pixels: BadPixels | None = None,
+    detector: Detector = DEFAULT,
     threads: int = 2,
 ) -> int:
     """Find when the blobs of a catalogue landed, from all images of a folder.
@@ -91,6 +92,8 @@ def date_catalogue(
     params : Difference
         The first ``stack_size`` images define the usual place of the blobs.
     bad_pixels : BadPixels, optional
+    detector : Detector, optional
+        WFC3/IR if not given.
     threads : int
         Images measured in parallel; the results do not depend on it.
 
@@ -106,9 +109,9 @@ def date_catalogue(
     TableError
         If the catalogue cannot be read.
     """
-    blobs = read_positions(catalogue)
+    blobs = read_positions(catalogue, detector)
     bad = bad_pixels or BadPixels()
-    frames = _list_images(folder, bad, threads)
+    frames = _list_images(folder, bad, detector, threads)
     usable = frames[frames["status"] == "ok"].reset_index(drop=True)
     if len(usable) < landing.FEWEST:
         raise FrameError(
@@ -116,13 +119,15 @@ def date_catalogue(
         )
 
     # One image after the other: memory does not grow with their number
-    reference = _make_reference(usable["path"].head(params.stack_size), blobs, bad)
+    reference = _make_reference(usable["path"].head(params.stack_size), blobs, bad, detector)
 
     def measure(path: Path) -> tuple[Shift, Depths]:
-        image = _read(path, bad)
+        image = _read(path, bad, detector)
         shift = NO_SHIFT
-        if params.register_shift:
-            shift = measure_shift(image, reference.stack, reference.pattern)
+        if params.register_shift and detector.moves:
+            shift = measure_shift(
+                image, reference.stack, reference.pattern, detector.motion.largest_px
+            )
         noise = clean_noise(image - reference.stack)
         return shift, measure_depths(image - reference.pixels, blobs, noise, shift=shift)
 
@@ -150,7 +155,7 @@ def date_catalogue(
     return int((frames["status"] != "ok").any())
 
 
-def read_positions(path: Path) -> pd.DataFrame:
+def read_positions(path: Path, detector: Detector = DEFAULT) -> pd.DataFrame:
     """Read a catalogue of positions; what it lacks of name, radius and shape is filled in.
 
     Raises
@@ -158,13 +163,15 @@ def read_positions(path: Path) -> pd.DataFrame:
     TableError
         As `tables.read_known`.
     """
-    blobs = tables.read_known(path, ("x_px", "y_px"))
+    blobs = tables.read_known(path, ("x_px", "y_px"), detector)
     if "blob" not in blobs:
         blobs.insert(0, "blob", [f"b{k + 1:04d}" for k in range(len(blobs))])
     if "radius_px" in blobs:
-        blobs = tables.require_blobs(path, blobs, ("radius_px",))
+        blobs = tables.require_blobs(path, blobs, ("radius_px",), detector)
     else:
-        blobs["radius_px"] = typical_radius(blobs["x_px"].to_numpy(), blobs["y_px"].to_numpy())
+        blobs["radius_px"] = detector.typical_radius(
+            blobs["x_px"].to_numpy(float), blobs["y_px"].to_numpy(float)
+        )
     if "shape" not in blobs:
         blobs["shape"] = "disc"
     return blobs.drop(columns=[name for name in DATED_COLUMNS if name in blobs])
@@ -221,7 +228,7 @@ class History:
         return bool(np.nanmedian(self.depth_frac / self.error_frac) * np.sqrt(n) > OLDER_SNR)
 
 
-def _list_images(folder: Path, bad: BadPixels, threads: int) -> pd.DataFrame:
+def _list_images(folder: Path, bad: BadPixels, detector: Detector, threads: int) -> pd.DataFrame:
     """Return the images of a folder by date: frame, mjd, status (ok or rejected), reason, path, noise_frac."""
     paths = sorted(folder.glob("*.fit*"))
     listed: dict[str, float] = {}
@@ -233,11 +240,11 @@ def _list_images(folder: Path, bad: BadPixels, threads: int) -> pd.DataFrame:
         name = fits_images.frame_name(path)
         row: dict[str, Any] = {"frame": name, "mjd": listed.get(name, np.nan), "path": path}
         try:
-            frame = bad.blank(fits_images.read_frame(path), path)
+            frame = bad.blank(fits_images.read_frame(path, detector), path)
             noise = fits_images.require_usable(frame, path)
             row |= {"noise_frac": noise, "shape": frame.data.shape}
             if name not in listed:
-                row["mjd"] = exposure_mjd(frame, path)
+                row["mjd"] = exposure_mjd(frame, path, detector)
         except FrameError as error:
             return row | {"status": "rejected", "reason": str(error)}
         return row | {"status": "ok", "reason": ""}
@@ -273,17 +280,21 @@ def _reject_others(frames: pd.DataFrame) -> None:
             frames.loc[k, ["status", "reason"]] = ["rejected", str(error)]
 
 
-def _read(path: Path, bad: BadPixels) -> Image:
+def _read(path: Path, bad: BadPixels, detector: Detector) -> Image:
     """Read an image, NaN where it has no value."""
-    data = bad.blank(fits_images.read_frame(path), path).data
+    data = bad.blank(fits_images.read_frame(path, detector), path).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 
-def _make_reference(paths: pd.Series[Any], blobs: pd.DataFrame, bad: BadPixels) -> Reference:
+def _make_reference(
+    paths: pd.Series[Any], blobs: pd.DataFrame, bad: BadPixels, detector: Detector
+) -> Reference:
     """Make the reference of the first images, registered to each other."""
-    images = np.stack([_read(path, bad) for path in paths])
+    images = np.stack([_read(path, bad, detector) for path in paths])
     blurred = running_median(images, len(images))[0]
-    registered, _ = register_images(images, blurred, blob_pattern(blurred))
+    registered, _ = register_images(
+        images, blurred, blob_pattern(blurred), largest_px=detector.motion.largest_px
+    )
     stack = running_median(registered, len(registered))[0]
     return Reference(stack, blob_pattern(stack), stack - blob_pattern(stack, blobs))
 

@@ -30,6 +30,8 @@ import pandas as pd
 
 from blobpipe.core.arrays import FloatArray, Image, Int16Array
 from blobpipe.core.cutouts import cut_square, window_around
+from blobpipe.core.detector import DEFAULT
+from blobpipe.core.detector import Detector as Instrument
 from blobpipe.detection.detectors import Detector
 from blobpipe.detection.match import NEAR_PX, without_repeats
 from blobpipe.detection.operating_point import logit
@@ -284,6 +286,7 @@ def find_deep_blobs(
     *,
     catalogue: pd.DataFrame | None = None,
     vetting: Vetting | None = None,
+    instrument: Instrument = DEFAULT,
 ) -> pd.DataFrame:
     """Search the deep differences of the latest images.
 
@@ -298,6 +301,8 @@ def find_deep_blobs(
     catalogue : DataFrame, optional
         x_px, y_px, radius_px of the blobs known before.
     vetting : Vetting, optional
+    instrument : core.detector.Detector, optional
+        WFC3/IR if not given.
 
     Returns
     -------
@@ -309,7 +314,7 @@ def find_deep_blobs(
 
     def search(deep: DeepDifference) -> pd.DataFrame:
         below = replace(template, stack=deep.baseline, pattern=None, rms=rms)
-        observation = observe(deep.difference, below, catalogue=catalogue)
+        observation = observe(deep.difference, below, catalogue=catalogue, instrument=instrument)
         found = observation.find_blobs(detector, vetting=vetting)
         found = found[found["score"] >= thresholds[deep.n_images]]
         return found.assign(n_images=deep.n_images)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -40,6 +41,7 @@ from blobpipe.core.dates import (
     is_older_version,
     is_same_exposure,
 )
+from blobpipe.core.detector import Detector, read_detector
 from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, pair
@@ -131,6 +133,11 @@ class Options:
     bad_pixels: tuple[Path, ...] = ()
     operating_point: Path | None = None
 
+    @cached_property
+    def instrument(self) -> Detector:
+        """Return the detector of the settings."""
+        return read_detector(self.params.detector)
+
     @property
     def point_path(self) -> Path | None:
         """Return the file of the operating point: the option's, else that of the settings."""
@@ -167,6 +174,11 @@ class Run:
     def params(self) -> Params:
         """Return the settings."""
         return self.options.params
+
+    @property
+    def instrument(self) -> Detector:
+        """Return the detector whose images are searched."""
+        return self.options.instrument
 
     @property
     def bad_pixels(self) -> BadPixels:
@@ -436,23 +448,28 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
         detector, point = apply_promised_point(detector, options.model, options.point_path)
     catalogue = None
     if options.catalogue is not None:
-        catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS)
-    bad_pixels = read_bad_pixels(options.params.bad_pixels, options.bad_pixels)
-    cache = running_stack.Cache(options.log_path.with_name("stack"), bad_pixels)
+        catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS, options.instrument)
+    bad_pixels = read_bad_pixels(options.params.bad_pixels, options.bad_pixels, options.instrument)
+    cache = running_stack.Cache(options.log_path.with_name("stack"), bad_pixels, options.instrument)
     reference = None
     if options.reference is not None:
-        reference = running_stack.read_stack(options.reference, bad_pixels)
+        reference = running_stack.read_stack(options.reference, bad_pixels, options.instrument)
     kernels.set_threads(options.params.detect.threads)
 
     connection = logbook.connect(options.log_path, make=True)
     try:
+        _require_detector(connection, options)
         if reference is not None:
             shape = reference.data.shape
-            _require_size_of_images(shape, connection, inbox, f"{options.reference}", "stack")
+            _require_size_of_images(
+                shape, connection, inbox, f"{options.reference}", "stack", options.instrument
+            )
         if bad_pixels.mask is not None:
             shape = bad_pixels.mask.shape
             names = ", ".join(str(file.path) for file in bad_pixels.files)
-            _require_size_of_images(shape, connection, inbox, names, "mask of bad pixels")
+            _require_size_of_images(
+                shape, connection, inbox, names, "mask of bad pixels", options.instrument
+            )
         log.info("model: %s", model_file.described(options.model))
         if point is not None:
             log.info("operating point: %s, %s", options.point_path, point.describe())
@@ -478,8 +495,25 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
         connection.close()
 
 
+def _require_detector(connection: logbook.Log, options: Options) -> None:
+    """Refuse images of another detector than that of the log."""
+    if connection.execute("SELECT 1 FROM images LIMIT 1").fetchone() is None:
+        return
+    logged = logbook.detector_of(connection)
+    if (logged.title, logged.shape) != (options.instrument.title, options.instrument.shape):
+        raise LogError(
+            f"{options.log_path}: found images of {logged.title}, expected {options.instrument.title}; give it another "
+            "--log, or name the log's --detector"
+        )
+
+
 def _require_size_of_images(
-    shape: tuple[int, ...], connection: logbook.Log, inbox: Inbox, path: str, what: str
+    shape: tuple[int, ...],
+    connection: logbook.Log,
+    inbox: Inbox,
+    path: str,
+    what: str,
+    instrument: Detector,
 ) -> None:
     """Refuse a file that fits neither the images of the log nor, before the first of them, one in the folder."""
     size = running_stack.size_of(connection)
@@ -488,7 +522,8 @@ def _require_size_of_images(
         found = [size]
     else:
         arrivals = [
-            _read_arrival(file, inbox, connection) for file in _new_files(inbox, connection)
+            _read_arrival(file, inbox, connection, instrument)
+            for file in _new_files(inbox, connection)
         ]
         found = [arrival.shape for arrival in arrivals if arrival is not None and arrival.shape]
     if found and shape not in found:
@@ -509,6 +544,7 @@ def _run_row(
         "version": __version__,
         "model": str(options.model),
         "model_sha256": files.sha256(options.model),
+        "detector": options.instrument.model_dump_json(),
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
         "catalogue_sha256": files.sha256(options.catalogue) if options.catalogue else "",
         "threshold": detector.threshold,
@@ -530,7 +566,7 @@ def _process(inbox: Inbox, run: Run) -> int:
     arrivals = []
     for file in _new_files(inbox, connection, run.options.again):
         if not inbox.unsettled_s(file):
-            arrival = _read_arrival(file, inbox, connection)
+            arrival = _read_arrival(file, inbox, connection, run.instrument)
             if arrival is not None:
                 arrivals.append(arrival)
     arrivals.sort(key=lambda arrival: (arrival.mjd, arrival.path.name))
@@ -561,7 +597,9 @@ def _new_files(inbox: Inbox, connection: logbook.Log, again: bool = False) -> li
     return new
 
 
-def _read_arrival(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
+def _read_arrival(
+    file: File, inbox: Inbox, connection: logbook.Log, instrument: Detector
+) -> Arrival | None:
     """Read the hash, date and size of a file; None if it is still being written or cannot be read."""
     try:
         sha256 = files.sha256(file.path)
@@ -576,19 +614,19 @@ def _read_arrival(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival 
         return None
     arrival = Arrival(file.path, sha256, file.stamp)
     with _lock_for(arrival, connection, last=False) as suspect:
-        return _with_date_and_shape(arrival, suspect)
+        return _with_date_and_shape(arrival, suspect, instrument)
 
 
-def _with_date_and_shape(arrival: Arrival, suspect: bool) -> Arrival:
+def _with_date_and_shape(arrival: Arrival, suspect: bool, instrument: Detector) -> Arrival:
     """Add date and shape; a file at which an earlier process ended is first read by a separate process."""
     fatal = _fatal_to_read(arrival.path) if suspect else ""
     if fatal:
         return arrival._replace(fatal=fatal)
     # Whatever is wrong with the file is reported when it is searched
     with suppress(Exception):
-        frame = fits_images.read_frame(arrival.path)
+        frame = fits_images.read_frame(arrival.path, instrument)
         arrival = arrival._replace(shape=frame.data.shape)
-        arrival = arrival._replace(mjd=exposure_mjd(frame, arrival.path))
+        arrival = arrival._replace(mjd=exposure_mjd(frame, arrival.path, instrument))
     return arrival
 
 
@@ -809,11 +847,11 @@ def search(arrival: Arrival, run: Run) -> ImageResult:
 
 def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
     """Read and search an image; what its header tells is added to its row in place."""
-    frame = run.bad_pixels.blank(fits_images.read_frame(path), path)
+    frame = run.bad_pixels.blank(fits_images.read_frame(path, run.instrument), path)
     fits_images.require_usable(frame, path)
     row["ny_px"], row["nx_px"] = frame.data.shape
     row["header"] = json.dumps(_kept_cards(frame))
-    row["mjd"] = exposure_mjd(frame, path)
+    row["mjd"] = exposure_mjd(frame, path, run.instrument)
     row["late"] = _is_late(run.connection, row["mjd"])
     newer = _newer_version(run.connection, row)
     if newer is not None:
@@ -899,7 +937,7 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
     expected = template.expected_noise()
     assert expected is not None
     require_noise(fits_images.median_and_noise(image)[1], expected, row["name"])
-    difference, shift = subtract(image, template, params)
+    difference, shift = subtract(image, template, params, run.instrument)
 
     # The stacks to come take the image with its blobs at their usual position
     corrections = dict(stack.corrections)
@@ -950,6 +988,7 @@ def _search_latest(
         deep.thresholds(run.detector.threshold, run.params.deep),
         catalogue=known,
         vetting=run.params.vetting,
+        instrument=run.instrument,
     )
     found = found[found["status"] == "new"].reset_index(drop=True)
 
@@ -994,6 +1033,7 @@ def _search_difference(
         catalogue=blobs.known,
         shift_px=shift,
         recent_px=blobs.landed[["x_px", "y_px"]].to_numpy(float),
+        instrument=run.instrument,
     )
     noise = observation.noise_frac
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError
 from blobpipe.history import deep
 from blobpipe.history.deep import Latest, SettledImage
@@ -54,13 +55,14 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Cache:
-    """Folder of images with their blobs at their usual position, and the bad pixels that have no value in them.
+    """Folder of images of a detector with their blobs at their usual position, and the bad pixels that have no value in them.
 
     The settled images that the latest deep search took stay in memory, by the checksum of their file.
     """
 
     folder: Path
     bad_pixels: BadPixels = field(default_factory=BadPixels)
+    detector: Detector = DEFAULT
     settled: dict[str, SettledImage] = field(default_factory=dict)
 
     def path_of(self, sha256: str) -> Path:
@@ -186,11 +188,13 @@ def stack_before(
 
     if reference is None:
         return None
-    stack = read_stack(reference, cache.bad_pixels)
+    stack = read_stack(reference, cache.bad_pixels, cache.detector)
     return stack if shape in (None, stack.data.shape) else None
 
 
-def read_stack(path: Path, bad_pixels: BadPixels | None = None) -> Stack:
+def read_stack(
+    path: Path, bad_pixels: BadPixels | None = None, detector: Detector = DEFAULT
+) -> Stack:
     """Read a median stack without its bad pixels, with its RMS map (extension SCATTER) if it has one.
 
     Raises
@@ -199,7 +203,7 @@ def read_stack(path: Path, bad_pixels: BadPixels | None = None) -> Stack:
         If it is no usable image, or its RMS map has the wrong size.
     """
     bad = bad_pixels or BadPixels()
-    data = bad.blank(fits_images.read_image(path), path).data
+    data = bad.blank(fits_images.read_image(path, detector), path).data
     rms = fits_images.find_plane(path, "SCATTER")
     expected = tuple(side // 2 for side in data.shape)
     if rms is not None and rms.shape != expected:
@@ -370,7 +374,7 @@ def _at_usual_position(
         return stacked, {}, unusable
 
     corrections = {}
-    for i, change in zip(new, _changes(stacked, new, params), strict=True):
+    for i, change in zip(new, _changes(stacked, new, params, cache.detector), strict=True):
         packed = _packed(change)
         half = _corrected(images[i], packed)
         _keep(cache, members[i].sha256, half, packed)
@@ -395,22 +399,22 @@ def _of_other_noise(images: Image, new: list[int], members: list[Member]) -> dic
 def _corrected_member(member: Member, cache: Cache) -> npt.NDArray[Any]:
     """Return an image with its blobs at their usual position, or as it is if it has no correction yet."""
     if member.correction is None:
-        return _read(member, cache.bad_pixels)
+        return _read(member, cache)
     image = _loaded(member, cache)
     if image is None:
-        image = _corrected(_read(member, cache.bad_pixels), member.correction)
+        image = _corrected(_read(member, cache), member.correction)
         _keep(cache, member.sha256, image, member.correction)
     return image
 
 
-def _changes(images: Image, new: list[int], params: Difference) -> Image:
+def _changes(images: Image, new: list[int], params: Difference, detector: Detector) -> Image:
     """Return what to subtract from the new images to move their blobs to where the others have them.
 
     Without others, the usual position is the one that most of the new images share.
     """
     log.info("%d of the stack's %d images are registered from their files", len(new), len(images))
     changes = np.zeros_like(images[new])
-    if not params.register_shift:
+    if not (params.register_shift and detector.moves):
         return changes
 
     # twice, as images that are off blur the first median
@@ -420,13 +424,19 @@ def _changes(images: Image, new: list[int], params: Difference) -> Image:
         median = _median(np.concatenate([others, images[new] - changes]))
         pattern = blob_pattern(median)
         registered = np.concatenate([others, images[new]])
-        _, shifts = register_images(registered, median, pattern, n_first=n_others or None)
+        _, shifts = register_images(
+            registered,
+            median,
+            pattern,
+            largest_px=detector.motion.largest_px,
+            n_first=n_others or None,
+        )
         for change, shift in zip(changes, shifts[n_others:], strict=True):
             change[:] = _displacement(pattern, shift)
     return changes
 
 
-def _read(member: Member, bad_pixels: BadPixels) -> Image:
+def _read(member: Member, cache: Cache) -> Image:
     """Read an image from the first of its files that still holds it, NaN for missing and for bad pixels."""
     path = next((path for path in member.paths if _holds(path, member.sha256)), None)
     if path is None:
@@ -434,7 +444,7 @@ def _read(member: Member, bad_pixels: BadPixels) -> Image:
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
             "stack needs; put it back"
         )
-    data = bad_pixels.blank(fits_images.read_image(path), path).data
+    data = cache.bad_pixels.blank(fits_images.read_image(path, cache.detector), path).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 

@@ -235,6 +235,11 @@ ALTER TABLE images ADD COLUMN n_peaks INTEGER;  -- rows of peaks; NULL: not sear
 
 -- version 5
 
+-- The detector whose images a run has searched, as its file described it: JSON; empty: WFC3/IR, as in earlier versions.
+ALTER TABLE runs ADD COLUMN detector TEXT NOT NULL DEFAULT '';
+
+-- version 6
+
 -- The latest images together: what they show that no single one does, and when it landed.
 ALTER TABLE detections ADD COLUMN n_images INTEGER NOT NULL DEFAULT 1;  -- latest images in whose mean it was found
 CREATE TABLE depths (  -- of each candidate on each image, its place and shape fixed

@@ -21,8 +21,8 @@ from markupsafe import Markup
 
 from blobpipe import __version__
 from blobpipe.core import files
-from blobpipe.core.detector import SIDE_PX
 from blobpipe.errors import LogError
+from blobpipe.monitor import logbook
 from blobpipe.review import charts, formats, queries
 from blobpipe.review.queries import Choice, Row, Show, Values
 
@@ -113,6 +113,7 @@ def today(connection: sqlite3.Connection, reader: Reader) -> str:
         "today.html",
         reader,
         image=None if newest is None else _image(connection, newest),
+        detector=logbook.detector_of(connection),
         latest=queries.latest_images(connection, LATEST),
         counts=queries.decision_counts(connection),
     )
@@ -160,7 +161,8 @@ def image(connection: sqlite3.Connection, reader: Reader, number: int) -> str:
     """
     row = _image(connection, number)
     neighbours = queries.images_beside(connection, number)
-    return _render("image.html", reader, image=row, neighbours=neighbours)
+    detector = logbook.detector_of(connection)
+    return _render("image.html", reader, image=row, neighbours=neighbours, detector=detector)
 
 
 def images(connection: sqlite3.Connection, reader: Reader, choice: Choice, page: int = 1) -> str:
@@ -182,8 +184,15 @@ def blob_map(connection: sqlite3.Connection, reader: Reader, page: int = 1) -> s
     rows = queries.candidates(connection)
     listed = queries.part(page, LINES, len(rows))
     lines = rows[listed.offset : listed.offset + listed.size]
+    detector = logbook.detector_of(connection)
     return _render(
-        "map.html", reader, marks=_map_marks(rows), dates=_legend(rows), rows=lines, listed=listed
+        "map.html",
+        reader,
+        marks=_map_marks(rows, detector.height_px),
+        dates=_legend(rows),
+        rows=lines,
+        listed=listed,
+        detector=detector,
     )
 
 
@@ -285,7 +294,7 @@ def _of_everything(connection: sqlite3.Connection) -> tuple[str, str]:
         images=[],
         cards=cards,
         bad=queries.rejected_images(connection),
-        marks=_map_marks(rows),
+        marks=_map_marks(rows, logbook.detector_of(connection).height_px),
         dates=_legend(rows),
         **_timeline(connection),
     )
@@ -302,6 +311,7 @@ def _file(connection: sqlite3.Connection, anchors: set[tuple[str, int]], **conte
         style=Markup(asset("style.css")),
         as_of=last_logged,
         counts=queries.decision_counts(connection),
+        detector=logbook.detector_of(connection),
         **content,
     )
 
@@ -398,36 +408,37 @@ def _image(connection: sqlite3.Connection, number: int) -> Row:
             continue
         # a circle wide of the blob, so that the blob can be seen
         radius = 2.0 * (found["radius_px"] or 8.0) + 8.0
-        x, y = _picture_position(found)
+        x, y = _picture_position(found, logbook.detector_of(connection).height_px)
         decision = found["decision"] or "undecided"
         text = f"candidate {candidate}: probability {found['probability']:.3f}"
         row["marks"].append(Mark(candidate, x, y, round(radius, 1), decision, text))
     return row
 
 
-def _picture_position(row: Row) -> tuple[float, float]:
+def _picture_position(row: Row, height_px: int) -> tuple[float, float]:
     """Return a position on a picture, counted from its upper left corner, half a pixel from a pixel's centre."""
-    return round(row["x_px"] + 0.5, 1), round(SIDE_PX - 0.5 - row["y_px"], 1)
+    return round(row["x_px"] + 0.5, 1), round(height_px - 0.5 - row["y_px"], 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ map
 
 
-def _map_marks(rows: Iterable[Row]) -> list[Mark]:
+def _map_marks(rows: Iterable[Row], height_px: int) -> list[Mark]:
     """Return the marks of all candidates that have a date, the oldest first."""
     dated = [row for row in rows if row["first_mjd"] is not None]
     low, high = _date_range(dated)
     return [
-        _map_mark(row, charts.date_class(row["first_mjd"], low, high)) for row in reversed(dated)
+        _map_mark(row, charts.date_class(row["first_mjd"], low, high), height_px)
+        for row in reversed(dated)
     ]
 
 
-def _map_mark(row: Row, date_class: int) -> Mark:
+def _map_mark(row: Row, date_class: int, height_px: int) -> Mark:
     """Return the mark of a candidate on the map: its area grows with the depth."""
     smallest, largest = MARK_PX
     strength = min(1.0, max(0.0, row["depth_frac"] or 0.0) / FULL_FRAC)
     radius = smallest + (largest - smallest) * math.sqrt(strength)
-    x, y = _picture_position(row)
+    x, y = _picture_position(row, height_px)
     decision = row["decision"] or "undecided"
     day = formats.day(row["first_mjd"])
     depth = formats.percent(row["depth_frac"], row["depth_err_frac"])
@@ -578,7 +589,6 @@ ENVIRONMENT.globals |= {
     "kinds": KINDS,
     "persistence": PERSISTENCE,
     "graph": charts,
-    "side": SIDE_PX,
     "version": __version__,
 }
 

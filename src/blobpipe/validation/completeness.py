@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from blobpipe.core import blob_shapes, metrics, tables
 from blobpipe.core.arrays import FloatArray
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.random_streams import stream
 from blobpipe.detection import thresholds
 from blobpipe.detection.detectors import (
@@ -90,6 +91,7 @@ class Setting(NamedTuple):
     vetting: Vetting
     radii_px: tuple[float, ...]
     false_alarms_per_100_frames: float
+    instrument: Detector = DEFAULT
 
 
 class Detectors(NamedTuple):
@@ -150,7 +152,7 @@ def measure_completeness(
     matched_filter = MatchedFilter(setting.radii_px)
     stages = tables.image_table(raw_dir, difference_dir, scale_dir)
     images = stages.query("status == 'ok'").reset_index(drop=True)
-    blobs = tables.read_blobs(raw_dir)
+    blobs = tables.read_blobs(raw_dir, setting.instrument)
 
     # All three detectors at the same budget of false alarms
     levels = thresholds.baseline_thresholds(
@@ -169,7 +171,7 @@ def measure_completeness(
     )
 
     # Each image is used as often as the number of injections asks for
-    backgrounds = read_backgrounds(images, blobs, difference_dir, cutout_dir)
+    backgrounds = read_backgrounds(images, blobs, difference_dir, cutout_dir, setting.instrument)
     plan = draw(backgrounds, params)
     with ThreadPoolExecutor(params.threads) as pool:
         work = pool.map(lambda one: inject(one[0], one[1], detectors, setting), plan)
@@ -186,7 +188,11 @@ def measure_completeness(
 
 
 def read_backgrounds(
-    images: pd.DataFrame, blobs: pd.DataFrame, difference_dir: str | Path, cutout_dir: str | Path
+    images: pd.DataFrame,
+    blobs: pd.DataFrame,
+    difference_dir: str | Path,
+    cutout_dir: str | Path,
+    instrument: Detector = DEFAULT,
 ) -> list[Background]:
     """Read the images without a new blob that training has not seen."""
     training, _ = cutout.read_recipes(cutout_dir, "train")
@@ -197,7 +203,7 @@ def read_backgrounds(
     for i in np.flatnonzero(usable):
         image = images.iloc[i]
         known = blobs[landed < i]
-        observation = read_observation(image, known, difference_dir, template)
+        observation = read_observation(image, known, difference_dir, template, instrument)
         backgrounds.append(Background(str(image["frame"]), observation))
     return backgrounds
 
