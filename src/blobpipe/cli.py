@@ -296,6 +296,24 @@ def _scan(args: argparse.Namespace) -> int:
     )
 
 
+def _history(args: argparse.Namespace) -> int:
+    from blobpipe.history.archive import date_catalogue
+    from blobpipe.images.bad_pixels import read_bad_pixels
+
+    params = _params_if_any(args)
+    detector = _detector(params)
+    bad = read_bad_pixels(params.bad_pixels, args.bad_pixels, detector)
+    return date_catalogue(
+        args.folder,
+        args.catalogue,
+        args.out,
+        params.difference,
+        bad_pixels=bad,
+        detector=detector,
+        threads=params.detect.threads,
+    )
+
+
 def _calibrate(args: argparse.Namespace) -> None:
     from blobpipe.monitor.scan import calibrate, calibrate_log
 
@@ -589,6 +607,7 @@ GROUPS = {
         *("fetch", "flatten", "detector"),
     ),
     "single images": ("check", "scan", "calibrate"),
+    "an archive of images": ("history",),
     "settings and results of the pipeline": ("params", "gate"),
     "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
 }
@@ -609,6 +628,7 @@ EXAMPLES = {
     "check": "blobpipe check inbox/*.fits",
     "scan": "blobpipe scan image.fits --reference stack.fits --out scan",
     "calibrate": "blobpipe calibrate quiet --budget 5 --out operating_point.yaml",
+    "history": "blobpipe history archive --catalogue positions.csv --out dated",
     "params": "blobpipe params > params.yaml",
     "gate": "blobpipe gate --against HEAD",
 }
@@ -617,6 +637,7 @@ EXAMPLES = {
 FAILURES = {
     "check": "or a file cannot be searched",
     "scan": "or an image was rejected",
+    "history": "or an image was rejected",
     "gate": "or the regression test did not pass",
     "doctor": "or a check failed",
     "fetch": "or an exposure could not be downloaded",
@@ -673,6 +694,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands, shared)
     _add_scan(commands, shared)
     _add_calibrate(commands, shared)
+    _add_history(commands, shared)
     _add_quicklook(commands, shared)
     _add_log(commands, shared)
     _add_catalogue(commands, shared)
@@ -911,6 +933,28 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
         "--watch", action="store_true", help="keep running and search images as they arrive"
     )
     quicklook.set_defaults(work=_quicklook)
+
+
+def _add_history(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``history``."""
+    history = commands.add_parser(
+        "history",
+        parents=[shared.settings, shared.common],
+        description="find when the blobs of a catalogue landed, from all images of a folder",
+    )
+    history.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
+    history.add_argument(
+        "--catalogue",
+        type=Path,
+        required=True,
+        metavar="TABLE",
+        help="positions of blobs: x_px, y_px, and radius_px if it is known",
+    )
+    history.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the tables"
+    )
+    _add_bad_pixels(history)
+    history.set_defaults(work=_history)
 
 
 def _add_log(commands: Commands, shared: _Shared) -> None:

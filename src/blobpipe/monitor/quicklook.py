@@ -56,6 +56,10 @@ from blobpipe.errors import (
     internal_fault,
     printable,
 )
+from blobpipe.history import deep
+from blobpipe.history.deep import SettledImage
+from blobpipe.history.depths import Depths, measure_histories
+from blobpipe.history.landing import date_history
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.clip import clip_image
@@ -263,6 +267,31 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class DeepResult:
+    """What the latest images show together, this one among them.
+
+    Attributes
+    ----------
+    found : DataFrame
+        New blobs that have landed and stayed: columns of `deep.find_deep_blobs`, at their usual place.
+    images : list of str
+        SHA-256 of the latest images, in order of date.
+    places : DataFrame
+        x_px, y_px, radius_px of what is new on this image, alone or together (usual places).
+    depths : Depths
+        Of these places on these images, shape (images, places).
+    settled : SettledImage
+        This image.
+    """
+
+    found: pd.DataFrame
+    images: list[str]
+    places: pd.DataFrame
+    depths: Depths
+    settled: SettledImage
+
+
+@dataclass(frozen=True)
 class ImageResult:
     """Everything that the log keeps of an image; an image that was not searched has a row only.
 
@@ -291,6 +320,7 @@ class ImageResult:
     pictures: Pictures | None = None
     corrections: dict[str, bytes] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    deep: DeepResult | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------- runs
@@ -919,7 +949,72 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
 
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
     result = _search_difference(row, difference, template, shift, blobs, run)
-    return replace(result, corrections=corrections, rejected=stack.rejected)
+    result = replace(result, corrections=corrections, rejected=stack.rejected)
+    if not stack.n_images:
+        return result
+    return replace(result, deep=_search_latest(result, difference, template, shift, blobs, run))
+
+
+def _search_latest(
+    result: ImageResult,
+    difference: Image,
+    template: Template,
+    shift: Shift,
+    blobs: KnownBlobs,
+    run: Run,
+) -> DeepResult:
+    """Search the latest images together, up to the one that has just been searched alone."""
+    row = result.row
+    assert template.stack is not None
+    candidates = result.candidates
+    detected = candidates[candidates["score"] >= run.detector.threshold]
+    clear = detected[detected["status"].isin(["new", "known"])]
+    alone = detected[detected["status"] == "new"]
+    settled = deep.settle(difference, template.stack, shift, clear=clear)
+    latest, members = running_stack.latest_before(
+        run.connection, run.cache, row["mjd"], template.stack
+    )
+    running_stack.keep_settled(run.cache, row["sha256"], settled)
+    latest.add(settled)
+
+    # What the image shows alone, and blobs that have landed, are no news
+    alone = alone.assign(x_px=alone["x_px"] - shift.x_px, y_px=alone["y_px"] - shift.y_px)
+    places = [*PLACE_COLUMNS]
+    known = pd.concat([blobs.known[places], blobs.landed[places], alone[places]])
+    found = deep.find_deep_blobs(
+        latest,
+        template,
+        run.detector,
+        deep.thresholds(run.detector.threshold, run.params.deep),
+        catalogue=known,
+        vetting=run.params.vetting,
+        instrument=run.instrument,
+    )
+    found = found[found["status"] == "new"].reset_index(drop=True)
+
+    # Of the rest count those that have landed and stayed
+    new = pd.concat([found[places], alone[places]], ignore_index=True)
+    depths = measure_histories(latest.images, new)
+    mjd = np.array([*(member.mjd for member in members), row["mjd"]])
+    persistent = [
+        _is_persistent(mjd, depths.depth_frac[:, k], depths.error_frac[:, k])
+        for k in range(len(found))
+    ]
+    return DeepResult(
+        found[persistent],
+        [*(member.sha256 for member in members), row["sha256"]],
+        new,
+        depths,
+        settled,
+    )
+
+
+def _is_persistent(
+    mjd: npt.NDArray[np.float64], depth: npt.NDArray[Any], error: npt.NDArray[Any]
+) -> bool:
+    """Return whether a history is that of a blob that has landed and stayed."""
+    landing = date_history(mjd, depth, error)
+    return landing is not None and landing.is_persistent
 
 
 def _search_difference(
@@ -1083,6 +1178,96 @@ def _log_findings(image: int, result: ImageResult, run: Run) -> None:
         for kind, png in result.pictures.draw(row).items():
             picture = {"image": image, "detection": detection, "kind": kind, "type": "image/png"}
             logbook.insert(connection, "pictures", picture | {"bytes": png})
+    if result.deep is not None:
+        _log_deep(image, result.deep, run)
+
+
+def _log_deep(image: int, found: DeepResult, run: Run) -> None:
+    """Log what the latest images show together, the depths of all candidates, and when each landed."""
+    connection = run.connection
+    columns = (*DETECTION_COLUMNS, "probability", "n_images")
+    for _, row in found.found.iterrows():
+        place = {"x_px": row["x_px"], "y_px": row["y_px"]}
+        candidate = logbook.insert(
+            connection, "candidates", {"image": image, "status": "seen_again", **place}
+        )
+        measured = {name: row[name] for name in columns}
+        logbook.insert(
+            connection, "detections", {"image": image, "candidate": candidate, **measured}
+        )
+
+    # Depths of all candidates on this image; of new ones on those before, too
+    live = pd.read_sql_query(
+        "SELECT l.id, l.x_px, l.y_px, l.radius_px, l.status FROM candidate_list l "
+        "WHERE l.radius_px IS NOT NULL AND l.decision != 'rejected' AND l.status != 'faded' ORDER BY l.id",
+        connection,
+    )
+    now = measure_histories([found.settled], live)
+    for k, candidate in enumerate(live["id"].tolist()):
+        _log_depths(connection, [image], candidate, now.depth_frac[:, k], now.error_frac[:, k])
+    marks = ", ".join("?" * len(found.images))
+    ids = dict(
+        connection.execute(f"SELECT sha256, id FROM images WHERE sha256 IN ({marks})", found.images)
+    )
+    numbers = [ids[sha256] for sha256 in found.images]
+    pairs = pair(
+        live[["x_px", "y_px"]].to_numpy(float),
+        found.places[["x_px", "y_px"]].to_numpy(float),
+        run.params.quicklook.match_px,
+    )
+    for i, k in pairs.tolist():
+        candidate = int(live["id"].iloc[i])
+        _log_depths(
+            connection,
+            numbers,
+            candidate,
+            found.depths.depth_frac[:, k],
+            found.depths.error_frac[:, k],
+        )
+
+    # The date of a landing changes as long as later images are compared with those before it
+    for candidate in live["id"].tolist():
+        _date_candidate(connection, candidate)
+
+
+def _log_depths(
+    connection: sqlite3.Connection,
+    images: list[int],
+    candidate: int,
+    depth: npt.NDArray[Any],
+    error: npt.NDArray[Any],
+) -> None:
+    """Log the depth of a candidate on some images, unless it is there or has none."""
+    rows = [
+        (image, candidate, float(depth[i]), float(error[i]))
+        for i, image in enumerate(images)
+        if np.isfinite(depth[i])
+    ]
+    connection.executemany("INSERT OR IGNORE INTO depths VALUES (?, ?, ?, ?)", rows)
+
+
+def _date_candidate(connection: sqlite3.Connection, candidate: int) -> None:
+    """Date the landing of a candidate from its depths; one that has landed and stayed is seen again."""
+    rows = connection.execute(
+        "SELECT i.id, i.mjd, d.depth_frac, d.depth_err_frac FROM depths d JOIN images i ON i.id = d.image "
+        "WHERE d.candidate = ? AND i.outcome != 'rejected' AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
+        (candidate,),
+    ).fetchall()
+    images, mjd, depth, error = np.array([tuple(row) for row in rows]).reshape(-1, 4).T
+    landing = date_history(mjd, depth, error)
+    if landing is None:
+        return
+    columns: dict[str, Any] = {
+        "history": landing.verdict,
+        "after_mjd": landing.after_mjd,
+        "before_mjd": landing.before_mjd,
+        "level_frac": landing.level_frac,
+        "step_frac": landing.depth_frac,
+        "step_err_frac": landing.depth_err_frac,
+    }
+    if landing.is_persistent:
+        columns |= {"status": "seen_again", "image": int(images[landing.first])}
+    logbook.update(connection, "candidates", candidate, columns)
 
 
 def _log_peaks(image: int, result: ImageResult, connection: sqlite3.Connection) -> None:

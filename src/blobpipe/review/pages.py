@@ -79,7 +79,9 @@ class Card:
     reviews : list of dict
         The latest first.
     history : Graph or None
-        Depth by date, of the sightings and of other detections near them.
+        Depth by date, on each image with the fitted step; or of the sightings and of other detections near them.
+    landing : str
+        When it landed and how it was found, in words; empty if not known.
     """
 
     row: Row
@@ -87,6 +89,7 @@ class Card:
     sightings: list[Row]
     reviews: list[Row]
     history: charts.Graph | None
+    landing: str
 
 
 class Mark(NamedTuple):
@@ -324,13 +327,55 @@ def _card(connection: sqlite3.Connection, row: Row) -> Card:
     others = queries.other_detections(connection, row)
     samples = [_sample(detection, "sighting") for detection in sightings]
     samples += [_sample(detection, "other") for detection in others]
+    # where depths have been measured on all images, they replace those of the detections
+    if depths := queries.depths(connection, number):
+        samples = [_depth_sample(depth) for depth in depths]
     history = [sample for sample in samples if sample is not None]
     return Card(
         row=row,
         pictures=queries.candidate_pictures(connection, number),
         sightings=sightings,
         reviews=queries.reviews(connection, number),
-        history=charts.scatter(history, from_zero=True),
+        history=charts.scatter(history, from_zero=True, line=_step(row, history)),
+        landing=_landing(row),
+    )
+
+
+def _landing(row: Row) -> str:
+    """Say when a candidate landed and how it was found, as far as that is known."""
+    parts = []
+    if row["n_images"] > 1:
+        parts.append(f"found in the mean of {row['n_images']} images")
+    if row["history"] == "landed":
+        between = " and ".join(formats.day(row[name]) for name in ("after_mjd", "before_mjd"))
+        parts.append(f"landed between {between} (90 %)")
+    elif row["history"]:
+        parts.append(f"by its depths: {row['history'].replace('_', ' ')}")
+    return "; ".join(parts)
+
+
+def _step(row: Row, history: list[charts.Sample]) -> list[tuple[float, float]]:
+    """Return the fitted step of a landing, as dates and depths (%); empty without one."""
+    if row["history"] != "landed" or row["first_mjd"] is None or not history:
+        return []
+    dates = [sample.mjd for sample in history]
+    before = 100 * row["level_frac"]
+    since = before + 100 * row["step_frac"]
+    first = row["first_mjd"]
+    return [(min(dates), before), (first, before), (first, since), (max(dates), since)]
+
+
+def _depth_sample(depth: Row) -> charts.Sample:
+    """Return the depth of a candidate (%) on an image, hollow where the image alone does not show it."""
+    value = depth["depth_frac"]
+    error = depth["depth_err_frac"]
+    return charts.Sample(
+        mjd=depth["mjd"],
+        value=100 * value,
+        low=100 * (value - error),
+        high=100 * (value + error),
+        kind="sighting" if depth["seen"] else "other",
+        text=f"{depth['name']}, {formats.day(depth['mjd'])}: {formats.percent(value, error)}",
     )
 
 

@@ -181,6 +181,18 @@ def sightings(connection: sqlite3.Connection, number: int) -> list[Row]:
     )
 
 
+def depths(connection: sqlite3.Connection, number: int) -> list[Row]:
+    """Return the depth of a candidate on each image, its place and shape fixed, by date."""
+    return _rows(
+        connection,
+        """SELECT d.*, i.name, i.mjd, i.id AS image, EXISTS (SELECT 1 FROM detections s
+            WHERE s.candidate = d.candidate AND s.image = d.image) AS seen
+        FROM depths d JOIN images i ON i.id = d.image
+        WHERE d.candidate = ? AND i.superseded_by IS NULL ORDER BY i.mjd, i.id""",
+        number,
+    )
+
+
 def other_detections(connection: sqlite3.Connection, row: Row) -> list[Row]:
     """Return the detections near a candidate that are not its own, by date."""
     x = row["x_px"]
