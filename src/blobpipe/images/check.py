@@ -9,6 +9,7 @@ import numpy as np
 
 from blobpipe.core import fits_images
 from blobpipe.errors import FrameError, printable
+from blobpipe.images.flatten import is_exposure
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ def describe(path: str | Path) -> Description:
     if finite.any():
         median, noise = fits_images.median_and_noise(frame.data)
         parts.append(f"median {median:.4g}, noise {noise:.4g} {header.get('BUNIT', '')}".strip())
+    if is_exposure(frame):
+        fault = (
+            "a calibrated exposure, expected a blob image; make one with 'blobpipe flatten' "
+            "(quicklook takes the exposure as it is)"
+        )
+        return Description(path, ", ".join(parts), fault)
     fault = ""
     try:
         fits_images.require_usable(frame, path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,16 +95,51 @@ def flatten_exposure(
     Source: this project; the convention of blob images is that of ISR 2021-08.
     """
     path = Path(path)
+    bad = bad_pixels or BadPixels()
+    frame = bad.blank_files(_require_full_frame(fits_images.read_frame(path), path), path)
+    loss = _loss_of(frame, path, bad)
+
+    out = output(path, out_dir)
+    noise = fits_images.median_and_noise(loss)[1]
+    fits_images.write_image(out, loss, name="SCI", header=_header(path, frame, bad), sigma=noise)
+    return out
+
+
+def is_exposure(frame: fits_images.Frame) -> bool:
+    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
+    unit = str(frame.header.get("BUNIT", "")).upper()
+    return frame.dq is not None and unit.startswith(("ELECTRON", "COUNT"))
+
+
+def read_blob_image(path: str | Path, bad_pixels: BadPixels) -> fits_images.Frame:
+    """Read a blob image without its bad pixels; of a calibrated exposure, make one as `flatten_exposure` does.
+
+    Raises
+    ------
+    FrameError
+        If it cannot be read, or is an exposure that cannot be flattened.
+    """
+    path = Path(path)
     frame = fits_images.read_frame(path)
+    if not is_exposure(frame):
+        return bad_pixels.blank(frame, path)
+    frame = bad_pixels.blank_files(_require_full_frame(frame, path), path)
+    return replace(frame, data=_loss_of(frame, path, bad_pixels))
+
+
+def _require_full_frame(frame: fits_images.Frame, path: Path) -> fits_images.Frame:
+    """Refuse an exposure that is not a full frame."""
     if frame.data.shape != (SIDE_PX, SIDE_PX):
         ny, nx = frame.data.shape
         raise FrameError(
             f"{path}: found {nx}x{ny} pixels, expected a full frame, 1014x1014 (FLT) or 1024x1024 (IMA); leave it out"
         )
+    return frame
 
+
+def _loss_of(frame: fits_images.Frame, path: Path, bad: BadPixels) -> Image:
+    """Return the light that is missing on an exposure, NaN where a pixel is flagged and on the border."""
     # The reference pixels see no light
-    bad = bad_pixels or BadPixels()
-    frame = bad.blank_files(frame, path)
     science = _without_border(frame.data)
     flags = _without_border(_require_flags(path, frame.dq))
     good = np.where(_bad(science, flags, bad.dq_flags), np.float32(np.nan), science)
@@ -112,12 +148,7 @@ def flatten_exposure(
         loss = light_loss(science, flags, bad.dq_flags)
     except FrameError as error:
         raise FrameError(f"{path}: {error}") from error
-    loss = np.pad(loss, BORDER_PX, constant_values=np.nan)
-
-    out = output(path, out_dir)
-    noise = fits_images.median_and_noise(loss)[1]
-    fits_images.write_image(out, loss, name="SCI", header=_header(path, frame, bad), sigma=noise)
-    return out
+    return np.pad(loss, BORDER_PX, constant_values=np.nan)
 
 
 def output(path: str | Path, out_dir: str | Path) -> Path:

@@ -406,6 +406,12 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
     flt : bool
         Write them for images of 1014 x 1014 pixels, without the reference pixels.
     """
+    with files.atomic(path) as temporary:
+        temporary.write_text(regions_text(blobs, flt=flt), encoding="utf-8")
+
+
+def regions_text(blobs: pd.DataFrame, *, flt: bool = False) -> str:
+    """Return the text of a DS9 region file, as for `write_regions`."""
     # from 0-based pixels with reference pixels to 1-based ones, with or without them
     shift = 1 - BORDER_PX if flt else 1
     lines = [
@@ -414,8 +420,7 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
         "image",
     ]
     lines += [_circle(blob, shift) for blob in blobs.to_dict("records")]
-    with files.atomic(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _circle(blob: dict[Any, Any], shift: int) -> str:

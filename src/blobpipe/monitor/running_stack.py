@@ -28,6 +28,7 @@ from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image
 from blobpipe.errors import FrameError
 from blobpipe.images.bad_pixels import BadPixels
+from blobpipe.images.flatten import read_blob_image
 from blobpipe.images.noise import noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern, register_images
@@ -424,7 +425,7 @@ def _read(member: Member, bad_pixels: BadPixels) -> Image:
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
             "stack needs; put it back"
         )
-    data = bad_pixels.blank(fits_images.read_image(path), path).data
+    data = read_blob_image(path, bad_pixels).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 
