@@ -252,6 +252,29 @@ def test_the_help_of_a_command_has_purpose_example_and_statuses() -> None:
         assert len(text.splitlines()) <= 60, name
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_can_complete_commands_options_and_files(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--completion", shell])
+    assert ended.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("quicklook", "catalogue", "completion"))
+
+
+def test_the_completion_of_bash_works(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--completion", "bash"])
+    script = capsys.readouterr().out
+    words = script + (
+        "\nCOMP_WORDS=(blobpipe quick); COMP_CWORD=1; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(blobpipe quicklook --catal); COMP_CWORD=2; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+    )
+    done = subprocess.run(["bash"], input=words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["quicklook", "--catalogue"]
+
+
 def test_the_help_of_log_names_its_tables() -> None:
     [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
     choices: dict[str, argparse.ArgumentParser] = commands.choices  # type: ignore[assignment]

@@ -705,7 +705,7 @@ def _prune_pixels(connection: sqlite3.Connection, log_path: Path) -> None:
         (thumbnails.KEPT,),
     )
     kept = {row["sha256"] for row in newest}
-    for path in thumbnails.pixels_path(log_path, "", "").parent.glob("*.*"):
+    for path in thumbnails.pixels_folder(log_path).glob("*"):
         # the temporary files of a killed run have other stems
         if path.stem not in kept:
             path.unlink(missing_ok=True)

@@ -177,6 +177,11 @@ def _encode(picture: Any, form: str, **settings: Any) -> bytes:
 # ---------------------------------------------------------------------------------------------------------- pixels
 
 
+def pixels_folder(log_path: Path) -> Path:
+    """Return the folder of the packed pixels of a log, which holds nothing else."""
+    return log_path.with_name("pixels")
+
+
 def pixels_path(log_path: Path, sha256: str, plane: str) -> Path:
     """Return the file of the packed pixels of an image of a log.
 
@@ -188,7 +193,7 @@ def pixels_path(log_path: Path, sha256: str, plane: str) -> Path:
     plane : str
         ``difference`` or ``map``.
     """
-    return log_path.with_name("pixels") / f"{sha256}.{plane}"
+    return pixels_folder(log_path) / f"{sha256}.{plane}"
 
 
 def step_of(noise: float) -> float:
@@ -213,7 +218,7 @@ def pack(image: Image, step: float) -> bytes:
         After `HEADER`, for each pixel from the lower left on the low byte of ``round(value / step) + SHIFT``, then
         the high bytes; as signed 16-bit numbers, of which `MISSING` marks no value.
     """
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         steps = np.clip(np.rint(image / np.float32(step)) + SHIFT, MISSING + 1, 2**15 - 1)
         packed = np.where(np.isfinite(image), steps, MISSING).astype("<i2").view(np.uint8)
     ny, nx = image.shape

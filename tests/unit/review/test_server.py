@@ -286,7 +286,7 @@ def test_several_candidates_are_decided_at_once_and_undone(own: Path) -> None:
     page = browser.get(answer.headers["location"]).text
     assert "2 candidates (1, 3): rejected." in page
 
-    undo = browser.form(done="1-2")
+    undo = browser.form(done="1-2", candidate="")
     assert browser.post("/undo", undo).headers["location"] == "/queue?done=3-4"
     assert decisions_of(own) == before
     assert "2 candidates (1, 3): undecided again." in browser.get("/queue?done=3-4").text

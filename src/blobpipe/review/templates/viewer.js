@@ -101,7 +101,8 @@ function start(figure) {
   if (names.length) { stage.before(tools); tools.append(label); }
 
   // What is under the pointer, beside the picture
-  const output = made("dl", { class: "readout", role: "status", "aria-live": "off" });
+  const list = made("dl");
+  const output = made("div", { class: "readout", role: "status", "aria-live": "off" }, list);
   beside.prepend(output, made("p", { class: "quiet keys", id: "viewer-keys" },
     "Drag or pinch to move and zoom, wheel to zoom. With the picture in focus: arrows move the pointer by a pixel, with Shift by ten; " +
     "the keys on the buttons."));
@@ -109,7 +110,7 @@ function start(figure) {
   const lines = {};
   for (const name of ["Shown", "Pixel, 0-based", ...(frame.flt === null ? ["Pixel, 1-based"] : ["FLT, 1-based"]), "Value", "Zoom"]) {
     lines[name] = made("dd");
-    output.append(made("div", {}, made("dt", {}, name), lines[name]));
+    list.append(made("div", {}, made("dt", {}, name), lines[name]));
   }
 
   function value() {
