@@ -244,7 +244,7 @@ def _say_when_compiling() -> None:
     """Say once if kernels have to be compiled, which takes a while at the first use on a machine."""
     from numba.core import event
 
-    class Listener(event.Listener):  # type: ignore[misc]
+    class Listener(event.Listener):
         said = False
 
         def on_start(self, event: object) -> None:
@@ -255,7 +255,7 @@ def _say_when_compiling() -> None:
         def on_end(self, event: object) -> None:
             pass
 
-    event.register("numba:compile", Listener())
+    event.register("numba:compile", Listener())  # type: ignore[no-untyped-call]
 
 
 def _scan(args: argparse.Namespace) -> int:
@@ -620,7 +620,7 @@ class _Completion(argparse.Action):
         parser.exit()
 
 
-def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, str]) -> None:
+def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> None:
     """Let every argument that is a path, of a command and of what it consists of, be completed as one."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

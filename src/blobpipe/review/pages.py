@@ -49,6 +49,7 @@ LATEST = 8  # images listed on the first page
 MARK_PX = (9.0, 30.0)  # radius on the map of the faintest mark, and of one of depth FULL_FRAC
 FULL_FRAC = 0.15  # depth (fraction of the light) from which marks grow no more
 ORDER_NAMES = {"date": "date", "probability": "probability", "snr": "S/N"}  # of the queue
+KNOWN_MARGIN_PX = 3.0  # from the edge of a known blob to its circle
 SAME_PX = 5.0  # distance (px) within which a blob of the catalogue is one that is marked already
 DAYS = 92  # length (d) of the timeline up to which its table has a row for each day, not month
 
@@ -427,8 +428,9 @@ def _image(connection: sqlite3.Connection, number: int) -> Row:
 
 
 def _mark(image: Row, place: Row, number: int, kind: str, text: str, label: str) -> Mark:
-    """Return a circle around a blob, wide of it, so that the blob can be seen."""
-    radius = 2.0 * (place["radius_px"] or 8.0) + 8.0
+    """Return a circle around a blob: wide of a candidate, so that it can be seen, and close to a known blob."""
+    radius = place["radius_px"] or planes.USUAL_RADIUS_PX
+    radius = radius + KNOWN_MARGIN_PX if kind == "known" else 2.0 * radius + 8.0
     x, y = _picture_position(place, image["ny"])
     return Mark(number, x, y, round(radius, 1), kind, text, label)
 
@@ -500,6 +502,7 @@ def _live_image(connection: sqlite3.Connection, number: int) -> Row:
         "ny": row["ny"],
         "flt": planes.flt_shift((row["ny"], row["nx"])),
         "name": row["name"],
+        "order": own,
         "planes": {
             plane: {"address": f"/pixels/{number}/{plane}", "name": PLANES[plane], "key": key}
             for plane, key in planes.PLANES.items()
@@ -535,7 +538,7 @@ def regions(connection: sqlite3.Connection, number: int, *, flt: bool) -> str:
     for mark in row["marks"]:
         if mark.kind == "known":
             place = {"x_px": mark.x - 0.5, "y_px": row["ny"] - 0.5 - mark.y}
-            radius = {"radius_px": (mark.radius - 8.0) / 2.0, "depth_frac": None}
+            radius = {"radius_px": mark.radius - KNOWN_MARGIN_PX, "depth_frac": None}
             marked.append({**place, **radius, "blob": mark.label, "status": "known"})
     return planes.regions(marked, flt=flt)
 

@@ -315,7 +315,7 @@ def test_a_probability_is_the_mean_of_the_sightings_that_were_judged_new(tmp_pat
     n = log.execute("SELECT count(*) FROM detections WHERE candidate = 1").fetchone()[0] - 3
     row = queries.candidate(log, 1)
     assert row["probability"] == pytest.approx((0.2 * (n - 1) + 0.8) / n)
-    assert f"mean of {n} sightings" in pages.candidate(log, READER, 1)
+    assert f"mean of {n}</abbr>" in pages.candidate(log, READER, 1)
     with logbook.writing(log):
         log.execute("UPDATE detections SET status = 'known' WHERE candidate = 1")
     best = log.execute(

@@ -83,3 +83,8 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
 
 // After a decision the server names the candidate to go on with.
 show(cards.find((card) => "#" + card.id === location.hash));
+
+// A browser leaves what is half in sight where it is; in a wide table the rest would stay hidden.
+document.addEventListener("focusin", ({ target }) => {
+  if (target.closest(".wide table")) target.scrollIntoView({ block: "nearest", inline: "nearest" });
+});

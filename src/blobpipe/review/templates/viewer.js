@@ -54,7 +54,7 @@ function start(figure) {
   const frame = JSON.parse(figure.dataset.view);
   const svg = figure.querySelector("svg");
   const beside = figure.parentElement.querySelector(".beside");
-  const names = Object.keys(frame.planes);
+  const names = frame.order;
   const state = {
     plane: names[0], stretch: "4", x: frame.nx >> 1, y: frame.ny >> 1,
     zoom: 1, left: 0, top: 0, before: false, timer: 0, shown: null, pixels: null,
@@ -123,7 +123,7 @@ function start(figure) {
     if (Number.isNaN(here)) return "no value";
     if (state.plane === "map") return `probability ${here.toFixed(2)}`;
     const sigmas = (here - found.median) / found.sigma;
-    return `${number(100 * here, 2)} % of the light lost, ${number(sigmas, 1)} σ`;
+    return `${number(100 * here, 2)} % of the light lost, ${number(sigmas, 1)}\u00a0σ`;
   }
 
   function number(of, digits) {
