@@ -624,7 +624,11 @@ def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> No
     """Let every argument that is a path, of a command and of what it consists of, be completed as one."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
+            for name, command in action.choices.items():
+                action.help = None
+                # shtab completes the commands that the help lists by itself, which ours does not
+                listed = action._ChoicesPseudoAction(name, [], command.description or name)  # type: ignore[attr-defined]
+                action._choices_actions.append(listed)
                 _complete_paths(command, kind)
         elif action.type is Path or action.dest == "params":
             action.complete = kind  # type: ignore[attr-defined]
@@ -642,9 +646,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--completion",
         action=_Completion,
         choices=("bash", "zsh", "tcsh"),
-        help='print what completes this command in a shell: eval "$(blobpipe --completion bash)"',
+        metavar="SHELL",
+        help="print what completes commands in bash, zsh or tcsh",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
     shared = _shared_options()
     _add_stages(commands, shared)
     _add_check(commands, shared)
@@ -676,6 +683,8 @@ def _describe_commands(parser: argparse.ArgumentParser, commands: Commands) -> N
         lines.append("")
     lines.append("'blobpipe COMMAND --help' describes a command, with an example.")
     parser.epilog = "\n".join(lines)
+    # argparse itself would leave out what has no help
+    parser.usage = "%(prog)s [-h] [--version] [--completion SHELL] COMMAND ..."
     for name, command in commands.choices.items():
         one = f"an error{' ' * (name in FAILURES)}{FAILURES.get(name, '')}"
         command.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -500,12 +500,16 @@ def test_quicklook_has_its_folder_log_and_model(
     assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), options), {})]
 
 
-def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(
+def test_the_log_is_printed_without_hashes_unless_all_of_it_is_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthetic_log.make_log(Path(cli.LOG), 40).close()
     assert cli.main(["log", "runs"]) == 0
-    assert f" {'a' * 12} " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "aaa" not in out
+    assert "not shown: model_sha256" in out
+    assert cli.main(["log", "runs", "--wide"]) == 0
+    assert f" {'a' * 64} " in capsys.readouterr().out
     assert cli.main(["log", "notices"]) == 0
     assert capsys.readouterr().out == "notices: no rows\n"
     assert cli.main(["log", "runs", "--out", "runs.csv"]) == 0

@@ -9,7 +9,6 @@ import numpy as np
 
 from blobpipe.core import fits_images
 from blobpipe.errors import FrameError, printable
-from blobpipe.images.flatten import is_exposure
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,12 @@ class Description:
         verdict = f"not usable: {self.fault}" if self.fault else "usable"
         text = f"{self.found}; {verdict}" if self.found else verdict
         return printable(f"{self.path}: {text}")
+
+
+def is_exposure(frame: fits_images.Frame) -> bool:
+    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
+    unit = str(frame.header.get("BUNIT", "")).upper()
+    return frame.dq is not None and unit.startswith(("ELECTRON", "COUNT"))
 
 
 def describe(path: str | Path) -> Description:

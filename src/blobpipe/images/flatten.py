@@ -21,6 +21,7 @@ from blobpipe.core.arrays import Image, Int64Array, Mask
 from blobpipe.core.detector import BORDER_PX, SIDE_PX
 from blobpipe.errors import FrameError
 from blobpipe.images.bad_pixels import DEFAULTS, BadPixels
+from blobpipe.images.check import is_exposure
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -103,12 +104,6 @@ def flatten_exposure(
     noise = fits_images.median_and_noise(loss)[1]
     fits_images.write_image(out, loss, name="SCI", header=_header(path, frame, bad), sigma=noise)
     return out
-
-
-def is_exposure(frame: fits_images.Frame) -> bool:
-    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
-    unit = str(frame.header.get("BUNIT", "")).upper()
-    return frame.dq is not None and unit.startswith(("ELECTRON", "COUNT"))
 
 
 def read_blob_image(path: str | Path, bad_pixels: BadPixels) -> fits_images.Frame:

@@ -235,9 +235,8 @@ def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(
             tuple("seen_again" if value == "confirmed" else value for value in row)
             for row in before[name]
         ]
-        assert sorted(tuple(row) for row in log.execute(f"SELECT * FROM {name}")) == sorted(rows), (
-            name
-        )
+        found = [tuple(row) for row in log.execute(f"SELECT {columns[name]} FROM {name}")]
+        assert sorted(found) == sorted(rows), name
     told = log.execute("SELECT key, subject, text FROM notices WHERE candidate = 5").fetchone()
     assert tuple(told) == (
         *("candidate-5-seen_again", "blobpipe: blob seen again at x 1"),
@@ -539,5 +538,6 @@ def test_every_table_fits_and_says_what_it_leaves_out(
     with contextlib.closing(logbook.connect(path)) as connection:
         columns = set(logbook.table(connection, table).columns)
     if len(lines) > 1:
-        named = set(re.findall(r"[\w]+", " ".join([lines[0], *lines[lines.index("") :]])))
+        rest = lines[lines.index("") :] if "" in lines else []
+        named = set(re.findall(r"\w+", " ".join([lines[0], *rest])))
         assert {name for name in columns if "_err_" not in name} <= named
