@@ -627,7 +627,7 @@ def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> No
             for name, command in action.choices.items():
                 action.help = None
                 # shtab completes the commands that the help lists by itself, which ours does not
-                listed = action._ChoicesPseudoAction(name, [], command.description or name)  # type: ignore[attr-defined]
+                listed = action._ChoicesPseudoAction(name, [], command.description or name)
                 action._choices_actions.append(listed)
                 _complete_paths(command, kind)
         elif action.type is Path or action.dest == "params":
