@@ -108,12 +108,17 @@ def fit_size_law(catalogue: pd.DataFrame, shape: tuple[int, ...]) -> SizeLaw | N
         return None
 
     # Relative residuals, since the scatter is relative; outliers count linearly
+    relative: FloatArray = np.asarray(design / radius[:, None])
+
     def residuals(plane: FloatArray) -> FloatArray:
-        return np.asarray((design @ plane) / radius - 1)
+        return np.asarray(relative @ plane - 1)
+
+    def slopes(plane: FloatArray) -> FloatArray:
+        return relative
 
     start = np.array([np.median(radius), 0.0, 0.0])
     scales = np.array([1.0, 1e-3, 1e-3])
-    fit = least_squares(residuals, start, loss="soft_l1", f_scale=0.15, x_scale=scales)
+    fit = least_squares(residuals, start, slopes, loss="soft_l1", f_scale=0.15, x_scale=scales)
 
     # A law must be positive everywhere, and the radii must scatter about it as measured ones do
     ny, nx = shape

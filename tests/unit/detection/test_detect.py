@@ -400,6 +400,7 @@ def test_joint_score_has_as_many_weights_as_said() -> None:
             "snr": [7.0],
             "misfit": [1.0],
             "radius_ratio": [1.0],
+            "radius_px": [4.0],
             "line_snr": [1.0],
         }
     )
