@@ -33,6 +33,7 @@ CONFLICT = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0)]
+LogOdds = Annotated[float, Field(ge=-20, le=20)]
 HOST_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"  # RFC 1123, and the _ of private names
 LONGEST_HOST = 253  # characters; RFC 1035
 MAILBOX = r"[\w!#$%&'*+/=?^`{|}~-]+(\.[\w!#$%&'*+/=?^`{|}~-]+)*"  # RFC 5321, without quotes
@@ -619,6 +620,17 @@ class Detect(Section):
     threads: int = Field(2, ge=1, le=256, description="Images searched in parallel (count).")
 
 
+class Deep(Section):
+    """Search of the latest images together (not in the report)."""
+
+    margins: tuple[LogOdds, LogOdds, LogOdds, LogOdds, LogOdds] = Field(
+        (2.0, 1.9, 1.6, 1.1, 1.6),
+        description="By how much the thresholds of the latest 2, 4, 8, 16 and 32 images together lie "
+        "above that of a single one (log-odds). Chosen on 166 simulated images, so that all depths "
+        "together keep the budget of false alarms.",
+    )
+
+
 class Evaluate(Section):
     """Evaluation on validation subframes (ISR 6)."""
 
@@ -1061,6 +1073,7 @@ class Params(Section):
     dense: Dense = Dense()
     vetting: Vetting = Vetting()
     detect: Detect = Detect()
+    deep: Deep = Deep()
     evaluate: Evaluate = Evaluate()
     regression: Regression = Regression()
     completeness: Completeness = Completeness()

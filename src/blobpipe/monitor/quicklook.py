@@ -56,11 +56,16 @@ from blobpipe.errors import (
     internal_fault,
     printable,
 )
+from blobpipe.history import deep
+from blobpipe.history.deep import SettledImage
+from blobpipe.history.depths import Depths, measure_histories
+from blobpipe.history.landing import date_history
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
 from blobpipe.images.difference import subtract
+from blobpipe.images.flatten import read_blob_image
 from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.scale import scale_image
@@ -263,6 +268,31 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class DeepResult:
+    """What the latest images show together, this one among them.
+
+    Attributes
+    ----------
+    found : DataFrame
+        New blobs that have landed and stayed: columns of `deep.find_deep_blobs`, at their usual place.
+    images : list of str
+        SHA-256 of the latest images, in order of date.
+    places : DataFrame
+        x_px, y_px, radius_px of what is new on this image, alone or together (usual places).
+    depths : Depths
+        Of these places on these images, shape (images, places).
+    settled : SettledImage
+        This image.
+    """
+
+    found: pd.DataFrame
+    images: list[str]
+    places: pd.DataFrame
+    depths: Depths
+    settled: SettledImage
+
+
+@dataclass(frozen=True)
 class ImageResult:
     """Everything that the log keeps of an image; an image that was not searched has a row only.
 
@@ -291,6 +321,7 @@ class ImageResult:
     pictures: Pictures | None = None
     corrections: dict[str, bytes] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    deep: DeepResult | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------- runs
@@ -516,6 +547,7 @@ def _run_row(
         "model_sha256": files.sha256(options.model),
         "detector": options.instrument.model_dump_json(),
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
+        "catalogue": path_text(options.catalogue.absolute()) if options.catalogue else "",
         "catalogue_sha256": files.sha256(options.catalogue) if options.catalogue else "",
         "threshold": detector.threshold,
         "bad_pixels": json.dumps(bad_pixels.as_rows()),
@@ -681,6 +713,7 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
 
     # A bug in what follows from the search rejects the image, so that the run can continue
     try:
+        _keep_pixels(arrival.sha256, result, run)
         _log_result(arrival, result, run)
     except Exception as error:
         if not _is_internal(error):
@@ -689,6 +722,7 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
         result = ImageResult(result.row | {"outcome": "rejected", "reason": reason})
         _log_result(arrival, result, run)
     running_stack.prune(connection, run.cache, run.params.difference.stack_size)
+    _prune_pixels(connection, run.options.log_path)
 
     image = connection.execute(
         "SELECT id FROM images WHERE sha256 = ?", (arrival.sha256,)
@@ -715,6 +749,34 @@ def _log_result(arrival: Arrival, result: ImageResult, run: Run) -> None:
         _log_findings(image, result, run)
         health.log_readings(connection, image, run.params.health)
         notices.queue(connection, image, run.params.notices)
+
+
+def _keep_pixels(sha256: str, result: ImageResult, run: Run) -> None:
+    """Write the difference and the network's map beside the log, where the pages read them."""
+    if result.pictures is None:
+        return
+    drawn = result.pictures
+    step = thumbnails.step_of(drawn.noise_frac)
+    for plane, image, step_of_plane in (
+        ("difference", drawn.difference, step),
+        ("map", drawn.response, thumbnails.MAP_STEP),
+    ):
+        path = thumbnails.pixels_path(run.options.log_path, sha256, plane)
+        with files.atomic(path) as temporary:
+            temporary.write_bytes(thumbnails.pack(image, step_of_plane))
+
+
+def _prune_pixels(connection: sqlite3.Connection, log_path: Path) -> None:
+    """Remove the pixels of all images but the newest, so that what is kept depends on the log alone."""
+    newest = connection.execute(
+        "SELECT sha256 FROM images WHERE outcome = 'searched' ORDER BY mjd DESC, id DESC LIMIT ?",
+        (thumbnails.KEPT,),
+    )
+    kept = {row["sha256"] for row in newest}
+    for path in thumbnails.pixels_folder(log_path).glob("*"):
+        # the temporary files of a killed run have other stems
+        if path.stem not in kept:
+            path.unlink(missing_ok=True)
 
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
@@ -817,7 +879,7 @@ def search(arrival: Arrival, run: Run) -> ImageResult:
 
 def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
     """Read and search an image; what its header tells is added to its row in place."""
-    frame = run.bad_pixels.blank(fits_images.read_frame(path, run.instrument), path)
+    frame = read_blob_image(path, run.bad_pixels, run.instrument)
     fits_images.require_usable(frame, path)
     row["ny_px"], row["nx_px"] = frame.data.shape
     row["header"] = json.dumps(_kept_cards(frame))
@@ -919,7 +981,72 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
 
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
     result = _search_difference(row, difference, template, shift, blobs, run)
-    return replace(result, corrections=corrections, rejected=stack.rejected)
+    result = replace(result, corrections=corrections, rejected=stack.rejected)
+    if not stack.n_images:
+        return result
+    return replace(result, deep=_search_latest(result, difference, template, shift, blobs, run))
+
+
+def _search_latest(
+    result: ImageResult,
+    difference: Image,
+    template: Template,
+    shift: Shift,
+    blobs: KnownBlobs,
+    run: Run,
+) -> DeepResult:
+    """Search the latest images together, up to the one that has just been searched alone."""
+    row = result.row
+    assert template.stack is not None
+    candidates = result.candidates
+    detected = candidates[candidates["score"] >= run.detector.threshold]
+    clear = detected[detected["status"].isin(["new", "known"])]
+    alone = detected[detected["status"] == "new"]
+    settled = deep.settle(difference, template.stack, shift, clear=clear)
+    latest, members = running_stack.latest_before(
+        run.connection, run.cache, row["mjd"], template.stack
+    )
+    running_stack.keep_settled(run.cache, row["sha256"], settled)
+    latest.add(settled)
+
+    # What the image shows alone, and blobs that have landed, are no news
+    alone = alone.assign(x_px=alone["x_px"] - shift.x_px, y_px=alone["y_px"] - shift.y_px)
+    places = [*PLACE_COLUMNS]
+    known = pd.concat([blobs.known[places], blobs.landed[places], alone[places]])
+    found = deep.find_deep_blobs(
+        latest,
+        template,
+        run.detector,
+        deep.thresholds(run.detector.threshold, run.params.deep),
+        catalogue=known,
+        vetting=run.params.vetting,
+        instrument=run.instrument,
+    )
+    found = found[found["status"] == "new"].reset_index(drop=True)
+
+    # Of the rest count those that have landed and stayed
+    new = pd.concat([found[places], alone[places]], ignore_index=True)
+    depths = measure_histories(latest.images, new)
+    mjd = np.array([*(member.mjd for member in members), row["mjd"]])
+    persistent = [
+        _is_persistent(mjd, depths.depth_frac[:, k], depths.error_frac[:, k])
+        for k in range(len(found))
+    ]
+    return DeepResult(
+        found[persistent],
+        [*(member.sha256 for member in members), row["sha256"]],
+        new,
+        depths,
+        settled,
+    )
+
+
+def _is_persistent(
+    mjd: npt.NDArray[np.float64], depth: npt.NDArray[Any], error: npt.NDArray[Any]
+) -> bool:
+    """Return whether a history is that of a blob that has landed and stayed."""
+    landing = date_history(mjd, depth, error)
+    return landing is not None and landing.is_persistent
 
 
 def _search_difference(
@@ -1083,6 +1210,96 @@ def _log_findings(image: int, result: ImageResult, run: Run) -> None:
         for kind, png in result.pictures.draw(row).items():
             picture = {"image": image, "detection": detection, "kind": kind, "type": "image/png"}
             logbook.insert(connection, "pictures", picture | {"bytes": png})
+    if result.deep is not None:
+        _log_deep(image, result.deep, run)
+
+
+def _log_deep(image: int, found: DeepResult, run: Run) -> None:
+    """Log what the latest images show together, the depths of all candidates, and when each landed."""
+    connection = run.connection
+    columns = (*DETECTION_COLUMNS, "probability", "n_images")
+    for _, row in found.found.iterrows():
+        place = {"x_px": row["x_px"], "y_px": row["y_px"]}
+        candidate = logbook.insert(
+            connection, "candidates", {"image": image, "status": "seen_again", **place}
+        )
+        measured = {name: row[name] for name in columns}
+        logbook.insert(
+            connection, "detections", {"image": image, "candidate": candidate, **measured}
+        )
+
+    # Depths of all candidates on this image; of new ones on those before, too
+    live = pd.read_sql_query(
+        "SELECT l.id, l.x_px, l.y_px, l.radius_px, l.status FROM candidate_list l "
+        "WHERE l.radius_px IS NOT NULL AND l.decision != 'rejected' AND l.status != 'faded' ORDER BY l.id",
+        connection,
+    )
+    now = measure_histories([found.settled], live)
+    for k, candidate in enumerate(live["id"].tolist()):
+        _log_depths(connection, [image], candidate, now.depth_frac[:, k], now.error_frac[:, k])
+    marks = ", ".join("?" * len(found.images))
+    ids = dict(
+        connection.execute(f"SELECT sha256, id FROM images WHERE sha256 IN ({marks})", found.images)
+    )
+    numbers = [ids[sha256] for sha256 in found.images]
+    pairs = pair(
+        live[["x_px", "y_px"]].to_numpy(float),
+        found.places[["x_px", "y_px"]].to_numpy(float),
+        run.params.quicklook.match_px,
+    )
+    for i, k in pairs.tolist():
+        candidate = int(live["id"].iloc[i])
+        _log_depths(
+            connection,
+            numbers,
+            candidate,
+            found.depths.depth_frac[:, k],
+            found.depths.error_frac[:, k],
+        )
+
+    # The date of a landing changes as long as later images are compared with those before it
+    for candidate in live["id"].tolist():
+        _date_candidate(connection, candidate)
+
+
+def _log_depths(
+    connection: sqlite3.Connection,
+    images: list[int],
+    candidate: int,
+    depth: npt.NDArray[Any],
+    error: npt.NDArray[Any],
+) -> None:
+    """Log the depth of a candidate on some images, unless it is there or has none."""
+    rows = [
+        (image, candidate, float(depth[i]), float(error[i]))
+        for i, image in enumerate(images)
+        if np.isfinite(depth[i])
+    ]
+    connection.executemany("INSERT OR IGNORE INTO depths VALUES (?, ?, ?, ?)", rows)
+
+
+def _date_candidate(connection: sqlite3.Connection, candidate: int) -> None:
+    """Date the landing of a candidate from its depths; one that has landed and stayed is seen again."""
+    rows = connection.execute(
+        "SELECT i.id, i.mjd, d.depth_frac, d.depth_err_frac FROM depths d JOIN images i ON i.id = d.image "
+        "WHERE d.candidate = ? AND i.outcome != 'rejected' AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
+        (candidate,),
+    ).fetchall()
+    images, mjd, depth, error = np.array([tuple(row) for row in rows]).reshape(-1, 4).T
+    landing = date_history(mjd, depth, error)
+    if landing is None:
+        return
+    columns: dict[str, Any] = {
+        "history": landing.verdict,
+        "after_mjd": landing.after_mjd,
+        "before_mjd": landing.before_mjd,
+        "level_frac": landing.level_frac,
+        "step_frac": landing.depth_frac,
+        "step_err_frac": landing.depth_err_frac,
+    }
+    if landing.is_persistent:
+        columns |= {"status": "seen_again", "image": int(images[landing.first])}
+    logbook.update(connection, "candidates", candidate, columns)
 
 
 def _log_peaks(image: int, result: ImageResult, connection: sqlite3.Connection) -> None:

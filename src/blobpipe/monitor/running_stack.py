@@ -28,7 +28,10 @@ from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError
+from blobpipe.history import deep
+from blobpipe.history.deep import Latest, SettledImage
 from blobpipe.images.bad_pixels import BadPixels
+from blobpipe.images.flatten import read_blob_image
 from blobpipe.images.noise import noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern, register_images
@@ -53,15 +56,23 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Cache:
-    """Folder of images of a detector with their blobs at their usual position, and the bad pixels that have no value in them."""
+    """Folder of images of a detector with their blobs at their usual position, and the bad pixels that have no value in them.
+
+    The settled images that the latest deep search took stay in memory, by the checksum of their file.
+    """
 
     folder: Path
     bad_pixels: BadPixels = field(default_factory=BadPixels)
     detector: Detector = DEFAULT
+    settled: dict[str, SettledImage] = field(default_factory=dict)
 
     def path_of(self, sha256: str) -> Path:
         """Return the file of an image."""
         return self.folder / f"{sha256}.npy"
+
+    def settled_path(self, sha256: str) -> Path:
+        """Return the file of a settled image."""
+        return self.folder / f"{sha256}-settled.npy"
 
 
 @dataclass(frozen=True)
@@ -434,7 +445,7 @@ def _read(member: Member, cache: Cache) -> Image:
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
             "stack needs; put it back"
         )
-    data = cache.bad_pixels.blank(fits_images.read_image(path, cache.detector), path).data
+    data = read_blob_image(path, cache.bad_pixels, cache.detector).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 
@@ -537,6 +548,81 @@ def _digest(cache: Cache, sha256: str, packed: bytes, content: memoryview) -> by
     return digest.digest()
 
 
+# --------------------------------------------------------------------------------------------------- latest images
+
+
+def latest_before(
+    connection: sqlite3.Connection, cache: Cache, mjd: float, stack: Image
+) -> tuple[Latest, list[Member]]:
+    """Return the latest settled images before a date, and what the log has of each.
+
+    An image that has not been settled yet, since it waited for the first stack, is compared with this one.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        The log.
+    cache : Cache
+    mjd : float
+    stack : ndarray, shape (ny, nx), float32
+        What is subtracted from the image of that date.
+    """
+    latest = Latest()
+    taken = []
+    settled: dict[str, SettledImage] = {}
+    for member in members_before(connection, mjd, deep.KEPT - 1, stack.shape):
+        image = cache.settled.get(member.sha256) or _load_settled(member.sha256, cache)
+        if image is None:
+            # One that is neither settled nor there any more is left out
+            try:
+                registered = _corrected_member(member, cache).astype(np.float32)
+            except FrameError:
+                continue
+            image = deep.settle(registered - stack, stack)
+            keep_settled(cache, member.sha256, image)
+        settled[member.sha256] = image
+        latest.add(image)
+        taken.append(member)
+
+    # What the next image does not take either is dropped
+    cache.settled.clear()
+    cache.settled.update(settled)
+    return latest, taken
+
+
+def keep_settled(cache: Cache, sha256: str, image: SettledImage) -> None:
+    """Put a settled image into the cache.
+
+    Parameters
+    ----------
+    cache : Cache
+    sha256 : str
+        Checksum of the image's file.
+    image : SettledImage
+    """
+    cache.settled[sha256] = image
+    buffer = io.BytesIO()
+    np.save(buffer, np.float64(image.noise_frac))
+    np.save(buffer, image.values)
+    digest = _digest(cache, sha256, b"settled", buffer.getbuffer())
+    with files.atomic(cache.settled_path(sha256)) as temporary:
+        temporary.write_bytes(buffer.getvalue() + digest)
+
+
+def _load_settled(sha256: str, cache: Cache) -> SettledImage | None:
+    """Read a settled image from the cache; None if it is not there or not what was put there."""
+    try:
+        content = memoryview(cache.settled_path(sha256).read_bytes())
+    except OSError:
+        return None
+    body = content[:-DIGEST_BYTES]
+    if content[-DIGEST_BYTES:] != _digest(cache, sha256, b"settled", body):
+        return None
+    buffer = io.BytesIO(body)
+    noise = float(np.load(buffer))
+    return SettledImage(np.load(buffer), noise)
+
+
 def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     """Remove all files from the cache but those of the newest images of the log.
 
@@ -548,8 +634,9 @@ def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     size : int
         Number of images in a stack.
     """
-    members = members_before(connection, np.inf, KEPT * size)
-    needed = {cache.path_of(member.sha256) for member in members}
+    members = members_before(connection, np.inf, max(KEPT * size, deep.KEPT))
+    needed = {cache.path_of(member.sha256) for member in members[-KEPT * size :]}
+    needed |= {cache.settled_path(member.sha256) for member in members}
     # the temporary files of `files.atomic` have the same suffix
     for path in cache.folder.glob("*.npy"):
         if path not in needed:
