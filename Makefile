@@ -28,7 +28,8 @@ run: install ## run the whole pipeline (CORES=2) and print the path of the repor
 	@$(MAKE) --no-print-directory report
 
 report: install ## write results/report.html from the existing results
-	snakemake --quiet host progress --report results/report.html
+	snakemake --quiet host progress --report results/stages.html
+	@blobpipe report > /dev/null
 	@echo "The report: $(CURDIR)/results/report.html"
 
 repro: install ## run the same pipeline with DVC
@@ -73,5 +74,5 @@ unlock: install ## clear the locks of runs that were killed
 	python workflow/scripts/run_lock.py
 
 clean: ## remove logs, caches and the report; keep the stages' outputs
-	rm -rf logs results/report.html dvc_plots .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf logs results/report.html results/stages.html dvc_plots .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +

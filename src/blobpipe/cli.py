@@ -12,14 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import date
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from blobpipe import __version__
-from blobpipe.errors import BlobpipeError, FrameError, printable
+from blobpipe.errors import BlobpipeError, FrameError, ParamsError, printable
 from blobpipe.params import Notices, Params, load_params, to_yaml
 
 if TYPE_CHECKING:
+    from blobpipe.core.detector import Detector
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 # Folders of the stages, relative to the working folder
@@ -45,6 +48,7 @@ OWN_MODEL = f"{DETECT}/model.safetensors"
 
 # Metrics of the regression test, which the gate reads
 REGRESSION_METRICS = f"{REGRESSION}/metrics.json"
+STAGES_PAGE = "stages.html"  # Snakemake's own report, beside ours
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
 
@@ -80,7 +84,8 @@ M_ARENA_MAX = -8
 def _campaign(args: argparse.Namespace) -> None:
     from blobpipe.simulation.campaign import simulate
 
-    simulate(RAW, _params(args).campaign, threads=args.threads)
+    params = _params(args)
+    simulate(RAW, params.campaign, threads=args.threads, detector=_detector(params))
 
 
 def _difference(args: argparse.Namespace) -> None:
@@ -88,11 +93,12 @@ def _difference(args: argparse.Namespace) -> None:
     from blobpipe.images.bad_pixels import read_bad_pixels
 
     params = _params(args)
-    bad = read_bad_pixels(params.bad_pixels)
+    detector = _detector(params)
+    bad = read_bad_pixels(params.bad_pixels, detector=detector)
     if args.batch is None:
-        difference.reference(RAW, DIFFERENCE, params.difference, bad)
+        difference.reference(RAW, DIFFERENCE, params.difference, bad, detector)
     if not args.reference:
-        difference.write_differences(RAW, DIFFERENCE, params.difference, args.batch, bad)
+        difference.write_differences(RAW, DIFFERENCE, params.difference, args.batch, bad, detector)
 
 
 def _clip(args: argparse.Namespace) -> None:
@@ -111,7 +117,12 @@ def _cutout(args: argparse.Namespace) -> None:
     from blobpipe.simulation.cutout import cut
 
     params = _params(args)
-    cut(RAW, DIFFERENCE, SCALE, CUTOUT, params.cutout, clip=params.clip, scale=params.scale)
+    cut(
+        *(RAW, DIFFERENCE, SCALE, CUTOUT, params.cutout),
+        clip=params.clip,
+        scale=params.scale,
+        detector=_detector(params),
+    )
 
 
 def _augment(args: argparse.Namespace) -> None:
@@ -180,6 +191,7 @@ def _regression(args: argparse.Namespace) -> None:
         params.regression,
         radii_px=radii_px,
         per_100_frames=rate,
+        detector=_detector(params),
     )
     cases_page.write_cases(DIFFERENCE, SCALE, DETECT, MODEL, REGRESSION)
 
@@ -190,7 +202,9 @@ def _completeness(args: argparse.Namespace) -> None:
     params = _params(args)
     rate = params.detect.false_alarms_per_100_frames
     radii_px = params.evaluate.radii_px
-    setting = completeness.Setting(params.clip, params.scale, params.vetting, radii_px, rate)
+    setting = completeness.Setting(
+        params.clip, params.scale, params.vetting, radii_px, rate, _detector(params)
+    )
     models = (f"{DETECT}/model.safetensors", MODEL)
     folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
     baselines = f"{REGRESSION}/batches"
@@ -223,18 +237,85 @@ def _gate(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _report(args: argparse.Namespace) -> None:
+    from blobpipe.validation.report_page import write_report
+
+    pipeline = Path("dvc.yaml")
+    write_report(
+        Path("results"),
+        args.out,
+        _params(args),
+        pipeline=pipeline,
+        stages=STAGES_PAGE,
+        revision=args.against,
+    )
+    print(args.out)
+
+
 def _check(args: argparse.Namespace) -> int:
-    from blobpipe.images.check import describe
+    from blobpipe.images.check import describe, unknown_entries
 
     usable = True
+    detector = _detector(_params_if_any(args))
+    named = args.detector or ""
+    if Path(named).suffix and (unknown := unknown_entries(named)):
+        print(f"{named}: not told by the example, correct them: {', '.join(unknown)}")
+        usable = False
     for path in args.files:
-        found = describe(path)
+        found = describe(path, detector)
         print(found)
         usable &= not found.fault
     return 0 if usable else 1
 
 
+def _detector_new(args: argparse.Namespace) -> None:
+    from blobpipe.core import files
+    from blobpipe.images.check import draft_detector
+
+    text = draft_detector(args.image)
+    if args.out is None:
+        print(text, end="")
+        return
+    if args.out.exists():
+        raise BlobpipeError(f"{args.out}: exists already, expected a new file; name another --out")
+    with files.atomic(args.out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _detector_show(args: argparse.Namespace) -> None:
+    from blobpipe.core.detector import find_detector
+
+    print(find_detector(args.name).read_text(encoding="utf-8"), end="")
+
+
+def _detector_measure(args: argparse.Namespace) -> None:
+    from blobpipe.detection.size_law import measure_detector
+
+    params = _params_if_any(args)
+    for line in measure_detector(args.images, args.catalogue, _detector(params)):
+        print(line)
+
+
+def _say_when_compiling() -> None:
+    """Say once if kernels have to be compiled, which takes a while at the first use on a machine."""
+    from numba.core import event
+
+    class Listener(event.Listener):
+        said = False
+
+        def on_start(self, event: object) -> None:
+            if not self.said:
+                logging.info("compiling for this processor, which is done once (about a minute)")
+            self.said = True
+
+        def on_end(self, event: object) -> None:
+            pass
+
+    event.register("numba:compile", Listener())  # type: ignore[no-untyped-call]
+
+
 def _scan(args: argparse.Namespace) -> int:
+    _say_when_compiling()
     from blobpipe.monitor.scan import scan
 
     return scan(
@@ -250,7 +331,26 @@ def _scan(args: argparse.Namespace) -> int:
     )
 
 
+def _history(args: argparse.Namespace) -> int:
+    from blobpipe.history.archive import date_catalogue
+    from blobpipe.images.bad_pixels import read_bad_pixels
+
+    params = _params_if_any(args)
+    detector = _detector(params)
+    bad = read_bad_pixels(params.bad_pixels, args.bad_pixels, detector)
+    return date_catalogue(
+        args.folder,
+        args.catalogue,
+        args.out,
+        params.difference,
+        bad_pixels=bad,
+        detector=detector,
+        threads=params.detect.threads,
+    )
+
+
 def _calibrate(args: argparse.Namespace) -> None:
+    _say_when_compiling()
     from blobpipe.monitor.scan import calibrate, calibrate_log
 
     if (args.log is None) == (not args.images):
@@ -285,6 +385,7 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _quicklook(args: argparse.Namespace) -> None:
+    _say_when_compiling()
     from blobpipe.monitor import quicklook
 
     params = _params_if_any(args)
@@ -313,10 +414,7 @@ def _log(args: argparse.Namespace) -> None:
         logbook.export_tables(connection, args.table, args.out)
     else:
         rows = logbook.table(connection, args.table)
-        for name in rows:
-            if str(name).endswith("sha256"):
-                rows[name] = rows[name].str[:12]  # to be read, not to be compared
-        print(rows.to_string(index=False) if len(rows) else f"{args.table}: no rows")
+        print(logbook.printed(rows, args.table, wide=args.wide))
 
 
 def _catalogue(args: argparse.Namespace) -> None:
@@ -334,7 +432,8 @@ def _catalogue(args: argparse.Namespace) -> None:
 def _fetch(args: argparse.Namespace) -> int:
     from blobpipe.monitor import mast
 
-    exposures = mast.find_exposures(args.start, args.end)
+    detector = _detector(_params_if_any(args))
+    exposures = mast.find_exposures(args.start, args.end, detector)
     if args.dry_run:
         for exposure in exposures:
             print(f"{exposure.file} {exposure.size_bytes / 1e6:.1f} MB")
@@ -350,12 +449,15 @@ def _flatten(args: argparse.Namespace) -> int:
     from blobpipe.images.bad_pixels import read_bad_pixels
     from blobpipe.images.flatten import flatten_exposure, refuse_overwriting
 
-    bad = read_bad_pixels(_params_if_any(args).bad_pixels, args.bad_pixels)
+    params = _params_if_any(args)
+    detector = _detector(params)
+    bad = read_bad_pixels(params.bad_pixels, args.bad_pixels, detector)
     failed = 0
-    for index, path in enumerate(args.files):
+    parts = detector.exposure.detectors or ("",)
+    for (index, path), part in product(enumerate(args.files), parts):
         try:
             refuse_overwriting(args.files, index, args.out)
-            print(flatten_exposure(path, args.out, bad))
+            print(flatten_exposure(path, args.out, bad, detector, part))
         except FrameError as error:
             print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
             failed = 1
@@ -389,7 +491,11 @@ def _doctor(args: argparse.Namespace) -> int:
     model = args.model or _own_or_packaged()
     judged = Path(REGRESSION_METRICS) if not args.model and model == Path(OWN_MODEL) else None
     bad_pixels = tuple(args.bad_pixels)
-    setup = Setup(named, model, args.catalogue, args.log, judged, bad_pixels, args.operating_point)
+    setup = Setup(
+        *(named, model, args.catalogue, args.log, judged, bad_pixels),
+        operating_point=args.operating_point,
+        detector=args.detector,
+    )
     failed = False
     for check in examine(setup, os.environ, send_test=args.send_test):
         print(f"{check.state:4}  {check.what}: {check.found}")
@@ -398,7 +504,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from blobpipe.monitor import bad_pixel_table, export
+    from blobpipe.monitor import export
 
     export.export_blobs(
         args.catalogue,
@@ -408,9 +514,10 @@ def _export(args: argparse.Namespace) -> None:
         dates=args.frames,
         bpixtab=args.bpixtab,
         useafter=args.useafter,
-        radii_px=tuple(args.disc_radii or bad_pixel_table.RADII_PX),
+        radii_px=tuple(args.disc_radii) if args.disc_radii else None,
         flt=args.flt,
         all_flags=args.all_flags,
+        detector=_detector(_params_if_any(args)),
     )
 
 
@@ -469,8 +576,25 @@ def _params(args: argparse.Namespace) -> Params:
 
 
 def _params_if_any(args: argparse.Namespace) -> Params:
-    """Read the named file; else ``params.yaml`` where there is one, else use the defaults."""
-    return _params(args) if args.params or Path(PARAMS).exists() else Params()
+    """Read the named file; else ``params.yaml`` where there is one, else use the defaults.
+
+    The option ``--detector`` replaces the detector of the settings.
+    """
+    params = _params(args) if args.params or Path(PARAMS).exists() else Params()
+    return params.model_copy(update={"detector": args.detector}) if args.detector else params
+
+
+def _detector(params: Params) -> Detector:
+    """Read the detector of the settings, which may not contradict them."""
+    from blobpipe.core.detector import read_detector
+
+    detector = read_detector(params.detector)
+    if params.clip.border_px < detector.border_px:
+        raise ParamsError(
+            f"clip.border_px={params.clip.border_px} is less than the border of {detector.title}, "
+            f"{detector.border_px} px; raise it"
+        )
+    return detector
 
 
 STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
@@ -514,10 +638,11 @@ GATHERED = ("detect", "regression")
 GROUPS = {
     "every day": (
         *("quicklook", "serve", "log", "page", "catalogue", "export", "notify", "doctor"),
-        *("fetch", "flatten"),
+        *("fetch", "flatten", "detector"),
     ),
     "single images": ("check", "scan", "calibrate"),
-    "settings and results of the pipeline": ("params", "gate"),
+    "an archive of images": ("history",),
+    "settings and results of the pipeline": ("params", "gate", "report"),
     "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
 }
 
@@ -533,17 +658,21 @@ EXAMPLES = {
     "doctor": "blobpipe doctor --catalogue known/blobs.csv",
     "fetch": "blobpipe fetch --start 2024-05-01 --end 2024-05-31 --out exposures",
     "flatten": "blobpipe flatten exposures/*_flt.fits --out inbox",
+    "detector": "blobpipe detector new flat.fits --out my_detector.yaml",
     "check": "blobpipe check inbox/*.fits",
     "scan": "blobpipe scan image.fits --reference stack.fits --out scan",
     "calibrate": "blobpipe calibrate quiet --budget 5 --out operating_point.yaml",
+    "history": "blobpipe history archive --catalogue positions.csv --out dated",
     "params": "blobpipe params > params.yaml",
     "gate": "blobpipe gate --against HEAD",
+    "report": "blobpipe report --against HEAD~1",
 }
 
 # What a status of 1 means besides an error, which one line on stderr describes
 FAILURES = {
     "check": "or a file cannot be searched",
     "scan": "or an image was rejected",
+    "history": "or an image was rejected",
     "gate": "or the regression test did not pass",
     "doctor": "or a check failed",
     "fetch": "or an exposure could not be downloaded",
@@ -560,14 +689,21 @@ class _Shared(NamedTuple):
     common: argparse.ArgumentParser
     settings: argparse.ArgumentParser
     log: argparse.ArgumentParser
+    detector: argparse.ArgumentParser
 
 
 def _shared_options() -> _Shared:
-    """Make the parsers of the options ``--debug``, ``--params`` and ``--log``."""
+    """Make the parsers of the options ``--debug``, ``--params``, ``--log`` and ``--detector``."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--params", metavar="FILE", help=f"parameter file (default: {PARAMS})")
+    detector = argparse.ArgumentParser(add_help=False, parents=[settings])
+    detector.add_argument(
+        "--detector",
+        metavar="NAME|FILE",
+        help="detector: one that blobpipe knows, such as wfc3_ir, or a file (default: that of the settings)",
+    )
     log = argparse.ArgumentParser(add_help=False)
     log.add_argument(
         "--log",
@@ -576,7 +712,38 @@ def _shared_options() -> _Shared:
         metavar="FILE",
         help="log file (default: %(default)s)",
     )
-    return _Shared(common, settings, log)
+    return _Shared(common, settings, log, detector)
+
+
+class _Completion(argparse.Action):
+    """Print the completion of a shell, and end."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        import shtab
+
+        _complete_paths(parser, shtab.FILE)
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> None:
+    """Let every argument that is a path, of a command and of what it consists of, be completed as one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                action.help = None
+                # shtab completes the commands that the help lists by itself, which ours does not
+                listed = action._ChoicesPseudoAction(name, [], command.description or name)
+                action._choices_actions.append(listed)
+                _complete_paths(command, kind)
+        elif action.type is Path or action.dest == "params":
+            action.complete = kind  # type: ignore[attr-defined]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -587,12 +754,22 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print what completes commands in bash, zsh or tcsh",
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
     shared = _shared_options()
     _add_stages(commands, shared)
     _add_check(commands, shared)
     _add_scan(commands, shared)
     _add_calibrate(commands, shared)
+    _add_history(commands, shared)
     _add_quicklook(commands, shared)
     _add_log(commands, shared)
     _add_catalogue(commands, shared)
@@ -600,11 +777,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_page(commands, shared)
     _add_export(commands, shared)
     _add_gate(commands, shared)
+    _add_report(commands, shared)
     _add_notify(commands, shared)
     _add_doctor(commands, shared)
     _add_params(commands, shared)
     _add_fetch(commands, shared)
     _add_flatten(commands, shared)
+    _add_detector(commands, shared)
     _describe_commands(parser, commands)
     return parser
 
@@ -618,6 +797,8 @@ def _describe_commands(parser: argparse.ArgumentParser, commands: Commands) -> N
         lines.append("")
     lines.append("'blobpipe COMMAND --help' describes a command, with an example.")
     parser.epilog = "\n".join(lines)
+    # argparse itself would leave out what has no help
+    parser.usage = "%(prog)s [-h] [--version] [--completion SHELL] COMMAND ..."
     for name, command in commands.choices.items():
         one = f"an error{' ' * (name in FAILURES)}{FAILURES.get(name, '')}"
         command.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -664,7 +845,7 @@ def _add_check(commands: Commands, shared: _Shared) -> None:
     """Add the command ``check``."""
     check = commands.add_parser(
         "check",
-        parents=[shared.common],
+        parents=[shared.detector, shared.common],
         description="report what image files contain, and whether they can be searched",
     )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FITS image")
@@ -674,7 +855,7 @@ def _add_check(commands: Commands, shared: _Shared) -> None:
 def _add_scan(commands: Commands, shared: _Shared) -> None:
     """Add the command ``scan``."""
     scan = commands.add_parser(
-        "scan", parents=[shared.settings, shared.common], description="search images for new blobs"
+        "scan", parents=[shared.detector, shared.common], description="search images for new blobs"
     )
     scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME", help="blob image")
     _add_subtraction(scan, "median stack to subtract")
@@ -737,7 +918,7 @@ def _add_calibrate(commands: Commands, shared: _Shared) -> None:
     """Add the command ``calibrate``."""
     calibrate = commands.add_parser(
         "calibrate",
-        parents=[shared.settings, shared.common],
+        parents=[shared.detector, shared.common],
         description="set the threshold by a budget of false alarms, on images without a new blob",
     )
     calibrate.add_argument(
@@ -811,7 +992,7 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
     """Add the command ``quicklook``."""
     quicklook = commands.add_parser(
         "quicklook",
-        parents=[shared.settings, shared.log, shared.common],
+        parents=[shared.detector, shared.log, shared.common],
         description="search every new image in a folder, log the results and send notices",
     )
     quicklook.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
@@ -832,6 +1013,28 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
     quicklook.set_defaults(work=_quicklook)
 
 
+def _add_history(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``history``."""
+    history = commands.add_parser(
+        "history",
+        parents=[shared.settings, shared.common],
+        description="find when the blobs of a catalogue landed, from all images of a folder",
+    )
+    history.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
+    history.add_argument(
+        "--catalogue",
+        type=Path,
+        required=True,
+        metavar="TABLE",
+        help="positions of blobs: x_px, y_px, and radius_px if it is known",
+    )
+    history.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the tables"
+    )
+    _add_bad_pixels(history)
+    history.set_defaults(work=_history)
+
+
 def _add_log(commands: Commands, shared: _Shared) -> None:
     """Add the command ``log``."""
     log = commands.add_parser(
@@ -842,13 +1045,18 @@ def _add_log(commands: Commands, shared: _Shared) -> None:
         nargs="?",
         default="candidate_list",
         metavar="TABLE",
-        help="one of runs, images, files, subframes, peaks, candidates, detections, reviews, notices, health, candidate_list (default: %(default)s)",
+        help="one of runs, images, files, subframes, peaks, candidates, detections, depths, reviews, notices, health, candidate_list (default: %(default)s)",
     )
     log.add_argument(
         "--out",
         type=Path,
         metavar="FILE",
         help="write the table to a .csv, .ecsv or .json file instead",
+    )
+    log.add_argument(
+        "--wide",
+        action="store_true",
+        help="print all columns and whole checksums, in lines longer than 100 characters",
     )
     log.set_defaults(work=_log)
 
@@ -930,7 +1138,7 @@ def _add_export(commands: Commands, shared: _Shared) -> None:
     """Add the command ``export``."""
     export = commands.add_parser(
         "export",
-        parents=[shared.common],
+        parents=[shared.detector, shared.common],
         description="export blobs: DS9 regions, ECSV, bad-pixel table, DQ image",
     )
     export.add_argument(
@@ -977,17 +1185,17 @@ def _add_export(commands: Commands, shared: _Shared) -> None:
         type=float,
         nargs=2,
         metavar=("MIN", "MAX"),
-        help="limits of the disc radii in px (default: 7.0 8.2)",
+        help="limits of the disc radii in px (default: those of the detector)",
     )
     export.add_argument(
         "--flt",
         action="store_true",
-        help="write regions and DQ image for 1014 x 1014 pixels, as in FLT files",
+        help="write regions and DQ image without the reference pixels, as in FLT files",
     )
     export.add_argument(
         "--all-flags",
         action="store_true",
-        help="write all bits of the table to the DQ image, not only 512",
+        help="write all bits of the table to the DQ image, not only that of blobs",
     )
     export.set_defaults(work=_export)
 
@@ -1003,6 +1211,29 @@ def _add_gate(commands: Commands, shared: _Shared) -> None:
         "--against", metavar="REV", help="also list the cases won and lost since a git revision"
     )
     gate.set_defaults(work=_gate)
+
+
+def _add_report(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``report``."""
+    report = commands.add_parser(
+        "report",
+        parents=[shared.settings, shared.common],
+        description="write the first page of the report: verdict, numbers, figures, what changed",
+    )
+    report.add_argument(
+        "--against",
+        default="HEAD",
+        metavar="REV",
+        help="git revision to compare with (default: %(default)s)",
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/report.html"),
+        metavar="FILE",
+        help="HTML file to write (default: %(default)s)",
+    )
+    report.set_defaults(work=_report)
 
 
 def _add_notify(commands: Commands, shared: _Shared) -> None:
@@ -1027,7 +1258,7 @@ def _add_doctor(commands: Commands, shared: _Shared) -> None:
     """Add the command ``doctor``."""
     doctor = commands.add_parser(
         "doctor",
-        parents=[shared.settings, shared.log, shared.common],
+        parents=[shared.detector, shared.log, shared.common],
         description="check everything that the daily routine needs",
     )
     doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
@@ -1052,7 +1283,7 @@ def _add_fetch(commands: Commands, shared: _Shared) -> None:
     """Add the command ``fetch``."""
     fetch = commands.add_parser(
         "fetch",
-        parents=[shared.common],
+        parents=[shared.detector, shared.common],
         description="download CSM-monitor exposures from MAST by date",
     )
     fetch.add_argument(
@@ -1084,17 +1315,56 @@ def _add_flatten(commands: Commands, shared: _Shared) -> None:
     """Add the command ``flatten``."""
     flatten = commands.add_parser(
         "flatten",
-        parents=[shared.settings, shared.common],
+        parents=[shared.detector, shared.common],
         description="make blob images from calibrated exposures",
     )
     flatten.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="full-frame FLT or IMA exposure"
+        "files", nargs="+", type=Path, metavar="FILE", help="full-frame calibrated exposure"
     )
     _add_bad_pixels(flatten)
     flatten.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the blob images"
     )
     flatten.set_defaults(work=_flatten)
+
+
+def _add_detector(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``detector`` with its three actions."""
+    detector = commands.add_parser(
+        "detector",
+        description="describe another detector: draft its file, show one, measure its entries",
+    )
+    actions = detector.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = actions.add_parser(
+        "new", parents=[shared.common], help="draft the file of a detector from an example image"
+    )
+    new.add_argument("image", type=Path, metavar="IMAGE", help="FITS image of the detector")
+    new.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: print it)")
+    new.set_defaults(work=_detector_new)
+    show = actions.add_parser(
+        "show", parents=[shared.common], help="print the file of a detector that blobpipe knows"
+    )
+    show.add_argument("name", metavar="NAME", help="such as wfc3_ir")
+    show.set_defaults(work=_detector_show)
+    measure = actions.add_parser(
+        "measure",
+        parents=[shared.detector, shared.common],
+        help="measure noise and sizes of blobs, as entries of a detector's file",
+    )
+    measure.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="blob images, at least four, for the noise",
+    )
+    measure.add_argument(
+        "--catalogue",
+        type=Path,
+        metavar="TABLE",
+        help="blobs with measured radii: x_px, y_px, radius_px, for the law of size",
+    )
+    measure.set_defaults(work=_detector_measure)
 
 
 # ------------------------------------------------------------------------------------------------------------ run

@@ -22,6 +22,7 @@ from tests.unit import synthetic_log
 
 from blobpipe import __version__, cli
 from blobpipe.core import files, fits_images, tables
+from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import BlobpipeError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.monitor import logbook
@@ -33,31 +34,35 @@ C = "results"
 PARAMS = Params(regression=Regression(min_cases=7))
 EXPECTED: dict[str, Calls] = {
     "campaign --threads 2": [
-        ("simulation.campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})
+        (
+            "simulation.campaign.simulate",
+            (f"{D}/raw", PARAMS.campaign),
+            {"threads": 2, "detector": DEFAULT},
+        )
     ],
     "difference": [
         (
             "images.difference.reference",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels(), DEFAULT),
             {},
         ),
         (
             "images.difference.write_differences",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, None, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, None, BadPixels(), DEFAULT),
             {},
         ),
     ],
     "difference --reference": [
         (
             "images.difference.reference",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels(), DEFAULT),
             {},
         )
     ],
     "difference --batch 3": [
         (
             "images.difference.write_differences",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3, BadPixels(), DEFAULT),
             {},
         )
     ],
@@ -67,7 +72,7 @@ EXPECTED: dict[str, Calls] = {
         (
             "simulation.cutout.cut",
             (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout", PARAMS.cutout),
-            {"clip": PARAMS.clip, "scale": PARAMS.scale},
+            {"clip": PARAMS.clip, "scale": PARAMS.scale, "detector": DEFAULT},
         )
     ],
     "augment": [
@@ -153,6 +158,7 @@ EXPECTED: dict[str, Calls] = {
             {
                 "radii_px": PARAMS.evaluate.radii_px,
                 "per_100_frames": PARAMS.detect.false_alarms_per_100_frames,
+                "detector": DEFAULT,
             },
         ),
         (
@@ -176,7 +182,7 @@ EXPECTED: dict[str, Calls] = {
             {
                 "setting": (
                     *(PARAMS.clip, PARAMS.scale, PARAMS.vetting, PARAMS.evaluate.radii_px),
-                    PARAMS.detect.false_alarms_per_100_frames,
+                    *(PARAMS.detect.false_alarms_per_100_frames, DEFAULT),
                 )
             },
         )
@@ -231,7 +237,7 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
 def test_every_stage_of_the_settings_is_a_command() -> None:
     # those are of the daily routine
     stages = set(Params.model_fields) - {
-        *("bad_pixels", "vetting", "quicklook", "notices", "health")
+        *("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     }
     assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
 
@@ -269,6 +275,29 @@ def test_the_help_of_a_command_has_purpose_example_and_statuses() -> None:
         assert f"example: {'BLOBPIPE_TOKEN=... ' * (name == 'serve')}blobpipe {name}" in text
         assert "exit status: 0 done; 1 an error" in text
         assert len(text.splitlines()) <= 60, name
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_can_complete_commands_options_and_files(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--completion", shell])
+    assert ended.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("quicklook", "catalogue", "completion"))
+
+
+def test_the_completion_of_bash_works(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--completion", "bash"])
+    script = capsys.readouterr().out
+    words = script + (
+        "\nCOMP_WORDS=(blobpipe quick); COMP_CWORD=1; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(blobpipe quicklook --catal); COMP_CWORD=2; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+    )
+    done = subprocess.run(["bash"], input=words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["quicklook", "--catalogue"]
 
 
 def test_the_help_of_log_names_its_tables() -> None:
@@ -496,12 +525,16 @@ def test_quicklook_has_its_folder_log_and_model(
     assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), options), {})]
 
 
-def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(
+def test_the_log_is_printed_without_hashes_unless_all_of_it_is_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthetic_log.make_log(Path(cli.LOG), 40).close()
     assert cli.main(["log", "runs"]) == 0
-    assert f" {'a' * 12} " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "aaa" not in out
+    assert "not shown: model_sha256" in out
+    assert cli.main(["log", "runs", "--wide"]) == 0
+    assert f" {'a' * 64} " in capsys.readouterr().out
     assert cli.main(["log", "notices"]) == 0
     assert capsys.readouterr().out == "notices: no rows\n"
     assert cli.main(["log", "runs", "--out", "runs.csv"]) == 0

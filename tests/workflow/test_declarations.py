@@ -23,7 +23,8 @@ from .conftest import HERE, Project, environment
 sys.path.insert(0, str(HERE / "workflow/scripts"))
 from stages import Stage, stages
 
-STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"))
+STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"), str(HERE / "params.yaml"))
+DETECTOR = "src/blobpipe/detectors/wfc3_ir.yaml"
 OPTIONAL = ["explore", "search"]  # no stages of DVC, and only on request of Snakemake
 NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, errors make no output
 
@@ -33,7 +34,7 @@ def test_a_stage_has_one_name_everywhere() -> None:
     sections = [
         name
         for name in Params.model_fields
-        if name not in ("bad_pixels", "vetting", "quicklook", "notices", "health")
+        if name not in ("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
     assert [*names, *OPTIONAL] == list(cli.STAGES)
@@ -46,7 +47,9 @@ def test_a_stage_has_one_name_everywhere() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_code_deps_are_what_a_stage_imports(name: str) -> None:
-    assert sorted(STAGES[name].code) == _code_of(name)
+    stage = STAGES[name]
+    uses_detector = "detector" in stage.settings
+    assert sorted(stage.code) == sorted([*_code_of(name), *[DETECTOR] * uses_detector])
 
 
 @pytest.mark.parametrize("name", OPTIONAL)

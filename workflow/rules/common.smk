@@ -62,6 +62,11 @@ def checked_params():
             "settings come from params.yaml alone, as DVC reads them: change the file instead of --config or --configfile"
         )
     params = load_params("params.yaml")
+    if not os.path.exists(f"{workflow.basedir}/src/blobpipe/detectors/{params.detector}.yaml"):
+        raise WorkflowError(
+            f"params.yaml: detector: found {params.detector}, expected the name of a file in src/blobpipe/detectors, where DVC "
+            "sees its changes; copy the detector's file there and name it without .yaml"
+        )
     config.update(read_yaml("params.yaml"))  # for the captions of the report
     return params
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blobpipe.core import files, fits_images
-from blobpipe.core.detector import MJD_RANGE, SIDE_PX
+from blobpipe.core.detector import DEFAULT, MJD_RANGE, Detector
 from blobpipe.errors import TableError
 
 if TYPE_CHECKING:
@@ -27,13 +27,9 @@ FRAME_COLUMNS = ("frame", "mjd")
 BLOB_COLUMNS = ("blob", "x_px", "y_px", "radius_px", "depth_frac")
 BLOB_SHAPES = ("disc", "diamond", "ring")
 
-# Lowest and highest value that a blob can have, both included
-BLOB_RANGES = {
-    "x_px": (-0.5, SIDE_PX - 0.5),
-    "y_px": (-0.5, SIDE_PX - 0.5),
-    "radius_px": (0.1, 100.0),
-    "depth_frac": (1e-9, 1.0),
-}
+# Lowest and highest radius (px) and depth (fraction of the light) that a blob can have, both included
+RADIUS_RANGE_PX = (0.1, 100.0)
+DEPTH_RANGE_FRAC = (1e-9, 1.0)
 
 # Columns of text, in which NA or 007 is a value as any other
 TEXT_COLUMNS = (
@@ -400,7 +396,19 @@ def _refuse_shared_files(path: Path, names: pd.Series[str]) -> None:
         )
 
 
-def read_known(path: str | Path, columns: Sequence[str] = BLOB_COLUMNS) -> pd.DataFrame:
+def blob_ranges(detector: Detector = DEFAULT) -> dict[str, tuple[float, float]]:
+    """Return the lowest and highest value that a blob of a detector can have, both included, by column."""
+    return {
+        "x_px": (-0.5, detector.width_px - 0.5),
+        "y_px": (-0.5, detector.height_px - 0.5),
+        "radius_px": RADIUS_RANGE_PX,
+        "depth_frac": DEPTH_RANGE_FRAC,
+    }
+
+
+def read_known(
+    path: str | Path, columns: Sequence[str] = BLOB_COLUMNS, detector: Detector = DEFAULT
+) -> pd.DataFrame:
     """Read known blobs: a table with these columns, whose values are those of possible blobs.
 
     Raises
@@ -409,15 +417,20 @@ def read_known(path: str | Path, columns: Sequence[str] = BLOB_COLUMNS) -> pd.Da
         As `read_table` and `require_blobs`, or if a blob has no name or is listed twice.
     """
     path = Path(path)
-    table = require_blobs(path, read_table(path, columns), columns)
+    table = require_blobs(path, read_table(path, columns), columns, detector)
     if "blob" in table:
         _require(path, table, "blob", table["blob"] != "", "a name")
         require_once(path, table, "blob")
     return table
 
 
-def require_blobs(path: str | Path, table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Refuse positions off the detector, and sizes and depths that no blob has (`BLOB_RANGES`).
+def require_blobs(
+    path: str | Path,
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    detector: Detector = DEFAULT,
+) -> pd.DataFrame:
+    """Refuse positions off the detector, and sizes and depths that no blob has (`blob_ranges`).
 
     Parameters
     ----------
@@ -427,6 +440,7 @@ def require_blobs(path: str | Path, table: pd.DataFrame, columns: Sequence[str])
         Its index counts the rows below the header.
     columns : sequence of str
         Columns to check; those without a range are skipped.
+    detector : Detector, optional
 
     Returns
     -------
@@ -440,18 +454,19 @@ def require_blobs(path: str | Path, table: pd.DataFrame, columns: Sequence[str])
     """
     path = Path(path)
     table = table.copy()
+    ranges = blob_ranges(detector)
     for column in columns:
-        if column not in BLOB_RANGES:
+        if column not in ranges:
             continue
         table[column] = _numbers(path, table, column)
-        low, high = BLOB_RANGES[column]
+        low, high = ranges[column]
         in_range = table[column].between(low, high)
         _require(path, table, column, np.isfinite(table[column]), "a number")
         _require(path, table, column, in_range, f"{low:g} to {high:g}")
     return table
 
 
-def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
+def read_blobs(raw_dir: str | Path, detector: Detector = DEFAULT) -> pd.DataFrame:
     """Read ``blobs.csv`` of a folder of images, the catalogue; empty if there is no such file.
 
     Returns
@@ -470,7 +485,7 @@ def read_blobs(raw_dir: str | Path) -> pd.DataFrame:
     path = Path(raw_dir) / "blobs.csv"
     if not path.exists():
         return pd.DataFrame({column: [] for column in (*BLOB_COLUMNS, "shape", "first_frame")})
-    table = read_known(path)
+    table = read_known(path, detector=detector)
 
     # Optional columns
     for column, default in (("shape", "disc"), ("first_frame", "")):

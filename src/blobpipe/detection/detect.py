@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from blobpipe.core import fits_images, metrics, plotting, tables
 from blobpipe.core.arrays import Image
+from blobpipe.core.detector import DEFAULT, Detector, read_detector
 from blobpipe.detection import quiet, thresholds
 from blobpipe.detection.detectors import DenseDetector, Peaks
 from blobpipe.detection.fit import DETECTION_COLUMNS
@@ -70,18 +71,19 @@ def detect(
     out_dir = Path(out_dir)
     params = settings.detect
     vetting = settings.vetting
+    instrument = read_detector(settings.detector)
     network, metadata = model_file.load_dense(model_path)
     kernels.set_threads(1)  # images share the cores
     detector = DenseDetector(dense_network.folded(network))
     stages = tables.image_table(raw_dir, difference_dir, scale_dir)
     images = stages.query("status == 'ok'").reset_index(drop=True)
-    blobs = tables.read_blobs(raw_dir)
+    blobs = tables.read_blobs(raw_dir, instrument)
     folders = (difference_dir, scale_dir, cutout_dir)
 
     # Learn from injected blobs and structure, and from the noise of the same images, what network
     # and fit are worth together.
     found = read_candidates(detector, out_dir, scale_dir)
-    injected = inject_training_frames(detector, images, blobs, folders, params, vetting)
+    injected = inject_training_frames(detector, images, blobs, folders, params, vetting, instrument)
     noise = seen_noise(found, images, blobs, cutout_dir)
     practice = pd.concat([injected, noise], ignore_index=True)
     weights = fit_weights(practice, practice["is_blob"].to_numpy(bool))
@@ -90,7 +92,7 @@ def detect(
     # Set the threshold on the images that are held out, and on simulated ones.
     candidates = score_candidates(found, weights)
     shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
-    n_quiet = quiet.n_quiet_images(raw_dir, settings, shape)
+    n_quiet = quiet.n_quiet_images(raw_dir, settings, shape, instrument)
     simulated = quiet.search_quiet_images(detector, difference_dir, settings, weights, n_quiet)
     point = thresholds.set_operating_point(
         candidates, true, images, blobs, folders, params, simulated, n_quiet
@@ -137,7 +139,7 @@ def search_batches(
     network, _ = model_file.load_dense(model_path)
     kernels.set_threads(1)  # images share the cores
     detector = DenseDetector(dense_network.folded(network))
-    blobs = tables.read_blobs(raw_dir)
+    blobs = tables.read_blobs(raw_dir, read_detector(settings.detector))
     for path in tables.stage_tables(scale_dir, batch):
         number = int(path.stem.rpartition("-")[2])
         images = tables.image_table(raw_dir, difference_dir, scale_dir, number)
@@ -171,7 +173,7 @@ def search_images(
     folders : (path, path)
         Of the stages difference and scale.
     settings : Params
-        The sections detect and vetting.
+        The sections detector, detect and vetting.
 
     Returns
     -------
@@ -179,6 +181,7 @@ def search_images(
         As in the tables of `search_batches`.
     """
     difference_dir, scale_dir = folders
+    instrument = read_detector(settings.detector)
     template = read_pipeline_template(difference_dir)
     first = held_out.first_image_index(images, blobs)
     usable = np.flatnonzero(images["status"] == "ok")
@@ -186,7 +189,7 @@ def search_images(
     def search(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
         known = blobs[first < i]
-        observation = read_observation(images.iloc[i], known, difference_dir, template)
+        observation = read_observation(images.iloc[i], known, difference_dir, template, instrument)
         peaks = detector.search(_read_scaled(scale_dir, name))
         found = observation.find_blobs(detector, peaks=peaks, vetting=settings.vetting)
         found.insert(0, "frame", name)
@@ -218,6 +221,7 @@ def inject_training_frames(
     folders: tuple[str | Path, str | Path, str | Path],
     params: Detect,
     vetting: Vetting,
+    instrument: Detector = DEFAULT,
 ) -> pd.DataFrame:
     """Search the part of the training images that training has seen, with a blob on each subframe.
 
@@ -242,11 +246,11 @@ def inject_training_frames(
     def search(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
         known = blobs[first < i]
-        observation = read_observation(images.iloc[i], known, difference_dir, template)
+        observation = read_observation(images.iloc[i], known, difference_dir, template, instrument)
         ny, nx = observation.difference.shape
         seen = (ny, part.border_px)
         about = (params.seed, name, seen, observation.noise_frac)
-        signal, injected = draw_practice(*about, pieces)
+        signal, injected = draw_practice(*about, pieces, instrument)
         signal = np.pad(signal, ((0, 0), (0, nx - part.border_px)))
 
         # The network sees the blobs clipped and scaled as the image is; the fit sees them whole.

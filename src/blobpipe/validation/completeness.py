@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from blobpipe.core import blob_shapes, fits_images, metrics, tables
 from blobpipe.core.arrays import FloatArray
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.random_streams import stream
 from blobpipe.detection import thresholds
 from blobpipe.detection.detectors import (
@@ -92,6 +93,7 @@ class Setting(NamedTuple):
     vetting: Vetting
     radii_px: tuple[float, ...]
     false_alarms_per_100_frames: float
+    instrument: Detector = DEFAULT
 
 
 class Detectors(NamedTuple):
@@ -161,7 +163,7 @@ def measure_completeness(
     matched_filter = MatchedFilter(setting.radii_px)
     stages = tables.image_table(raw_dir, difference_dir, scale_dir)
     images = stages.query("status == 'ok'").reset_index(drop=True)
-    blobs = tables.read_blobs(raw_dir)
+    blobs = tables.read_blobs(raw_dir, setting.instrument)
 
     # All three detectors at the same budget of false alarms
     shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
@@ -177,7 +179,7 @@ def measure_completeness(
     )
 
     # Each image is used as often as the number of injections asks for
-    backgrounds = list_backgrounds(images, blobs, difference_dir, cutout_dir)
+    backgrounds = list_backgrounds(images, blobs, difference_dir, cutout_dir, setting.instrument)
     plan = draw(backgrounds, params)
     with ThreadPoolExecutor(params.threads) as pool:
         work = pool.map(lambda one: inject(one[0], one[1], detectors, setting), plan)
@@ -194,7 +196,11 @@ def measure_completeness(
 
 
 def list_backgrounds(
-    images: pd.DataFrame, blobs: pd.DataFrame, difference_dir: str | Path, cutout_dir: str | Path
+    images: pd.DataFrame,
+    blobs: pd.DataFrame,
+    difference_dir: str | Path,
+    cutout_dir: str | Path,
+    instrument: Detector = DEFAULT,
 ) -> list[Background]:
     """List the images without a new blob that training has not seen."""
     training, _ = cutout.read_recipes(cutout_dir, "train")
@@ -205,7 +211,7 @@ def list_backgrounds(
     for i in np.flatnonzero(usable):
         image = images.iloc[i]
         known = blobs[landed < i]
-        read = partial(read_observation, image, known, difference_dir, template)
+        read = partial(read_observation, image, known, difference_dir, template, instrument)
         backgrounds.append(Background(str(image["frame"]), read))
     return backgrounds
 

@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from blobpipe.core import blob_shapes, files, fits_images, metrics, plotting, tables
 from blobpipe.core.arrays import FloatArray, Int64Array, Mask
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.detection import matched_filter
 from blobpipe.detection.detect import CANDIDATE_COLUMNS
 from blobpipe.detection.detectors import (
@@ -219,6 +220,7 @@ def regress(
     *,
     radii_px: tuple[float, ...],
     per_100_frames: float,
+    detector: Detector = DEFAULT,
 ) -> None:
     """Search every historical image with all three detectors and compare with the catalogue (stage ``regression``).
 
@@ -271,7 +273,7 @@ def regress(
     dense_detector = load_dense_detector(dense_path)
     candidates = tables.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
     images = tables.image_table(raw_dir, difference_dir, scale_dir)
-    blobs = tables.read_blobs(raw_dir)
+    blobs = tables.read_blobs(raw_dir, detector)
     kernels.set_threads(1)  # each thread searches an image of its own
 
     # The threshold of each detector
