@@ -41,7 +41,8 @@ compare: install ## list all experiments: what each changed, its rates with inte
 test: install ## run the tests, including whole runs of both tools (15 minutes)
 	pytest -n 2 --dist loadgroup -m 'not long'
 
-test-all: install ## run all tests, including a kill in every stage, experiments and all benchmarks (45 minutes)
+test-all: install ## run all tests, including a kill in every stage, experiments, SLURM and S3 where they are installed, and all benchmarks (one hour)
+	@python -m pip install -q -c constraints.txt -e '.[cluster]'
 	pytest -n 2 --dist loadgroup
 
 mutants: install ## change the code at random points and list the changes that no test detects (MUTANTS=200 SEED=1; one hour)

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter, zoom
 
 from blobpipe.core import blob_shapes
 from blobpipe.core.arrays import FloatArray, Image
-from blobpipe.core.detector import BORDER_PX
+from blobpipe.core.detector import DEFAULT
 from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.images import tiles
 from blobpipe.simulation.campaign import DIFFERENCE_NOISE_FRAC
@@ -113,10 +113,10 @@ def make_frame(kind: str, index: int, *, seed: int, side: int = 1024) -> Frame:
         image = resample(image)
 
     # The reference pixels have no value
-    image[:BORDER_PX] = np.nan
-    image[-BORDER_PX:] = np.nan
-    image[:, :BORDER_PX] = np.nan
-    image[:, -BORDER_PX:] = np.nan
+    image[: DEFAULT.border_px] = np.nan
+    image[-DEFAULT.border_px :] = np.nan
+    image[:, : DEFAULT.border_px] = np.nan
+    image[:, -DEFAULT.border_px :] = np.nan
     return Frame(image, blobs)
 
 
@@ -130,7 +130,7 @@ def _draw_blobs(
     rows: list[tuple[float, float, float, float]] = []
     for k in rng.permutation(len(corners))[:n_blobs]:
         x, y = _draw_centre(rng, corners[k], side, rows)
-        radius = float(blob_shapes.typical_radius(np.asarray(x), np.asarray(y)))
+        radius = float(DEFAULT.typical_radius(np.asarray(x), np.asarray(y)))
         shape = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
         snr = float(log_uniform(rng, *SNR))
 
@@ -166,7 +166,7 @@ def _add_clusters(image: Image, rng: np.random.Generator, *, soft: bool) -> None
         typical = 0.0
         while typical < MIN_RADIUS_RATIO * radius:
             x, y = rng.integers(MARGIN_PX, side - MARGIN_PX, 2)
-            typical = float(blob_shapes.typical_radius(x, y))
+            typical = float(DEFAULT.typical_radius(x, y))
 
         # An uneven disc, at a random place within its pixel
         x_offset, y_offset = rng.uniform(-0.5, 0.5, 2)

@@ -12,14 +12,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import date
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from blobpipe import __version__
-from blobpipe.errors import BlobpipeError, FrameError, printable
+from blobpipe.errors import BlobpipeError, FrameError, ParamsError, printable
 from blobpipe.params import Notices, Params, load_params, to_yaml
 
 if TYPE_CHECKING:
+    from blobpipe.core.detector import Detector
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 # Folders of the stages, relative to the working folder
@@ -81,7 +84,8 @@ M_ARENA_MAX = -8
 def _campaign(args: argparse.Namespace) -> None:
     from blobpipe.simulation.campaign import simulate
 
-    simulate(RAW, _params(args).campaign, threads=args.threads)
+    params = _params(args)
+    simulate(RAW, params.campaign, threads=args.threads, detector=_detector(params))
 
 
 def _difference(args: argparse.Namespace) -> None:
@@ -89,11 +93,12 @@ def _difference(args: argparse.Namespace) -> None:
     from blobpipe.images.bad_pixels import read_bad_pixels
 
     params = _params(args)
-    bad = read_bad_pixels(params.bad_pixels)
+    detector = _detector(params)
+    bad = read_bad_pixels(params.bad_pixels, detector=detector)
     if args.batch is None:
-        difference.reference(RAW, DIFFERENCE, params.difference, bad)
+        difference.reference(RAW, DIFFERENCE, params.difference, bad, detector)
     if not args.reference:
-        difference.write_differences(RAW, DIFFERENCE, params.difference, args.batch, bad)
+        difference.write_differences(RAW, DIFFERENCE, params.difference, args.batch, bad, detector)
 
 
 def _clip(args: argparse.Namespace) -> None:
@@ -112,7 +117,12 @@ def _cutout(args: argparse.Namespace) -> None:
     from blobpipe.simulation.cutout import cut
 
     params = _params(args)
-    cut(RAW, DIFFERENCE, SCALE, CUTOUT, params.cutout, clip=params.clip, scale=params.scale)
+    cut(
+        *(RAW, DIFFERENCE, SCALE, CUTOUT, params.cutout),
+        clip=params.clip,
+        scale=params.scale,
+        detector=_detector(params),
+    )
 
 
 def _augment(args: argparse.Namespace) -> None:
@@ -143,11 +153,14 @@ def _dense(args: argparse.Namespace) -> None:
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from blobpipe.detection.detect import detect
+    from blobpipe.detection.detect import detect, search_batches
 
     params = _params(args)
-    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
-    detect(*folders, DENSE_MODEL, DETECT, params)
+    folders = (RAW, DIFFERENCE, SCALE)
+    if not args.gather:
+        search_batches(*folders, DENSE_MODEL, DETECT, params, args.batch)
+    if args.batch is None:
+        detect(*folders, CUTOUT, DENSE_MODEL, DETECT, params)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -164,6 +177,11 @@ def _regression(args: argparse.Namespace) -> None:
 
     params = _params(args)
     folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    radii_px = params.evaluate.radii_px
+    if not args.gather:
+        regression.score_batches(folders, MODEL, REGRESSION, radii_px=radii_px, batch=args.batch)
+    if args.batch is not None:
+        return
     rate = params.detect.false_alarms_per_100_frames
     regression.regress(
         folders,
@@ -171,8 +189,9 @@ def _regression(args: argparse.Namespace) -> None:
         MODEL,
         REGRESSION,
         params.regression,
-        radii_px=params.evaluate.radii_px,
+        radii_px=radii_px,
         per_100_frames=rate,
+        detector=_detector(params),
     )
     cases_page.write_cases(DIFFERENCE, SCALE, DETECT, MODEL, REGRESSION)
 
@@ -183,10 +202,14 @@ def _completeness(args: argparse.Namespace) -> None:
     params = _params(args)
     rate = params.detect.false_alarms_per_100_frames
     radii_px = params.evaluate.radii_px
-    setting = completeness.Setting(params.clip, params.scale, params.vetting, radii_px, rate)
+    setting = completeness.Setting(
+        params.clip, params.scale, params.vetting, radii_px, rate, _detector(params)
+    )
     models = (f"{DETECT}/model.safetensors", MODEL)
+    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    baselines = f"{REGRESSION}/batches"
     completeness.measure_completeness(
-        RAW, DIFFERENCE, SCALE, CUTOUT, models, COMPLETENESS, params.completeness, setting=setting
+        *folders, models, baselines, COMPLETENESS, params.completeness, setting=setting
     )
 
 
@@ -230,11 +253,16 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from blobpipe.images.check import describe
+    from blobpipe.images.check import describe, unknown_entries
 
     usable = True
+    detector = _detector(_params_if_any(args))
+    named = args.detector or ""
+    if Path(named).suffix and (unknown := unknown_entries(named)):
+        print(f"{named}: not told by the example, correct them: {', '.join(unknown)}")
+        usable = False
     for path in args.files:
-        found = describe(path)
+        found = describe(path, detector)
         print(found)
         usable &= not found.fault
     return 0 if usable else 1
@@ -258,6 +286,34 @@ def _say_when_compiling() -> None:
     event.register("numba:compile", Listener())  # type: ignore[no-untyped-call]
 
 
+def _detector_new(args: argparse.Namespace) -> None:
+    from blobpipe.core import files
+    from blobpipe.images.check import draft_detector
+
+    text = draft_detector(args.image)
+    if args.out is None:
+        print(text, end="")
+        return
+    if args.out.exists():
+        raise BlobpipeError(f"{args.out}: exists already, expected a new file; name another --out")
+    with files.atomic(args.out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _detector_show(args: argparse.Namespace) -> None:
+    from blobpipe.core.detector import find_detector
+
+    print(find_detector(args.name).read_text(encoding="utf-8"), end="")
+
+
+def _detector_measure(args: argparse.Namespace) -> None:
+    from blobpipe.detection.size_law import measure_detector
+
+    params = _params_if_any(args)
+    for line in measure_detector(args.images, args.catalogue, _detector(params)):
+        print(line)
+
+
 def _scan(args: argparse.Namespace) -> int:
     _say_when_compiling()
     from blobpipe.monitor.scan import scan
@@ -272,6 +328,24 @@ def _scan(args: argparse.Namespace) -> int:
         catalogue=args.catalogue,
         bad_pixels=args.bad_pixels,
         operating_point=args.operating_point,
+    )
+
+
+def _history(args: argparse.Namespace) -> int:
+    from blobpipe.history.archive import date_catalogue
+    from blobpipe.images.bad_pixels import read_bad_pixels
+
+    params = _params_if_any(args)
+    detector = _detector(params)
+    bad = read_bad_pixels(params.bad_pixels, args.bad_pixels, detector)
+    return date_catalogue(
+        args.folder,
+        args.catalogue,
+        args.out,
+        params.difference,
+        bad_pixels=bad,
+        detector=detector,
+        threads=params.detect.threads,
     )
 
 
@@ -358,7 +432,8 @@ def _catalogue(args: argparse.Namespace) -> None:
 def _fetch(args: argparse.Namespace) -> int:
     from blobpipe.monitor import mast
 
-    exposures = mast.find_exposures(args.start, args.end)
+    detector = _detector(_params_if_any(args))
+    exposures = mast.find_exposures(args.start, args.end, detector)
     if args.dry_run:
         for exposure in exposures:
             print(f"{exposure.file} {exposure.size_bytes / 1e6:.1f} MB")
@@ -374,12 +449,15 @@ def _flatten(args: argparse.Namespace) -> int:
     from blobpipe.images.bad_pixels import read_bad_pixels
     from blobpipe.images.flatten import flatten_exposure, refuse_overwriting
 
-    bad = read_bad_pixels(_params_if_any(args).bad_pixels, args.bad_pixels)
+    params = _params_if_any(args)
+    detector = _detector(params)
+    bad = read_bad_pixels(params.bad_pixels, args.bad_pixels, detector)
     failed = 0
-    for index, path in enumerate(args.files):
+    parts = detector.exposure.detectors or ("",)
+    for (index, path), part in product(enumerate(args.files), parts):
         try:
             refuse_overwriting(args.files, index, args.out)
-            print(flatten_exposure(path, args.out, bad))
+            print(flatten_exposure(path, args.out, bad, detector, part))
         except FrameError as error:
             print(f"blobpipe: {_one_line(error)}", file=sys.stderr)
             failed = 1
@@ -413,7 +491,11 @@ def _doctor(args: argparse.Namespace) -> int:
     model = args.model or _own_or_packaged()
     judged = Path(REGRESSION_METRICS) if not args.model and model == Path(OWN_MODEL) else None
     bad_pixels = tuple(args.bad_pixels)
-    setup = Setup(named, model, args.catalogue, args.log, judged, bad_pixels, args.operating_point)
+    setup = Setup(
+        *(named, model, args.catalogue, args.log, judged, bad_pixels),
+        operating_point=args.operating_point,
+        detector=args.detector,
+    )
     failed = False
     for check in examine(setup, os.environ, send_test=args.send_test):
         print(f"{check.state:4}  {check.what}: {check.found}")
@@ -422,7 +504,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from blobpipe.monitor import bad_pixel_table, export
+    from blobpipe.monitor import export
 
     export.export_blobs(
         args.catalogue,
@@ -432,9 +514,10 @@ def _export(args: argparse.Namespace) -> None:
         dates=args.frames,
         bpixtab=args.bpixtab,
         useafter=args.useafter,
-        radii_px=tuple(args.disc_radii or bad_pixel_table.RADII_PX),
+        radii_px=tuple(args.disc_radii) if args.disc_radii else None,
         flt=args.flt,
         all_flags=args.all_flags,
+        detector=_detector(_params_if_any(args)),
     )
 
 
@@ -493,8 +576,25 @@ def _params(args: argparse.Namespace) -> Params:
 
 
 def _params_if_any(args: argparse.Namespace) -> Params:
-    """Read the named file; else ``params.yaml`` where there is one, else use the defaults."""
-    return _params(args) if args.params or Path(PARAMS).exists() else Params()
+    """Read the named file; else ``params.yaml`` where there is one, else use the defaults.
+
+    The option ``--detector`` replaces the detector of the settings.
+    """
+    params = _params(args) if args.params or Path(PARAMS).exists() else Params()
+    return params.model_copy(update={"detector": args.detector}) if args.detector else params
+
+
+def _detector(params: Params) -> Detector:
+    """Read the detector of the settings, which may not contradict them."""
+    from blobpipe.core.detector import read_detector
+
+    detector = read_detector(params.detector)
+    if params.clip.border_px < detector.border_px:
+        raise ParamsError(
+            f"clip.border_px={params.clip.border_px} is less than the border of {detector.title}, "
+            f"{detector.border_px} px; raise it"
+        )
+    return detector
 
 
 STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
@@ -531,15 +631,17 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
         "optional: search for better settings of the report's network: results/search (ISR 7)",
     ),
 }
-BATCHED = ("difference", "clip", "scale")
+BATCHED = ("difference", "clip", "scale", "detect", "regression")
+GATHERED = ("detect", "regression")
 
 # Commands as --help lists them
 GROUPS = {
     "every day": (
         *("quicklook", "serve", "log", "page", "catalogue", "export", "notify", "doctor"),
-        *("fetch", "flatten"),
+        *("fetch", "flatten", "detector"),
     ),
     "single images": ("check", "scan", "calibrate"),
+    "an archive of images": ("history",),
     "settings and results of the pipeline": ("params", "gate", "report"),
     "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
 }
@@ -556,9 +658,11 @@ EXAMPLES = {
     "doctor": "blobpipe doctor --catalogue known/blobs.csv",
     "fetch": "blobpipe fetch --start 2024-05-01 --end 2024-05-31 --out exposures",
     "flatten": "blobpipe flatten exposures/*_flt.fits --out inbox",
+    "detector": "blobpipe detector new flat.fits --out my_detector.yaml",
     "check": "blobpipe check inbox/*.fits",
     "scan": "blobpipe scan image.fits --reference stack.fits --out scan",
     "calibrate": "blobpipe calibrate quiet --budget 5 --out operating_point.yaml",
+    "history": "blobpipe history archive --catalogue positions.csv --out dated",
     "params": "blobpipe params > params.yaml",
     "gate": "blobpipe gate --against HEAD",
     "report": "blobpipe report --against HEAD~1",
@@ -568,6 +672,7 @@ EXAMPLES = {
 FAILURES = {
     "check": "or a file cannot be searched",
     "scan": "or an image was rejected",
+    "history": "or an image was rejected",
     "gate": "or the regression test did not pass",
     "doctor": "or a check failed",
     "fetch": "or an exposure could not be downloaded",
@@ -584,14 +689,21 @@ class _Shared(NamedTuple):
     common: argparse.ArgumentParser
     settings: argparse.ArgumentParser
     log: argparse.ArgumentParser
+    detector: argparse.ArgumentParser
 
 
 def _shared_options() -> _Shared:
-    """Make the parsers of the options ``--debug``, ``--params`` and ``--log``."""
+    """Make the parsers of the options ``--debug``, ``--params``, ``--log`` and ``--detector``."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="print the traceback of an error")
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--params", metavar="FILE", help=f"parameter file (default: {PARAMS})")
+    detector = argparse.ArgumentParser(add_help=False, parents=[settings])
+    detector.add_argument(
+        "--detector",
+        metavar="NAME|FILE",
+        help="detector: one that blobpipe knows, such as wfc3_ir, or a file (default: that of the settings)",
+    )
     log = argparse.ArgumentParser(add_help=False)
     log.add_argument(
         "--log",
@@ -600,7 +712,7 @@ def _shared_options() -> _Shared:
         metavar="FILE",
         help="log file (default: %(default)s)",
     )
-    return _Shared(common, settings, log)
+    return _Shared(common, settings, log, detector)
 
 
 class _Completion(argparse.Action):
@@ -657,6 +769,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(commands, shared)
     _add_scan(commands, shared)
     _add_calibrate(commands, shared)
+    _add_history(commands, shared)
     _add_quicklook(commands, shared)
     _add_log(commands, shared)
     _add_catalogue(commands, shared)
@@ -670,6 +783,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_params(commands, shared)
     _add_fetch(commands, shared)
     _add_flatten(commands, shared)
+    _add_detector(commands, shared)
     _describe_commands(parser, commands)
     return parser
 
@@ -705,7 +819,13 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
         stage.set_defaults(work=work)
         if name in BATCHED:
             stage.add_argument(
-                "--batch", type=int, help="process only this batch of 64 images (default: all)"
+                "--batch", type=int, help="process only this batch of images (default: all)"
+            )
+        if name in GATHERED:
+            stage.add_argument(
+                "--gather",
+                action="store_true",
+                help="take the batches as they have been made, and do the rest",
             )
     commands.choices["campaign"].add_argument(
         "--threads", type=int, default=1, help="number of processes (default: %(default)s)"
@@ -725,7 +845,7 @@ def _add_check(commands: Commands, shared: _Shared) -> None:
     """Add the command ``check``."""
     check = commands.add_parser(
         "check",
-        parents=[shared.common],
+        parents=[shared.detector, shared.common],
         description="report what image files contain, and whether they can be searched",
     )
     check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="FITS image")
@@ -735,7 +855,7 @@ def _add_check(commands: Commands, shared: _Shared) -> None:
 def _add_scan(commands: Commands, shared: _Shared) -> None:
     """Add the command ``scan``."""
     scan = commands.add_parser(
-        "scan", parents=[shared.settings, shared.common], description="search images for new blobs"
+        "scan", parents=[shared.detector, shared.common], description="search images for new blobs"
     )
     scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME", help="blob image")
     _add_subtraction(scan, "median stack to subtract")
@@ -798,7 +918,7 @@ def _add_calibrate(commands: Commands, shared: _Shared) -> None:
     """Add the command ``calibrate``."""
     calibrate = commands.add_parser(
         "calibrate",
-        parents=[shared.settings, shared.common],
+        parents=[shared.detector, shared.common],
         description="set the threshold by a budget of false alarms, on images without a new blob",
     )
     calibrate.add_argument(
@@ -872,7 +992,7 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
     """Add the command ``quicklook``."""
     quicklook = commands.add_parser(
         "quicklook",
-        parents=[shared.settings, shared.log, shared.common],
+        parents=[shared.detector, shared.log, shared.common],
         description="search every new image in a folder, log the results and send notices",
     )
     quicklook.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
@@ -891,6 +1011,28 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
         "--watch", action="store_true", help="keep running and search images as they arrive"
     )
     quicklook.set_defaults(work=_quicklook)
+
+
+def _add_history(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``history``."""
+    history = commands.add_parser(
+        "history",
+        parents=[shared.settings, shared.common],
+        description="find when the blobs of a catalogue landed, from all images of a folder",
+    )
+    history.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
+    history.add_argument(
+        "--catalogue",
+        type=Path,
+        required=True,
+        metavar="TABLE",
+        help="positions of blobs: x_px, y_px, and radius_px if it is known",
+    )
+    history.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the tables"
+    )
+    _add_bad_pixels(history)
+    history.set_defaults(work=_history)
 
 
 def _add_log(commands: Commands, shared: _Shared) -> None:
@@ -996,7 +1138,7 @@ def _add_export(commands: Commands, shared: _Shared) -> None:
     """Add the command ``export``."""
     export = commands.add_parser(
         "export",
-        parents=[shared.common],
+        parents=[shared.detector, shared.common],
         description="export blobs: DS9 regions, ECSV, bad-pixel table, DQ image",
     )
     export.add_argument(
@@ -1043,17 +1185,17 @@ def _add_export(commands: Commands, shared: _Shared) -> None:
         type=float,
         nargs=2,
         metavar=("MIN", "MAX"),
-        help="limits of the disc radii in px (default: 7.0 8.2)",
+        help="limits of the disc radii in px (default: those of the detector)",
     )
     export.add_argument(
         "--flt",
         action="store_true",
-        help="write regions and DQ image for 1014 x 1014 pixels, as in FLT files",
+        help="write regions and DQ image without the reference pixels, as in FLT files",
     )
     export.add_argument(
         "--all-flags",
         action="store_true",
-        help="write all bits of the table to the DQ image, not only 512",
+        help="write all bits of the table to the DQ image, not only that of blobs",
     )
     export.set_defaults(work=_export)
 
@@ -1116,7 +1258,7 @@ def _add_doctor(commands: Commands, shared: _Shared) -> None:
     """Add the command ``doctor``."""
     doctor = commands.add_parser(
         "doctor",
-        parents=[shared.settings, shared.log, shared.common],
+        parents=[shared.detector, shared.log, shared.common],
         description="check everything that the daily routine needs",
     )
     doctor.add_argument("--model", type=Path, help="trained model (default: as for scan)")
@@ -1141,7 +1283,7 @@ def _add_fetch(commands: Commands, shared: _Shared) -> None:
     """Add the command ``fetch``."""
     fetch = commands.add_parser(
         "fetch",
-        parents=[shared.common],
+        parents=[shared.detector, shared.common],
         description="download CSM-monitor exposures from MAST by date",
     )
     fetch.add_argument(
@@ -1173,17 +1315,56 @@ def _add_flatten(commands: Commands, shared: _Shared) -> None:
     """Add the command ``flatten``."""
     flatten = commands.add_parser(
         "flatten",
-        parents=[shared.settings, shared.common],
+        parents=[shared.detector, shared.common],
         description="make blob images from calibrated exposures",
     )
     flatten.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="full-frame FLT or IMA exposure"
+        "files", nargs="+", type=Path, metavar="FILE", help="full-frame calibrated exposure"
     )
     _add_bad_pixels(flatten)
     flatten.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the blob images"
     )
     flatten.set_defaults(work=_flatten)
+
+
+def _add_detector(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``detector`` with its three actions."""
+    detector = commands.add_parser(
+        "detector",
+        description="describe another detector: draft its file, show one, measure its entries",
+    )
+    actions = detector.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = actions.add_parser(
+        "new", parents=[shared.common], help="draft the file of a detector from an example image"
+    )
+    new.add_argument("image", type=Path, metavar="IMAGE", help="FITS image of the detector")
+    new.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: print it)")
+    new.set_defaults(work=_detector_new)
+    show = actions.add_parser(
+        "show", parents=[shared.common], help="print the file of a detector that blobpipe knows"
+    )
+    show.add_argument("name", metavar="NAME", help="such as wfc3_ir")
+    show.set_defaults(work=_detector_show)
+    measure = actions.add_parser(
+        "measure",
+        parents=[shared.detector, shared.common],
+        help="measure noise and sizes of blobs, as entries of a detector's file",
+    )
+    measure.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="IMAGE",
+        help="blob images, at least four, for the noise",
+    )
+    measure.add_argument(
+        "--catalogue",
+        type=Path,
+        metavar="TABLE",
+        help="blobs with measured radii: x_px, y_px, radius_px, for the law of size",
+    )
+    measure.set_defaults(work=_detector_measure)
 
 
 # ------------------------------------------------------------------------------------------------------------ run

@@ -83,9 +83,11 @@ def _read_otherwise(path: Path, seed: int) -> Params | None:
     ):
         return None
     whole = all(
-        set(content.get(name, ())) == set(type(section).model_fields) for name, section in params
+        set(content.get(name, ())) == set(type(section).model_fields)
+        for name, section in params
+        if isinstance(section, pydantic.BaseModel)
     )
-    return params if whole else None
+    return params if whole and "detector" in content else None
 
 
 def _python(text: str) -> Any:

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blobpipe.images.flatten import DEFAULTS, light_loss
+from blobpipe.core.detector import DEFAULT
+from blobpipe.images.flatten import light_loss
 
 SHAPE = (330, 312)  # five boxes, the last one smaller, and four
 FEW = settings(max_examples=12)
@@ -49,7 +50,7 @@ def test_flagged_pixels_have_no_value_but_those_of_blobs(seed: int, flag: int) -
     dq = flags(seed, flag)
     kept = flag in (64, 512, 2048)
     np.testing.assert_array_equal(np.isnan(light_loss(exposure(seed), dq)), (dq != 0) & (not kept))
-    assert bool(flag & DEFAULTS.dq_flags) != kept
+    assert bool(flag & DEFAULT.exposure.bad_dq) != kept
 
 
 @FEW

@@ -22,6 +22,7 @@ from tests.unit import synthetic_log
 
 from blobpipe import __version__, cli
 from blobpipe.core import files, fits_images, tables
+from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import BlobpipeError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.monitor import logbook
@@ -33,31 +34,35 @@ C = "results"
 PARAMS = Params(regression=Regression(min_cases=7))
 EXPECTED: dict[str, Calls] = {
     "campaign --threads 2": [
-        ("simulation.campaign.simulate", (f"{D}/raw", PARAMS.campaign), {"threads": 2})
+        (
+            "simulation.campaign.simulate",
+            (f"{D}/raw", PARAMS.campaign),
+            {"threads": 2, "detector": DEFAULT},
+        )
     ],
     "difference": [
         (
             "images.difference.reference",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels(), DEFAULT),
             {},
         ),
         (
             "images.difference.write_differences",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, None, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, None, BadPixels(), DEFAULT),
             {},
         ),
     ],
     "difference --reference": [
         (
             "images.difference.reference",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, BadPixels(), DEFAULT),
             {},
         )
     ],
     "difference --batch 3": [
         (
             "images.difference.write_differences",
-            (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3, BadPixels()),
+            (f"{D}/raw", f"{D}/difference", PARAMS.difference, 3, BadPixels(), DEFAULT),
             {},
         )
     ],
@@ -67,7 +72,7 @@ EXPECTED: dict[str, Calls] = {
         (
             "simulation.cutout.cut",
             (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout", PARAMS.cutout),
-            {"clip": PARAMS.clip, "scale": PARAMS.scale},
+            {"clip": PARAMS.clip, "scale": PARAMS.scale, "detector": DEFAULT},
         )
     ],
     "augment": [
@@ -105,7 +110,17 @@ EXPECTED: dict[str, Calls] = {
             {},
         )
     ],
-    "detect": [
+    "detect --batch 2": [
+        (
+            "detection.detect.search_batches",
+            (
+                *(f"{D}/raw", f"{D}/difference", f"{D}/scale"),
+                *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS, 2),
+            ),
+            {},
+        )
+    ],
+    "detect --gather": [
         (
             "detection.detect.detect",
             (
@@ -127,6 +142,14 @@ EXPECTED: dict[str, Calls] = {
     ],
     "regression": [
         (
+            "validation.regression.score_batches",
+            (
+                (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *(cli.MODEL, f"{C}/regression"),
+            ),
+            {"radii_px": PARAMS.evaluate.radii_px, "batch": None},
+        ),
+        (
             "validation.regression.regress",
             (
                 *((f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"), f"{C}/detect"),
@@ -135,6 +158,7 @@ EXPECTED: dict[str, Calls] = {
             {
                 "radii_px": PARAMS.evaluate.radii_px,
                 "per_100_frames": PARAMS.detect.false_alarms_per_100_frames,
+                "detector": DEFAULT,
             },
         ),
         (
@@ -150,6 +174,7 @@ EXPECTED: dict[str, Calls] = {
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(
                     (f"{C}/detect/model.safetensors", cli.MODEL),
+                    f"{C}/regression/batches",
                     f"{C}/completeness",
                     PARAMS.completeness,
                 ),
@@ -157,7 +182,7 @@ EXPECTED: dict[str, Calls] = {
             {
                 "setting": (
                     *(PARAMS.clip, PARAMS.scale, PARAMS.vetting, PARAMS.evaluate.radii_px),
-                    PARAMS.detect.false_alarms_per_100_frames,
+                    *(PARAMS.detect.false_alarms_per_100_frames, DEFAULT),
                 )
             },
         )
@@ -212,7 +237,7 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
 def test_every_stage_of_the_settings_is_a_command() -> None:
     # those are of the daily routine
     stages = set(Params.model_fields) - {
-        *("bad_pixels", "vetting", "quicklook", "notices", "health")
+        *("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     }
     assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
 

@@ -22,9 +22,10 @@ ROOMS = {  # and of which an import may come
     "simulation": ("core", "images"),
     "networks": ("core", "images", "simulation"),
     "detection": ("core", "images", "simulation", "networks"),
-    "validation": ("core", "images", "simulation", "networks", "detection"),
-    "monitor": ("core", "images", "simulation", "networks", "detection", "validation"),
-    "review": ("core", "images", "monitor"),
+    "history": ("core", "images", "simulation", "networks", "detection"),
+    "validation": ("core", "images", "simulation", "networks", "detection", "history"),
+    "monitor": ("core", "images", "simulation", "networks", "detection", "history", "validation"),
+    "review": ("core", "images", "networks", "detection", "monitor"),
 }
 STAGES = {*Params.model_fields, "scan"}  # and the searches of every day
 HALL = ("errors", "params", "cli", "__init__", "__main__")

@@ -19,7 +19,7 @@ from blobpipe.errors import ParamsError
 from blobpipe.params import Clip, Cutout, Params, Train, json_schema, load_params, to_yaml
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = list(Params.model_fields)
+SECTIONS = [name for name in Params.model_fields if name != "detector"]
 INNER = ["train.network", "dense.network"]  # sections in a section
 ELSEWHERE = ["Span"]  # what a value may be
 
@@ -227,21 +227,21 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("", "found nothing, expected sections campaign"),
+        ("", "found nothing, expected sections detector"),
         ("# nothing\n", "found nothing, expected sections"),
         ("- 1\n", "found list, expected sections"),
         ("3\n", "found int, expected sections"),
         (WHOLE.encode("utf-16"), "expected a text file in UTF-8"),
         ((WHOLE + "# \u00e9\n").encode("latin-1"), "expected a text file in UTF-8"),
-        (WHOLE.replace("  factor", "\tfactor"), r"line 30: .*cannot start any token: '\\t'"),
+        (WHOLE.replace("  factor", "\tfactor"), r"line 33: .*cannot start any token: '\\t'"),
         (
             WHOLE.replace("  factor", "  factor: 0.6\n  factor"),
-            "line 31: factor is listed twice; remove one",
+            "line 34: factor is listed twice; remove one",
         ),
         (WHOLE + "clip:\n  factor: 0.5\n", f"line {END}: clip is listed twice; remove one"),
         (
             WHOLE.replace("clip:\n", "<<<<<<< HEAD\nclip:\n"),
-            "line 29: found <<<<<<<, the mark of a merge",
+            "line 32: found <<<<<<<, the mark of a merge",
         ),
         (LAUGHS, r"line 2: found the alias \*a, expected the value itself"),
         ("a: " + "[" * 100_000, "line 1: found more than 20 levels of nesting"),
@@ -267,22 +267,22 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: 2020-01-01"),
-            "line 30: found a date, expected a number",
+            "line 33: found a date, expected a number",
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: 2020-13-01"),
-            "line 30: found a date, expected a number",
+            "line 33: found a date, expected a number",
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: !!binary aGVsbG8="),
-            "line 30: found the tag tag:yaml.org,2002:binary",
+            "line 33: found the tag tag:yaml.org,2002:binary",
         ),
         (
             WHOLE.replace("factor: 0.5", "factor: !!python/name:os.system"),
-            "line 30: found the tag .*os.system",
+            "line 33: found the tag .*os.system",
         ),
-        (WHOLE.replace("factor: 0.5", "factor: !!float half"), "line 30: found the tag"),
-        (WHOLE.replace("factor: 0.5", "<<: {factor: 0.5}"), "line 30: found a merge"),
+        (WHOLE.replace("factor: 0.5", "factor: !!float half"), "line 33: found the tag"),
+        (WHOLE.replace("factor: 0.5", "<<: {factor: 0.5}"), "line 33: found a merge"),
         (
             WHOLE.replace("factor: 0.5", f"factor: {'x' * 100_000}"),
             r'clip.factor: found "x{76}\.\.\., expected',

@@ -23,7 +23,8 @@ from .conftest import HERE, Project, environment
 sys.path.insert(0, str(HERE / "workflow/scripts"))
 from stages import Stage, stages
 
-STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"))
+STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"), str(HERE / "params.yaml"))
+DETECTOR = "src/blobpipe/detectors/wfc3_ir.yaml"
 OPTIONAL = ["explore", "search"]  # no stages of DVC, and only on request of Snakemake
 NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, errors make no output
 
@@ -33,7 +34,7 @@ def test_a_stage_has_one_name_everywhere() -> None:
     sections = [
         name
         for name in Params.model_fields
-        if name not in ("bad_pixels", "vetting", "quicklook", "notices", "health")
+        if name not in ("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
     assert [*names, *OPTIONAL] == list(cli.STAGES)
@@ -46,7 +47,9 @@ def test_a_stage_has_one_name_everywhere() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_code_deps_are_what_a_stage_imports(name: str) -> None:
-    assert sorted(STAGES[name].code) == _code_of(name)
+    stage = STAGES[name]
+    uses_detector = "detector" in stage.settings
+    assert sorted(stage.code) == sorted([*_code_of(name), *[DETECTOR] * uses_detector])
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -136,7 +139,8 @@ def test_inputs_are_plain_paths() -> None:
             line for line in path.read_text().splitlines() if re.search(r"rules\.\w+\.output", line)
         ]
         assert all(
-            line.startswith("STAGE_FILES[") and "map(str, rules." in line for line in lines
+            re.match(r"STAGE_FILES\[| {4}\*map", line) and "map(str, rules." in line
+            for line in lines
         ), path
 
 
@@ -197,7 +201,8 @@ def test_constraints_know_what_every_extra_asks_for() -> None:
         line.partition("==")[0].lower().replace("_", "-")
         for line in (HERE / "constraints.txt").read_text().splitlines()
     }
-    wanted = {name.lower().replace("_", "-") for name in _requirements(list(extras))}
+    asked = {re.sub(r"\[.*\]", "", name) for name in _requirements(list(extras))}
+    wanted = {name.lower().replace("_", "-") for name in asked}
     assert wanted - pinned == set()
 
 
@@ -259,3 +264,22 @@ def test_settings_come_from_the_file_alone(pristine: Project) -> None:
     printed = pristine.fails("snakemake", "-n", "--config", "train={'seed': 2}")
     assert "settings come from params.yaml alone" in printed
     pristine.run("snakemake", "-n", "--quiet", "all")
+
+
+@pytest.mark.parametrize(
+    ("rule", "section", "key"), [("train", "train", "epochs"), ("dense", "dense", "epochs")]
+)
+def test_time_limits_follow_from_the_work(
+    rule: str, section: str, key: str, pristine: Project, copy_of: object
+) -> None:
+    project = copy_of(pristine)  # type: ignore[operator]
+
+    def limit_min() -> int:
+        printed = project.run("snakemake", "-n", "--quiet", "host", "--", f"stage_{rule}")
+        block = printed[printed.index(f"rule {rule}:") :]
+        return int(re.findall(r"runtime=(\d+)", block)[0])
+
+    before = limit_min()
+    project.set(section, key, 40_000)
+    assert before < 60
+    assert limit_min() > 20 * before

@@ -40,13 +40,13 @@ class Stage:
 
     @property
     def code(self) -> list[str]:
-        """The modules it imports."""
-        return [path for path in self.deps if path.endswith(".py")]
+        """The modules it imports, and the file of the detector."""
+        return [path for path in self.deps if path.endswith((".py", ".yaml"))]
 
     @property
     def sources(self) -> list[str]:
-        """The modules, and the file of its rules."""
-        return [path for path in self.deps if path.endswith((".py", ".smk"))]
+        """The same, and the file of its rules."""
+        return [path for path in self.deps if path.endswith((".py", ".yaml", ".smk"))]
 
     @property
     def upstream(self) -> list[str]:
@@ -83,9 +83,11 @@ def parsed(text: str, path: str) -> Any:
 
 
 @cache
-def stages(path: str = "dvc.yaml") -> dict[str, Stage]:
-    """All stages, in the order of dvc.yaml."""
-    entries = entries_of(text_of(path), path)
+def stages(path: str = "dvc.yaml", params: str = "params.yaml") -> dict[str, Stage]:
+    """All stages, in the order of dvc.yaml; ``${detector}`` is replaced as DVC does, by the setting of that name."""
+    values = parsed(text_of(params), params)
+    detector = str(values.get("detector", "")) if isinstance(values, dict) else ""
+    entries = entries_of(text_of(path).replace("${detector}", detector), path)
     return {name: _stage(name, entry) for name, entry in entries.items()}
 
 

@@ -22,10 +22,6 @@ OBSTRUCTION = 0.33
 # Gaussian sigma of diffraction and jitter at the edge of a blob (px); measured on real median stacks
 BLUR_PX = 0.55
 
-# Best top-hat radius of WFC3/IR's blobs at x = y = 0 (px), and its change per pixel along x and y;
-# measured on 71 blobs of a real blob image
-RADIUS_LAW_PX = (9.2, -3.3e-3, -3.5e-3)
-
 # Fine pixels per pixel along each axis; the blurred edges have no power at higher frequencies
 OVERSAMPLING = 3
 
@@ -54,7 +50,7 @@ def blob_profile(
 
     Notes
     -----
-    Source: this project, after the shapes in real median stacks; `typical_radius` gives the sizes of WFC3 blobs.
+    Source: this project, after the shapes in real median stacks.
     """
     spectrum, peak = _spectrum(shape, float(radius_px), size)
     fx, fy = _frequencies(size)
@@ -66,24 +62,6 @@ def blob_profile(
     fine = _fine_image(spectrum * ramp, size)
     profile = fine[::OVERSAMPLING, ::OVERSAMPLING] / peak
     return profile.astype(np.float32)
-
-
-def typical_radius(x_px: FloatArray, y_px: FloatArray) -> FloatArray:
-    """Return the typical best top-hat radius (px) of blobs at a position.
-
-    It varies over the detector because the mirror is tilted with respect to the focus.
-
-    Parameters
-    ----------
-    x_px, y_px : ndarray
-        Position on the detector (px).
-
-    Notes
-    -----
-    Source: 71 blobs measured on a real median stack.
-    """
-    at_origin, per_x, per_y = RADIUS_LAW_PX
-    return at_origin + per_x * x_px + per_y * y_px
 
 
 def matched_snr(signal: FloatArray, noise: float) -> float:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core.arrays import FloatArray, Image, Mask
+from blobpipe.core.arrays import FloatArray, Image, Int16Array, Mask
 
 
-def cut_square(image: Image | Mask, x: int, y: int, side: int) -> Image:
+def cut_square(image: Image | Mask | Int16Array, x: int, y: int, side: int) -> Image:
     """Return a square of an image as float32, NaN where it lies off the image.
 
     Parameters

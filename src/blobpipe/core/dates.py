@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from blobpipe.core import fits_images
-from blobpipe.core.detector import FIRST_MJD, MJD_RANGE, MJD_ZERO, UNIX_MJD
+from blobpipe.core.detector import DEFAULT, MJD_RANGE, MJD_ZERO, UNIX_MJD, Detector
 from blobpipe.errors import BlobpipeError, FrameError
 
 # Cards that can hold the start or the middle of an exposure, in order of preference: MJD, and ISO 8601 in UTC
@@ -59,7 +59,7 @@ class Exposure(NamedTuple):
     cards: Mapping[str, Any]
 
 
-def exposure_mjd(frame: fits_images.Frame, path: str | Path) -> float:
+def exposure_mjd(frame: fits_images.Frame, path: str | Path, detector: Detector = DEFAULT) -> float:
     """Return the date of an exposure (MJD), its start where the header gives it.
 
     The first of `MJD_CARDS` and `DATE_CARDS` that holds a date within the life of the instrument is taken; empty cards
@@ -81,28 +81,28 @@ def exposure_mjd(frame: fits_images.Frame, path: str | Path) -> float:
             # DATE-OBS may hold the day alone; its time is then in a card of its own
             clock = frame.header.get("TIME-OBS", "") if card == "DATE-OBS" else ""
             mjd = _parse_iso_date(text, str(clock).strip())
-        if mjd is not None and is_date(mjd):
+        if mjd is not None and is_date(mjd, detector):
             return mjd
         rejected.append(f"{card} {text[:30]!r}")
     expected = f"expected {', '.join(MJD_CARDS[:2])} (MJD) or DATE-OBS"
     if not rejected:
         raise FrameError(f"{path}: no date of the exposure, {expected} in its header; add one")
     raise FrameError(
-        f"{path}: no date of the exposure, found {', '.join(rejected)}, {expected}, from MJD {FIRST_MJD:.0f} "
-        "(2009-05-09) to tomorrow; correct its header"
+        f"{path}: no date of the exposure, found {', '.join(rejected)}, {expected}, from MJD {detector.first_mjd:.0f} "
+        f"({format_mjd(detector.first_mjd)}) to tomorrow; correct its header"
     )
 
 
-def is_date(mjd: float | None) -> bool:
+def is_date(mjd: float | None, detector: Detector = DEFAULT) -> bool:
     """Say if an image can have this date (MJD)."""
-    first, last = date_range()
+    first, last = date_range(detector)
     return mjd is not None and first <= mjd <= last
 
 
-def date_range() -> tuple[float, float]:
-    """Return the first and last date that an image can have (MJD): from the launch of the instrument to tomorrow."""
+def date_range(detector: Detector = DEFAULT) -> tuple[float, float]:
+    """Return the first and last date that an image can have (MJD): from the detector's first to tomorrow."""
     now_mjd = UNIX_MJD + time.time() / SECONDS_PER_DAY
-    return FIRST_MJD, now_mjd + 1
+    return detector.first_mjd, now_mjd + 1
 
 
 def _parse_float(text: str) -> float | None:
@@ -141,13 +141,15 @@ def _parse_iso_date(text: str, clock: str) -> float | None:
     return days + (3600 * hours + 60 * minutes + seconds) / SECONDS_PER_DAY
 
 
-def exposure_of(frame: fits_images.Frame, path: str | Path) -> Exposure:
+def exposure_of(
+    frame: fits_images.Frame, path: str | Path, detector: Detector = DEFAULT
+) -> Exposure:
     """Return what tells an image's exposure from others.
 
     Its date is NaN, which equals no other date, if the header has none.
     """
     try:
-        mjd = exposure_mjd(frame, path)
+        mjd = exposure_mjd(frame, path, detector)
     except FrameError:
         mjd = float("nan")
     cards = {card: frame.header[card] for card in EXPOSURE_CARDS if card in frame.header}

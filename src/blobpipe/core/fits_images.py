@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from blobpipe.core import files, hdus
 from blobpipe.core.arrays import Float32Array, Int64Array
-from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError, printable
 
 # What a file should be and what to do, for messages
@@ -93,12 +93,18 @@ def find_image(folder: str | Path, frame: str) -> Path:
     )
 
 
-def read_frame(path: str | Path) -> Frame:
+def read_frame(path: str | Path, detector: Detector = DEFAULT) -> Frame:
     """Read an image in any layout that monitor images come in.
 
     The first HDU that holds an image is taken: a SCI extension before others, a 2-D array, or plane 0 of a cube.
-    Reference pixels that the file leaves out (1014 x 1014) are put back as NaN, with the DQ 0. Integer and big-endian
-    data become native float32.
+    Reference pixels that the file leaves out are put back as NaN, with the DQ 0. Integer and big-endian data become
+    native float32. Cards that the detector calls by other names are also found under those that blobpipe uses.
+
+    Parameters
+    ----------
+    path : path
+    detector : Detector, optional
+        Whose image it is.
 
     Raises
     ------
@@ -109,34 +115,146 @@ def read_frame(path: str | Path) -> Frame:
     -----
     Source: this project, after the layouts of real files.
     """
+    return _read_frame(Path(path), detector, "SCI", "DQ", required=False)
+
+
+def read_exposure(path: str | Path, detector: Detector = DEFAULT, part: str = "") -> Frame:
+    """Read the exposure of a detector from a FITS file, from the extensions that the detector's file names.
+
+    Parameters
+    ----------
+    path : path
+    detector : Detector, optional
+    part : str
+        Which of the detectors of a file that holds several: one of ``detector.exposure.detectors``.
+
+    Returns
+    -------
+    Frame
+        Pixels without a positive standard error have no value, if the detector's files have standard errors.
+
+    Raises
+    ------
+    FrameError
+        As `read_frame`.
+    """
     path = Path(path)
+    names = detector.exposure
+    image, dq, error = (name.format(detector=part) for name in (names.image, names.dq, names.error))
+    frame = _read_frame(path, detector, image, dq, required=bool(part))
+    if part:
+        frame = replace(frame, name=f"{frame.name}_{part}")
+    if not error:
+        return frame
+    errors = read_plane(path, error)
+    if errors.shape == detector.light_shape:
+        errors = np.pad(errors, detector.border_px, constant_values=np.nan)
+    if errors.shape != frame.data.shape:
+        raise FrameError(
+            f"{path}: {error} has the shape {errors.shape}, expected that of the image, {frame.data.shape}; fetch the "
+            "file again"
+        )
+    return replace(frame, data=np.where(errors > 0, frame.data, np.float32(np.nan)))
+
+
+def _read_frame(
+    path: Path, detector: Detector, image_name: str, dq_name: str, *, required: bool
+) -> Frame:
+    """Read an image and its flags by the names of their extensions.
+
+    Parameters
+    ----------
+    required : bool
+        Take no other image if there is none of that name.
+    """
     with hdus.opened(path, IMAGE) as file:
-        index, image = _science_image(path, file)
+        if required and file.named(image_name) is None:
+            names = ", ".join(hdu.name for hdu in file.hdus[:9])
+            raise FrameError(
+                f"{path}: found no image {image_name} in its {len(file.hdus)} HDU ({names}, ...), expected one; fetch the "
+                "file again, or correct exposure in the detector's file"
+            )
+        index, image = _science_image(path, file, image_name)
         # The image's cards come last, so that they take precedence
         cards = [*file.hdus[0].cards.items(), *image.cards.items()]
-        header = {name: value for name, value in cards if value is not None}
+        header = with_usual_names(
+            {name: value for name, value in cards if value is not None}, detector
+        )
         size = "x".join(map(str, image.shape[::-1]))
         layout = f"HDU {index} ({image.name or 'unnamed'}), {size}"
         data = plane(file, image)
-        dq = _read_dq(path, file, data.shape)
-    if data.shape == (LIGHT_SIDE_PX, LIGHT_SIDE_PX):
-        data = np.pad(data, BORDER_PX, constant_values=np.nan)
-        dq = None if dq is None else np.pad(dq, BORDER_PX)
-    return Frame(frame_name(path), data, header, layout, dq)
+        dq = _read_dq(path, file, data.shape, dq_name)
+    return with_border(Frame(frame_name(path), data, header, layout, dq), detector)
 
 
-def _read_dq(path: Path, file: hdus.File, shape: tuple[int, ...]) -> Int64Array | None:
+def with_usual_names(header: Mapping[str, hdus.Value], detector: Detector) -> dict[str, hdus.Value]:
+    """Return a header in which the cards of a detector are also found under the names that blobpipe uses."""
+    named = dict(header)
+    cards = detector.cards
+    for usual, own in (
+        ("TARGNAME", cards.target),
+        ("FILTER", cards.filter),
+        ("ROOTNAME", cards.exposure),
+        ("LEVEL_E", cards.level),
+    ):
+        if own in header:
+            named[usual] = header[own]
+    # A number is an MJD, a text is ISO 8601
+    if cards.date in header:
+        date = header[cards.date]
+        named["DATE-OBS" if isinstance(date, str) else "EXPSTART"] = date
+    return named
+
+
+def with_border(frame: Frame, detector: Detector) -> Frame:
+    """Return an image with the border that its file leaves out: NaN, with the DQ 0."""
+    if frame.data.shape != detector.light_shape:
+        return frame
+    width = detector.border_px
+    dq = None if frame.dq is None else np.pad(frame.dq, width)
+    return replace(frame, data=np.pad(frame.data, width, constant_values=np.nan), dq=dq)
+
+
+def _read_dq(path: Path, file: hdus.File, shape: tuple[int, ...], name: str) -> Int64Array | None:
     """Read the data-quality flags of an image; None if the file has none."""
-    hdu = file.named("DQ")
-    if hdu is None or not hdu.shape:
+    hdu = file.named(name)
+    if not name or hdu is None or not hdu.shape:
         return None
-    flags = plane(file, hdu)
+    flags = integers(file, hdu)
+    if flags is None:
+        # Measured values, which no DQ should be, count as far as they are whole numbers
+        flags = np.nan_to_num(plane(file, hdu)).astype(np.int64)
     if flags.shape != shape:
         raise FrameError(
-            f"{path}: DQ has the shape {flags.shape}, expected that of the image, {shape}; fetch the file again"
+            f"{path}: {name} has the shape {flags.shape}, expected that of the image, {shape}; fetch the file again"
         )
-    # Images are read as float32, which holds 16 bits exactly
-    return np.nan_to_num(flags).astype(np.int64)
+    return flags
+
+
+def integers(file: hdus.File, hdu: hdus.HDU) -> Int64Array | None:
+    """Return an image of integers, or plane 0 of a cube, BZERO applied to unsigned ones; None if it holds other values."""
+    if hdu.compressed:
+        from blobpipe.core import unpack
+
+        stored = unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu))
+    else:
+        stored = file.plane(hdu)
+
+    # An image of one value may have no data; other scales than 1 mean measured values
+    is_constant = not hdu.size and float(stored.flat[0]).is_integer()
+    is_integer = stored.dtype.kind in "iu" or is_constant
+    if not is_integer or hdus.number(hdu.cards, "BSCALE", 1) != 1:
+        return None
+
+    values = stored.astype(np.int64)
+    zero = hdus.number(hdu.cards, "BZERO", 0)
+    if zero != 2.0**63:
+        return values + int(zero)
+
+    # Unsigned 64-bit integers: adding BZERO flips the sign bit, and the result must fit into 63 bits
+    if values.max() >= 0:
+        raise ValueError(f"DQ value {int(values.max()) + 2**63}, less than 2**63 expected")
+    return values ^ np.int64(-(2**63))
 
 
 def read_plane(path: str | Path, name: str) -> Float32Array:
@@ -186,14 +304,14 @@ def plane(file: hdus.File, hdu: hdus.HDU) -> Float32Array:
     return hdus.physical(hdu.cards, stored)
 
 
-def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
-    """Return the first HDU that holds an image, those named SCI before others, and its number."""
-    order = sorted(range(len(file.hdus)), key=lambda i: file.hdus[i].name != "SCI")
+def _science_image(path: Path, file: hdus.File, name: str) -> tuple[int, hdus.HDU]:
+    """Return the first HDU that holds an image, those of a name before others, and its number."""
+    order = sorted(range(len(file.hdus)), key=lambda i: file.hdus[i].name != name.upper())
     index = next((i for i in order if file.hdus[i].shape and 0 not in file.hdus[i].shape), None)
     if index is None:
         kinds = ", ".join(f"{hdu.kind} {hdu.name}".strip() for hdu in file.hdus[:9])
         raise FrameError(
-            f"{path}: no image found in its {len(file.hdus)} HDU ({kinds}); expected one in HDU 0, 1 or SCI; "
+            f"{path}: no image found in its {len(file.hdus)} HDU ({kinds}); expected one in HDU 0, 1 or {name}; "
             "fetch or write the file again"
         )
     image = file.hdus[index]
@@ -205,7 +323,7 @@ def _science_image(path: Path, file: hdus.File) -> tuple[int, hdus.HDU]:
     return index, image
 
 
-def read_image(path: str | Path) -> Frame:
+def read_image(path: str | Path, detector: Detector = DEFAULT) -> Frame:
     """Read an image that can be searched for blobs.
 
     Raises
@@ -213,7 +331,7 @@ def read_image(path: str | Path) -> Frame:
     FrameError
         As `read_frame` and `require_usable`.
     """
-    frame = read_frame(path)
+    frame = read_frame(path, detector)
     require_usable(frame, path)
     return frame
 

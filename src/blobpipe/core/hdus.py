@@ -383,11 +383,13 @@ def physical(cards: Cards, stored: Stored) -> Float32Array:
     zero = number(cards, "BZERO", 0)
     with np.errstate(all="ignore"):
         values = stored if (scale, zero) == (1, 0) else stored.astype(np.float64) * scale + zero
-        pixels = np.array(values, dtype=np.float32, order="C")
+        # Not copied if it is what is wanted: one that was unpacked belongs to nobody else
+        pixels = np.require(values, np.float32, ["C", "W"])
     if blank is not None:
         pixels[stored == blank] = np.nan
-    sensible = np.abs(pixels) <= MAX_VALUE
-    pixels[~sensible] = np.nan
+    beyond = (pixels > MAX_VALUE) | (pixels < -MAX_VALUE)
+    if beyond.any():
+        pixels[beyond] = np.nan
     return pixels
 
 

@@ -271,16 +271,23 @@ class _Tiles:
         """Return the pixels of a tile from its quantised numbers; FITS 4.0, section 10.2."""
         if self.scale is None or self.zero is None:
             return stored
+        scale = float(self.scale[row])
+        zero = float(self.zero[row])
+        # NaN equals no number
+        blank = np.nan if self.blank is None else float(self.blank[row])
+        if self.dtype == np.float32 and stored.dtype == np.int32 and not self.dither:
+            pixels = np.empty(len(stored), np.float32)
+            _scale(stored, scale, zero, blank, pixels)
+            return pixels
         values: Pixels = stored.astype(np.float64)
         if self.dither:
             values += 0.5 - _dither(row + self.seed, len(values))
         # The scale of a damaged file can be anything
         with np.errstate(all="ignore"):
-            values = values * float(self.scale[row]) + float(self.zero[row])
+            values = values * scale + zero
         if self.dither == 2:
             values[stored == DITHERED_ZERO] = 0
-        if self.blank is not None:
-            values[stored == self.blank[row]] = np.nan
+        values[stored == blank] = np.nan
         return values
 
 
@@ -366,7 +373,7 @@ def _rice_pixels(packed: npt.NDArray[np.uint8], n: int, block: int, pixel_bytes:
         raise ValueError(f"a tile whose {len(packed)} bytes are no {n} pixels compressed by RICE_1")
     if pixel_bytes == 1:
         return pixels.astype("u1")
-    return pixels.astype(f"u{pixel_bytes}").view(f"i{pixel_bytes}")
+    return pixels.astype(f"u{pixel_bytes}", copy=False).view(f"i{pixel_bytes}")
 
 
 def _leading_zeros_of(typing: Any, word: Any) -> Any:
@@ -415,18 +422,35 @@ def _unrice(words, end, pixels, block, bits, code_bits, raw):  # type: ignore[no
         n_low = bits if code > raw else code - 1
         for k in range(start, min(start + block, len(pixels))):
             if code > 0:
-                upper = 0
+                ahead = _ahead(words, at)
+                zeros = np.int64(0)
+                n_upper = np.int64(0)
                 if code <= raw:
-                    upper = _zeros(words, at, end)
-                    at += upper + 1
-                stored = np.uint64(upper) << np.uint64(n_low)
-                stored |= (_ahead(words, at) >> one) >> np.uint64(63 - n_low)
-                at += n_low
+                    zeros = np.int64(_leading_zeros(ahead))
+                    n_upper = zeros + 1
+                if n_upper + n_low <= 64:
+                    # The usual case: all bits of the pixel are among the next 64
+                    ahead = ahead << np.uint64(zeros) << np.uint64(n_upper - zeros)
+                    at += n_upper + n_low
+                else:
+                    zeros = _zeros(words, at, end)
+                    at += zeros + 1
+                    ahead = _ahead(words, at)
+                    at += n_low
+                stored = np.uint64(zeros) << np.uint64(n_low)
+                stored |= (ahead >> one) >> np.uint64(63 - n_low)
                 if at > end or stored > mask:
                     return False
                 last = (last + ((stored >> one) ^ (np.uint64(0) - (stored & one)))) & mask
             pixels[k] = last
     return end - 8 < at <= end and _ahead(words, at) == 0
+
+
+@nb.njit(cache=True, nogil=True)
+def _scale(stored, scale, zero, blank, pixels):  # type: ignore[no-untyped-def]
+    """Overwrite ``pixels``, float32, by ``stored * scale + zero``, and by NaN where ``stored`` is ``blank``."""
+    for k in range(len(stored)):
+        pixels[k] = np.nan if stored[k] == blank else stored[k] * scale + zero
 
 
 @nb.njit(cache=True, nogil=True, inline="always")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from blobpipe.core import tables
 from blobpipe.core.arrays import FloatArray
-from blobpipe.core.detector import SIDE_PX
+from blobpipe.core.detector import Detector, read_detector
 from blobpipe.detection.detectors import DenseDetector
 from blobpipe.detection.score import score_candidates
 from blobpipe.detection.search import observe, read_pipeline_template
@@ -20,7 +20,9 @@ from blobpipe.params import Campaign, Params
 from blobpipe.simulation import campaign
 
 
-def n_quiet_images(raw_dir: str | Path, params: Params, shape: tuple[int, ...]) -> int:
+def n_quiet_images(
+    raw_dir: str | Path, params: Params, shape: tuple[int, ...], instrument: Detector
+) -> int:
     """Return how many quiet images can be simulated: those that are wanted, if images are the campaign's.
 
     Parameters
@@ -30,8 +32,9 @@ def n_quiet_images(raw_dir: str | Path, params: Params, shape: tuple[int, ...]) 
     params : Params
     shape : (ny, nx)
         Of the images; only full frames are simulated.
+    instrument : core.detector.Detector
     """
-    is_possible = shape == (SIDE_PX, SIDE_PX) and _is_simulated(raw_dir, params.campaign)
+    is_possible = shape == instrument.shape and _is_simulated(raw_dir, params.campaign)
     return params.detect.n_quiet if is_possible else 0
 
 
@@ -71,12 +74,15 @@ def search_quiet_images(
         Joint score of each candidate of the status ``new``: false peaks, all of them.
     """
     template = read_pipeline_template(difference_dir)
-    known = pd.DataFrame(campaign.known_blobs(params.campaign))
+    instrument = read_detector(params.detector)
+    known = pd.DataFrame(campaign.known_blobs(params.campaign, instrument))
 
     def search(number: int) -> FloatArray:
-        image = campaign.render_quiet_image(params.campaign, number)
-        difference, shift = subtract(image, template, params.difference)
-        observation = observe(difference, template, catalogue=known, shift_px=shift)
+        image = campaign.render_quiet_image(params.campaign, number, instrument)
+        difference, shift = subtract(image, template, params.difference, instrument)
+        observation = observe(
+            difference, template, catalogue=known, shift_px=shift, instrument=instrument
+        )
         peaks = detector.search(observation.scaled(params.clip, params.scale))
         found = observation.find_blobs(detector, peaks=peaks, vetting=params.vetting)
         found = score_candidates(found[found["status"] == "new"], weights)

@@ -61,7 +61,10 @@ MISFITS = (0.5, 5.0)
 RATIOS = (0.2, 3.0)
 # S/N of a line beyond a candidate, below and beyond which nothing more is learnt
 LINES = (1.0, 20.0)
-N_MEASURED = 5  # network, S/N, misfit, size, line
+# radii (px) below and beyond which nothing more is learnt, and the usual one
+RADII_PX = (1.2, 12.0)
+USUAL_RADIUS_PX = 4.0
+N_MEASURED = 6  # network, S/N, misfit, relative and absolute size, line
 ORDER = 3  # of the polynomial
 # of the joint score: one for each product of up to three measured numbers, and a constant
 N_WEIGHTS = math.comb(N_MEASURED + ORDER, ORDER)
@@ -69,31 +72,34 @@ FEWEST = 20  # blobs, and as many other candidates, make a fit
 
 
 def features(found: pd.DataFrame) -> FloatArray:
-    """Return what a candidate's score is made of: five numbers and their products of up to three.
+    """Return what a candidate's score is made of: six numbers and their products of up to three.
 
     Parameters
     ----------
     found : DataFrame
         ``score`` (of the network), ``snr`` and ``misfit``; an unknown one counts as if it were
         least like a blob's. ``radius_ratio``, of the radius to the expected one; an unknown one
-        counts as 1. ``line_snr`` of `lines.line_snr`.
+        counts as 1. ``radius_px``: where blobs are small, clusters of bad pixels are as large, so
+        that a ratio alone says less there. ``line_snr`` of `lines.line_snr`.
 
     Returns
     -------
     ndarray, shape (n, N_WEIGHTS - 1), float64
-        Log-odds of the score, logarithms of S/N, misfit, ratio and the line's S/N; then all products of two
-        and of three.
+        Log-odds of the score, logarithms of S/N, misfit, ratio, radius and the line's S/N; then all
+        products of two and of three.
     """
     score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
     snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
     misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
     ratio = np.clip(np.nan_to_num(found["radius_ratio"].to_numpy(float), nan=1.0), *RATIOS)
+    radius = np.clip(np.nan_to_num(found["radius_px"].to_numpy(float), nan=RADII_PX[0]), *RADII_PX)
     line = np.clip(found["line_snr"].to_numpy(float), *LINES)
     measured = [
         np.log(score / (1 - score)) / 4,
         np.log(snr) - 2,
         3 * np.log(misfit),
         2 * np.log(ratio),
+        2 * np.log(radius / USUAL_RADIUS_PX),
         np.log(line),
     ]
     terms = [

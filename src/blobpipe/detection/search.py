@@ -18,6 +18,8 @@ import pandas as pd
 
 from blobpipe.core import fits_images
 from blobpipe.core.arrays import FloatArray, Image
+from blobpipe.core.detector import DEFAULT
+from blobpipe.core.detector import Detector as Instrument
 from blobpipe.detection.detectors import LIKELY, Detector, Peaks
 from blobpipe.detection.fit import fit_blobs, rough_snr
 from blobpipe.detection.lines import line_snr
@@ -51,6 +53,7 @@ def find_blobs(
     shift_px: tuple[float, float] = NO_SHIFT,
     recent_px: FloatArray | None = None,
     vetting: Vetting | None = None,
+    instrument: Instrument = DEFAULT,
 ) -> pd.DataFrame:
     """Find blobs in a difference image.
 
@@ -72,6 +75,8 @@ def find_blobs(
         Usual places of new blobs of earlier images, which the template is still learning (`vet.vet_candidates`).
     vetting : Vetting, optional
         Settings of the vetting; the defaults if not given.
+    instrument : core.detector.Detector, optional
+        The infrared detector of the image, which tells how large blobs are.
 
     Returns
     -------
@@ -83,7 +88,12 @@ def find_blobs(
 
         detector = load_detector()
     observation = observe(
-        difference, template, catalogue=catalogue, shift_px=shift_px, recent_px=recent_px
+        difference,
+        template,
+        catalogue=catalogue,
+        shift_px=shift_px,
+        recent_px=recent_px,
+        instrument=instrument,
     )
     return observation.find_blobs(detector, vetting=vetting)
 
@@ -199,12 +209,13 @@ def observe(
     shift_px: tuple[float, float] = NO_SHIFT,
     recent_px: FloatArray | None = None,
     noise_frac: float | None = None,
+    instrument: Instrument = DEFAULT,
 ) -> Observation:
     """Measure the noise of a difference image, and collect what is known of it.
 
     Parameters
     ----------
-    difference, template, catalogue, shift_px, recent_px
+    difference, template, catalogue, shift_px, recent_px, instrument
         As for `find_blobs`. The noise is measured on the difference if the template has no model.
     noise_frac : float, optional
         Standard deviation of a pixel, if it is known and the noise is white.
@@ -224,7 +235,7 @@ def observe(
         shift_px=shift_px,
         noise_model=noise_model,
         noise_frac=noise_frac,
-        size_law=choose_size_law(catalogue, difference.shape),
+        size_law=choose_size_law(catalogue, difference.shape, instrument),
         recent_px=recent_px,
     )
 
@@ -238,7 +249,11 @@ def read_pipeline_template(difference_dir: str | Path) -> Template:
 
 
 def read_observation(
-    image: pd.Series[Any], known: pd.DataFrame, difference_dir: str | Path, template: Template
+    image: pd.Series[Any],
+    known: pd.DataFrame,
+    difference_dir: str | Path,
+    template: Template,
+    instrument: Instrument = DEFAULT,
 ) -> Observation:
     """Read a difference image of the pipeline.
 
@@ -250,6 +265,7 @@ def read_observation(
         The blobs that landed before it.
     template : Template
         From `read_pipeline_template`.
+    instrument : core.detector.Detector, optional
     """
     path = fits_images.find_image(difference_dir, image["frame"])
     return observe(
@@ -258,6 +274,7 @@ def read_observation(
         catalogue=known,
         shift_px=(float(image["shift_x_px"]), float(image["shift_y_px"])),
         noise_frac=float(image["noise_frac"]),
+        instrument=instrument,
     )
 
 

@@ -6,14 +6,18 @@ of it, and bad-pixel clusters whose edges resampling or diffusion has softened 0
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from scipy.optimize import least_squares
 
+from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import FloatArray
-from blobpipe.core.blob_shapes import RADIUS_LAW_PX
-from blobpipe.core.detector import LIGHT_SIDE_PX, SIDE_PX
+from blobpipe.core.detector import DEFAULT, Detector
+from blobpipe.images.noise import image_noise
+from blobpipe.params import Difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 # Fewest blobs with a radius that a law is fitted to (count); three numbers, each to a tenth of the
 # scatter or better
 FEWEST = 40
+
+# Fewest images that a noise is measured on (count)
+FEWEST_IMAGES = 4
 
 # Range of the scatter of a catalogue's radii about its law (1 sigma of the logarithm). Below, the
 # radii were not measured, but are those of the discs that were flagged; above, there is no law.
@@ -61,12 +68,10 @@ class SizeLaw(NamedTuple):
         return np.asarray(np.maximum(plane, MIN_RADIUS_PX))
 
 
-# Of WFC3/IR: measured on 71 blobs of a real blob image
-WFC3_IR = SizeLaw(*RADIUS_LAW_PX, scatter=0.17)
-
-
-def choose_size_law(catalogue: pd.DataFrame | None, shape: tuple[int, ...]) -> SizeLaw | None:
-    """Return the law of a catalogue if it shows one, else WFC3/IR's for a full frame, else none.
+def choose_size_law(
+    catalogue: pd.DataFrame | None, shape: tuple[int, ...], detector: Detector = DEFAULT
+) -> SizeLaw | None:
+    """Return the law of a catalogue if it shows one, else the detector's for a full frame, if it has one.
 
     Parameters
     ----------
@@ -74,10 +79,12 @@ def choose_size_law(catalogue: pd.DataFrame | None, shape: tuple[int, ...]) -> S
         x_px, y_px, radius_px of known blobs.
     shape : (ny, nx)
         Of the image.
+    detector : Detector, optional
     """
     law = None if catalogue is None else fit_size_law(catalogue, shape)
-    if law is None and shape in ((SIDE_PX, SIDE_PX), (LIGHT_SIDE_PX, LIGHT_SIDE_PX)):
-        law = WFC3_IR
+    known = detector.blobs.size_law
+    if law is None and known is not None and shape in (detector.shape, detector.light_shape):
+        law = SizeLaw(known.at_origin_px, known.per_x, known.per_y, known.scatter)
     return law
 
 
@@ -101,12 +108,17 @@ def fit_size_law(catalogue: pd.DataFrame, shape: tuple[int, ...]) -> SizeLaw | N
         return None
 
     # Relative residuals, since the scatter is relative; outliers count linearly
+    relative: FloatArray = np.asarray(design / radius[:, None])
+
     def residuals(plane: FloatArray) -> FloatArray:
-        return np.asarray((design @ plane) / radius - 1)
+        return np.asarray(relative @ plane - 1)
+
+    def slopes(plane: FloatArray) -> FloatArray:
+        return relative
 
     start = np.array([np.median(radius), 0.0, 0.0])
     scales = np.array([1.0, 1e-3, 1e-3])
-    fit = least_squares(residuals, start, loss="soft_l1", f_scale=0.15, x_scale=scales)
+    fit = least_squares(residuals, start, slopes, loss="soft_l1", f_scale=0.15, x_scale=scales)
 
     # A law must be positive everywhere, and the radii must scatter about it as measured ones do
     ny, nx = shape
@@ -119,3 +131,58 @@ def fit_size_law(catalogue: pd.DataFrame, shape: tuple[int, ...]) -> SizeLaw | N
         return None
     at_origin, per_x, per_y = fit.x.tolist()
     return SizeLaw(at_origin, per_x, per_y, scatter)
+
+
+def measure_detector(
+    paths: Sequence[Path], catalogue_path: Path | None, detector: Detector
+) -> Iterator[str]:
+    """Measure the noise and the sizes of blobs of a detector, and yield them as entries of its file.
+
+    Parameters
+    ----------
+    paths : sequence of path
+        Blob images. The noise is that of the difference of each from the median of the others, as it would be from the
+        median of a whole stack.
+    catalogue_path : path, optional
+        Blobs with measured radii.
+    detector : Detector
+
+    Yields
+    ------
+    str
+        A line of YAML, or a comment that says why there is none.
+
+    Raises
+    ------
+    FrameError, TableError
+        If a file cannot be read, or an image is none.
+    """
+    if len(paths) >= FEWEST_IMAGES:
+        images = np.stack([fits_images.read_image(path, detector).data for path in paths])
+        noise = []
+        for i, image in enumerate(images):
+            others = np.delete(images, i, axis=0)
+            noise.append(image_noise(image - np.median(others, axis=0)))
+        # The median of n images has about pi / 2n of the variance of one
+        of_few = 1 + np.pi / 2 / (len(paths) - 1)
+        of_stack = 1 + np.pi / 2 / Difference().stack_size
+        yield f"difference_noise_frac: {np.median(noise) * np.sqrt(of_stack / of_few):.5f}"
+    else:
+        yield f"# difference_noise_frac: {len(paths)} images, expected {FEWEST_IMAGES} or more"
+    if catalogue_path is None:
+        return
+
+    catalogue = tables.read_known(catalogue_path, ("x_px", "y_px", "radius_px"), detector)
+    radii = catalogue["radius_px"].to_numpy(float)
+    if len(radii):
+        low, high = np.percentile(radii, [2.5, 97.5])
+        yield f"# radius_px: 95 % of {len(radii)} blobs lie between {low:.1f} and {high:.1f} px"
+    law = fit_size_law(catalogue, detector.shape)
+    if law is None:
+        yield f"size_law: null  # {len(radii)} blobs show none; {FEWEST} with measured radii are needed"
+        return
+    yield "size_law:"
+    yield f"  at_origin_px: {law.at_origin_px:.4g}"
+    yield f"  per_x: {law.per_x:.4g}"
+    yield f"  per_y: {law.per_y:.4g}"
+    yield f"  scatter: {law.scatter:.3g}"

@@ -1,7 +1,7 @@
 """Bad pixels that are known beforehand: masks, bad-pixel tables (BPIXTAB) and the DQ of an image.
 
 A bad pixel has no value (NaN) from the first step on, in the image and in the stack. Known blobs are no bad pixels: the
-flag 512, by which calibration marks them, does not count unless the settings say so.
+flag by which calibration marks them does not count unless the settings say so.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ import numpy as np
 
 from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image, Mask
-from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX, SIDE_PX
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.hdus import File, opened
 from blobpipe.errors import FrameError, TableError, printable
 from blobpipe.images.bpixtab import (
-    FULL_FRAMES,
     RUN_COLUMNS,
     dq_image,
     find_runs,
     find_table,
     hdus_from_bytes,
-    integers,
     require_runs,
 )
 from blobpipe.images.stack import CELL_PX
@@ -35,13 +33,8 @@ from blobpipe.params import BadPixels as Settings
 
 log = logging.getLogger(__name__)
 
-DEFAULTS = Settings()
-
 # Largest fraction of bad pixels of a file; a real map of this detector has 0.02
 MAX_BAD_FRAC = 0.5
-
-# Shape of the RMS map of a full frame
-CELLS = (SIDE_PX // CELL_PX, SIDE_PX // CELL_PX)
 
 # What a file should be and what to do, for messages
 EXPECTED = "a bad-pixel mask or table (FITS); correct its name, or fetch or write it again"
@@ -70,7 +63,7 @@ class BadPixels:
 
     Attributes
     ----------
-    mask : ndarray, shape (1024, 1024), bool, or None
+    mask : ndarray, shape (ny, nx), bool, or None
         Bad pixels of all files together; None if no file is named.
     files : tuple of MaskFile
     dq_flags : int
@@ -79,7 +72,7 @@ class BadPixels:
 
     mask: Mask | None = None
     files: tuple[MaskFile, ...] = ()
-    dq_flags: int = DEFAULTS.dq_flags
+    dq_flags: int = DEFAULT.exposure.bad_dq
 
     @property
     def key(self) -> str:
@@ -119,8 +112,9 @@ class BadPixels:
             return frame
         if frame.data.shape != self.mask.shape:
             ny, nx = frame.data.shape
+            mask_ny, mask_nx = self.mask.shape
             raise FrameError(
-                f"{path}: found {nx}x{ny} pixels, expected {SIDE_PX}x{SIDE_PX} as the bad-pixel mask "
+                f"{path}: found {nx}x{ny} pixels, expected {mask_nx}x{mask_ny} as the bad-pixel mask "
                 f"{self.files[0].path}; leave out the image or the mask"
             )
         return replace(frame, data=np.where(self.mask, np.float32(np.nan), frame.data))
@@ -130,10 +124,13 @@ class BadPixels:
 
         A map of another size than the mask is returned as it is.
         """
-        if rms is None or self.mask is None or rms.shape != CELLS:
+        if rms is None or self.mask is None:
             return rms
-        ny, nx = CELLS
-        is_bad = self.mask.reshape(ny, CELL_PX, nx, CELL_PX).any(axis=(1, 3))
+        ny, nx = (side // CELL_PX for side in self.mask.shape)
+        if rms.shape != (ny, nx):
+            return rms
+        whole = self.mask[: ny * CELL_PX, : nx * CELL_PX]
+        is_bad = whole.reshape(ny, CELL_PX, nx, CELL_PX).any(axis=(1, 3))
         return np.where(is_bad, np.float32(0), rms)
 
     def cards(self, frame: fits_images.Frame | None = None) -> dict[str, Any]:
@@ -170,7 +167,9 @@ class BadPixels:
         ]
 
 
-def read_bad_pixels(settings: Settings, paths: Sequence[str | Path] = ()) -> BadPixels:
+def read_bad_pixels(
+    settings: Settings, paths: Sequence[str | Path] = (), detector: Detector = DEFAULT
+) -> BadPixels:
     """Read the bad pixels of some files, and of those that the settings name.
 
     Parameters
@@ -179,24 +178,29 @@ def read_bad_pixels(settings: Settings, paths: Sequence[str | Path] = ()) -> Bad
         Its files are relative to the working folder.
     paths : sequence of path
         Further files.
+    detector : Detector, optional
+        Its flags count unless the settings name others.
 
     Raises
     ------
     FrameError, TableError
         If a file is missing or is neither a mask nor a table of bad pixels of a full frame.
     """
+    dq_flags = detector.exposure.bad_dq if settings.dq_flags is None else settings.dq_flags
     mask: Mask | None = None
     found = []
     for path in dict.fromkeys(map(Path, (*settings.files, *paths))):
-        one = read_mask(path, settings.dq_flags)
+        one = read_mask(path, dq_flags, detector)
         sha256 = files.sha256(path)
         found.append(MaskFile(path, sha256, int(np.count_nonzero(one))))
         mask = one if mask is None else mask | one
         log.info("bad pixels: %s, %d pixels, SHA-256 %s", path, found[-1].n_px, sha256[:12])
-    return BadPixels(mask, tuple(found), settings.dq_flags)
+    return BadPixels(mask, tuple(found), dq_flags)
 
 
-def read_mask(path: str | Path, dq_flags: int = DEFAULTS.dq_flags) -> Mask:
+def read_mask(
+    path: str | Path, dq_flags: int = DEFAULT.exposure.bad_dq, detector: Detector = DEFAULT
+) -> Mask:
     """Read a mask of bad pixels.
 
     Of a bad-pixel table and of an image called DQ, the pixels with one of the flags are bad; of any other image, those
@@ -208,11 +212,12 @@ def read_mask(path: str | Path, dq_flags: int = DEFAULTS.dq_flags) -> Mask:
         FITS file, plain or compressed.
     dq_flags : int
         Sum of the DQ flags that count.
+    detector : Detector, optional
 
     Returns
     -------
-    ndarray, shape (1024, 1024), bool
-        A border of good pixels is added to a mask of 1014 x 1014.
+    ndarray, shape (ny, nx), bool
+        Of a full frame; a border of good pixels is added to a mask that has none.
 
     Raises
     ------
@@ -221,13 +226,13 @@ def read_mask(path: str | Path, dq_flags: int = DEFAULTS.dq_flags) -> Mask:
     """
     with opened(path, EXPECTED) as file:
         if find_runs(file) is not None:
-            mask = (_mask_of_table(path, file) & dq_flags) != 0
+            mask = (_mask_of_table(path, file, detector) & dq_flags) != 0
         elif file.named("DQ") is not None:
-            mask = (_mask_of_dq(path, file) & dq_flags) != 0
+            mask = (_mask_of_dq(path, file, detector) & dq_flags) != 0
         else:
-            mask = _mask_of_image(path, file)
-    if mask.shape == (LIGHT_SIDE_PX, LIGHT_SIDE_PX):
-        mask = np.pad(mask, BORDER_PX)
+            mask = _mask_of_image(path, file, detector)
+    if mask.shape == detector.light_shape:
+        mask = np.pad(mask, detector.border_px)
     bad_frac = float(mask.mean())
     if bad_frac > MAX_BAD_FRAC:
         raise FrameError(
@@ -237,7 +242,7 @@ def read_mask(path: str | Path, dq_flags: int = DEFAULTS.dq_flags) -> Mask:
     return np.asarray(mask)
 
 
-def _mask_of_table(path: str | Path, file: File) -> Any:
+def _mask_of_table(path: str | Path, file: File, detector: Detector) -> Any:
     """Return the DQ image of a bad-pixel table."""
     table = find_runs(file)
     assert table is not None
@@ -247,8 +252,8 @@ def _mask_of_table(path: str | Path, file: File) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             hdus = hdus_from_bytes(file.whole())
-            require_runs(path, find_table(hdus))
-            return dq_image(find_table(hdus).data)
+            require_runs(path, find_table(hdus), detector)
+            return dq_image(find_table(hdus).data, detector)
     except TableError:
         raise
     except Exception as error:
@@ -257,35 +262,37 @@ def _mask_of_table(path: str | Path, file: File) -> Any:
         raise ValueError(f"not a whole FITS table ({reason})") from error
 
 
-def _mask_of_dq(path: str | Path, file: File) -> Any:
+def _mask_of_dq(path: str | Path, file: File, detector: Detector) -> Any:
     """Return the image DQ of an exposure."""
     hdu = file.named("DQ")
     assert hdu is not None
-    _require_full_frame(path, "its DQ", hdu.shape)
-    values = integers(file, hdu)
+    _require_full_frame(path, "its DQ", hdu.shape, detector)
+    values = fits_images.integers(file, hdu)
     if values is None:
         raise ValueError("a DQ that does not hold integers")
     return values
 
 
-def _mask_of_image(path: str | Path, file: File) -> Any:
+def _mask_of_image(path: str | Path, file: File, detector: Detector) -> Any:
     """Return the first image of a file that is no exposure."""
     images = [hdu for hdu in file.hdus if hdu.shape and 0 not in hdu.shape]
     if not images:
         kinds = ", ".join(f"{hdu.kind} {hdu.name}".strip() for hdu in file.hdus[:9])
         raise FrameError(
-            f"{path}: found no bad pixels ({kinds}); expected an image of 1014x1014 or 1024x1024 pixels, "
+            f"{path}: found no bad pixels ({kinds}); expected an image of {detector.sizes} pixels, "
             f"or a table with the columns {', '.join(RUN_COLUMNS)}; name such a file"
         )
-    fitting = [hdu for hdu in images if hdu.shape in FULL_FRAMES]
-    _require_full_frame(path, "an image", (fitting or images)[0].shape)
+    fitting = [hdu for hdu in images if hdu.shape in (detector.shape, detector.light_shape)]
+    _require_full_frame(path, "an image", (fitting or images)[0].shape, detector)
     return fits_images.plane(file, fitting[0]) != 0
 
 
-def _require_full_frame(path: str | Path, what: str, shape: tuple[int, ...]) -> None:
+def _require_full_frame(
+    path: str | Path, what: str, shape: tuple[int, ...], detector: Detector
+) -> None:
     """Refuse an image that has not the size of the detector."""
-    if shape not in FULL_FRAMES:
+    if shape not in (detector.shape, detector.light_shape):
         size = "x".join(map(str, shape[::-1]))
         raise FrameError(
-            f"{path}: found {what} of {size} pixels, expected 1014x1014 or 1024x1024; name the mask of a full frame"
+            f"{path}: found {what} of {size} pixels, expected {detector.sizes}; name the mask of a full frame"
         )

@@ -1,7 +1,7 @@
 """Read bad-pixel tables (BPIXTAB) and DQ images: find them in a file, check them, and turn rows into pixels.
 
-A row of such a table is a run of bad pixels: its first pixel (PIX1, PIX2; 1-based, in the 1014 x 1014 frame without
-reference pixels), LENGTH, AXIS (1 along x, 2 along y) and VALUE, the DQ bits of its pixels.
+A row of such a table is a run of bad pixels: its first pixel (PIX1, PIX2; 1-based, in the frame without the
+border of reference pixels, if the detector counts so), LENGTH, AXIS (1 along x, 2 along y) and VALUE, the DQ bits of its pixels.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blobpipe.core.arrays import Int64Array
-from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX, SIDE_PX
-from blobpipe.core.hdus import HDU, File, count, number
+from blobpipe.core.detector import DEFAULT, Detector
+from blobpipe.core.fits_images import integers
+from blobpipe.core.hdus import HDU, File, count
 from blobpipe.errors import TableError
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ MAX_COLUMNS = 999
 
 # Largest number of pixels in all rows of a table: each of 32 bits of each pixel once
 MAX_RUN_PX = 2**25
-
-# Shapes of a full frame: with the reference pixels, and without (FLT)
-FULL_FRAMES = ((SIDE_PX, SIDE_PX), (LIGHT_SIDE_PX, LIGHT_SIDE_PX))
 
 
 def find_runs(file: File) -> HDU | None:
@@ -75,7 +73,7 @@ def hdus_from_bytes(content: bytes) -> fits.HDUList:
         )
 
 
-def dq_image(rows: Any) -> Int64Array:
+def dq_image(rows: Any, detector: Detector = DEFAULT) -> Int64Array:
     """Return the DQ image of a bad-pixel table.
 
     Where runs overlap, their bits are combined; pixels off the image are left out.
@@ -84,12 +82,15 @@ def dq_image(rows: Any) -> Int64Array:
     ----------
     rows : DataFrame or FITS_rec
         With PIX1, PIX2, LENGTH, AXIS, VALUE.
+    detector : Detector, optional
 
     Returns
     -------
-    ndarray, shape (1024, 1024), int64
+    ndarray, shape (ny, nx), int64
+        Of a full frame, with its border.
     """
-    image = np.zeros((SIDE_PX, SIDE_PX), np.int64)
+    ny, nx = detector.shape
+    image = np.zeros((ny, nx), np.int64)
     columns = np.array([np.asarray(rows[name], np.int64) for name in RUN_COLUMNS])
 
     # about a million pixels at a time: rows that overlap often would not fit into memory
@@ -103,52 +104,26 @@ def dq_image(rows: Any) -> Int64Array:
         along = np.arange(len(row)) - start[row]
 
         # axis 1 runs along x, axis 2 along y
-        x = first_x[row] + along * (axis[row] == 1) + BORDER_PX - 1
-        y = first_y[row] + along * (axis[row] == 2) + BORDER_PX - 1
-        on_image = (x >= 0) & (x < SIDE_PX) & (y >= 0) & (y < SIDE_PX)
+        x = first_x[row] + along * (axis[row] == 1) - detector.table_offset
+        y = first_y[row] + along * (axis[row] == 2) - detector.table_offset
+        on_image = (x >= 0) & (x < nx) & (y >= 0) & (y < ny)
         np.bitwise_or.at(image, (y[on_image], x[on_image]), value[row[on_image]])
     return image
 
 
-def find_dq(file: File) -> Int64Array | None:
+def find_dq(file: File, detector: Detector = DEFAULT) -> Int64Array | None:
     """Return the image of DQ values of a file: one called DQ or, if there is none, any of integers."""
     named = [hdu for hdu in file.hdus if hdu.name == "DQ"]
     others = [hdu for hdu in file.hdus if hdu.name not in MEASURED]
     for hdu in named or others:
-        if hdu.shape in FULL_FRAMES:
+        if hdu.shape in (detector.shape, detector.light_shape):
             image = integers(file, hdu)
             if image is not None:
                 return image
     return None
 
 
-def integers(file: File, hdu: HDU) -> Int64Array | None:
-    """Return an image of integers, BZERO applied to unsigned ones; None if it holds other values."""
-    if hdu.compressed:
-        from blobpipe.core import unpack
-
-        stored = unpack.first_plane(hdu.cards, hdu.shape, file.content(hdu))
-    else:
-        stored = file.plane(hdu)
-
-    # an image of one value may have no data; other scales than 1 mean measured values
-    is_constant = not hdu.size and float(stored.flat[0]).is_integer()
-    is_integer = stored.dtype.kind in "iu" or is_constant
-    if not is_integer or number(hdu.cards, "BSCALE", 1) != 1:
-        return None
-
-    values = stored.astype(np.int64)
-    zero = number(hdu.cards, "BZERO", 0)
-    if zero != 2.0**63:
-        return values + int(zero)
-
-    # unsigned 64-bit integers: adding BZERO flips the sign bit, and the result must fit into 63 bits
-    if values.max() >= 0:
-        raise ValueError(f"DQ value {int(values.max()) + 2**63}, less than 2**63 expected")
-    return values ^ np.int64(-(2**63))
-
-
-def require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
+def require_runs(path: str | Path, table: fits.BinTableHDU, detector: Detector = DEFAULT) -> None:
     """Refuse a table whose columns do not hold one number in each row, or whose rows are not runs of pixels."""
     # astropy lays the columns out anew; a row of another width would be read shifted
     width = table.header["NAXIS1"]
@@ -164,7 +139,8 @@ def require_runs(path: str | Path, table: fits.BinTableHDU) -> None:
     axis = table.data["AXIS"]
     length = np.asarray(table.data["LENGTH"])
     _require(path, "AXIS", np.isin(axis, (1, 2)), axis, "1 or 2")
-    _require(path, "LENGTH", (length > 0) & (length <= SIDE_PX), length, f"1 to {SIDE_PX}")
+    longest = max(detector.shape)
+    _require(path, "LENGTH", (length > 0) & (length <= longest), length, f"1 to {longest}")
     if length.astype(np.int64).sum() > MAX_RUN_PX:
         raise TableError(
             f"{path}: its rows flag {length.sum():g} pixels, expected at most {MAX_RUN_PX}; remove some"

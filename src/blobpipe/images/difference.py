@@ -17,7 +17,7 @@ import numpy as np
 
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import Image
-from blobpipe.core.detector import SIDE_PX
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError, TableError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.noise import clean_noise, noise_near, require_noise
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULTS = Difference()
-
-# Shape of a full frame, (ny, nx)
-SHAPE = (SIDE_PX, SIDE_PX)
 
 # Cards of an image that its difference image keeps
 KEPT_CARDS = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER", "TARGNAME", "ROOTNAME", "EXPSTART")
@@ -102,7 +99,10 @@ class Registered:
 
 
 def subtract(
-    image: Image, template: Template, params: Difference = DEFAULTS
+    image: Image,
+    template: Template,
+    params: Difference = DEFAULTS,
+    detector: Detector = DEFAULT,
 ) -> tuple[Image, Shift]:
     """Subtract a template from an image, its blobs moved to where the image has them.
 
@@ -113,13 +113,15 @@ def subtract(
     template : Template
         With a stack and its pattern.
     params : Difference, optional
+    detector : Detector, optional
+        Says whether blobs move, and how far at most.
 
     Returns
     -------
     ndarray, shape (ny, nx), float32
         Difference (fraction of the light); a new blob is positive.
     Shift
-        Of the known blobs, measured against the template; 0 where registration is off.
+        Of the known blobs, measured against the template; 0 where registration is off or nothing moves.
 
     Raises
     ------
@@ -136,9 +138,9 @@ def subtract(
         raise FrameError(
             f"found {nx}x{ny} pixels, expected {stack_nx}x{stack_ny} as in the median stack; leave it out"
         )
-    if not params.register_shift:
+    if not (params.register_shift and detector.moves):
         return image - stack, NO_SHIFT
-    shift = measure_shift(image, stack, pattern)
+    shift = measure_shift(image, stack, pattern, detector.motion.largest_px)
     shifted_stack = stack + move_pattern(pattern, shift) - pattern
     return image - shifted_stack, shift
 
@@ -149,6 +151,7 @@ def write_differences(
     params: Difference,
     batch: int | None = None,
     bad_pixels: BadPixels | None = None,
+    detector: Detector = DEFAULT,
 ) -> None:
     """Write the difference image of each image that has a whole stack before it (stage ``difference``).
 
@@ -165,6 +168,8 @@ def write_differences(
         Only this batch of `tables.BATCH` rows. The results do not depend on the division into batches.
     bad_pixels : BadPixels, optional
         Pixels that get no value; the header of a difference image names their files.
+    detector : Detector, optional
+        Images of other sizes are rejected.
 
     Raises
     ------
@@ -178,7 +183,7 @@ def write_differences(
     import pandas as pd
 
     table = tables.read_frame_list(raw_dir)
-    blobs = _catalogue(raw_dir)
+    blobs = _catalogue(raw_dir, detector)
     batches = tables.batches(len(table))
     if batch is not None and batch not in range(len(batches)):
         raise TableError(
@@ -188,14 +193,14 @@ def write_differences(
     for number, rows in enumerate(batches):
         if batch not in (None, number):
             continue
-        source = Source(Path(raw_dir), table, bad_pixels or BadPixels())
+        source = Source(Path(raw_dir), table, bad_pixels or BadPixels(), detector)
         done = _subtract_batch(source, Path(out_dir), params, blobs, rows)
         tables.write_table(Path(out_dir) / f"frames-{number:03d}.csv", pd.DataFrame(done))
 
 
-def _catalogue(raw_dir: str | Path) -> pd.DataFrame:
+def _catalogue(raw_dir: str | Path, detector: Detector) -> pd.DataFrame:
     """Read the catalogue, and add as ``first`` the row of each blob's first image, -1 if older than all."""
-    blobs = tables.read_blobs(raw_dir)
+    blobs = tables.read_blobs(raw_dir, detector)
     names = tables.read_frame_list(raw_dir)["frame"]
     rows = {name: row for row, name in enumerate(names)}
     first = [rows.get(name, -1) for name in blobs["first_frame"]]
@@ -213,11 +218,13 @@ class Source:
         ``frames.csv``.
     bad_pixels : BadPixels
         Pixels that get no value.
+    detector : Detector
     """
 
     folder: Path
     table: pd.DataFrame
     bad_pixels: BadPixels
+    detector: Detector
 
 
 def _subtract_batch(
@@ -245,7 +252,7 @@ def _subtract_batch(
     # The first images of the list, as many as a stack takes, have no whole stack before them
     made: dict[str, dict[str, Any]] = {}
     if len(usable) > params.stack_size:
-        registered = _register(images, usable, params, blobs)
+        registered = _register(images, usable, params, blobs, source.detector)
         medians = running_median(registered.images[:-1], params.stack_size)
         for candidate, median in zip(usable[params.stack_size :], medians, strict=True):
             made[candidate.name] = _subtract_one(
@@ -355,12 +362,13 @@ def _read(source: Source, row: int) -> tuple[Candidate, Image | None]:
     name = str(source.table["frame"].iloc[row])
     try:
         path = fits_images.find_image(source.folder, name)
-        frame = source.bad_pixels.blank(fits_images.read_frame(path), path)
+        frame = source.bad_pixels.blank(fits_images.read_frame(path, source.detector), path)
         noise = fits_images.require_usable(frame, path)
-        if frame.data.shape != SHAPE:
-            ny, nx = frame.data.shape
+        expected_ny, expected_nx = source.detector.shape
+        ny, nx = frame.data.shape
+        if (ny, nx) != (expected_ny, expected_nx):
             raise FrameError(
-                f"{path}: found {nx}x{ny} pixels, expected {SHAPE[1]}x{SHAPE[0]}; leave it out"
+                f"{path}: found {nx}x{ny} pixels, expected {expected_nx}x{expected_ny}; leave it out"
             )
     except FrameError as error:
         return Candidate(row, name, {}, str(error)), None
@@ -371,7 +379,11 @@ def _read(source: Source, row: int) -> tuple[Candidate, Image | None]:
 
 
 def _register(
-    images: list[Image], usable: list[Candidate], params: Difference, blobs: pd.DataFrame
+    images: list[Image],
+    usable: list[Candidate],
+    params: Difference,
+    blobs: pd.DataFrame,
+    detector: Detector,
 ) -> Registered:
     """Move the blobs of images to their usual place, which the first of them define.
 
@@ -384,11 +396,12 @@ def _register(
     params : Difference
     blobs : DataFrame
         From `_catalogue`.
+    detector : Detector
     """
     rows = [candidate.row for candidate in usable]
     stacked = np.stack(images)
     images.clear()
-    if not params.register_shift:
+    if not (params.register_shift and detector.moves):
         pattern = np.zeros(stacked.shape[1:], np.float32)
         return Registered(stacked, [NO_SHIFT] * len(rows), pattern, rows)
 
@@ -399,11 +412,15 @@ def _register(
 
     # Images that are shifted blur the median: register them to it, and take the median again
     blurred = _stack(first, first_rows, params, known)
-    once, shifts = register_images(first.copy(), blurred, blob_pattern(blurred, known))
+    once, shifts = register_images(
+        first.copy(), blurred, blob_pattern(blurred, known), largest_px=detector.motion.largest_px
+    )
     stack = _stack(once, first_rows, params, known, shifts)
 
     pattern = blob_pattern(stack, known)
-    moved, shifts = register_images(stacked, stack, pattern, n_first=len(first))
+    moved, shifts = register_images(
+        stacked, stack, pattern, largest_px=detector.motion.largest_px, n_first=len(first)
+    )
     return Registered(moved, shifts, pattern, rows)
 
 
@@ -482,6 +499,7 @@ def reference(
     out_dir: str | Path,
     params: Difference,
     bad_pixels: BadPixels | None = None,
+    detector: Detector = DEFAULT,
 ) -> None:
     """Write ``reference.fits.fz``, the template of the first images.
 
@@ -496,6 +514,7 @@ def reference(
     params : Difference
     bad_pixels : BadPixels, optional
         Pixels that get no value; the header names their files.
+    detector : Detector, optional
 
     Raises
     ------
@@ -503,9 +522,9 @@ def reference(
         If there are fewer usable images than a stack takes.
     """
     bad = bad_pixels or BadPixels()
-    source = Source(Path(raw_dir), tables.read_frame_list(raw_dir), bad)
+    source = Source(Path(raw_dir), tables.read_frame_list(raw_dir), bad, detector)
     n_listed = len(source.table)
-    blobs = _catalogue(raw_dir)
+    blobs = _catalogue(raw_dir, detector)
 
     # Read on until enough images are usable
     members: list[Candidate] = []
@@ -521,7 +540,7 @@ def reference(
             f"{params.stack_size}; add images or lower it"
         )
 
-    registered = _register(images, members, params, blobs)
+    registered = _register(images, members, params, blobs, detector)
     known = blobs[blobs["first"] <= members[-1].row]
     stack = _stack(registered.images, registered.rows, params, known, registered.shifts)
     recent = _recent(known, registered.rows, stack.shape, params)

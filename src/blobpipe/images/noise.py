@@ -28,14 +28,15 @@ def clean_noise(image: Image) -> float:
     image : ndarray, shape (ny, nx), float32
         At least 16 pixels on each side.
     """
-    import bottleneck
-
     ny, nx = image.shape
     margin_y = ny // 16
     margin_x = nx // 16
     core = image[margin_y:-margin_y:2, margin_x:-margin_x:2]
-    deviations = np.abs(core - bottleneck.nanmedian(core))
-    return float(1.4826 * bottleneck.nanmedian(deviations))
+    values = core[np.isfinite(core)]
+    if not values.size:
+        return np.nan
+    deviations = np.abs(values - fits_images.median(values))
+    return float(1.4826 * fits_images.median(deviations))
 
 
 def image_noise(image: Image) -> float:

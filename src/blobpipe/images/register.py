@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core.arrays import Image
+from blobpipe.core.detector import DEFAULT
 from blobpipe.images.noise import clean_noise
 from blobpipe.images.pattern import frequencies, soften
 
@@ -23,7 +24,7 @@ STEPS_PER_PX = 10
 # Smallest slope of the flanks of blobs, over the median slope of the neighbourhood
 STEEP = 4.0
 
-# Largest shift of the mirror (px); larger results are mistakes
+# Largest shift for which the surroundings of a blob leave room (px)
 LARGEST_SHIFT_PX = 6.0
 
 # Largest shift that is not worth a correction (px): it moves the edge of a blob by a fraction of the noise
@@ -124,7 +125,9 @@ class _Known(NamedTuple):
         return _moved_image(self.spectrum, self.pattern.shape, *shift)
 
 
-def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
+def measure_shift(
+    image: Image, stack: Image, pattern: Image, largest_px: float = DEFAULT.motion.largest_px
+) -> Shift:
     """Measure how far the blobs of an image have moved from their place in the stack.
 
     Parameters
@@ -133,21 +136,23 @@ def measure_shift(image: Image, stack: Image, pattern: Image) -> Shift:
         Fraction of the light; NaN where there is no value.
     pattern : ndarray, shape (ny, nx), float32
         The stack's `blob_pattern`.
+    largest_px : float, optional
+        Largest shift (px); that of the default detector if not given.
 
     Returns
     -------
     Shift
-        0 if the pattern is too faint, or the result beyond `LARGEST_SHIFT_PX`.
+        0 if the pattern is too faint, or the result beyond the largest shift.
 
     Notes
     -----
     Source: this project. The part of the stack that does not move is subtracted first. What is left is compared with the
     pattern, close to it only and with outliers limited, by upsampled cross-correlation and then by least squares.
     """
-    return _measure(image - stack, _Known.of(pattern))
+    return _measure(image - stack, _Known.of(pattern), largest_px)
 
 
-def _measure(rest: Image, known: _Known) -> Shift:
+def _measure(rest: Image, known: _Known, largest_px: float) -> Shift:
     """Measure the shift of an image minus its stack."""
     noise = clean_noise(rest)
     # In white noise, the standard error is the noise over the steepness
@@ -158,7 +163,7 @@ def _measure(rest: Image, known: _Known) -> Shift:
     limit = 4 * noise + known.pattern.max()
     blobs = np.nan_to_num(rest + known.pattern)
     shift = _correlate(np.clip(blobs, -limit, limit) * known.near, known)
-    if max(map(abs, shift)) > LARGEST_SHIFT_PX:
+    if max(map(abs, shift)) > largest_px:
         log.warning("a shift of %.1f, %.1f px is taken for a mistake and ignored", *shift)
         return NO_SHIFT
     return _refine(shift, rest, known, noise)
@@ -237,7 +242,12 @@ def _slopes(
 
 
 def register_images(
-    images: Image, stack: Image, pattern: Image, *, n_first: int | None = None
+    images: Image,
+    stack: Image,
+    pattern: Image,
+    *,
+    largest_px: float,
+    n_first: int | None = None,
 ) -> tuple[Image, list[Shift]]:
     """Move the blobs of images to their usual place, in place.
 
@@ -247,6 +257,8 @@ def register_images(
         In order of date (fraction of the light); overwritten.
     stack, pattern : ndarray, shape (ny, nx), float32
         A median stack and its `blob_pattern`.
+    largest_px : float
+        Largest shift (px); larger results are mistakes, and count as none.
     n_first : int, optional
         Number of first images that define the usual place; all if not given.
 
@@ -258,7 +270,7 @@ def register_images(
         Shift of each image from the usual place.
     """
     known = _Known.of(pattern)
-    shifts = [_measure(image - stack, known) for image in images]
+    shifts = [_measure(image - stack, known, largest_px) for image in images]
     shifts = usual_place_is_zero(shifts, n_first or len(images))
     for image, shift in zip(images, shifts, strict=True):
         image -= known.moved(shift) - pattern

@@ -10,6 +10,7 @@ import numpy as np
 
 from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import Image, Mask
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.noise import Range, clean_noise, noise_for_stack
@@ -98,6 +99,7 @@ def read_template(
     path: str | Path,
     catalogue: pd.DataFrame | str | Path | None = None,
     bad_pixels: BadPixels | None = None,
+    detector: Detector = DEFAULT,
 ) -> Template:
     """Read a median stack, and its RMS map if the file has one (HDU SCATTER).
 
@@ -109,6 +111,7 @@ def read_template(
         As for `make_template`.
     bad_pixels : BadPixels, optional
         Pixels that get no value.
+    detector : Detector, optional
 
     Raises
     ------
@@ -118,9 +121,9 @@ def read_template(
     if not Path(path).exists():
         raise FrameError(f"{path}: not found, expected a median stack; name one")
     if isinstance(catalogue, str | Path):
-        catalogue = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
+        catalogue = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"), detector)
     bad = bad_pixels or BadPixels()
-    stack = bad.blank(fits_images.read_image(path), path).data
+    stack = bad.blank(fits_images.read_image(path, detector), path).data
     rms = bad.blank_cells(fits_images.find_plane(path, "SCATTER"))
     template = make_template(stack, rms, catalogue)
     return replace(template, noise_model=read_noise_model(path))

@@ -22,7 +22,7 @@ def origins(shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
     -------
     ndarray, shape (n, 4), int64
         Row and column of each (0 is the bottom row, the left column), and x, y of its lower left
-        pixel (px, 0-based); n = 16 for 1024 x 1024.
+        pixel (px, 0-based); n = 16 for four by four subframes.
     """
     rows, columns = (-(-side // SIDE) for side in shape)
     row, column = np.divmod(np.arange(rows * columns), columns)

@@ -142,6 +142,17 @@ class NoiseModel:
         """
         if self.power is None:
             return None
+        asked = (period_px, n_waves)
+        if asked not in self._transfers:
+            self._transfers[asked] = self._transfer(*asked)
+        return self._transfers[asked]
+
+    @cached_property
+    def _transfers(self) -> dict[tuple[int, int], FloatArray]:
+        """Return what `transfer` has been asked before; the model of a stack serves many images."""
+        return {}
+
+    def _transfer(self, period_px: int, n_waves: int) -> FloatArray:
         ny, n_columns = self._gain.shape
         nx = 2 * (n_columns - 1)
         row = np.rint(np.abs(np.fft.fftfreq(ny)) * period_px).astype(int)

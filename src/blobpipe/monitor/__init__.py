@@ -1,5 +1,5 @@
 """Every day: fetch, scan, quicklook, its log, notices, the catalogue, exports.
 
-Imports core to detection; of validation nothing but the record of the gate.
+Imports core to history; of validation nothing but the record of the gate.
 Stages: none.
 """

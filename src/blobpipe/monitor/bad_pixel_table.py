@@ -22,8 +22,7 @@ from astropy.io import fits
 from blobpipe import __version__
 from blobpipe.core import files
 from blobpipe.core.dates import format_mjd, to_mjd
-from blobpipe.core.detector import BORDER_PX, MJD_ZERO
-from blobpipe.core.detector import SIDE_PX as SIZE_PX
+from blobpipe.core.detector import DEFAULT, MJD_ZERO, Detector
 from blobpipe.core.hdus import opened
 from blobpipe.errors import BlobpipeError, FrameError, TableError
 from blobpipe.images.bpixtab import (
@@ -41,13 +40,10 @@ from blobpipe.images.bpixtab import (
 BoolImage = npt.NDArray[np.bool_]
 DqImage = npt.NDArray[np.int64]
 
-BLOB = 512  # DQ bit of a blob
 # distance (px) beyond a blob's radius at which 5 % of its depth is left: mean of all shapes with
 # radii of 3 to 8 px; simulated
 MARGIN_PX = 1.5
-RADII_PX = (7.0, 8.2)  # smallest and largest radius of five discs in a real DQ image
 MAX_LABEL = 24  # characters of a blob's name in a label or a comment
-DETECTOR = {"CCDAMP": "ABCD", "CCDCHIP": 1, "CCDGAIN": 2.5}  # values in the headers of exposures
 # share of flagged pixels above which an image holds counts and not DQ; a real one has 0.02
 MAX_BAD_FRAC = 0.5
 USEAFTER_FORMS = ("%b %d %Y %H:%M:%S", "%b %d %Y", "%B %d %Y %H:%M:%S", "%B %d %Y", "%d/%m/%Y")
@@ -66,7 +62,9 @@ def date_span(blobs: pd.DataFrame) -> tuple[float, float]:
 
 
 def disc_radius(
-    radius_px: npt.ArrayLike, radii_px: tuple[float, float] = RADII_PX
+    radius_px: npt.ArrayLike,
+    radii_px: tuple[float, float] | None = None,
+    detector: Detector = DEFAULT,
 ) -> npt.NDArray[np.float64]:
     """Return the radius of the disc to flag (px): a blob with its blurred edge, within the limits of real masks.
 
@@ -74,63 +72,74 @@ def disc_radius(
     ----------
     radius_px : array_like
         Measured radii of blobs.
-    radii_px : tuple of float
-        Smallest and largest radius of a disc.
+    radii_px : tuple of float, optional
+        Smallest and largest radius of a disc; those of the detector if not given.
+    detector : Detector, optional
 
     Raises
     ------
     BlobpipeError
         If the limits are not positive, in the wrong order, or larger than the detector.
     """
-    low, high = radii_px
-    if not 0 < low <= high < SIZE_PX:
+    low, high = radii_px or detector.bad_pixel_table.disc_px
+    if not 0 < low <= high < min(detector.shape):
         raise BlobpipeError(
             f"radii of discs: found {low:g} and {high:g}, expected the smallest and the largest (px); correct them"
         )
     return np.clip(np.asarray(radius_px, np.float64) + MARGIN_PX, low, high)
 
 
-def disc_mask(x_px: npt.ArrayLike, y_px: npt.ArrayLike, radius_px: npt.ArrayLike) -> BoolImage:
+def disc_mask(
+    x_px: npt.ArrayLike,
+    y_px: npt.ArrayLike,
+    radius_px: npt.ArrayLike,
+    detector: Detector = DEFAULT,
+) -> BoolImage:
     """Mark the pixels whose centres lie in any of some discs, reference pixels excepted.
 
     Parameters
     ----------
     x_px, y_px, radius_px : array_like, shape (n,)
         Centres and radii of the discs.
+    detector : Detector, optional
 
     Returns
     -------
-    ndarray, shape (1024, 1024), bool
+    ndarray, shape (ny, nx), bool
     """
-    mask = np.zeros((SIZE_PX, SIZE_PX), np.bool_)
+    ny, nx = detector.shape
+    border = detector.border_px
+    mask = np.zeros((ny, nx), np.bool_)
     columns = [np.atleast_1d(np.asarray(values, float)) for values in (x_px, y_px, radius_px)]
     for x, y, radius in np.column_stack(columns):
         # only the pixels of the square around a disc can lie in it
-        x_around = _pixels_around(x, radius)
-        y_around = _pixels_around(y, radius)
+        x_around = _pixels_around(x, radius, border, nx - border)
+        y_around = _pixels_around(y, radius, border, ny - border)
         distance = np.hypot(x_around - x, (y_around - y)[:, None])
         mask[np.ix_(y_around, x_around)] |= distance <= radius
     return mask
 
 
-def _pixels_around(centre: float, radius: float) -> npt.NDArray[np.int64]:
-    """Return the pixels along an axis that a disc can reach, reference pixels excepted."""
-    first = max(BORDER_PX, int(np.ceil(centre - radius)))
-    end = min(SIZE_PX - BORDER_PX, int(centre + radius) + 1)
+def _pixels_around(centre: float, radius: float, first: int, end: int) -> npt.NDArray[np.int64]:
+    """Return the pixels along an axis, from a first one to below an end, that a disc can reach."""
+    first = max(first, int(np.ceil(centre - radius)))
+    end = min(end, int(centre + radius) + 1)
     return np.arange(first, end)
 
 
-def runs(dq: npt.NDArray[Any]) -> pd.DataFrame:
+def runs(dq: npt.NDArray[Any], detector: Detector = DEFAULT) -> pd.DataFrame:
     """Write a DQ image as rows of a bad-pixel table: runs of one value along x; `dq_image` is the inverse.
 
     Parameters
     ----------
-    dq : ndarray, shape (1024, 1024), int
+    dq : ndarray, shape (ny, nx), int
+        With the reference pixels.
+    detector : Detector, optional
 
     Returns
     -------
     DataFrame
-        PIX1, PIX2 (first pixel, 1-based, 1014 frame), LENGTH, AXIS (1), VALUE; int64.
+        PIX1, PIX2 (first pixel, 1-based, in the frame of the table), LENGTH, AXIS (1), VALUE; int64.
     """
     # all rows of the image in one line, with a good pixel between them to end each run
     line = np.pad(dq, ((0, 0), (0, 1))).ravel().astype(np.int64)
@@ -143,9 +152,9 @@ def runs(dq: npt.NDArray[Any]) -> pd.DataFrame:
     start = start[is_bad]
     length = length[is_bad]
 
-    # from 0-based pixels with reference pixels to 1-based ones without
-    y, x = np.divmod(start, SIZE_PX + 1)
-    offset = 1 - BORDER_PX
+    # from 0-based pixels with reference pixels to 1-based ones, with or without them
+    y, x = np.divmod(start, dq.shape[1] + 1)
+    offset = detector.table_offset
     return pd.DataFrame(
         {
             "PIX1": x + offset,
@@ -160,22 +169,23 @@ def runs(dq: npt.NDArray[Any]) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------------------- reading
 
 
-def read_dq(path: str | Path) -> DqImage:
+def read_dq(path: str | Path, detector: Detector = DEFAULT) -> DqImage:
     """Read the DQ image of a bad-pixel table, or of a DQ image with or without reference pixels.
 
     Returns
     -------
-    ndarray, shape (1024, 1024), int64
+    ndarray, shape (ny, nx), int64
+        Of a full frame, with its border.
 
     Raises
     ------
     TableError
         If the file cannot be read (`read_bad_pixels`).
     """
-    return dq_image(find_table(read_bad_pixels(path)).data)
+    return dq_image(find_table(read_bad_pixels(path, detector)).data, detector)
 
 
-def read_bad_pixels(path: str | Path) -> fits.HDUList:
+def read_bad_pixels(path: str | Path, detector: Detector = DEFAULT) -> fits.HDUList:
     """Read a bad-pixel table as it is, or turn an image of DQ values into one.
 
     Of an exposure, the first image called ``DQ`` is taken, never its counts.
@@ -191,15 +201,15 @@ def read_bad_pixels(path: str | Path) -> fits.HDUList:
             if table is not None:
                 # reading the content compares the checksums
                 file.content(table)
-                return _checked_table(path, file.whole())
-            image = find_dq(file)
+                return _checked_table(path, file.whole(), detector)
+            image = find_dq(file, detector)
     except FrameError as error:
         raise TableError(str(error)) from error
 
     if image is None:
         raise TableError(
             f"{path}: found no bad pixels; expected a table with the columns {', '.join(RUN_COLUMNS)}, "
-            f"or an image DQ of integers, 1014x1014 or 1024x1024"
+            f"or an image DQ of integers, {detector.sizes}"
         )
     bad_frac = np.count_nonzero(image) / image.size
     if bad_frac > MAX_BAD_FRAC:
@@ -209,18 +219,21 @@ def read_bad_pixels(path: str | Path) -> fits.HDUList:
         )
 
     # an image without reference pixels gets good ones
-    rows = runs(np.pad(image, (SIZE_PX - len(image)) // 2))
-    return with_rows(new_table(rows["VALUE"]), rows)
+    if image.shape != detector.shape:
+        image = np.pad(image, detector.border_px)
+    rows = runs(image, detector)
+    return with_rows(new_table(rows["VALUE"], detector), rows, detector)
 
 
-def _checked_table(path: str | Path, content: bytes) -> fits.HDUList:
+def _checked_table(path: str | Path, content: bytes, detector: Detector) -> fits.HDUList:
     """Return the HDUs of a file with a bad-pixel table, after trying everything that will be done with them."""
     try:
         hdus = hdus_from_bytes(content)
-        require_runs(path, find_table(hdus))
+        require_runs(path, find_table(hdus), detector)
 
         # a file that cannot be written again is refused here: unreadable cards, missing arrays
-        again = hdus_from_bytes(_to_bytes(with_rows(hdus, pd.DataFrame(columns=RUN_COLUMNS))))
+        nothing = pd.DataFrame(columns=RUN_COLUMNS)
+        again = hdus_from_bytes(_to_bytes(with_rows(hdus, nothing, detector)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             table = find_table(again)
@@ -259,27 +272,25 @@ def read_rows(hdus: fits.HDUList) -> Any:
 # --------------------------------------------------------------------------------------------------- adding rows
 
 
-def new_table(values: npt.ArrayLike = ()) -> fits.HDUList:
+def new_table(values: npt.ArrayLike = (), detector: Detector = DEFAULT) -> fits.HDUList:
     """Make a bad-pixel table without rows, in the form of calibration reference files.
 
     Parameters
     ----------
     values : array_like, int
         DQ values that it is to hold: bits above 14 need a wider column than int16.
+    detector : Detector, optional
+        Says which cards and columns it has.
     """
     # the cards by which the calibration pipeline knows a reference file
     primary = fits.PrimaryHDU()
-    primary.header.update(
-        {"TELESCOP": "HST", "INSTRUME": "WFC3", "DETECTOR": "IR", "FILETYPE": "BAD PIXELS"}
-    )
+    primary.header.update(detector.bad_pixel_table.header)
     primary.header["DESCRIP"] = DESCRIP.ljust(DESCRIP_LENGTH, "-")
 
     # the columns of a reference file, VALUE as wide as its bits need
     value_format = {"int16": "I", "int32": "J", "int64": "K"}[_int_type(values).name]
     formats = {
-        "CCDAMP": "4A",
-        "CCDCHIP": "I",
-        "CCDGAIN": "E",
+        **{name: _format(value) for name, value in detector.bad_pixel_table.columns.items()},
         "PIX1": "I",
         "PIX2": "I",
         "LENGTH": "I",
@@ -289,6 +300,17 @@ def new_table(values: npt.ArrayLike = ()) -> fits.HDUList:
     columns = [fits.Column(name, form) for name, form in formats.items()]
     table = fits.BinTableHDU.from_columns(columns, name="BPIX")
     return fits.HDUList([primary, table])
+
+
+def _format(value: str | int | float) -> str:
+    """Return the format of a column for a value."""
+    match value:
+        case str():
+            return f"{max(len(value), 1)}A"
+        case int():
+            return "I"
+        case float():
+            return "E"
 
 
 def _int_type(values: npt.ArrayLike) -> np.dtype[Any]:
@@ -304,7 +326,7 @@ def _int_type(values: npt.ArrayLike) -> np.dtype[Any]:
     return np.dtype(np.int64)
 
 
-def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
+def with_rows(hdus: fits.HDUList, rows: pd.DataFrame, detector: Detector = DEFAULT) -> fits.HDUList:
     """Append rows to a bad-pixel table; its columns, rows and headers and other HDUs keep their bytes.
 
     Parameters
@@ -313,6 +335,7 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
         From `read_bad_pixels` or `new_table`.
     rows : DataFrame
         From `runs`. Amplifier, chip and gain are those of most rows of the table; other columns stay empty.
+    detector : Detector, optional
 
     Raises
     ------
@@ -323,7 +346,7 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
     content = _to_bytes(hdus)
     hdus = hdus_from_bytes(content)
     table = hdus[index]
-    added = _stored_rows(table, rows)
+    added = _stored_rows(table, rows, detector)
 
     # headers: more rows, and no sums of what the file was before; calwf3 needs the size of the image
     primary = hdus[0].header.copy()
@@ -331,8 +354,8 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
     header["NAXIS2"] = len(table.data) + len(added)
     if "THEAP" in header:
         header["THEAP"] += added.nbytes
-    for card in ("SIZAXIS1", "SIZAXIS2"):
-        header.setdefault(card, SIZE_PX)
+    header.setdefault("SIZAXIS1", detector.width_px)
+    header.setdefault("SIZAXIS2", detector.height_px)
     for each in (primary, header):
         for card in ("CHECKSUM", "DATASUM"):
             each.remove(card, ignore_missing=True)
@@ -354,7 +377,9 @@ def with_rows(hdus: fits.HDUList, rows: pd.DataFrame) -> fits.HDUList:
     return hdus_from_bytes(primary_bytes + before + header_bytes + data + after)
 
 
-def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any]:
+def _stored_rows(
+    table: fits.BinTableHDU, rows: pd.DataFrame, detector: Detector
+) -> npt.NDArray[Any]:
     """Return rows as the table's file stores them: big-endian, unsigned numbers less their TZERO."""
     old = np.asarray(table.data)
     added = np.zeros(len(rows), old.dtype)
@@ -368,8 +393,9 @@ def _stored_rows(table: fits.BinTableHDU, rows: pd.DataFrame) -> npt.NDArray[Any
             added[column.name] = np.array(column.null).astype(kind)
 
     # amplifier, chip and gain, then the run itself
-    usual = _usual_detector(table)
-    for name in set(DETECTOR) & set(table.columns.names):
+    own = detector.bad_pixel_table.columns
+    usual = _usual_detector(table, own)
+    for name in set(own) & set(table.columns.names):
         added[name] = usual.get(name, np.zeros((), old.dtype[name]))
     for name in map(str, rows):
         added[name] = _stored(table, name, rows[name].tolist())
@@ -402,21 +428,26 @@ def _stored(table: fits.BinTableHDU, name: str, values: list[Any]) -> npt.NDArra
     )
 
 
-def _usual_detector(table: fits.BinTableHDU) -> dict[str, Any]:
+def _usual_detector(
+    table: fits.BinTableHDU, columns: dict[str, str | int | float]
+) -> dict[str, Any]:
     """Return amplifier, chip and gain of most rows as they are stored, or those of exposures for an empty table."""
     old = np.asarray(table.data)
     # columns of more than one value for each row are left empty
-    names = [name for name in DETECTOR if name in table.columns.names and not old.dtype[name].shape]
+    names = [name for name in columns if name in table.columns.names and not old.dtype[name].shape]
     if not len(old) or not names:
-        return {name: _stored(table, name, [DETECTOR[name]])[0] for name in names}
-    columns = pd.DataFrame({name: old[name].tolist() for name in names})
-    counts = columns.value_counts(sort=False, dropna=False)
+        return {name: _stored(table, name, [columns[name]])[0] for name in names}
+    found = pd.DataFrame({name: old[name].tolist() for name in names})
+    counts = found.value_counts(sort=False, dropna=False)
     most = int(np.argmax(counts.to_numpy()))
     return dict(zip(names, counts.index[most], strict=True))
 
 
 def add_discs(
-    hdus: fits.HDUList, blobs: pd.DataFrame, useafter_mjd: float | None = None
+    hdus: fits.HDUList,
+    blobs: pd.DataFrame,
+    useafter_mjd: float | None = None,
+    detector: Detector = DEFAULT,
 ) -> tuple[fits.HDUList, pd.DataFrame]:
     """Flag blobs in a bad-pixel table.
 
@@ -430,6 +461,7 @@ def add_discs(
         From `select`, with ``disc_px``.
     useafter_mjd : float, optional
         Date from which the table is valid; by default the later of its own and that of the latest blob.
+    detector : Detector, optional
 
     Returns
     -------
@@ -444,15 +476,17 @@ def add_discs(
         If there is no date from which the table is valid, or a column cannot hold a value.
     """
     old = read_rows(hdus)
-    flagged = (dq_image(old) & BLOB) != 0
+    bit = detector.bad_pixel_table.blob_bit
+    flagged = (dq_image(old, detector) & bit) != 0
     discs = blobs[["x_px", "y_px", "disc_px"]].to_numpy(float)
-    masks = [disc_mask(*disc) & ~flagged for disc in discs]
-    merged = with_rows(hdus, runs(np.any(masks, axis=0) * BLOB))
+    masks = [disc_mask(x, y, radius, detector) & ~flagged for x, y, radius in discs]
+    merged = with_rows(hdus, runs(np.any(masks, axis=0) * bit, detector), detector)
 
     # the history names the blobs that add pixels
     header = merged[0].header
-    _set_dates(header, blobs, useafter_mjd)
-    _add_history(header, blobs[[bool(mask.any()) for mask in masks]])
+    if detector.bad_pixel_table.layout == "runs":
+        _set_dates(header, blobs, useafter_mjd)
+    _add_history(header, blobs[[bool(mask.any()) for mask in masks]], detector)
 
     added = read_rows(merged)[len(old) :]
     with warnings.catch_warnings():
@@ -520,18 +554,19 @@ def _useafter(header: fits.Header) -> float:
         ) from error
 
 
-def _add_history(header: fits.Header, blobs: pd.DataFrame) -> None:
+def _add_history(header: fits.Header, blobs: pd.DataFrame, detector: Detector) -> None:
     """Name the blobs in the header, with their discs in the table's own pixels."""
     if blobs.empty:
         return
     header.add_history(
-        f"blobpipe {__version__} flagged {len(blobs)} blobs with DQ {BLOB} (PIX1, PIX2, radius):"
+        f"blobpipe {__version__} flagged {len(blobs)} blobs with DQ "
+        f"{detector.bad_pixel_table.blob_bit} (PIX1, PIX2, radius):"
     )
     for blob in blobs.to_dict("records"):
         # a card holds ASCII only
         name = re.sub(r"[^\x20-\x7e]", "_", str(blob["blob"]))[:MAX_LABEL]
-        x = blob["x_px"] + 1 - BORDER_PX
-        y = blob["y_px"] + 1 - BORDER_PX
+        x = blob["x_px"] + detector.table_offset
+        y = blob["y_px"] + detector.table_offset
         since = blob.get("first_date") or "the first image"
         header.add_history(f"  {name}: {x:.1f}, {y:.1f}, {blob['disc_px']:.1f}; since {since}")
 
@@ -539,22 +574,29 @@ def _add_history(header: fits.Header, blobs: pd.DataFrame) -> None:
 # -------------------------------------------------------------------------------------------------------- writing
 
 
-def write_dq(path: str | Path, dq: DqImage, *, flt: bool = False) -> None:
+def write_dq(
+    path: str | Path, dq: DqImage, *, flt: bool = False, detector: Detector = DEFAULT
+) -> None:
     """Write a DQ image as an extension ``DQ``, in the smallest of int16, int32 and int64 that holds its bits.
 
     Parameters
     ----------
     path : path
         FITS file, not compressed.
-    dq : ndarray, shape (1024, 1024), int
+    dq : ndarray, shape (ny, nx), int
         From `dq_image`.
     flt : bool
-        Leave out the reference pixels: 1014 x 1014.
+        Leave out the reference pixels.
+    detector : Detector, optional
     """
     if flt:
-        dq = dq[BORDER_PX:-BORDER_PX, BORDER_PX:-BORDER_PX]
+        dq = detector.without_border(dq)
     image = fits.ImageHDU(dq.astype(_int_type(dq)), name="DQ")
-    write_fits(path, fits.HDUList([fits.PrimaryHDU(), image]))
+    primary = fits.PrimaryHDU()
+    if detector.bad_pixel_table.layout == "image":
+        # The bad-pixel table itself, which needs its cards
+        primary.header.update(detector.bad_pixel_table.header)
+    write_fits(path, fits.HDUList([primary, image]))
 
 
 def write_fits(path: str | Path, hdus: fits.HDUList) -> None:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import Image
+from blobpipe.core.detector import Detector
 from blobpipe.errors import TableError
 from blobpipe.monitor import logbook
 from blobpipe.monitor.inbox import path_of
@@ -59,7 +60,7 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     path : path
         Table with the columns of ``blobs.csv``, made if it does not exist. Its rows are kept byte for byte (with a
         comma at their end for each column that is new to the table); the new rows follow them by date. A candidate on
-        one of its blobs is not added again. One whose values a catalogue cannot hold (`tables.BLOB_RANGES`) is left
+        one of its blobs is not added again. One whose values a catalogue cannot hold (`tables.blob_ranges`) is left
         out, with a warning.
 
     Returns
@@ -73,10 +74,16 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
         If the table cannot be read (`tables.read_known`), or the list of images beside it lacks the first image of a
         blob, so that the pipeline would refuse the catalogue. Then nothing is written.
     """
+    detector = logbook.detector_of(connection)
+
     # what is confirmed, can be written, and lies on no blob that is there
     exists = _exists(path)
-    known = tables.read_known(path) if exists else pd.DataFrame(columns=list(COLUMNS))
-    new = _new_blobs(connection, known)
+    known = (
+        tables.read_known(path, detector=detector)
+        if exists
+        else pd.DataFrame(columns=list(COLUMNS))
+    )
+    new = _new_blobs(connection, known, detector)
     new["blob"] = _names(list(known["blob"]), len(new))
     _require_images(path, new)
 
@@ -88,7 +95,9 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     return list(new["blob"])
 
 
-def _new_blobs(connection: sqlite3.Connection, known: pd.DataFrame) -> pd.DataFrame:
+def _new_blobs(
+    connection: sqlite3.Connection, known: pd.DataFrame, detector: Detector
+) -> pd.DataFrame:
     """Return the confirmed candidates that lie on no known blob and can be written to a catalogue, by date."""
     candidates = logbook.table(connection, "candidate_list")
     rows = candidates.query("decision == 'confirmed'")
@@ -105,7 +114,7 @@ def _new_blobs(connection: sqlite3.Connection, known: pd.DataFrame) -> pd.DataFr
     good = pd.DataFrame(
         {
             column: rows[column].astype(float).between(*limits)
-            for column, limits in tables.BLOB_RANGES.items()
+            for column, limits in tables.blob_ranges(detector).items()
         }
     )
     good["first_frame"] = rows["first_frame"].map(files.is_name).astype(bool)

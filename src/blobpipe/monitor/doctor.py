@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from blobpipe import __version__
 from blobpipe.core import tables
+from blobpipe.core.detector import DEFAULT, Detector, read_detector
 from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.detection.promise import apply_promised_point
 from blobpipe.errors import BlobpipeError
@@ -57,6 +58,8 @@ class Setup:
         Files of bad pixels, besides those of the settings.
     operating_point : path, optional
         From `blobpipe calibrate`; by default that of the settings, if any.
+    detector : str, optional
+        Name or path of the detector; by default that of the settings.
     """
 
     params: Path | None
@@ -66,12 +69,13 @@ class Setup:
     gate_metrics: Path | None = None
     bad_pixels: tuple[Path, ...] = ()
     operating_point: Path | None = None
+    detector: str | None = None
 
 
 def examine(
     setup: Setup, environ: Mapping[str, str], *, send_test: bool = False
 ) -> Iterator[Check]:
-    """Check installation, settings, model, operating point, catalogue, bad pixels, log, outbox, readings, disk, mail and webhook.
+    """Check installation, settings, detector, model, operating point, catalogue, bad pixels, log, outbox, readings, disk, mail and webhook.
 
     Nothing is changed, and no server is contacted unless ``send_test``.
 
@@ -97,12 +101,21 @@ def examine(
     except BlobpipeError as error:
         yield Check("fail", "settings", str(error))
 
+    detector = DEFAULT
+    try:
+        detector = read_detector(setup.detector or params.detector)
+        yield Check("ok", "detector", detector.title)
+    except BlobpipeError as error:
+        yield Check("fail", "detector", str(error))
+
     yield from _guarded("model", lambda: _model(setup, params.regression))
     named = params.quicklook.operating_point
     point = setup.operating_point or (Path(named) if named else None)
     yield from _guarded("operating point", lambda: _operating_point(setup.model, point))
-    yield from _guarded("catalogue", lambda: _catalogue(setup.catalogue))
-    yield from _guarded("bad pixels", lambda: _bad_pixels(params.bad_pixels, setup.bad_pixels))
+    yield from _guarded("catalogue", lambda: _catalogue(setup.catalogue, detector))
+    yield from _guarded(
+        "bad pixels", lambda: _bad_pixels(params.bad_pixels, setup.bad_pixels, detector)
+    )
     yield from _guarded("log", lambda: _log(setup.log, params.notices))
     yield from _guarded("disk", lambda: _disk(setup.log))
     yield from _guarded("mail", lambda: _mail(params.notices, environ))
@@ -201,18 +214,20 @@ def _operating_point(model: Path, path: Path | None) -> Iterator[Check]:
         yield Check("ok", "operating point", found)
 
 
-def _catalogue(path: Path | None) -> Iterator[Check]:
+def _catalogue(path: Path | None, detector: Detector) -> Iterator[Check]:
     """Check that the catalogue of known blobs can be read."""
     if path is None:
         yield Check("ok", "catalogue", "none named: only the stack shows which blobs are known")
         return
-    table = tables.read_known(path, ("x_px", "y_px", "radius_px"))
+    table = tables.read_known(path, ("x_px", "y_px", "radius_px"), detector)
     yield Check("ok", "catalogue", f"{path}, {len(table)} blobs")
 
 
-def _bad_pixels(settings: BadPixels, paths: tuple[Path, ...]) -> Iterator[Check]:
+def _bad_pixels(
+    settings: BadPixels, paths: tuple[Path, ...], detector: Detector
+) -> Iterator[Check]:
     """Check that the files of bad pixels can be read."""
-    found = read_bad_pixels(settings, paths)
+    found = read_bad_pixels(settings, paths, detector)
     for file in found.files:
         yield Check("ok", "bad pixels", f"{file.path}, {file.n_px} pixels")
     if not found.files:

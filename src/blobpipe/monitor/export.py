@@ -1,6 +1,6 @@
 """Export blobs: DS9 regions, a catalogue, a bad-pixel table with the blobs' discs, a DQ image.
 
-A bad-pixel table counts from 1 and leaves out the 5 reference pixels: ``x = PIX1 + 4`` in the frame of 1024 pixels that
+A bad-pixel table of WFC3/IR counts from 1 and leaves out the 5 reference pixels: ``x = PIX1 + 4`` in the full frame that
 counts from 0. All arrays here have that frame; only files have the others.
 """
 
@@ -22,11 +22,11 @@ from astropy.table import Table
 from blobpipe import __version__
 from blobpipe.core import files, tables
 from blobpipe.core.dates import format_mjd, to_mjd
-from blobpipe.core.detector import BORDER_PX, MJD_RANGE
+from blobpipe.core.detector import DEFAULT, MJD_RANGE, Detector
 from blobpipe.errors import TableError
 from blobpipe.images.bpixtab import dq_image
 from blobpipe.monitor import bad_pixel_table
-from blobpipe.monitor.bad_pixel_table import BLOB, MAX_LABEL, RADII_PX
+from blobpipe.monitor.bad_pixel_table import MAX_LABEL
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ ORIGIN = (
 UNITS = {"_px": "pix", "_px2": "pix2", "_mjd": "d", "_frac": ""}  # by the end of a column's name
 DESCRIPTIONS = {
     "blob": "name",
-    "x_px": "centre, 0-based, 1024 x 1024",
-    "y_px": "centre, 0-based, 1024 x 1024",
+    "x_px": "centre, 0-based, with the reference pixels",
+    "y_px": "centre, 0-based, with the reference pixels",
     "radius_px": "radius of the top-hat that detects it best",
     "depth_frac": "light lost at its deepest point, as a fraction",
     "depth_err_frac": "standard error of depth_frac",
@@ -75,9 +75,10 @@ def export_blobs(
     dates: str | Path | None = None,
     bpixtab: str | Path | None = None,
     useafter: str | None = None,
-    radii_px: tuple[float, float] = RADII_PX,
+    radii_px: tuple[float, float] | None = None,
     flt: bool = False,
     all_flags: bool = False,
+    detector: Detector = DEFAULT,
 ) -> None:
     """Write the blobs of a catalogue or log in the formats of other programs.
 
@@ -86,8 +87,8 @@ def export_blobs(
     catalogue : path
         Read by `read_catalogue`.
     out_dir : path
-        Gets ``blobs.reg``, ``blobs.ecsv``, ``blobs_bpx.fits``, ``blobs_bpx.csv`` (the added rows alone),
-        ``blobs_dq.fits``.
+        Gets ``blobs.reg``, ``blobs.ecsv``, ``blobs_dq.fits`` and, unless the detector's bad-pixel table is an image alone,
+        ``blobs_bpx.fits`` and ``blobs_bpx.csv`` (the added rows alone).
     until : str, optional
         Leave out blobs first seen after this date (the whole day counts) or MJD.
     statuses : collection of str
@@ -98,12 +99,14 @@ def export_blobs(
         Bad pixels to add the discs to, read by `read_bad_pixels`.
     useafter : str, optional
         Date from which the new table is valid; by default that of its latest blob.
-    radii_px : tuple of float
-        Smallest and largest radius of a disc (px).
+    radii_px : tuple of float, optional
+        Smallest and largest radius of a disc (px); those of the detector if not given.
     flt : bool
-        Write regions and DQ image for images of 1014 x 1014 pixels.
+        Write regions and DQ image for images without the reference pixels.
     all_flags : bool
-        Give the DQ image all bits of the table instead of 512 alone.
+        Give the DQ image all bits of the table instead of that of blobs alone.
+    detector : Detector, optional
+        Says where pixels are counted from, and which bit is that of blobs.
 
     Raises
     ------
@@ -120,26 +123,27 @@ def export_blobs(
     valid_from = None if useafter is None else to_mjd(useafter, "--useafter")
 
     # the blobs, and the radii of their discs
-    blobs = select(catalogue, read_catalogue(catalogue, dates), statuses, limit)
-    blobs["disc_px"] = bad_pixel_table.disc_radius(blobs["radius_px"], radii_px)
+    blobs = select(catalogue, read_catalogue(catalogue, dates), statuses, limit, detector)
+    blobs["disc_px"] = bad_pixel_table.disc_radius(blobs["radius_px"], radii_px, detector)
 
     # discs are added to the given table, or to an empty one
     if bpixtab is None:
-        given = bad_pixel_table.new_table()
+        given = bad_pixel_table.new_table(detector=detector)
     else:
-        given = bad_pixel_table.read_bad_pixels(bpixtab)
-    table, rows = bad_pixel_table.add_discs(given, blobs, valid_from)
+        given = bad_pixel_table.read_bad_pixels(bpixtab, detector)
+    table, rows = bad_pixel_table.add_discs(given, blobs, valid_from, detector)
 
-    dq = dq_image(bad_pixel_table.read_rows(table))
+    dq = dq_image(bad_pixel_table.read_rows(table), detector)
     if not all_flags:
-        dq &= BLOB
+        dq &= detector.bad_pixel_table.blob_bit
 
     # everything has been read and checked before the first file is written
-    write_regions(out_dir / "blobs.reg", blobs, flt=flt)
+    write_regions(out_dir / "blobs.reg", blobs, flt=flt, detector=detector)
     write_catalogue(out_dir / "blobs.ecsv", blobs)
-    bad_pixel_table.write_fits(out_dir / "blobs_bpx.fits", table)
-    tables.write_table(out_dir / "blobs_bpx.csv", rows)
-    bad_pixel_table.write_dq(out_dir / "blobs_dq.fits", dq, flt=flt)
+    if detector.bad_pixel_table.layout == "runs":
+        bad_pixel_table.write_fits(out_dir / "blobs_bpx.fits", table)
+        tables.write_table(out_dir / "blobs_bpx.csv", rows)
+    bad_pixel_table.write_dq(out_dir / "blobs_dq.fits", dq, flt=flt, detector=detector)
     log.info(
         "%s: exported %d blobs, added %d rows to the bad-pixel table",
         out_dir,
@@ -296,6 +300,7 @@ def select(
     table: pd.DataFrame,
     statuses: Collection[str] = STATUSES,
     until_mjd: float | None = None,
+    detector: Detector = DEFAULT,
 ) -> pd.DataFrame:
     """Select the blobs to export, in the order of their first sighting, each with a name.
 
@@ -309,6 +314,7 @@ def select(
         Statuses to select.
     until_mjd : float, optional
         Latest date of the first sighting; blobs older than all images are selected.
+    detector : Detector, optional
 
     Raises
     ------
@@ -330,7 +336,7 @@ def select(
         )
 
     # a catalogue names its blobs; a table of detections lists a blob once for each sighting
-    selected = tables.require_blobs(path, selected, COLUMNS)
+    selected = tables.require_blobs(path, selected, COLUMNS, detector)
     if "blob" not in table:
         return _first_sightings(selected)
     selected["blob"] = selected["blob"].astype(str)
@@ -393,7 +399,9 @@ def _plain(column: pd.Series[Any]) -> npt.NDArray[Any]:
 # -------------------------------------------------------------------------------------------------------- regions
 
 
-def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -> None:
+def write_regions(
+    path: str | Path, blobs: pd.DataFrame, *, flt: bool = False, detector: Detector = DEFAULT
+) -> None:
     """Write circles for DS9, in image coordinates (1-based), coloured by status.
 
     Parameters
@@ -404,16 +412,17 @@ def write_regions(path: str | Path, blobs: pd.DataFrame, *, flt: bool = False) -
         x_px, y_px, radius_px, depth_frac, and as far as they are there ``blob`` (name), ``status``
         and ``first_date``: from `select`, or from `search.find_blobs`.
     flt : bool
-        Write them for images of 1014 x 1014 pixels, without the reference pixels.
+        Write them for images without the reference pixels.
+    detector : Detector, optional
     """
     with files.atomic(path) as temporary:
-        temporary.write_text(regions_text(blobs, flt=flt), encoding="utf-8")
+        temporary.write_text(regions_text(blobs, flt=flt, detector=detector), encoding="utf-8")
 
 
-def regions_text(blobs: pd.DataFrame, *, flt: bool = False) -> str:
+def regions_text(blobs: pd.DataFrame, *, flt: bool = False, detector: Detector = DEFAULT) -> str:
     """Return the text of a DS9 region file, as for `write_regions`."""
     # from 0-based pixels with reference pixels to 1-based ones, with or without them
-    shift = 1 - BORDER_PX if flt else 1
+    shift = 1 - detector.border_px if flt else 1
     lines = [
         "# Region file format: DS9 version 4.1",
         f'global font="helvetica 10 normal" width=1 color={OTHER_COLOR}',

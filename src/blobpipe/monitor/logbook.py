@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blobpipe.core import files, tables
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import LogError
 
 if TYPE_CHECKING:
@@ -137,6 +138,14 @@ def reason(error: BaseException) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------- schema
+
+
+def detector_of(connection: sqlite3.Connection) -> Detector:
+    """Return the detector whose images a log holds, as its latest run recorded it; the default for an empty log."""
+    row = connection.execute("SELECT detector FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+    if row is None or not row["detector"]:
+        return DEFAULT
+    return Detector.model_validate_json(row["detector"])
 
 
 def versions() -> list[str]:

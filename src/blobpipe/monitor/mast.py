@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from blobpipe.core import files, tables
-from blobpipe.core.detector import MJD_ZERO
+from blobpipe.core.detector import DEFAULT, MJD_ZERO, Archive, Detector
 from blobpipe.errors import ArchiveError
 
 if TYPE_CHECKING:
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CRITERIA = {
-    "obs_collection": "HST",
-    "instrument_name": "WFC3/IR",
-    "filters": "F153M",
-    "target_name": "DARK-EARTH-CALIB",
-}
-PRODUCT = "FLT"
-# names of calibrated exposures; hst_..._flt.fits, which this leaves out, hold the same pixels again
-FILE_NAME = re.compile(r"i[a-z0-9]{8}_flt\.fits")
 DOWNLOAD = "/api/v0.1/Download/file"  # path on MAST's server
 OBSERVATIONS = 200  # observations in one query for their files
 WAITS_S = (1.0, 4.0, 16.0, 60.0)  # pause (s) before each further attempt
@@ -55,13 +46,15 @@ class Exposure(NamedTuple):
 # --------------------------------------------------------------------------------------------------------- search
 
 
-def find_exposures(start: date, end: date) -> list[Exposure]:
-    """Find the calibrated exposures of the monitor (FLT, F153M, dark Earth) that began on given days.
+def find_exposures(start: date, end: date, detector: Detector = DEFAULT) -> list[Exposure]:
+    """Find the calibrated exposures of a detector's monitor that began on given days.
 
     Parameters
     ----------
     start, end : date
         First and last day (UTC), both included.
+    detector : Detector, optional
+        Says which exposures of MAST are those of its monitor.
 
     Returns
     -------
@@ -71,9 +64,14 @@ def find_exposures(start: date, end: date) -> list[Exposure]:
     Raises
     ------
     ArchiveError
-        If the days are in the wrong order, astroquery is not installed, or MAST does not answer or answers with an
+        If the detector names no archive, the days are in the wrong order, astroquery is not installed, or MAST does not answer or answers with an
         error.
     """
+    archive = detector.archive
+    if archive is None:
+        raise ArchiveError(
+            f"{detector.title}: its file names no archive, expected the criteria of MAST; fill in its section archive"
+        )
     if end < start:
         raise ArchiveError(
             f"found --start {start} after --end {end}, expected the earlier day first; swap them"
@@ -90,11 +88,11 @@ def find_exposures(start: date, end: date) -> list[Exposure]:
     last_mjd = (end - MJD_ZERO.date()).days + 1
 
     def observations() -> list[str]:
-        rows = Observations.query_criteria(**CRITERIA, t_min=[first_mjd, last_mjd])
+        rows = Observations.query_criteria(**archive.criteria, t_min=[first_mjd, last_mjd])
         return [str(row["obsid"]) for row in rows]
 
     def products(ids: list[str]) -> list[Exposure]:
-        return list(_exposures(Observations.get_product_list(ids)))
+        return list(_exposures(Observations.get_product_list(ids), archive))
 
     # a few observations at a time, as their numbers go into the query; a file listed twice is one
     ids = _ask(observations)
@@ -128,12 +126,12 @@ def _ask(query: Callable[[], Answer]) -> Answer:
         ) from error
 
 
-def _exposures(products: Any) -> Iterator[Exposure]:
+def _exposures(products: Any, archive: Archive) -> Iterator[Exposure]:
     """Pick the calibrated exposures from MAST's table of products."""
     for row in products:
         file = str(row["productFilename"])
-        is_calibrated = str(row["productSubGroupDescription"]) == PRODUCT
-        if not is_calibrated or not FILE_NAME.fullmatch(file):
+        is_calibrated = str(row["productSubGroupDescription"]) == archive.product
+        if not is_calibrated or not re.fullmatch(archive.file_name, file):
             continue
 
         # MAST may list a file whose address or size it does not know

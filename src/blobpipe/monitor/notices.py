@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from blobpipe.core.dates import format_mjd
 from blobpipe.errors import NoticeError
 from blobpipe.monitor import delivery, health, logbook
 from blobpipe.monitor.delivery import DeliveryError, Letter
@@ -58,7 +59,9 @@ def queue(connection: sqlite3.Connection, image_id: int, params: Notices) -> Non
     candidates = connection.execute(
         "SELECT l.* FROM candidate_list l JOIN detections d ON d.candidate = l.id AND d.image = ? "
         "WHERE l.decision != 'rejected' "
-        "AND (l.status = 'new' AND l.sightings = 1 OR l.status = 'seen_again' AND l.sightings = 2) ORDER BY l.id",
+        # a blob that the latest images show together is announced once
+        "AND (l.sightings = 1 AND (l.status = 'new' OR l.n_images > 1) "
+        "OR l.status = 'seen_again' AND l.sightings = 2 AND l.n_images = 1) ORDER BY l.id",
         (image_id,),
     ).fetchall()
     for candidate in candidates:
@@ -110,7 +113,8 @@ def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, A
     """Return the columns of a notice about a candidate that an image shows."""
     # what was measured, in words
     status = candidate["status"]
-    title = {"new": "new blob", "seen_again": "blob seen again"}[status]
+    is_deep = candidate["n_images"] > 1
+    title = "new blob" if is_deep or status == "new" else "blob seen again"
     depth = _number(candidate["depth_frac"], None, "%", 100)
     depth_of_light = _number(
         candidate["depth_frac"], candidate["depth_err_frac"], "% of the light", 100
@@ -127,6 +131,7 @@ def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, A
         f"probability of a blob: {candidate['probability']:.3f}",
         f"first image: {_one_line(candidate['first_frame'])}, MJD {candidate['first_mjd'] or 0:.3f}",
         f"images that show it: {candidate['sightings']}",
+        *_landing_lines(candidate),
         f"model: {candidate['model_sha256'][:12]}",
     ]
     # the subject says where and how strong, so that a mailbox can be scanned by eye
@@ -138,6 +143,18 @@ def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, A
         "subject": f"blobpipe: {title} at {place}, depth {depth}, S/N {snr}",
         "text": "\n".join(lines),
     }
+
+
+def _landing_lines(candidate: sqlite3.Row) -> list[str]:
+    """Say in how many images together a candidate was found, and when it landed, as far as that is known."""
+    lines = []
+    if candidate["n_images"] > 1:
+        lines.append(f"found in the mean of the latest {candidate['n_images']} images")
+    if candidate["history"] == "landed":
+        after, before = (format_mjd(candidate[name]) for name in ("after_mjd", "before_mjd"))
+        step = _number(candidate["step_frac"], candidate["step_err_frac"], "% of the light", 100)
+        lines.append(f"landed between {after} and {before} (90 %), step {step}")
+    return lines
 
 
 def _number(

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -40,6 +41,7 @@ from blobpipe.core.dates import (
     is_older_version,
     is_same_exposure,
 )
+from blobpipe.core.detector import Detector, read_detector
 from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, pair
@@ -54,6 +56,10 @@ from blobpipe.errors import (
     internal_fault,
     printable,
 )
+from blobpipe.history import deep
+from blobpipe.history.deep import SettledImage
+from blobpipe.history.depths import Depths, measure_histories
+from blobpipe.history.landing import date_history
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.clip import clip_image
@@ -128,6 +134,11 @@ class Options:
     bad_pixels: tuple[Path, ...] = ()
     operating_point: Path | None = None
 
+    @cached_property
+    def instrument(self) -> Detector:
+        """Return the detector of the settings."""
+        return read_detector(self.params.detector)
+
     @property
     def point_path(self) -> Path | None:
         """Return the file of the operating point: the option's, else that of the settings."""
@@ -164,6 +175,11 @@ class Run:
     def params(self) -> Params:
         """Return the settings."""
         return self.options.params
+
+    @property
+    def instrument(self) -> Detector:
+        """Return the detector whose images are searched."""
+        return self.options.instrument
 
     @property
     def bad_pixels(self) -> BadPixels:
@@ -252,6 +268,31 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class DeepResult:
+    """What the latest images show together, this one among them.
+
+    Attributes
+    ----------
+    found : DataFrame
+        New blobs that have landed and stayed: columns of `deep.find_deep_blobs`, at their usual place.
+    images : list of str
+        SHA-256 of the latest images, in order of date.
+    places : DataFrame
+        x_px, y_px, radius_px of what is new on this image, alone or together (usual places).
+    depths : Depths
+        Of these places on these images, shape (images, places).
+    settled : SettledImage
+        This image.
+    """
+
+    found: pd.DataFrame
+    images: list[str]
+    places: pd.DataFrame
+    depths: Depths
+    settled: SettledImage
+
+
+@dataclass(frozen=True)
 class ImageResult:
     """Everything that the log keeps of an image; an image that was not searched has a row only.
 
@@ -280,6 +321,7 @@ class ImageResult:
     pictures: Pictures | None = None
     corrections: dict[str, bytes] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    deep: DeepResult | None = None
 
 
 # ----------------------------------------------------------------------------------------------------------- runs
@@ -407,23 +449,28 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
         detector, point = apply_promised_point(detector, options.model, options.point_path)
     catalogue = None
     if options.catalogue is not None:
-        catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS)
-    bad_pixels = read_bad_pixels(options.params.bad_pixels, options.bad_pixels)
-    cache = running_stack.Cache(options.log_path.with_name("stack"), bad_pixels)
+        catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS, options.instrument)
+    bad_pixels = read_bad_pixels(options.params.bad_pixels, options.bad_pixels, options.instrument)
+    cache = running_stack.Cache(options.log_path.with_name("stack"), bad_pixels, options.instrument)
     reference = None
     if options.reference is not None:
-        reference = running_stack.read_stack(options.reference, bad_pixels)
+        reference = running_stack.read_stack(options.reference, bad_pixels, options.instrument)
     kernels.set_threads(options.params.detect.threads)
 
     connection = logbook.connect(options.log_path, make=True)
     try:
+        _require_detector(connection, options)
         if reference is not None:
             shape = reference.data.shape
-            _require_size_of_images(shape, connection, inbox, f"{options.reference}", "stack")
+            _require_size_of_images(
+                shape, connection, inbox, f"{options.reference}", "stack", options.instrument
+            )
         if bad_pixels.mask is not None:
             shape = bad_pixels.mask.shape
             names = ", ".join(str(file.path) for file in bad_pixels.files)
-            _require_size_of_images(shape, connection, inbox, names, "mask of bad pixels")
+            _require_size_of_images(
+                shape, connection, inbox, names, "mask of bad pixels", options.instrument
+            )
         log.info("model: %s", model_file.described(options.model))
         if point is not None:
             log.info("operating point: %s, %s", options.point_path, point.describe())
@@ -449,8 +496,25 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
         connection.close()
 
 
+def _require_detector(connection: logbook.Log, options: Options) -> None:
+    """Refuse images of another detector than that of the log."""
+    if connection.execute("SELECT 1 FROM images LIMIT 1").fetchone() is None:
+        return
+    logged = logbook.detector_of(connection)
+    if (logged.title, logged.shape) != (options.instrument.title, options.instrument.shape):
+        raise LogError(
+            f"{options.log_path}: found images of {logged.title}, expected {options.instrument.title}; give it another "
+            "--log, or name the log's --detector"
+        )
+
+
 def _require_size_of_images(
-    shape: tuple[int, ...], connection: logbook.Log, inbox: Inbox, path: str, what: str
+    shape: tuple[int, ...],
+    connection: logbook.Log,
+    inbox: Inbox,
+    path: str,
+    what: str,
+    instrument: Detector,
 ) -> None:
     """Refuse a file that fits neither the images of the log nor, before the first of them, one in the folder."""
     size = running_stack.size_of(connection)
@@ -459,7 +523,8 @@ def _require_size_of_images(
         found = [size]
     else:
         arrivals = [
-            _read_arrival(file, inbox, connection) for file in _new_files(inbox, connection)
+            _read_arrival(file, inbox, connection, instrument)
+            for file in _new_files(inbox, connection)
         ]
         found = [arrival.shape for arrival in arrivals if arrival is not None and arrival.shape]
     if found and shape not in found:
@@ -480,6 +545,7 @@ def _run_row(
         "version": __version__,
         "model": str(options.model),
         "model_sha256": files.sha256(options.model),
+        "detector": options.instrument.model_dump_json(),
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
         "catalogue": path_text(options.catalogue.absolute()) if options.catalogue else "",
         "catalogue_sha256": files.sha256(options.catalogue) if options.catalogue else "",
@@ -502,7 +568,7 @@ def _process(inbox: Inbox, run: Run) -> int:
     arrivals = []
     for file in _new_files(inbox, connection, run.options.again):
         if not inbox.unsettled_s(file):
-            arrival = _read_arrival(file, inbox, connection)
+            arrival = _read_arrival(file, inbox, connection, run.instrument)
             if arrival is not None:
                 arrivals.append(arrival)
     arrivals.sort(key=lambda arrival: (arrival.mjd, arrival.path.name))
@@ -533,7 +599,9 @@ def _new_files(inbox: Inbox, connection: logbook.Log, again: bool = False) -> li
     return new
 
 
-def _read_arrival(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival | None:
+def _read_arrival(
+    file: File, inbox: Inbox, connection: logbook.Log, instrument: Detector
+) -> Arrival | None:
     """Read the hash, date and size of a file; None if it is still being written or cannot be read."""
     try:
         sha256 = files.sha256(file.path)
@@ -548,19 +616,19 @@ def _read_arrival(file: File, inbox: Inbox, connection: logbook.Log) -> Arrival 
         return None
     arrival = Arrival(file.path, sha256, file.stamp)
     with _lock_for(arrival, connection, last=False) as suspect:
-        return _with_date_and_shape(arrival, suspect)
+        return _with_date_and_shape(arrival, suspect, instrument)
 
 
-def _with_date_and_shape(arrival: Arrival, suspect: bool) -> Arrival:
+def _with_date_and_shape(arrival: Arrival, suspect: bool, instrument: Detector) -> Arrival:
     """Add date and shape; a file at which an earlier process ended is first read by a separate process."""
     fatal = _fatal_to_read(arrival.path) if suspect else ""
     if fatal:
         return arrival._replace(fatal=fatal)
     # Whatever is wrong with the file is reported when it is searched
     with suppress(Exception):
-        frame = fits_images.read_frame(arrival.path)
+        frame = fits_images.read_frame(arrival.path, instrument)
         arrival = arrival._replace(shape=frame.data.shape)
-        arrival = arrival._replace(mjd=exposure_mjd(frame, arrival.path))
+        arrival = arrival._replace(mjd=exposure_mjd(frame, arrival.path, instrument))
     return arrival
 
 
@@ -811,11 +879,11 @@ def search(arrival: Arrival, run: Run) -> ImageResult:
 
 def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
     """Read and search an image; what its header tells is added to its row in place."""
-    frame = read_blob_image(path, run.bad_pixels)
+    frame = read_blob_image(path, run.bad_pixels, run.instrument)
     fits_images.require_usable(frame, path)
     row["ny_px"], row["nx_px"] = frame.data.shape
     row["header"] = json.dumps(_kept_cards(frame))
-    row["mjd"] = exposure_mjd(frame, path)
+    row["mjd"] = exposure_mjd(frame, path, run.instrument)
     row["late"] = _is_late(run.connection, row["mjd"])
     newer = _newer_version(run.connection, row)
     if newer is not None:
@@ -901,7 +969,7 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
     expected = template.expected_noise()
     assert expected is not None
     require_noise(fits_images.median_and_noise(image)[1], expected, row["name"])
-    difference, shift = subtract(image, template, params)
+    difference, shift = subtract(image, template, params, run.instrument)
 
     # The stacks to come take the image with its blobs at their usual position
     corrections = dict(stack.corrections)
@@ -913,7 +981,72 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
 
     row |= {"n_stack": stack.n_images, "stack_sha256": stack.sha256}
     result = _search_difference(row, difference, template, shift, blobs, run)
-    return replace(result, corrections=corrections, rejected=stack.rejected)
+    result = replace(result, corrections=corrections, rejected=stack.rejected)
+    if not stack.n_images:
+        return result
+    return replace(result, deep=_search_latest(result, difference, template, shift, blobs, run))
+
+
+def _search_latest(
+    result: ImageResult,
+    difference: Image,
+    template: Template,
+    shift: Shift,
+    blobs: KnownBlobs,
+    run: Run,
+) -> DeepResult:
+    """Search the latest images together, up to the one that has just been searched alone."""
+    row = result.row
+    assert template.stack is not None
+    candidates = result.candidates
+    detected = candidates[candidates["score"] >= run.detector.threshold]
+    clear = detected[detected["status"].isin(["new", "known"])]
+    alone = detected[detected["status"] == "new"]
+    settled = deep.settle(difference, template.stack, shift, clear=clear)
+    latest, members = running_stack.latest_before(
+        run.connection, run.cache, row["mjd"], template.stack
+    )
+    running_stack.keep_settled(run.cache, row["sha256"], settled)
+    latest.add(settled)
+
+    # What the image shows alone, and blobs that have landed, are no news
+    alone = alone.assign(x_px=alone["x_px"] - shift.x_px, y_px=alone["y_px"] - shift.y_px)
+    places = [*PLACE_COLUMNS]
+    known = pd.concat([blobs.known[places], blobs.landed[places], alone[places]])
+    found = deep.find_deep_blobs(
+        latest,
+        template,
+        run.detector,
+        deep.thresholds(run.detector.threshold, run.params.deep),
+        catalogue=known,
+        vetting=run.params.vetting,
+        instrument=run.instrument,
+    )
+    found = found[found["status"] == "new"].reset_index(drop=True)
+
+    # Of the rest count those that have landed and stayed
+    new = pd.concat([found[places], alone[places]], ignore_index=True)
+    depths = measure_histories(latest.images, new)
+    mjd = np.array([*(member.mjd for member in members), row["mjd"]])
+    persistent = [
+        _is_persistent(mjd, depths.depth_frac[:, k], depths.error_frac[:, k])
+        for k in range(len(found))
+    ]
+    return DeepResult(
+        found[persistent],
+        [*(member.sha256 for member in members), row["sha256"]],
+        new,
+        depths,
+        settled,
+    )
+
+
+def _is_persistent(
+    mjd: npt.NDArray[np.float64], depth: npt.NDArray[Any], error: npt.NDArray[Any]
+) -> bool:
+    """Return whether a history is that of a blob that has landed and stayed."""
+    landing = date_history(mjd, depth, error)
+    return landing is not None and landing.is_persistent
 
 
 def _search_difference(
@@ -932,6 +1065,7 @@ def _search_difference(
         catalogue=blobs.known,
         shift_px=shift,
         recent_px=blobs.landed[["x_px", "y_px"]].to_numpy(float),
+        instrument=run.instrument,
     )
     noise = observation.noise_frac
 
@@ -1076,6 +1210,96 @@ def _log_findings(image: int, result: ImageResult, run: Run) -> None:
         for kind, png in result.pictures.draw(row).items():
             picture = {"image": image, "detection": detection, "kind": kind, "type": "image/png"}
             logbook.insert(connection, "pictures", picture | {"bytes": png})
+    if result.deep is not None:
+        _log_deep(image, result.deep, run)
+
+
+def _log_deep(image: int, found: DeepResult, run: Run) -> None:
+    """Log what the latest images show together, the depths of all candidates, and when each landed."""
+    connection = run.connection
+    columns = (*DETECTION_COLUMNS, "probability", "n_images")
+    for _, row in found.found.iterrows():
+        place = {"x_px": row["x_px"], "y_px": row["y_px"]}
+        candidate = logbook.insert(
+            connection, "candidates", {"image": image, "status": "seen_again", **place}
+        )
+        measured = {name: row[name] for name in columns}
+        logbook.insert(
+            connection, "detections", {"image": image, "candidate": candidate, **measured}
+        )
+
+    # Depths of all candidates on this image; of new ones on those before, too
+    live = pd.read_sql_query(
+        "SELECT l.id, l.x_px, l.y_px, l.radius_px, l.status FROM candidate_list l "
+        "WHERE l.radius_px IS NOT NULL AND l.decision != 'rejected' AND l.status != 'faded' ORDER BY l.id",
+        connection,
+    )
+    now = measure_histories([found.settled], live)
+    for k, candidate in enumerate(live["id"].tolist()):
+        _log_depths(connection, [image], candidate, now.depth_frac[:, k], now.error_frac[:, k])
+    marks = ", ".join("?" * len(found.images))
+    ids = dict(
+        connection.execute(f"SELECT sha256, id FROM images WHERE sha256 IN ({marks})", found.images)
+    )
+    numbers = [ids[sha256] for sha256 in found.images]
+    pairs = pair(
+        live[["x_px", "y_px"]].to_numpy(float),
+        found.places[["x_px", "y_px"]].to_numpy(float),
+        run.params.quicklook.match_px,
+    )
+    for i, k in pairs.tolist():
+        candidate = int(live["id"].iloc[i])
+        _log_depths(
+            connection,
+            numbers,
+            candidate,
+            found.depths.depth_frac[:, k],
+            found.depths.error_frac[:, k],
+        )
+
+    # The date of a landing changes as long as later images are compared with those before it
+    for candidate in live["id"].tolist():
+        _date_candidate(connection, candidate)
+
+
+def _log_depths(
+    connection: sqlite3.Connection,
+    images: list[int],
+    candidate: int,
+    depth: npt.NDArray[Any],
+    error: npt.NDArray[Any],
+) -> None:
+    """Log the depth of a candidate on some images, unless it is there or has none."""
+    rows = [
+        (image, candidate, float(depth[i]), float(error[i]))
+        for i, image in enumerate(images)
+        if np.isfinite(depth[i])
+    ]
+    connection.executemany("INSERT OR IGNORE INTO depths VALUES (?, ?, ?, ?)", rows)
+
+
+def _date_candidate(connection: sqlite3.Connection, candidate: int) -> None:
+    """Date the landing of a candidate from its depths; one that has landed and stayed is seen again."""
+    rows = connection.execute(
+        "SELECT i.id, i.mjd, d.depth_frac, d.depth_err_frac FROM depths d JOIN images i ON i.id = d.image "
+        "WHERE d.candidate = ? AND i.outcome != 'rejected' AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
+        (candidate,),
+    ).fetchall()
+    images, mjd, depth, error = np.array([tuple(row) for row in rows]).reshape(-1, 4).T
+    landing = date_history(mjd, depth, error)
+    if landing is None:
+        return
+    columns: dict[str, Any] = {
+        "history": landing.verdict,
+        "after_mjd": landing.after_mjd,
+        "before_mjd": landing.before_mjd,
+        "level_frac": landing.level_frac,
+        "step_frac": landing.depth_frac,
+        "step_err_frac": landing.depth_err_frac,
+    }
+    if landing.is_persistent:
+        columns |= {"status": "seen_again", "image": int(images[landing.first])}
+    logbook.update(connection, "candidates", candidate, columns)
 
 
 def _log_peaks(image: int, result: ImageResult, connection: sqlite3.Connection) -> None:

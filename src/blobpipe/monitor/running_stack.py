@@ -26,7 +26,10 @@ import numpy.typing as npt
 
 from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError
+from blobpipe.history import deep
+from blobpipe.history.deep import Latest, SettledImage
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.flatten import read_blob_image
 from blobpipe.images.noise import noise_near, require_noise
@@ -53,14 +56,23 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True)
 class Cache:
-    """Folder of images with their blobs at their usual position, and the bad pixels that have no value in them."""
+    """Folder of images of a detector with their blobs at their usual position, and the bad pixels that have no value in them.
+
+    The settled images that the latest deep search took stay in memory, by the checksum of their file.
+    """
 
     folder: Path
     bad_pixels: BadPixels = field(default_factory=BadPixels)
+    detector: Detector = DEFAULT
+    settled: dict[str, SettledImage] = field(default_factory=dict)
 
     def path_of(self, sha256: str) -> Path:
         """Return the file of an image."""
         return self.folder / f"{sha256}.npy"
+
+    def settled_path(self, sha256: str) -> Path:
+        """Return the file of a settled image."""
+        return self.folder / f"{sha256}-settled.npy"
 
 
 @dataclass(frozen=True)
@@ -177,11 +189,13 @@ def stack_before(
 
     if reference is None:
         return None
-    stack = read_stack(reference, cache.bad_pixels)
+    stack = read_stack(reference, cache.bad_pixels, cache.detector)
     return stack if shape in (None, stack.data.shape) else None
 
 
-def read_stack(path: Path, bad_pixels: BadPixels | None = None) -> Stack:
+def read_stack(
+    path: Path, bad_pixels: BadPixels | None = None, detector: Detector = DEFAULT
+) -> Stack:
     """Read a median stack without its bad pixels, with its RMS map (extension SCATTER) if it has one.
 
     Raises
@@ -190,7 +204,7 @@ def read_stack(path: Path, bad_pixels: BadPixels | None = None) -> Stack:
         If it is no usable image, or its RMS map has the wrong size.
     """
     bad = bad_pixels or BadPixels()
-    data = bad.blank(fits_images.read_image(path), path).data
+    data = bad.blank(fits_images.read_image(path, detector), path).data
     rms = fits_images.find_plane(path, "SCATTER")
     expected = tuple(side // 2 for side in data.shape)
     if rms is not None and rms.shape != expected:
@@ -361,7 +375,7 @@ def _at_usual_position(
         return stacked, {}, unusable
 
     corrections = {}
-    for i, change in zip(new, _changes(stacked, new, params), strict=True):
+    for i, change in zip(new, _changes(stacked, new, params, cache.detector), strict=True):
         packed = _packed(change)
         half = _corrected(images[i], packed)
         _keep(cache, members[i].sha256, half, packed)
@@ -386,22 +400,22 @@ def _of_other_noise(images: Image, new: list[int], members: list[Member]) -> dic
 def _corrected_member(member: Member, cache: Cache) -> npt.NDArray[Any]:
     """Return an image with its blobs at their usual position, or as it is if it has no correction yet."""
     if member.correction is None:
-        return _read(member, cache.bad_pixels)
+        return _read(member, cache)
     image = _loaded(member, cache)
     if image is None:
-        image = _corrected(_read(member, cache.bad_pixels), member.correction)
+        image = _corrected(_read(member, cache), member.correction)
         _keep(cache, member.sha256, image, member.correction)
     return image
 
 
-def _changes(images: Image, new: list[int], params: Difference) -> Image:
+def _changes(images: Image, new: list[int], params: Difference, detector: Detector) -> Image:
     """Return what to subtract from the new images to move their blobs to where the others have them.
 
     Without others, the usual position is the one that most of the new images share.
     """
     log.info("%d of the stack's %d images are registered from their files", len(new), len(images))
     changes = np.zeros_like(images[new])
-    if not params.register_shift:
+    if not (params.register_shift and detector.moves):
         return changes
 
     # twice, as images that are off blur the first median
@@ -411,13 +425,19 @@ def _changes(images: Image, new: list[int], params: Difference) -> Image:
         median = _median(np.concatenate([others, images[new] - changes]))
         pattern = blob_pattern(median)
         registered = np.concatenate([others, images[new]])
-        _, shifts = register_images(registered, median, pattern, n_first=n_others or None)
+        _, shifts = register_images(
+            registered,
+            median,
+            pattern,
+            largest_px=detector.motion.largest_px,
+            n_first=n_others or None,
+        )
         for change, shift in zip(changes, shifts[n_others:], strict=True):
             change[:] = _displacement(pattern, shift)
     return changes
 
 
-def _read(member: Member, bad_pixels: BadPixels) -> Image:
+def _read(member: Member, cache: Cache) -> Image:
     """Read an image from the first of its files that still holds it, NaN for missing and for bad pixels."""
     path = next((path for path in member.paths if _holds(path, member.sha256)), None)
     if path is None:
@@ -425,7 +445,7 @@ def _read(member: Member, bad_pixels: BadPixels) -> Image:
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
             "stack needs; put it back"
         )
-    data = read_blob_image(path, bad_pixels).data
+    data = read_blob_image(path, cache.bad_pixels, cache.detector).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 
@@ -528,6 +548,81 @@ def _digest(cache: Cache, sha256: str, packed: bytes, content: memoryview) -> by
     return digest.digest()
 
 
+# --------------------------------------------------------------------------------------------------- latest images
+
+
+def latest_before(
+    connection: sqlite3.Connection, cache: Cache, mjd: float, stack: Image
+) -> tuple[Latest, list[Member]]:
+    """Return the latest settled images before a date, and what the log has of each.
+
+    An image that has not been settled yet, since it waited for the first stack, is compared with this one.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        The log.
+    cache : Cache
+    mjd : float
+    stack : ndarray, shape (ny, nx), float32
+        What is subtracted from the image of that date.
+    """
+    latest = Latest()
+    taken = []
+    settled: dict[str, SettledImage] = {}
+    for member in members_before(connection, mjd, deep.KEPT - 1, stack.shape):
+        image = cache.settled.get(member.sha256) or _load_settled(member.sha256, cache)
+        if image is None:
+            # One that is neither settled nor there any more is left out
+            try:
+                registered = _corrected_member(member, cache).astype(np.float32)
+            except FrameError:
+                continue
+            image = deep.settle(registered - stack, stack)
+            keep_settled(cache, member.sha256, image)
+        settled[member.sha256] = image
+        latest.add(image)
+        taken.append(member)
+
+    # What the next image does not take either is dropped
+    cache.settled.clear()
+    cache.settled.update(settled)
+    return latest, taken
+
+
+def keep_settled(cache: Cache, sha256: str, image: SettledImage) -> None:
+    """Put a settled image into the cache.
+
+    Parameters
+    ----------
+    cache : Cache
+    sha256 : str
+        Checksum of the image's file.
+    image : SettledImage
+    """
+    cache.settled[sha256] = image
+    buffer = io.BytesIO()
+    np.save(buffer, np.float64(image.noise_frac))
+    np.save(buffer, image.values)
+    digest = _digest(cache, sha256, b"settled", buffer.getbuffer())
+    with files.atomic(cache.settled_path(sha256)) as temporary:
+        temporary.write_bytes(buffer.getvalue() + digest)
+
+
+def _load_settled(sha256: str, cache: Cache) -> SettledImage | None:
+    """Read a settled image from the cache; None if it is not there or not what was put there."""
+    try:
+        content = memoryview(cache.settled_path(sha256).read_bytes())
+    except OSError:
+        return None
+    body = content[:-DIGEST_BYTES]
+    if content[-DIGEST_BYTES:] != _digest(cache, sha256, b"settled", body):
+        return None
+    buffer = io.BytesIO(body)
+    noise = float(np.load(buffer))
+    return SettledImage(np.load(buffer), noise)
+
+
 def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     """Remove all files from the cache but those of the newest images of the log.
 
@@ -539,8 +634,9 @@ def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     size : int
         Number of images in a stack.
     """
-    members = members_before(connection, np.inf, KEPT * size)
-    needed = {cache.path_of(member.sha256) for member in members}
+    members = members_before(connection, np.inf, max(KEPT * size, deep.KEPT))
+    needed = {cache.path_of(member.sha256) for member in members[-KEPT * size :]}
+    needed |= {cache.settled_path(member.sha256) for member in members}
     # the temporary files of `files.atomic` have the same suffix
     for path in cache.folder.glob("*.npy"):
         if path not in needed:

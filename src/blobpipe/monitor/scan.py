@@ -26,6 +26,7 @@ from blobpipe import __version__
 from blobpipe.core import files, fits_images, plotting, tables
 from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.core.dates import Exposure, exposure_of, format_mjd, is_same_exposure
+from blobpipe.core.detector import Detector, read_detector
 from blobpipe.detection.detectors import (
     DenseDetector,
     ReportDetector,
@@ -330,12 +331,13 @@ def _read_preparation(
     bad_pixels: Sequence[Path],
 ) -> Preparation:
     """Read the known blobs, the bad pixels and the template."""
+    instrument = read_detector(params.detector)
     known = None
     if catalogue is not None:
-        known = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"))
-    bad = read_bad_pixels(params.bad_pixels, bad_pixels)
-    template = None if difference else _read_template(reference, known, bad)
-    return Preparation(template, known, bad, params)
+        known = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"), instrument)
+    bad = read_bad_pixels(params.bad_pixels, bad_pixels, instrument)
+    template = None if difference else _read_template(reference, known, bad, instrument)
+    return Preparation(template, known, bad, params, instrument)
 
 
 def _apply_point(
@@ -364,7 +366,10 @@ def _stack_path(reference: Path | None) -> Path:
 
 
 def _read_template(
-    reference: Path | None, catalogue: pd.DataFrame | None, bad_pixels: BadPixels
+    reference: Path | None,
+    catalogue: pd.DataFrame | None,
+    bad_pixels: BadPixels,
+    instrument: Detector,
 ) -> Template:
     """Read the stack that is subtracted."""
     path = _stack_path(reference)
@@ -372,7 +377,7 @@ def _read_template(
         raise FrameError(
             f"{path}: not found; name a median stack (--reference STACK) or say --difference"
         )
-    return read_template(path, catalogue, bad_pixels)
+    return read_template(path, catalogue, bad_pixels, instrument)
 
 
 @dataclass(frozen=True)
@@ -388,17 +393,20 @@ class Preparation:
     bad_pixels : BadPixels
         Pixels that get no value.
     params : Params
+    instrument : Detector
+        Whose images they are.
     """
 
     template: Template | None
     catalogue: pd.DataFrame | None
     bad_pixels: BadPixels
     params: Params
+    instrument: Detector
 
     def prepare(self, path: Path) -> PreparedImage:
         """Read an image, subtract the template unless the image is a difference, clip and scale."""
         bad = self.bad_pixels
-        frame = bad.blank(fits_images.read_frame(path), path)
+        frame = bad.blank(fits_images.read_frame(path, self.instrument), path)
         noise = fits_images.require_usable(frame, path)
         if self.template is None:
             data = frame.data
@@ -410,12 +418,20 @@ class Preparation:
             expected = template.expected_noise()
             assert expected is not None
             require_noise(noise, expected, path)
-            data, shift = subtract(frame.data, template, self.params.difference)
+            data, shift = subtract(frame.data, template, self.params.difference, self.instrument)
 
         # The network sees the difference whitened, clipped and scaled; the fit sees it whitened
-        observation = observe(data, template, catalogue=self.catalogue, shift_px=shift)
+        observation = observe(
+            data,
+            template,
+            catalogue=self.catalogue,
+            shift_px=shift,
+            instrument=self.instrument,
+        )
         scaled = observation.scaled(self.params.clip, self.params.scale)
-        return PreparedImage(exposure_of(frame, path), observation, scaled, bad.count(frame))
+        return PreparedImage(
+            exposure_of(frame, path, self.instrument), observation, scaled, bad.count(frame)
+        )
 
 
 # --------------------------------------------------------------------------------------------------------- search

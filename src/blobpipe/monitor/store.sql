@@ -235,6 +235,46 @@ ALTER TABLE images ADD COLUMN n_peaks INTEGER;  -- rows of peaks; NULL: not sear
 
 -- version 5
 
+-- The detector whose images a run has searched, as its file described it: JSON; empty: WFC3/IR, as in earlier versions.
+ALTER TABLE runs ADD COLUMN detector TEXT NOT NULL DEFAULT '';
+
+-- version 6
+
+-- The latest images together: what they show that no single one does, and when it landed.
+ALTER TABLE detections ADD COLUMN n_images INTEGER NOT NULL DEFAULT 1;  -- latest images in whose mean it was found
+CREATE TABLE depths (  -- of each candidate on each image, its place and shape fixed
+    image INTEGER NOT NULL REFERENCES images,
+    candidate INTEGER NOT NULL REFERENCES candidates,
+    depth_frac REAL NOT NULL,
+    depth_err_frac REAL NOT NULL,
+    PRIMARY KEY (image, candidate)
+) STRICT;
+CREATE INDEX depths_by_candidate ON depths (candidate);
+ALTER TABLE candidates ADD COLUMN history TEXT NOT NULL DEFAULT '';  -- what its depths say: landed, nothing, ...; empty: too few
+ALTER TABLE candidates ADD COLUMN after_mjd REAL;  -- landing: interval of 90 %
+ALTER TABLE candidates ADD COLUMN before_mjd REAL;
+ALTER TABLE candidates ADD COLUMN level_frac REAL;  -- depth before the landing, and the step of it
+ALTER TABLE candidates ADD COLUMN step_frac REAL;
+ALTER TABLE candidates ADD COLUMN step_err_frac REAL;
+
+DROP VIEW candidate_list;
+CREATE VIEW candidate_list AS  -- a candidate with its deepest look at it: the sighting of the highest S/N
+SELECT c.id, c.status, c.x_px, c.y_px, c.missed, c.image AS first_image, f.name AS first_frame, f.mjd AS first_mjd,
+    b.id AS detection, b.image AS best_image, b.radius_px, b.radius_err_px, b.depth_frac, b.depth_err_frac,
+    b.loss_frac_px2, b.snr, b.score, b.probability,
+    (SELECT count(*) FROM detections d WHERE d.candidate = c.id) AS sightings,
+    coalesce((SELECT r.decision FROM reviews r WHERE r.candidate = c.id ORDER BY r.id DESC LIMIT 1), '') AS decision,
+    r.model_sha256, r.params_sha256, f.stack_sha256,
+    (SELECT d.n_images FROM detections d WHERE d.candidate = c.id ORDER BY d.id LIMIT 1) AS n_images,
+    c.history, c.after_mjd, c.before_mjd, c.level_frac, c.step_frac, c.step_err_frac
+FROM candidates c
+JOIN images f ON f.id = c.image
+JOIN runs r ON r.id = f.run
+JOIN detections b ON b.id =
+    (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);
+
+-- version 7
+
 -- A decision can be withdrawn (a review without one), and people add blobs that the search has missed.
 DROP VIEW candidate_list;
 CREATE TABLE new_reviews (  -- never changed: the latest of a candidate counts
@@ -263,7 +303,9 @@ SELECT c.id, c.status, c.x_px, c.y_px, c.missed, c.image AS first_image, f.name 
         b.probability) AS probability,
     (SELECT count(*) FROM detections d WHERE d.candidate = c.id) AS sightings,
     coalesce(v.decision, '') AS decision, coalesce(v.reviewer, '') AS reviewer, v.at AS reviewed, c.added_by,
-    r.model_sha256, r.params_sha256, f.stack_sha256
+    r.model_sha256, r.params_sha256, f.stack_sha256,
+    (SELECT d.n_images FROM detections d WHERE d.candidate = c.id ORDER BY d.id LIMIT 1) AS n_images,
+    c.history, c.after_mjd, c.before_mjd, c.level_frac, c.step_frac, c.step_err_frac
 FROM candidates c
 JOIN images f ON f.id = c.image
 JOIN runs r ON r.id = f.run

@@ -46,6 +46,10 @@ WARM_UP_START = (
 LOOK_PX = 64  # side of the square in which a place is looked at again: a blob and its surroundings
 MONITOR_BATCH = 16  # validation subframes of 256 x 256 pixels that a thread takes at a time
 
+# largest image that is searched in one piece (pixels), and rows of a band of larger ones (px)
+MAX_WHOLE_PX = 2048 * 2048
+BAND_PX = 4 * tiles.SIDE
+
 
 def train_dense(
     difference_dir: str | Path,
@@ -617,6 +621,22 @@ def probability_map(network: DenseNetwork, scaled: FloatArray) -> FloatArray:
     ndarray, shape (ceil(ny / 4), ceil(nx / 4)), or n of them, float32
         As the network gives it: neither calibrated nor corrected for how rare new blobs are.
     """
+    if scaled.ndim == 3 or scaled.size <= MAX_WHOLE_PX:
+        return _map_whole(network, scaled)
+
+    # bands with as much around them as a cell can see
+    reach = network.reach_px
+    bands = []
+    for top in range(0, len(scaled), BAND_PX):
+        low = max(top - reach, 0)
+        cells = _map_whole(network, scaled[low : top + BAND_PX + reach])
+        first = (top - low) // STRIDE
+        bands.append(cells[first : first + BAND_PX // STRIDE])
+    return np.concatenate(bands)
+
+
+def _map_whole(network: DenseNetwork, scaled: FloatArray) -> FloatArray:
+    """Compute the map of an image, or of several, in one piece."""
     ny, nx = scaled.shape[-2:]
     device = next(network.parameters()).device
 

@@ -49,6 +49,17 @@ class DenseNetwork(nn.Module):
         self.head = nn.Conv2d(n4, 1, 1)
         nn.init.constant_(self.head.bias, self.FIRST_LOGIT)  # type: ignore[arg-type]
 
+    @property
+    def reach_px(self) -> int:
+        """Return how far from a cell pixels can change its logit (px), as a multiple of `MULTIPLE`."""
+        depth4, depth8, depth16 = self.shape.convolutions
+        at4 = 4 * (depth4 + 1)  # with the last convolution
+        at8 = 4 + 8 * (depth8 - 1)
+        at16 = 8 + sum(16 * 2**number for number in range(1, depth16))
+        # A cell at stride 4 lies anywhere within its cell at stride 16
+        reach = at4 + at8 + at16 + 16
+        return int(-(-reach // self.MULTIPLE) * self.MULTIPLE)
+
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logit of a blob's core in each cell of 4 x 4 pixels.
 

@@ -1,5 +1,5 @@
 """The pages on which people review candidates, in a file or on a server.
 
-Imports monitor and what that imports.
+Imports detection, monitor and what these import.
 Stages: none.
 """

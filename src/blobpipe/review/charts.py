@@ -99,13 +99,28 @@ class Scale(NamedTuple):
 # --------------------------------------------------------------------------------------------------------- graphs
 
 
-def scatter(samples: Sequence[Sample], *, from_zero: bool = False) -> Graph | None:
-    """Draw each sample as a mark with its error bar; return None for no samples."""
+def scatter(
+    samples: Sequence[Sample],
+    *,
+    from_zero: bool = False,
+    line: Sequence[tuple[float, float]] = (),
+) -> Graph | None:
+    """Draw each sample as a mark with its error bar; return None for no samples.
+
+    Parameters
+    ----------
+    samples : sequence of Sample
+    from_zero : bool
+        Begin the axis at 0 if all samples lie above.
+    line : sequence of (float, float)
+        Dates (MJD) and values of a line through them, such as a fitted step.
+    """
     if not samples:
         return None
     x, y = _scales(samples, from_zero)
     dots = [Dot(x(s.mjd), y(s.value), y(s.high), y(s.low), s.kind, s.text) for s in samples]
-    return Graph(date_ticks(x), value_ticks(y), dots=dots)
+    drawn = _path(x, y, line) if line else ""
+    return Graph(date_ticks(x), value_ticks(y), drawn, dots=dots)
 
 
 def trend(mjd: Values, values: Values, *, from_zero: bool = False) -> Graph | None:

@@ -23,8 +23,8 @@ from markupsafe import Markup
 
 from blobpipe import __version__
 from blobpipe.core import files
-from blobpipe.core.detector import SIDE_PX
 from blobpipe.errors import BlobpipeError, LogError, printable
+from blobpipe.monitor import logbook
 from blobpipe.monitor.inbox import path_of
 from blobpipe.review import charts, formats, planes, queries
 from blobpipe.review.queries import CandidateChoice, Choice, Row, Show, Values
@@ -46,6 +46,7 @@ PERSISTENCE = {"new": "not yet seen again", "seen_again": "seen again", "faded":
 CARDS = 10  # candidates on a page of the review
 LINES = 50  # rows on a page of a table
 LATEST = 8  # images listed on the first page
+MAP_SIDE = 1024  # longer side of the map, in its own units
 MARK_PX = (9.0, 30.0)  # radius on the map of the faintest mark, and of one of depth FULL_FRAC
 FULL_FRAC = 0.15  # depth (fraction of the light) from which marks grow no more
 ORDER_NAMES = {"date": "date", "probability": "probability", "snr": "S/N"}  # of the queue
@@ -94,7 +95,9 @@ class Card:
     reviews : list of dict
         The latest first.
     history : Graph or None
-        Depth by date, of the sightings and of other detections near them.
+        Depth by date, on each image with the fitted step; or of the sightings and of other detections near them.
+    landing : str
+        When it landed and how it was found, in words; empty if not known.
     """
 
     row: Row
@@ -102,6 +105,7 @@ class Card:
     sightings: list[Row]
     reviews: list[Row]
     history: charts.Graph | None
+    landing: str
 
 
 class Mark(NamedTuple):
@@ -380,13 +384,55 @@ def _card(connection: sqlite3.Connection, row: Row) -> Card:
     others = queries.other_detections(connection, row)
     samples = [_sample(detection, "sighting") for detection in sightings]
     samples += [_sample(detection, "other") for detection in others]
+    # where depths have been measured on all images, they replace those of the detections
+    if depths := queries.depths(connection, number):
+        samples = [_depth_sample(depth) for depth in depths]
     history = [sample for sample in samples if sample is not None]
     return Card(
         row=row,
         pictures=queries.candidate_pictures(connection, number),
         sightings=sightings,
         reviews=queries.reviews(connection, number),
-        history=charts.scatter(history, from_zero=True),
+        history=charts.scatter(history, from_zero=True, line=_step(row, history)),
+        landing=_landing(row),
+    )
+
+
+def _landing(row: Row) -> str:
+    """Say when a candidate landed and how it was found, as far as that is known."""
+    parts = []
+    if row["n_images"] > 1:
+        parts.append(f"found in the mean of {row['n_images']} images")
+    if row["history"] == "landed":
+        between = " and ".join(formats.day(row[name]) for name in ("after_mjd", "before_mjd"))
+        parts.append(f"landed between {between} (90 %)")
+    elif row["history"]:
+        parts.append(f"by its depths: {row['history'].replace('_', ' ')}")
+    return "; ".join(parts)
+
+
+def _step(row: Row, history: list[charts.Sample]) -> list[tuple[float, float]]:
+    """Return the fitted step of a landing, as dates and depths (%); empty without one."""
+    if row["history"] != "landed" or row["first_mjd"] is None or not history:
+        return []
+    dates = [sample.mjd for sample in history]
+    before = 100 * row["level_frac"]
+    since = before + 100 * row["step_frac"]
+    first = row["first_mjd"]
+    return [(min(dates), before), (first, before), (first, since), (max(dates), since)]
+
+
+def _depth_sample(depth: Row) -> charts.Sample:
+    """Return the depth of a candidate (%) on an image, hollow where the image alone does not show it."""
+    value = depth["depth_frac"]
+    error = depth["depth_err_frac"]
+    return charts.Sample(
+        mjd=depth["mjd"],
+        value=100 * value,
+        low=100 * (value - error),
+        high=100 * (value + error),
+        kind="sighting" if depth["seen"] else "other",
+        text=f"{depth['name']}, {formats.day(depth['mjd'])}: {formats.percent(value, error)}",
     )
 
 
@@ -412,8 +458,10 @@ def _sample(detection: Row, kind: str) -> charts.Sample | None:
 def _image(connection: sqlite3.Connection, number: int) -> Row:
     """Return the row of an image with its run, picture, detections, subframes and marks."""
     row = queries.image(connection, number)
-    row["nx"] = row["nx_px"] or SIDE_PX
-    row["ny"] = row["ny_px"] or SIDE_PX
+    detector = logbook.detector_of(connection)
+    row["nx"] = row["nx_px"] or detector.width_px
+    row["ny"] = row["ny_px"] or detector.height_px
+    row["flt"] = planes.flt_shift((row["ny"], row["nx"]), detector)
     row["view"] = None
     row["marks"] = []
     for found in row["detections"]:
@@ -500,7 +548,7 @@ def _live_image(connection: sqlite3.Connection, number: int) -> Row:
     row["view"] = {
         "nx": row["nx"],
         "ny": row["ny"],
-        "flt": planes.flt_shift((row["ny"], row["nx"])),
+        "flt": row["flt"],
         "name": row["name"],
         "order": own,
         "planes": {
@@ -525,12 +573,11 @@ def regions(connection: sqlite3.Connection, number: int, *, flt: bool) -> str:
     Raises
     ------
     LogError
-        If there is no image of this number, or ``flt`` is asked for of an image of another detector.
+        If there is no image of this number, or ``flt`` is asked for of one without a border.
     """
     row = _image(connection, number)
-    size = f"{row['nx']}x{row['ny']}"
-    if flt and size != f"{SIDE_PX}x{SIDE_PX}":
-        raise LogError(f"image {number} has {size} pixels, expected {SIDE_PX}x{SIDE_PX}")
+    if flt and row["flt"] is None:
+        raise LogError(f"image {number} has {row['nx']}x{row['ny']} pixels and no border")
     marked = []
     for found in row["detections"]:
         name = found["candidate"] or ""
@@ -540,7 +587,7 @@ def regions(connection: sqlite3.Connection, number: int, *, flt: bool) -> str:
             place = {"x_px": mark.x - 0.5, "y_px": row["ny"] - 0.5 - mark.y}
             radius = {"radius_px": mark.radius - KNOWN_MARGIN_PX, "depth_frac": None}
             marked.append({**place, **radius, "blob": mark.label, "status": "known"})
-    return planes.regions(marked, flt=flt)
+    return planes.regions(marked, logbook.detector_of(connection), flt=flt)
 
 
 def _picture_position(row: Row, ny: int) -> tuple[float, float]:
@@ -554,8 +601,8 @@ def _picture_position(row: Row, ny: int) -> tuple[float, float]:
 def _map(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[str, Any]:
     """Return the map of candidates: its size, ticks, marks and legend."""
     ny, nx = queries.image_size(connection)
-    # drawn as large as the WFC3/IR detector, whatever its size
-    scale = SIDE_PX / max(ny, nx)
+    # drawn in one size, whatever that of the detector
+    scale = MAP_SIDE / max(ny, nx)
     ends = {"x": nx, "y": ny}
     return {
         "field": {name: round(scale * end, 1) for name, end in ends.items()},
@@ -735,7 +782,6 @@ ENVIRONMENT.globals |= {
     "kinds": KINDS,
     "persistence": PERSISTENCE,
     "graph": charts,
-    "side": SIDE_PX,
     "version": __version__,
 }
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image
-from blobpipe.core.detector import BORDER_PX, LIGHT_SIDE_PX, SIDE_PX
+from blobpipe.core.detector import Detector
 from blobpipe.errors import BlobpipeError, LogError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.flatten import read_blob_image
-from blobpipe.monitor import thumbnails
+from blobpipe.monitor import logbook, thumbnails
 from blobpipe.monitor.inbox import path_of
 from blobpipe.review.queries import Row
 
@@ -116,29 +116,30 @@ def _read_image(connection: sqlite3.Connection, row: Row) -> Image:
     try:
         if files.sha256(path) != row["sha256"]:
             raise LogError(f"the file of image {row['id']} has changed since it was logged")
-        return np.asarray(read_blob_image(path, BadPixels()).data, np.float32)
+        detector = logbook.detector_of(connection)
+        return np.asarray(read_blob_image(path, BadPixels(), detector).data, np.float32)
     except (OSError, BlobpipeError) as error:
         if isinstance(error, LogError):
             raise
         raise LogError(f"the file of image {row['id']} cannot be read") from error
 
 
-def flt_shift(shape: tuple[int, int]) -> int | None:
-    """Return what leads from 0-based pixels to the 1-based ones of FLT files; None for another detector's images."""
-    if shape == (SIDE_PX, SIDE_PX):
-        return 1 - BORDER_PX
-    return 1 if shape == (LIGHT_SIDE_PX, LIGHT_SIDE_PX) else None
+def flt_shift(shape: tuple[int, int], detector: Detector) -> int | None:
+    """Return what leads from 0-based pixels to the 1-based ones of files without the border; None if all have it."""
+    has_border = shape == detector.shape and detector.border_px > 0
+    return 1 - detector.border_px if has_border else None
 
 
-def regions(marked: list[Row], *, flt: bool) -> str:
+def regions(marked: list[Row], detector: Detector, *, flt: bool) -> str:
     """Write what is marked on an image as DS9 regions.
 
     Parameters
     ----------
     marked : list of dict
         x_px, y_px, radius_px (None: not measured), depth_frac, blob (name), status.
+    detector : Detector
     flt : bool
-        For files of 1014 x 1014 pixels, without the reference pixels.
+        For files without the reference pixels.
     """
     import pandas as pd
 
@@ -148,4 +149,4 @@ def regions(marked: list[Row], *, flt: bool) -> str:
     blobs = pd.DataFrame([{name: row[name] for name in columns} for row in marked], columns=columns)
     blobs["radius_px"] = blobs["radius_px"].fillna(USUAL_RADIUS_PX).astype(float)
     blobs["depth_frac"] = blobs["depth_frac"].fillna(0.0).astype(float)
-    return regions_text(blobs, flt=flt)
+    return regions_text(blobs, flt=flt, detector=detector)

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core.dates import date_range, is_date
-from blobpipe.core.detector import SIDE_PX
 from blobpipe.errors import LogError
+from blobpipe.monitor.logbook import detector_of
 from blobpipe.review import charts
 
 Row = dict[str, Any]
@@ -291,6 +291,18 @@ def sightings(connection: sqlite3.Connection, number: int) -> list[Row]:
     )
 
 
+def depths(connection: sqlite3.Connection, number: int) -> list[Row]:
+    """Return the depth of a candidate on each image, its place and shape fixed, by date."""
+    return _rows(
+        connection,
+        """SELECT d.*, i.name, i.mjd, i.id AS image, EXISTS (SELECT 1 FROM detections s
+            WHERE s.candidate = d.candidate AND s.image = d.image) AS seen
+        FROM depths d JOIN images i ON i.id = d.image
+        WHERE d.candidate = ? AND i.superseded_by IS NULL ORDER BY i.mjd, i.id""",
+        number,
+    )
+
+
 def other_detections(connection: sqlite3.Connection, row: Row) -> list[Row]:
     """Return the detections near a candidate that are not its own, by date."""
     x = row["x_px"]
@@ -453,7 +465,7 @@ def image_size(connection: sqlite3.Connection) -> tuple[int, int]:
     row = connection.execute(
         "SELECT ny_px, nx_px FROM images WHERE ny_px IS NOT NULL ORDER BY outcome = 'searched' DESC, id DESC LIMIT 1"
     ).fetchone()
-    return (SIDE_PX, SIDE_PX) if row is None else (row["ny_px"], row["nx_px"])
+    return detector_of(connection).shape if row is None else (row["ny_px"], row["nx_px"])
 
 
 def images_beside(connection: sqlite3.Connection, number: int) -> dict[str, int | None]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from blobpipe.core.arrays import Image, Int16Array
 from blobpipe.core.blob_shapes import SHAPES, blob_profile
-from blobpipe.core.detector import BORDER_PX
 from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.images.tiles import SIDE
 
@@ -28,6 +27,9 @@ FAR = 7.0
 # Half the side of the window of a cluster (px), and side of that of a crescent (px)
 CLUSTER_PX = 9
 CRESCENT_PX = 49
+
+# Width of the edge of a detector that has no values (px); that of most is 4 or 5
+BORDER_PX = 5
 
 
 def draw_pieces(seed: int, n: int) -> Int16Array:

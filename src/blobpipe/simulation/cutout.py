@@ -10,6 +10,7 @@ import numpy as np
 
 from blobpipe.core import fits_images, plotting, tables
 from blobpipe.core.arrays import Int64Array
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.random_streams import stream
 from blobpipe.errors import TableError
 from blobpipe.images import tiles
@@ -51,6 +52,7 @@ def cut(
     *,
     clip: Clip,
     scale: Scale,
+    detector: Detector = DEFAULT,
 ) -> None:
     """Write the recipes of all subframes, the stamps that they use, and a contact sheet (stage ``cutout``).
 
@@ -67,6 +69,7 @@ def cut(
     params : Cutout
     clip, scale : Clip, Scale
         Settings by which the median stack is clipped and scaled, as the images were.
+    detector : Detector, optional
 
     Raises
     ------
@@ -78,9 +81,9 @@ def cut(
     Source: ISR 3.3; images that are held out, dips, and separate stamps for training and validation are this project's.
     """
     out_dir = Path(out_dir)
-    table = _frames_without_new_blobs(raw_dir, scale_dir)
+    table = _frames_without_new_blobs(raw_dir, scale_dir, detector)
     stack = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "STACK")
-    cube, catalogue, stack_sigma = _make_stamps(raw_dir, stack, params, clip, scale)
+    cube, catalogue, stack_sigma = _make_stamps(raw_dir, stack, params, clip, scale, detector)
     fits_images.write_cube(out_dir / "stamps.fits", cube)
     tables.write_table(out_dir / "stamps.csv", catalogue)
 
@@ -103,9 +106,11 @@ def cut(
     plotting.contact_sheet(sheet, pixels, recipes.label, "Validation subframes")
 
 
-def _frames_without_new_blobs(raw_dir: str | Path, scale_dir: str | Path) -> pd.DataFrame:
+def _frames_without_new_blobs(
+    raw_dir: str | Path, scale_dir: str | Path, detector: Detector
+) -> pd.DataFrame:
     """Return the table of the scaled frames that are not the first to show a blob."""
-    cases = set(tables.read_blobs(raw_dir)["first_frame"])
+    cases = set(tables.read_blobs(raw_dir, detector)["first_frame"])
     table = tables.read_stage(scale_dir).query("status == 'ok'")
     quiet = table[~table["frame"].isin(cases)]
     if len(quiet) < 2:
@@ -117,7 +122,12 @@ def _frames_without_new_blobs(raw_dir: str | Path, scale_dir: str | Path) -> pd.
 
 
 def _make_stamps(
-    raw_dir: str | Path, stack: stamps.Stamps, params: Cutout, clip: Clip, scale: Scale
+    raw_dir: str | Path,
+    stack: stamps.Stamps,
+    params: Cutout,
+    clip: Clip,
+    scale: Scale,
+    detector: Detector,
 ) -> tuple[stamps.Stamps, pd.DataFrame, float]:
     """Make the stamps of training and validation.
 
@@ -140,7 +150,7 @@ def _make_stamps(
     cubes = []
     sources = []
     if params.stamps != "profiles":
-        known = tables.read_blobs(raw_dir).query("first_frame == ''")
+        known = tables.read_blobs(raw_dir, detector).query("first_frame == ''")
         cube, table = stamps.extract_stamps(scaled, known)
         cubes.append(cube)
         sources.append(table.assign(source="stack"))
@@ -151,6 +161,7 @@ def _make_stamps(
             stack.shape,
             sigma_frac=scaling.sigma_frac,
             high_sigma=scaling.high_sigma,
+            detector=detector,
         )
         cubes.append(cube)
         sources.append(table.assign(source="profile"))

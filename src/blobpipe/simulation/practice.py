@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from blobpipe.core import blob_shapes
 from blobpipe.core.arrays import Float32Array, Int16Array
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.images import tiles
 from blobpipe.simulation import clutter
@@ -52,7 +53,12 @@ CLUSTER_FRAC = 0.25
 
 
 def draw_practice(
-    seed: int, frame: str, shape: tuple[int, int], noise_frac: float, pieces: Int16Array
+    seed: int,
+    frame: str,
+    shape: tuple[int, int],
+    noise_frac: float,
+    pieces: Int16Array,
+    detector: Detector = DEFAULT,
 ) -> tuple[Float32Array, pd.DataFrame]:
     """Draw a signal for every 256 x 256 pixels of an image: blobs and soft clusters, or clutter.
 
@@ -68,6 +74,8 @@ def draw_practice(
         Noise per pixel (fraction of the light), which sets the depth of a given S/N.
     pieces : ndarray, shape (n, 256, 256), int16
         From `clutter.draw_pieces`.
+    detector : Detector, optional
+        Says how large blobs are.
 
     Returns
     -------
@@ -94,18 +102,23 @@ def draw_practice(
             y = top + row * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
             x = left + column * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
             if kind < BLOB_FRAC:
-                blobs.append((x, y, _add_any_blob(signal, rng, x, y, noise_frac)))
+                blobs.append((x, y, _add_any_blob(signal, rng, x, y, noise_frac, detector)))
             elif kind < BLOB_FRAC + CLUSTER_FRAC:
-                _add_cluster(signal, rng, x, y, noise_frac)
+                _add_cluster(signal, rng, x, y, noise_frac, detector)
     columns = ["x_px", "y_px", "radius_px"]
     return signal, pd.DataFrame(blobs, columns=columns, dtype=float)
 
 
 def _add_any_blob(
-    image: Float32Array, rng: np.random.Generator, x_px: float, y_px: float, noise_frac: float
+    image: Float32Array,
+    rng: np.random.Generator,
+    x_px: float,
+    y_px: float,
+    noise_frac: float,
+    detector: Detector,
 ) -> float:
     """Add a blob of any shape and S/N, and return its radius (px), which is usual there."""
-    usual = float(blob_shapes.typical_radius(np.array(x_px), np.array(y_px)))
+    usual = float(detector.typical_radius(np.array(x_px), np.array(y_px)))
     radius = float(np.clip(usual * np.exp(rng.normal(0, LAW_SCATTER)), *RADII_PX))
     snr = float(log_uniform(rng, *SNR))
     kind = blob_shapes.SHAPES[rng.integers(len(blob_shapes.SHAPES))]
@@ -126,12 +139,17 @@ def _add_any_blob(
 
 
 def _add_cluster(
-    image: Float32Array, rng: np.random.Generator, x_px: float, y_px: float, noise_frac: float
+    image: Float32Array,
+    rng: np.random.Generator,
+    x_px: float,
+    y_px: float,
+    noise_frac: float,
+    detector: Detector,
 ) -> None:
     """Add an elliptical cluster of bad pixels with soft edges that reads low, as a blob does."""
     radius = float(log_uniform(rng, *CLUSTER_RADII_PX))
     softness = float(rng.uniform(*CLUSTER_SOFTNESS_PX))
-    usual = float(blob_shapes.typical_radius(np.array(x_px), np.array(y_px)))
+    usual = float(detector.typical_radius(np.array(x_px), np.array(y_px)))
     shrink = min(1.0, CLUSTER_RATIO * usual / np.hypot(radius, softness))
     radius *= shrink
     softness *= shrink

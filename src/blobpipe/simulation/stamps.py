@@ -11,7 +11,8 @@ import numpy as np
 from scipy.ndimage import affine_transform, gaussian_filter
 
 from blobpipe.core.arrays import Float32Array, Mask
-from blobpipe.core.blob_shapes import SHAPES, blob_profile, typical_radius
+from blobpipe.core.blob_shapes import SHAPES, blob_profile
+from blobpipe.core.detector import DEFAULT, Detector
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,6 +132,7 @@ def profile_stamps(
     *,
     sigma_frac: float,
     high_sigma: float,
+    detector: Detector = DEFAULT,
 ) -> tuple[Stamps, pd.DataFrame]:
     """Draw stamps from the profiles of the simulation, at random sub-pixel positions.
 
@@ -140,11 +142,13 @@ def profile_stamps(
     n : int
         Number of stamps.
     shape : (ny, nx)
-        Shape of the detector, since the size of a blob depends on where it lands.
+        Shape of the image, since the size of a blob depends on where it lands.
     sigma_frac : float
         One sigma of the scaled median stack (fraction of the light).
     high_sigma : float
         Upper clipping limit of the stack (sigma), which also limits a stamp cut from it.
+    detector : Detector, optional
+        Says how large blobs are.
 
     Returns
     -------
@@ -165,7 +169,7 @@ def profile_stamps(
         x = rng.uniform(0, shape[1])
         y = rng.uniform(0, shape[0])
         # The size of a blob depends on where it lands
-        typical = typical_radius(np.array(x), np.array(y))
+        typical = detector.typical_radius(np.array(x), np.array(y))
         radius = float(np.clip(typical + rng.normal(0, RADIUS_SCATTER_PX), *RADII_PX))
         log_depth = rng.normal(np.log(MEDIAN_DEPTH_FRAC), DEPTH_SPREAD)
         depth = float(np.clip(np.exp(log_depth), *DEPTHS_FRAC))

@@ -1,5 +1,5 @@
 """How many blobs are found, how many alarms are false, and what the gate says.
 
-Imports all rooms before it: core to detection.
+Imports all rooms before it: core to history.
 Stages: evaluate, regression, completeness, explore.
 """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile, matched_snr, typical_radius
+from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile, matched_snr
+from blobpipe.core.detector import DEFAULT
 
 SIZE = 61
 
@@ -68,8 +69,8 @@ def test_same_call_gives_the_same_bytes() -> None:
 
 
 def test_blobs_are_larger_lower_left() -> None:
-    assert typical_radius(np.array(0.0), np.array(0.0)) == pytest.approx(9.2)
-    assert typical_radius(np.array(1000.0), np.array(1000.0)) == pytest.approx(2.4)
+    assert DEFAULT.typical_radius(np.array(0.0), np.array(0.0)) == pytest.approx(9.2)
+    assert DEFAULT.typical_radius(np.array(1000.0), np.array(1000.0)) == pytest.approx(2.4)
 
 
 def test_matched_snr_of_a_flat_patch() -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import poisson
 
+from blobpipe.core.detector import DEFAULT
 from blobpipe.detection.quiet import n_quiet_images
 from blobpipe.detection.thresholds import LEAST_OF_BUDGET, allowed_alarms
 from blobpipe.params import Campaign, Detect, Difference, Params
@@ -40,7 +41,7 @@ def test_quiet_images_are_those_of_the_images_own_campaign(
     params = Params(
         campaign=few, difference=Difference(stack_size=4), detect=Detect(n_quiet=wanted)
     )
-    assert n_quiet_images(folder, params, shape) == expected
+    assert n_quiet_images(folder, params, shape, DEFAULT) == expected
 
 
 def test_a_quiet_image_shows_old_blobs_and_none_that_is_new() -> None:

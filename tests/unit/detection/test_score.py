@@ -10,16 +10,18 @@ from blobpipe.detection.score import N_WEIGHTS, features, fit_weights, score_can
 
 
 def drawn(n: int, seed: int = 1) -> tuple[pd.DataFrame, np.ndarray]:
-    """Candidates whose kind shows in all five numbers, in none for certain."""
+    """Candidates whose kind shows in all six numbers, in none for certain."""
     rng = np.random.default_rng(seed)
     is_blob = rng.random(n) < 0.4
     score = 1 / (1 + np.exp(-rng.normal(np.where(is_blob, 1.5, -1.5), 1.5)))
     snr = np.exp(rng.normal(np.where(is_blob, 2.5, 1.7), 0.5))
     misfit = np.exp(rng.normal(np.where(is_blob, 0.0, 0.4), 0.25))
     ratio = np.exp(rng.normal(np.where(is_blob, 0.0, -0.5), 0.4))
+    radius = np.exp(rng.normal(np.where(is_blob, 1.5, 0.7), 0.4))
     line = np.exp(rng.normal(np.where(is_blob, 0.0, 0.5), 0.5))
-    found = {"score": score, "snr": snr, "misfit": misfit, "radius_ratio": ratio, "line_snr": line}
-    return pd.DataFrame({"x_px": np.arange(float(n)), **found}), is_blob
+    found = {"score": score, "snr": snr, "misfit": misfit, "radius_ratio": ratio}
+    found = {"x_px": np.arange(float(n)), **found, "radius_px": radius, "line_snr": line}
+    return pd.DataFrame(found), is_blob
 
 
 def area(score: np.ndarray, is_blob: np.ndarray) -> float:
@@ -54,6 +56,7 @@ def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
             "snr": 9.0,
             "misfit": [0.9, 1.3, 2.0, 3.0],
             "radius_ratio": 1.0,
+            "radius_px": 4.0,
             "line_snr": 1.0,
         }
     )
@@ -61,10 +64,17 @@ def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
 
 
 def test_half_of_the_expected_radius_speaks_against_a_blob_and_an_unknown_one_not() -> None:
-    weights = fit_weights(*drawn(2000))
+    weights = fit_weights(*drawn(4000))
     sizes = [1.0, np.nan, 0.7, 0.5, 0.35]
     alike = pd.DataFrame(
-        {"score": 0.5, "snr": 9.0, "misfit": 1.0, "radius_ratio": sizes, "line_snr": 1.0}
+        {
+            "score": 0.5,
+            "snr": 9.0,
+            "misfit": 1.0,
+            "radius_ratio": sizes,
+            "radius_px": 4.0,
+            "line_snr": 1.0,
+        }
     )
     score = score_candidates(alike, weights)["score"].to_numpy()
     assert score[0] == score[1]
@@ -74,7 +84,14 @@ def test_half_of_the_expected_radius_speaks_against_a_blob_and_an_unknown_one_no
 def test_a_line_beyond_it_speaks_against_a_blob() -> None:
     weights = fit_weights(*drawn(2000))
     alike = pd.DataFrame(
-        {"score": 0.5, "snr": 9.0, "misfit": 1.0, "radius_ratio": 1.0, "line_snr": [1.0, 2.0, 4.0]}
+        {
+            "score": 0.5,
+            "snr": 9.0,
+            "misfit": 1.0,
+            "radius_ratio": 1.0,
+            "radius_px": 4.0,
+            "line_snr": [1.0, 2.0, 4.0],
+        }
     )
     assert (np.diff(score_candidates(alike, weights)["score"]) < 0).all()
 
@@ -94,6 +111,7 @@ def test_what_is_unknown_or_beyond_all_bounds_has_a_score() -> None:
             "snr": [np.nan, np.inf, 0.0, 9.0],
             "misfit": [0.0, np.inf, 1, np.nan],
             "radius_ratio": [0.0, np.inf, 1, np.nan],
+            "radius_px": [0.0, np.inf, np.nan, 4],
             "line_snr": [0.0, np.inf, 1, 2],
         }
     )
@@ -106,9 +124,9 @@ def test_the_weights_do_not_depend_on_the_order_of_columns_and_survive_a_file() 
     found, is_blob = drawn(500)
     weights = fit_weights(found, is_blob)
     assert weights == fit_weights(
-        found[["line_snr", "misfit", "snr", "radius_ratio", "x_px", "score"]], is_blob
+        found[["line_snr", "misfit", "radius_px", "snr", "radius_ratio", "x_px", "score"]], is_blob
     )
-    assert len(weights) == N_WEIGHTS == 56
+    assert len(weights) == N_WEIGHTS == 84
     assert all(weight == round(weight, 5) for weight in weights)
 
 
@@ -119,36 +137,43 @@ def test_features_are_logarithms_of_order_one_and_their_products() -> None:
             "snr": [np.e**3, np.e**2],
             "misfit": [1.0, np.e],
             "radius_ratio": [np.exp(-0.5), np.nan],
+            "radius_px": [4 * np.exp(0.5), 4.0],
             "line_snr": [0.0, np.e],
         }
     )
     a = np.log(9) / 4
-    first = [a, 1, 0, -1, 0, a * a, a, 0, -a, 0, 1, 0, -1, 0, 0, 0, 0, 1, 0, 0]
-    second = [-a, 0, 3, 0, 1, a * a, 0, -3 * a, 0, -a, 0, 0, 0, 0, 9, 0, 3, 0, 0, 1]
+    first = [a, 1, 0, -1, 1, 0]
+    second = [-a, 0, 3, 0, 0, 1]
     found_features = features(found)
-    np.testing.assert_allclose(found_features[:, :20], [first, second], atol=1e-12)
-    a, snr, misfit, _, line = found_features[:, :5].T
-    np.testing.assert_allclose(found_features[:, 20], a**3)
+    np.testing.assert_allclose(found_features[:, :6], [first, second], atol=1e-12)
+
+    # all products of two, then of three, each in this order
+    pairs = [x * y for k, x in enumerate(first) for y in first[k:]]
+    np.testing.assert_allclose(found_features[0, 6:27], pairs, atol=1e-12)
+    a, snr, misfit, _, _, line = found_features[:, :6].T
+    np.testing.assert_allclose(found_features[:, 27], a**3)
     np.testing.assert_allclose(found_features[:, -1], line**3)
-    np.testing.assert_allclose(found_features[:, 26], a * snr * misfit)
+    np.testing.assert_allclose(found_features[:, 34], a * snr * misfit)
     assert found_features.shape[1] == N_WEIGHTS - 1
 
 
 def test_beyond_the_bounds_nothing_more_is_learnt() -> None:
-    columns = ["score", "snr", "misfit", "radius_ratio", "line_snr"]
-    at_bounds = pd.DataFrame([(1e-6, 3, 0.5, 0.2, 1), (1 - 1e-6, 40, 5, 3, 20)], columns=columns)
-    beyond = pd.DataFrame([(1e-9, 2, 0.1, 0.1, 0), (1.0, 99, 9, 9, 99)], columns=columns)
+    columns = ["score", "snr", "misfit", "radius_ratio", "radius_px", "line_snr"]
+    at_bounds = pd.DataFrame(
+        [(1e-6, 3, 0.5, 0.2, 1.2, 1), (1 - 1e-6, 40, 5, 3, 12, 20)], columns=columns
+    )
+    beyond = pd.DataFrame([(1e-9, 2, 0.1, 0.1, 0.5, 0), (1.0, 99, 9, 9, 30, 99)], columns=columns)
     inside = pd.DataFrame(
-        [(2e-6, 3.1, 0.51, 0.21, 1.1), (1 - 2e-6, 39, 4.9, 2.9, 19)], columns=columns
+        [(2e-6, 3.1, 0.51, 0.21, 1.3, 1.1), (1 - 2e-6, 39, 4.9, 2.9, 11, 19)], columns=columns
     )
     np.testing.assert_allclose(features(beyond), features(at_bounds))
-    assert (features(inside)[:, :5] != features(at_bounds)[:, :5]).all()
+    assert (features(inside)[:, :6] != features(at_bounds)[:, :6]).all()
 
 
 def test_an_unknown_fit_is_least_like_a_blobs() -> None:
-    columns = ["score", "snr", "misfit", "radius_ratio", "line_snr"]
-    unknown = pd.DataFrame([(0.5, np.nan, np.nan, 1.0, 1.0)], columns=columns)
-    least = pd.DataFrame([(0.5, 3.0, 5.0, 1.0, 1.0)], columns=columns)
+    columns = ["score", "snr", "misfit", "radius_ratio", "radius_px", "line_snr"]
+    unknown = pd.DataFrame([(0.5, np.nan, np.nan, 1.0, np.nan, 1.0)], columns=columns)
+    least = pd.DataFrame([(0.5, 3.0, 5.0, 1.0, 1.2, 1.0)], columns=columns)
     np.testing.assert_allclose(features(unknown), features(least))
 
 
@@ -169,12 +194,13 @@ def test_the_score_is_the_logistic_function_of_the_weighted_features() -> None:
             "snr": [np.e**2],
             "misfit": [1.0],
             "radius_ratio": [1.0],
+            "radius_px": [4.0],
             "line_snr": [1.0],
         }
     )
     joint = [
         score_candidates(found, weights)["score"][0]
-        for weights in ((0, 4.0, *np.zeros(54)), (1.0, *np.zeros(55)))
+        for weights in ((0, 4.0, *np.zeros(N_WEIGHTS - 2)), (1.0, *np.zeros(N_WEIGHTS - 1)))
     ]
     assert joint == pytest.approx([0.9, np.e / (1 + np.e)])
 
@@ -186,6 +212,7 @@ def test_strong_evidence_keeps_its_order_and_no_score_is_certain() -> None:
             "snr": np.e**2,
             "misfit": 1.0,
             "radius_ratio": 1.0,
+            "radius_px": 4.0,
             "line_snr": 1.0,
         }
     )
@@ -195,3 +222,14 @@ def test_strong_evidence_keeps_its_order_and_no_score_is_certain() -> None:
     assert (scores[:3] > 0.999).all()
     assert (np.diff(scores[:3]) > 0).all()
     assert scores[4] < scores[3] < 0.001
+
+
+def test_a_small_one_is_judged_by_its_radius_beside_the_ratio() -> None:
+    """Where blobs are small, a usual ratio is no sure sign: clusters are as small."""
+    rng = np.random.default_rng(5)
+    found, is_blob = drawn(3000)
+    found["radius_ratio"] = np.exp(rng.normal(0, 0.2, len(found)))
+    weights = fit_weights(found, is_blob)
+    alike = found[:3].assign(score=0.5, snr=9.0, misfit=1.0, radius_ratio=1.0, line_snr=1.0)
+    alike["radius_px"] = [2.0, 3.0, 4.5]
+    assert (np.diff(score_candidates(alike, weights)["score"]) > 0).all()

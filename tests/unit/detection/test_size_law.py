@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.detection.size_law import WFC3_IR, SizeLaw, choose_size_law, fit_size_law
+from blobpipe.detection.size_law import SizeLaw, choose_size_law, fit_size_law
 
 SHAPE = (1024, 1024)
+WFC3_IR = SizeLaw(9.2, -0.0033, -0.0035, scatter=0.17)
 OTHER = SizeLaw(3.0, 4e-3, 1e-3, 0.15)
 
 

@@ -13,8 +13,9 @@ import pytest
 from astropy.io import fits
 
 from blobpipe.core import files, fits_images
+from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import BlobpipeError, FrameError, TableError
-from blobpipe.images.bad_pixels import DEFAULTS, BadPixels, read_bad_pixels, read_mask
+from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels, read_mask
 from blobpipe.params import BadPixels as Settings
 
 REAL_MAP = "wfc3ir_badpix_spars200_22.03.31.fits.gz"
@@ -88,7 +89,7 @@ def test_runs_of_a_table_lie_along_x_or_y_and_only_flags_that_count_are_bad(tmp_
     expected = {(5, 5), (6, 5), (7, 5), (14, 24), (14, 25), (704, 804), (1, 11)}
     expected |= {(x, 1018) for x in range(1018, 1023)}
     assert set(bad_places(read_mask(path))) == expected
-    assert read_mask(path, DEFAULTS.dq_flags | 512).sum() == len(expected) + 9
+    assert read_mask(path, DEFAULT.exposure.bad_dq | 512).sum() == len(expected) + 9
     assert set(bad_places(read_mask(path, 16))) == {(14, 24), (14, 25)}
 
 
@@ -129,8 +130,8 @@ def test_without_files_nothing_is_bad() -> None:
 
 
 def test_flags_of_known_blobs_are_not_among_the_defaults() -> None:
-    assert [bit for bit in range(16) if not DEFAULTS.dq_flags & (1 << bit)] == [6, 9, 11]
-    assert BadPixels().dq_flags == DEFAULTS.dq_flags
+    assert [bit for bit in range(16) if not DEFAULT.exposure.bad_dq & (1 << bit)] == [6, 9, 11]
+    assert BadPixels().dq_flags == DEFAULT.exposure.bad_dq
 
 
 @pytest.mark.skipif("BLOBPIPE_REAL" not in os.environ, reason="real pixels are not kept here")

@@ -15,6 +15,7 @@ from astropy.io import fits
 
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile, matched_snr
+from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import FrameError, TableError
 from blobpipe.images import difference
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
@@ -428,9 +429,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return raw
 
 
-@pytest.fixture
-def small_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(difference, "SHAPE", (256, 256))
+SMALL = DEFAULT.model_copy(update={"width_px": 256, "height_px": 256, "border_px": 0})
 
 
 def light_at(image: np.ndarray, blob: tuple[float, float, float]) -> float:
@@ -440,14 +439,13 @@ def light_at(image: np.ndarray, blob: tuple[float, float, float]) -> float:
     return float(np.nanmean(image[y - 1 : y + 2, x - 1 : x + 2]))
 
 
-@pytest.mark.usefixtures("small_shape")
 @pytest.mark.parametrize("batch", [4, 10])
 def test_a_blob_is_new_on_the_image_on_which_it_lands(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """However the images are shared out, whatever the mirror does: as deep as it is then, gone from then on."""
     monkeypatch.setattr(tables, "BATCH", batch)
-    difference.write_differences(small, tmp_path, Difference(stack_size=3))
+    difference.write_differences(small, tmp_path, Difference(stack_size=3), detector=SMALL)
     done = tables.read_stage(tmp_path)
     assert done["status"].tolist() == ["stack"] * 3 + ["ok"] * 4 + ["rejected"] + ["ok"] * 2
     assert done["reason"].tolist()[:3] == [f"{k} usable images before it" for k in range(3)]
@@ -469,11 +467,10 @@ def test_a_blob_is_new_on_the_image_on_which_it_lands(
         assert max(abs(light_at(image, blob)) for blob in OLD) < 0.015
 
 
-@pytest.mark.usefixtures("small_shape")
 def test_the_reference_knows_what_landed_on_its_images_and_nothing_later(
     small: Path, tmp_path: Path
 ) -> None:
-    difference.reference(small, tmp_path, Difference(stack_size=3))
+    difference.reference(small, tmp_path, Difference(stack_size=3), detector=SMALL)
     stack, pattern = (
         fits_images.read_plane(tmp_path / "reference.fits.fz", name)
         for name in ("STACK", "PATTERN")
@@ -482,23 +479,24 @@ def test_the_reference_knows_what_landed_on_its_images_and_nothing_later(
         assert light_at(image, LATER[2]) == pytest.approx(0.1, abs=0.015)
         assert light_at(image, LATER[3]) == pytest.approx(0, abs=0.01)
         assert [light_at(image, blob) for blob in OLD] == pytest.approx([0.1] * len(OLD), abs=0.015)
-    difference.reference(small, tmp_path / "plain", Difference(stack_size=3, known_blobs=False))
+    difference.reference(
+        small, tmp_path / "plain", Difference(stack_size=3, known_blobs=False), detector=SMALL
+    )
     assert (
         light_at(fits_images.read_plane(tmp_path / "plain/reference.fits.fz", "STACK"), LATER[2])
         < 0.02
     )
 
 
-@pytest.mark.usefixtures("small_shape")
 def test_the_blobs_that_are_moved_back_are_those_known_by_the_end_of_the_first_stack(
     small: Path,
 ) -> None:
     table = tables.read_frame_list(small)
-    blobs = difference._catalogue(small)
-    source = difference.Source(small, table, BadPixels())
+    blobs = difference._catalogue(small, SMALL)
+    source = difference.Source(small, table, BadPixels(), SMALL)
     members, images = zip(*(difference._read(source, row) for row in range(7)), strict=True)
     pattern = difference._register(
-        list(images), list(members), Difference(stack_size=3), blobs
+        list(images), list(members), Difference(stack_size=3), blobs, SMALL
     ).pattern
     assert light_at(pattern, LATER[2]) == pytest.approx(0.1, abs=0.015)
     assert light_at(pattern, LATER[3]) == 0  # not even the noise at the place of what lands later

@@ -13,6 +13,7 @@ from astropy.io import fits
 from tests.unit.exported import dq_of, exported, rows_of
 
 from blobpipe.core import tables
+from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import TableError
 from blobpipe.monitor import bad_pixel_table, export
 
@@ -474,7 +475,7 @@ def test_real_masks_are_discs_within_the_limits(x: float, y: float, radius: floa
     near = bad_pixel_table.disc_mask(x + 300, y + 300, radius + 3)
     assert (ours ^ (around & near)).sum() <= 4
     assert (
-        bad_pixel_table.RADII_PX[0]
+        DEFAULT.bad_pixel_table.disc_px[0]
         <= np.sqrt((around & near).sum() / np.pi)
-        <= bad_pixel_table.RADII_PX[1]
+        <= DEFAULT.bad_pixel_table.disc_px[1]
     )

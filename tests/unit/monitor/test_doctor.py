@@ -89,6 +89,7 @@ def test_all_is_well(setup: Setup) -> None:
     expected = [
         "installation",
         "settings",
+        "detector",
         "model",
         "catalogue",
         "bad pixels",

@@ -26,6 +26,7 @@ import pytest
 import requests
 
 from blobpipe import cli
+from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import ArchiveError
 from blobpipe.monitor import mast as client
 from blobpipe.monitor.mast import Exposure
@@ -36,12 +37,14 @@ pytest.importorskip(
 
 MJD = 56_197  # 2012-09-27
 DAY = date(2012, 9, 27)
-COLUMNS_CONFIG = {name: {"vot.datatype": "char", "separator": ";"} for name in client.CRITERIA} | {
+assert DEFAULT.archive is not None
+CRITERIA = DEFAULT.archive.criteria
+COLUMNS_CONFIG = {name: {"vot.datatype": "char", "separator": ";"} for name in CRITERIA} | {
     "t_min": {"vot.datatype": "double"}
 }
 FIELDS = {
     "Mast.Caom.Filtered": [
-        *({"name": name, "type": "string"} for name in ("obsid", *client.CRITERIA)),
+        *({"name": name, "type": "string"} for name in ("obsid", *CRITERIA)),
         {"name": "t_min", "type": "float"},
     ],
     "Mast.Caom.Products": [
@@ -90,7 +93,7 @@ class Mast(ThreadingHTTPServer):
         self.files = dict(FILES)
         self.columns: object = COLUMNS_CONFIG
         self.etag = '"first"'
-        wanted = [dict(client.CRITERIA, obsid=str(1000 + i), t_min=MJD + i + 0.3) for i in range(3)]
+        wanted = [dict(CRITERIA, obsid=str(1000 + i), t_min=MJD + i + 0.3) for i in range(3)]
         others = [
             {"filters": "F140W"},
             {"target_name": "GJ-1214"},
@@ -270,7 +273,7 @@ def test_exposures_are_found_by_date(mast: Mast) -> None:
     assert client.find_exposures(date(2012, 9, 28), date(2012, 9, 29)) == EXPOSURES[1:]
     filters = mast.requests[0].params["filters"]
     asked = {each["paramName"]: each["values"] for each in filters}  # type: ignore[attr-defined]
-    assert asked == {name: [value] for name, value in client.CRITERIA.items()} | {
+    assert asked == {name: [value] for name, value in CRITERIA.items()} | {
         "t_min": [{"min": MJD, "max": MJD + 3}]
     }
 
@@ -372,7 +375,7 @@ def test_recorded_answers_of_mast_are_read(
     assert client.find_exposures(DAY, DAY) == []  # WFPC2's: c0m, c1m and the like
     first, second = mast.requests
     asked = {each["paramName"]: each["values"] for each in first.params["filters"]}  # type: ignore[attr-defined]
-    assert asked == {name: [value] for name, value in client.CRITERIA.items()} | {
+    assert asked == {name: [value] for name, value in CRITERIA.items()} | {
         "t_min": [{"min": MJD, "max": MJD + 1}]
     }
     assert second.params["obsid"] == ",".join(str(row["obsid"]) for row in found["data"])

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import Image
 from blobpipe.core.blob_shapes import blob_profile, matched_snr
+from blobpipe.core.detector import Detector
 from blobpipe.errors import ParamsError
 from blobpipe.params import Campaign
 from blobpipe.simulation import campaign
@@ -251,10 +252,10 @@ def test_interrupted_run_leaves_no_tables_and_is_made_good(
     undisturbed = content(tmp_path)
     render = campaign.render_image
 
-    def interrupted(params: Campaign, index: int) -> Image:
+    def interrupted(params: Campaign, index: int, detector: Detector) -> Image:
         if index == 3:
             raise KeyboardInterrupt
-        return render(params, index)
+        return render(params, index, detector)
 
     with monkeypatch.context() as patch:
         patch.setattr(campaign, "render_image", interrupted)

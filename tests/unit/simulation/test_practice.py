@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from blobpipe.core.blob_shapes import typical_radius
+from blobpipe.core.detector import DEFAULT
 from blobpipe.simulation import clutter, practice
 from blobpipe.simulation.inject import HALF_PX
 from blobpipe.simulation.practice import draw_practice
@@ -46,7 +46,7 @@ def test_most_blobs_have_the_size_of_their_place() -> None:
     ratios = []
     for k in range(40):
         blobs = draw_practice(1, f"frame{k}", SHAPE, 0.01, PIECES)[1]
-        usual = typical_radius(blobs["x_px"].to_numpy(), blobs["y_px"].to_numpy())
+        usual = DEFAULT.typical_radius(blobs["x_px"].to_numpy(), blobs["y_px"].to_numpy())
         ratios += (blobs["radius_px"] / usual).tolist()
     spread = np.log(ratios)
     assert np.median(spread) == pytest.approx(0, abs=0.05)
@@ -86,7 +86,7 @@ def test_clusters_are_smaller_than_blobs_at_their_place(monkeypatch: pytest.Monk
         if corner[y, x] > 0.01:
             part = corner[max(y - 12, 0) : y + 13, max(x - 12, 0) : x + 13]
             area = (part > 0.5 * corner[y, x]).sum()
-            usual = typical_radius(np.array(768.0 + x), np.array(768.0 + y))
+            usual = DEFAULT.typical_radius(np.array(768.0 + x), np.array(768.0 + y))
             assert np.sqrt(area / np.pi) < usual
 
 

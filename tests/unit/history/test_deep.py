@@ -1,0 +1,261 @@
+"""Differences of the latest images together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from tests.unit.detection.blobs import blob
+
+from blobpipe.detection.detectors import DenseDetector, load_dense_detector
+from blobpipe.history import deep
+from blobpipe.history.deep import DEPTHS, KEPT, Latest, settle, sums_before
+from blobpipe.history.depths import measure_histories
+from blobpipe.history.landing import date_history
+from blobpipe.images.noise import clean_noise
+from blobpipe.images.register import NO_SHIFT, Shift
+from blobpipe.images.template import Template
+from blobpipe.images.whiten import WHITE
+from blobpipe.networks import model_file
+from blobpipe.params import Deep
+
+NOISE = 0.0076
+SIDE = 128
+WIDE = 320
+
+
+def images(n: int, seed: int = 1) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0, NOISE, (SIDE, SIDE)).astype(np.float32) for _ in range(n)]
+
+
+def latest_of(differences: list[np.ndarray], stack: np.ndarray | None = None) -> Latest:
+    stack = np.zeros((SIDE, SIDE), np.float32) if stack is None else stack
+    latest = Latest()
+    for difference in differences:
+        latest.add(settle(difference, stack))
+    return latest
+
+
+def test_the_noise_falls_as_that_of_means() -> None:
+    stack = np.random.default_rng(2).normal(0, 0.05, (SIDE, SIDE)).astype(np.float32)
+    found = latest_of(images(KEPT), stack).differences()
+    assert [each.n_images for each in found] == list(DEPTHS)
+    for each in found:
+        expected = NOISE * np.sqrt(1 / each.n_images + 1 / deep.BASELINE)
+        assert clean_noise(each.difference) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_faint_blob_keeps_its_depth_in_the_depth_that_holds_it() -> None:
+    faint = blob(64, 64, 5.0, 0.004, side=SIDE)
+    before = images(KEPT - 8)
+    after = [image + faint for image in images(8, seed=2)]
+    found = {each.n_images: each.difference for each in latest_of(before + after).differences()}
+    core = faint > 0.003
+    for n, share in ((4, 1.0), (8, 1.0), (16, 0.5), (32, 0.25)):
+        error = NOISE * np.sqrt((1 / n + 1 / 30) / core.sum())
+        # what landed within the baseline is subtracted with it
+        lost = 4 / 30 if n == 4 else 0.0
+        expected = (share - lost) * faint[core].mean()
+        assert found[n][core].mean() == pytest.approx(expected, abs=4 * error)
+
+
+def test_a_streak_on_one_image_is_lost_in_the_noise() -> None:
+    streaked = images(KEPT)
+    streaked[-3][60:63] += 0.05
+    clean = latest_of(images(KEPT)).differences()[2].difference
+    found = latest_of(streaked).differences()[2].difference
+    assert (found - clean)[60:63].mean() < 0.25 * 0.05 / 4
+
+
+def test_blobs_that_the_mirror_has_moved_come_together() -> None:
+    rng = np.random.default_rng(3)
+    stack = np.zeros((SIDE, SIDE), np.float32)
+    latest = Latest()
+    for image in images(KEPT - 8):
+        latest.add(settle(image, stack))
+    for image in images(8, seed=4):
+        x, y = rng.uniform(-3, 3, 2)
+        latest.add(settle(image + blob(64 + x, 64 + y, 4.0, 0.006, side=SIDE), stack, Shift(x, y)))
+    found = latest.differences()[2].difference
+    assert found[62:67, 62:67].mean() == pytest.approx(0.006, rel=0.2)
+
+
+def test_a_clear_blob_keeps_its_depth() -> None:
+    image = images(1)[0] + blob(64, 64, 5.0, 0.2, side=SIDE)
+    stack = np.zeros((SIDE, SIDE), np.float32)
+    clear = pd.DataFrame({"x_px": [64.0], "y_px": [64.0], "radius_px": [5.0]})
+    limited, whole = (settle(image, stack, clear=each).values[64, 64] for each in (None, clear))
+    assert limited * deep.STEP_FRAC < 0.05
+    assert whole * deep.STEP_FRAC > 0.17
+
+
+def test_a_noisy_day_weighs_less() -> None:
+    noisy = images(KEPT)
+    noisy[-1] = noisy[-1] * 5
+    found = latest_of(noisy).differences()[1].difference
+    assert clean_noise(found) < 1.2 * NOISE * np.sqrt(1 / 3 + 1 / 30)
+
+
+def test_missing_pixels_are_left_out_and_stay_missing_where_no_image_has_them() -> None:
+    holed = images(KEPT)
+    for image in holed:
+        image[5] = np.nan
+    holed[-1][70] = np.nan
+    for each in latest_of(holed).differences():
+        assert np.isnan(each.difference[5]).all()
+        assert np.isfinite(each.difference[70]).all()
+
+
+def test_the_same_images_give_the_same_sums_whatever_came_before() -> None:
+    given = images(KEPT + 5)
+    one = latest_of(given)
+    other = latest_of(given[5:])
+    for each, same in zip(one.differences(), other.differences(), strict=True):
+        assert (each.difference == same.difference).all()
+
+
+def test_few_images_make_the_shallow_depths_only() -> None:
+    assert latest_of(images(10)).differences() == []
+    found = latest_of(images(deep.FEWEST + 4)).differences()
+    assert [each.n_images for each in found] == [2, 4]
+
+
+def test_sums_are_those_of_numpy() -> None:
+    rng = np.random.default_rng(5)
+    values = [rng.integers(-500, 500, (70, 30)).astype(np.int16) for _ in range(9)]
+    values[4][3, 7] = deep.MISSING
+    weights = rng.uniform(0.5, 2, 9).astype(np.float32)
+    sums, shares = sums_before(values, weights, [2, 5, 9])
+    there = np.array(values) != deep.MISSING
+    weighted = np.where(there, np.array(values), 0) * weights[:, None, None]
+    for k, mark in enumerate([2, 5, 9]):
+        np.testing.assert_allclose(sums[k], weighted[:mark].sum(0), rtol=1e-4, atol=0.05)
+        np.testing.assert_allclose(
+            shares[k], (there * weights[:, None, None])[:mark].sum(0), rtol=1e-5
+        )
+
+
+def test_flickering_pixels_stand_out_of_the_rms_map() -> None:
+    flickering = images(KEPT)
+    for k in range(0, KEPT, 3):
+        flickering[k][40:44, 40:44] += 0.1
+    rms = latest_of(flickering).rms()
+    assert rms[20:22, 20:22].mean() > 1.3 * np.median(rms)
+
+
+# What must not become a persistent false alarm: each on the images of a sequence, searched together
+
+
+@pytest.fixture(scope="module")
+def detector() -> DenseDetector:
+    return load_dense_detector(model_file.PACKAGED)
+
+
+def wide(n: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(0, NOISE, (WIDE, WIDE)).astype(np.float32) for _ in range(n)]
+
+
+def persistent(
+    differences: list[np.ndarray],
+    detector: DenseDetector,
+    *,
+    shifts: list[Shift] | None = None,
+    mjd: np.ndarray | None = None,
+    known: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Settle and search differences; return the new blobs that have landed and stayed, with their dates."""
+    stack = np.zeros((WIDE, WIDE), np.float32)
+    latest = Latest()
+    for difference, shift in zip(differences, shifts or [NO_SHIFT] * KEPT, strict=True):
+        latest.add(settle(difference, stack, shift))
+    point = deep.thresholds(detector.threshold, Deep())
+    template = Template(stack=stack, noise_model=WHITE)
+    found = deep.find_deep_blobs(latest, template, detector, point, catalogue=known)
+    found = found[found["status"] == "new"]
+    depths = measure_histories(latest.images, found)
+    dates = np.arange(float(KEPT)) if mjd is None else mjd
+    landings = [
+        date_history(dates, depths.depth_frac[:, k], depths.error_frac[:, k])
+        for k in range(len(found))
+    ]
+    stays = [landing is not None and landing.is_persistent for landing in landings]
+    firsts = [landing.first if landing is not None else -1 for landing in landings]
+    return found.assign(first=firsts)[stays]
+
+
+def test_a_faint_blob_is_found_and_dated(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 11)
+    for difference in differences[-16:]:
+        difference += blob(150, 170, 6.0, 0.0035, side=WIDE)
+    found = persistent(differences, detector)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 150, found["y_px"] - 170).item() < 2
+    assert abs(found["first"].item() - (KEPT - 16)) <= 3
+
+
+def test_streaks_are_no_blobs(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 12)
+    rng = np.random.default_rng(12)
+    for difference in differences:
+        y, x = rng.integers(20, WIDE - 40, 2)
+        difference[y : y + 3, x : x + 150] += 0.03
+        difference[y + 13 : y + 16, x : x + 150] += 0.03
+    assert persistent(differences, detector).empty
+
+
+def test_flickering_clusters_are_no_blobs(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 13)
+    rng = np.random.default_rng(13)
+    places = rng.integers(20, WIDE - 20, (40, 2))
+    for difference in differences:
+        for y, x in places[rng.random(len(places)) < 0.06]:
+            difference[y : y + 4, x : x + 4] += np.float32(rng.normal(0, 0.12))
+    assert persistent(differences, detector).empty
+
+
+def test_shifted_images_find_a_blob_once_and_no_other(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 14)
+    rng = np.random.default_rng(14)
+    shifts = [Shift(*rng.uniform(-3, 3, 2)) for _ in range(KEPT)]
+    for difference, shift in zip(differences[-16:], shifts[-16:], strict=True):
+        difference += blob(150 + shift.x_px, 170 + shift.y_px, 5.0, 0.005, side=WIDE)
+    found = persistent(differences, detector, shifts=shifts)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 150, found["y_px"] - 170).item() < 2
+
+
+def test_a_bad_day_makes_no_blob_and_hides_none(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 15)
+    for difference in differences[-16:]:
+        difference += blob(150, 170, 6.0, 0.004, side=WIDE)
+    y, x = np.mgrid[:WIDE, :WIDE].astype(np.float32)
+    differences[-5] = 3 * differences[-5] + 0.02 * np.sin(x / 15) * np.sin(y / 15)
+    found = persistent(differences, detector)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 150, found["y_px"] - 170).item() < 2
+
+
+def test_a_month_without_images_changes_nothing_but_the_dates(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 16)
+    for difference in differences[-10:]:
+        difference += blob(150, 170, 6.0, 0.006, side=WIDE)
+    mjd = np.arange(float(KEPT))
+    mjd[-10:] += 30
+    found = persistent(differences, detector, mjd=mjd)
+    assert found["first"].tolist() == [KEPT - 10]
+
+
+def test_a_blob_that_lands_on_another_is_found(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 17)
+    for difference in differences[-16:]:
+        difference += blob(156, 170, 5.0, 0.006, side=WIDE)
+    known = pd.DataFrame({"x_px": [150.0], "y_px": [170.0], "radius_px": [7.0]})
+    found = persistent(differences, detector, known=known)
+    assert len(found) == 1
+    assert np.hypot(found["x_px"] - 156, found["y_px"] - 170).item() < 2
+
+
+def test_noise_alone_makes_no_blob(detector: DenseDetector) -> None:
+    assert sum(len(persistent(wide(KEPT, seed), detector)) for seed in (18, 19)) == 0
