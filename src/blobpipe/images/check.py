@@ -45,9 +45,6 @@ MAX_BORDER_PX = 16
 # Units of surface brightness hold one of these
 OF_BRIGHTNESS = ("SR", "ARCSEC")
 
-# Beginnings of the units of calibrated exposures
-UNITS_OF_LIGHT = ("ELECTRON", "COUNT", "DN", "MJY")
-
 # Smallest number of boxes of the background along a side, and their largest side (px)
 MIN_BOXES = 4
 LARGEST_BOX_PX = 100
@@ -74,12 +71,6 @@ class Description:
         verdict = f"not usable: {self.fault}" if self.fault else "usable"
         text = f"{self.found}; {verdict}" if self.found else verdict
         return printable(f"{self.path}: {text}")
-
-
-def is_exposure(frame: fits_images.Frame) -> bool:
-    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
-    unit = str(frame.header.get("BUNIT", "")).upper()
-    return frame.dq is not None and unit.startswith(UNITS_OF_LIGHT)
 
 
 def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
@@ -110,7 +101,7 @@ def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
     if finite.any():
         median, noise = fits_images.median_and_noise(frame.data)
         parts.append(f"median {median:.4g}, noise {noise:.4g} {header.get('BUNIT', '')}".strip())
-    if is_exposure(frame):
+    if _is_exposure(frame):
         fault = (
             "a calibrated exposure, expected a blob image; make one with 'blobpipe flatten' "
             "(quicklook takes the exposure as it is)"
@@ -122,6 +113,15 @@ def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
     except FrameError as error:
         fault = str(error).removeprefix(prefix)
     return Description(path, ", ".join(parts), fault)
+
+
+def _is_exposure(frame: fits_images.Frame) -> bool:
+    """Tell whether an image with flags is a calibrated exposure."""
+    if frame.dq is None:
+        return False
+    from blobpipe.images.flatten import is_exposure
+
+    return is_exposure(frame)
 
 
 def unknown_entries(path: str | Path) -> list[str]:

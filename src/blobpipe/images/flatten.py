@@ -23,7 +23,6 @@ from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.hdus import MAX_TEXT, Value
 from blobpipe.errors import FrameError, printable
 from blobpipe.images.bad_pixels import BadPixels
-from blobpipe.images.check import is_exposure
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -64,6 +63,9 @@ CARDS = (
 
 # Cards of the date that it keeps if there is no EXPSTART
 OTHER_DATES = ("MJD-OBS", "MJD-BEG", "MJD-AVG", "DATE-OBS", "TIME-OBS", "DATE-BEG", "DATE-AVG")
+
+# Beginnings of the units of calibrated exposures
+UNITS_OF_LIGHT = ("ELECTRON", "COUNT", "DN", "MJY")
 
 # Ends of the names of exposures by their level of calibration, which blob images do not have
 LEVELS = ("_flt", "_ima", "_cal", "_rate")
@@ -118,6 +120,12 @@ def flatten_exposure(
     header = _header(path, frame, bad, detector)
     fits_images.write_image(out, loss, name="SCI", header=header, sigma=noise)
     return out
+
+
+def is_exposure(frame: fits_images.Frame) -> bool:
+    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
+    unit = str(frame.header.get("BUNIT", "")).upper()
+    return frame.dq is not None and unit.startswith(UNITS_OF_LIGHT)
 
 
 def read_blob_image(
