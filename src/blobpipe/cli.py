@@ -268,24 +268,6 @@ def _check(args: argparse.Namespace) -> int:
     return 0 if usable else 1
 
 
-def _say_when_compiling() -> None:
-    """Say once if kernels have to be compiled, which takes a while at the first use on a machine."""
-    from numba.core import event
-
-    class Listener(event.Listener):
-        said = False
-
-        def on_start(self, event: object) -> None:
-            if not self.said:
-                logging.info("compiling for this processor, which is done once (about a minute)")
-            self.said = True
-
-        def on_end(self, event: object) -> None:
-            pass
-
-    event.register("numba:compile", Listener())  # type: ignore[no-untyped-call]
-
-
 def _detector_new(args: argparse.Namespace) -> None:
     from blobpipe.core import files
     from blobpipe.images.check import draft_detector
@@ -312,6 +294,24 @@ def _detector_measure(args: argparse.Namespace) -> None:
     params = _params_if_any(args)
     for line in measure_detector(args.images, args.catalogue, _detector(params)):
         print(line)
+
+
+def _say_when_compiling() -> None:
+    """Say once if kernels have to be compiled, which takes a while at the first use on a machine."""
+    from numba.core import event
+
+    class Listener(event.Listener):
+        said = False
+
+        def on_start(self, event: object) -> None:
+            if not self.said:
+                logging.info("compiling for this processor, which is done once (about a minute)")
+            self.said = True
+
+        def on_end(self, event: object) -> None:
+            pass
+
+    event.register("numba:compile", Listener())  # type: ignore[no-untyped-call]
 
 
 def _scan(args: argparse.Namespace) -> int:
@@ -1045,7 +1045,7 @@ def _add_log(commands: Commands, shared: _Shared) -> None:
         nargs="?",
         default="candidate_list",
         metavar="TABLE",
-        help="one of runs, images, files, subframes, peaks, candidates, detections, reviews, notices, health, candidate_list (default: %(default)s)",
+        help="one of runs, images, files, subframes, peaks, candidates, detections, depths, reviews, notices, health, candidate_list (default: %(default)s)",
     )
     log.add_argument(
         "--out",

@@ -23,6 +23,7 @@ from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.hdus import MAX_TEXT, Value
 from blobpipe.errors import FrameError, printable
 from blobpipe.images.bad_pixels import BadPixels
+from blobpipe.images.check import is_exposure
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -63,9 +64,6 @@ CARDS = (
 
 # Cards of the date that it keeps if there is no EXPSTART
 OTHER_DATES = ("MJD-OBS", "MJD-BEG", "MJD-AVG", "DATE-OBS", "TIME-OBS", "DATE-BEG", "DATE-AVG")
-
-# Beginnings of the units of calibrated exposures
-UNITS_OF_LIGHT = ("ELECTRON", "COUNT", "DN", "MJY")
 
 # Ends of the names of exposures by their level of calibration, which blob images do not have
 LEVELS = ("_flt", "_ima", "_cal", "_rate")
@@ -110,22 +108,15 @@ def flatten_exposure(
     """
     path = Path(path)
     bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
-    frame = bad.blank_files(
-        _require_full_frame(path, read_exposure(path, detector, part), detector), path
-    )
-    loss = _loss_of_frame(path, frame, bad, detector)
+    frame = _require_full_frame(read_exposure(path, detector, part), path, detector)
+    frame = bad.blank_files(frame, path)
+    loss = _loss_of(frame, path, bad, detector)
 
     out = output(path, out_dir, part)
     noise = fits_images.median_and_noise(loss)[1]
     header = _header(path, frame, bad, detector)
     fits_images.write_image(out, loss, name="SCI", header=header, sigma=noise)
     return out
-
-
-def is_exposure(frame: fits_images.Frame) -> bool:
-    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
-    unit = str(frame.header.get("BUNIT", "")).upper()
-    return frame.dq is not None and unit.startswith(UNITS_OF_LIGHT)
 
 
 def read_blob_image(
@@ -140,15 +131,15 @@ def read_blob_image(
     """
     path = Path(path)
     frame = fits_images.read_frame(path, detector)
-    if not is_exposure(frame):
+    if not is_exposure(frame, detector):
         return bad_pixels.blank(frame, path)
-    exposure = _require_full_frame(path, read_exposure(path, detector), detector)
+    exposure = _require_full_frame(read_exposure(path, detector), path, detector)
     exposure = bad_pixels.blank_files(exposure, path)
-    return replace(exposure, data=_loss_of_frame(path, exposure, bad_pixels, detector))
+    return replace(exposure, data=_loss_of(exposure, path, bad_pixels, detector))
 
 
 def _require_full_frame(
-    path: Path, frame: fits_images.Frame, detector: Detector
+    frame: fits_images.Frame, path: Path, detector: Detector
 ) -> fits_images.Frame:
     """Refuse an exposure that is not a full frame."""
     if frame.data.shape != detector.shape:
@@ -159,9 +150,7 @@ def _require_full_frame(
     return frame
 
 
-def _loss_of_frame(
-    path: Path, frame: fits_images.Frame, bad: BadPixels, detector: Detector
-) -> Image:
+def _loss_of(frame: fits_images.Frame, path: Path, bad: BadPixels, detector: Detector) -> Image:
     """Return the light that is missing on an exposure, NaN where a pixel is flagged and on the border."""
     # The reference pixels see no light
     science = detector.without_border(frame.data)

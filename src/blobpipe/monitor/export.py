@@ -416,7 +416,8 @@ def write_regions(
     detector : Detector, optional
     """
     with files.atomic(path) as temporary:
-        temporary.write_text(regions_text(blobs, flt=flt, detector=detector), encoding="utf-8")
+        text = regions_text(blobs, flt=flt, detector=detector)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def regions_text(blobs: pd.DataFrame, *, flt: bool = False, detector: Detector = DEFAULT) -> str:

@@ -257,22 +257,6 @@ ALTER TABLE candidates ADD COLUMN level_frac REAL;  -- depth before the landing,
 ALTER TABLE candidates ADD COLUMN step_frac REAL;
 ALTER TABLE candidates ADD COLUMN step_err_frac REAL;
 
-DROP VIEW candidate_list;
-CREATE VIEW candidate_list AS  -- a candidate with its deepest look at it: the sighting of the highest S/N
-SELECT c.id, c.status, c.x_px, c.y_px, c.missed, c.image AS first_image, f.name AS first_frame, f.mjd AS first_mjd,
-    b.id AS detection, b.image AS best_image, b.radius_px, b.radius_err_px, b.depth_frac, b.depth_err_frac,
-    b.loss_frac_px2, b.snr, b.score, b.probability,
-    (SELECT count(*) FROM detections d WHERE d.candidate = c.id) AS sightings,
-    coalesce((SELECT r.decision FROM reviews r WHERE r.candidate = c.id ORDER BY r.id DESC LIMIT 1), '') AS decision,
-    r.model_sha256, r.params_sha256, f.stack_sha256,
-    (SELECT d.n_images FROM detections d WHERE d.candidate = c.id ORDER BY d.id LIMIT 1) AS n_images,
-    c.history, c.after_mjd, c.before_mjd, c.level_frac, c.step_frac, c.step_err_frac
-FROM candidates c
-JOIN images f ON f.id = c.image
-JOIN runs r ON r.id = f.run
-JOIN detections b ON b.id =
-    (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);
-
 -- version 7
 
 -- A decision can be withdrawn (a review without one), and people add blobs that the search has missed.

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from blobpipe import __version__
 from blobpipe.core import files
+from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import BlobpipeError, LogError, printable
 from blobpipe.monitor import logbook
 from blobpipe.monitor.inbox import path_of
@@ -46,7 +47,6 @@ PERSISTENCE = {"new": "not yet seen again", "seen_again": "seen again", "faded":
 CARDS = 10  # candidates on a page of the review
 LINES = 50  # rows on a page of a table
 LATEST = 8  # images listed on the first page
-MAP_SIDE = 1024  # longer side of the map, in its own units
 MARK_PX = (9.0, 30.0)  # radius on the map of the faintest mark, and of one of depth FULL_FRAC
 FULL_FRAC = 0.15  # depth (fraction of the light) from which marks grow no more
 ORDER_NAMES = {"date": "date", "probability": "probability", "snr": "S/N"}  # of the queue
@@ -184,7 +184,8 @@ def image(connection: sqlite3.Connection, reader: Reader, number: int) -> str:
     """
     row = _live_image(connection, number)
     neighbours = queries.images_beside(connection, number)
-    return _render("image.html", reader, image=row, neighbours=neighbours)
+    detector = logbook.detector_of(connection)
+    return _render("image.html", reader, image=row, neighbours=neighbours, detector=detector)
 
 
 def images(connection: sqlite3.Connection, reader: Reader, choice: Choice, page: int = 1) -> str:
@@ -369,6 +370,7 @@ def _file(connection: sqlite3.Connection, anchors: set[tuple[str, int]], **conte
         style=Markup(asset("style.css")),
         as_of=last_logged,
         counts=queries.decision_counts(connection),
+        detector=logbook.detector_of(connection),
         **content,
     )
 
@@ -461,7 +463,6 @@ def _image(connection: sqlite3.Connection, number: int) -> Row:
     detector = logbook.detector_of(connection)
     row["nx"] = row["nx_px"] or detector.width_px
     row["ny"] = row["ny_px"] or detector.height_px
-    row["flt"] = planes.flt_shift((row["ny"], row["nx"]), detector)
     row["view"] = None
     row["marks"] = []
     for found in row["detections"]:
@@ -548,7 +549,7 @@ def _live_image(connection: sqlite3.Connection, number: int) -> Row:
     row["view"] = {
         "nx": row["nx"],
         "ny": row["ny"],
-        "flt": row["flt"],
+        "flt": planes.flt_shift((row["ny"], row["nx"]), logbook.detector_of(connection)),
         "name": row["name"],
         "order": own,
         "planes": {
@@ -573,11 +574,13 @@ def regions(connection: sqlite3.Connection, number: int, *, flt: bool) -> str:
     Raises
     ------
     LogError
-        If there is no image of this number, or ``flt`` is asked for of one without a border.
+        If there is no image of this number, or ``flt`` is asked for of an image of another detector.
     """
     row = _image(connection, number)
-    if flt and row["flt"] is None:
-        raise LogError(f"image {number} has {row['nx']}x{row['ny']} pixels and no border")
+    size = f"{row['nx']}x{row['ny']}"
+    detector = logbook.detector_of(connection)
+    if flt and (row["ny"], row["nx"]) != detector.shape:
+        raise LogError(f"image {number} has {size} pixels, expected {detector.sizes}")
     marked = []
     for found in row["detections"]:
         name = found["candidate"] or ""
@@ -587,7 +590,7 @@ def regions(connection: sqlite3.Connection, number: int, *, flt: bool) -> str:
             place = {"x_px": mark.x - 0.5, "y_px": row["ny"] - 0.5 - mark.y}
             radius = {"radius_px": mark.radius - KNOWN_MARGIN_PX, "depth_frac": None}
             marked.append({**place, **radius, "blob": mark.label, "status": "known"})
-    return planes.regions(marked, logbook.detector_of(connection), flt=flt)
+    return planes.regions(marked, detector, flt=flt)
 
 
 def _picture_position(row: Row, ny: int) -> tuple[float, float]:
@@ -601,8 +604,8 @@ def _picture_position(row: Row, ny: int) -> tuple[float, float]:
 def _map(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[str, Any]:
     """Return the map of candidates: its size, ticks, marks and legend."""
     ny, nx = queries.image_size(connection)
-    # drawn in one size, whatever that of the detector
-    scale = MAP_SIDE / max(ny, nx)
+    # drawn as large as the default detector, whatever its size
+    scale = max(DEFAULT.shape) / max(ny, nx)
     ends = {"x": nx, "y": ny}
     return {
         "field": {name: round(scale * end, 1) for name, end in ends.items()},

@@ -13,7 +13,7 @@ from blobpipe.core.detector import Detector
 from blobpipe.errors import BlobpipeError, LogError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.flatten import read_blob_image
-from blobpipe.monitor import logbook, thumbnails
+from blobpipe.monitor import thumbnails
 from blobpipe.monitor.inbox import path_of
 from blobpipe.review.queries import Row
 
@@ -116,8 +116,7 @@ def _read_image(connection: sqlite3.Connection, row: Row) -> Image:
     try:
         if files.sha256(path) != row["sha256"]:
             raise LogError(f"the file of image {row['id']} has changed since it was logged")
-        detector = logbook.detector_of(connection)
-        return np.asarray(read_blob_image(path, BadPixels(), detector).data, np.float32)
+        return np.asarray(read_blob_image(path, BadPixels()).data, np.float32)
     except (OSError, BlobpipeError) as error:
         if isinstance(error, LogError):
             raise
@@ -125,9 +124,10 @@ def _read_image(connection: sqlite3.Connection, row: Row) -> Image:
 
 
 def flt_shift(shape: tuple[int, int], detector: Detector) -> int | None:
-    """Return what leads from 0-based pixels to the 1-based ones of files without the border; None if all have it."""
-    has_border = shape == detector.shape and detector.border_px > 0
-    return 1 - detector.border_px if has_border else None
+    """Return what leads from 0-based pixels to the 1-based ones of files without the border; None for another size."""
+    if shape == detector.shape:
+        return 1 - detector.border_px
+    return 1 if shape == detector.light_shape else None
 
 
 def regions(marked: list[Row], detector: Detector, *, flt: bool) -> str:
@@ -137,9 +137,8 @@ def regions(marked: list[Row], detector: Detector, *, flt: bool) -> str:
     ----------
     marked : list of dict
         x_px, y_px, radius_px (None: not measured), depth_frac, blob (name), status.
-    detector : Detector
     flt : bool
-        For files without the reference pixels.
+        For files without the border, such as FLT.
     """
     import pandas as pd
 

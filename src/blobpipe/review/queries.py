@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from blobpipe.core.dates import date_range, is_date
 from blobpipe.errors import LogError
-from blobpipe.monitor.logbook import detector_of
+from blobpipe.monitor import logbook
 from blobpipe.review import charts
 
 Row = dict[str, Any]
@@ -465,7 +465,8 @@ def image_size(connection: sqlite3.Connection) -> tuple[int, int]:
     row = connection.execute(
         "SELECT ny_px, nx_px FROM images WHERE ny_px IS NOT NULL ORDER BY outcome = 'searched' DESC, id DESC LIMIT 1"
     ).fetchone()
-    return detector_of(connection).shape if row is None else (row["ny_px"], row["nx_px"])
+    shape = logbook.detector_of(connection).shape
+    return shape if row is None else (row["ny_px"], row["nx_px"])
 
 
 def images_beside(connection: sqlite3.Connection, number: int) -> dict[str, int | None]:
