@@ -1045,7 +1045,7 @@ def _add_log(commands: Commands, shared: _Shared) -> None:
         nargs="?",
         default="candidate_list",
         metavar="TABLE",
-        help="one of runs, images, files, subframes, peaks, candidates, detections, reviews, notices, health, candidate_list (default: %(default)s)",
+        help="one of runs, images, files, subframes, peaks, candidates, detections, depths, reviews, notices, health, candidate_list (default: %(default)s)",
     )
     log.add_argument(
         "--out",

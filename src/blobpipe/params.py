@@ -1047,6 +1047,21 @@ class Health(Section):
         0.2,
         description="Maximum share of rejected images; more means that something upstream broke.",
     )
+    blobs_deeper_frac: Positive = Field(
+        0.1,
+        description="Maximum median change of the depth of the known blobs (fraction), the latest 16 "
+        "images compared with the 30 before.",
+    )
+    blobs_moved_px: Positive = Field(
+        0.3, description="Maximum median displacement of the known blobs (px)."
+    )
+    blobs_grown_px: Positive = Field(
+        0.5, description="Maximum median change of the radius of the known blobs (px)."
+    )
+    blobs_changed: Positive = Field(
+        3.5,
+        description="Maximum number of known blobs that have changed each for itself (count).",
+    )
     hysteresis_frac: Fraction = Field(
         0.1,
         description="A reading has recovered when it is within its limit by this share of it, "

@@ -17,17 +17,17 @@ from stages import settings, stages
 
 use_project(workflow.basedir)
 
-# Work on one core (s): of an image, of a subframe in one epoch; measured on two cores of an AMD EPYC (family 25)
+# Work on one core (s): of an image of 1024 x 1024, and of a subframe in one epoch; measured on an AMD EPYC (family 25)
 WORK_S = {
-    "campaign": 0.5,
-    "difference": 1.0,
-    "clip": 0.2,
-    "scale": 0.4,
-    "detect": 1.0,
-    "regression": 1.0,
-    "quicklook": 2.5,
-    "train": 1 / 300,
-    "dense": 1 / 300,
+    "campaign": 0.11,
+    "difference": 0.44,
+    "clip": 0.07,
+    "scale": 0.04,
+    "detect": 0.13,
+    "regression": 0.07,
+    "quicklook": 1.5,
+    "train": 1 / 310,
+    "dense": 1 / 350,
 }
 
 # Time that a job may take: a multiple of its work, for slower machines, and this besides (min)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,15 +83,15 @@ def limits() -> tuple[dict[str, float], str]:
     longest = {}
     default = ""
     for line in ask("sinfo", "--noheader", "--format=%P|%l").splitlines():
-        name, _, time = line.partition("|")
+        name, _, limit = line.partition("|")
         default = name.removesuffix("*") if name.endswith("*") else default
-        longest[name.removesuffix("*")] = minutes(time)
+        longest[name.removesuffix("*")] = minutes(limit)
     return longest, default
 
 
-def minutes(time: str) -> float:
-    """Minutes of a time as SLURM prints it: ``5:00``, ``1-00:00:00``, ``infinite``; infinite for what it is not."""
-    days, _, clock = time.strip().rpartition("-")
+def minutes(limit: str) -> float:
+    """Minutes of a time as SLURM prints it: ``5:00``, ``1-00:00:00``, ``infinite``; infinite for what is no time."""
+    days, _, clock = limit.strip().rpartition("-")
     try:
         parts = [int(part) for part in clock.split(":")]
         seconds = 0
@@ -136,7 +137,8 @@ def tell_reasons(tell: Callable[[str], None]) -> threading.Thread:
     def look() -> None:
         told: set[tuple[str, str]] = set()
         pause_s = FIRST_LOOK_S
-        while not threading.Event().wait(pause_s):
+        while True:
+            time.sleep(pause_s)
             pause_s = LOOK_S
             try:
                 waiting = [job for job in queued_here() if job.state == "PENDING"]

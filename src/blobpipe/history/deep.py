@@ -33,6 +33,7 @@ from blobpipe.core.cutouts import cut_square, window_around
 from blobpipe.core.detector import DEFAULT
 from blobpipe.core.detector import Detector as Instrument
 from blobpipe.detection.detectors import Detector
+from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, without_repeats
 from blobpipe.detection.operating_point import logit
 from blobpipe.detection.search import observe
@@ -279,7 +280,7 @@ def thresholds(single: float, params: Settings) -> dict[int, float]:
 
 
 def find_deep_blobs(
-    latest: Latest,
+    differences: list[DeepDifference],
     template: Template,
     detector: Detector,
     thresholds: dict[int, float],
@@ -288,13 +289,15 @@ def find_deep_blobs(
     vetting: Vetting | None = None,
     instrument: Instrument = DEFAULT,
 ) -> pd.DataFrame:
-    """Search the deep differences of the latest images.
+    """Search deep differences.
 
     Parameters
     ----------
-    latest : Latest
+    differences : list of DeepDifference
+        From `Latest.differences`.
     template : Template
-        That of the newest image; its bad pixels and noise model are those of the deep differences, too.
+        That of the newest image, whose bad pixels and noise model are those of the deep differences, too, with
+        the RMS map of `Latest.rms`.
     detector : Detector
     thresholds : dict of float
         By number of images: score from which a candidate of that depth is a detection.
@@ -310,16 +313,15 @@ def find_deep_blobs(
         One row per place, from the depth in which it is clearest: the columns of `search.find_blobs` and
         ``n_images``, the depth. Detections alone, whatever their status.
     """
-    rms = latest.rms()
 
     def search(deep: DeepDifference) -> pd.DataFrame:
-        below = replace(template, stack=deep.baseline, pattern=None, rms=rms)
+        # A pattern would take what landed within the baseline for known
+        below = replace(template, stack=deep.baseline, pattern=None)
         observation = observe(deep.difference, below, catalogue=catalogue, instrument=instrument)
         found = observation.find_blobs(detector, vetting=vetting)
         found = found[found["score"] >= thresholds[deep.n_images]]
         return found.assign(n_images=deep.n_images)
 
-    differences = latest.differences(tuple(thresholds))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(search, differences))
     return merge_depths(found)
@@ -334,7 +336,7 @@ def merge_depths(found: list[pd.DataFrame]) -> pd.DataFrame:
         Detections of each depth, with x_px, y_px, snr, status and n_images.
     """
     if not found:
-        return pd.DataFrame(columns=["x_px", "y_px", "snr", "status", "n_images"])
+        return pd.DataFrame(columns=[*DETECTION_COLUMNS, "probability", "n_images"])
     every = pd.concat(found, ignore_index=True)
     is_new = every["status"] == "new"
     order = np.lexsort([-every["snr"].to_numpy(float), ~is_new.to_numpy()])

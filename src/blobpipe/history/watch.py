@@ -22,10 +22,13 @@ from blobpipe.history.deep import DeepDifference
 from blobpipe.history.depths import BACKGROUND_PX, HALF, SIDE, measure_depths
 from blobpipe.images.noise import clean_noise
 
+# Latest images over which changes are measured (count)
+N_IMAGES = 16
+
 # S/N of a blob before, from which its changes are measured: below it they drown in the noise
 CLEAR_SNR = 15.0
 
-# Step by which profiles are differentiated (px)
+# Step of the radius by which profiles are differentiated (px)
 STEP_PX = 0.25
 
 # What a blob has changed by, over its error, from which it counts as changed
@@ -34,7 +37,7 @@ CHANGED_SIGMA = 5.0
 CHANGES = ("deeper_frac", "x_px", "y_px", "radius_px")
 
 
-class Health(NamedTuple):
+class BlobHealth(NamedTuple):
     """How the known blobs have changed, from `summarise_changes`.
 
     Attributes
@@ -86,7 +89,7 @@ def measure_changes(deep: DeepDifference, blobs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).set_index("blob")
 
 
-def summarise_changes(changes: pd.DataFrame) -> Health | None:
+def summarise_changes(changes: pd.DataFrame) -> BlobHealth | None:
     """Summarise the changes of all blobs; None if none is watched.
 
     A blob has changed if one of its changes, the median of all taken off, is beyond `CHANGED_SIGMA`.
@@ -98,7 +101,7 @@ def summarise_changes(changes: pd.DataFrame) -> Health | None:
     common = np.median(values, axis=0)
     deeper, x, y, radius = common.tolist()
     changed = (np.abs(values - common) > CHANGED_SIGMA * errors).any(axis=1)
-    return Health(len(changes), deeper, x, y, radius, int(changed.sum()))
+    return BlobHealth(len(changes), deeper, x, y, radius, int(changed.sum()))
 
 
 def _fit_change(
@@ -114,14 +117,12 @@ def _fit_change(
     if good.sum() < 0.8 * near.sum():
         return None
 
-    def profile(dx: float = 0.0, dy: float = 0.0, dr: float = 0.0) -> FloatArray:
-        return blob_profile(shape, radius + dr, x - column + dx, y - row + dy, SIDE)[good]
+    def profile(growth: float = 0.0) -> FloatArray:
+        return blob_profile(shape, radius + growth, x - column, y - row, SIDE)
 
-    def slope(**step: float) -> FloatArray:
-        back = {name: -value for name, value in step.items()}
-        return (profile(**step) - profile(**back)) / (2 * STEP_PX)
-
-    waves = [profile(), slope(dx=STEP_PX), slope(dy=STEP_PX), slope(dr=STEP_PX)]
+    slope_y, slope_x = np.gradient(profile())
+    growth = (profile(STEP_PX) - profile(-STEP_PX)) / (2 * STEP_PX)
+    waves = [wave[good] for wave in (profile(), -slope_x, -slope_y, growth)]
     design = np.column_stack([*(depth * wave for wave in waves), np.ones(good.sum())])
     normal = np.linalg.inv(design.T @ design)
     solution = normal @ (design.T @ window[good].astype(np.float64))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from blobpipe.history.watch import BlobHealth
 from blobpipe.monitor import logbook
 from blobpipe.params import Health
 
@@ -61,6 +62,22 @@ MONITORS = {
     "rejected_frac": Monitor(
         "share of rejected images", "read their reasons: something in their making broke"
     ),
+    "blobs_deeper_frac": Monitor(
+        "median change of the depth of the known blobs, up or down (fraction)",
+        "all together do not fade: the filter, the flat field or the focus has changed",
+    ),
+    "blobs_moved_px": Monitor(
+        "median displacement of the known blobs beyond the shift of the mirror (px)",
+        "the mirror stops elsewhere, or the registration fails; make a stack of newer images",
+    ),
+    "blobs_grown_px": Monitor(
+        "median change of the radius of the known blobs, up or down (px)",
+        "the focus or the mirror has changed; look at large blobs",
+    ),
+    "blobs_changed": Monitor(
+        "known blobs that have faded, grown or moved, each for itself (count)",
+        "blobs stay as they are: look at them, and at what may have landed on them",
+    ),
 }
 # Probability of so many false alarms, or more, if the promise holds, below which it counts as broken
 UNLIKELY = 0.01
@@ -72,7 +89,12 @@ LATEST = (
 )
 
 
-def log_readings(connection: sqlite3.Connection, image_id: int, params: Health) -> list[str]:
+def log_readings(
+    connection: sqlite3.Connection,
+    image_id: int,
+    params: Health,
+    blobs: BlobHealth | None = None,
+) -> list[str]:
     """Take the readings after an image, log them, and describe those that crossed their limit with it.
 
     Call it within the transaction that logs the image, before `notices.queue`.
@@ -81,6 +103,9 @@ def log_readings(connection: sqlite3.Connection, image_id: int, params: Health) 
     ----------
     image_id : int
         Row of the image in ``images``.
+    params : Health
+    blobs : BlobHealth, optional
+        How the known blobs have changed.
 
     Returns
     -------
@@ -88,7 +113,10 @@ def log_readings(connection: sqlite3.Connection, image_id: int, params: Health) 
         One line for each reading that is beyond its limit and was not so before.
     """
     lines = []
-    for what, (value, limit) in _readings(connection, image_id, params).items():
+    readings = _readings(connection, image_id, params)
+    if blobs is not None:
+        readings |= _blob_readings(blobs, params)
+    for what, (value, limit) in readings.items():
         bound, excess = _compare(value, limit)
         since = _crossing(connection, image_id, what, excess, params.hysteresis_frac)
 
@@ -158,6 +186,17 @@ def _readings(
     }
     promise = _broken_promise(connection, image, params)
     return readings if promise is None else readings | {"broken_promise": promise}
+
+
+def _blob_readings(blobs: BlobHealth, params: Health) -> dict[str, tuple[float, Limit]]:
+    """Return what the known blobs have changed by, with the limits."""
+    found = {
+        "blobs_deeper_frac": abs(blobs.deeper_frac),
+        "blobs_moved_px": float(np.hypot(blobs.x_px, blobs.y_px)),
+        "blobs_grown_px": abs(blobs.radius_px),
+        "blobs_changed": float(blobs.n_changed),
+    }
+    return {what: (value, getattr(params, what)) for what, value in found.items()}
 
 
 def _medians(connection: sqlite3.Connection, image: int, window: int) -> dict[str, float | None]:

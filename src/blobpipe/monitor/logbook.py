@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 30.0  # longest wait (s) for another process to finish writing
 TABLES = (
-    *("runs", "images", "files", "subframes", "peaks", "candidates", "detections"),
+    *("runs", "images", "files", "subframes", "peaks", "candidates", "detections", "depths"),
     *("reviews", "notices", "health", "candidate_list"),
 )
 FORMATS = ("csv", "ecsv", "json")

@@ -44,7 +44,7 @@ from blobpipe.core.dates import (
 from blobpipe.core.detector import Detector, read_detector
 from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.fit import DETECTION_COLUMNS
-from blobpipe.detection.match import NEAR_PX, pair
+from blobpipe.detection.match import NEAR_PX, near_blobs, pair
 from blobpipe.detection.operating_point import CANDIDATE
 from blobpipe.detection.promise import OTHER_BAD_PIXELS, PromisedPoint, apply_promised_point
 from blobpipe.detection.search import observe, subframe_scores
@@ -57,9 +57,10 @@ from blobpipe.errors import (
     printable,
 )
 from blobpipe.history import deep
-from blobpipe.history.deep import SettledImage
+from blobpipe.history.deep import DeepDifference, SettledImage
 from blobpipe.history.depths import Depths, measure_histories
 from blobpipe.history.landing import date_history
+from blobpipe.history.watch import N_IMAGES, BlobHealth, measure_changes, summarise_changes
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.clip import clip_image
@@ -283,6 +284,8 @@ class DeepResult:
         Of these places on these images, shape (images, places).
     settled : SettledImage
         This image.
+    health : BlobHealth or None
+        How the known blobs have changed; None if none is watched.
     """
 
     found: pd.DataFrame
@@ -290,6 +293,7 @@ class DeepResult:
     places: pd.DataFrame
     depths: Depths
     settled: SettledImage
+    health: BlobHealth | None
 
 
 @dataclass(frozen=True)
@@ -747,7 +751,8 @@ def _log_result(arrival: Arrival, result: ImageResult, run: Run) -> None:
         _log_file(connection, arrival, image, "changed" if changed else "logged")
         _supersede(connection, image)
         _log_findings(image, result, run)
-        health.log_readings(connection, image, run.params.health)
+        blobs = result.deep.health if result.deep is not None else None
+        health.log_readings(connection, image, run.params.health, blobs)
         notices.queue(connection, image, run.params.notices)
 
 
@@ -1013,9 +1018,10 @@ def _search_latest(
     alone = alone.assign(x_px=alone["x_px"] - shift.x_px, y_px=alone["y_px"] - shift.y_px)
     places = [*PLACE_COLUMNS]
     known = pd.concat([blobs.known[places], blobs.landed[places], alone[places]])
+    differences = latest.differences()
     found = deep.find_deep_blobs(
-        latest,
-        template,
+        differences,
+        replace(template, rms=latest.rms()),
         run.detector,
         deep.thresholds(run.detector.threshold, run.params.deep),
         catalogue=known,
@@ -1038,7 +1044,20 @@ def _search_latest(
         new,
         depths,
         settled,
+        _watch_blobs(differences, blobs, members[0].mjd if members else row["mjd"], run),
     )
+
+
+def _watch_blobs(
+    differences: list[DeepDifference], blobs: KnownBlobs, since_mjd: float, run: Run
+) -> BlobHealth | None:
+    """Measure how the blobs of the catalogue have changed, those left out that have landed since a date."""
+    latest = [each for each in differences if each.n_images == N_IMAGES]
+    if run.catalogue is None or not latest:
+        return None
+    landed = blobs.landed[blobs.landed["first"] >= since_mjd]
+    is_new = near_blobs(run.catalogue, landed).any(axis=1)
+    return summarise_changes(measure_changes(latest[0], run.catalogue[np.logical_not(is_new)]))
 
 
 def _is_persistent(

@@ -394,7 +394,7 @@ POINT = {
         ({"weights": [math.nan] * N_WEIGHTS}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 56 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 84 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),

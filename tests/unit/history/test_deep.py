@@ -121,6 +121,11 @@ def test_few_images_make_the_shallow_depths_only() -> None:
     assert [each.n_images for each in found] == [2, 4]
 
 
+def test_without_deep_differences_nothing_is_found(detector: DenseDetector) -> None:
+    found = deep.find_deep_blobs([], Template(), detector, {})
+    assert found[["x_px", "y_px", "radius_px", "status", "n_images"]].empty
+
+
 def test_sums_are_those_of_numpy() -> None:
     rng = np.random.default_rng(5)
     values = [rng.integers(-500, 500, (70, 30)).astype(np.int16) for _ in range(9)]
@@ -168,11 +173,11 @@ def persistent(
     """Settle and search differences; return the new blobs that have landed and stayed, with their dates."""
     stack = np.zeros((WIDE, WIDE), np.float32)
     latest = Latest()
-    for difference, shift in zip(differences, shifts or [NO_SHIFT] * KEPT, strict=True):
-        latest.add(settle(difference, stack, shift))
+    for image, shift in zip(differences, shifts or [NO_SHIFT] * KEPT, strict=True):
+        latest.add(settle(image, stack, shift))
     point = deep.thresholds(detector.threshold, Deep())
-    template = Template(stack=stack, noise_model=WHITE)
-    found = deep.find_deep_blobs(latest, template, detector, point, catalogue=known)
+    template = Template(rms=latest.rms(), noise_model=WHITE)
+    found = deep.find_deep_blobs(latest.differences(), template, detector, point, catalogue=known)
     found = found[found["status"] == "new"]
     depths = measure_histories(latest.images, found)
     dates = np.arange(float(KEPT)) if mjd is None else mjd

@@ -65,6 +65,7 @@ def test_only_images_that_training_has_not_seen(made_project: Path) -> None:
     images = tables.image_table(raw, difference, scale)
     found = completeness.list_backgrounds(images, tables.read_blobs(raw), difference, recipes)
     assert found
+    assert not any("observation" in vars(background) for background in found)  # read when used
     assert not shown & {background.name for background in found}
     assert "frame5" not in {background.name for background in found}  # the one with the new blob
 
