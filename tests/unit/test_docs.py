@@ -29,6 +29,7 @@ from blobpipe.detection.detectors import (
     ReportDetector,
 )
 from blobpipe.detection.fit import DETECTION_COLUMNS
+from blobpipe.history import archive
 from blobpipe.images.clip import Clipping
 from blobpipe.images.scale import Scaling
 from blobpipe.monitor import catalogue, logbook, scan
@@ -284,6 +285,9 @@ KNOWN: dict[str, Sequence[str]] = {
     "scan/frames.csv": scan.FRAME_COLUMNS,
     "scan/subframes.csv": scan.SUBFRAME_COLUMNS,
     "scan/detections.csv": (*scan.PLACE_COLUMNS, *scan.FIT_COLUMNS),
+    "history/blobs.csv": ("blob", "x_px", "y_px", "radius_px", "shape", *archive.DATED_COLUMNS),
+    "history/history.csv": archive.HISTORY_COLUMNS,
+    "history/frames.csv": archive.FRAME_COLUMNS,
     "operating_point.yaml": [key.name for key in fields(promise.PromisedPoint)],
     **{f"quicklook/{table}.csv": _of_the_log(table) for table in logbook.TABLES},
     "known/blobs.csv": catalogue.COLUMNS,

@@ -42,6 +42,9 @@ DATED_COLUMNS = (
     *("step_frac", "step_err_frac", "history", "log_odds"),
 )
 
+HISTORY_COLUMNS = ("blob", "frame", "mjd", "depth_frac", "depth_err_frac")
+FRAME_COLUMNS = ("frame", "mjd", "status", "reason", "noise_frac")
+
 # Blobs that a figure shows, the strongest first (count), and its columns
 MOST_DRAWN = 24
 N_COLUMNS = 3
@@ -141,7 +144,7 @@ def date_catalogue(
     histories = [History(usable, depth[:, k], error[:, k]) for k in range(len(blobs))]
     dated = blobs.join(pd.DataFrame([history.row() for history in histories], index=blobs.index))
     tables.write_table(out_dir / "history.csv", _long_table(blobs, histories))
-    tables.write_table(out_dir / "frames.csv", frames.drop(columns="path"))
+    tables.write_table(out_dir / "frames.csv", frames[list(FRAME_COLUMNS)])
     tables.write_table(out_dir / "blobs.csv", dated)
     draw_histories(out_dir / "history.png", blobs, histories)
     counts = dated["history"].value_counts()
@@ -301,19 +304,13 @@ def _make_reference(
 
 def _long_table(blobs: pd.DataFrame, histories: list[History]) -> pd.DataFrame:
     """Return the depth of each blob on each image, one row each."""
-    parts = [
-        pd.DataFrame(
-            {
-                "blob": name,
-                "frame": history.frames["frame"],
-                "mjd": history.frames["mjd"],
-                "depth_frac": history.depth_frac,
-                "depth_err_frac": history.error_frac,
-            }
+    parts = []
+    for name, history in zip(blobs["blob"], histories, strict=True):
+        part = history.frames[["frame", "mjd"]].assign(
+            blob=name, depth_frac=history.depth_frac, depth_err_frac=history.error_frac
         )
-        for name, history in zip(blobs["blob"], histories, strict=True)
-    ]
-    return pd.concat(parts, ignore_index=True)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)[list(HISTORY_COLUMNS)]
 
 
 def draw_histories(path: Path, blobs: pd.DataFrame, histories: list[History]) -> None:
@@ -331,7 +328,8 @@ def draw_histories(path: Path, blobs: pd.DataFrame, histories: list[History]) ->
         axis.set_axis_off()
     for axis, k in zip(axes.flat, order, strict=False):
         draw_history(axis, histories[k], found[k])
-        axis.set_title(str(blobs["blob"].iloc[k]), fontsize=9)
+        axis.set_title(f"{blobs['blob'].iloc[k]}{_interval_text(found[k])}", fontsize=9)
+        axis.locator_params(axis="x", nbins=4)
     figure.supxlabel("date (MJD)")
     figure.supylabel("depth (% of the light)")
     figure.tight_layout()
@@ -357,5 +355,10 @@ def draw_history(axis: Axes, history: History, found: Landing | None) -> None:
     date = mjd[found.first]
     axis.plot([mjd[0], date, date, mjd[-1]], np.repeat(step, 2), color=plotting.ORANGE)
     axis.axvspan(found.after_mjd, found.before_mjd, color=plotting.BLUE, alpha=0.25)
-    label = f"{format_mjd(found.after_mjd)} to {format_mjd(found.before_mjd)}"
-    axis.annotate(label, (0.02, 0.9), xycoords="axes fraction", fontsize=7)
+
+
+def _interval_text(found: Landing | None) -> str:
+    """Return the interval of a landing as the end of a title; empty without one."""
+    if found is None or found.verdict != "landed":
+        return ""
+    return f": {format_mjd(found.after_mjd)} to {format_mjd(found.before_mjd)}"
