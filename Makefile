@@ -28,7 +28,8 @@ run: install ## run the whole pipeline (CORES=2) and print the path of the repor
 	@$(MAKE) --no-print-directory report
 
 report: install ## write results/report.html from the existing results
-	snakemake --quiet host progress --report results/report.html
+	snakemake --quiet host progress --report results/stages.html
+	@blobpipe report > /dev/null
 	@echo "The report: $(CURDIR)/results/report.html"
 
 repro: install ## run the same pipeline with DVC
@@ -40,7 +41,8 @@ compare: install ## list all experiments: what each changed, its rates with inte
 test: install ## run the tests, including whole runs of both tools (15 minutes)
 	pytest -n 2 --dist loadgroup -m 'not long'
 
-test-all: install ## run all tests, including a kill in every stage, experiments and all benchmarks (45 minutes)
+test-all: install ## run all tests, including a kill in every stage, experiments, SLURM and S3 where they are installed, and all benchmarks (one hour)
+	@python -m pip install -q -c constraints.txt -e '.[cluster]'
 	pytest -n 2 --dist loadgroup
 
 mutants: install ## change the code at random points and list the changes that no test detects (MUTANTS=200 SEED=1; one hour)
@@ -72,5 +74,5 @@ unlock: install ## clear the locks of runs that were killed
 	python workflow/scripts/run_lock.py
 
 clean: ## remove logs, caches and the report; keep the stages' outputs
-	rm -rf logs results/report.html dvc_plots .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf logs results/report.html results/stages.html dvc_plots .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests workflow -name __pycache__ -type d -prune -exec rm -rf {} +

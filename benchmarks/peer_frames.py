@@ -14,7 +14,6 @@ from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.core.detector import DEFAULT
 from blobpipe.core.random_streams import log_uniform, stream
 from blobpipe.images import tiles
-from blobpipe.simulation.campaign import DIFFERENCE_NOISE_FRAC
 from blobpipe.simulation.inject import add_blob
 
 KINDS = {
@@ -90,7 +89,7 @@ def make_frame(kind: str, index: int, *, seed: int, side: int = 1024) -> Frame:
     side : int
         Side of the image, a multiple of 256 (px).
     """
-    noise_frac = DIFFERENCE_NOISE_FRAC
+    noise_frac = DEFAULT.difference_noise_frac
     if kind == "halved":
         noise_frac = noise_frac / 2
     if kind == "doubled":

@@ -31,12 +31,13 @@ from playwright.sync_api import sync_playwright
 
 from blobpipe.core import tables
 from blobpipe.monitor import logbook, quicklook
+from blobpipe.networks import model_file
 from blobpipe.params import Campaign, Params, Quicklook
 from blobpipe.review.server import TOKEN_VARIABLE
 from blobpipe.simulation import campaign
 
 IMG = Path(__file__).resolve().parent / "img"
-MODEL = Path(quicklook.__file__).with_name("model.safetensors")
+MODEL = model_file.PACKAGED
 SHORT = Campaign(n_frames=44, n_cases=6)  # the newest image is the first to show a blob
 MAX_BYTES = 250_000
 COLOURS = (256, 128, 64, 32, 24)  # of a picture; noise compresses badly

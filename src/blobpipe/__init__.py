@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from blobpipe.monitor.export import write_regions
     from blobpipe.params import Params, load_params
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 PLACES = {  # where each name is defined, and as what
     "read_image": ("core.fits_images", "read_image"),

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import date
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from blobpipe import __version__
 from blobpipe.errors import BlobpipeError, FrameError, ParamsError, printable
@@ -48,6 +48,7 @@ OWN_MODEL = f"{DETECT}/model.safetensors"
 
 # Metrics of the regression test, which the gate reads
 REGRESSION_METRICS = f"{REGRESSION}/metrics.json"
+STAGES_PAGE = "stages.html"  # Snakemake's own report, beside ours
 PARAMS = "params.yaml"
 LOG = "quicklook/log.sqlite"
 
@@ -152,11 +153,14 @@ def _dense(args: argparse.Namespace) -> None:
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from blobpipe.detection.detect import detect
+    from blobpipe.detection.detect import detect, search_batches
 
     params = _params(args)
-    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
-    detect(*folders, DENSE_MODEL, DETECT, params)
+    folders = (RAW, DIFFERENCE, SCALE)
+    if not args.gather:
+        search_batches(*folders, DENSE_MODEL, DETECT, params, args.batch)
+    if args.batch is None:
+        detect(*folders, CUTOUT, DENSE_MODEL, DETECT, params)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -173,6 +177,11 @@ def _regression(args: argparse.Namespace) -> None:
 
     params = _params(args)
     folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    radii_px = params.evaluate.radii_px
+    if not args.gather:
+        regression.score_batches(folders, MODEL, REGRESSION, radii_px=radii_px, batch=args.batch)
+    if args.batch is not None:
+        return
     rate = params.detect.false_alarms_per_100_frames
     regression.regress(
         folders,
@@ -180,7 +189,7 @@ def _regression(args: argparse.Namespace) -> None:
         MODEL,
         REGRESSION,
         params.regression,
-        radii_px=params.evaluate.radii_px,
+        radii_px=radii_px,
         per_100_frames=rate,
         detector=_detector(params),
     )
@@ -197,8 +206,10 @@ def _completeness(args: argparse.Namespace) -> None:
         params.clip, params.scale, params.vetting, radii_px, rate, _detector(params)
     )
     models = (f"{DETECT}/model.safetensors", MODEL)
+    folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
+    baselines = f"{REGRESSION}/batches"
     completeness.measure_completeness(
-        RAW, DIFFERENCE, SCALE, CUTOUT, models, COMPLETENESS, params.completeness, setting=setting
+        *folders, models, baselines, COMPLETENESS, params.completeness, setting=setting
     )
 
 
@@ -224,6 +235,21 @@ def _gate(args: argparse.Namespace) -> int:
         print(line)
     print("\n".join(failed) or "passed")
     return 1 if failed else 0
+
+
+def _report(args: argparse.Namespace) -> None:
+    from blobpipe.validation.report_page import write_report
+
+    pipeline = Path("dvc.yaml")
+    write_report(
+        Path("results"),
+        args.out,
+        _params(args),
+        pipeline=pipeline,
+        stages=STAGES_PAGE,
+        revision=args.against,
+    )
+    print(args.out)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -270,7 +296,26 @@ def _detector_measure(args: argparse.Namespace) -> None:
         print(line)
 
 
+def _say_when_compiling() -> None:
+    """Say once if kernels have to be compiled, which takes a while at the first use on a machine."""
+    from numba.core import event
+
+    class Listener(event.Listener):
+        said = False
+
+        def on_start(self, event: object) -> None:
+            if not self.said:
+                logging.info("compiling for this processor, which is done once (about a minute)")
+            self.said = True
+
+        def on_end(self, event: object) -> None:
+            pass
+
+    event.register("numba:compile", Listener())  # type: ignore[no-untyped-call]
+
+
 def _scan(args: argparse.Namespace) -> int:
+    _say_when_compiling()
     from blobpipe.monitor.scan import scan
 
     return scan(
@@ -305,6 +350,7 @@ def _history(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> None:
+    _say_when_compiling()
     from blobpipe.monitor.scan import calibrate, calibrate_log
 
     if (args.log is None) == (not args.images):
@@ -339,6 +385,7 @@ def _calibrate(args: argparse.Namespace) -> None:
 
 
 def _quicklook(args: argparse.Namespace) -> None:
+    _say_when_compiling()
     from blobpipe.monitor import quicklook
 
     params = _params_if_any(args)
@@ -367,10 +414,7 @@ def _log(args: argparse.Namespace) -> None:
         logbook.export_tables(connection, args.table, args.out)
     else:
         rows = logbook.table(connection, args.table)
-        for name in rows:
-            if str(name).endswith("sha256"):
-                rows[name] = rows[name].str[:12]  # to be read, not to be compared
-        print(rows.to_string(index=False) if len(rows) else f"{args.table}: no rows")
+        print(logbook.printed(rows, args.table, wide=args.wide))
 
 
 def _catalogue(args: argparse.Namespace) -> None:
@@ -587,7 +631,8 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
         "optional: search for better settings of the report's network: results/search (ISR 7)",
     ),
 }
-BATCHED = ("difference", "clip", "scale")
+BATCHED = ("difference", "clip", "scale", "detect", "regression")
+GATHERED = ("detect", "regression")
 
 # Commands as --help lists them
 GROUPS = {
@@ -597,7 +642,7 @@ GROUPS = {
     ),
     "single images": ("check", "scan", "calibrate"),
     "an archive of images": ("history",),
-    "settings and results of the pipeline": ("params", "gate"),
+    "settings and results of the pipeline": ("params", "gate", "report"),
     "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
 }
 
@@ -620,6 +665,7 @@ EXAMPLES = {
     "history": "blobpipe history archive --catalogue positions.csv --out dated",
     "params": "blobpipe params > params.yaml",
     "gate": "blobpipe gate --against HEAD",
+    "report": "blobpipe report --against HEAD~1",
 }
 
 # What a status of 1 means besides an error, which one line on stderr describes
@@ -669,6 +715,37 @@ def _shared_options() -> _Shared:
     return _Shared(common, settings, log, detector)
 
 
+class _Completion(argparse.Action):
+    """Print the completion of a shell, and end."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        import shtab
+
+        _complete_paths(parser, shtab.FILE)
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> None:
+    """Let every argument that is a path, of a command and of what it consists of, be completed as one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                action.help = None
+                # shtab completes the commands that the help lists by itself, which ours does not
+                listed = action._ChoicesPseudoAction(name, [], command.description or name)
+                action._choices_actions.append(listed)
+                _complete_paths(command, kind)
+        elif action.type is Path or action.dest == "params":
+            action.complete = kind  # type: ignore[attr-defined]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command line."""
     parser = argparse.ArgumentParser(
@@ -677,7 +754,16 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print what completes commands in bash, zsh or tcsh",
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
     shared = _shared_options()
     _add_stages(commands, shared)
     _add_check(commands, shared)
@@ -691,6 +777,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_page(commands, shared)
     _add_export(commands, shared)
     _add_gate(commands, shared)
+    _add_report(commands, shared)
     _add_notify(commands, shared)
     _add_doctor(commands, shared)
     _add_params(commands, shared)
@@ -710,6 +797,8 @@ def _describe_commands(parser: argparse.ArgumentParser, commands: Commands) -> N
         lines.append("")
     lines.append("'blobpipe COMMAND --help' describes a command, with an example.")
     parser.epilog = "\n".join(lines)
+    # argparse itself would leave out what has no help
+    parser.usage = "%(prog)s [-h] [--version] [--completion SHELL] COMMAND ..."
     for name, command in commands.choices.items():
         one = f"an error{' ' * (name in FAILURES)}{FAILURES.get(name, '')}"
         command.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -730,7 +819,13 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
         stage.set_defaults(work=work)
         if name in BATCHED:
             stage.add_argument(
-                "--batch", type=int, help="process only this batch of 64 images (default: all)"
+                "--batch", type=int, help="process only this batch of images (default: all)"
+            )
+        if name in GATHERED:
+            stage.add_argument(
+                "--gather",
+                action="store_true",
+                help="take the batches as they have been made, and do the rest",
             )
     commands.choices["campaign"].add_argument(
         "--threads", type=int, default=1, help="number of processes (default: %(default)s)"
@@ -958,6 +1053,11 @@ def _add_log(commands: Commands, shared: _Shared) -> None:
         metavar="FILE",
         help="write the table to a .csv, .ecsv or .json file instead",
     )
+    log.add_argument(
+        "--wide",
+        action="store_true",
+        help="print all columns and whole checksums, in lines longer than 100 characters",
+    )
     log.set_defaults(work=_log)
 
 
@@ -1111,6 +1211,29 @@ def _add_gate(commands: Commands, shared: _Shared) -> None:
         "--against", metavar="REV", help="also list the cases won and lost since a git revision"
     )
     gate.set_defaults(work=_gate)
+
+
+def _add_report(commands: Commands, shared: _Shared) -> None:
+    """Add the command ``report``."""
+    report = commands.add_parser(
+        "report",
+        parents=[shared.settings, shared.common],
+        description="write the first page of the report: verdict, numbers, figures, what changed",
+    )
+    report.add_argument(
+        "--against",
+        default="HEAD",
+        metavar="REV",
+        help="git revision to compare with (default: %(default)s)",
+    )
+    report.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/report.html"),
+        metavar="FILE",
+        help="HTML file to write (default: %(default)s)",
+    )
+    report.set_defaults(work=_report)
 
 
 def _add_notify(commands: Commands, shared: _Shared) -> None:

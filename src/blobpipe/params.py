@@ -1319,7 +1319,7 @@ def yaml_lines(section: Section, indent: str = "") -> Iterator[str]:
         if isinstance(value, Section):
             yield f"{indent}{key}:  # {type(value).__doc__}"
             yield from yaml_lines(value, f"{indent}  ")
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             yield f"{indent}{key}:  # {field.description}"
             for name, item in section.model_dump(mode="json")[key].items():
                 yield f"{indent}  {name}: {json.dumps(item)}"

@@ -197,9 +197,16 @@ def test_the_fast_median_is_the_median(seed: int, n: int, kind: str) -> None:
     assert fits_images.median(values) == np.median(values)
 
 
-@given(st.integers(0, 1000))
+@given(st.integers(0, 50_000))
 def test_batches_cover_every_row_once(n: int) -> None:
     slices = tables.batches(n)
     rows = list(itertools.chain.from_iterable(range(n)[part] for part in slices))
     assert rows == list(range(n))
-    assert all(0 < part.stop - part.start <= tables.BATCH for part in slices)
+    assert all(0 < part.stop - part.start <= tables.batch_size(n) for part in slices)
+    assert len(slices) <= tables.MAX_BATCHES
+
+
+def test_a_longer_list_hardly_ever_moves_a_batch() -> None:
+    sizes = [tables.batch_size(n) for n in range(50_000)]
+    assert set(sizes) == {64, 128, 256, 512, 1024, 2048}
+    assert tables.batch_size(tables.MAX_BATCHES * 64) == 64

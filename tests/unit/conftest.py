@@ -98,6 +98,7 @@ def detect_dir(
     out = tmp_path_factory.mktemp("detect") / "detect"
     data = made_project / "data"
     folders = (data / "raw", data / "difference", data / "scale", made_project / "results/cutout")
+    detect.search_batches(*folders[:3], dense_model, out, Params())
     detect.detect(*folders, dense_model, out, Params())
     return out
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.io import fits
 from PIL import Image
 
-from blobpipe.monitor import logbook
+from blobpipe.core import files
+from blobpipe.monitor import logbook, thumbnails
+from blobpipe.review import planes
 
 FIRST_MJD = 55000.0
 CADENCE_DAYS = 0.6
@@ -183,6 +186,45 @@ def _strength(depth: float, rng: np.random.Generator) -> dict[str, float]:
         "score": 0.98,
         "probability": float(rng.uniform(0.6, 0.999)),
     }
+
+
+MISSED = (612.0, 344.0)  # where `keep_pixels` puts a blob that the log does not have (px)
+DEPTH = 0.08
+
+
+def keep_pixels(connection: sqlite3.Connection, number: int, side: int = 1024) -> None:
+    """Write the file of a searched image and its pixels as quicklook keeps them, its blobs in them, and one more."""
+    path = planes.log_path(connection)
+    rng = np.random.default_rng(number)
+    image = connection.execute("SELECT * FROM images WHERE id = ?", (number,)).fetchone()
+    found = connection.execute("SELECT x_px, y_px FROM detections WHERE image = ?", (number,))
+    y, x = np.mgrid[:side, :side]
+    difference = rng.normal(0, image["noise_frac"], (side, side))
+    cells = np.full((side // 4, side // 4), 0.02, np.float32)
+    for x_px, y_px in (*map(tuple, found), MISSED):
+        difference += DEPTH * (np.hypot(x - x_px, y - y_px) < 6)
+        cells[min(int(y_px), side - 1) // 4, min(int(x_px), side - 1) // 4] = 0.6
+    difference[:5] = np.nan
+    template = 0.004 * np.sin(x / 40) + 0.002 * rng.standard_normal((side, side))
+
+    file = path.with_name(f"{image['name']}.fits")
+    fits.PrimaryHDU((difference + template).astype(np.float32)).writeto(file)
+    sha256 = files.sha256(file)
+    step = thumbnails.step_of(image["noise_frac"])
+    kept = {
+        "difference": thumbnails.pack(difference.astype(np.float32), step),
+        "map": thumbnails.pack(cells, thumbnails.MAP_STEP),
+    }
+    for plane, content in kept.items():
+        target = thumbnails.pixels_path(path, sha256, plane)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(content)
+    with logbook.writing(connection):
+        size = {"sha256": sha256, "nx_px": side, "ny_px": side}
+        logbook.update(connection, "images", number, size)
+        row = {"path": str(file), "sha256": sha256, "size_bytes": file.stat().st_size}
+        row |= {"modified_ns": 0, "seen": logbook.now(), "outcome": "logged", "image": number}
+        logbook.insert(connection, "files", row)
 
 
 def _picture(image: int, detection: int | None, kind: str, content: bytes) -> dict[str, Any]:

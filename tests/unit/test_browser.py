@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from tests.unit import synthetic_log
 from tests.unit.served import TOKEN, served
 
 from blobpipe import cli
-from blobpipe.monitor import logbook
+from blobpipe.monitor import logbook, thumbnails
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip(
@@ -40,8 +42,10 @@ PAGES = {
     "images": "/images?first=2009-10-14",
     "map": "/map",
     "timeline": "/timeline",
+    "a part of the map": "/map?sort=snr&decision=confirmed",
     "what is not there": "/nothing",
 }
+LOOKS = [(1280, "light"), (390, "dark")]
 SECONDS = 30.0  # that anything may take
 
 
@@ -110,6 +114,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                 "reason": "as round as one",
             }
             logbook.insert(connection, "reviews", review | {"at": logbook.now()})
+    for number in (219, 220):
+        synthetic_log.keep_pixels(connection, number)
+    connection.close()
+    with served(log) as address:
+        yield Site(address, log)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Site]:
+    """A server of a log that a test may write to, with nothing decided."""
+    log = tmp_path / "log.sqlite"
+    connection = synthetic_log.make_log(log, 220)
+    for number in (219, 220):
+        synthetic_log.keep_pixels(connection, number)
     connection.close()
     with served(log) as address:
         yield Site(address, log)
@@ -263,7 +281,7 @@ def focused(page: Any) -> int:
 
 
 def said(page: Any) -> str:
-    return str(page.get_by_role("status").inner_text())
+    return str(page.locator(".said").get_by_role("status").inner_text())
 
 
 def test_a_candidate_confirmed_by_keyboard_alone_is_in_the_catalogue(
@@ -400,6 +418,333 @@ def test_the_first_tab_leads_past_the_navigation(desk: Any, site: Site) -> None:
     assert skip.bounding_box()["x"] >= 0
     press(desk, "Enter", "Tab")
     assert desk.evaluate("document.activeElement.closest('main') !== null")
+
+
+# --------------------------------------------------------------------------------------------------------- pictures
+
+
+def packed(site: Site, page: Any, number: int, plane: str) -> Any:
+    """A plane of an image as the server sends it, unpacked."""
+    answer = page.context.request.get(f"{site.address}/pixels/{number}/{plane}")
+    return thumbnails.unpack(zlib.compress(answer.body()))[0]
+
+
+def readout(page: Any) -> dict[str, str]:
+    """What is said beside the picture."""
+    lines = page.locator(".readout dl div").all()
+    return {line.locator("dt").inner_text(): line.locator("dd").inner_text() for line in lines}
+
+
+def await_words(page: Any, words: str) -> None:
+    """Wait until they are said beside the picture."""
+    page.locator(".readout").filter(has_text=words).wait_for()
+
+
+def view_box(page: Any) -> list[float]:
+    """Left, top, width, height of what is seen of the image (px)."""
+    text = page.locator(".stage svg").get_attribute("viewBox")
+    return [float(value) for value in text.split()]
+
+
+def open_image(page: Any, site: Site, number: int = 220) -> Any:
+    """Go to an image and wait for its pixels; return the stage."""
+    page.goto(f"{site.address}/image/{number}")
+    await_words(page, "of the light")
+    return page.locator(".stage")
+
+
+@contextmanager
+def look(browser: Any, site: Site, width: int, scheme: str) -> Iterator[Any]:
+    """A window of a size in a scheme, signed in."""
+    with tab(browser, width, site=site, color_scheme=scheme, has_touch=width < 800) as (page, _):
+        yield page
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_the_value_under_the_pointer_is_that_of_the_pixel(
+    browser: Any, site: Site, width: int, scheme: str
+) -> None:
+    with look(browser, site, width, scheme) as page:
+        stage = open_image(page, site)
+        values = packed(site, page, 220, "difference")
+        box = stage.bounding_box()
+        at = {"x": round(box["width"] * 0.3), "y": round(box["height"] * 0.6)}
+        stage.click(position=at)
+        x = int((at["x"] + 0.0) / box["width"] * 1024)
+        y = int(1024 - at["y"] / box["height"] * 1024)
+        shown = readout(page)
+        [x_shown, y_shown] = map(int, re.findall(r"\d+", shown["Pixel, 0-based"]))
+        assert abs(x_shown - x) <= 1
+        assert abs(y_shown - y) <= 1
+        assert f"x {x_shown - 4}, y {y_shown - 4} (DS9, 1014 frame)" in shown["FLT, 1-based"]
+        assert shown["Value"].startswith(light(values[y_shown, x_shown]))
+
+        # pixel by pixel with keys; each step is announced
+        stage.focus()
+        press(page, "ArrowRight", "ArrowUp", "ArrowUp", "Shift+ArrowLeft")
+        shown = readout(page)
+        assert shown["Pixel, 0-based"] == f"x {x_shown + 1 - 10}, y {y_shown + 2}"
+        assert shown["Value"].startswith(light(values[y_shown + 2, x_shown - 9]))
+        assert page.locator(".readout").get_attribute("aria-live") == "polite"
+
+        # no value, and the edge
+        for _ in range(110):
+            press(page, "Shift+ArrowDown")
+        assert readout(page)["Pixel, 0-based"] == f"x {x_shown - 9}, y 0"
+        assert readout(page)["Value"] == "no value"
+        beside = page.locator(".readout").bounding_box()
+        assert beside["y"] >= box["y"] + box["height"] or beside["x"] >= box["x"] + box["width"]
+
+
+def light(value: float) -> str:
+    """A value as the page writes it."""
+    return f"{100 * float(value):.2f} % of the light lost".replace("-", "\N{MINUS SIGN}")
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_the_picture_is_zoomed_and_moved(browser: Any, site: Site, width: int, scheme: str) -> None:
+    with look(browser, site, width, scheme) as page:
+        stage = open_image(page, site)
+        assert view_box(page) == [0, 0, 1024, 1024]
+        stage.scroll_into_view_if_needed()
+        box = stage.bounding_box()
+        scrolled = page.evaluate("scrollY")
+
+        # the wheel zooms where the pointer is, which stays there
+        place = (box["x"] + 0.25 * box["width"], box["y"] + 0.25 * box["height"])
+        page.mouse.move(*place)
+        page.mouse.wheel(0, -600)
+        await_words(page, "3.3")
+        left, top, seen, _ = view_box(page)
+        assert seen == pytest.approx(1024 / math.exp(1.2))
+        assert left + 0.25 * seen == pytest.approx(256, abs=2)
+        assert top + 0.25 * seen == pytest.approx(256, abs=2)
+        assert page.evaluate("scrollY") == scrolled
+
+        # a drag moves the picture with the pointer
+        page.mouse.down()
+        page.mouse.move(place[0] - 20, place[1] - 30, steps=5)
+        page.mouse.up()
+        moved = view_box(page)
+        assert moved[0] - left == pytest.approx(20 / box["width"] * seen, rel=0.1)
+        assert moved[1] - top == pytest.approx(30 / box["height"] * seen, rel=0.1)
+
+        # keys, and the picture never leaves the frame
+        stage.focus()
+        press(page, "0")
+        assert view_box(page) == [0, 0, 1024, 1024]
+        press(page, *["+"] * 8)
+        assert view_box(page)[2] == 16
+        for _ in range(120):
+            press(page, "Shift+ArrowRight")
+        left, _, seen, _ = view_box(page)
+        assert left + seen == 1024
+        assert readout(page)["Pixel, 0-based"].startswith("x 1023,")
+        page.get_by_role("button", name="Whole").click()
+        assert view_box(page) == [0, 0, 1024, 1024]
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_planes_stretch_and_blinking(browser: Any, site: Site, width: int, scheme: str) -> None:
+    with look(browser, site, width, scheme) as page:
+        stage = open_image(page, site)
+        stage.focus()
+        press(page, "ArrowRight")
+        where = readout(page)["Pixel, 0-based"]
+        x, y = map(int, re.findall(r"\d+", where))
+        for key, plane, name in (
+            ("t", "template", "Template"),
+            ("i", "image", "Image"),
+            ("m", "map", "Network's map"),
+            ("d", "difference", "Difference"),
+        ):
+            press(page, key)
+            page.get_by_role("button", name=name, pressed=True).wait_for()
+            values = packed(site, page, 220, plane)
+            value = values[y // 4, x // 4] if plane == "map" else values[y, x]
+            text = f"probability {value:.2f}" if plane == "map" else light(value)
+            await_words(page, text)
+            assert readout(page)["Shown"] == f"{name} of i0000220q_blob"
+
+        # the stretch changes what is drawn
+        drawn = "document.querySelector('.stage canvas').toDataURL()"
+        at_4 = page.evaluate(drawn)
+        press(page, "]")
+        assert page.get_by_label("Stretch").input_value() == "8"
+        assert page.evaluate(drawn) != at_4
+        page.get_by_label("Stretch").select_option("4")
+        assert page.evaluate(drawn) == at_4
+
+        # one image and the image before, in turn
+        stage.focus()
+        press(page, "b")
+        await_words(page, "i0000219q_blob, the image before")
+        before = packed(site, page, 219, "difference")
+        await_words(page, light(before[y, x]))
+        await_words(page, "Difference of i0000220q_blob")
+        press(page, "b")
+        assert readout(page)["Shown"] == "Difference of i0000220q_blob"
+
+        # circles and names go and come
+        circle = page.locator(".stage .around circle").first
+        assert circle.is_visible()
+        press(page, "h")
+        assert not circle.is_visible()
+
+
+def test_who_wants_no_motion_blinks_by_hand(browser: Any, site: Site) -> None:
+    with tab(browser, site=site, reduced_motion="reduce") as (page, _):
+        stage = open_image(page, site)
+        stage.focus()
+        press(page, "b")
+        await_words(page, "before")
+        page.wait_for_timeout(1600)
+        assert "before" in readout(page)["Shown"]
+
+
+def test_two_fingers_zoom(browser: Any, site: Site) -> None:
+    with tab(browser, 390, site=site, has_touch=True) as (page, _):
+        stage = open_image(page, site)
+        stage.scroll_into_view_if_needed()
+        box = stage.bounding_box()
+        fingers = page.context.new_cdp_session(page)
+
+        def touch(kind: str, apart: float) -> None:
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            points = [{"x": x - apart, "y": y, "id": 1}, {"x": x + apart, "y": y, "id": 2}]
+            fingers.send(
+                "Input.dispatchTouchEvent",
+                {"type": kind, "touchPoints": [] if kind == "touchEnd" else points},
+            )
+
+        touch("touchStart", 20)
+        for apart in range(24, 84, 4):
+            touch("touchMove", apart)
+        touch("touchEnd", 0)
+        assert view_box(page)[2] == pytest.approx(1024 / 4, rel=0.3)
+
+
+def test_an_image_without_kept_pixels_says_so_and_still_zooms(browser: Any, site: Site) -> None:
+    with tab(browser, site=site) as (page, _):
+        page.goto(f"{site.address}/image/200")
+        assert "not kept" in readout(page)["Value"]
+        page.locator(".stage").focus()
+        press(page, "+")
+        assert view_box(page)[2] == 512
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_a_missed_blob_is_added_by_a_click(
+    browser: Any, own: Site, width: int, scheme: str
+) -> None:
+    with look(browser, own, width, scheme) as page:
+        stage = open_image(page, own)
+        before = own.decisions()
+        stage.focus()
+        press(page, "a")
+        require_soundness(page)
+        page.set_viewport_size({"width": width, "height": SIZES[width]})
+        stage.scroll_into_view_if_needed()
+        box = stage.bounding_box()
+        x, y = synthetic_log.MISSED
+        at = {"x": (x + 0.5) / 1024 * box["width"], "y": (1023.5 - y) / 1024 * box["height"]}
+        stage.click(position=at)
+        form = page.get_by_role("form", name="Add a missed blob")
+        assert float(form.get_by_label("x (px").input_value()) == pytest.approx(x, abs=3)
+        assert float(form.get_by_label("y (px").input_value()) == pytest.approx(y, abs=3)
+        form.get_by_label("Your name").fill("Grace")
+        with page.expect_navigation():
+            form.get_by_role("button", name="Add and confirm").click()
+        added = {number: d for number, d in own.decisions().items() if number not in before}
+        [(number, decision)] = added.items()
+        assert decision == "confirmed"
+        assert said(page) == f"Candidate {number}: confirmed."
+        assert page.locator(".around.confirmed text").get_by_text(f"{number}").count() == 1
+
+
+# ----------------------------------------------------------------------------------------------- tables and decisions
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_tables_sort_and_filter(browser: Any, site: Site, width: int, scheme: str) -> None:
+    with look(browser, site, width, scheme) as page:
+        page.goto(f"{site.address}/map")
+        numbers = page.locator("tbody th")
+        page.get_by_role("link", name="Candidate", exact=True).click()
+        down = [int(text) for text in numbers.all_inner_texts()]
+        assert down == sorted(down, reverse=True)
+        page.get_by_role("link", name="Candidate", exact=True).click()
+        assert [int(text) for text in numbers.all_inner_texts()] == down[::-1]
+        require_soundness(page)
+        page.locator("select[name=decision]").select_option("unsure")
+        page.get_by_role("button", name="Show").click()
+        assert [int(text) for text in numbers.all_inner_texts()] == [
+            number for number, decision in site.decisions().items() if decision == "unsure"
+        ]
+
+        # a short table is sorted where it is
+        with contextlib.closing(logbook.connect(site.log)) as connection:
+            often = "SELECT id FROM candidate_list ORDER BY sightings DESC LIMIT 1"
+            number = connection.execute(often).fetchone()["id"]
+        page.goto(f"{site.address}/candidate/{number}")
+        column = page.locator("table[data-sortable] tbody tr td:nth-child(7)")
+        head = page.get_by_role("button", name="S/N")
+        head.click()
+        values = [float(text) for text in column.all_inner_texts()]
+        assert len(values) > 2
+        assert values == sorted(values, reverse=True)
+        head.click()
+        assert [float(text) for text in column.all_inner_texts()] == sorted(values)
+
+
+@pytest.mark.parametrize(("width", "scheme"), LOOKS)
+def test_several_are_decided_at_once_and_undone_by_a_key(
+    browser: Any, own: Site, width: int, scheme: str
+) -> None:
+    with look(browser, own, width, scheme) as page:
+        page.goto(f"{own.address}/queue?order=snr")
+        before = own.decisions()
+        send = page.get_by_role("button", name="Reject selected")
+        assert send.is_disabled()
+        boxes = page.get_by_role("checkbox")
+        boxes.nth(0).check()
+        press(page, "j", "j", "x")  # the second card, by keys
+        assert page.locator("#bulk output").inner_text() == "2 selected"
+        chosen = {int(box.get_attribute("value")) for box in boxes.all() if box.is_checked()}
+        assert len(chosen) == 2
+        page.locator("#bulk").get_by_label("Your name").fill("Grace")
+        require_soundness(page)
+        page.locator("article.card").first.focus()
+        with page.expect_navigation():
+            press(page, "R")
+        assert own.decisions() == before | dict.fromkeys(chosen, "rejected")
+        assert "rejected." in said(page)
+        with page.expect_navigation():
+            press(page, "z")
+        assert own.decisions() == before
+        assert "undecided again." in said(page)
+
+        # the same in the table
+        page.goto(f"{own.address}/map?sort=candidate")
+        page.get_by_role("checkbox", name="Select candidate 1").check()
+        page.get_by_role("checkbox", name="Select candidate 2").check()
+        with page.expect_navigation():
+            page.get_by_role("button", name="Confirm selected").click()
+        assert own.decisions() == before | {1: "confirmed", 2: "confirmed"}
+        assert page.url.startswith(f"{own.address}/map?sort=candidate&page=1&done=")
+        assert page.get_by_text("Grace").count() >= 2
+        with page.expect_navigation():
+            page.get_by_role("button", name="Undo").click()
+        assert own.decisions() == before
+
+
+def test_without_the_token_a_page_says_why_there_are_no_buttons(browser: Any, site: Site) -> None:
+    with tab(browser) as (page, _):
+        page.goto(f"{site.address}/queue")
+        assert page.get_by_role("button", name="Confirm").count() == 0
+        assert page.get_by_role("checkbox").count() == 0
+        page.get_by_role("link", name="Sign in").first.click()
+        assert page.url.endswith("#sign-in")
 
 
 # ---------------------------------------------------------------------------------------------------------- layout

@@ -110,7 +110,17 @@ EXPECTED: dict[str, Calls] = {
             {},
         )
     ],
-    "detect": [
+    "detect --batch 2": [
+        (
+            "detection.detect.search_batches",
+            (
+                *(f"{D}/raw", f"{D}/difference", f"{D}/scale"),
+                *(f"{C}/dense/model.safetensors", f"{C}/detect", PARAMS, 2),
+            ),
+            {},
+        )
+    ],
+    "detect --gather": [
         (
             "detection.detect.detect",
             (
@@ -131,6 +141,14 @@ EXPECTED: dict[str, Calls] = {
         )
     ],
     "regression": [
+        (
+            "validation.regression.score_batches",
+            (
+                (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
+                *(cli.MODEL, f"{C}/regression"),
+            ),
+            {"radii_px": PARAMS.evaluate.radii_px, "batch": None},
+        ),
         (
             "validation.regression.regress",
             (
@@ -156,6 +174,7 @@ EXPECTED: dict[str, Calls] = {
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(
                     (f"{C}/detect/model.safetensors", cli.MODEL),
+                    f"{C}/regression/batches",
                     f"{C}/completeness",
                     PARAMS.completeness,
                 ),
@@ -256,6 +275,29 @@ def test_the_help_of_a_command_has_purpose_example_and_statuses() -> None:
         assert f"example: {'BLOBPIPE_TOKEN=... ' * (name == 'serve')}blobpipe {name}" in text
         assert "exit status: 0 done; 1 an error" in text
         assert len(text.splitlines()) <= 60, name
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_shell_can_complete_commands_options_and_files(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--completion", shell])
+    assert ended.value.code == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("quicklook", "catalogue", "completion"))
+
+
+def test_the_completion_of_bash_works(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--completion", "bash"])
+    script = capsys.readouterr().out
+    words = script + (
+        "\nCOMP_WORDS=(blobpipe quick); COMP_CWORD=1; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(blobpipe quicklook --catal); COMP_CWORD=2; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+    )
+    done = subprocess.run(["bash"], input=words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["quicklook", "--catalogue"]
 
 
 def test_the_help_of_log_names_its_tables() -> None:
@@ -483,12 +525,16 @@ def test_quicklook_has_its_folder_log_and_model(
     assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), options), {})]
 
 
-def test_the_log_is_printed_with_short_hashes_and_written_with_whole_ones(
+def test_the_log_is_printed_without_hashes_unless_all_of_it_is_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     synthetic_log.make_log(Path(cli.LOG), 40).close()
     assert cli.main(["log", "runs"]) == 0
-    assert f" {'a' * 12} " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "aaa" not in out
+    assert "not shown: model_sha256" in out
+    assert cli.main(["log", "runs", "--wide"]) == 0
+    assert f" {'a' * 64} " in capsys.readouterr().out
     assert cli.main(["log", "notices"]) == 0
     assert capsys.readouterr().out == "notices: no rows\n"
     assert cli.main(["log", "runs", "--out", "runs.csv"]) == 0

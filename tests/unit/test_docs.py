@@ -20,6 +20,7 @@ import pytest
 
 from blobpipe.cli import STAGES, build_parser
 from blobpipe.core import metrics, tables
+from blobpipe.core.detector import DEFAULT
 from blobpipe.detection import detect, operating_point, promise
 from blobpipe.detection.detectors import (
     DETECTORS,
@@ -124,7 +125,7 @@ def test_the_image_of_the_tutorial_shows_what_it_says() -> None:
     ]
     assert names.index(name) == params.difference.stack_size
     assert f"x = {blob.x_px:.0f}, y = {blob.y_px:.0f}" in (DOCS / "tutorial.md").read_text()
-    assert regression.blob_snr(blob, campaign.DIFFERENCE_NOISE_FRAC) > 20
+    assert regression.blob_snr(blob, DEFAULT.difference_noise_frac) > 20
 
 
 def _bash(page: Path) -> list[str]:

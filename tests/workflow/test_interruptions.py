@@ -56,8 +56,9 @@ def test_interrupted_in_a_fresh_clone_loses_at_most_a_batch(
     """dvc.lock lists the files of other settings, and nothing has been committed here when the run is cut off."""
     project.run("git", "clone", "--quiet", ".", str(tmp_path / "clone"))
     clone = Project(tmp_path / "clone")
-    code = clone.root / "src/blobpipe/core/fits_images.py"
-    code.write_text(code.read_text().replace("BATCH = 64", "BATCH = 2"))
+    code = clone.root / "src/blobpipe/core/tables.py"
+    assert "\nBATCH = 64\n" in code.read_text()
+    code.write_text(code.read_text().replace("\nBATCH = 64\n", "\nBATCH = 2\n"))
     clone.set("campaign", "n_known", 20)
     # a shell's background jobs ignore it, and what they start
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -81,3 +82,34 @@ def test_images_dropped_among_the_simulated_ones_are_not_removed(project: Projec
         "snakemake", "--cores", "2"
     )
     assert stranger.read_bytes() == b"precious"
+
+
+@pytest.mark.long
+def test_an_archive_is_planned_in_few_jobs_and_without_a_trace(
+    pristine: Project, copy_of: Callable[[Project], Project]
+) -> None:
+    """Ten thousand files in place of images: a plan does not open them."""
+    project = copy_of(pristine)
+    project.run("dvc", "remove", "campaign")
+    raw = project.root / "data/raw"
+    raw.mkdir(parents=True)
+    for number in range(10_000):
+        (raw / f"f{number:05d}.fits.fz").touch()
+    rows = [f"f{number:05d},{55_000 + number / 3:.4f}" for number in range(10_000)]
+    (raw / "frames.csv").write_text("\n".join(["frame,mjd", *rows, ""]))
+    before = project.listing()
+    printed = project.run("snakemake", "-n")
+    assert project.listing() == before
+    counts = {
+        line.split()[0]: int(line.split()[1])
+        for line in printed.partition("Job stats:")[2].splitlines()
+        if len(line.split()) == 2 and line.split()[1].isdigit()
+    }
+    # On SLURM, clip and scale of a batch run within the job of its difference
+    submitted = {
+        rule: n
+        for rule, n in counts.items()
+        if rule not in ("all", "total", "clip", "scale") and not rule.startswith("dvc_")
+    }
+    assert submitted["difference"] == submitted["detect_batch"] == 40
+    assert 120 < sum(submitted.values()) < 200

@@ -15,7 +15,7 @@ rule campaign:
     threads: 2
     resources:
         mem_mb=2000,
-        runtime=60,
+        runtime=minutes("campaign", PARAMS.campaign.n_frames),
     params:
         settings=settings("campaign"),
     shell:

@@ -10,12 +10,14 @@ rule clip:
         "logs/clip-{batch}.log",
     benchmark:
         "logs/clip-{batch}.tsv"
+    group:
+        "batch"
     conda:
         "../envs/blobpipe.yaml"
     threads: 1
     resources:
         mem_mb=1000,
-        runtime=30,
+        runtime=minutes("clip", BATCH),
     params:
         settings=settings("clip"),
     shell:

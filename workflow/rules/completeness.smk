@@ -8,6 +8,7 @@ rule completeness:
         subframes="results/cutout/train_subframes.csv",
         superimposed="results/cutout/train_blobs.csv",
         models=["results/detect/model.safetensors", "results/train/model.safetensors"],
+        batches=each_batch("results/regression/batches/baselines-{batch}.csv"),
         code=stages()["completeness"].code,
     output:
         metrics=report(
@@ -23,7 +24,7 @@ rule completeness:
         "logs/completeness.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: SHARED_THREADS
+    threads: cores(PARAMS.completeness.threads)
     resources:
         mem_mb=6000,
         runtime=60,

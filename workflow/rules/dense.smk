@@ -19,10 +19,10 @@ rule dense:
         "logs/dense.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: SHARED_THREADS
+    threads: cores(PARAMS.dense.threads)
     resources:
         mem_mb=6000,
-        runtime=600,
+        runtime=minutes("dense", PARAMS.cutout.n_train * PARAMS.dense.epochs),
     params:
         settings=settings("dense"),
     shell:

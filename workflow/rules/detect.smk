@@ -1,6 +1,35 @@
-# Search all images with the dense network, and set its operating point.
+# Search all images with the dense network, batch by batch, and set its operating point.
+rule detect_batch:
+    input:
+        frames=ancient("data/raw/frames.csv"),
+        blobs=CATALOGUE,
+        reference="data/difference/reference.fits.fz",
+        difference="data/difference/frames-{batch}.csv",
+        scale="data/scale/frames-{batch}.csv",
+        model="results/dense/model.safetensors",
+        code=stages()["detect"].code,
+    output:
+        "results/detect/batches/candidates-{batch}.csv",
+    log:
+        "logs/detect-{batch}.log",
+    benchmark:
+        "logs/detect-{batch}.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: cores(PARAMS.detect.threads)
+    resources:
+        mem_mb=6000,
+        runtime=minutes("detect", BATCH),
+    params:
+        settings=[config["detect"], config["vetting"]],
+        rows=lambda wildcards: up_to(wildcards.batch),
+    shell:
+        "blobpipe detect --batch {wildcards.batch} 2>&1 | tee {log} >&2"
+
+
 rule detect:
     input:
+        batches=each_batch("results/detect/batches/candidates-{batch}.csv"),
         frames="data/raw/frames.csv",
         blobs=CATALOGUE,
         difference=STAGE_FILES["difference"],
@@ -23,14 +52,17 @@ rule detect:
         "logs/detect.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: SHARED_THREADS
+    threads: cores(PARAMS.detect.threads)
     resources:
         mem_mb=6000,
-        runtime=60,
+        runtime=minutes("detect", PARAMS.detect.n_quiet + PARAMS.cutout.max_frames),
     params:
         settings=settings("detect"),
     shell:
-        "blobpipe detect 2>&1 | tee {log} >&2"
+        "blobpipe detect --gather 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["detect"] = list(map(str, rules.detect.output))
+STAGE_FILES["detect"] = [
+    *each_batch("results/detect/batches/candidates-{batch}.csv"),
+    *map(str, rules.detect.output),
+]

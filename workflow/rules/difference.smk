@@ -17,7 +17,7 @@ rule reference:
     threads: 1
     resources:
         mem_mb=3000,
-        runtime=30,
+        runtime=minutes("difference", REACH),
     params:
         settings=settings("difference"),
     shell:
@@ -37,12 +37,14 @@ rule difference:
         "logs/difference-{batch}.log",
     benchmark:
         "logs/difference-{batch}.tsv"
+    group:
+        "batch"
     conda:
         "../envs/blobpipe.yaml"
     threads: 1
     resources:
         mem_mb=3000,
-        runtime=60,
+        runtime=minutes("difference", BATCH + REACH),
     params:
         settings=settings("difference"),
         rows=lambda wildcards: up_to(wildcards.batch),

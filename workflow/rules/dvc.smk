@@ -3,9 +3,13 @@
 #   stage_NAME  requests its files: the target of the stage's command in dvc.yaml;
 #   dvc_NAME    commits them to DVC as soon as a Snakemake run has made them.
 from dvc_bridge import fingerprint, pointers
+from failures import Failures
 from reconcile import check_inputs, drop_surplus_batches, reconcile, refresh
 from records import BridgeError, enabled, is_inner, stamp
-from run_lock import BusyError, claim, hold, owners, refuse_if_busy
+from run_lock import BusyError, claim, hold, note_executor, owners, refuse_if_busy
+from slurm import SlurmError, refuse_endless_waits, tell_reasons
+from snakemake.logging import logger
+from snakemake.settings.enums import Quietness
 from stand_in import go_to_stand_in, leave_no_log, mode
 
 STAMPS = [stamp(target) for target in [*STAGE_FILES, *pointers()]] if enabled() else []
@@ -32,13 +36,30 @@ except (BusyError, BridgeError, BlobpipeError, OSError) as error:
     raise WorkflowError(str(error))
 
 
+if workflow.is_main_process and Quietness.RULES in workflow.output_settings.quiet:
+    logger.addHandler(Failures(logger))
+
+
+def look_at_cluster():
+    """Write down who runs the jobs. On SLURM, refuse those that could never start, and say why others wait."""
+    executor = workflow.executor_plugin.name
+    note_executor(executor)
+    if executor == "slurm":
+        dag = workflow.dag
+        jobs = [job for job in dag.needrun_jobs() if not job.is_local]
+        refuse_endless_waits({dag.get_job_group(job) or job for job in jobs})
+        tell_reasons(logger.warning)
+
+
 onstart:
     drop_surplus_batches(STAGE_FILES)
-    if enabled() and not is_inner():
-        try:
-            hold()
-        except BusyError as error:
-            raise WorkflowError(str(error))
+    try:
+        if not is_inner():
+            look_at_cluster()
+            if enabled():
+                hold()
+    except (BusyError, SlurmError) as error:
+        raise WorkflowError(str(error))
 
 
 localrules:

@@ -36,7 +36,7 @@ rule evaluate:
         "logs/evaluate.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: SHARED_THREADS
+    threads: cores(2)
     resources:
         mem_mb=6000,
         runtime=60,

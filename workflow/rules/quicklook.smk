@@ -18,7 +18,7 @@ rule quicklook:
     threads: 2
     resources:
         mem_mb=4000,
-        runtime=120,
+        runtime=minutes("quicklook", len(ROWS)),
     shell:
         "( blobpipe quicklook data/raw --silent --model {input.model}"
         " && blobpipe log images --out {output.images}"

@@ -1,6 +1,37 @@
 # Search the historical cases, whole images that were the first to show a new blob (ISR 7), with all three detectors.
+# For the thresholds of two of them, all held-out images are searched, batch by batch.
+rule regression_batch:
+    input:
+        frames=ancient("data/raw/frames.csv"),
+        blobs=CATALOGUE,
+        reference="data/difference/reference.fits.fz",
+        difference="data/difference/frames-{batch}.csv",
+        scale="data/scale/frames-{batch}.csv",
+        recipes=["results/cutout/train_subframes.csv", "results/cutout/train_blobs.csv"],
+        model="results/train/model.safetensors",
+        code=stages()["regression"].code,
+    output:
+        "results/regression/batches/baselines-{batch}.csv",
+    log:
+        "logs/regression-{batch}.log",
+    benchmark:
+        "logs/regression-{batch}.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: cores(2)
+    resources:
+        mem_mb=6000,
+        runtime=minutes("regression", BATCH),
+    params:
+        settings=config["evaluate"]["radii_px"],
+        rows=lambda wildcards: up_to(wildcards.batch),
+    shell:
+        "blobpipe regression --batch {wildcards.batch} 2>&1 | tee {log} >&2"
+
+
 rule regression:
     input:
+        batches=each_batch("results/regression/batches/baselines-{batch}.csv"),
         frames="data/raw/frames.csv",
         blobs=CATALOGUE,
         difference=STAGE_FILES["difference"],
@@ -33,14 +64,17 @@ rule regression:
         "logs/regression.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: SHARED_THREADS
+    threads: cores(2)
     resources:
         mem_mb=6000,
         runtime=60,
     params:
         settings=settings("regression"),
     shell:
-        "blobpipe regression 2>&1 | tee {log} >&2"
+        "blobpipe regression --gather 2>&1 | tee {log} >&2"
 
 
-STAGE_FILES["regression"] = list(map(str, rules.regression.output))
+STAGE_FILES["regression"] = [
+    *each_batch("results/regression/batches/baselines-{batch}.csv"),
+    *map(str, rules.regression.output),
+]

@@ -9,12 +9,14 @@ rule scale:
         "logs/scale-{batch}.log",
     benchmark:
         "logs/scale-{batch}.tsv"
+    group:
+        "batch"
     conda:
         "../envs/blobpipe.yaml"
     threads: 1
     resources:
         mem_mb=1000,
-        runtime=30,
+        runtime=minutes("scale", BATCH),
     params:
         settings=settings("scale"),
     shell:

@@ -19,10 +19,10 @@ rule train:
         "logs/train.tsv"
     conda:
         "../envs/blobpipe.yaml"
-    threads: SHARED_THREADS
+    threads: cores(PARAMS.train.threads)
     resources:
         mem_mb=6000 + PARAMS.train.keep_rendered * PARAMS.cutout.n_train * PARAMS.augment.copies * 131 // 1000,
-        runtime=600,
+        runtime=minutes("train", PARAMS.cutout.n_train * PARAMS.train.epochs),
     params:
         settings=settings("train"),
     shell:

@@ -3,6 +3,7 @@
 Snakemake's own lock names no process, so a killed run leaves one that a person has to judge; and `dvc repro` removes a
 stage's files before its command meets that lock. So each run writes down its processes (`claim`), a later one says
 who is working or clears what a dead one left, and a Snakemake run makes itself known to DVC before it starts (`hold`).
+Jobs on a cluster outlive the run that submitted them; SLURM knows those that work here (`refuse_orphans`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 
 import psutil
 from records import NOTES, snakemake
+from slurm import SlurmError, queued_here
 from stages import stages
 
 from blobpipe.errors import BlobpipeError
@@ -43,11 +45,15 @@ def claim() -> None:
     """
     with only_one(OWNER.with_suffix(".lock")):
         refuse_if_busy(owners())
+        refuse_orphans(owners())
         if _is_locked() and OWNER.exists():
             _unlock()
-        OWNER.write_text(
-            json.dumps([_identity(process) for process in _processes()]), encoding="utf-8"
-        )
+        _write_owners([_identity(process) for process in _processes()])
+
+
+def note_executor(name: str) -> None:
+    """Write down, beside this run's processes, who runs its jobs."""
+    _write_owners([{**owner, "executor": name} for owner in owners()])
 
 
 def hold() -> None:
@@ -85,6 +91,7 @@ def unlock() -> None:
         If one is still working.
     """
     refuse_if_busy([owner for owner in owners() if owner["host"] == platform.node()])
+    refuse_orphans(owners(), trust=True)
     OWNER.unlink(missing_ok=True)
     _unlock()
 
@@ -126,6 +133,44 @@ def refuse_if_busy(candidates: list[dict[str, Any]]) -> None:
             raise BusyError(
                 f"'{owner['command']}' (process {owner['pid']}) is working in this folder: wait until it ends"
             )
+
+
+def refuse_orphans(candidates: list[dict[str, Any]], *, trust: bool = False) -> None:
+    """Let no job on SLURM, of a run that is gone, write what a new run writes too.
+
+    Parameters
+    ----------
+    candidates : list of dict
+        From `owners`.
+    trust : bool
+        Take a person's word for it where SLURM cannot be asked.
+
+    Raises
+    ------
+    BusyError
+        One line that names the jobs, and how to end them.
+    """
+    if not any(owner.get("executor") == "slurm" for owner in candidates):
+        return
+    try:
+        jobs = queued_here()
+    except SlurmError as error:
+        if trust or not _is_locked():
+            return
+        raise BusyError(
+            f"the last run here had its jobs on SLURM, which cannot be asked whether they are over ({error}): "
+            "run this on a machine of the cluster, or 'make unlock' if they are"
+        ) from error
+    if jobs:
+        numbers = " ".join(job.number for job in jobs)
+        rules = ", ".join(sorted({job.rule for job in jobs}))
+        raise BusyError(
+            f"SLURM still has jobs of an earlier run here ({rules}): wait until they end, or 'scancel {numbers}'"
+        )
+
+
+def _write_owners(found: list[dict[str, Any]]) -> None:
+    OWNER.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _is_locked() -> bool:

@@ -19,8 +19,9 @@ from blobpipe.errors import TableError
 if TYPE_CHECKING:
     import pandas as pd
 
-# Frames per job; the results do not depend on it
+# Fewest frames per job, and most jobs; the results do not depend on them
 BATCH = 64
+MAX_BATCHES = 48
 
 FRAME_COLUMNS = ("frame", "mjd")
 BLOB_COLUMNS = ("blob", "x_px", "y_px", "radius_px", "depth_frac")
@@ -270,6 +271,45 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
         temporary.write_text(csv_text(table), encoding="utf-8", newline="")
 
 
+def write_exact(path: str | Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV with all digits, so that `read_exact` gives the same bits again."""
+    with files.atomic(path) as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def read_exact(path: str | Path, like: pd.DataFrame) -> pd.DataFrame:
+    """Read a table of `write_exact`.
+
+    Parameters
+    ----------
+    path : path
+    like : DataFrame
+        A table of the same columns and types.
+
+    Raises
+    ------
+    TableError
+        As `read_table`, or if a value is not of its column's type.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    columns = list(map(str, like))
+    content = read_table_bytes(path, columns)
+    try:
+        # Python's own conversion of text to a number gives back the bits that were written
+        text = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, na_values=[])
+        table = {name: text[name] for name in columns}
+        for name in columns:
+            kind = like[name].dtype.kind
+            if kind in "iuf":
+                read = float if kind == "f" else int
+                table[name] = pd.Series([read(value or "nan") for value in text[name]])
+        return pd.DataFrame(table).astype({name: like[name].dtype for name in columns})
+    except (ValueError, KeyError) as error:
+        raise _no_table(path, " ".join(str(error).split())[:120]) from error
+
+
 def number_or_none(value: float) -> float | None:
     """Round to six decimals; None for NaN, which JSON cannot hold."""
     return round(float(value), 6) if np.isfinite(value) else None
@@ -492,8 +532,8 @@ def _require(
         )
 
 
-def read_stage(folder: str | Path) -> pd.DataFrame:
-    """Read the per-frame tables of all batches of a stage as one table, in the order of the frames.
+def read_stage(folder: str | Path, batch: int | None = None) -> pd.DataFrame:
+    """Read the per-frame tables of a stage, of one batch or of all, as one table, in the order of the frames.
 
     Raises
     ------
@@ -502,14 +542,17 @@ def read_stage(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    tables = [read_table(path, ("frame", "status")) for path in stage_tables(folder)]
+    tables = [read_table(path, ("frame", "status")) for path in stage_tables(folder, batch)]
     table = pd.concat(tables, ignore_index=True)
     require_once(Path(folder) / "frames-*.csv", table, "frame")
     return table
 
 
 def image_table(
-    raw_dir: str | Path, difference_dir: str | Path, scale_dir: str | Path
+    raw_dir: str | Path,
+    difference_dir: str | Path,
+    scale_dir: str | Path,
+    batch: int | None = None,
 ) -> pd.DataFrame:
     """Return all images in order of date, with the fate of each up to the scale stage.
 
@@ -517,6 +560,8 @@ def image_table(
     ----------
     raw_dir, difference_dir, scale_dir : path
         Folders of the images and of the two stages.
+    batch : int, optional
+        Only this batch of the stages has been made, or counts: all other images are as rejected.
 
     Returns
     -------
@@ -524,9 +569,9 @@ def image_table(
         frame, mjd, status (``ok``, ``stack`` or ``rejected``), reason, shift_x_px, shift_y_px, noise_frac, n_stack.
     """
     listed = read_frame_list(raw_dir)[["frame", "mjd"]]
-    subtracted = read_stage(difference_dir).drop(columns=["mjd"], errors="ignore")
+    subtracted = read_stage(difference_dir, batch).drop(columns=["mjd"], errors="ignore")
     table = listed.merge(subtracted, on="frame", how="left", validate="one_to_one")
-    fates = read_stage(scale_dir)[["frame", "status", "reason"]]
+    fates = read_stage(scale_dir, batch)[["frame", "status", "reason"]]
     scaled = listed[["frame"]].merge(fates, on="frame", how="left")
 
     # Images with a difference that clip or scale rejected; clip's rejects are not in the table of scale
@@ -537,6 +582,26 @@ def image_table(
     table["status"] = status.fillna("rejected")
     table["reason"] = reason.fillna("not in the difference stage")
     return table
+
+
+def batch_tables(folder: str | Path, name: str, stage_dir: str | Path) -> list[Path]:
+    """Return the paths of the tables ``{name}-NNN.csv`` of a folder, one for each batch of an image stage.
+
+    Raises
+    ------
+    TableError
+        If one is missing.
+    """
+    paths = [
+        Path(folder) / table.name.replace("frames", name, 1) for table in stage_tables(stage_dir)
+    ]
+    for path in paths:
+        if not path.is_file():
+            raise TableError(
+                f"{path}: not found, expected a table of each batch of images; run the stage "
+                f"'{path.parents[1].name}' without --gather"
+            )
+    return paths
 
 
 def stage_tables(folder: str | Path, batch: int | None = None) -> list[Path]:
@@ -557,6 +622,18 @@ def stage_tables(folder: str | Path, batch: int | None = None) -> list[Path]:
 
 
 def batches(n_frames: int) -> list[slice]:
-    """Return the rows of each batch: consecutive runs of at most `BATCH` rows."""
-    starts = range(0, n_frames, BATCH)
-    return [slice(start, min(start + BATCH, n_frames)) for start in starts]
+    """Return the rows of each batch: consecutive runs of at most `batch_size` rows."""
+    size = batch_size(n_frames)
+    starts = range(0, n_frames, size)
+    return [slice(start, min(start + size, n_frames)) for start in starts]
+
+
+def batch_size(n_frames: int) -> int:
+    """Return the number of rows in a batch: `BATCH`, doubled until there are at most `MAX_BATCHES` batches.
+
+    So a longer list hardly ever moves the rows of a batch that has been made.
+    """
+    size = BATCH
+    while n_frames > MAX_BATCHES * size:
+        size *= 2
+    return size

@@ -31,6 +31,7 @@ from blobpipe.params import Detect, Params, Vetting
 from blobpipe.simulation import clutter, held_out
 from blobpipe.simulation.practice import draw_practice
 
+CANDIDATES = "candidates"  # name of the tables of batches
 CANDIDATE_COLUMNS = ("frame", *DETECTION_COLUMNS, "is_blob", "probability")
 SHIFTED_PX = 0.5  # images whose known blobs have moved by more are counted apart
 N_CLUTTER = 128  # different pieces of clutter to practise on (count)
@@ -46,11 +47,11 @@ def detect(
     out_dir: str | Path,
     settings: Params,
 ) -> None:
-    """Search all images, and set the operating point on those that are held out (stage ``detect``).
+    """Gather what `search_batches` has found, and set the operating point (stage ``detect``).
 
     A candidate's score combines the network and the fit (`score`); the weights are learnt from blobs
-    injected into training images. Held out are the images without a new blob that training has not
-    seen, and the right part of those that it has. No number that this stage sets rests on a
+    injected into training images. The threshold rests on what is held out: the images without a new
+    blob that training has not seen, and the right part of those that it has. No number that this stage sets rests on a
     historical image; `regression` compares with the catalogue what is found on them.
 
     Parameters
@@ -60,7 +61,7 @@ def detect(
     model_path : path
         The dense network.
     out_dir : path
-        ``model.safetensors`` (the network and its operating point, ready for ``blobpipe scan``),
+        ``batches`` (of `search_batches`), ``model.safetensors`` (the network and its operating point, ready for ``blobpipe scan``),
         ``metrics.json``, ``candidates.csv`` (a row per candidate of any image), ``frames.csv``,
         ``reliability.csv``, ``reliability.png``.
     settings : Params
@@ -81,7 +82,7 @@ def detect(
 
     # Learn from injected blobs and structure, and from the noise of the same images, what network
     # and fit are worth together.
-    found = search_images(detector, images, blobs, folders[:2], params.threads, vetting, instrument)
+    found = read_candidates(detector, out_dir, scale_dir)
     injected = inject_training_frames(detector, images, blobs, folders, params, vetting, instrument)
     noise = seen_noise(found, images, blobs, cutout_dir)
     practice = pd.concat([injected, noise], ignore_index=True)
@@ -110,46 +111,95 @@ def detect(
     tables.write_json(out_dir / "metrics.json", summarise(alarms, point))
 
 
+def search_batches(
+    raw_dir: str | Path,
+    difference_dir: str | Path,
+    scale_dir: str | Path,
+    model_path: str | Path,
+    out_dir: str | Path,
+    settings: Params,
+    batch: int | None = None,
+) -> None:
+    """Search the images of one batch, or of each, with the dense network (stage ``detect``).
+
+    Parameters
+    ----------
+    raw_dir, difference_dir, scale_dir : path
+        What the stages before have made; of the two stages, this batch.
+    model_path : path
+        The dense network.
+    out_dir : path
+        ``batches/candidates-NNN.csv``, with all digits: ``frame``, then the columns of `search.find_blobs`, and
+        ``is_blob``: whether the candidate lies on a blob that this image is the first to show.
+    settings : Params
+        The sections detect and vetting.
+    batch : int, optional
+        All if not given.
+    """
+    network, _ = model_file.load_dense(model_path)
+    kernels.set_threads(1)  # images share the cores
+    detector = DenseDetector(dense_network.folded(network))
+    blobs = tables.read_blobs(raw_dir, read_detector(settings.detector))
+    for path in tables.stage_tables(scale_dir, batch):
+        number = int(path.stem.rpartition("-")[2])
+        images = tables.image_table(raw_dir, difference_dir, scale_dir, number)
+        found = search_images(detector, images, blobs, (difference_dir, scale_dir), settings)
+        table = path.name.replace("frames", CANDIDATES, 1)
+        tables.write_exact(Path(out_dir) / "batches" / table, found)
+
+
+def read_candidates(
+    detector: DenseDetector, out_dir: str | Path, scale_dir: str | Path
+) -> pd.DataFrame:
+    """Read the candidates of all batches, in the order of the images."""
+    like = _no_candidates(detector)
+    paths = tables.batch_tables(Path(out_dir) / "batches", CANDIDATES, scale_dir)
+    return pd.concat([tables.read_exact(path, like) for path in paths], ignore_index=True)
+
+
 def search_images(
     detector: DenseDetector,
     images: pd.DataFrame,
     blobs: pd.DataFrame,
     folders: tuple[str | Path, str | Path],
-    threads: int,
-    vetting: Vetting,
-    instrument: Detector = DEFAULT,
+    settings: Params,
 ) -> pd.DataFrame:
-    """Search all images.
+    """Search all usable images of a list.
 
     Parameters
     ----------
+    images : DataFrame
+        From `tables.image_table`; an image is searched if its status is ``ok``.
     folders : (path, path)
         Of the stages difference and scale.
+    settings : Params
+        The sections detector, detect and vetting.
 
     Returns
     -------
     DataFrame
-        ``frame``, then the columns of `search.find_blobs`, and ``is_blob``: whether the candidate
-        lies on a blob that this image is the first to show.
+        As in the tables of `search_batches`.
     """
     difference_dir, scale_dir = folders
+    instrument = read_detector(settings.detector)
     template = read_pipeline_template(difference_dir)
     first = held_out.first_image_index(images, blobs)
+    usable = np.flatnonzero(images["status"] == "ok")
 
     def search(i: int) -> pd.DataFrame:
         name = images["frame"].iloc[i]
         known = blobs[first < i]
         observation = read_observation(images.iloc[i], known, difference_dir, template, instrument)
         peaks = detector.search(_read_scaled(scale_dir, name))
-        found = observation.find_blobs(detector, peaks=peaks, vetting=vetting)
+        found = observation.find_blobs(detector, peaks=peaks, vetting=settings.vetting)
         found.insert(0, "frame", name)
         is_blob = near_blobs(found, blobs[first == i]).any(axis=1)
         return found.assign(is_blob=is_blob.astype(int))
 
-    with ThreadPoolExecutor(threads) as pool:
-        work = pool.map(search, range(len(images)))
-        done = tqdm(work, "detect", len(images), unit="image", disable=None)
-        return pd.concat(list(done), ignore_index=True)
+    with ThreadPoolExecutor(settings.detect.threads) as pool:
+        work = pool.map(search, usable)
+        done = list(tqdm(work, "detect", len(usable), unit="image", disable=None))
+    return pd.concat([_no_candidates(detector), *done], ignore_index=True)
 
 
 def seen_noise(
@@ -218,7 +268,8 @@ def inject_training_frames(
     with ThreadPoolExecutor(params.threads) as pool:
         work = pool.map(search, rows)
         done = list(tqdm(work, "inject", len(rows), unit="image", disable=None))
-    return pd.concat([_no_candidates(detector), *done], ignore_index=True)
+    nothing = _no_candidates(detector).drop(columns="frame")
+    return pd.concat([nothing, *done], ignore_index=True)
 
 
 def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
@@ -227,6 +278,7 @@ def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
     template = Template(noise_model=WHITE)
     nothing = observe(np.zeros((1, 1), np.float32), template, noise_frac=1.0)
     found = nothing.find_blobs(detector, peaks=nowhere)
+    found.insert(0, "frame", pd.Series([], dtype=str))
     return found.assign(is_blob=np.zeros(0, int))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 
-from blobpipe.core import fits_images
+from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.detection.detectors import MatchedFilter, ReportDetector
 from blobpipe.detection.operating_point import CANDIDATE, OperatingPoint, logit
@@ -25,6 +25,18 @@ TAIL = 25
 
 # Least part of the budget that a threshold is set for (fraction), where too few images promise more
 LEAST_OF_BUDGET = 0.25
+
+
+# Name of the tables of batches of `score_held_out`, and such a table without rows
+BASELINES = "baselines"
+NO_SCORES = pd.DataFrame(
+    {
+        "frame": pd.Series([], dtype=str),
+        "subframe": pd.Series([], dtype=np.int64),
+        "report": pd.Series([], dtype=np.float64),
+        "matched_filter": pd.Series([], dtype=np.float64),
+    }
+)
 
 
 def set_operating_point(
@@ -157,27 +169,78 @@ def calibrate(
     return float(slope), float(offset)
 
 
-def baseline_thresholds(
+def score_held_out(
     report: ReportDetector,
     matched_filter: MatchedFilter,
     images: pd.DataFrame,
     blobs: pd.DataFrame,
     folders: tuple[str | Path, str | Path, str | Path],
     *,
-    per_100_frames: float,
     threads: int,
-) -> dict[str, float]:
-    """Set the thresholds of the two baselines at the same budget of false alarms.
+) -> pd.DataFrame:
+    """Ask both baselines about the pixels on which the dense network's threshold rests (`held_out`).
 
-    They rest on the pixels on which the dense network's threshold rests (`held_out`), as far as
-    these make whole subframes.
+    Only about those that make whole subframes.
 
     Parameters
     ----------
     report, matched_filter
         Their own thresholds are not used.
+    images : DataFrame
+        Usable rows of `tables.image_table`.
     folders : (path, path, path)
         Of the stages difference, scale and cutout.
+
+    Returns
+    -------
+    DataFrame
+        A row per held-out subframe: ``frame``, ``subframe`` (index in `tiles.origins`), ``report`` (log-odds),
+        ``matched_filter`` (S/N).
+    """
+    difference_dir, scale_dir, cutout_dir = folders
+    pattern = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
+    origins = tiles.origins(pattern.shape)
+    names = images["frame"].to_numpy()
+    places = pd.DataFrame(
+        {"frame": names.repeat(len(origins)), "x_px": np.tile(origins[:, 2], len(names))}
+    )
+    found = held_out.find_held_out(places, images, blobs, cutout_dir, pattern.shape[1])
+    aside = found.rows.reshape(len(names), len(origins))
+
+    def scores(i: np.int64) -> pd.DataFrame:
+        path = fits_images.find_image(scale_dir, names[i])
+        scaled = fits_images.read_frame(path).data
+        return pd.DataFrame(
+            {
+                "frame": names[i],
+                "subframe": np.flatnonzero(aside[i]),
+                "report": report.answer(scaled, aside[i]),
+                "matched_filter": matched_filter.answer(scaled, aside[i]),
+            }
+        )
+
+    with ThreadPoolExecutor(threads) as pool:
+        done = list(pool.map(scores, np.flatnonzero(aside.any(axis=1))))
+    return pd.concat([NO_SCORES, *done], ignore_index=True)
+
+
+def read_scores(folder: str | Path, scale_dir: str | Path) -> pd.DataFrame:
+    """Read what `score_held_out` has found in each batch of images."""
+    paths = tables.batch_tables(folder, BASELINES, scale_dir)
+    return pd.concat([tables.read_exact(path, NO_SCORES) for path in paths], ignore_index=True)
+
+
+def baseline_thresholds(
+    scores: pd.DataFrame, n_subframes: int, *, per_100_frames: float
+) -> dict[str, float]:
+    """Set the thresholds of the two baselines at the same budget of false alarms.
+
+    Parameters
+    ----------
+    scores : DataFrame
+        From `score_held_out`.
+    n_subframes : int
+        Subframes of an image (count).
     per_100_frames : float
         Accepted false alarms on 100 frames (count).
 
@@ -191,31 +254,13 @@ def baseline_thresholds(
     TableError
         If nothing is held out.
     """
-    difference_dir, scale_dir, cutout_dir = folders
-    pattern = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN")
-    origins = tiles.origins(pattern.shape)
-    names = images["frame"].to_numpy()
-    places = pd.DataFrame(
-        {"frame": names.repeat(len(origins)), "x_px": np.tile(origins[:, 2], len(names))}
-    )
-    found = held_out.find_held_out(places, images, blobs, cutout_dir, pattern.shape[1])
-    aside = found.rows.reshape(len(names), len(origins))
-    if not aside.any():
+    if scores.empty:
         raise TableError(
-            f"{cutout_dir}: no subframe is held out, expected some without a new blob; add images"
+            "images: no subframe is held out, expected some without a new blob; add images"
         )
-
-    def scores(i: np.int64) -> list[FloatArray]:
-        path = fits_images.find_image(scale_dir, names[i])
-        scaled = fits_images.read_frame(path).data
-        return [each.answer(scaled, aside[i]) for each in (report, matched_filter)]
-
-    with ThreadPoolExecutor(threads) as pool:
-        answers = list(pool.map(scores, np.flatnonzero(aside.any(axis=1))))
-    allowed = per_100_frames / 100 * aside.sum() / len(origins)
+    allowed = per_100_frames / 100 * len(scores) / n_subframes
     return {
-        name: tail_level(np.concatenate([answer[k] for answer in answers]), allowed)
-        for k, name in enumerate(("report", "matched_filter"))
+        name: tail_level(scores[name].to_numpy(), allowed) for name in ("report", "matched_filter")
     }
 
 

@@ -42,6 +42,9 @@ IDENTITY = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER")
 # Widest border that is looked for (px)
 MAX_BORDER_PX = 16
 
+# Units of counts begin with one of these
+OF_COUNTS = ("ELECTRON", "COUNT", "DN", "ADU")
+
 # Units of surface brightness hold one of these
 OF_BRIGHTNESS = ("SR", "ARCSEC")
 
@@ -73,6 +76,16 @@ class Description:
         return printable(f"{self.path}: {text}")
 
 
+def is_exposure(frame: fits_images.Frame, detector: Detector = DEFAULT) -> bool:
+    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
+    if frame.dq is None or detector.exposure.unit == "light_lost":
+        return False
+    unit = str(frame.header.get("BUNIT", "")).upper()
+    if detector.exposure.unit == "surface_brightness":
+        return any(name in unit for name in OF_BRIGHTNESS)
+    return unit.startswith(OF_COUNTS)
+
+
 def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
     """Describe the layout, size, target, filter, finite fraction and noise of a FITS file, and say if it is usable.
 
@@ -101,6 +114,12 @@ def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
     if finite.any():
         median, noise = fits_images.median_and_noise(frame.data)
         parts.append(f"median {median:.4g}, noise {noise:.4g} {header.get('BUNIT', '')}".strip())
+    if is_exposure(frame, detector):
+        fault = (
+            "a calibrated exposure, expected a blob image; make one with 'blobpipe flatten' "
+            "(quicklook takes the exposure as it is)"
+        )
+        return Description(path, ", ".join(parts), fault)
     fault = ""
     try:
         fits_images.require_usable(frame, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.hdus import MAX_TEXT, Value
 from blobpipe.errors import FrameError, printable
 from blobpipe.images.bad_pixels import BadPixels
+from blobpipe.images.check import is_exposure
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -105,27 +107,57 @@ def flatten_exposure(
     Source: this project; the convention of blob images is that of ISR 2021-08.
     """
     path = Path(path)
-    frame = read_exposure(path, detector, part)
-    if frame.data.shape != detector.shape:
-        ny, nx = frame.data.shape
-        raise FrameError(
-            f"{path}: found {nx}x{ny} pixels, expected a full frame, {detector.sizes}; leave it out"
-        )
-
-    # The reference pixels see no light
     bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
+    frame = _require_full_frame(read_exposure(path, detector, part), path, detector)
     frame = bad.blank_files(frame, path)
-    science = detector.without_border(frame.data)
-    flags = detector.without_border(_flags(path, frame, detector))
-    good = np.where(_bad(science, flags, bad.dq_flags), np.float32(np.nan), science)
-    loss = _loss(path, frame, good, flags, bad, detector)
-    loss = np.pad(loss, detector.border_px, constant_values=np.nan)
+    loss = _loss_of(frame, path, bad, detector)
 
     out = output(path, out_dir, part)
     noise = fits_images.median_and_noise(loss)[1]
     header = _header(path, frame, bad, detector)
     fits_images.write_image(out, loss, name="SCI", header=header, sigma=noise)
     return out
+
+
+def read_blob_image(
+    path: str | Path, bad_pixels: BadPixels, detector: Detector = DEFAULT
+) -> fits_images.Frame:
+    """Read a blob image without its bad pixels; of a calibrated exposure, make one as `flatten_exposure` does.
+
+    Raises
+    ------
+    FrameError
+        If it cannot be read, or is an exposure that cannot be flattened.
+    """
+    path = Path(path)
+    frame = fits_images.read_frame(path, detector)
+    if not is_exposure(frame, detector):
+        return bad_pixels.blank(frame, path)
+    exposure = _require_full_frame(read_exposure(path, detector), path, detector)
+    exposure = bad_pixels.blank_files(exposure, path)
+    return replace(exposure, data=_loss_of(exposure, path, bad_pixels, detector))
+
+
+def _require_full_frame(
+    frame: fits_images.Frame, path: Path, detector: Detector
+) -> fits_images.Frame:
+    """Refuse an exposure that is not a full frame."""
+    if frame.data.shape != detector.shape:
+        ny, nx = frame.data.shape
+        raise FrameError(
+            f"{path}: found {nx}x{ny} pixels, expected a full frame, {detector.sizes}; leave it out"
+        )
+    return frame
+
+
+def _loss_of(frame: fits_images.Frame, path: Path, bad: BadPixels, detector: Detector) -> Image:
+    """Return the light that is missing on an exposure, NaN where a pixel is flagged and on the border."""
+    # The reference pixels see no light
+    science = detector.without_border(frame.data)
+    flags = detector.without_border(_flags(path, frame, detector))
+    good = np.where(_bad(science, flags, bad.dq_flags), np.float32(np.nan), science)
+    loss = _loss(path, frame, good, flags, bad, detector)
+    return np.pad(loss, detector.border_px, constant_values=np.nan)
 
 
 def read_exposure(

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from blobpipe.core import files, fits_images, tables
+from blobpipe.core.arrays import Image
 from blobpipe.core.detector import Detector
 from blobpipe.errors import TableError
 from blobpipe.monitor import logbook
@@ -155,6 +156,25 @@ def _require_images(path: Path, blobs: pd.DataFrame) -> None:
             f"{images}: found no row for {row.first_frame}, the first image of candidate {row.id}; put the image beside "
             "it, and list it with --frames"
         )
+
+
+def measure_blob(difference: Image, x: float, y: float, noise_frac: float) -> dict[str, float]:
+    """Fit a blob that a person has seen on a difference image (`fit.fit_blobs`).
+
+    Returns
+    -------
+    dict
+        The measured columns of ``detections``; NaN where the fit has failed.
+    """
+    from blobpipe.detection.fit import fit_blobs
+
+    score = np.ones(1)  # not asked for
+    found = fit_blobs(difference, np.array([x]), np.array([y]), score, noise_frac).iloc[0]
+    return {
+        str(name): float(value)
+        for name, value in found.items()
+        if name not in ("score", "status", "misfit")
+    }
 
 
 # ------------------------------------------------------------------------------------------------ images, reviews

@@ -415,6 +415,13 @@ def write_regions(
         Write them for images without the reference pixels.
     detector : Detector, optional
     """
+    with files.atomic(path) as temporary:
+        text = regions_text(blobs, flt=flt, detector=detector)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def regions_text(blobs: pd.DataFrame, *, flt: bool = False, detector: Detector = DEFAULT) -> str:
+    """Return the text of a DS9 region file, as for `write_regions`."""
     # from 0-based pixels with reference pixels to 1-based ones, with or without them
     shift = 1 - detector.border_px if flt else 1
     lines = [
@@ -423,8 +430,7 @@ def write_regions(
         "image",
     ]
     lines += [_circle(blob, shift) for blob in blobs.to_dict("records")]
-    with files.atomic(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _circle(blob: dict[Any, Any], shift: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import re
 import stat
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 SURELY_WHOLE_S = 86_400.0
 RETRY_S = 60.0  # pause (s) before an unchanged file that could not be read is tried again
 MOST_BYTES = 2**30  # largest file that is read: more than an exposure of many readouts
+KNOWN_PER_LOOK = 1000  # known files that are examined at a look, if there are more, in turns
 MOST_NAMED = 20  # files listed in the one message about files that are not images
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -81,6 +83,11 @@ class _Seen:
     since_s: float
     due_s: float
 
+    @property
+    def known(self) -> bool:
+        """Return whether it is listed again only after a change."""
+        return self.due_s == math.inf
+
 
 class Inbox:
     """Keep track of a folder and of what earlier looks at it have found."""
@@ -91,11 +98,13 @@ class Inbox:
         self._seen: dict[str, _Seen] = {}
         self._reported: dict[str, str] = {}
         self._others_reported = False
+        self._looks = 0
 
     def look(self) -> list[File]:
         """List the files that may be new images, by name.
 
-        A file that was passed to `know` or `leave` is listed only once it has changed or is due again.
+        A file that was passed to `know` or `leave` is listed only once it has changed or is due again. Of more than
+        `KNOWN_PER_LOOK` known files, a change is noticed when it is the file's turn: of 10,000, at one of ten looks.
 
         Raises
         ------
@@ -129,7 +138,7 @@ class Inbox:
 
     def know(self, file: File) -> None:
         """Do not list a file again until it has changed."""
-        self._seen[file.path.name].due_s = float("inf")
+        self._seen[file.path.name].due_s = math.inf
 
     def leave(self, file: File, reason: str) -> None:
         """Report once why a file is skipped; it is listed again when it has changed, or in a minute."""
@@ -148,9 +157,20 @@ class Inbox:
         names = [entry.name for entry in entries]
         self._report_others([name for name in names if not name.endswith(fits_images.SUFFIXES)])
 
+        # Examining a file takes most of the time of a look
+        n_known = 0
+        n_turns = math.ceil(sum(seen.known for seen in self._seen.values()) / KNOWN_PER_LOOK)
+        self._looks += 1
+
         for entry in entries:
             if not entry.name.endswith(fits_images.SUFFIXES):
                 continue
+            before = self._seen.get(entry.name)
+            if before and before.known:
+                n_known += 1
+                if (n_known + self._looks) % max(1, n_turns):
+                    yield entry.name, before.stamp
+                    continue
             found = self._stat(entry)
             if found is None:
                 continue

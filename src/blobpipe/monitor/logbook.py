@@ -6,9 +6,11 @@ that is killed leaves all rows of an image, or none.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sqlite3
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -274,6 +276,94 @@ def table(connection: sqlite3.Connection, name: str) -> pd.DataFrame:
     except pd.errors.DatabaseError as error:
         raise LogError(f"{_path(connection)}: {reason(error.__cause__ or error)}") from error
     return found.drop(columns="saliency", errors="ignore")
+
+
+# Columns of the widest table in the order in which they are read; those that do not fit are named
+FIRST_COLUMNS = {
+    "candidate_list": (
+        *(
+            "id",
+            "decision",
+            "status",
+            "x_px",
+            "y_px",
+            "snr",
+            "probability",
+            "depth_frac",
+            "radius_px",
+        ),
+        *("sightings", "first_frame", "reviewer", "first_mjd"),
+    ),
+}
+WIDTH = 100  # characters of a line that is printed
+LONGEST_TEXT = 24  # characters of a text within it
+
+
+def printed(rows: pd.DataFrame, name: str, *, wide: bool = False) -> str:
+    """Write a table for a terminal: values with as many digits as their errors say, in lines of `WIDTH` characters.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        From `table`.
+    name : str
+        Its name.
+    wide : bool
+        Write all columns, whole texts and whole checksums, however long the lines become.
+    """
+    if not len(rows):
+        return f"{name}: no rows"
+    columns = [*FIRST_COLUMNS.get(name, ()), *map(str, rows)]
+    cells = {
+        column: [column, *_cells(rows, column, wide)]
+        for column in dict.fromkeys(columns)
+        # an error stands beside its value, and a checksum is for comparing
+        if "_err_" not in column and (wide or not column.endswith("sha256"))
+    }
+    shown: list[str] = []
+    left_out = [column for column in rows if column not in cells and "_err_" not in str(column)]
+    widths = {column: max(map(len, texts)) for column, texts in cells.items()}
+    room = WIDTH
+    for column in cells:
+        if not wide and widths[column] > room and shown:
+            left_out.append(column)
+            continue
+        shown.append(column)
+        room -= widths[column] + 2
+    lines = [
+        "  ".join(cells[column][k].ljust(widths[column]) for column in shown).rstrip()
+        for k in range(len(rows) + 1)
+    ]
+    if left_out:
+        rest = (
+            f"not shown: {', '.join(map(str, left_out))} (--wide shows all, --out FILE writes them)"
+        )
+        lines += ["", *textwrap.wrap(rest, WIDTH)]
+    return "\n".join(lines)
+
+
+def _cells(rows: pd.DataFrame, column: str, wide: bool) -> list[str]:
+    """Write the values of a column, with their errors where there are some."""
+    stem, _, unit = column.rpartition("_")
+    error = f"{stem}_err_{unit}"
+    errors = rows[error] if error in rows else [None] * len(rows)
+    return [_cell(column, value, of, wide) for value, of in zip(rows[column], errors, strict=True)]
+
+
+def _cell(column: str, value: Any, error: Any, wide: bool) -> str:
+    """Write a value: two digits of its error, or the digits that its kind usually has."""
+    if value is None or value != value:
+        return "-"
+    if not isinstance(value, float):
+        text = " ".join(str(value).split())
+        is_long = len(text) > LONGEST_TEXT and not wide
+        return f"{text[: LONGEST_TEXT - 3]}..." if is_long else text
+    if error is not None and error == error and error > 0:
+        digits = max(0, 1 - math.floor(math.log10(error)))
+        return f"{value:.{digits}f} ± {error:.{digits}f}"
+    usual = {"px": 1, "mjd": 2, "snr": 1, "probability": 3, "score": 3, "frac": 4, "e": 0}
+    digits_of_kind = usual.get(column.rpartition("_")[2])
+    return f"{value:.4g}" if digits_of_kind is None else f"{value:.{digits_of_kind}f}"
 
 
 def describe_image(connection: sqlite3.Connection, image: int) -> str:

@@ -66,6 +66,7 @@ from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
 from blobpipe.images.difference import subtract
+from blobpipe.images.flatten import read_blob_image
 from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.scale import scale_image
@@ -550,6 +551,7 @@ def _run_row(
         "model_sha256": files.sha256(options.model),
         "detector": options.instrument.model_dump_json(),
         "params_sha256": hashlib.sha256(params.encode()).hexdigest(),
+        "catalogue": path_text(options.catalogue.absolute()) if options.catalogue else "",
         "catalogue_sha256": files.sha256(options.catalogue) if options.catalogue else "",
         "threshold": detector.threshold,
         "bad_pixels": json.dumps(bad_pixels.as_rows()),
@@ -715,6 +717,7 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
 
     # A bug in what follows from the search rejects the image, so that the run can continue
     try:
+        _keep_pixels(arrival.sha256, result, run)
         _log_result(arrival, result, run)
     except Exception as error:
         if not _is_internal(error):
@@ -723,6 +726,7 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
         result = ImageResult(result.row | {"outcome": "rejected", "reason": reason})
         _log_result(arrival, result, run)
     running_stack.prune(connection, run.cache, run.params.difference.stack_size)
+    _prune_pixels(connection, run.options.log_path)
 
     image = connection.execute(
         "SELECT id FROM images WHERE sha256 = ?", (arrival.sha256,)
@@ -750,6 +754,34 @@ def _log_result(arrival: Arrival, result: ImageResult, run: Run) -> None:
         blobs = result.deep.health if result.deep is not None else None
         health.log_readings(connection, image, run.params.health, blobs)
         notices.queue(connection, image, run.params.notices)
+
+
+def _keep_pixels(sha256: str, result: ImageResult, run: Run) -> None:
+    """Write the difference and the network's map beside the log, where the pages read them."""
+    if result.pictures is None:
+        return
+    drawn = result.pictures
+    step = thumbnails.step_of(drawn.noise_frac)
+    for plane, image, step_of_plane in (
+        ("difference", drawn.difference, step),
+        ("map", drawn.response, thumbnails.MAP_STEP),
+    ):
+        path = thumbnails.pixels_path(run.options.log_path, sha256, plane)
+        with files.atomic(path) as temporary:
+            temporary.write_bytes(thumbnails.pack(image, step_of_plane))
+
+
+def _prune_pixels(connection: sqlite3.Connection, log_path: Path) -> None:
+    """Remove the pixels of all images but the newest, so that what is kept depends on the log alone."""
+    newest = connection.execute(
+        "SELECT sha256 FROM images WHERE outcome = 'searched' ORDER BY mjd DESC, id DESC LIMIT ?",
+        (thumbnails.KEPT,),
+    )
+    kept = {row["sha256"] for row in newest}
+    for path in thumbnails.pixels_folder(log_path).glob("*"):
+        # the temporary files of a killed run have other stems
+        if path.stem not in kept:
+            path.unlink(missing_ok=True)
 
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
@@ -852,7 +884,7 @@ def search(arrival: Arrival, run: Run) -> ImageResult:
 
 def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
     """Read and search an image; what its header tells is added to its row in place."""
-    frame = run.bad_pixels.blank(fits_images.read_frame(path, run.instrument), path)
+    frame = read_blob_image(path, run.bad_pixels, run.instrument)
     fits_images.require_usable(frame, path)
     row["ny_px"], row["nx_px"] = frame.data.shape
     row["header"] = json.dumps(_kept_cards(frame))
@@ -1244,9 +1276,16 @@ def _log_deep(image: int, found: DeepResult, run: Run) -> None:
             found.depths.error_frac[:, k],
         )
 
-    # The date of a landing changes as long as later images are compared with those before it
+    # A landing is dated as long as the latest images show what was there before it
+    marks = ", ".join("?" * len(numbers))
+    recent = connection.execute(
+        f"SELECT candidate FROM detections WHERE candidate IS NOT NULL GROUP BY candidate HAVING min(image) IN ({marks})",
+        numbers,
+    ).fetchall()
+    dated = {row["candidate"] for row in recent}
     for candidate in live["id"].tolist():
-        _date_candidate(connection, candidate)
+        if candidate in dated:
+            _date_candidate(connection, candidate)
 
 
 def _log_depths(

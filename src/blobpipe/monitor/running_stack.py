@@ -31,6 +31,7 @@ from blobpipe.errors import FrameError
 from blobpipe.history import deep
 from blobpipe.history.deep import Latest, SettledImage
 from blobpipe.images.bad_pixels import BadPixels
+from blobpipe.images.flatten import read_blob_image
 from blobpipe.images.noise import noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern, register_images
@@ -444,7 +445,7 @@ def _read(member: Member, cache: Cache) -> Image:
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
             "stack needs; put it back"
         )
-    data = cache.bad_pixels.blank(fits_images.read_image(path, cache.detector), path).data
+    data = read_blob_image(path, cache.bad_pixels, cache.detector).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 

@@ -257,13 +257,36 @@ ALTER TABLE candidates ADD COLUMN level_frac REAL;  -- depth before the landing,
 ALTER TABLE candidates ADD COLUMN step_frac REAL;
 ALTER TABLE candidates ADD COLUMN step_err_frac REAL;
 
+-- version 7
+
+-- A decision can be withdrawn (a review without one), and people add blobs that the search has missed.
 DROP VIEW candidate_list;
-CREATE VIEW candidate_list AS  -- a candidate with its deepest look at it: the sighting of the highest S/N
+CREATE TABLE new_reviews (  -- never changed: the latest of a candidate counts
+    id INTEGER PRIMARY KEY,
+    candidate INTEGER NOT NULL REFERENCES candidates,
+    decision TEXT NOT NULL CHECK (decision IN ('confirmed', 'rejected', 'unsure', '')),  -- empty: undecided again
+    reviewer TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    at TEXT NOT NULL
+) STRICT;
+INSERT INTO new_reviews SELECT id, candidate, decision, reviewer, reason, at FROM reviews;
+DROP TABLE reviews;
+ALTER TABLE new_reviews RENAME TO reviews;
+CREATE INDEX reviews_by_candidate ON reviews (candidate);
+
+ALTER TABLE candidates ADD COLUMN added_by TEXT NOT NULL DEFAULT '';  -- person who saw it; empty: the search found it
+ALTER TABLE runs ADD COLUMN catalogue TEXT NOT NULL DEFAULT '';  -- path of the table of known blobs; empty without one
+
+-- A candidate with its deepest look at it, the sighting of the highest S/N. Its probability is the mean over the
+-- sightings that were judged new: whatever the sightings have in common, a mean of calibrated probabilities stays calibrated.
+CREATE VIEW candidate_list AS
 SELECT c.id, c.status, c.x_px, c.y_px, c.missed, c.image AS first_image, f.name AS first_frame, f.mjd AS first_mjd,
     b.id AS detection, b.image AS best_image, b.radius_px, b.radius_err_px, b.depth_frac, b.depth_err_frac,
-    b.loss_frac_px2, b.snr, b.score, b.probability,
+    b.loss_frac_px2, b.snr, b.score,
+    coalesce((SELECT avg(d.probability) FROM detections d WHERE d.candidate = c.id AND d.status = 'new'),
+        b.probability) AS probability,
     (SELECT count(*) FROM detections d WHERE d.candidate = c.id) AS sightings,
-    coalesce((SELECT r.decision FROM reviews r WHERE r.candidate = c.id ORDER BY r.id DESC LIMIT 1), '') AS decision,
+    coalesce(v.decision, '') AS decision, coalesce(v.reviewer, '') AS reviewer, v.at AS reviewed, c.added_by,
     r.model_sha256, r.params_sha256, f.stack_sha256,
     (SELECT d.n_images FROM detections d WHERE d.candidate = c.id ORDER BY d.id LIMIT 1) AS n_images,
     c.history, c.after_mjd, c.before_mjd, c.level_frac, c.step_frac, c.step_err_frac
@@ -271,4 +294,5 @@ FROM candidates c
 JOIN images f ON f.id = c.image
 JOIN runs r ON r.id = f.run
 JOIN detections b ON b.id =
-    (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1);
+    (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1)
+LEFT JOIN reviews v ON v.id = (SELECT max(id) FROM reviews WHERE candidate = c.id);

@@ -1,8 +1,15 @@
-"""Draw the small pictures of the log, from which a person decides whether a detection is a blob."""
+"""Draw the small pictures of the log, from which a person decides whether a detection is a blob, and pack whole images.
+
+The packed pixels of the newest images lie beside the log, so that the pages can show any value without searching again.
+"""
 
 from __future__ import annotations
 
 import io
+import math
+import struct
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +22,12 @@ ENLARGED = 4  # pixels of the picture for each pixel of a cutout, along each axi
 OVERVIEW_PX = 768  # side of the picture of a whole image
 RANGE_SIGMA = 4.0  # end of the grey scale on either side of the median, in units of the noise
 SURFACE_PX = 48  # side of the cutout that is drawn as a surface
+KEPT = 200  # images whose pixels are kept, the newest by date; about 1 MB each
+STEPS = 32  # steps of packed values in one standard deviation of the noise
+MAP_STEP = 2.0**-8  # step of a packed map of probabilities
+SHIFT = 128  # added to packed values, so that most high bytes are 0
+MISSING = -(2**15)  # packed value of a pixel without a value
+HEADER = struct.Struct("<IIf")  # nx, ny, step
 
 
 def overview(scaled: Image) -> bytes:
@@ -159,3 +172,75 @@ def _encode(picture: Any, form: str, **settings: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, form, **settings)
     return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------- pixels
+
+
+def pixels_folder(log_path: Path) -> Path:
+    """Return the folder of the packed pixels of a log, which holds nothing else."""
+    return log_path.with_name("pixels")
+
+
+def pixels_path(log_path: Path, sha256: str, plane: str) -> Path:
+    """Return the file of the packed pixels of an image of a log.
+
+    Parameters
+    ----------
+    log_path : path
+    sha256 : str
+        Checksum of the image's file.
+    plane : str
+        ``difference`` or ``map``.
+    """
+    return pixels_folder(log_path) / f"{sha256}.{plane}"
+
+
+def step_of(noise: float) -> float:
+    """Return the step in which values with a noise are packed: the power of two at or below noise / `STEPS`."""
+    return 2.0 ** math.floor(math.log2(noise / STEPS)) if noise > 0 else 2.0**-12
+
+
+def pack(image: Image, step: float) -> bytes:
+    """Pack an image in 16-bit steps, low and high bytes apart, compressed by zlib.
+
+    Values beyond the range of 65,535 steps become the end of it; NaN and infinite ones are marked as missing.
+
+    Parameters
+    ----------
+    image : ndarray, shape (ny, nx), float32
+    step : float
+        From `step_of`.
+
+    Returns
+    -------
+    bytes
+        After `HEADER`, for each pixel from the lower left on the low byte of ``round(value / step) + SHIFT``, then
+        the high bytes; as signed 16-bit numbers, of which `MISSING` marks no value.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        steps = np.clip(np.rint(image / np.float32(step)) + SHIFT, MISSING + 1, 2**15 - 1)
+        packed = np.where(np.isfinite(image), steps, MISSING).astype("<i2").view(np.uint8)
+    ny, nx = image.shape
+    low = packed.reshape(-1, 2)[:, 0].tobytes()
+    high = packed.reshape(-1, 2)[:, 1].tobytes()
+    return zlib.compress(HEADER.pack(nx, ny, step) + low + high, 1)
+
+
+def unpack(content: bytes) -> tuple[Image, float]:
+    """Return an image from `pack`, shape (ny, nx), float32, NaN where it has no value, and its step.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are not such an image.
+    """
+    try:
+        body = zlib.decompress(content)
+        nx, ny, step = HEADER.unpack_from(body)
+        planes = np.frombuffer(body, np.uint8, offset=HEADER.size).reshape(2, ny, nx)
+    except (zlib.error, struct.error, ValueError) as error:
+        raise ValueError("found other bytes, expected packed pixels") from error
+    steps = np.ascontiguousarray(np.moveaxis(planes, 0, -1)).view("<i2")[..., 0]
+    image = (steps.astype(np.float32) - SHIFT) * np.float32(step)
+    return np.where(steps == MISSING, np.float32(np.nan), image), step

@@ -194,6 +194,7 @@ class Blobs(LocalPlugin):  # type: ignore[misc]
         self.shown = {str(number): one for number, one in enumerate(found, start=1)}
         self.selected = ""
         self.w.table.set_tree({key: _row(key, one) for key, one in self.shown.items()})
+        self.w.table.set_optimal_column_widths()
         self._draw()
 
     def _draw(self) -> None:

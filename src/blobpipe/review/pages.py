@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlencode
 
 import bottleneck as bn
 import numpy as np
@@ -21,16 +23,24 @@ from markupsafe import Markup
 
 from blobpipe import __version__
 from blobpipe.core import files
-from blobpipe.errors import LogError
+from blobpipe.core.detector import DEFAULT
+from blobpipe.errors import BlobpipeError, LogError, printable
 from blobpipe.monitor import logbook
-from blobpipe.review import charts, formats, queries
-from blobpipe.review.queries import Choice, Row, Show, Values
+from blobpipe.monitor.inbox import path_of
+from blobpipe.review import charts, formats, planes, queries
+from blobpipe.review.queries import CandidateChoice, Choice, Row, Show, Values
 
 KINDS = {
     "difference": "Difference",
     "stack": "Median stack",
     "map": "Network's map",
     "surface": "Surface",
+}
+PLANES = {
+    "difference": "Difference",
+    "template": "Template",
+    "image": "Image",
+    "map": "Network's map",
 }
 PERSISTENCE = {"new": "not yet seen again", "seen_again": "seen again", "faded": "not seen again"}
 
@@ -39,6 +49,9 @@ LINES = 50  # rows on a page of a table
 LATEST = 8  # images listed on the first page
 MARK_PX = (9.0, 30.0)  # radius on the map of the faintest mark, and of one of depth FULL_FRAC
 FULL_FRAC = 0.15  # depth (fraction of the light) from which marks grow no more
+ORDER_NAMES = {"date": "date", "probability": "probability", "snr": "S/N"}  # of the queue
+KNOWN_MARGIN_PX = 3.0  # from the edge of a known blob to its circle
+SAME_PX = 5.0  # distance (px) within which a blob of the catalogue is one that is marked already
 DAYS = 92  # length (d) of the timeline up to which its table has a row for each day, not month
 
 
@@ -55,13 +68,16 @@ class Reader:
     said : str
         What has just been done.
     said_of : int
-        Number of the candidate it was done to.
+        Number of the candidate it was done to; 0 for several.
+    done : str
+        First and last number of the reviews that did it, as in ``12-15``; they can be undone.
     """
 
     form_token: str = ""
     name: str = ""
     said: str = ""
     said_of: int = 0
+    done: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class Mark(NamedTuple):
     radius: float
     kind: str
     text: str
+    label: str
 
 
 # ---------------------------------------------------------------------------------------------------------- pages
@@ -112,20 +129,24 @@ def today(connection: sqlite3.Connection, reader: Reader) -> str:
     return _render(
         "today.html",
         reader,
-        image=None if newest is None else _image(connection, newest),
-        detector=logbook.detector_of(connection),
+        image=None if newest is None else _live_image(connection, newest),
         latest=queries.latest_images(connection, LATEST),
         counts=queries.decision_counts(connection),
     )
 
 
 def queue(
-    connection: sqlite3.Connection, reader: Reader, *, show: Show = "all", page: int = 1
+    connection: sqlite3.Connection,
+    reader: Reader,
+    *,
+    show: Show = "all",
+    order: str = "date",
+    page: int = 1,
 ) -> str:
-    """Show candidates to decide on: the undecided first, then the unsure, the newest of each first."""
+    """Show candidates to decide on: the undecided first, then the unsure, each by one of `queries.ORDERS`."""
     counts = queries.decision_counts(connection)
     listed = queries.part(page, CARDS, counts[show])
-    rows = queries.review_queue(connection, show, listed)
+    rows = queries.review_queue(connection, show, listed, order)
     cards = [_card(connection, row) for row in rows]
     return _render(
         "queue.html",
@@ -133,6 +154,8 @@ def queue(
         cards=cards,
         show=show,
         shows=queries.SHOWS,
+        order=order,
+        orders=ORDER_NAMES,
         counts=counts,
         listed=listed,
     )
@@ -159,14 +182,14 @@ def image(connection: sqlite3.Connection, reader: Reader, number: int) -> str:
     LogError
         If there is none of this number.
     """
-    row = _image(connection, number)
+    row = _live_image(connection, number)
     neighbours = queries.images_beside(connection, number)
     detector = logbook.detector_of(connection)
     return _render("image.html", reader, image=row, neighbours=neighbours, detector=detector)
 
 
 def images(connection: sqlite3.Connection, reader: Reader, choice: Choice, page: int = 1) -> str:
-    """List the chosen images, the newest first.
+    """List the chosen images, by default the newest first.
 
     Raises
     ------
@@ -175,25 +198,62 @@ def images(connection: sqlite3.Connection, reader: Reader, choice: Choice, page:
     """
     rows, listed = queries.images(connection, choice, page, LINES)
     return _render(
-        "images.html", reader, images=rows, listed=listed, choice=choice, outcomes=queries.OUTCOMES
+        "images.html",
+        reader,
+        images=rows,
+        listed=listed,
+        choice=choice,
+        address=_address("/images", choice),
+        outcomes=queries.OUTCOMES,
     )
 
 
-def blob_map(connection: sqlite3.Connection, reader: Reader, page: int = 1) -> str:
-    """Show all candidates on the detector by date and depth, and as a table."""
-    rows = queries.candidates(connection)
+def blob_map(
+    connection: sqlite3.Connection,
+    reader: Reader,
+    choice: CandidateChoice | None = None,
+    page: int = 1,
+) -> str:
+    """Show the chosen candidates on the detector by date and depth, and as a table.
+
+    Raises
+    ------
+    LogError
+        If a day is not written as YYYY-MM-DD, or the S/N is no number.
+    """
+    choice = choice or CandidateChoice()
+    rows = queries.candidates(connection, choice)
     listed = queries.part(page, LINES, len(rows))
     lines = rows[listed.offset : listed.offset + listed.size]
-    detector = logbook.detector_of(connection)
     return _render(
         "map.html",
         reader,
-        marks=_map_marks(rows, detector.height_px),
-        dates=_legend(rows),
         rows=lines,
         listed=listed,
-        detector=detector,
+        choice=choice,
+        address=_address("/map", choice),
+        decisions=queries.SHOWS[1:],
+        **_map(connection, rows),
     )
+
+
+def _address(path: str, choice: Choice | CandidateChoice) -> str:
+    """Return the address of a table with its choice, but for the sort and the page, which follow."""
+    chosen = {name: value for name, value in asdict(choice).items() if value and name != "sort"}
+    return f"{path}?{urlencode(chosen)}{'&' if chosen else ''}"
+
+
+def said(connection: sqlite3.Connection, first: int, last: int) -> tuple[str, int]:
+    """Say what a form has done by the numbers of its reviews, and of which candidate (0: several); ("", 0) for nothing."""
+    rows = queries.reviews_of_form(connection, first, last)
+    if not rows:
+        return "", 0
+    decisions = {row["decision"] or "undecided again" for row in rows}
+    decision = decisions.pop() if len(decisions) == 1 else "as they were before"
+    numbers = [row["candidate"] for row in rows]
+    if len(numbers) == 1:
+        return f"Candidate {numbers[0]}: {decision}.", numbers[0]
+    return f"{len(numbers)} candidates ({', '.join(map(str, numbers))}): {decision}.", 0
 
 
 def timeline(connection: sqlite3.Connection, reader: Reader) -> str:
@@ -206,8 +266,8 @@ def message(reader: Reader, title: str, text: str) -> str:
     return _render("message.html", reader, title=title, text=text)
 
 
-def asset(name: Literal["style.css", "review.js"]) -> str:
-    """Return the style sheet or the script."""
+def asset(name: Literal["style.css", "review.js", "viewer.js"]) -> str:
+    """Return the style sheet or a script."""
     return Path(__file__).with_name("templates").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -294,8 +354,7 @@ def _of_everything(connection: sqlite3.Connection) -> tuple[str, str]:
         images=[],
         cards=cards,
         bad=queries.rejected_images(connection),
-        marks=_map_marks(rows, logbook.detector_of(connection).height_px),
-        dates=_legend(rows),
+        **_map(connection, rows),
         **_timeline(connection),
     )
     return content, f"everything: images {n_images}, candidates {len(rows)}"
@@ -401,49 +460,186 @@ def _sample(detection: Row, kind: str) -> charts.Sample | None:
 def _image(connection: sqlite3.Connection, number: int) -> Row:
     """Return the row of an image with its run, picture, detections, subframes and marks."""
     row = queries.image(connection, number)
+    detector = logbook.detector_of(connection)
+    row["nx"] = row["nx_px"] or detector.width_px
+    row["ny"] = row["ny_px"] or detector.height_px
+    row["view"] = None
     row["marks"] = []
     for found in row["detections"]:
         candidate = found["candidate"]
         if candidate is None:
             continue
-        # a circle wide of the blob, so that the blob can be seen
-        radius = 2.0 * (found["radius_px"] or 8.0) + 8.0
-        x, y = _picture_position(found, logbook.detector_of(connection).height_px)
         decision = found["decision"] or "undecided"
         text = f"candidate {candidate}: probability {found['probability']:.3f}"
-        row["marks"].append(Mark(candidate, x, y, round(radius, 1), decision, text))
+        row["marks"].append(_mark(row, found, candidate, decision, text, str(candidate)))
+    row["marks"] += _known_marks(connection, row)
     return row
 
 
-def _picture_position(row: Row, height_px: int) -> tuple[float, float]:
+def _mark(image: Row, place: Row, number: int, kind: str, text: str, label: str) -> Mark:
+    """Return a circle around a blob: wide of a candidate, so that it can be seen, and close to a known blob."""
+    radius = place["radius_px"] or planes.USUAL_RADIUS_PX
+    radius = radius + KNOWN_MARGIN_PX if kind == "known" else 2.0 * radius + 8.0
+    x, y = _picture_position(place, image["ny"])
+    return Mark(number, x, y, round(radius, 1), kind, text, label)
+
+
+def _known_marks(connection: sqlite3.Connection, row: Row) -> list[Mark]:
+    """Return the marks of blobs that were known when an image was taken: of the log, and of its catalogue."""
+    if row["mjd"] is None or row["outcome"] != "searched":
+        return []
+    shift = {"x_px": row["shift_x_px"] or 0.0, "y_px": row["shift_y_px"] or 0.0}
+
+    def shifted(blob: Row) -> Row:
+        return blob | {name: blob[name] + shift[name] for name in shift}
+
+    marks = []
+    logged = [shifted(blob) for blob in queries.known_blobs(connection, row)]
+    for blob in logged:
+        text = f"candidate {blob['id']}, known before"
+        marks.append(_mark(row, blob, blob["id"], "known", text, str(blob["id"])))
+
+    # What the log has found and put into the catalogue has its number already
+    numbered = [*logged, *(found for found in row["detections"] if found["candidate"])]
+    for blob in map(shifted, _catalogue(row["run"]["catalogue"])):
+        is_named = any(
+            math.hypot(blob["x_px"] - other["x_px"], blob["y_px"] - other["y_px"]) < SAME_PX
+            for other in numbered
+        )
+        if not is_named:
+            text = f"{blob['blob']}, known from the catalogue"
+            marks.append(_mark(row, blob, 0, "known", text, blob["blob"]))
+    return marks
+
+
+def _catalogue(path: str) -> list[Row]:
+    """Return name, place and radius of the blobs of a catalogue as it is now; none if it cannot be read."""
+    if not path:
+        return []
+    try:
+        return _catalogue_rows(path, path_of(path).stat().st_mtime_ns)
+    except (OSError, BlobpipeError):
+        return []
+
+
+@lru_cache(maxsize=4)
+def _catalogue_rows(path: str, modified_ns: int) -> list[Row]:
+    """Read a catalogue once for each state of its file."""
+    from blobpipe.core import tables
+
+    columns = ["x_px", "y_px", "radius_px"]
+    table = tables.read_known(path_of(path), columns)
+    names = table["blob"].astype(str) if "blob" in table else [""] * len(table)
+    places = table[columns].to_numpy(float).tolist()
+    return [
+        {"blob": printable(name), **dict(zip(columns, place, strict=True))}
+        for name, place in zip(names, places, strict=True)
+    ]
+
+
+def _live_image(connection: sqlite3.Connection, number: int) -> Row:
+    """Return an image as `_image` does, with what a script needs to show its pixels, and its file."""
+    row = _image(connection, number)
+    own = planes.available(connection, row)
+    path = planes.image_path(connection, number)
+    row["path"] = "" if path is None else printable(str(path))
+    if not (own or row["picture"]):
+        return row
+    before = queries.searched_before(connection, row["mjd"])
+    row["view"] = {
+        "nx": row["nx"],
+        "ny": row["ny"],
+        "flt": planes.flt_shift((row["ny"], row["nx"]), logbook.detector_of(connection)),
+        "name": row["name"],
+        "order": own,
+        "planes": {
+            plane: {"address": f"/pixels/{number}/{plane}", "name": PLANES[plane], "key": key}
+            for plane, key in planes.PLANES.items()
+            if plane in own
+        },
+        "before": None,
+    }
+    if before is not None and before["id"] != number:
+        shared = [plane for plane in planes.available(connection, before) if plane in own]
+        row["view"]["before"] = {
+            "name": before["name"],
+            "planes": {plane: f"/pixels/{before['id']}/{plane}" for plane in shared},
+        }
+    return row
+
+
+def regions(connection: sqlite3.Connection, number: int, *, flt: bool) -> str:
+    """Write the detections and known blobs of an image as DS9 regions.
+
+    Raises
+    ------
+    LogError
+        If there is no image of this number, or ``flt`` is asked for of an image of another detector.
+    """
+    row = _image(connection, number)
+    size = f"{row['nx']}x{row['ny']}"
+    detector = logbook.detector_of(connection)
+    if flt and (row["ny"], row["nx"]) != detector.shape:
+        raise LogError(f"image {number} has {size} pixels, expected {detector.sizes}")
+    marked = []
+    for found in row["detections"]:
+        name = found["candidate"] or ""
+        marked.append(found | {"blob": name, "status": found["decision"] or found["status"]})
+    for mark in row["marks"]:
+        if mark.kind == "known":
+            place = {"x_px": mark.x - 0.5, "y_px": row["ny"] - 0.5 - mark.y}
+            radius = {"radius_px": mark.radius - KNOWN_MARGIN_PX, "depth_frac": None}
+            marked.append({**place, **radius, "blob": mark.label, "status": "known"})
+    return planes.regions(marked, detector, flt=flt)
+
+
+def _picture_position(row: Row, ny: int) -> tuple[float, float]:
     """Return a position on a picture, counted from its upper left corner, half a pixel from a pixel's centre."""
-    return round(row["x_px"] + 0.5, 1), round(height_px - 0.5 - row["y_px"], 1)
+    return round(row["x_px"] + 0.5, 1), round(ny - 0.5 - row["y_px"], 1)
 
 
 # ------------------------------------------------------------------------------------------------------------ map
 
 
-def _map_marks(rows: Iterable[Row], height_px: int) -> list[Mark]:
+def _map(connection: sqlite3.Connection, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the map of candidates: its size, ticks, marks and legend."""
+    ny, nx = queries.image_size(connection)
+    # drawn as large as the default detector, whatever its size
+    scale = max(DEFAULT.shape) / max(ny, nx)
+    ends = {"x": nx, "y": ny}
+    return {
+        "field": {name: round(scale * end, 1) for name, end in ends.items()},
+        "ticks": {
+            name: [(round(scale * k * end / 4, 1), k * end // 4) for k in range(5)]
+            for name, end in ends.items()
+        },
+        "marks": _map_marks(rows, ny, scale),
+        "dates": _legend(rows),
+    }
+
+
+def _map_marks(rows: Iterable[Row], ny: int, scale: float) -> list[Mark]:
     """Return the marks of all candidates that have a date, the oldest first."""
     dated = [row for row in rows if row["first_mjd"] is not None]
+    dated.sort(key=lambda row: (row["first_mjd"], row["id"]))
     low, high = _date_range(dated)
     return [
-        _map_mark(row, charts.date_class(row["first_mjd"], low, high), height_px)
-        for row in reversed(dated)
+        _map_mark(row, charts.date_class(row["first_mjd"], low, high), ny, scale) for row in dated
     ]
 
 
-def _map_mark(row: Row, date_class: int, height_px: int) -> Mark:
+def _map_mark(row: Row, date_class: int, ny: int, scale: float) -> Mark:
     """Return the mark of a candidate on the map: its area grows with the depth."""
     smallest, largest = MARK_PX
     strength = min(1.0, max(0.0, row["depth_frac"] or 0.0) / FULL_FRAC)
     radius = smallest + (largest - smallest) * math.sqrt(strength)
-    x, y = _picture_position(row, height_px)
+    x, y = (round(scale * value, 1) for value in _picture_position(row, ny))
     decision = row["decision"] or "undecided"
     day = formats.day(row["first_mjd"])
     depth = formats.percent(row["depth_frac"], row["depth_err_frac"])
     text = f"candidate {row['id']}, {decision}, since {day}, depth {depth}"
-    return Mark(row["id"], x, y, round(radius, 1), f"{decision} d{date_class}", text)
+    kind = f"{decision} d{date_class}"
+    return Mark(row["id"], x, y, round(radius, 1), kind, text, str(row["id"]))
 
 
 def _date_range(rows: Sequence[Row]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from blobpipe.core.dates import date_range, is_date
 from blobpipe.errors import LogError
+from blobpipe.monitor import logbook
 from blobpipe.review import charts
 
 Row = dict[str, Any]
@@ -37,14 +38,71 @@ class Picture(NamedTuple):
     type: str
 
 
+# By the names that addresses use: what a table is sorted by; the first of each is the usual order
+CANDIDATE_SORTS = {
+    "first": "first_mjd",
+    "candidate": "id",
+    "x": "x_px",
+    "y": "y_px",
+    "radius": "radius_px",
+    "depth": "depth_frac",
+    "snr": "snr",
+    "probability": "probability",
+    "sightings": "sightings",
+    "persistence": "status",
+    "decision": "decision",
+    "by": "reviewer",
+}
+IMAGE_SORTS = {
+    "exposed": "i.mjd",
+    "image": "i.name",
+    "outcome": "i.outcome",
+    "noise": "i.noise_frac",
+    "shift": "i.shift_x_px * i.shift_x_px + i.shift_y_px * i.shift_y_px",
+    "candidates": "candidates",
+    "probability": "probability",
+}
+ORDERS = {"date": "first_mjd", "probability": "probability", "snr": "snr"}  # of the queue
+
+
 @dataclass(frozen=True)
 class Choice:
-    """Choose images by a part of the name, first and last day of the exposure (ISO), and outcome."""
+    """Choose images by a part of the name, first and last day of the exposure (ISO), and outcome.
+
+    ``sort`` is one of `IMAGE_SORTS`, with a minus for the highest first.
+    """
 
     name: str = ""
     first: str = ""
     last: str = ""
     outcome: str = ""
+    sort: str = "-exposed"
+
+
+@dataclass(frozen=True)
+class CandidateChoice:
+    """Choose candidates by decision, persistence, least S/N, and days of the first exposure (ISO).
+
+    ``sort`` is one of `CANDIDATE_SORTS`, with a minus for the highest first.
+    """
+
+    decision: str = ""
+    status: str = ""
+    snr: str = ""
+    first: str = ""
+    last: str = ""
+    sort: str = "-first"
+
+
+def order_by(sort: str, columns: dict[str, str], tie: str) -> str:
+    """Return the ORDER BY of a sort that an address names, or of the usual one if there is no such column."""
+    name = sort.removeprefix("-")
+    if name not in columns:
+        name = next(iter(columns))
+        sort = f"-{name}"
+    direction = "DESC" if sort.startswith("-") else "ASC"
+    # what has no value comes last either way
+    return f"ORDER BY {columns[name]} IS NULL, {columns[name]} {direction}, {tie} {direction}"
 
 
 @dataclass(frozen=True)
@@ -129,21 +187,69 @@ def decision_counts(connection: sqlite3.Connection) -> dict[str, int]:
     return counts | {"all": sum(counts.values())}
 
 
-def candidates(connection: sqlite3.Connection) -> list[Row]:
-    """Return all candidates, the newest first."""
-    query = "SELECT * FROM candidate_list ORDER BY first_mjd DESC, id DESC"
-    return _rows(connection, query)
+def candidates(connection: sqlite3.Connection, choice: CandidateChoice | None = None) -> list[Row]:
+    """Return the chosen candidates, or all, in the order of the choice: by default the newest first.
+
+    Raises
+    ------
+    LogError
+        If a day is not written as YYYY-MM-DD, or the S/N is no number.
+    """
+    choice = choice or CandidateChoice()
+    conditions: list[str] = []
+    values: list[object] = []
+    if choice.decision:
+        conditions.append("decision = ?")
+        values.append("" if choice.decision == "undecided" else choice.decision)
+    if choice.status:
+        conditions.append("status = ?")
+        values.append(choice.status)
+    if choice.snr:
+        conditions.append("snr >= ?")
+        values.append(_number_of(choice.snr))
+    _add_days(choice.first, choice.last, "first_mjd", conditions, values)
+    where = "WHERE " + " AND ".join(conditions) if conditions else ""
+    order = order_by(choice.sort, CANDIDATE_SORTS, "id")
+    return _rows(connection, f"SELECT * FROM candidate_list {where} {order}", *values)
 
 
-def review_queue(connection: sqlite3.Connection, show: Show, listed: Part) -> list[Row]:
-    """Return a page of the candidates to decide on: the undecided, the unsure, then the others, each newest first."""
+def _number_of(text: str) -> float:
+    """Read a number that was typed."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise LogError(f"found {text!r}, expected a number, as in 7.5") from error
+
+
+def _add_days(
+    first: str, last: str, column: str, conditions: list[str], values: list[object]
+) -> None:
+    """Add the conditions of a first and a last day, if they are given; the whole of the last day counts."""
+    if first:
+        conditions.append(f"{column} >= ?")
+        values.append(mjd_of(first))
+    if last:
+        conditions.append(f"{column} < ?")
+        values.append(mjd_of(last) + 1)
+
+
+def review_queue(
+    connection: sqlite3.Connection, show: Show, listed: Part, order: str = "date"
+) -> list[Row]:
+    """Return a page of the candidates to decide on: the undecided, the unsure, then the others.
+
+    Parameters
+    ----------
+    order : str
+        One of `ORDERS`: within each of these, the newest, the most probable, or those of the highest S/N come first.
+    """
     decision = "" if show == "undecided" else show
     where = "" if show == "all" else f"WHERE decision = '{decision}'"
     return _rows(
         connection,
         f"""SELECT * FROM candidate_list {where}
-        ORDER BY CASE decision WHEN '' THEN 0 WHEN 'unsure' THEN 1 ELSE 2 END, status = 'faded', first_mjd DESC, id DESC
-        LIMIT ? OFFSET ?""",
+        ORDER BY CASE decision WHEN '' THEN 0 WHEN 'unsure' THEN 1 ELSE 2 END, status = 'faded',
+        {ORDERS[order]} DESC, id DESC LIMIT ? OFFSET ?""",
         listed.size,
         listed.offset,
     )
@@ -255,8 +361,10 @@ def image(connection: sqlite3.Connection, number: int) -> Row:
     # a detection has the latest decision on its candidate
     row["detections"] = _rows(
         connection,
-        """SELECT d.*, coalesce((SELECT r.decision FROM reviews r WHERE r.candidate = d.candidate ORDER BY r.id DESC
-        LIMIT 1), '') AS decision FROM detections d WHERE d.image = ? ORDER BY d.probability DESC, d.id""",
+        """SELECT d.*, coalesce(r.decision, '') AS decision, coalesce(r.reviewer, '') AS reviewer, r.at AS reviewed,
+        c.image AS first_image, c.added_by FROM detections d LEFT JOIN candidates c ON c.id = d.candidate
+        LEFT JOIN reviews r ON r.id = (SELECT max(id) FROM reviews WHERE candidate = d.candidate)
+        WHERE d.image = ? ORDER BY d.probability DESC, d.id""",
         number,
     )
 
@@ -267,6 +375,39 @@ def image(connection: sqlite3.Connection, number: int) -> Row:
         number,
     )
     return row
+
+
+def image_row(connection: sqlite3.Connection, number: int) -> Row:
+    """Return the row of an image alone.
+
+    Raises
+    ------
+    LogError
+        If there is no image of this number.
+    """
+    return _one(connection, "image", "SELECT * FROM images WHERE id = ?", number)
+
+
+def known_blobs(connection: sqlite3.Connection, image: Row) -> list[Row]:
+    """Return the candidates that were known when an image was taken and that it shows none of, at their usual place."""
+    return _rows(
+        connection,
+        """SELECT id, x_px, y_px, radius_px, depth_frac, decision FROM candidate_list
+        WHERE (decision = 'confirmed' OR status = 'seen_again' AND decision != 'rejected') AND first_mjd <= ?
+        AND id NOT IN (SELECT candidate FROM detections WHERE image = ? AND candidate IS NOT NULL) ORDER BY id""",
+        image["mjd"],
+        image["id"],
+    )
+
+
+def reviews_of_form(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
+    """Return the reviews that one form has made, by their numbers."""
+    return _rows(
+        connection,
+        "SELECT id, candidate, decision FROM reviews WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 100",
+        first,
+        last,
+    )
 
 
 def newest_image(connection: sqlite3.Connection) -> int | None:
@@ -304,6 +445,26 @@ def image_counts(connection: sqlite3.Connection) -> tuple[int, str | None]:
     return number, logged
 
 
+def searched_before(connection: sqlite3.Connection, mjd: float | None) -> Row | None:
+    """Return the last searched image before a date; None if there is none."""
+    found = _rows(
+        connection,
+        """SELECT * FROM images WHERE mjd < ? AND outcome = 'searched' AND superseded_by IS NULL
+        ORDER BY mjd DESC LIMIT 1""",
+        mjd,
+    )
+    return found[0] if found else None
+
+
+def image_size(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return the shape (ny, nx) of the images of a log; the detector's for a log that noted none."""
+    row = connection.execute(
+        "SELECT ny_px, nx_px FROM images WHERE ny_px IS NOT NULL ORDER BY outcome = 'searched' DESC, id DESC LIMIT 1"
+    ).fetchone()
+    shape = logbook.detector_of(connection).shape
+    return shape if row is None else (row["ny_px"], row["nx_px"])
+
+
 def images_beside(connection: sqlite3.Connection, number: int) -> dict[str, int | None]:
     """Return the ids of the images before and after one by date, as ``before`` and ``after``."""
     row = _one(connection, "image", "SELECT mjd FROM images WHERE id = ?", number)
@@ -324,7 +485,7 @@ def images_beside(connection: sqlite3.Connection, number: int) -> dict[str, int 
 def images(
     connection: sqlite3.Connection, choice: Choice, page: int, size: int
 ) -> tuple[list[Row], Part]:
-    """Return a page of the chosen images, the newest first, with their candidates and highest probability.
+    """Return a page of the chosen images, by default the newest first, with their candidates and highest probability.
 
     Raises
     ------
@@ -337,13 +498,7 @@ def images(
     if choice.name:
         conditions.append("instr(lower(i.name), lower(?))")
         values.append(choice.name)
-    if choice.first:
-        conditions.append("i.mjd >= ?")
-        values.append(mjd_of(choice.first))
-    if choice.last:
-        # the whole of the last day counts
-        conditions.append("i.mjd < ?")
-        values.append(mjd_of(choice.last) + 1)
+    _add_days(choice.first, choice.last, "i.mjd", conditions, values)
     if choice.outcome:
         conditions.append("i.outcome = ?")
         values.append(choice.outcome)
@@ -356,7 +511,7 @@ def images(
         connection,
         f"""SELECT i.*, (SELECT max(probability) FROM subframes s WHERE s.image = i.id) AS probability,
         (SELECT count(*) FROM detections d WHERE d.image = i.id AND d.candidate IS NOT NULL) AS candidates
-        FROM images i {where} ORDER BY i.mjd DESC, i.id DESC LIMIT ? OFFSET ?""",
+        FROM images i {where} {order_by(choice.sort, IMAGE_SORTS, "i.id")} LIMIT ? OFFSET ?""",
         *values,
         listed.size,
         listed.offset,

@@ -12,23 +12,25 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import math
 import os
 import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar, cast
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, ImmutableMultiDict, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -39,12 +41,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from blobpipe.errors import LogError, ServeError
 from blobpipe.monitor import logbook
 from blobpipe.params import is_host_name
-from blobpipe.review import pages, queries
+from blobpipe.review import decisions, pages, planes, queries
 from blobpipe.review.pages import Reader
 
 log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
+Form = ImmutableMultiDict[str, str]
 
 TOKEN_VARIABLE = "BLOBPIPE_TOKEN"
 FEWEST_CHARACTERS = 16  # shortest token
@@ -58,11 +61,14 @@ REVIEWER = "blobpipe_reviewer"  # cookie of the reviewer's name
 SESSION_S = 30 * 86_400  # length of a session (s)
 # host and port, as in the headers Host and Origin
 PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]\\]+)(:[0-9]{0,5})?")
+CHOSEN = tuple(
+    field.name for field in fields(queries.CandidateChoice)
+)  # of the table of candidates
 MOST_DIGITS = 18  # digits of a number that SQLite can hold
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
+        "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
@@ -304,6 +310,8 @@ def make_application(path: Path, token: str, names: tuple[str, ...]) -> ASGIApp:
         Route("/queue", _queue),
         Route("/candidate/{number}", _candidate),
         Route("/image/{number}", _image),
+        Route("/image/{number}/regions", _regions),
+        Route("/pixels/{number}/{plane}", _pixels),
         Route("/images", _images),
         Route("/map", _map),
         Route("/timeline", _timeline),
@@ -311,7 +319,10 @@ def make_application(path: Path, token: str, names: tuple[str, ...]) -> ASGIApp:
         Route("/subframe/{image}/{row}/{col}", _subframe),
         Route("/style.css", _style),
         Route("/review.js", _script),
+        Route("/viewer.js", _viewer),
         Route("/review", _review, methods=["POST"]),
+        Route("/undo", _undo, methods=["POST"]),
+        Route("/missed", _missed, methods=["POST"]),
         Route("/sign-in", _sign_in, methods=["POST"]),
         Route("/sign-out", _sign_out, methods=["POST"]),
     ]
@@ -375,19 +386,25 @@ def _desk(request: Request) -> Desk:
     return cast(Desk, request.app.state.desk)
 
 
-def _reader(request: Request) -> Reader:
+def _reader(request: Request, connection: sqlite3.Connection | None = None) -> Reader:
     """Return who looks at a page: what they may do, their name, and what they have just done."""
     form_token = _desk(request).form_token(request.cookies.get(SIGNED_IN, ""))
     if not form_token:
         return Reader()
     name = _line(unquote(request.cookies.get(REVIEWER, "")), LONGEST["reviewer"])
 
-    # what the review before this page did; an address can say nothing else
-    number = request.query_params.get("candidate", "")
-    decision = request.query_params.get("decision", "")
-    if not _is_number(number) or decision not in queries.DECISIONS:
+    # what the form before this page did is in the log; an address only says where
+    done = request.query_params.get("done", "")
+    numbers = _range(done)
+    if connection is None or numbers is None:
         return Reader(form_token, name)
-    return Reader(form_token, name, f"Candidate {int(number)}: {decision}.", int(number))
+    return Reader(form_token, name, *pages.said(connection, *numbers), done)
+
+
+def _range(text: str) -> tuple[int, int] | None:
+    """Return the first and the last of some numbers that are written as 12-15; None if they are not."""
+    first, _, last = text.partition("-")
+    return (int(first), int(last)) if _is_number(first) and _is_number(last) else None
 
 
 def _same(found: str, expected: str) -> bool:
@@ -403,7 +420,7 @@ def _is_number(text: str) -> bool:
 def _shown(request: Request, make: Callable[[sqlite3.Connection, Reader], str]) -> Response:
     """Answer with a page."""
     with _desk(request).reading() as connection:
-        reader = _reader(request)
+        reader = _reader(request, connection)
         return HTMLResponse(_found(lambda: make(connection, reader)))
 
 
@@ -411,9 +428,16 @@ def _found(make: Callable[[], Found]) -> Found:
     """Return something of the log, or answer 404 if the log does not hold it."""
     try:
         return make()
+    except decisions.ConflictError:
+        raise
     except LogError as error:
-        text = str(error)
-        raise HTTPException(404, f"{text[:1].upper()}{text[1:]}.") from error
+        raise HTTPException(404, _sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    """Return the text of an error as a sentence."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _page(request: Request) -> int:
@@ -437,11 +461,14 @@ def _today(request: Request) -> Response:
 
 
 def _queue(request: Request) -> Response:
-    show = request.query_params.get("show", "all")
-    if show not in queries.SHOWS:
-        raise HTTPException(404, f"Found {show!r}, expected one of {', '.join(queries.SHOWS)}.")
+    show = cast(queries.Show, request.query_params.get("show", "all"))
+    order = request.query_params.get("order", "date")
+    for found, words in ((show, queries.SHOWS), (order, queries.ORDERS)):
+        if found not in words:
+            raise HTTPException(404, f"Found {found!r}, expected one of {', '.join(words)}.")
+    page = _page(request)
     return _shown(
-        request, lambda log, reader: pages.queue(log, reader, show=show, page=_page(request))
+        request, lambda log, reader: pages.queue(log, reader, show=show, order=order, page=page)
     )
 
 
@@ -455,15 +482,56 @@ def _image(request: Request) -> Response:
     return _shown(request, lambda log, reader: pages.image(log, reader, _number(request, "number")))
 
 
+def _regions(request: Request) -> Response:
+    """Answer with the regions of an image, as a file of its own."""
+    number = _number(request, "number")
+    flt = request.query_params.get("flt", "") == "1"
+    with _desk(request).reading() as connection:
+        text = _found(lambda: pages.regions(connection, number, flt=flt))
+    name = f"image-{number}{'-flt' if flt else ''}.reg"
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(text, media_type="text/plain", headers=headers)
+
+
+def _pixels(request: Request) -> Response:
+    """Answer with a plane of an image, as it lies packed beside the log or made from the file of the image."""
+    plane = str(request.path_params["plane"])
+    if plane not in planes.PLANES:
+        raise HTTPException(404)
+    number = _number(request, "number")
+    with _desk(request).reading() as connection:
+        row = _found(lambda: queries.image_row(connection, number))
+
+        # the same image has the same pixels for ever
+        tag = f'"{row["sha256"][:32]}-{plane}"'
+        headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        content = _found(lambda: planes.packed(connection, row, plane))
+    if "deflate" in request.headers.get("accept-encoding", ""):
+        headers["Content-Encoding"] = "deflate"
+    else:
+        content = zlib.decompress(content)
+    return Response(content, media_type="application/octet-stream", headers=headers)
+
+
 def _images(request: Request) -> Response:
-    fields = ("name", "first", "last", "outcome")
-    typed = {name: _line(request.query_params.get(name, ""), 100) for name in fields}
-    choice = queries.Choice(**typed)
+    choice = queries.Choice(**_typed(request, (each.name for each in fields(queries.Choice))))
     return _shown(request, lambda log, reader: pages.images(log, reader, choice, _page(request)))
 
 
 def _map(request: Request) -> Response:
-    return _shown(request, lambda log, reader: pages.blob_map(log, reader, _page(request)))
+    choice = queries.CandidateChoice(**_typed(request, CHOSEN))
+    return _shown(request, lambda log, reader: pages.blob_map(log, reader, choice, _page(request)))
+
+
+def _typed(request: Request, fields: Iterable[str]) -> dict[str, str]:
+    """Return what an address says of some fields, as lines of printable characters."""
+    return {
+        name: _line(request.query_params[name], 100)
+        for name in fields
+        if name in request.query_params
+    }
 
 
 def _timeline(request: Request) -> Response:
@@ -501,6 +569,10 @@ def _style(request: Request) -> Response:
 
 def _script(request: Request) -> Response:
     return Response(pages.asset("review.js"), media_type="text/javascript")
+
+
+def _viewer(request: Request) -> Response:
+    return Response(pages.asset("viewer.js"), media_type="text/javascript")
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -543,19 +615,95 @@ async def _sign_out(request: Request) -> Response:
 
 
 async def _review(request: Request) -> Response:
-    """Write a review to the log, and lead to the next candidate."""
+    """Write a decision on one or several candidates to the log, and lead to the next."""
     form = await _signed_form(request)
+    candidates = form.getlist("candidate")
+    decision = form.get("decision", "")
+    if not candidates and form.get("several"):
+        raise HTTPException(400, "Found no candidate selected. Go back and select some.")
+    is_listed = 0 < len(candidates) <= decisions.MOST and all(map(_is_number, candidates))
+    if not is_listed or decision not in queries.DECISIONS:
+        raise HTTPException(
+            400,
+            f"Expected numbers of 1 to {decisions.MOST} candidates and one of {', '.join(queries.DECISIONS)}.",
+        )
+    numbers = list(dict.fromkeys(map(int, candidates)))
+    reviewer = _reviewer(form)
+    reason = _line(form.get("reason", ""), LONGEST["reason"])
+    done = await _write(
+        request, lambda log: decisions.review(log, numbers, decision, reviewer, reason)
+    )
+    return _led(request, _next_page(form, numbers[0], done), reviewer)
+
+
+async def _undo(request: Request) -> Response:
+    """Restore what was decided before some reviews, and lead to their candidate or to the queue."""
+    form = await _signed_form(request)
+    numbers = _range(form.get("done", ""))
+    if numbers is None:
+        raise HTTPException(400, "Expected the numbers of reviews, as in 12-15.")
+    reviewer = _reviewer(form)
+    done = await _write(request, lambda log: decisions.undo(log, *numbers, reviewer))
+    candidate = form.get("candidate", "")
+    known = int(candidate) if _is_number(candidate) else 0
+    path = f"/candidate/{known}?{done}#candidate-{known}" if known else f"/queue?{done}"
+    return _led(request, path, reviewer)
+
+
+async def _missed(request: Request) -> Response:
+    """Add a blob that the search has missed, and lead to it."""
+    form = await _signed_form(request)
+    number = form.get("image", "")
+    places = [_coordinate(form.get(name, "")) for name in ("x_px", "y_px")]
+    if not _is_number(number) or None in places:
+        raise HTTPException(400, "Expected an image's number, and x and y in pixels.")
+    x, y = (place for place in places if place is not None)
+    reviewer = _reviewer(form)
+    reason = _line(form.get("reason", ""), LONGEST["reason"])
+
+    def add(log: sqlite3.Connection) -> tuple[int, int]:
+        image = queries.image_row(log, int(number))
+        if image["outcome"] != "searched":
+            raise LogError(f"image {number} was not searched, so nothing can have been missed")
+        return decisions.add_missed(log, image, x, y, reviewer, reason)
+
+    done = await _write(request, add)
+    return _led(request, f"/image/{int(number)}?{done}", reviewer)
+
+
+def _coordinate(text: str) -> float | None:
+    """Return a position that was typed (px); None if it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+async def _write(request: Request, work: Callable[[sqlite3.Connection], tuple[int, int]]) -> str:
+    """Write reviews to the log in one transaction; return their numbers for an address."""
     desk = _desk(request)
-    row = _review_row(form)
+
+    def run() -> tuple[int, int]:
+        with desk.writing() as connection:
+            try:
+                return _found(lambda: work(connection))
+            except decisions.ConflictError as error:
+                raise HTTPException(409, _sentence(error)) from error
 
     # in a thread of its own, as the log may be locked for a while
-    await asyncio.get_running_loop().run_in_executor(desk.writers, _log_review, desk, row)
-    response = RedirectResponse(_next_page(form, row), 303)
-    _set_cookie(request, response, REVIEWER, quote(str(row["reviewer"])))
+    first, last = await asyncio.get_running_loop().run_in_executor(desk.writers, run)
+    return f"done={first}-{last}"
+
+
+def _led(request: Request, path: str, reviewer: str) -> Response:
+    """Lead to a page, and remember the reviewer's name."""
+    response = RedirectResponse(path, 303)
+    _set_cookie(request, response, REVIEWER, quote(reviewer))
     return response
 
 
-async def _signed_form(request: Request) -> dict[str, str]:
+async def _signed_form(request: Request) -> Form:
     """Return the fields of a form that belongs to a session."""
     form = await _form(request)
     expected = _reader(request).form_token
@@ -566,7 +714,7 @@ async def _signed_form(request: Request) -> dict[str, str]:
     return form
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def _form(request: Request) -> Form:
     """Return the fields of a form of this server's own pages."""
     if not _is_own(request):
         raise HTTPException(
@@ -593,7 +741,7 @@ async def _form(request: Request) -> dict[str, str]:
         raise HTTPException(408, text, {"Connection": "close"}) from error
     except ClientDisconnect as error:
         raise HTTPException(400, "Only a part of the form arrived.") from error
-    return dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    return ImmutableMultiDict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
 
 
 def _is_own(request: Request) -> bool:
@@ -609,23 +757,12 @@ def _is_own(request: Request) -> bool:
     return place.removesuffix(usual_port) == asked or _host(place) in _desk(request).names
 
 
-def _review_row(form: dict[str, str]) -> dict[str, str | int]:
-    """Return the columns of ``reviews`` that a form gives."""
-    candidate = form.get("candidate", "")
-    decision = form.get("decision", "")
-    if not _is_number(candidate) or decision not in queries.DECISIONS:
-        raise HTTPException(
-            400, f"Expected a candidate's number and one of {', '.join(queries.DECISIONS)}."
-        )
+def _reviewer(form: Form) -> str:
+    """Return the name of who decides."""
     reviewer = _line(form.get("reviewer", ""), LONGEST["reviewer"])
     if not reviewer:
         raise HTTPException(400, "Found no name, expected the reviewer's. Go back and fill it in.")
-    return {
-        "candidate": int(candidate),
-        "decision": decision,
-        "reviewer": reviewer,
-        "reason": _line(form.get("reason", ""), LONGEST["reason"]),
-    }
+    return reviewer
 
 
 def _line(text: str, longest: int) -> str:
@@ -634,25 +771,20 @@ def _line(text: str, longest: int) -> str:
     return "".join(c for c in one_line if c.isprintable())[:longest]
 
 
-def _log_review(desk: Desk, row: dict[str, str | int]) -> None:
-    """Write a review to the log."""
-    candidate = row["candidate"]
-    with desk.writing() as connection:
-        query = "SELECT 1 FROM candidates WHERE id = ?"
-        if connection.execute(query, (candidate,)).fetchone() is None:
-            raise HTTPException(404, f"No candidate {candidate} in the log.")
-        logbook.insert(connection, "reviews", row | {"at": logbook.now()})
-
-
-def _next_page(form: dict[str, str], row: dict[str, str | int]) -> str:
-    """Return the path of the page that the form was on; only numbers and known words of it are used."""
-    candidate = row["candidate"]
-    done = f"candidate={candidate}&decision={row['decision']}"
+def _next_page(form: Form, candidate: int, done: str) -> str:
+    """Return the path of the page that a form was on; only numbers and known words of it are used."""
     following = form.get("following", "")
+    place = f"#candidate-{following}" if _is_number(following) else ""
     match form.get("then", "").split("-"):
-        case ["queue", show, page] if show in queries.SHOWS and _is_number(page):
-            place = f"#candidate-{following}" if _is_number(following) else ""
-            return f"/queue?show={show}&page={page}&{done}{place}"
+        case ["queue", show, order, page] if (
+            show in queries.SHOWS and order in queries.ORDERS and _is_number(page)
+        ):
+            return f"/queue?show={show}&order={order}&page={page}&{done}{place}"
+        case ["map", page] if _is_number(page):
+            # the choice of a table is typed by people: it is written anew as an address
+            chosen = {name: _line(form.get(f"with_{name}", ""), 100) for name in CHOSEN}
+            query = urlencode({name: text for name, text in chosen.items() if text})
+            return f"/map?{query}{'&' if query else ''}page={page}&{done}"
         case _:
             return f"/candidate/{candidate}?{done}#candidate-{candidate}"
 

@@ -149,7 +149,7 @@ def decide(
     name = " ".join(reviewer.split())
     if not name:
         raise LogError("found no name, expected the reviewer's; fill it in")
-    with logbook.writing(connection):  # type: ignore[arg-type]
+    with logbook.writing(connection):
         query = "SELECT 1 FROM candidates WHERE id = ?"
         if connection.execute(query, (candidate,)).fetchone() is None:
             raise LogError(f"no candidate {candidate} in the log, expected one of its numbers")
@@ -195,7 +195,7 @@ def search(image: Image, reference: Path | None = None, detector: Detector = DEF
     found = observation.find_blobs(network, peaks=network.peaks(response, scaled))
     found = found[found["score"] >= network.threshold].sort_values("score", ascending=False)
     columns = ["x_px", "y_px", "radius_px", "snr", "depth_frac", "probability", "status"]
-    listed = [Sighting(None, None, **row) for row in found[columns].to_dict("records")]
+    listed = [Sighting(None, None, *row) for row in found[columns].itertuples(index=False)]
     ny, nx = difference.shape
     cells = response.repeat(dense.STRIDE, 0).repeat(dense.STRIDE, 1)[:ny, :nx]
     return Searched(listed, difference, None if template is None else template.stack, cells)

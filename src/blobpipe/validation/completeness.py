@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from blobpipe.core import blob_shapes, metrics, tables
+from blobpipe.core import blob_shapes, fits_images, metrics, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.random_streams import stream
@@ -107,11 +109,17 @@ class Detectors(NamedTuple):
         return {name: getattr(self, name).threshold for name in DETECTORS}
 
 
-class Background(NamedTuple):
-    """An image without a new blob."""
+@dataclass
+class Background:
+    """An image without a new blob, read when it is first used: there may be many more than are used."""
 
     name: str
-    observation: Observation
+    read: Callable[[], Observation]
+
+    @cached_property
+    def observation(self) -> Observation:
+        """Return the image, with what is known of it."""
+        return self.read()
 
 
 def measure_completeness(
@@ -120,6 +128,7 @@ def measure_completeness(
     scale_dir: str | Path,
     cutout_dir: str | Path,
     models: tuple[str | Path, str | Path],
+    baselines_dir: str | Path,
     out_dir: str | Path,
     params: Completeness,
     *,
@@ -139,6 +148,8 @@ def measure_completeness(
         Folders of the earlier stages.
     models : (path, path)
         The dense network with its operating point, and the report's.
+    baselines_dir : path
+        Of `regression.score_batches`: ``baselines-NNN.csv``.
     out_dir : path
         ``injections.csv`` (a row per blob), ``completeness.csv`` (a row per detector, radius and depth), ``limits.csv``
         (depth of 50 % and 90 % completeness), ``completeness.png``, ``metrics.json``.
@@ -155,14 +166,11 @@ def measure_completeness(
     blobs = tables.read_blobs(raw_dir, setting.instrument)
 
     # All three detectors at the same budget of false alarms
+    shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
     levels = thresholds.baseline_thresholds(
-        report,
-        matched_filter,
-        images,
-        blobs,
-        (difference_dir, scale_dir, cutout_dir),
+        thresholds.read_scores(baselines_dir, scale_dir),
+        len(tiles.origins(shape)),
         per_100_frames=setting.false_alarms_per_100_frames,
-        threads=params.threads,
     )
     detectors = Detectors(
         dense,
@@ -171,7 +179,7 @@ def measure_completeness(
     )
 
     # Each image is used as often as the number of injections asks for
-    backgrounds = read_backgrounds(images, blobs, difference_dir, cutout_dir, setting.instrument)
+    backgrounds = list_backgrounds(images, blobs, difference_dir, cutout_dir, setting.instrument)
     plan = draw(backgrounds, params)
     with ThreadPoolExecutor(params.threads) as pool:
         work = pool.map(lambda one: inject(one[0], one[1], detectors, setting), plan)
@@ -187,14 +195,14 @@ def measure_completeness(
     tables.write_json(out_dir / "metrics.json", summarise(injections, detectors, len(backgrounds)))
 
 
-def read_backgrounds(
+def list_backgrounds(
     images: pd.DataFrame,
     blobs: pd.DataFrame,
     difference_dir: str | Path,
     cutout_dir: str | Path,
     instrument: Detector = DEFAULT,
 ) -> list[Background]:
-    """Read the images without a new blob that training has not seen."""
+    """List the images without a new blob that training has not seen."""
     training, _ = cutout.read_recipes(cutout_dir, "train")
     template = read_pipeline_template(difference_dir)
     landed = held_out.first_image_index(images, blobs)
@@ -203,8 +211,8 @@ def read_backgrounds(
     for i in np.flatnonzero(usable):
         image = images.iloc[i]
         known = blobs[landed < i]
-        observation = read_observation(image, known, difference_dir, template, instrument)
-        backgrounds.append(Background(str(image["frame"]), observation))
+        read = partial(read_observation, image, known, difference_dir, template, instrument)
+        backgrounds.append(Background(str(image["frame"]), read))
     return backgrounds
 
 

@@ -25,7 +25,12 @@ from blobpipe.detection.detectors import (
 from blobpipe.detection.match import near_blobs
 from blobpipe.detection.operating_point import logit
 from blobpipe.detection.search import CLEAR, FAINT
-from blobpipe.detection.thresholds import baseline_thresholds
+from blobpipe.detection.thresholds import (
+    BASELINES,
+    baseline_thresholds,
+    read_scores,
+    score_held_out,
+)
 from blobpipe.images import tiles
 from blobpipe.networks import kernels, model_file, report_network, saliency
 from blobpipe.params import Regression
@@ -169,6 +174,43 @@ class Result(NamedTuple):
     alarms: pd.DataFrame
 
 
+def score_batches(
+    folders: tuple[str | Path, str | Path, str | Path, str | Path],
+    model_path: str | Path,
+    out_dir: str | Path,
+    *,
+    radii_px: tuple[float, ...],
+    batch: int | None = None,
+) -> None:
+    """Ask the two baselines about the held-out subframes of one batch of images, or of each.
+
+    Parameters
+    ----------
+    folders : (path, path, path, path)
+        Of the images, and of the stages difference, scale and cutout.
+    model_path : path
+        The report's network.
+    out_dir : path
+        ``batches/baselines-NNN.csv``, with all digits: the columns of `thresholds.score_held_out`.
+    radii_px : tuple of float
+        Radii of the matched filter (px).
+    batch : int, optional
+        All if not given.
+    """
+    kernels.set_threads(1)  # each thread searches an image of its own
+    raw_dir, difference_dir, scale_dir, _ = folders
+    report = ReportDetector(model_file.load_model(model_path)[0])
+    filters = MatchedFilter(radii_px)
+    blobs = tables.read_blobs(raw_dir)
+    for path in tables.stage_tables(scale_dir, batch):
+        number = int(path.stem.rpartition("-")[2])
+        images = tables.image_table(raw_dir, difference_dir, scale_dir, number)
+        usable = images.query("status == 'ok'").reset_index(drop=True)
+        scores = score_held_out(report, filters, usable, blobs, folders[1:], threads=THREADS)
+        table = path.name.replace("frames", BASELINES, 1)
+        tables.write_exact(Path(out_dir) / "batches" / table, scores)
+
+
 def regress(
     folders: tuple[str | Path, str | Path, str | Path, str | Path],
     detect_dir: str | Path,
@@ -203,7 +245,7 @@ def regress(
     model_path : path
         The report's network.
     out_dir : path
-        ``metrics.json``, ``cases.csv`` (a row per new blob), ``frames.csv`` (a row per historical image), ``alarms.csv``
+        With ``batches`` of `score_batches`. ``metrics.json``, ``cases.csv`` (a row per new blob), ``frames.csv`` (a row per historical image), ``alarms.csv``
         (a row per false alarm), ``detectors.csv`` (a row per operating point), ``recall.csv`` (by S/N, depth and radius),
         ``cases.png`` (the report's network), ``dense_cases.png``, ``detectors.png``, ``gallery.png``.
     params : Regression
@@ -226,6 +268,7 @@ def regress(
     raw_dir, difference_dir, scale_dir, _ = folders
     report = ReportDetector(model_file.load_model(model_path)[0])
     filters = MatchedFilter(radii_px)
+    shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
     dense_path = Path(detect_dir) / "model.safetensors"
     dense_detector = load_dense_detector(dense_path)
     candidates = tables.read_table(Path(detect_dir) / "candidates.csv", CANDIDATE_COLUMNS)
@@ -235,13 +278,9 @@ def regress(
 
     # The threshold of each detector
     levels = baseline_thresholds(
-        report,
-        filters,
-        images.query("status == 'ok'").reset_index(drop=True),
-        blobs,
-        folders[1:],
+        read_scores(out_dir / "batches", scale_dir),
+        len(tiles.origins(shape)),
         per_100_frames=per_100_frames,
-        threads=THREADS,
     )
     thresholds = {
         "isr": logit(np.array(params.threshold)).item(),

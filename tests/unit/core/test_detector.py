@@ -13,6 +13,8 @@ import yaml
 
 from blobpipe.core.detector import DEFAULT, FOLDER, detector_names, read_detector
 from blobpipe.errors import ParamsError
+from blobpipe.params import Campaign
+from blobpipe.simulation import campaign
 
 SOURCE = Path(__file__).parents[3] / "src" / "blobpipe"
 
@@ -169,3 +171,8 @@ def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
         ParamsError, match="detector: found hawaii, expected euclid_nisp, nircam_lw"
     ):
         read_detector("hawaii")
+
+
+@pytest.mark.parametrize("name", detector_names())
+def test_simulated_images_have_dates_that_the_detector_can_have(name: str) -> None:
+    assert read_detector(name).first_mjd <= campaign.dates(Campaign()).min()

@@ -191,6 +191,26 @@ def test_shapes_are_those_that_can_be_drawn() -> None:
     assert set(tables.BLOB_SHAPES) == set(blob_shapes.SHAPES)
 
 
+def test_all_bits_come_back_from_an_exact_table(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame(
+        {
+            "frame": ["NA", "007", "", "nan"],
+            "x": rng.normal(size=4) * 10.0 ** rng.integers(-300, 300, 4),
+            "y": np.float32([0.1, np.nan, 1e-30, np.inf]),
+            "n": np.array([1, -2, 3, 2**60]),
+        }
+    )
+    tables.write_exact(tmp_path / "a.csv", table)
+    back = tables.read_exact(tmp_path / "a.csv", table[:0])
+    pd.testing.assert_frame_equal(back, table, check_exact=True)
+    tables.write_exact(tmp_path / "b.csv", table[:0])
+    pd.testing.assert_frame_equal(tables.read_exact(tmp_path / "b.csv", table[:0]), table[:0])
+    (tmp_path / "c.csv").write_text("frame,x,y,n\na,1,2,much\n")
+    with pytest.raises(TableError, match=r"c.csv: cannot be read as CSV"):
+        tables.read_exact(tmp_path / "c.csv", table[:0])
+
+
 def test_the_batches_of_a_stage_make_one_table(tmp_path: Path) -> None:
     (tmp_path / "frames-001.csv").write_text("frame,status\nc,ok\n")
     (tmp_path / "frames-000.csv").write_text("frame,status\nb,rejected\na,ok\n")

@@ -69,9 +69,36 @@ def test_images_without_a_catalogue_are_searched(
     raw = Path(shutil.copytree(data / "raw", tmp_path / "raw"))
     (raw / "blobs.csv").unlink()
     folders = (raw, data / "difference", data / "scale", made_project / "results/cutout")
+    detect.search_batches(*folders[:3], dense_model, tmp_path / "out", Params())
     detect.detect(*folders, dense_model, tmp_path / "out", Params())
     assert pd.read_csv(tmp_path / "out/candidates.csv")["is_blob"].sum() == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["n_quiet"] == 6
+
+
+def test_batches_give_the_same_bytes_as_all_at_once(
+    made_project: Path, dense_model: Path, detect_dir: Path, tmp_path: Path
+) -> None:
+    """Two batches, the last first; one image rejected, and a batch without any that is usable."""
+    data = tmp_path / "data"
+    for stage in ("raw", "difference", "scale"):
+        shutil.copytree(made_project / "data" / stage, data / stage)
+    for stage in ("difference", "scale"):
+        whole = pd.read_csv(data / stage / "frames-000.csv")
+        last = whole["frame"] == "frame5"
+        whole[~last].to_csv(data / stage / "frames-000.csv", index=False)
+        whole[last].to_csv(data / stage / "frames-001.csv", index=False)
+        whole[:0].to_csv(data / stage / "frames-002.csv", index=False)
+    folders = (data / "raw", data / "difference", data / "scale")
+    recipes = made_project / "results/cutout"
+    out = tmp_path / "out"
+    with pytest.raises(TableError, match=r"candidates-000.csv: not found"):
+        detect.detect(*folders, recipes, dense_model, out, Params())
+    for batch in (2, 1, 0):
+        detect.search_batches(*folders, dense_model, out, Params(), batch)
+    detect.detect(*folders, recipes, dense_model, out, Params())
+    for path in detect_dir.glob("*.*"):
+        assert path.read_bytes() == (out / path.name).read_bytes(), path.name
+    assert (out / "batches/candidates-002.csv").read_text().count("\n") == 1
 
 
 def test_its_model_is_ready_for_use(detect_dir: Path) -> None:
@@ -155,9 +182,8 @@ def test_the_baselines_meet_the_budget_on_held_out_subframes(
     report = ReportDetector(model_file.load_model(model)[0])
     filters = MatchedFilter((4.0, 6.0))
     folders = (data / "difference", data / "scale", recipes)
-    levels = thresholds.baseline_thresholds(
-        report, filters, images, blobs, folders, per_100_frames=200.0, threads=2
-    )
+    scores = thresholds.score_held_out(report, filters, images, blobs, folders, threads=2)
+    levels = thresholds.baseline_thresholds(scores, 4, per_100_frames=200.0)
     scaled = fits_images.read_frame(data / f"scale/{aside}.fits.fz").data
     assert levels["matched_filter"] == pytest.approx(np.sort(filters.answer(scaled))[-2])
     assert levels["report"] == pytest.approx(np.sort(report.answer(scaled))[-2])
@@ -368,7 +394,7 @@ POINT = {
         ({"weights": [math.nan] * N_WEIGHTS}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 56 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 84 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),

@@ -387,3 +387,35 @@ def test_a_real_blob_image_comes_back() -> None:
     assert np.sum((loss * truth)[blobs]) / np.sum(np.square(truth[blobs])) == pytest.approx(
         1, abs=0.02
     )
+
+
+def test_an_exposure_is_read_as_its_blob_image(
+    scene: tuple[np.ndarray, np.ndarray, Places], tmp_path: Path
+) -> None:
+    science, dq, _ = scene
+    path = write_exposure(tmp_path / "a_flt.fits", science, dq)
+    bad = read_bad_pixels(BadPixels())
+    frame = flatten.read_blob_image(path, bad)
+    written = fits_images.read_image(flatten.flatten_exposure(path, tmp_path, bad)).data
+    assert np.array_equal(np.isfinite(frame.data), np.isfinite(written))
+    # the file is compressed with a loss of a fraction of the noise
+    noise = fits_images.median_and_noise(written)[1]
+    assert np.nanmax(np.abs(frame.data - written)) < noise
+    assert frame.header["EXPSTART"] == fits_images.read_frame(path).header["EXPSTART"]
+
+    # what is a blob image already stays what it is
+    again = flatten.read_blob_image(flatten.output(path, tmp_path), bad)
+    assert np.array_equal(again.data, written, equal_nan=True)
+
+
+def test_check_names_the_command_for_an_exposure(
+    scene: tuple[np.ndarray, np.ndarray, Places],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    science, dq, _ = scene
+    path = write_exposure(tmp_path / "a_flt.fits", science, dq)
+    assert cli.main(["check", str(path)]) == 1
+    assert "a calibrated exposure, expected a blob image; make one with 'blobpipe flatten'" in (
+        capsys.readouterr().out
+    )

@@ -43,6 +43,40 @@ def test_images_are_known_by_their_names(folder: Path, caplog: pytest.LogCapture
     assert caplog.messages == ["skipped, expected .fits.fz, .fits, .fits.gz: d.FITS, frames.csv"]
 
 
+@pytest.mark.parametrize(("n_files", "most"), [(9, 9), (30, 10), (35, 9)])
+def test_known_files_are_examined_in_turns(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, n_files: int, most: int
+) -> None:
+    """A thousand at a look, here ten; any change is noticed, new files at once."""
+    monkeypatch.setattr(inbox, "KNOWN_PER_LOOK", 10)
+    examined: list[str] = []
+    stat = Inbox._stat
+    monkeypatch.setattr(
+        Inbox, "_stat", lambda box, entry: (examined.append(entry.name), stat(box, entry))[1]
+    )
+    box = Inbox(folder, 0.0)
+    for number in range(n_files):
+        (folder / f"{number:02d}.fits").touch()
+    for file in box.look():
+        box.know(file)
+    looks = -(-n_files // 10)
+    for _ in range(3):
+        examined.clear()
+        for _ in range(looks):
+            before = len(examined)
+            assert names(box) == []
+            assert len(examined) - before <= most
+        assert len(set(examined)) == len(examined) == n_files
+    (folder / "07.fits").write_text("changed")
+    (folder / "new.fits").touch()
+    found = names(box)
+    assert "new.fits" in found
+    for _ in range(looks):
+        found += names(box)
+    assert "07.fits" in found
+    assert set(found) == {"07.fits", "new.fits"}
+
+
 def test_what_is_no_file_is_told_of_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "folder.fits").mkdir()
     os.mkfifo(folder / "pipe.fits")

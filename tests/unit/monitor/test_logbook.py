@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from astropy.table import Table
+from tests.unit import synthetic_log
 
 from blobpipe import cli
 from blobpipe.errors import LogError
@@ -233,9 +235,8 @@ def test_a_log_of_version_1_keeps_its_rows_and_says_seen_again(
             tuple("seen_again" if value == "confirmed" else value for value in row)
             for row in before[name]
         ]
-        assert sorted(
-            tuple(row) for row in log.execute(f"SELECT {columns[name]} FROM {name}")
-        ) == sorted(rows), name
+        found = [tuple(row) for row in log.execute(f"SELECT {columns[name]} FROM {name}")]
+        assert sorted(found) == sorted(rows), name
     told = log.execute("SELECT key, subject, text FROM notices WHERE candidate = 5").fetchone()
     assert tuple(told) == (
         *("candidate-5-seen_again", "blobpipe: blob seen again at x 1"),
@@ -492,3 +493,51 @@ def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> Non
         "3 images: 1 searched, 1 for the stack alone, 1 rejected; 2 new, 1 seen again"
     )
     assert logbook.describe_run(log, 2).startswith("0 images")
+
+
+# ------------------------------------------------------------------------------------------------------ on a terminal
+
+
+def test_a_table_fits_the_terminal_with_the_digits_of_its_errors() -> None:
+    rows = pd.DataFrame(
+        {
+            "id": [1, 22],
+            "x_px": [543.41234, 8.0],
+            "radius_px": [8.14159, float("nan")],
+            "radius_err_px": [0.4211, float("nan")],
+            "depth_frac": [0.0192345, 0.5],
+            "depth_err_frac": [0.0011, float("nan")],
+            "sha256": ["a" * 64, "b" * 64],
+            "reason": ["as round as one " * 20, None],
+        }
+    )
+    text = logbook.printed(rows, "x")
+    first, second, third, _, *rest = text.splitlines()
+    assert first.split() == ["id", "x_px", "radius_px", "depth_frac", "reason"]
+    assert second.split(maxsplit=3)[:2] == ["1", "543.4"]
+    assert "8.14 ± 0.42" in second
+    assert "0.0192 ± 0.0011" in second
+    assert third.split() == ["22", "8.0", "-", "0.5000", "-"]
+    assert " ".join(rest).startswith("not shown: sha256 (--wide")
+    assert max(map(len, text.splitlines())) <= logbook.WIDTH
+    wide = logbook.printed(rows, "x", wide=True)
+    assert "a" * 64 in wide
+    assert "not shown" not in wide
+    assert logbook.printed(rows[:0], "x") == "x: no rows"
+
+
+@pytest.mark.parametrize("table", logbook.TABLES)
+def test_every_table_fits_and_says_what_it_leaves_out(
+    table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.sqlite"
+    synthetic_log.make_log(path, 120).close()
+    assert cli.main(["log", table, "--log", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= logbook.WIDTH
+    with contextlib.closing(logbook.connect(path)) as connection:
+        columns = set(logbook.table(connection, table).columns)
+    if len(lines) > 1:
+        rest = lines[lines.index("") :] if "" in lines else []
+        named = set(re.findall(r"\w+", " ".join([lines[0], *rest])))
+        assert {name for name in columns if "_err_" not in name} <= named

@@ -34,7 +34,7 @@ from blobpipe.detection.promise import write_promised_point
 from blobpipe.detection.search import Observation, observe
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
 from blobpipe.images import difference
-from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack
+from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack, thumbnails
 from blobpipe.monitor.inbox import Inbox, Stamp
 from blobpipe.monitor.running_stack import Cache
 from blobpipe.monitor.scan import calibrate_log
@@ -129,6 +129,55 @@ def again(month: Path, tmp_path: Path) -> Path:
                 (*stamp, str(path)),
             )
     return tmp_path
+
+
+def test_the_pixels_that_were_searched_are_kept_for_the_newest_images(
+    again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = again / "out" / "pixels"
+    with logbook.connect(again / "out" / "log.sqlite") as log:
+        searched = log.execute(
+            "SELECT sha256, noise_frac FROM images WHERE outcome = 'searched' ORDER BY mjd"
+        ).fetchall()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {f"{row['sha256']}.{p}" for row in searched for p in ("difference", "map")}
+    content = (folder / f"{searched[-1]['sha256']}.difference").read_bytes()
+    difference, step = thumbnails.unpack(content)
+    assert difference.shape == (SIDE, SIDE)
+    assert step < searched[-1]["noise_frac"] / 30
+    assert fits_images.median_and_noise(difference)[1] == pytest.approx(
+        searched[-1]["noise_frac"], rel=0.05
+    )
+
+    # what a killed run left is cleared, and the oldest give way
+    (folder / ".torn.1.tmp.difference").write_bytes(b"x")
+    monkeypatch.setattr(thumbnails, "KEPT", 2)
+    path = write(again / "in", STACK + 5, NEW)
+    run(again).close()
+    kept = {path.name.partition(".")[0] for path in folder.iterdir()}
+    assert kept == {files.sha256(path), searched[-1]["sha256"]}
+
+
+def test_an_exposure_is_taken_as_it_is(tmp_path: Path) -> None:
+    """As FLT files come from the archive: in electrons, with flags, and not a blob image yet."""
+    rng = np.random.default_rng(3)
+    science = rng.normal(20_000, 150, (1014, 1014)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    hdus = [fits.PrimaryHDU(header=fits.Header({"EXPSTART": 60000.0, "FLATCORR": "COMPLETE"}))]
+    for name, image in (("SCI", science), ("DQ", np.zeros((1014, 1014), np.int16))):
+        hdus.append(fits.ImageHDU(image, fits.Header({"BUNIT": "ELECTRONS"}), name))
+    fits.HDUList(hdus).writeto(tmp_path / "in" / "a_flt.fits")
+    log = run(tmp_path)
+    [row] = log.execute("SELECT outcome, reason, nx_px, ny_px FROM images").fetchall()
+    assert (row["outcome"], row["nx_px"], row["ny_px"]) == ("stack", 1024, 1024)
+    assert "it waits for the first stack" in row["reason"]
+
+    # the stack reads it as the search does
+    cache = Cache(tmp_path / "stack")
+    [member] = running_stack.members_before(log, 70000.0, 1)
+    data = running_stack._read(member, cache.bad_pixels)
+    assert abs(np.nanmedian(data)) < 0.001
+    assert np.isnan(data[:5]).all()
 
 
 def test_a_new_blob_is_found_on_its_day_and_seen_again_on_the_next(month: Path) -> None:

@@ -146,7 +146,9 @@ def test_no_page_fails_for_a_date_in_an_old_log(tmp_path: Path, mjd: float | Non
 def test_today_shows_the_newest_image_with_its_candidates_marked(log: sqlite3.Connection) -> None:
     html = pages.today(log, READER)
     assert "<h1>i0000300q_blob, 2009-12-15</h1>" in html
-    [mark] = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', html)
+    [mark] = re.findall(
+        r'<g class="around undecided">.*?<circle cx="([\d.]+)" cy="([\d.]+)"', html, re.DOTALL
+    )
     seen = log.execute(
         "SELECT * FROM detections WHERE image = 300 AND candidate IS NOT NULL"
     ).fetchone()
@@ -225,6 +227,139 @@ def test_a_candidate_shows_pictures_numbers_and_history(log: sqlite3.Connection)
     )
 
 
+def numbers(html: str) -> list[int]:
+    """Of the candidates of a table."""
+    return [int(found) for found in re.findall(r'<th scope="row"><a href="/candidate/(\d+)"', html)]
+
+
+@pytest.mark.parametrize("column", queries.CANDIDATE_SORTS)
+def test_candidates_are_sorted_by_every_column(log: sqlite3.Connection, column: str) -> None:
+    name = queries.CANDIDATE_SORTS[column]
+    rows = {row["id"]: row[name] for row in log.execute("SELECT * FROM candidate_list")}
+    up = numbers(checked(pages.blob_map(log, READER, queries.CandidateChoice(sort=column))))
+    assert len(up) == len(rows)
+    assert [rows[number] for number in up] == sorted(rows.values())
+    down = pages.blob_map(log, READER, queries.CandidateChoice(sort=f"-{column}"))
+    assert [rows[number] for number in numbers(down)] == sorted(rows.values(), reverse=True)
+    if column != "by":
+        assert down.count('aria-sort="descending"') == 1
+
+
+def test_candidates_are_filtered(log: sqlite3.Connection) -> None:
+    rows = log.execute("SELECT * FROM candidate_list").fetchall()
+    middle = sorted(row["snr"] for row in rows)[len(rows) // 2]
+    for choice, expected in (
+        (queries.CandidateChoice(decision="undecided"), lambda row: row["decision"] == ""),
+        (queries.CandidateChoice(status="new"), lambda row: row["status"] == "new"),
+        (queries.CandidateChoice(snr=f"{middle}"), lambda row: row["snr"] >= middle),
+        (queries.CandidateChoice(first="2009-08-01"), lambda row: row["first_mjd"] >= 55044),
+        (queries.CandidateChoice(last="2009-07-31"), lambda row: row["first_mjd"] < 55044),
+    ):
+        html = checked(pages.blob_map(log, READER, choice))
+        chosen = {row["id"] for row in rows if expected(row)}
+        assert set(numbers(html)) == chosen
+        assert 0 < len(chosen) < len(rows)
+        # the marks on the map are those of the table
+        assert html.split('<ul class="legend"')[0].count('<g class="mark ') == len(chosen)
+    with pytest.raises(LogError, match="found 'x', expected a number"):
+        pages.blob_map(log, READER, queries.CandidateChoice(snr="x"))
+
+
+@pytest.mark.parametrize("order", queries.ORDERS)
+def test_the_queue_is_in_the_order_asked_for(log: sqlite3.Connection, order: str) -> None:
+    name = queries.ORDERS[order]
+    html = checked(pages.queue(log, READER, show="undecided", order=order))
+    shown = re.findall(r'<article class="card" id="candidate-(\d+)"', html)
+    rows = {row["id"]: row[name] for row in log.execute("SELECT * FROM candidate_list")}
+    values = [rows[int(number)] for number in shown]
+    assert len(values) > 2
+    assert values == sorted(values, reverse=True)
+
+
+def test_images_are_sorted_by_every_column(log: sqlite3.Connection) -> None:
+    for column in queries.IMAGE_SORTS:
+        up = checked(pages.images(log, READER, queries.Choice(sort=column)))
+        assert up.count('aria-sort="ascending"') == 1, column
+    noise = re.findall(
+        r"</td>\s+<td>(\d\.\d{3})</td>", pages.images(log, READER, queries.Choice(sort="-noise"))
+    )
+    assert len(noise) > 10
+    assert noise == sorted(noise, reverse=True)
+
+
+def test_new_on_an_image_is_what_it_is_the_first_to_show(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
+    [candidate] = {
+        row["candidate"]
+        for row in log.execute("SELECT candidate FROM detections WHERE image = 120")
+        if row["candidate"] is not None
+    }
+    assert f'New on it: <a href="/candidate/{candidate}">' in pages.today(log, READER)
+    with logbook.writing(log):
+        log.execute("UPDATE candidates SET image = 119 WHERE id = ?", (candidate,))
+    assert "New on it" not in pages.today(log, READER)
+
+
+def test_a_probability_is_the_mean_of_the_sightings_that_were_judged_new(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
+    with logbook.writing(log):
+        log.execute("UPDATE detections SET probability = 0.2 WHERE candidate = 1")
+        log.execute(
+            "UPDATE detections SET probability = 0.9, status = 'known' WHERE id IN "
+            "(SELECT id FROM detections WHERE candidate = 1 LIMIT 3)"
+        )
+        log.execute(
+            "UPDATE detections SET probability = 0.8 WHERE id = "
+            "(SELECT max(id) FROM detections WHERE candidate = 1)"
+        )
+    n = log.execute("SELECT count(*) FROM detections WHERE candidate = 1").fetchone()[0] - 3
+    row = queries.candidate(log, 1)
+    assert row["probability"] == pytest.approx((0.2 * (n - 1) + 0.8) / n)
+    assert f"mean of {n}</abbr>" in pages.candidate(log, READER, 1)
+    with logbook.writing(log):
+        log.execute("UPDATE detections SET status = 'known' WHERE candidate = 1")
+    best = log.execute(
+        "SELECT probability FROM detections WHERE candidate = 1 ORDER BY snr DESC"
+    ).fetchone()
+    assert queries.candidate(log, 1)["probability"] == best["probability"]
+
+
+def test_places_are_right_on_an_image_of_any_size(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
+    with logbook.writing(log):
+        log.execute("UPDATE images SET nx_px = 2048, ny_px = 1200")
+        log.execute("UPDATE detections SET x_px = 2000, y_px = 1100 WHERE image = 120")
+        log.execute("UPDATE candidates SET x_px = 2000, y_px = 1100")
+    html = checked(pages.image(log, READER, 120))
+    assert 'viewBox="0 0 2048 1200"' in html
+    assert '<circle cx="2000.5" cy="99.5"' in html
+    drawn = pages.blob_map(log, READER).split('<ul class="legend"')[0]
+    assert '<rect class="field" width="1024.0" height="600.0"/>' in drawn
+    assert set(re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)) == {("1000.2", "49.8")}
+    assert ">2048</text>" in drawn
+    assert ">1200</text>" in drawn
+
+
+def test_known_blobs_are_drawn_and_named(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
+    table = tmp_path / "blobs.csv"
+    table.write_text("blob,x_px,y_px,radius_px\nb0007,400.0,300.0,7.0\n")
+    with logbook.writing(log):
+        log.execute("UPDATE runs SET catalogue = ?", (str(table),))
+    html = checked(pages.image(log, READER, 120))
+    image = queries.image(log, 120)
+    known = re.findall(r'<g class="around known">.*?cx="([\d.]+)".*?>(\w+)</text>', html, re.DOTALL)
+    assert ("b0007", 400.5 + image["shift_x_px"]) in [
+        (label, pytest.approx(float(x), abs=0.06)) for x, label in known
+    ]
+    assert len(known) > 1
+    for broken in ("blob,x_px\n", ""):
+        table.write_text(broken)
+        assert "b0007" not in pages.image(log, READER, 120)
+    table.unlink()
+    assert "b0007" not in pages.image(log, READER, 120)
+
+
 def test_forms_are_only_for_those_who_may_write(log: sqlite3.Connection) -> None:
     assert '<form class="decide"' not in pages.queue(log, READER)
     html = pages.queue(log, pages.Reader("secret-form-token", "Ada <Lovelace>"))
@@ -273,7 +408,7 @@ def test_the_map_and_the_timeline_have_tables_that_say_the_same(log: sqlite3.Con
     assert (
         html.split('<ul class="legend"')[0].count('<g class="mark ')
         == n
-        == html.count('<tr><th scope="row">')
+        == html.count('<th scope="row"><a href="/candidate/')
     )
     months = re.findall(
         r'<tr><th scope="row">([\d-]+)</th><td>(\d+)</td>', pages.timeline(log, READER)

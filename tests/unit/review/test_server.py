@@ -14,19 +14,22 @@ import sqlite3
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
+from starlette.datastructures import ImmutableMultiDict
 from tests.unit import synthetic_log
 
 from blobpipe import cli
 from blobpipe.errors import ServeError
-from blobpipe.monitor import logbook
+from blobpipe.monitor import logbook, thumbnails
 from blobpipe.review import pages, server
 from blobpipe.review.server import (
     SESSION_S,
@@ -66,7 +69,7 @@ class Browser:
     def get(self, url: str, **more: Any) -> httpx.Response:
         return self.ask("GET", url, **more)
 
-    def post(self, url: str, form: dict[str, str], **headers: str) -> httpx.Response:
+    def post(self, url: str, form: dict[str, Any], **headers: str) -> httpx.Response:
         return self.ask("POST", url, data=form, headers={"Origin": SITE, **headers})
 
     def sign_in(self) -> Browser:
@@ -125,6 +128,12 @@ def reviews(path: Path) -> list[sqlite3.Row]:
         "/subframe/120/0/3",
         "/style.css",
         "/review.js",
+        "/viewer.js",
+        "/image/120/regions",
+        "/queue?order=probability",
+        "/map?sort=snr&decision=undecided&snr=3&first=2009-01-01",
+        "/images?sort=-noise",
+        "/images?sort=nothing",
     ],
 )
 def test_every_page_answers_with_the_security_headers(browser: Browser, url: str) -> None:
@@ -152,6 +161,9 @@ def test_every_page_answers_with_the_security_headers(browser: Browser, url: str
         "/style.css/../store.sql",
         "/subframe/1/9/9",
         "/images?first=x",
+        "/queue?order=x",
+        "/map?snr=x",
+        "/map?last=x",
         f"/candidate/{'9' * 5000}",
         "/store.sql",
         "/templates/base.html",
@@ -237,18 +249,184 @@ def test_a_signed_in_reviewer_writes_a_review(tmp_path: Path) -> None:
     path = tmp_path / "log.sqlite"
     synthetic_log.make_log(path, 60).close()
     browser = Browser(path).sign_in()
-    form = browser.form(reason="as round\nas one", then="queue-all-1", following="2")
+    form = browser.form(reason="as round\nas one", then="queue-all-date-1", following="2")
     answer = browser.post("/review", form)
     assert answer.status_code == 303
-    assert (
-        answer.headers["location"]
-        == "/queue?show=all&page=1&candidate=1&decision=confirmed#candidate-2"
-    )
+    assert answer.headers["location"] == "/queue?show=all&order=date&page=1&done=1-1#candidate-2"
     [row] = reviews(path)
     assert tuple(row)[1:5] == (1, "confirmed", "Ada", "as round as one")
     page = browser.get(answer.headers["location"].split("#")[0]).text
     assert "Candidate 1: confirmed." in page
     assert 'name="reviewer" value="Ada"' in page
+
+
+def decisions_of(path: Path) -> dict[int, str]:
+    rows = logbook.connect(path).execute("SELECT id, decision FROM candidate_list")
+    return {row["id"]: row["decision"] for row in rows}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A log for writing; the pixels of its newest image are kept."""
+    path = tmp_path / "log.sqlite"
+    connection = synthetic_log.make_log(path, 120)
+    synthetic_log.keep_pixels(connection, 120)
+    connection.close()
+    return path
+
+
+def test_several_candidates_are_decided_at_once_and_undone(own: Path) -> None:
+    browser = Browser(own).sign_in()
+    before = decisions_of(own)
+    form = browser.form(several="1", then="map-1", with_status="seen_again", decision="rejected")
+    assert browser.post("/review", form | {"candidate": []}).status_code == 400
+    answer = browser.post("/review", form | {"candidate": ["1", "3", "3"]})
+    assert answer.headers["location"] == "/map?status=seen_again&page=1&done=1-2"
+    assert decisions_of(own) == before | {1: "rejected", 3: "rejected"}
+    page = browser.get(answer.headers["location"]).text
+    assert "2 candidates (1, 3): rejected." in page
+
+    undo = browser.form(done="1-2", candidate="")
+    assert browser.post("/undo", undo).headers["location"] == "/queue?done=3-4"
+    assert decisions_of(own) == before
+    assert "2 candidates (1, 3): undecided again." in browser.get("/queue?done=3-4").text
+    assert [row["reason"] for row in reviews(own)] == ["", "", "undone", "undone"]
+
+    # what was decided on again since is left alone, and so is all that the form names beside it
+    again = browser.post("/undo", undo)
+    assert again.status_code == 409
+    assert "Candidate 1 has been decided on again since" in again.text
+    assert len(reviews(own)) == 4
+
+
+def test_undoing_restores_the_decision_before(own: Path) -> None:
+    browser = Browser(own).sign_in()
+    for decision in ("unsure", "confirmed"):
+        answer = browser.post("/review", browser.form(candidate="2", decision=decision))
+    assert answer.headers["location"] == "/candidate/2?done=2-2#candidate-2"
+    answer = browser.post("/undo", browser.form(done="2-2", candidate="2", reviewer="Grace"))
+    assert answer.headers["location"] == "/candidate/2?done=3-3#candidate-2"
+    assert (decisions_of(own)[2], reviews(own)[-1]["reviewer"]) == ("unsure", "Grace")
+    assert "Candidate 2: unsure." in browser.get("/candidate/2?done=3-3").text
+
+
+@pytest.mark.parametrize(
+    ("done", "status"), [("", 400), ("1", 400), ("x-2", 400), ("1-", 400), ("900-999", 404)]
+)
+def test_undoing_nothing_is_told(own: Path, done: str, status: int) -> None:
+    browser = Browser(own).sign_in()
+    assert browser.post("/undo", browser.form(done=done)).status_code == status
+    assert browser.get(f"/queue?done={done}").status_code == 200
+    assert reviews(own) == []
+
+
+def test_only_the_signed_in_undo_and_add(own: Path) -> None:
+    browser = Browser(own)
+    for path in ("/undo", "/missed"):
+        assert browser.post(path, browser.form(done="1-1", image="120")).status_code == 403
+    assert "No buttons: this browser is not signed in" in browser.get("/queue").text
+    assert 'action="/missed"' not in browser.get("/image/120").text
+
+
+def test_a_missed_blob_is_measured_confirmed_and_shown(own: Path) -> None:
+    browser = Browser(own).sign_in()
+    x, y = synthetic_log.MISSED
+    form = browser.form(image="120", x_px=f"{x + 0.8:.1f}", y_px=f"{y - 0.7:.1f}", reason="faint")
+    answer = browser.post("/missed", form)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/image/120?done=1-1")
+    connection = logbook.connect(own)
+    row = connection.execute("SELECT * FROM candidate_list ORDER BY id DESC LIMIT 1").fetchone()
+    image = connection.execute("SELECT * FROM images WHERE id = 120").fetchone()
+    assert row["x_px"] + image["shift_x_px"] == pytest.approx(x, abs=0.5)
+    assert row["y_px"] + image["shift_y_px"] == pytest.approx(y, abs=0.5)
+    assert row["depth_frac"] == pytest.approx(synthetic_log.DEPTH, rel=0.3)
+    assert (row["decision"], row["reviewer"], row["added_by"]) == ("confirmed", "Ada", "Ada")
+    assert 0 <= row["probability"] <= 1
+    page = browser.get(f"/candidate/{row['id']}").text
+    assert "missed by the search, added by Ada" in page
+    assert len(re.findall(r'src="/picture/\d+"', page)) == 2
+
+    # once only, and on the image only
+    assert browser.post("/missed", form).status_code == 409
+    for wrong, status in (
+        ({"x_px": "1024"}, 409),
+        ({"y_px": "nan"}, 400),
+        ({"x_px": ""}, 400),
+        ({"image": "x"}, 400),
+        ({"image": "999"}, 404),
+        ({"image": "1"}, 404),  # not searched
+        ({"image": "100", "x_px": "500", "y_px": "500"}, 404),  # its pixels are not kept
+        ({"reviewer": ""}, 400),
+    ):
+        assert browser.post("/missed", form | wrong).status_code == status, wrong
+    assert len(reviews(own)) == 1
+
+
+@pytest.mark.parametrize("plane", ["difference", "template", "image", "map"])
+def test_pixels_are_sent_packed_and_once(own: Path, plane: str) -> None:
+    browser = Browser(own)
+    answer = browser.get(f"/pixels/120/{plane}", headers={"Accept-Encoding": "deflate"})
+    assert answer.headers["content-encoding"] == "deflate"
+    nx, ny, _ = thumbnails.HEADER.unpack_from(answer.content)
+    side = 256 if plane == "map" else 1024
+    assert (nx, ny) == (side, side)
+    assert len(answer.content) == thumbnails.HEADER.size + 2 * side**2
+    plain = browser.get(f"/pixels/120/{plane}", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.content == answer.content
+    tag = {"If-None-Match": answer.headers["etag"]}
+    assert browser.get(f"/pixels/120/{plane}", headers=tag).status_code == 304
+
+
+def test_the_template_is_the_image_less_the_difference(own: Path) -> None:
+    def values(plane: str) -> Any:
+        found = Browser(own).get(f"/pixels/120/{plane}").content
+        return thumbnails.unpack(zlib.compress(found))
+
+    image, step = values("image")
+    difference, _ = values("difference")
+    template, _ = values("template")
+    assert np.isfinite(template).any()
+    assert np.nanmax(np.abs(image - difference - template)) <= 2 * step
+
+
+def test_pixels_that_are_gone_or_changed_are_told(own: Path) -> None:
+    browser = Browser(own)
+    for url in ("/pixels/119/difference", "/pixels/119/image", "/pixels/120/x", "/pixels/999/map"):
+        assert browser.get(url).status_code == 404, url
+    path = own.with_name("i0000120q_blob.fits")
+    path.write_bytes(path.read_bytes() + b" ")
+    answer = browser.get("/pixels/120/image")
+    assert "The file of image 120 has changed since it was logged." in answer.text
+    path.unlink()
+    assert "No file of image 120 where the log saw it." in browser.get("/pixels/120/image").text
+    assert str(own.parent) not in browser.get("/pixels/120/image").text
+    assert browser.get("/pixels/120/difference").status_code == 200
+    own.with_name("pixels").joinpath(f"{image_sha256(own)}.difference").write_bytes(b"torn")
+    assert browser.get("/pixels/120/template").status_code == 404
+    assert browser.get("/image/120").status_code == 200
+
+
+def image_sha256(path: Path) -> str:
+    row = logbook.connect(path).execute("SELECT sha256 FROM images WHERE id = 120").fetchone()
+    return str(row["sha256"])
+
+
+def test_regions_of_an_image_count_from_1(own: Path) -> None:
+    browser = Browser(own)
+    answer = browser.get("/image/120/regions")
+    assert answer.headers["content-disposition"] == 'attachment; filename="image-120.reg"'
+    connection = logbook.connect(own)
+    found = connection.execute(
+        "SELECT * FROM detections WHERE image = 120 AND candidate IS NOT NULL"
+    ).fetchone()
+    assert f"circle({found['x_px'] + 1:.4f},{found['y_px'] + 1:.4f}," in answer.text
+    flt = browser.get("/image/120/regions?flt=1").text
+    assert f"circle({found['x_px'] - 4:.4f},{found['y_px'] - 4:.4f}," in flt
+    assert "tag={known}" in answer.text
+    with logbook.writing(connection):
+        connection.execute("UPDATE images SET nx_px = 800, ny_px = 600 WHERE id = 120")
+    assert browser.get("/image/120/regions?flt=1").status_code == 404
 
 
 def test_the_cookie_is_for_this_site_alone(browser: Browser) -> None:
@@ -465,14 +643,18 @@ def test_only_forms_are_read(browser: Browser, form: dict[str, str]) -> None:
 
 
 def test_the_next_page_is_always_one_of_ours(form: dict[str, str]) -> None:
-    row: dict[str, str | int] = {"candidate": 3, "decision": "unsure"}
-    for then in ("//evil.example", "queue-all-//evil", "queue-x-1", "queue-all-1-2", ""):
-        assert (
-            _next_page(form | {"then": then}, row)
-            == "/candidate/3?candidate=3&decision=unsure#candidate-3"
-        )
-    odd = form | {"then": "queue-unsure-2", "following": "javascript:alert(1)"}
-    assert _next_page(odd, row) == "/queue?show=unsure&page=2&candidate=3&decision=unsure"
+    def led(**more: str) -> str:
+        return _next_page(ImmutableMultiDict(form | more), 3, "done=7-7")
+
+    for then in (
+        *("//evil.example", "queue-all-date-//evil", "queue-x-date-1", "queue-all-x-1"),
+        *("queue-all-date-1-2", "queue-all-1", "map-//evil", "map", ""),
+    ):
+        assert led(then=then) == "/candidate/3?done=7-7#candidate-3"
+    odd = led(then="queue-unsure-snr-2", following="javascript:alert(1)")
+    assert odd == "/queue?show=unsure&order=snr&page=2&done=7-7"
+    typed = led(then="map-2", with_decision="unsure", with_snr="5&page=9#x", with_sort="//evil")
+    assert typed == "/map?decision=unsure&snr=5%26page%3D9%23x&sort=%2F%2Fevil&page=2&done=7-7"
 
 
 def test_a_picture_is_sent_once(browser: Browser) -> None:

@@ -178,6 +178,7 @@ def test_the_page_of_a_run_is_whole_and_offline(
     out = project / "results/regression"
     folders = (data / "raw", data / "difference", data / "scale", project / "results/cutout")
     params = Regression(n_gallery=3, min_cases=1)
+    regression.score_batches(folders, model, out, radii_px=(4.0, 6.0))
     regression.regress(
         folders, detect_dir, model, out, params, radii_px=(4.0, 6.0), per_100_frames=5.0
     )

@@ -10,7 +10,7 @@ import pytest
 
 from blobpipe.core import tables
 from blobpipe.params import Clip, Completeness, Scale, Vetting
-from blobpipe.validation import completeness
+from blobpipe.validation import completeness, regression
 
 PARAMS = Completeness(radii_px=(4.0, 6.0), depths_frac=(0.001, 0.06), n_per_cell=5)
 SETTING = completeness.Setting(Clip(), Scale(), Vetting(), (4.0, 6.0), 5.0)
@@ -26,9 +26,10 @@ def measured(
     made_project: Path, dense_model: Path, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp("completeness")
-    completeness.measure_completeness(
-        *folders(made_project), (dense_model, model), out, PARAMS, setting=SETTING
-    )
+    where = folders(made_project)
+    regression.score_batches(where, model, out, radii_px=SETTING.radii_px)
+    models = (dense_model, model)
+    completeness.measure_completeness(*where, models, out / "batches", out, PARAMS, setting=SETTING)
     return out
 
 
@@ -62,8 +63,9 @@ def test_only_images_that_training_has_not_seen(made_project: Path) -> None:
     raw, difference, scale, recipes = folders(made_project)
     shown = set(pd.read_csv(recipes / "train_subframes.csv")["frame"])
     images = tables.image_table(raw, difference, scale)
-    found = completeness.read_backgrounds(images, tables.read_blobs(raw), difference, recipes)
+    found = completeness.list_backgrounds(images, tables.read_blobs(raw), difference, recipes)
     assert found
+    assert not any("observation" in vars(background) for background in found)  # read when used
     assert not shown & {background.name for background in found}
     assert "frame5" not in {background.name for background in found}  # the one with the new blob
 

@@ -1,0 +1,116 @@
+"""The first page of the report: what it says of a run that passed, of one that did not, and of none."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.unit.review.test_pages import checked
+
+from blobpipe import cli
+from blobpipe.errors import BlobpipeError
+from blobpipe.params import Params, to_yaml
+from blobpipe.validation import regression, report_page
+
+METRICS = {
+    "n_cases": 110,
+    "n_blobs": 181,
+    "recall": 0.78453,
+    "recall_snr_gt_7": 0.85625,
+    "false_alarms_per_frame": 1.527273,
+    "dense_recall_snr_gt_7": 0.9625,
+    "dense_recall_snr_gt_7_interval": [0.92061, 0.982702],
+    "dense_false_alarms_per_100_frames": 7.272727,
+}
+PIPELINE = """stages:
+  campaign: {outs: [data/raw]}
+  difference: {deps: [data/raw], outs: [data/difference: {cache: false}]}
+  train: {deps: [data/raw, data/difference], outs: [results/train]}
+"""
+CASE = dict.fromkeys(regression.CASE_COLUMNS, 1) | {"frame": "f1", "blob": "b1"}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run, committed to git."""
+    monkeypatch.chdir(tmp_path)
+    for stage in report_page.MEASURED:
+        (tmp_path / "results" / stage).mkdir(parents=True)
+    write(tmp_path, METRICS)
+    (tmp_path / "params.yaml").write_text(to_yaml(Params()))
+    (tmp_path / "dvc.yaml").write_text(PIPELINE)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a run"]):
+        names = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+        subprocess.run(["git", *names, *command], check=True)
+    return tmp_path
+
+
+def write(root: Path, metrics: dict[str, object]) -> None:
+    (root / "results/regression/metrics.json").write_text(json.dumps(metrics))
+
+
+def page(root: Path) -> str:
+    assert cli.main(["report"]) == 0
+    return checked((root / "results/report.html").read_text())
+
+
+def test_a_run_that_passed(root: Path) -> None:
+    for name in ("regression/detectors.png", "evaluate/roc.png"):
+        (root / "results" / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (4, 4)).save(root / "results" / name)
+    (root / "results/stages.html").write_text("x")
+    html = page(root)
+    assert "<strong>Passed</strong> the regression test, on 110 images that were the first" in html
+    assert "<td>0.963 (0.921 to 0.983)</td>" in html
+    assert html.count("<figure>") == html.count('src="data:image/png;base64,') == 2
+    assert html.count("None has changed.") == 2
+    assert 'href="stages.html"' in html
+    assert "cases.html" not in html
+    assert not re.findall(r'src="(?!data:)', html)
+
+
+def test_a_run_that_did_not_pass_says_what_is_missing(root: Path) -> None:
+    write(root, METRICS | {"recall": 0.2})
+    assert "<li>recall: found 0.2, expected at least 0.6</li>" in page(root)
+
+
+def test_settings_and_numbers_that_have_changed_are_listed(root: Path) -> None:
+    write(root, METRICS | {"recall": 0.9, "seconds": 7, "new_one": 3})
+    text = (root / "params.yaml").read_text().replace("clip_sigma:", "clip_sigma: 9.0 #")
+    (root / "params.yaml").write_text(text)
+    html = page(root)
+    assert "<code>regression.recall</code></th><td>0.78453</td><td>0.9</td>" in html
+    assert "<code>regression.new_one</code></th><td>\N{EN DASH}</td><td>3</td>" in html
+    assert "seconds" not in html.split("Numbers, without times")[1].split("<h2>")[0]
+    assert re.search(r"<code>scale\.clip_sigma</code></th><td>[\d.]+</td><td>9\.0</td>", html)
+
+
+def test_outside_of_git_nothing_is_compared(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (root / ".git").rename(tmp_path_factory.mktemp("git") / "git")
+    assert "Git has no results at HEAD to compare with." in page(root)
+
+
+def test_stages_are_drawn_each_after_what_it_needs(root: Path) -> None:
+    html = page(root)
+    drawn = html.split("<svg")[1]
+    boxes = dict(re.findall(r'<rect x="([\d.]+)".*?>(\w+)</text>', drawn))
+    assert [name for _, name in sorted((float(x), name) for x, name in boxes.items())] == [
+        *("campaign", "difference", "train")
+    ]
+    # the way from campaign to train leads over difference
+    assert drawn.count("marker-end") == 2
+    assert "train after campaign, difference" in html
+
+
+def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
+    with pytest.raises(BlobpipeError, match="not found; run the stage regression first"):
+        report_page.write_report(
+            tmp_path, tmp_path / "a.html", Params(), pipeline=tmp_path / "x", stages="s"
+        )
+    assert not list(tmp_path.iterdir())
