@@ -48,6 +48,13 @@ def cores(threads):
     return lambda wildcards: 1 if workflow.local_exec and workflow.cores == 2 else threads
 
 
+def n_searched():
+    """Return the subframes that all trials show to their networks, the most that there may be (count)."""
+    epochs = PARAMS.search.space.get("epochs", (PARAMS.train.epochs,))
+    most = max(epochs) if isinstance(epochs, tuple) else int(epochs.high)
+    return PARAMS.search.n_trials * PARAMS.search.n_seeds * PARAMS.search.n_train * most
+
+
 def checked_params():
     """Read params.yaml. The stages read it themselves, so Snakemake must not be given other settings."""
     if config:

@@ -1,12 +1,5 @@
 # Search for better settings of the report's network (ISR 4, 7). Optional, as explore is: only `snakemake search` runs it. Workers
 # share a journal, results/search/journal.log, which is not declared as an output; a killed one goes on.
-def n_shown():
-    """Return the subframes that all trials show to their networks, the most that there may be (count)."""
-    epochs = PARAMS.search.space.get("epochs", (PARAMS.train.epochs,))
-    most = max(epochs) if isinstance(epochs, tuple) else int(epochs.high)
-    return PARAMS.search.n_trials * PARAMS.search.n_seeds * PARAMS.search.n_train * most
-
-
 rule search_worker:
     input:
         difference=STAGE_FILES["difference"],
@@ -66,7 +59,7 @@ rule search_worker:
     threads: PARAMS.search.threads
     resources:
         mem_mb=2000 + PARAMS.search.n_train * PARAMS.augment.copies * 131 // 1000,
-        runtime=minutes("train", n_shown()),
+        runtime=minutes("train", n_searched()),
     params:
         settings=[config["search"], config["train"]],
     shell:

@@ -34,6 +34,12 @@ MAX_NOISE_FRAC = 0.5
 # Quantisation of stored images: steps per sigma of their noise
 NOISE_STEPS = 32
 
+# Units of counts begin with one of these
+OF_COUNTS = ("ELECTRON", "COUNT", "DN", "ADU")
+
+# Units of surface brightness hold one of these
+OF_BRIGHTNESS = ("SR", "ARCSEC")
+
 # Rows compressed together; half the time of one row at a time, and smaller files
 TILE_ROWS = 16
 
@@ -390,6 +396,16 @@ def require_usable(frame: Frame, path: str | Path) -> float:
             "(light lost as a fraction); divide by the flat and subtract the large scales first"
         )
     return noise
+
+
+def is_exposure(frame: Frame, detector: Detector = DEFAULT) -> bool:
+    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
+    if frame.dq is None or detector.exposure.unit == "light_lost":
+        return False
+    unit = str(frame.header.get("BUNIT", "")).upper()
+    if detector.exposure.unit == "surface_brightness":
+        return any(name in unit for name in OF_BRIGHTNESS)
+    return unit.startswith(OF_COUNTS)
 
 
 def median_and_noise(data: Float32Array) -> tuple[float, float]:

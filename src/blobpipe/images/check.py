@@ -42,12 +42,6 @@ IDENTITY = ("TELESCOP", "INSTRUME", "DETECTOR", "FILTER")
 # Widest border that is looked for (px)
 MAX_BORDER_PX = 16
 
-# Units of counts begin with one of these
-OF_COUNTS = ("ELECTRON", "COUNT", "DN", "ADU")
-
-# Units of surface brightness hold one of these
-OF_BRIGHTNESS = ("SR", "ARCSEC")
-
 # Smallest number of boxes of the background along a side, and their largest side (px)
 MIN_BOXES = 4
 LARGEST_BOX_PX = 100
@@ -74,16 +68,6 @@ class Description:
         verdict = f"not usable: {self.fault}" if self.fault else "usable"
         text = f"{self.found}; {verdict}" if self.found else verdict
         return printable(f"{self.path}: {text}")
-
-
-def is_exposure(frame: fits_images.Frame, detector: Detector = DEFAULT) -> bool:
-    """Tell whether an image is a calibrated exposure, in units of light and with flags, and no blob image."""
-    if frame.dq is None or detector.exposure.unit == "light_lost":
-        return False
-    unit = str(frame.header.get("BUNIT", "")).upper()
-    if detector.exposure.unit == "surface_brightness":
-        return any(name in unit for name in OF_BRIGHTNESS)
-    return unit.startswith(OF_COUNTS)
 
 
 def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
@@ -114,7 +98,7 @@ def describe(path: str | Path, detector: Detector = DEFAULT) -> Description:
     if finite.any():
         median, noise = fits_images.median_and_noise(frame.data)
         parts.append(f"median {median:.4g}, noise {noise:.4g} {header.get('BUNIT', '')}".strip())
-    if is_exposure(frame, detector):
+    if fits_images.is_exposure(frame, detector):
         fault = (
             "a calibrated exposure, expected a blob image; make one with 'blobpipe flatten' "
             "(quicklook takes the exposure as it is)"
@@ -289,7 +273,11 @@ def _unit(frame: fits_images.Frame) -> str:
     level, noise = fits_images.median_and_noise(frame.data)
     if not unit and abs(level) < 5 * noise and noise < fits_images.MAX_NOISE_FRAC:
         return "light_lost"
-    return "surface_brightness" if any(word in unit for word in OF_BRIGHTNESS) else "counts"
+    return (
+        "surface_brightness"
+        if any(word in unit for word in fits_images.OF_BRIGHTNESS)
+        else "counts"
+    )
 
 
 def _image_name(names: list[str]) -> str:

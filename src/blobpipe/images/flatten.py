@@ -23,7 +23,6 @@ from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.hdus import MAX_TEXT, Value
 from blobpipe.errors import FrameError, printable
 from blobpipe.images.bad_pixels import BadPixels
-from blobpipe.images.check import is_exposure
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -131,7 +130,7 @@ def read_blob_image(
     """
     path = Path(path)
     frame = fits_images.read_frame(path, detector)
-    if not is_exposure(frame, detector):
+    if not fits_images.is_exposure(frame, detector):
         return bad_pixels.blank(frame, path)
     exposure = _require_full_frame(read_exposure(path, detector), path, detector)
     exposure = bad_pixels.blank_files(exposure, path)

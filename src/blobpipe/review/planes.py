@@ -13,7 +13,7 @@ from blobpipe.core.detector import Detector
 from blobpipe.errors import BlobpipeError, LogError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.flatten import read_blob_image
-from blobpipe.monitor import thumbnails
+from blobpipe.monitor import logbook, thumbnails
 from blobpipe.monitor.inbox import path_of
 from blobpipe.review.queries import Row
 
@@ -116,7 +116,8 @@ def _read_image(connection: sqlite3.Connection, row: Row) -> Image:
     try:
         if files.sha256(path) != row["sha256"]:
             raise LogError(f"the file of image {row['id']} has changed since it was logged")
-        return np.asarray(read_blob_image(path, BadPixels()).data, np.float32)
+        detector = logbook.detector_of(connection)
+        return np.asarray(read_blob_image(path, BadPixels(), detector).data, np.float32)
     except (OSError, BlobpipeError) as error:
         if isinstance(error, LogError):
             raise

@@ -53,14 +53,18 @@ CANDIDATE_SORTS = {
     "decision": "decision",
     "by": "reviewer",
 }
+HIGHEST = "(SELECT max(probability) FROM subframes s WHERE s.image = i.id)"
+N_CANDIDATES = (
+    "(SELECT count(*) FROM detections d WHERE d.image = i.id AND d.candidate IS NOT NULL)"
+)
 IMAGE_SORTS = {
     "exposed": "i.mjd",
     "image": "i.name",
     "outcome": "i.outcome",
     "noise": "i.noise_frac",
     "shift": "i.shift_x_px * i.shift_x_px + i.shift_y_px * i.shift_y_px",
-    "candidates": "candidates",
-    "probability": "probability",
+    "candidates": N_CANDIDATES,
+    "probability": HIGHEST,
 }
 ORDERS = {"date": "first_mjd", "probability": "probability", "snr": "snr"}  # of the queue
 
@@ -102,7 +106,7 @@ def order_by(sort: str, columns: dict[str, str], tie: str) -> str:
         sort = f"-{name}"
     direction = "DESC" if sort.startswith("-") else "ASC"
     # what has no value comes last either way
-    return f"ORDER BY {columns[name]} IS NULL, {columns[name]} {direction}, {tie} {direction}"
+    return f"ORDER BY {columns[name]} {direction} NULLS LAST, {tie} {direction}"
 
 
 @dataclass(frozen=True)
@@ -507,11 +511,13 @@ def images(
     # the total tells how many pages there are
     [total] = connection.execute(f"SELECT count(*) FROM images i {where}", values).fetchone()
     listed = part(page, size, total)
+    order = order_by(choice.sort, IMAGE_SORTS, "i.id")
     rows = _rows(
         connection,
-        f"""SELECT i.*, (SELECT max(probability) FROM subframes s WHERE s.image = i.id) AS probability,
-        (SELECT count(*) FROM detections d WHERE d.image = i.id AND d.candidate IS NOT NULL) AS candidates
-        FROM images i {where} {order_by(choice.sort, IMAGE_SORTS, "i.id")} LIMIT ? OFFSET ?""",
+        # what is counted for each image is counted for those of the page only
+        f"""SELECT i.*, {HIGHEST} AS probability, {N_CANDIDATES} AS candidates
+        FROM (SELECT i.id AS chosen FROM images i {where} {order} LIMIT ? OFFSET ?)
+        JOIN images i ON i.id = chosen {order}""",
         *values,
         listed.size,
         listed.offset,

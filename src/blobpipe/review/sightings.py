@@ -13,6 +13,7 @@ from blobpipe.core.arrays import Image
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import LogError
 from blobpipe.monitor import logbook
+from blobpipe.review import decisions
 
 Decision = Literal["confirmed", "rejected", "unsure"]
 
@@ -150,11 +151,7 @@ def decide(
     if not name:
         raise LogError("found no name, expected the reviewer's; fill it in")
     with logbook.writing(connection):
-        query = "SELECT 1 FROM candidates WHERE id = ?"
-        if connection.execute(query, (candidate,)).fetchone() is None:
-            raise LogError(f"no candidate {candidate} in the log, expected one of its numbers")
-        row = {"candidate": candidate, "decision": decision, "reviewer": name}
-        logbook.insert(connection, "reviews", row | {"at": logbook.now()})
+        decisions.review(connection, [candidate], decision, name, "")
 
 
 def search(image: Image, reference: Path | None = None, detector: Detector = DEFAULT) -> Searched:

@@ -511,7 +511,11 @@ def test_the_server_answers_as_fast(long_log: sqlite3.Connection) -> None:
         "map": "/map",
         "timeline": "/timeline",
     }
-    paths |= {"images of a name": "/images?name=99&first=2009-01-01&page=2"}
+    paths |= {
+        "images of a name": "/images?name=99&first=2009-01-01&page=2",
+        "images by probability": "/images?sort=-probability",
+        "candidates by S/N": "/map?sort=-snr&decision=confirmed",
+    }
     path = Path(long_log.execute("PRAGMA database_list").fetchone()["file"])
     with served(path) as address, httpx.Client(base_url=address) as client:
         for name, url in paths.items():

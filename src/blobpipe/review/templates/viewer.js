@@ -135,7 +135,7 @@ function start(figure) {
     lines.Shown.textContent = `${name} of ${state.before ? `${frame.before.name}, the image before` : frame.name}`;
     lines["Pixel, 0-based"].textContent = `x ${state.x}, y ${state.y}`;
     if (frame.flt === null) lines["Pixel, 1-based"].textContent = `x ${state.x + 1}, y ${state.y + 1}`;
-    else lines["FLT, 1-based"].textContent = `x ${state.x + frame.flt}, y ${state.y + frame.flt} (DS9, 1014 frame)`;
+    else lines["FLT, 1-based"].textContent = `x ${state.x + frame.flt}, y ${state.y + frame.flt} (DS9, ${frame.nx - 2 * (1 - frame.flt)} frame)`;
     lines.Value.textContent = value();
     lines.Zoom.textContent = `${number(state.zoom, state.zoom < 10 ? 1 : 0)}×`;
   }
