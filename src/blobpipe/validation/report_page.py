@@ -114,6 +114,8 @@ body { margin: 0 auto; max-width: 76rem; padding: 0 1.25rem 2rem; background: va
 a { color: var(--accent); }
 h1 { margin: 1.4rem 0 0.5rem; font-size: 1.5rem; font-weight: 600; }
 h2 { margin: 2rem 0 0.5rem; font-size: 1.15rem; font-weight: 600; }
+h3 { margin: 1rem 0 0.25rem; font-size: 1rem; font-weight: 600; }
+td { white-space: nowrap; }
 p { max-width: 44rem; }
 .verdict { max-width: none; padding: 0.6rem 0.9rem; border-left: 4px solid var(--good); background: var(--field); font-size: 1.1rem; }
 .verdict.failed { border-color: var(--bad); }

@@ -175,7 +175,7 @@ def test_an_exposure_is_taken_as_it_is(tmp_path: Path) -> None:
     # the stack reads it as the search does
     cache = Cache(tmp_path / "stack")
     [member] = running_stack.members_before(log, 70000.0, 1)
-    data = running_stack._read(member, cache.bad_pixels)
+    data = running_stack._read(member, cache)
     assert abs(np.nanmedian(data)) < 0.001
     assert np.isnan(data[:5]).all()
 
