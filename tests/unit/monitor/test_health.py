@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.unit import synthetic_log
 
+from blobpipe.history.watch import BlobHealth
 from blobpipe.monitor import health, logbook
 from blobpipe.params import Health
 
@@ -32,6 +33,9 @@ USUAL = {
     "clipped_frac": 0.02,
 }
 QUIET = (0.01,) * 16  # probabilities of an image's subframes
+
+
+BLOBS = ("blobs_deeper_frac", "blobs_moved_px", "blobs_grown_px", "blobs_changed")
 
 
 @pytest.fixture
@@ -272,11 +276,23 @@ def test_there_is_no_reading_of_too_few_images(log: sqlite3.Connection) -> None:
         there = {
             row["what"] for row in log.execute("SELECT what FROM health WHERE image = ?", (number,))
         }
-        # Without an operating point nothing is promised
-        later = {"broken_promise"}
+        # Without an operating point nothing is promised, and without a catalogue no blob is watched
+        later = {"broken_promise", *BLOBS}
         if number < 2 * PARAMS.window:
             later |= {"probability_distance"}
         assert there == (set() if number < PARAMS.window else set(health.MONITORS) - later)
+
+
+def test_known_blobs_that_change_cross_their_limits(log: sqlite3.Connection) -> None:
+    steady = BlobHealth(100, 0.01, 0.02, -0.01, 0.03, 1)
+    changed = BlobHealth(100, -0.2, 0.3, -0.4, 0.6, 5)
+    images = [add(log), add(log)]
+    with logbook.writing(log):
+        assert health.log_readings(log, images[0], PARAMS, steady) == []
+        lines = health.log_readings(log, images[1], PARAMS, changed)
+    assert reading(log, 1, "blobs_moved_px") == pytest.approx(0.0224, abs=1e-3)
+    assert len(lines) == len(BLOBS)
+    assert {reading(log, 2, what) for what in BLOBS} == {0.2, 0.5, 0.6, 5.0}
 
 
 def test_late_images_and_those_not_searched_are_left_out(log: sqlite3.Connection) -> None:
