@@ -14,6 +14,7 @@ rule campaign:
         "../envs/blobpipe.yaml"
     threads: 2
     resources:
+        cpus_per_task=2,
         mem_mb=2000,
         runtime=minutes("campaign", PARAMS.campaign.n_frames),
     params:

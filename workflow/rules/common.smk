@@ -41,11 +41,11 @@ def minutes(stage, n):
 
 
 def cores(threads):
-    """Return the cores of a job, as a function for Snakemake: as many as it has threads.
+    """Return the cores of a job of so many threads here; on SLURM it asks for as many (`cpus_per_task`).
 
     Such a job leaves some of them idle much of the time, so on a machine of two cores two of them run in parallel.
     """
-    return lambda wildcards: 1 if workflow.local_exec and workflow.cores == 2 else threads
+    return 1 if workflow.cores == 2 else threads
 
 
 def n_searched():

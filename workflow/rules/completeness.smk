@@ -26,6 +26,7 @@ rule completeness:
         "../envs/blobpipe.yaml"
     threads: cores(PARAMS.completeness.threads)
     resources:
+        cpus_per_task=PARAMS.completeness.threads,
         mem_mb=6000,
         runtime=60,
     params:

@@ -21,6 +21,7 @@ rule dense:
         "../envs/blobpipe.yaml"
     threads: cores(PARAMS.dense.threads)
     resources:
+        cpus_per_task=PARAMS.dense.threads,
         mem_mb=6000,
         runtime=minutes("dense", PARAMS.cutout.n_train * PARAMS.dense.epochs),
     params:

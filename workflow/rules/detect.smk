@@ -18,6 +18,7 @@ rule detect_batch:
         "../envs/blobpipe.yaml"
     threads: cores(PARAMS.detect.threads)
     resources:
+        cpus_per_task=PARAMS.detect.threads,
         mem_mb=6000,
         runtime=minutes("detect", BATCH),
     params:
@@ -54,6 +55,7 @@ rule detect:
         "../envs/blobpipe.yaml"
     threads: cores(PARAMS.detect.threads)
     resources:
+        cpus_per_task=PARAMS.detect.threads,
         mem_mb=6000,
         runtime=minutes("detect", PARAMS.detect.n_quiet + PARAMS.cutout.max_frames),
     params:

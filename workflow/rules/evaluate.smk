@@ -38,6 +38,7 @@ rule evaluate:
         "../envs/blobpipe.yaml"
     threads: cores(2)
     resources:
+        cpus_per_task=2,
         mem_mb=6000,
         runtime=60,
     params:

@@ -59,6 +59,7 @@ rule explore:
         "../envs/blobpipe.yaml"
     threads: 2
     resources:
+        cpus_per_task=2,
         mem_mb=6000,
         runtime=60,
     params:

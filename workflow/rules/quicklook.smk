@@ -17,6 +17,7 @@ rule quicklook:
         "../envs/blobpipe.yaml"
     threads: 2
     resources:
+        cpus_per_task=2,
         mem_mb=4000,
         runtime=minutes("quicklook", len(ROWS)),
     shell:

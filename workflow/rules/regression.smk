@@ -20,6 +20,7 @@ rule regression_batch:
         "../envs/blobpipe.yaml"
     threads: cores(2)
     resources:
+        cpus_per_task=2,
         mem_mb=6000,
         runtime=minutes("regression", BATCH),
     params:
@@ -66,6 +67,7 @@ rule regression:
         "../envs/blobpipe.yaml"
     threads: cores(2)
     resources:
+        cpus_per_task=2,
         mem_mb=6000,
         runtime=60,
     params:

@@ -58,6 +58,7 @@ rule search_worker:
         "../envs/blobpipe.yaml"
     threads: PARAMS.search.threads
     resources:
+        cpus_per_task=PARAMS.search.threads,
         mem_mb=2000 + PARAMS.search.n_train * PARAMS.augment.copies * 131 // 1000,
         runtime=minutes("train", n_searched()),
     params:

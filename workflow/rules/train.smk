@@ -21,6 +21,7 @@ rule train:
         "../envs/blobpipe.yaml"
     threads: cores(PARAMS.train.threads)
     resources:
+        cpus_per_task=PARAMS.train.threads,
         mem_mb=6000 + PARAMS.train.keep_rendered * PARAMS.cutout.n_train * PARAMS.augment.copies * 131 // 1000,
         runtime=minutes("train", PARAMS.cutout.n_train * PARAMS.train.epochs),
     params:

@@ -214,6 +214,7 @@ def drop_surplus_batches(files: Files) -> None:
     wanted = {path for paths in files.values() for path in paths}
     for stage in stages().values():
         for out in stage.outs:
-            for table in Path(out).glob("*-[0-9][0-9][0-9].csv"):
+            pattern = "*.csv" if Path(out).name == "batches" else "frames-*.csv"
+            for table in Path(out).glob(pattern):
                 if str(table) not in wanted:
                     table.unlink()

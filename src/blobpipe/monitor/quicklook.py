@@ -1276,9 +1276,16 @@ def _log_deep(image: int, found: DeepResult, run: Run) -> None:
             found.depths.error_frac[:, k],
         )
 
-    # The date of a landing changes as long as later images are compared with those before it
+    # A landing is dated as long as the latest images show what was there before it
+    marks = ", ".join("?" * len(numbers))
+    recent = connection.execute(
+        f"SELECT candidate FROM detections WHERE candidate IS NOT NULL GROUP BY candidate HAVING min(image) IN ({marks})",
+        numbers,
+    ).fetchall()
+    dated = {row["candidate"] for row in recent}
     for candidate in live["id"].tolist():
-        _date_candidate(connection, candidate)
+        if candidate in dated:
+            _date_candidate(connection, candidate)
 
 
 def _log_depths(

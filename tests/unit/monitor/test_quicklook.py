@@ -610,11 +610,14 @@ def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
     assert {path.name for path in cache.iterdir()} == before
 
 
-def test_the_cache_keeps_two_stacks(again: Path) -> None:
+def test_the_cache_keeps_two_stacks_and_the_latest_settled_images(again: Path) -> None:
     for day in range(STACK + 5, STACK + 10):
         write(again / "in", day, NEW)
     run(again)
-    assert len(list((again / "out" / "stack").glob("*.npy"))) == running_stack.KEPT * STACK
+    cached = {path.name for path in (again / "out" / "stack").glob("*.npy")}
+    settled = {name for name in cached if name.endswith("-settled.npy")}
+    assert len(cached - settled) == running_stack.KEPT * STACK
+    assert len(settled) == STACK + 10
 
 
 LONG_STACK = 10  # images: what lands on one of them is in the RMS map before the median has it

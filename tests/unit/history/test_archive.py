@@ -1,0 +1,107 @@
+"""Positions in, landing dates out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from astropy.io import fits
+from tests.unit.detection.blobs import blob
+
+from blobpipe.errors import FrameError, TableError
+from blobpipe.history.archive import date_catalogue
+from blobpipe.params import Difference
+
+SIDE = 256
+N = 24
+FIRST = 14
+PARAMS = Difference(stack_size=8)
+
+
+def write(folder: Path, day: int, *, units: float = 1.0) -> None:
+    """An image with an old blob, and from one day on with a new one."""
+    image = np.random.default_rng([3, day]).normal(0, 0.0076, (SIDE, SIDE)).astype(np.float32)
+    image += blob(80, 90, 6.0, 0.05, side=SIDE)
+    if day >= FIRST:
+        image += blob(170, 160, 5.0, 0.02, side=SIDE)
+    header = fits.Header({"EXPSTART": 56_000.0 + 10 * day})
+    fits.writeto(folder / f"day{day:02d}.fits", units * image, header)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for day in range(N):
+        write(folder, day)
+    positions = {"x_px": [80.0, 170.0, 40.0], "y_px": [90.0, 160.0, 200.0], "radius_px": [6, 5, 5]}
+    pd.DataFrame(positions).to_csv(tmp_path / "positions.csv", index=False)
+    return tmp_path
+
+
+def dated(archive: Path) -> pd.DataFrame:
+    return pd.read_csv(archive / "out" / "blobs.csv", keep_default_na=False).set_index("blob")
+
+
+def test_a_landing_is_dated_from_its_position(archive: Path) -> None:
+    status = date_catalogue(archive / "images", archive / "positions.csv", archive / "out", PARAMS)
+    found = dated(archive)
+    assert status == 0
+    assert found["history"].tolist() == ["older", "landed", "nothing"]
+    assert found["first_frame"].tolist() == ["", f"day{FIRST}", ""]
+    assert float(found.loc["b0002", "step_frac"]) == pytest.approx(0.02, rel=0.1)
+    after, before = (float(found.loc["b0002", name]) for name in ("after_mjd", "before_mjd"))
+    assert 56_000 + 10 * (FIRST - 1) <= after < before <= 56_000 + 10 * FIRST
+    assert found.loc["b0002", "after_frame"] == f"day{FIRST - 1}"
+    assert found.loc["b0002", "before_frame"] == f"day{FIRST}"
+    depths = pd.read_csv(archive / "out" / "history.csv")
+    assert len(depths) == 3 * N
+    assert (archive / "out" / "history.png").stat().st_size > 1000
+
+
+def test_a_bad_image_is_rejected_and_the_others_are_used(
+    archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(archive / "images", 30, units=1000.0)
+    (archive / "images" / "none.fits").write_bytes(b"no image")
+    status = date_catalogue(archive / "images", archive / "positions.csv", archive / "out", PARAMS)
+    assert status == 1
+    assert dated(archive).loc["b0002", "first_frame"] == f"day{FIRST}"
+    frames = pd.read_csv(archive / "out" / "frames.csv")
+    assert (frames["status"] == "rejected").sum() == 2
+    assert caplog.text.count("(rejected)") == 2
+
+
+def test_dates_are_those_of_the_list_where_there_is_one(archive: Path) -> None:
+    names = [f"day{day:02d}" for day in range(N)]
+    listed = pd.DataFrame({"frame": names, "mjd": 57_000.0 + np.arange(N)})
+    listed.to_csv(archive / "images" / "frames.csv", index=False)
+    date_catalogue(archive / "images", archive / "positions.csv", archive / "out", PARAMS)
+    assert float(dated(archive).loc["b0002", "first_mjd"]) == 57_000 + FIRST
+
+
+def test_results_do_not_depend_on_the_number_of_threads(archive: Path) -> None:
+    for threads in (1, 3):
+        date_catalogue(
+            archive / "images",
+            archive / "positions.csv",
+            archive / f"out{threads}",
+            PARAMS,
+            threads=threads,
+        )
+    for name in ("blobs.csv", "history.csv", "frames.csv", "history.png"):
+        one, three = ((archive / f"out{n}" / name).read_bytes() for n in (1, 3))
+        assert one == three, name
+
+
+def test_faults_of_the_input_are_named(archive: Path) -> None:
+    empty = archive / "empty"
+    empty.mkdir()
+    with pytest.raises(FrameError, match="found 0 usable images, expected at least 4"):
+        date_catalogue(empty, archive / "positions.csv", archive / "out", PARAMS)
+    (archive / "wrong.csv").write_text("x_px,y_px\n1,words\n")
+    with pytest.raises(TableError, match=r"wrong\.csv"):
+        date_catalogue(archive / "images", archive / "wrong.csv", archive / "out", PARAMS)
+    assert not (archive / "out").exists()
