@@ -305,7 +305,7 @@ def _say_when_compiling() -> None:
 
         def on_start(self, event: object) -> None:
             if not self.said:
-                logging.info("compiling for this processor, which is done once (about a minute)")
+                logging.info("compiling for this processor: once, at the first use")
             self.said = True
 
         def on_end(self, event: object) -> None:
