@@ -640,8 +640,7 @@ GROUPS = {
         *("quicklook", "serve", "log", "page", "catalogue", "export", "notify", "doctor"),
         *("fetch", "flatten", "detector"),
     ),
-    "single images": ("check", "scan", "calibrate"),
-    "an archive of images": ("history",),
+    "images": ("check", "scan", "calibrate", "history"),
     "settings and results of the pipeline": ("params", "gate", "report"),
     "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
 }
@@ -761,6 +760,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SHELL",
         help="print what completes commands in bash, zsh or tcsh",
     )
+    # Commands without this option take the detector of the settings
+    parser.set_defaults(detector=None)
     commands = parser.add_subparsers(
         dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
     )

@@ -237,7 +237,7 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
 def test_every_stage_of_the_settings_is_a_command() -> None:
     # those are of the daily routine
     stages = set(Params.model_fields) - {
-        *("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
+        *("detector", "bad_pixels", "vetting", "quicklook", "deep", "notices", "health")
     }
     assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
 

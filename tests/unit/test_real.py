@@ -83,7 +83,7 @@ def scaled_stack(real: Path) -> np.ndarray:
         (
             EXPOSURE,
             ("HDU 1 (SCI), 266x266", "filter F130N", "ELECTRONS/S"),
-            "a calibrated exposure, not a blob image",
+            "a calibrated exposure, expected a blob image",
         ),
         (BAD_PIXELS, ("HDU 0 (PRIMARY), 1014x1014", "98.1% finite"), "a constant image or a mask"),
     ],
