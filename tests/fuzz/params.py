@@ -82,12 +82,27 @@ def _read_otherwise(path: Path, seed: int) -> Params | None:
         LookupError,
     ):
         return None
-    whole = all(
-        set(content.get(name, ())) == set(type(section).model_fields)
-        for name, section in params
-        if isinstance(section, pydantic.BaseModel)
+    return (
+        params
+        if "detector" in content and all(_is_whole(*part) for part in _parts(params, content))
+        else None
     )
-    return params if whole and "detector" in content else None
+
+
+def _parts(model: pydantic.BaseModel, content: Any) -> list[tuple[pydantic.BaseModel, Any]]:
+    """The sections of settings with what a file says of them."""
+    return [
+        (section, content.get(name, {}))
+        for name, section in model
+        if isinstance(section, pydantic.BaseModel)
+    ]
+
+
+def _is_whole(section: pydantic.BaseModel, content: Any) -> bool:
+    """Whether a file gives all settings of a section, and of the sections in it."""
+    if set(content) != set(type(section).model_fields):
+        return False
+    return all(_is_whole(*part) for part in _parts(section, content))
 
 
 def _python(text: str) -> Any:
