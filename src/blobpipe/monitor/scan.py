@@ -375,7 +375,7 @@ def _read_template(
     path = _stack_path(reference)
     if not path.exists():
         raise FrameError(
-            f"{path}: not found; name a median stack (--reference STACK) or say --difference"
+            f"{path}: not found; name a median stack (--reference STACK) or give --difference"
         )
     return read_template(path, catalogue, bad_pixels, instrument)
 

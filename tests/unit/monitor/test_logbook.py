@@ -393,8 +393,7 @@ def test_a_damaged_log_is_one_line(
     assert cli.main(["log", "images", "--log", str(path)]) == 1
     err = capsys.readouterr().err
     assert (
-        f"{path}: database disk image is malformed: it is damaged; put the last copy of it back"
-        in err
+        f"{path}: database disk image is malformed: it is damaged; restore its latest copy" in err
     )
     assert err.count("\n") == 1
     assert (
