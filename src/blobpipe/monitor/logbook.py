@@ -405,7 +405,7 @@ def _describe_detection(row: sqlite3.Row) -> str:
 # Words for detections that are no new blobs, by their status
 _OTHERS = {
     "known": "known",
-    "dip": "residuals of the mirror's shift",
+    "dip": "on dips",
     "bad_pixels": "on bad pixels",
 }
 

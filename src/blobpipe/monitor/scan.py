@@ -91,7 +91,7 @@ STATUSES = {
     "new": "new",
     "seen_again": "new and seen again",
     "known": "known",
-    "dip": "residuals of the mirror's shift",
+    "dip": "on dips",
     "bad_pixels": "on bad pixels",
 }
 
