@@ -368,7 +368,7 @@ class Guard:
             return
         text = (
             "This server does not answer to that name. Its owner can add it with --name, "
-            "or let the proxy in front of it pass on the browser's Host."
+            "or let the proxy in front of it pass on the Host of the browser."
         )
         await _message(Reader(), 421, text)(scope, receive, send_guarded)
 
