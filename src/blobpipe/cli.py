@@ -179,7 +179,12 @@ def _regression(args: argparse.Namespace) -> None:
     folders = (RAW, DIFFERENCE, SCALE, CUTOUT)
     radii_px = params.evaluate.radii_px
     if not args.gather:
-        regression.score_batches(folders, MODEL, REGRESSION, radii_px=radii_px, batch=args.batch)
+        regression.score_batches(
+            *(folders, MODEL, REGRESSION),
+            radii_px=radii_px,
+            batch=args.batch,
+            detector=_detector(params),
+        )
     if args.batch is not None:
         return
     rate = params.detect.false_alarms_per_100_frames

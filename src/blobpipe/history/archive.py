@@ -16,7 +16,7 @@ from blobpipe.core import fits_images, plotting, tables
 from blobpipe.core.arrays import Image
 from blobpipe.core.dates import exposure_mjd, format_mjd
 from blobpipe.core.detector import DEFAULT, Detector
-from blobpipe.errors import FrameError
+from blobpipe.errors import FrameError, TableError
 from blobpipe.history import landing
 from blobpipe.history.depths import Depths, measure_depths
 from blobpipe.history.landing import Landing, date_history
@@ -164,9 +164,13 @@ def read_positions(path: Path, detector: Detector = DEFAULT) -> pd.DataFrame:
     Raises
     ------
     TableError
-        As `tables.read_known`.
+        As `tables.read_known`, or if there is no row.
     """
     blobs = tables.read_known(path, ("x_px", "y_px"), detector)
+    if blobs.empty:
+        raise TableError(
+            f"{path}: found no row below its header, expected one for each blob; list the positions"
+        )
     if "blob" not in blobs:
         blobs.insert(0, "blob", [f"b{k + 1:04d}" for k in range(len(blobs))])
     if "radius_px" in blobs:

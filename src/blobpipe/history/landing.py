@@ -152,7 +152,7 @@ def date_landing(mjd: FloatArray, depth_frac: FloatArray, error_frac: FloatArray
         "nothing": _criterion(_likelihood(y, error, np.ones((1, n, 1))), 1, n),
         "landed": _criterion(landed, 3, n),
         "came_and_went": _criterion(_came_and_went(y, error), 4, n),
-        "drift": _criterion(_likelihood(y, error, _design(_ramp(mjd)[None])), 2, n),
+        "drift": _criterion(_drift(mjd, y, error), 2, n),
         "flicker": _criterion(_flicker(y, error), 3, n),
     }
     verdict = min(criteria, key=lambda name: criteria[name])
@@ -201,7 +201,7 @@ def _design(signal: FloatArray) -> FloatArray:
 
 def _ramp(mjd: FloatArray) -> FloatArray:
     """Return dates from -1/2 to 1/2."""
-    return np.asarray((mjd - mjd.mean()) / max(np.ptp(mjd), 1e-9))
+    return np.asarray((mjd - mjd.mean()) / np.ptp(mjd))
 
 
 def _fit(y: FloatArray, error: FloatArray, designs: FloatArray) -> _Fit:
@@ -230,6 +230,13 @@ def _mixture(rest: FloatArray, share: float, width: float) -> tuple[FloatArray, 
 def _likelihood(y: FloatArray, error: FloatArray, designs: FloatArray) -> float:
     """Return the highest log-likelihood of some models."""
     return float(_fit(y, error, designs).log_likelihood.max())
+
+
+def _drift(mjd: FloatArray, y: FloatArray, error: FloatArray) -> float:
+    """Return the log-likelihood of a depth that changes evenly; without a span of time there is no such change."""
+    if not np.ptp(mjd):
+        return -np.inf
+    return _likelihood(y, error, _design(_ramp(mjd)[None]))
 
 
 def _came_and_went(y: FloatArray, error: FloatArray) -> float:

@@ -59,8 +59,9 @@ def queue(connection: sqlite3.Connection, image_id: int, params: Notices) -> Non
     candidates = connection.execute(
         "SELECT l.* FROM candidate_list l JOIN detections d ON d.candidate = l.id AND d.image = ? "
         "WHERE l.decision != 'rejected' "
-        # a blob that the latest images show together is announced once
-        "AND (l.sightings = 1 AND (l.status = 'new' OR l.n_images > 1) "
+        # one whose depths tell that it landed before is new to people; what the latest images show together is
+        # announced once
+        "AND (l.sightings = 1 "
         "OR l.status = 'seen_again' AND l.sightings = 2 AND l.n_images = 1) ORDER BY l.id",
         (image_id,),
     ).fetchall()
@@ -113,8 +114,9 @@ def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, A
     """Return the columns of a notice about a candidate that an image shows."""
     # what was measured, in words
     status = candidate["status"]
-    is_deep = candidate["n_images"] > 1
-    title = "new blob" if is_deep or status == "new" else "blob seen again"
+    if candidate["sightings"] == 1:
+        status = "new"
+    title = "new blob" if status == "new" else "blob seen again"
     depth = _number(candidate["depth_frac"], None, "%", 100)
     depth_of_light = _number(
         candidate["depth_frac"], candidate["depth_err_frac"], "% of the light", 100

@@ -779,7 +779,8 @@ def _prune_pixels(connection: sqlite3.Connection, log_path: Path) -> None:
         (thumbnails.KEPT,),
     )
     kept = {row["sha256"] for row in newest}
-    for path in thumbnails.pixels_folder(log_path).glob("*"):
+    folder = thumbnails.pixels_folder(log_path)
+    for path in running_stack.own_files(folder, ".difference", ".map"):
         # the temporary files of a killed run have other stems
         if path.stem not in kept:
             path.unlink(missing_ok=True)
@@ -1040,7 +1041,7 @@ def _search_latest(
         for k in range(len(found))
     ]
     return DeepResult(
-        found[persistent],
+        found[np.array(persistent, bool)],
         [*(member.sha256 for member in members), row["sha256"]],
         new,
         depths,
@@ -1237,16 +1238,7 @@ def _log_findings(image: int, result: ImageResult, run: Run) -> None:
 def _log_deep(image: int, found: DeepResult, run: Run) -> None:
     """Log what the latest images show together, the depths of all candidates, and when each landed."""
     connection = run.connection
-    columns = (*DETECTION_COLUMNS, "probability", "n_images")
-    for _, row in found.found.iterrows():
-        place = {"x_px": row["x_px"], "y_px": row["y_px"]}
-        candidate = logbook.insert(
-            connection, "candidates", {"image": image, "status": "seen_again", **place}
-        )
-        measured = {name: row[name] for name in columns}
-        logbook.insert(
-            connection, "detections", {"image": image, "candidate": candidate, **measured}
-        )
+    _log_deep_blobs(image, found.found, connection, run.params.quicklook.match_px)
 
     # Depths of all candidates on this image; of new ones on those before, too
     live = pd.read_sql_query(
@@ -1287,6 +1279,39 @@ def _log_deep(image: int, found: DeepResult, run: Run) -> None:
     for candidate in live["id"].tolist():
         if candidate in dated:
             _date_candidate(connection, candidate)
+
+
+def _log_deep_blobs(
+    image: int, found: pd.DataFrame, connection: sqlite3.Connection, match_px: float
+) -> None:
+    """Log the new blobs that the latest images show together.
+
+    What people have rejected is no news; a candidate that had faded, or that could not be measured, is there after all.
+    """
+    unknown = pd.read_sql_query(
+        "SELECT id, x_px, y_px, decision FROM candidate_list "
+        "WHERE decision = 'rejected' OR status = 'faded' OR radius_px IS NULL ORDER BY id",
+        connection,
+    )
+    places = ["x_px", "y_px"]
+    matched = pair(found[places].to_numpy(float), unknown[places].to_numpy(float), match_px)
+    earlier = dict(matched.tolist())
+    columns = (*DETECTION_COLUMNS, "probability", "n_images")
+    for k, row in enumerate(found.to_dict("records")):
+        if k not in earlier:
+            place = {name: row[name] for name in places}
+            candidate = logbook.insert(
+                connection, "candidates", {"image": image, "status": "seen_again", **place}
+            )
+        elif unknown["decision"].iloc[earlier[k]] == "rejected":
+            continue
+        else:
+            candidate = int(unknown["id"].iloc[earlier[k]])
+            logbook.update(connection, "candidates", candidate, {"status": "seen_again"})
+        measured = {name: row[name] for name in columns}
+        logbook.insert(
+            connection, "detections", {"image": image, "candidate": candidate, **measured}
+        )
 
 
 def _log_depths(
@@ -1469,16 +1494,25 @@ def _recount(connection: sqlite3.Connection, candidate: int, fade_after: int) ->
         (candidate,),
     ).fetchall()
 
+    # What several images have shown together does not rest on a version of one of them
+    deep_ones = connection.execute(
+        "SELECT 1 FROM detections WHERE candidate = ? AND n_images > 1 LIMIT 1", (candidate,)
+    )
+    is_deep = deep_ones.fetchone() is not None
+
     # Only superseded versions show it: it keeps their sightings, for the record
     if not sightings:
-        connection.execute("UPDATE candidates SET status = 'faded' WHERE id = ?", (candidate,))
+        if not is_deep:
+            connection.execute("UPDATE candidates SET status = 'faded' WHERE id = ?", (candidate,))
         return
 
     connection.execute(
-        "UPDATE detections SET candidate = NULL WHERE candidate = ? "
+        "UPDATE detections SET candidate = NULL WHERE candidate = ? AND n_images = 1 "
         "AND image IN (SELECT id FROM images WHERE superseded_by IS NOT NULL)",
         (candidate,),
     )
+    if is_deep:
+        return
     image, mjd = sightings[0]
     if len(sightings) > 1:
         connection.execute(

@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Collection
@@ -624,7 +625,7 @@ def _load_settled(sha256: str, cache: Cache) -> SettledImage | None:
 
 
 def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
-    """Remove all files from the cache but those of the newest images of the log.
+    """Remove all images from the cache but those of the newest images of the log.
 
     What the cache holds then depends on the log alone, whatever a killed run has left there. No other process may be
     using it meanwhile.
@@ -637,7 +638,25 @@ def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     members = members_before(connection, np.inf, max(KEPT * size, deep.KEPT))
     needed = {cache.path_of(member.sha256) for member in members[-KEPT * size :]}
     needed |= {cache.settled_path(member.sha256) for member in members}
-    # the temporary files of `files.atomic` have the same suffix
-    for path in cache.folder.glob("*.npy"):
+    for path in own_files(cache.folder, ".npy", "-settled.npy"):
         if path not in needed:
             path.unlink(missing_ok=True)
+
+    # nor may memory know more than a run that begins anew
+    for sha256 in cache.settled.keys() - {member.sha256 for member in members}:
+        del cache.settled[sha256]
+
+
+def own_files(folder: Path, *endings: str) -> list[Path]:
+    """List the files of a folder that are named after a checksum, and those that a killed `files.atomic` has left.
+
+    Parameters
+    ----------
+    folder : path
+        Others may keep files there, too.
+    endings : str
+        What follows the checksum, such as ``.npy``.
+    """
+    ends = "|".join(map(re.escape, endings))
+    own = re.compile(rf"([0-9a-f]{{64}}|\..+\.\d+\.tmp)({ends})")
+    return [path for path in folder.glob("*") if own.fullmatch(path.name)]

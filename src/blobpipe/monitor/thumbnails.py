@@ -178,7 +178,7 @@ def _encode(picture: Any, form: str, **settings: Any) -> bytes:
 
 
 def pixels_folder(log_path: Path) -> Path:
-    """Return the folder of the packed pixels of a log, which holds nothing else."""
+    """Return the folder of the packed pixels of a log."""
     return log_path.with_name("pixels")
 
 

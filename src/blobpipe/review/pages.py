@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from blobpipe import __version__
 from blobpipe.core import files
-from blobpipe.core.detector import DEFAULT
+from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import BlobpipeError, LogError, printable
 from blobpipe.monitor import logbook
 from blobpipe.monitor.inbox import path_of
@@ -501,7 +501,8 @@ def _known_marks(connection: sqlite3.Connection, row: Row) -> list[Mark]:
 
     # What the log has found and put into the catalogue has its number already
     numbered = [*logged, *(found for found in row["detections"] if found["candidate"])]
-    for blob in map(shifted, _catalogue(row["run"]["catalogue"])):
+    detector = logbook.detector_of(connection)
+    for blob in map(shifted, _catalogue(row["run"]["catalogue"], detector)):
         is_named = any(
             math.hypot(blob["x_px"] - other["x_px"], blob["y_px"] - other["y_px"]) < SAME_PX
             for other in numbered
@@ -512,23 +513,23 @@ def _known_marks(connection: sqlite3.Connection, row: Row) -> list[Mark]:
     return marks
 
 
-def _catalogue(path: str) -> list[Row]:
+def _catalogue(path: str, detector: Detector) -> list[Row]:
     """Return name, place and radius of the blobs of a catalogue as it is now; none if it cannot be read."""
     if not path:
         return []
     try:
-        return _catalogue_rows(path, path_of(path).stat().st_mtime_ns)
+        return _catalogue_rows(path, path_of(path).stat().st_mtime_ns, detector)
     except (OSError, BlobpipeError):
         return []
 
 
 @lru_cache(maxsize=4)
-def _catalogue_rows(path: str, modified_ns: int) -> list[Row]:
+def _catalogue_rows(path: str, modified_ns: int, detector: Detector) -> list[Row]:
     """Read a catalogue once for each state of its file."""
     from blobpipe.core import tables
 
     columns = ["x_px", "y_px", "radius_px"]
-    table = tables.read_known(path_of(path), columns)
+    table = tables.read_known(path_of(path), columns, detector)
     names = table["blob"].astype(str) if "blob" in table else [""] * len(table)
     places = table[columns].to_numpy(float).tolist()
     return [

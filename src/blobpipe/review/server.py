@@ -502,8 +502,9 @@ def _pixels(request: Request) -> Response:
     with _desk(request).reading() as connection:
         row = _found(lambda: queries.image_row(connection, number))
 
-        # the same image has the same pixels for ever
-        tag = f'"{row["sha256"][:32]}-{plane}"'
+        # what is subtracted from the same image differs from log to log
+        about = (row["sha256"], row["logged"], row["stack_sha256"], plane)
+        tag = f'"{hashlib.sha256(repr(about).encode()).hexdigest()[:32]}"'
         headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)

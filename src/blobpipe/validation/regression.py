@@ -181,6 +181,7 @@ def score_batches(
     *,
     radii_px: tuple[float, ...],
     batch: int | None = None,
+    detector: Detector = DEFAULT,
 ) -> None:
     """Ask the two baselines about the held-out subframes of one batch of images, or of each.
 
@@ -196,12 +197,14 @@ def score_batches(
         Radii of the matched filter (px).
     batch : int, optional
         All if not given.
+    detector : Detector, optional
+        Whose images they are.
     """
     kernels.set_threads(1)  # each thread searches an image of its own
     raw_dir, difference_dir, scale_dir, _ = folders
     report = ReportDetector(model_file.load_model(model_path)[0])
     filters = MatchedFilter(radii_px)
-    blobs = tables.read_blobs(raw_dir)
+    blobs = tables.read_blobs(raw_dir, detector)
     for path in tables.stage_tables(scale_dir, batch):
         number = int(path.stem.rpartition("-")[2])
         images = tables.image_table(raw_dir, difference_dir, scale_dir, number)

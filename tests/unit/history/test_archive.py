@@ -105,3 +105,9 @@ def test_faults_of_the_input_are_named(archive: Path) -> None:
     with pytest.raises(TableError, match=r"wrong\.csv"):
         date_catalogue(archive / "images", archive / "wrong.csv", archive / "out", PARAMS)
     assert not (archive / "out").exists()
+
+
+def test_a_catalogue_without_a_row_is_named(archive: Path) -> None:
+    (archive / "positions.csv").write_text("x_px,y_px\n")
+    with pytest.raises(TableError, match=r"positions\.csv: found no row below its header"):
+        date_catalogue(archive / "images", archive / "positions.csv", archive / "out", PARAMS)

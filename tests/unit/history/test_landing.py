@@ -117,3 +117,10 @@ def test_more_noise_than_the_errors_say_makes_no_landing() -> None:
 def test_too_short_a_history_is_refused() -> None:
     with pytest.raises(ValueError, match="3 images, expected at least 4"):
         date_landing(np.arange(3.0), np.zeros(3), np.ones(3))
+
+
+def test_images_of_one_date_show_no_drift() -> None:
+    depth = np.array([0.0, 0.001, -0.001, 0.0005, 0.0])
+    found = date_landing(np.full(5, 56_000.0), depth, np.full(5, 0.001))
+    assert found.verdict == "nothing"
+    assert found.after_mjd == found.before_mjd == 56_000.0

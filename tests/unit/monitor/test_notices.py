@@ -142,6 +142,25 @@ def test_a_second_look_is_told_once(log: sqlite3.Connection) -> None:
     assert "confirm" not in second["subject"] + second["text"]  # only people do
 
 
+def test_a_blob_that_had_landed_before_it_was_found_is_told_as_new(
+    log: sqlite3.Connection,
+) -> None:
+    """Its depths on the images before can say that it has stayed, with the first sighting."""
+    with logbook.writing(log):
+        landed = add_image(log)
+        first = add_image(log)
+        second = add_image(log)
+        add_sighting(log, first, candidate := add_candidate(log, landed, "seen_again"))
+        notices.queue(log, first, MAIL)
+        assert keys(log) == ["candidate-1-new"]
+        add_sighting(log, second, candidate)
+        notices.queue(log, second, MAIL)
+    assert keys(log) == ["candidate-1-new", "candidate-1-seen_again"]
+    notice = log.execute("SELECT subject, text FROM notices WHERE id = 1").fetchone()
+    assert notice["subject"].startswith("blobpipe: new blob at")
+    assert "Candidate 1, new with the image" in notice["text"]
+
+
 def test_what_was_rejected_or_is_known_is_not_told(log: sqlite3.Connection) -> None:
     with logbook.writing(log):
         first = add_image(log)

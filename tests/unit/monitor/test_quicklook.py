@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ from blobpipe.core.detector import Detector
 from blobpipe.detection.promise import write_promised_point
 from blobpipe.detection.search import Observation, observe
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
+from blobpipe.history import deep
+from blobpipe.history.depths import Depths
 from blobpipe.images import difference
 from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack, thumbnails
 from blobpipe.monitor.inbox import Inbox, Stamp
@@ -605,10 +608,15 @@ def test_the_median_of_a_stack_is_that_of_each_pixel() -> None:
 def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
     cache = again / "out" / "stack"
     before = {path.name for path in cache.iterdir()}
-    for name in (".left-by-a-kill.123.tmp.npy", f"{'0' * 64}.npy"):
+    for name in (".left-by-a-kill.123.tmp.npy", f"{'0' * 64}.npy", f"{'0' * 64}-settled.npy"):
         (cache / name).write_bytes(b"half an image")
-    running_stack.prune(logbook.connect(again / "out" / "log.sqlite"), Cache(cache), STACK)
-    assert {path.name for path in cache.iterdir()} == before
+    # what others keep in a folder of that name is theirs
+    (cache / "mine.npy").write_bytes(b"an image")
+    kept = Cache(cache)
+    kept.settled["0" * 64] = deep.SettledImage(np.zeros((SIDE, SIDE), np.int16), 0.01)
+    running_stack.prune(logbook.connect(again / "out" / "log.sqlite"), kept, STACK)
+    assert {path.name for path in cache.iterdir()} == before | {"mine.npy"}
+    assert not kept.settled
 
 
 def test_the_cache_keeps_two_stacks_and_the_latest_settled_images(again: Path) -> None:
@@ -850,6 +858,84 @@ def test_a_second_version_of_an_exposure_confirms_nothing(again: Path, way: str)
         log.execute("SELECT sha256 FROM images WHERE id = ?", (newest["id"],)).fetchone()[0]
         == members[-1].sha256
     )
+
+
+def deep_log(tmp_path: Path, decision: str, status: str) -> tuple[sqlite3.Connection, int]:
+    """A log of two images and a candidate of the first, decided on."""
+    log = logbook.connect(tmp_path / "log.sqlite", make=True)
+    fixed = {"version": "0", "model": "m", "model_sha256": "", "params_sha256": ""}
+    logbook.insert(log, "runs", fixed | {"started": "", "catalogue_sha256": "", "threshold": 0.9})
+    for k in (1, 2):
+        row = {"run": 1, "sha256": f"{k:064}", "name": f"day{k}", "kind": "image"}
+        row |= {"mjd": 60000.0 + k, "logged": "", "outcome": "searched"}
+        logbook.insert(log, "images", row)
+    candidate = logbook.insert(
+        log, "candidates", {"image": 1, "status": status, "x_px": 100.0, "y_px": 90.0}
+    )
+    logbook.insert(log, "detections", deep_row(1) | {"image": 1, "candidate": candidate})
+    if decision:
+        review = {"candidate": candidate, "decision": decision, "reviewer": "me", "at": ""}
+        logbook.insert(log, "reviews", review)
+    return log, candidate
+
+
+def deep_row(n_images: int) -> dict[str, object]:
+    """What is measured of a blob."""
+    measured = dict.fromkeys(quicklook.DETECTION_COLUMNS, 1.0)
+    place = {"x_px": 100.5, "y_px": 90.0, "radius_px": 6.0, "status": "new"}
+    return measured | place | {"probability": 0.9, "n_images": n_images}
+
+
+def find_together(log: sqlite3.Connection) -> pd.DataFrame:
+    """What the log has of candidates when the latest images show one together, on the second of them."""
+    settled = deep.SettledImage(np.zeros((SIDE, SIDE), np.int16), 0.01)
+    found = pd.DataFrame([deep_row(8)])
+    places = found[["x_px", "y_px", "radius_px"]]
+    depths = Depths(np.full((1, 1), 0.01), np.full((1, 1), 0.001))
+    result = quicklook.DeepResult(found, [f"{2:064}"], places, depths, settled, None)
+    quicklook._log_deep(2, result, SimpleNamespace(connection=log, params=SETTINGS))  # type: ignore[arg-type]
+    return candidates(log)
+
+
+def test_what_people_have_rejected_does_not_come_back_with_the_latest_images_together(
+    tmp_path: Path,
+) -> None:
+    log, candidate = deep_log(tmp_path, "rejected", "seen_again")
+    found = find_together(log)
+    assert found["id"].tolist() == [candidate]
+    assert found["sightings"].tolist() == [1]
+
+
+def test_a_faded_candidate_that_the_latest_images_show_together_is_there_after_all(
+    tmp_path: Path,
+) -> None:
+    log, candidate = deep_log(tmp_path, "", "faded")
+    found = find_together(log)
+    assert found["id"].tolist() == [candidate]
+    assert found["status"].tolist() == ["seen_again"]
+    assert found["sightings"].tolist() == [2]
+
+
+def test_what_the_latest_images_show_together_outlives_a_version_of_one_of_them(
+    tmp_path: Path,
+) -> None:
+    log, candidate = deep_log(tmp_path, "", "seen_again")
+    log.execute("UPDATE detections SET n_images = 8")
+    log.execute("UPDATE images SET superseded_by = 2 WHERE id = 1")
+    quicklook._recount(log, candidate, fade_after=3)
+    assert candidates(log)["status"].tolist() == ["seen_again"]
+    assert candidates(log)["n_images"].tolist() == [8]
+
+
+def test_pruning_leaves_the_files_of_others(tmp_path: Path) -> None:
+    log, _ = deep_log(tmp_path, "", "new")
+    folder = tmp_path / "pixels"
+    folder.mkdir()
+    names = ["notes.txt", "old.map", f"{1:064}.difference", f"{7:064}.map", ".x.12.tmp.map"]
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    quicklook._prune_pixels(log, tmp_path / "log.sqlite")
+    assert {path.name for path in folder.iterdir()} == set(names[:3])
 
 
 def test_the_next_exposure_still_confirms(again: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.unit import synthetic_log
 from tests.unit.served import served
 
+from blobpipe.core.detector import read_detector
 from blobpipe.errors import LogError
 from blobpipe.monitor import logbook
 from blobpipe.review import formats, pages, queries
@@ -358,6 +359,15 @@ def test_known_blobs_are_drawn_and_named(tmp_path: Path) -> None:
         assert "b0007" not in pages.image(log, READER, 120)
     table.unlink()
     assert "b0007" not in pages.image(log, READER, 120)
+
+
+def test_the_blobs_of_a_catalogue_of_a_larger_detector_are_marked(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    table = tmp_path / "blobs.csv"
+    table.write_text("blob,x_px,y_px,radius_px\nb0007,1500.0,1800.0,7.0\n")
+    run = (read_detector("nircam_lw").model_dump_json(), str(table))
+    log.execute("UPDATE runs SET detector = ?, catalogue = ?", run)
+    assert "b0007, known from the catalogue" in pages.image(log, READER, 60)
 
 
 def test_forms_are_only_for_those_who_may_write(log: sqlite3.Connection) -> None:

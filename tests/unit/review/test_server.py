@@ -377,6 +377,11 @@ def test_pixels_are_sent_packed_and_once(own: Path, plane: str) -> None:
     tag = {"If-None-Match": answer.headers["etag"]}
     assert browser.get(f"/pixels/120/{plane}", headers=tag).status_code == 304
 
+    # the same image that is searched anew has other pixels
+    with logbook.connect(own) as log:
+        log.execute("UPDATE images SET logged = '2024-06-01T00:00:00.000Z' WHERE id = 120")
+    assert browser.get(f"/pixels/120/{plane}", headers=tag).status_code == 200
+
 
 def test_the_template_is_the_image_less_the_difference(own: Path) -> None:
     def values(plane: str) -> Any:

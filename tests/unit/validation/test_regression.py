@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from blobpipe.core import blob_shapes, files, tables
+from blobpipe.core.detector import read_detector
 from blobpipe.detection import matched_filter
 from blobpipe.detection.operating_point import logit
 from blobpipe.errors import BlobpipeError, ModelError, TableError
@@ -442,3 +443,22 @@ def test_against_an_older_revision(project: Path, made: Made) -> None:
     path.unlink()
     with pytest.raises(TableError, match="not found"):
         gate.against(path, "HEAD")
+
+
+def test_the_baselines_read_the_blobs_of_any_detector(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    _blobs(("b1", 1500.0, 1800.0, "")).to_csv(raw / "blobs.csv", index=False)
+    pd.DataFrame({"frame": ["a"], "mjd": [60000.0]}).to_csv(raw / "frames.csv", index=False)
+    (raw / "a.fits").touch()
+    monkeypatch.setattr(tables, "stage_tables", lambda folder, batch: [])
+    regression.score_batches(
+        (raw, raw, raw, raw),
+        model,
+        tmp_path / "out",
+        radii_px=(4.0,),
+        detector=read_detector("nircam_lw"),
+    )
+    assert not (tmp_path / "out").exists()
