@@ -122,8 +122,13 @@ def _paths(entry: dict[str, Any], kind: str, *, cached: bool | None = None) -> t
 
 def settings(name: str, params: str = "params.yaml") -> str:
     """The values, as JSON, of the settings that a stage uses."""
+    return settings_of(*stages()[name].settings, params=params)
+
+
+def settings_of(*keys: str, params: str = "params.yaml") -> str:
+    """The values, as JSON, of some sections or keys; the same whatever their order in the file."""
     values = parsed(text_of(params), params)
-    return json.dumps({key: _pick(values, key) for key in stages()[name].settings}, sort_keys=True)
+    return json.dumps({key: _pick(values, key) for key in keys}, sort_keys=True)
 
 
 def _pick(values: dict[str, Any], key: str) -> Any:
