@@ -264,7 +264,7 @@ def _check(args: argparse.Namespace) -> int:
     detector = _detector(_params_if_any(args))
     named = args.detector or ""
     if Path(named).suffix and (unknown := unknown_entries(named)):
-        print(f"{named}: not told by the example, correct them: {', '.join(unknown)}")
+        print(f"{named}: not filled in from the example, correct them: {', '.join(unknown)}")
         usable = False
     for path in args.files:
         found = describe(path, detector)
@@ -310,7 +310,7 @@ def _say_when_compiling() -> None:
 
         def on_start(self, event: object) -> None:
             if not self.said:
-                logging.info("compiling for this processor: once, at the first use")
+                logging.info("compiling for this processor, only at the first use")
             self.said = True
 
         def on_end(self, event: object) -> None:
@@ -763,7 +763,7 @@ def build_parser() -> argparse.ArgumentParser:
         action=_Completion,
         choices=("bash", "zsh", "tcsh"),
         metavar="SHELL",
-        help="print what completes commands in bash, zsh or tcsh",
+        help="print the completion script for bash, zsh or tcsh",
     )
     # Commands without this option take the detector of the settings
     parser.set_defaults(detector=None)
@@ -831,7 +831,7 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
             stage.add_argument(
                 "--gather",
                 action="store_true",
-                help="take the batches as they have been made, and do the rest",
+                help="use the finished batches, and do the rest",
             )
     commands.choices["campaign"].add_argument(
         "--threads", type=int, default=1, help="number of processes (default: %(default)s)"
@@ -840,7 +840,7 @@ def _add_stages(commands: Commands, shared: _Shared) -> None:
         "--worker",
         type=_worker,
         metavar="N",
-        help="only try points that wait, as worker N (from 1) of several; write no results",
+        help="only try waiting points, as worker N (from 1) of several; write no results",
     )
     commands.choices["difference"].add_argument(
         "--reference", action="store_true", help="make only the reference stack"
@@ -916,7 +916,7 @@ def _add_operating_point(command: argparse.ArgumentParser) -> None:
         "--operating-point",
         type=Path,
         metavar="FILE",
-        help="file of 'blobpipe calibrate', whose threshold replaces the model's",
+        help="file from 'blobpipe calibrate'; its threshold replaces the model's",
     )
 
 
@@ -925,7 +925,7 @@ def _add_calibrate(commands: Commands, shared: _Shared) -> None:
     calibrate = commands.add_parser(
         "calibrate",
         parents=[shared.detector, shared.common],
-        description="set the threshold by a budget of false alarms, on images without a new blob",
+        description="set the threshold by a false-alarm budget, on images without a new blob",
     )
     calibrate.add_argument(
         "images",
@@ -938,7 +938,7 @@ def _add_calibrate(commands: Commands, shared: _Shared) -> None:
         "--log",
         type=Path,
         metavar="LOG",
-        help="log of quicklook: use its images instead, without what was confirmed or seen again",
+        help="log of quicklook: use its images instead, leaving out blobs confirmed or seen again",
     )
     _add_subtraction(calibrate, "median stack to subtract")
     calibrate.add_argument(
@@ -1001,7 +1001,12 @@ def _add_quicklook(commands: Commands, shared: _Shared) -> None:
         parents=[shared.detector, shared.log, shared.common],
         description="search every new image in a folder, log the results and send notices",
     )
-    quicklook.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")
+    quicklook.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of blob images or calibrated exposures",
+    )
     _add_subtraction(quicklook, "median stack to subtract until enough images are logged")
     quicklook.add_argument(
         "--model", type=Path, help="trained dense network (default: as for scan)"
@@ -1023,7 +1028,7 @@ def _add_history(commands: Commands, shared: _Shared) -> None:
     """Add the command ``history``."""
     history = commands.add_parser(
         "history",
-        parents=[shared.settings, shared.common],
+        parents=[shared.detector, shared.common],
         description="find when the blobs of a catalogue landed, from all images of a folder",
     )
     history.add_argument("folder", type=Path, metavar="FOLDER", help="folder of blob images")

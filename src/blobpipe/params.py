@@ -349,7 +349,7 @@ class ReportShape(Section):
         (128,),
         min_length=1,
         max_length=4,
-        description="Neurons of each layer between the blocks and the two answers (count). ISR 4.",
+        description="Neurons of each layer between the blocks and the two outputs (count). ISR 4.",
     )
 
     @property
@@ -578,10 +578,12 @@ class Vetting(Section):
         description="counterpart: and in units of the noise of the mean that it is measured in.",
     )
     known_px: Positive = Field(
-        3.0, description="catalogued: two blobs do not lie so near each other (px)."
+        3.0,
+        description="catalogued: a candidate within this distance of a known blob is that blob (px).",
     )
     known_radii: Positive = Field(
-        0.5, description="catalogued: nor nearer than this, in radii of the known one."
+        0.5,
+        description="catalogued: the same, in radii of the known blob; the larger distance counts.",
     )
 
 
@@ -625,9 +627,9 @@ class Deep(Section):
 
     margins: tuple[LogOdds, LogOdds, LogOdds, LogOdds, LogOdds] = Field(
         (2.0, 1.9, 1.6, 1.1, 1.6),
-        description="By how much the thresholds of the latest 2, 4, 8, 16 and 32 images together lie "
-        "above that of a single one (log-odds). Chosen on 166 simulated images, so that all depths "
-        "together keep the budget of false alarms.",
+        description="By how much the thresholds of the latest 2, 4, 8, 16 and 32 images together lie above "
+        "that of a single one (log-odds). Chosen on 166 simulated images, so that all these "
+        "searches together keep the false-alarm budget.",
     )
 
 
@@ -792,29 +794,32 @@ class Search(Section):
     seed: Seed = Field(1, description="Seed of the points that are tried.")
     sampler: Literal["random", "grid", "tpe"] = Field(
         "random",
-        description="random and grid: points drawn beforehand; tpe: each from the results of those "
-        "before (tree-structured Parzen estimator), so that several workers change them.",
+        description="random and grid: points drawn beforehand; tpe: each from the results of the earlier "
+        "ones (tree-structured Parzen estimator), which depend on the number of workers.",
     )
     n_trials: int = Field(
         60,
         ge=1,
         le=100_000,
-        description="Points that are tried, the settings as they are first (count).",
+        description="Points to try (count); the first has the present settings.",
     )
     n_seeds: int = Field(
-        1, ge=1, le=100, description="Trainings of each point, with other first weights (count)."
+        1,
+        ge=1,
+        le=100,
+        description="Trainings of each point, with different initial weights (count).",
     )
     n_workers: int = Field(2, ge=1, le=1000, description="Jobs that share the trials (count).")
     threads: int = Field(1, ge=1, le=256, description="Threads of each worker (count).")
     objective: Literal["loss", "missed"] = Field(
         "loss",
-        description="What is made small, on validation subframes alone. loss: cross entropy; missed: share "
-        "of subframes with blobs that are missed at a false-positive rate of 1 %.",
+        description="Quantity to minimise, on validation subframes alone. loss: cross entropy; missed: "
+        "share of subframes with blobs that are missed at a false-positive rate of 1 %.",
     )
     prune: bool = Field(
         True,
-        description="Stop a training whose validation loss after an epoch is above the median of those "
-        "before it; what is stopped depends on the order of work.",
+        description="Stop a training whose validation loss after an epoch is above the median of earlier "
+        "trials; which are stopped depends on the order of work.",
     )
     n_train: int = Field(
         4000,
@@ -841,7 +846,7 @@ class Search(Section):
         },
         min_length=1,
         description="Settings of train that vary, and their values: a list, or a range {low, high, log}. "
-        "Of a dropout the last number counts for all blocks beyond. The report's list (ISR 7).",
+        "The last number of a dropout counts for all further blocks. The report's list (ISR 7).",
     )
 
     @model_validator(mode="after")
@@ -1060,7 +1065,7 @@ class Health(Section):
     )
     blobs_changed: Positive = Field(
         3.5,
-        description="Maximum number of known blobs that have changed each for itself (count).",
+        description="Maximum number of single known blobs that have changed (count).",
     )
     hysteresis_frac: Fraction = Field(
         0.1,
@@ -1075,7 +1080,7 @@ class Params(Section):
     detector: str = Field(
         "wfc3_ir",
         min_length=1,
-        description="The detector: the name of a file of blobpipe (wfc3_ir, ...), or the path of one's own.",
+        description="Name of an included detector (wfc3_ir, ...), or the path of your own file.",
     )
     campaign: Campaign = Campaign()
     bad_pixels: BadPixels = BadPixels()

@@ -95,7 +95,7 @@ def test_from_a_folder_of_exposures_to_exported_blobs(
     # 2: what is left to correct is named, and then no more
     capsys.readouterr()
     assert cli.main(["check", "--detector", "mine.yaml", "sky/sky_0.fits"]) == 1
-    assert "not told by the example, correct them: amplifiers" in capsys.readouterr().out
+    assert "not filled in from the example, correct them: amplifiers" in capsys.readouterr().out
     Path("mine.yaml").write_text(corrected(Path("mine.yaml").read_text()))
     assert cli.main(["check", "--detector", "mine.yaml", "sky/sky_0.fits"]) == 1
     said = capsys.readouterr().out

@@ -68,8 +68,9 @@ class Project:
         } - {"all"}
 
     def planned_stages(self) -> set[str]:
-        """The same, without the commits to DVC."""
-        return {rule for rule in self.planned() if not rule.startswith("dvc_")}
+        """The same, without the commits to DVC; batches of a stage are its own."""
+        rules = {rule for rule in self.planned() if not rule.startswith("dvc_")}
+        return {rule.removesuffix("_batch") for rule in rules}
 
     def is_at_rest(self) -> bool:
         """Whether neither tool has anything to do."""

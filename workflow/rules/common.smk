@@ -13,7 +13,7 @@ from blobpipe.errors import BlobpipeError
 from blobpipe.params import load_params, read_yaml
 from blobpipe.simulation import campaign
 from environment import use_project
-from stages import settings, stages
+from stages import settings, settings_of, stages
 
 use_project(workflow.basedir)
 

@@ -22,7 +22,7 @@ rule detect_batch:
         mem_mb=6000,
         runtime=minutes("detect", BATCH),
     params:
-        settings=[config["detect"], config["vetting"]],
+        settings=settings_of("detect", "vetting"),
         rows=lambda wildcards: up_to(wildcards.batch),
     shell:
         "blobpipe detect --batch {wildcards.batch} 2>&1 | tee {log} >&2"

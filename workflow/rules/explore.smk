@@ -63,6 +63,6 @@ rule explore:
         mem_mb=6000,
         runtime=60,
     params:
-        settings=config["explore"],
+        settings=settings_of("explore"),
     shell:
         "blobpipe explore 2>&1 | tee {log} >&2"

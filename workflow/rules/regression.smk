@@ -24,7 +24,7 @@ rule regression_batch:
         mem_mb=6000,
         runtime=minutes("regression", BATCH),
     params:
-        settings=config["evaluate"]["radii_px"],
+        settings=settings_of("evaluate.radii_px"),
         rows=lambda wildcards: up_to(wildcards.batch),
     shell:
         "blobpipe regression --batch {wildcards.batch} 2>&1 | tee {log} >&2"

@@ -62,7 +62,7 @@ rule search_worker:
         mem_mb=2000 + PARAMS.search.n_train * PARAMS.augment.copies * 131 // 1000,
         runtime=minutes("train", n_searched()),
     params:
-        settings=[config["search"], config["train"]],
+        settings=settings_of("search", "train"),
     shell:
         "blobpipe search --worker {wildcards.number} 2>&1 | tee {log} >&2"
 
@@ -89,7 +89,7 @@ rule search_results:
         mem_mb=2000,
         runtime=30,
     params:
-        settings=[config["search"], config["train"]],
+        settings=settings_of("search", "train"),
     shell:
         "blobpipe search 2>&1 | tee {log} >&2"
 

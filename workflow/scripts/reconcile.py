@@ -9,11 +9,13 @@ checkout, pull, exp apply, git):
   them dropped, so that they are made anew.
 
 A stage whose files were replaced since its last commit is looked at again, by content.
+
+What neither of the two vouches for is made anew too: a job on a cluster that ends after its run was killed leaves files, but
+no record of their settings, and Snakemake alone would keep them whatever the settings are by then.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -25,7 +27,6 @@ from records import (
     HOME,
     NOTES,
     dvc,
-    entries,
     existing,
     known,
     listed_images,
@@ -40,6 +41,8 @@ from records import (
 from stages import stages
 
 Files = dict[str, list[str]]
+
+NO_RECORD = "no record of what some files were made from, they will be made anew"
 
 
 def refresh(sources: Iterable[str]) -> None:
@@ -69,17 +72,15 @@ def reconcile(files: Files) -> None:
         minutes for ten thousand images.
     """
     recorded = versions()
-    there = [
-        name
-        for name in files
-        if name in recorded and existing(set(files[name]) - set(stages()[name].metrics))
-    ]
-    foreign = [name for name in there if known(name).get("version") != recorded[name]]
+    there = [name for name in files if existing(set(files[name]) - set(stages()[name].metrics))]
+    committed = [name for name in there if name in recorded]
+    foreign = [name for name in committed if known(name).get("version") != recorded[name]]
     touched = [
         name
-        for name in there
+        for name in committed
         if name not in foreign and known(name)["files"] != look(stages()[name].made)
     ]
+    _make_anew({name: _strange(files[name]) for name in there if name not in recorded})
     if not foreign and not touched:
         return
     faults = json.loads(dvc("status", "--json"))
@@ -117,24 +118,14 @@ def _look_again(name: str, paths: list[str], version: str, fault: list[Any] | No
         for change in fault
         if isinstance(change, dict) and "changed deps" in change
     ]
-    if any(not path.endswith(".smk") for deps in changes for path in deps) and _as_recorded(
-        name, existing(paths)
-    ):
-        # `dvc checkout` after a change that was run, but not committed
-        _drop_memory(existing(paths))
+    if any(not path.endswith(".smk") for deps in changes for path in deps):
+        # `dvc checkout` after a change that was run, but not committed; or jobs that ended after their run
+        _make_anew({name: _strange(paths)})
 
 
-def _as_recorded(name: str, paths: list[str]) -> bool:
-    """Whether files are those of dvc.lock."""
-    digests = {out["path"]: out["md5"] for out in entries()[name]["outs"]}
-    changed = json.loads(dvc("data", "status", "--granular", "--json")).get("uncommitted", {})
-    others = {path for group in changed.values() for path in group}
-    return all(
-        hashlib.md5(Path(path).read_bytes()).hexdigest() == digests[path]
-        if path in digests
-        else path not in others
-        for path in paths
-    )
+def _strange(paths: list[str]) -> list[str]:
+    """Those of some files that Snakemake's records are not about."""
+    return [path for path in existing(paths) if not made_here(path)]
 
 
 def _drop_incomplete(name: str) -> None:
@@ -147,20 +138,19 @@ def _drop_incomplete(name: str) -> None:
 
 def _remake(faults: dict[str, list[Any]], files: Files) -> None:
     """Let Snakemake make anew what it did not make here; its finished batches stay, whatever dvc.lock says of their stage."""
-    strange = {
-        name: [path for path in existing(files[name]) if not made_here(path)] for name in faults
-    }
+    strange = {f"{name}{_lost(faults[name])}": _strange(files[name]) for name in faults}
     for name in faults:
         Path(stamp(name)).unlink(missing_ok=True)
         _drop_incomplete(name)
-    aged = [name for name in faults if strange[name]]
-    if aged:
-        print(
-            f"not as in dvc.lock, will be made anew: {', '.join(name + _lost(faults[name]) for name in aged)} "
-            "(or first 'dvc checkout')",
-            file=sys.stderr,
-        )
-        _drop_memory([path for name in aged for path in existing(strange[name])])
+    _make_anew(strange, "not as in dvc.lock, will be made anew (or first 'dvc checkout')")
+
+
+def _make_anew(strange: dict[str, list[str]], why: str = NO_RECORD) -> None:
+    """Say of which stages some files will be made anew, and let Snakemake do so."""
+    names = [name for name, paths in strange.items() if paths]
+    if names:
+        print(f"{why}: {', '.join(names)}", file=sys.stderr)
+        _drop_memory(existing(path for name in names for path in strange[name]))
 
 
 def _lost(fault: list[Any]) -> str:

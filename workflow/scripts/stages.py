@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from blobpipe.errors import ParamsError
 from blobpipe.params import parse_yaml, text_of
+
+# Folder whose files describe the detectors: one dependency, since DVC cannot remove stages whose paths hold a setting
+DETECTORS = "src/blobpipe/detectors"
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,15 @@ class Stage:
 
     @property
     def code(self) -> list[str]:
-        """The modules it imports, and the file of the detector."""
-        return [path for path in self.deps if path.endswith((".py", ".yaml"))]
+        """The modules it imports, and the files of the detectors."""
+        return [path for path in self.sources if not path.endswith(".smk")]
 
     @property
     def sources(self) -> list[str]:
         """The same, and the file of its rules."""
-        return [path for path in self.deps if path.endswith((".py", ".yaml", ".smk"))]
+        files = [path for path in self.deps if path.endswith((".py", ".smk"))]
+        detectors = Path(DETECTORS).glob("*.yaml") if DETECTORS in self.deps else ()
+        return files + sorted(map(str, detectors))
 
     @property
     def upstream(self) -> list[str]:
@@ -83,11 +89,9 @@ def parsed(text: str, path: str) -> Any:
 
 
 @cache
-def stages(path: str = "dvc.yaml", params: str = "params.yaml") -> dict[str, Stage]:
-    """All stages, in the order of dvc.yaml; ``${detector}`` is replaced as DVC does, by the setting of that name."""
-    values = parsed(text_of(params), params)
-    detector = str(values.get("detector", "")) if isinstance(values, dict) else ""
-    entries = entries_of(text_of(path).replace("${detector}", detector), path)
+def stages(path: str = "dvc.yaml") -> dict[str, Stage]:
+    """All stages, in the order of dvc.yaml."""
+    entries = entries_of(text_of(path), path)
     return {name: _stage(name, entry) for name, entry in entries.items()}
 
 
@@ -118,8 +122,13 @@ def _paths(entry: dict[str, Any], kind: str, *, cached: bool | None = None) -> t
 
 def settings(name: str, params: str = "params.yaml") -> str:
     """The values, as JSON, of the settings that a stage uses."""
+    return settings_of(*stages()[name].settings, params=params)
+
+
+def settings_of(*keys: str, params: str = "params.yaml") -> str:
+    """The values, as JSON, of some sections or keys; the same whatever their order in the file."""
     values = parsed(text_of(params), params)
-    return json.dumps({key: _pick(values, key) for key in stages()[name].settings}, sort_keys=True)
+    return json.dumps({key: _pick(values, key) for key in keys}, sort_keys=True)
 
 
 def _pick(values: dict[str, Any], key: str) -> Any:

@@ -143,7 +143,7 @@ class _Deadline:
 
     def reason(self) -> str:
         """Say that the time was up."""
-        return f"the letter was not delivered within {self.limit_s:g} s"
+        return f"the message was not delivered within {self.limit_s:g} s"
 
 
 # ----------------------------------------------------------------------------------------------------------- mail
@@ -225,7 +225,7 @@ class _LimitedReader:
         self.left -= len(line)
         if self.left < 0:
             raise DeliveryError(
-                f"the mail server answered more than {MOST_ANSWERED} bytes to one letter"
+                f"the mail server answered more than {MOST_ANSWERED} bytes to one message"
             )
         return line
 
@@ -394,7 +394,7 @@ def _without(words: str, login: Login | None) -> str:
         n_parts = max(1, len(secret) - TELLING + 1)
         parts = (secret[at : at + TELLING] for at in range(n_parts))
         if any(part.casefold() in said for part in parts):
-            return "(words that repeat the login)"
+            return "(answer not shown: it repeats the login)"
     return words
 
 

@@ -258,7 +258,7 @@ def _log(path: Path | None, params: Notices) -> Iterator[Check]:
         advice = "close other programs that use it, and check its permissions"
         yield Check("fail", "log", f"{path}: {error}; {advice}")
     except sqlite3.DatabaseError as error:
-        advice = "put the last copy of it back, or name another --log"
+        advice = "restore its latest copy, or name another --log"
         yield Check("fail", "log", f"{path}: {error}; {advice}")
 
 
@@ -277,7 +277,7 @@ def _database(connection: sqlite3.Connection, path: Path) -> Iterator[Check]:
         damage = f"{len(dangling)} rows refer to rows that do not exist"
     current = len(logbook.versions())
     if damage != "ok":
-        yield Check("fail", "log", f"{path}: damaged ({damage}); put the last copy of it back")
+        yield Check("fail", "log", f"{path}: damaged ({damage}); restore its latest copy")
     elif version > current:
         found = f"{path}: version {version}, later than this blobpipe's {current}; update blobpipe"
         yield Check("fail", "log", found)

@@ -37,11 +37,11 @@ MONITORS = {
     ),
     "signal_e": Monitor(
         "median photon level (electrons per pixel)",
-        "the airglow or the exposures have changed, and the noise with them",
+        "the airglow or the exposures have changed, and so has the noise; look at the latest images",
     ),
     "shift_px": Monitor(
         "median shift of the mirror (px)",
-        "it no longer stops where it did for the stack; make a stack of newer images",
+        "it no longer stops where it did in the images of the stack; make a stack of newer images",
     ),
     "clipped_frac": Monitor(
         "median share of clipped pixels",
@@ -49,34 +49,34 @@ MONITORS = {
     ),
     "false_alarms_per_100": Monitor(
         "candidates on 100 images that faded or were rejected (count)",
-        "look at what they are; raise the threshold, or train a model with them",
+        "look at them; raise the threshold ('blobpipe calibrate'), or train a model with them",
     ),
     "broken_promise": Monitor(
         "candidates that faded or were rejected, against the promise of the operating point (count)",
         "the images are no longer those that the threshold was set on; look at them, and run 'blobpipe calibrate' again",
     ),
     "probability_distance": Monitor(
-        "distance of the subframes' probabilities from those before (0 to 1)",
-        "the model sees other images than it used to; compare them",
+        "distance of the subframes' probabilities from those of earlier images (0 to 1)",
+        "the images differ from earlier ones; compare them",
     ),
     "rejected_frac": Monitor(
-        "share of rejected images", "read their reasons: something in their making broke"
+        "share of rejected images", "read their reasons: something upstream may have broken"
     ),
     "blobs_deeper_frac": Monitor(
         "median change of the depth of the known blobs, up or down (fraction)",
-        "all together do not fade: the filter, the flat field or the focus has changed",
+        "blobs do not change all together: the filter, the flat field or the focus has changed",
     ),
     "blobs_moved_px": Monitor(
         "median displacement of the known blobs beyond the shift of the mirror (px)",
-        "the mirror stops elsewhere, or the registration fails; make a stack of newer images",
+        "the mirror stops at another angle, or the registration fails; make a stack of newer images",
     ),
     "blobs_grown_px": Monitor(
         "median change of the radius of the known blobs, up or down (px)",
         "the focus or the mirror has changed; look at large blobs",
     ),
     "blobs_changed": Monitor(
-        "known blobs that have faded, grown or moved, each for itself (count)",
-        "blobs stay as they are: look at them, and at what may have landed on them",
+        "single known blobs that have faded, grown or moved (count)",
+        "blobs do not change: look at them, and for particles that landed on them",
     ),
 }
 # Probability of so many false alarms, or more, if the promise holds, below which it counts as broken

@@ -195,7 +195,7 @@ class Inbox:
             if entry.is_symlink():
                 target = _link_target(entry)
                 self._report(
-                    entry.name, f"a link to {target}, which does not exist; mend or remove it"
+                    entry.name, f"a link to {target}, which does not exist; repair or remove it"
                 )
         except OSError as error:
             if error.errno == errno.ELOOP:

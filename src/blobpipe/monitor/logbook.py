@@ -38,7 +38,7 @@ REASONS = {
     sqlite3.SQLITE_READONLY: "it is read-only; change its permissions and those of its folder",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check the permissions of its folder and the free space",
     sqlite3.SQLITE_PERM: "it may not be read; change its permissions",
-    sqlite3.SQLITE_CORRUPT: "it is damaged; put the last copy of it back",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore its latest copy",
 }
 
 
@@ -405,7 +405,7 @@ def _describe_detection(row: sqlite3.Row) -> str:
 # Words for detections that are no new blobs, by their status
 _OTHERS = {
     "known": "known",
-    "dip": "residuals of the mirror's shift",
+    "dip": "on dips",
     "bad_pixels": "on bad pixels",
 }
 

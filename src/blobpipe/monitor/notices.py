@@ -172,12 +172,12 @@ def _number(
 def _health_notice(row: sqlite3.Row, image: sqlite3.Row) -> dict[str, Any]:
     """Return the columns of a notice about a reading that crossed its limit."""
     label = health.MONITORS[row["what"]].label
-    crossed_with = f"Crossed with the image {_one_line(image['name'])}."
+    crossed_with = f"Crossed with image {_one_line(image['name'])}."
     return {
         "key": f"health-{row['what']}-{image['id']}",
         "image": image["id"],
         "subject": f"blobpipe: {label} beyond its limit",
-        "text": f"{health.describe(row)}\n\n{crossed_with} No further notice is sent until it has come back.",
+        "text": f"{health.describe(row)}\n\n{crossed_with} No further notice is sent until it has returned within its limit.",
     }
 
 

@@ -364,7 +364,7 @@ def quicklook(folder: Path, options: Options) -> int:
         for file in _new_files(inbox, run.connection):
             if inbox.unsettled_s(file):
                 log.info(
-                    "%s: still being written; left for the next look", printable(str(file.path))
+                    "%s: still being written; it will be read next time", printable(str(file.path))
                 )
         notices.send(run.connection, options.params.notices)
         _say_what_was_done(folder, run, logged)
@@ -616,7 +616,7 @@ def _read_arrival(
         inbox.leave(file, f"{error.strerror}; make it readable or move it elsewhere")
         return None
     if after != file.stamp:
-        log.info("%s: still being written; left for the next look", printable(str(file.path)))
+        log.info("%s: still being written; it will be read next time", printable(str(file.path)))
         return None
     arrival = Arrival(file.path, sha256, file.stamp)
     with _lock_for(arrival, connection, last=False) as suspect:
@@ -648,7 +648,7 @@ def _fatal_to_read(path: Path) -> str:
     # A negative status is the signal that ended the process
     if ended.returncode >= 0 or -ended.returncode in USER_SIGNALS:
         return ""
-    return f"ends the process that reads it ({signal.Signals(-ended.returncode).name})"
+    return f"crashes the process that reads it ({signal.Signals(-ended.returncode).name})"
 
 
 @contextmanager
@@ -708,7 +708,8 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
         failure = str(error) or "not enough memory"
     if not _is_unchanged(arrival):
         log.info(
-            "%s: moved or changed meanwhile; left for the next look", printable(str(arrival.path))
+            "%s: moved or changed meanwhile; it will be read next time",
+            printable(str(arrival.path)),
         )
         return False
     if result is None:

@@ -91,7 +91,7 @@ STATUSES = {
     "new": "new",
     "seen_again": "new and seen again",
     "known": "known",
-    "dip": "residuals of the mirror's shift",
+    "dip": "on dips",
     "bad_pixels": "on bad pixels",
 }
 
@@ -375,7 +375,7 @@ def _read_template(
     path = _stack_path(reference)
     if not path.exists():
         raise FrameError(
-            f"{path}: not found; name a median stack (--reference STACK) or say --difference"
+            f"{path}: not found; name a median stack (--reference STACK) or give --difference"
         )
     return read_template(path, catalogue, bad_pixels, instrument)
 

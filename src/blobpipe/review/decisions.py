@@ -70,7 +70,7 @@ def undo(connection: sqlite3.Connection, first: int, last: int, reviewer: str) -
         latest, before = _latest_two(connection, row["candidate"])
         if latest["id"] != row["id"]:
             raise ConflictError(
-                f"candidate {row['candidate']} has been decided on again since; look at it anew"
+                f"candidate {row['candidate']} has been decided on again since; look at it again"
             )
         restored = {"candidate": row["candidate"], "decision": before, "reviewer": reviewer}
         restored |= {"reason": "undone", "at": logbook.now()}
@@ -173,4 +173,6 @@ def _require_none_near(connection: sqlite3.Connection, x_px: float, y_px: float)
         (x_px, x_px, y_px, y_px, SAME_PX**2),
     ).fetchone()
     if near is not None:
-        raise ConflictError(f"candidate {near['id']} is there already; decide on it instead")
+        raise ConflictError(
+            f"candidate {near['id']} is already at this position; decide on that one"
+        )

@@ -270,7 +270,7 @@ class Blobs(LocalPlugin):  # type: ignore[misc]
             raise BlobpipeError("no row is selected, expected that of a candidate; select it")
         if one.candidate is None:
             raise BlobpipeError(
-                "this is no candidate of the log, expected one that has a number; press 'From the log'"
+                "this row is not a candidate of the log, expected one that has a number; press 'From the log'"
             )
         reviewer = self.w.fields.reviewer.get_text()
         with closing(logbook.connect(self.w.fields.log.get_text())) as connection:

@@ -312,7 +312,7 @@ def newest_day(connection: sqlite3.Connection) -> str:
     mjd = queries.newest_mjd(connection)
     if mjd is None:
         raise LogError(
-            "no image in the log has a date; expected at least one, name a day with --date or say --all"
+            "no image in the log has a date; expected at least one, name a day with --date or give --all"
         )
     return formats.day(mjd)
 
@@ -322,7 +322,7 @@ def _of_day(connection: sqlite3.Connection, day: str) -> tuple[str, str]:
     numbers = queries.images_of_day(connection, day)
     if not numbers:
         raise LogError(
-            f"no image of {day} in the log, expected the day of an exposure; name another day or say --all"
+            f"no image of {day} in the log, expected the day of an exposure; name another day or give --all"
         )
     shown = [_image(connection, number) for number in numbers]
 

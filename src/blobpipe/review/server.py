@@ -368,7 +368,7 @@ class Guard:
             return
         text = (
             "This server does not answer to that name. Its owner can add it with --name, "
-            "or have the proxy before it pass on the Host of the browser."
+            "or let the proxy in front of it pass on the Host of the browser."
         )
         await _message(Reader(), 421, text)(scope, receive, send_guarded)
 
@@ -721,7 +721,7 @@ async def _form(request: Request) -> Form:
         raise HTTPException(
             403,
             "This request did not come from a page of this server. "
-            "If a proxy stands before it, its owner can give the name in the browser's address with --name.",
+            "If there is a proxy in front of it, its owner can give the name in the browser's address with --name.",
         )
     content_type = request.headers.get("content-type", "").split(";")[0]
     if content_type != "application/x-www-form-urlencoded":
@@ -807,7 +807,7 @@ def _refused(request: Request, error: Exception) -> Response:
 
 def _failed(request: Request, error: Exception) -> Response:
     """Answer after an internal error without details, which are in the server's own messages."""
-    text = "Something went wrong here. The messages of the server say what it was."
+    text = "Something went wrong here. The messages of the server give the cause."
     return _message(Reader(), 500, text)
 
 

@@ -511,7 +511,7 @@ def test_a_mail_server_that_drips_is_cut_off(
         dripping(before, drop), server_context(trusted) if security == "tls" else None
     ) as server:
         said = timed(lambda: mail_fails(settings(server.port, security, timeout_s=PATIENCE_S)))
-    assert said == "localhost: the letter was not delivered within 0.3 s"
+    assert said == "localhost: the message was not delivered within 0.3 s"
 
 
 def test_a_mail_server_that_drips_while_it_encrypts_is_cut_off() -> None:
@@ -538,7 +538,7 @@ def test_a_mail_server_that_does_not_stop_talking_is_cut_off() -> None:
     with RawServer(dripping(b"", b"220-" + b"x" * 4000 + b"\r\n", 0.0)) as server:
         said = str(mail_fails(settings(server.port, timeout_s=5.0)))
     assert (
-        said == f"the mail server answered more than {delivery.MOST_ANSWERED} bytes to one letter"
+        said == f"the mail server answered more than {delivery.MOST_ANSWERED} bytes to one message"
     )
 
 
@@ -628,7 +628,7 @@ def test_a_webhook_that_drips_is_cut_off(
         dripping(before, drop), server_context(trusted) if encrypted else None
     ) as server:
         said = timed(lambda: post_fails(f"{scheme}://localhost:{server.port}/{SECRET}", PATIENCE_S))
-    assert said == "the webhook: the letter was not delivered within 0.3 s"
+    assert said == "the webhook: the message was not delivered within 0.3 s"
 
 
 @pytest.mark.parametrize(("before", "drop"), [(b"X", b"x"), (b"", b"X: y\r\n"), (b"\r\n", b"body")])

@@ -254,14 +254,14 @@ def test_a_damaged_log_fails(setup: Setup, log_path: Path) -> None:
     log_path.write_bytes(content[:20_000] + b"\xff" * 40_000 + content[60_000:])
     [check] = found(setup, "log")
     assert check.state == "fail"
-    assert "put the last copy of it back" in check.found
+    assert "restore its latest copy" in check.found
     assert found(setup, "webhook")
     log_path.write_text("not a database, but a text that somebody saved under its name\n" * 9)
     [check] = found(setup, "log")
     assert check == Check(
         "fail",
         "log",
-        f"{log_path}: file is not a database; put the last copy of it back, or name another --log",
+        f"{log_path}: file is not a database; restore its latest copy, or name another --log",
     )
 
 

@@ -96,7 +96,7 @@ def test_what_is_no_file_is_told_of_once(folder: Path, caplog: pytest.LogCapture
         "folder.fits": "a folder, expected a FITS file; move it elsewhere (skipped)",
         "pipe.fits": "a named pipe, expected a FITS file; move it elsewhere (skipped)",
         "loop.fits": "a link that leads back to itself; remove it (skipped)",
-        "gone.fits": f"a link to {folder / 'nothing'}, which does not exist; mend or remove it (skipped)",
+        "gone.fits": f"a link to {folder / 'nothing'}, which does not exist; repair or remove it (skipped)",
         "zero.fits": "a character device, expected a FITS file; move it elsewhere (skipped)",
         "long.fits": f"{inbox.MOST_BYTES + 1} bytes, expected an image of at most {inbox.MOST_BYTES} bytes; move it elsewhere (skipped)",
     }

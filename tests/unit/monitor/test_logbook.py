@@ -393,8 +393,7 @@ def test_a_damaged_log_is_one_line(
     assert cli.main(["log", "images", "--log", str(path)]) == 1
     err = capsys.readouterr().err
     assert (
-        f"{path}: database disk image is malformed: it is damaged; put the last copy of it back"
-        in err
+        f"{path}: database disk image is malformed: it is damaged; restore its latest copy" in err
     )
     assert err.count("\n") == 1
     assert (
@@ -487,7 +486,7 @@ def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> Non
             logbook.insert(log, "detections", detection(status=status, candidate=None))
     assert logbook.describe_image(log, 2) == (
         "2 new: #2 at (543.4, 82.4), S/N 18.0, depth 1.9 %; #3 at (10.0, 82.4), S/N 18.0, depth 1.9 %; "
-        "1 seen again: #1; 2 known; 1 residuals of the mirror's shift; 1 on bad pixels"
+        "1 seen again: #1; 2 known; 1 on dips; 1 on bad pixels"
     )
     assert logbook.describe_run(log, 1) == (
         "3 images: 1 searched, 1 for the stack alone, 1 rejected; 2 new, 1 seen again"

@@ -1443,7 +1443,7 @@ def test_a_file_that_kills_its_reader_is_passed_over_at_the_next_start(
     row = log.execute("SELECT outcome, reason FROM images WHERE name = 'killer'").fetchone()
     assert tuple(row) == (
         "rejected",
-        f"ends the process that reads it ({name}); fetch or write the file again",
+        f"crashes the process that reads it ({name}); fetch or write the file again",
     )
     process = start(again, "--again", env=sound)
     printed, _ = process.communicate(timeout=300)

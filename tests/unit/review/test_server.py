@@ -574,7 +574,7 @@ def test_what_a_proxy_must_pass_on_is_said(browser: Browser) -> None:
     assert answer.status_code == 403
     assert "its owner can give the name in the browser&#39;s address with --name" in answer.text
     answer = browser.get("/", headers={"Host": "backend"})
-    assert "or have the proxy before it pass on the Host of the browser" in answer.text
+    assert "or let the proxy in front of it pass on the Host of the browser" in answer.text
 
 
 @pytest.mark.parametrize(
