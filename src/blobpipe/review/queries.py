@@ -418,7 +418,7 @@ def newest_image(connection: sqlite3.Connection) -> int | None:
     """Return the id of the newest image by date of exposure; one without a date only if there is no other."""
     row = connection.execute(
         "SELECT id FROM images WHERE superseded_by IS NULL ORDER BY mjd BETWEEN ? AND ? DESC, mjd DESC, id DESC LIMIT 1",
-        date_range(),
+        date_range(logbook.detector_of(connection)),
     ).fetchone()
     return row["id"] if row else None
 
@@ -426,7 +426,7 @@ def newest_image(connection: sqlite3.Connection) -> int | None:
 def newest_mjd(connection: sqlite3.Connection) -> float | None:
     """Return the date of the newest exposure; None if no image has a date."""
     query = "SELECT max(mjd) FROM images WHERE mjd BETWEEN ? AND ?"
-    [mjd] = connection.execute(query, date_range()).fetchone()
+    [mjd] = connection.execute(query, date_range(logbook.detector_of(connection))).fetchone()
     return None if mjd is None else float(mjd)
 
 
@@ -556,7 +556,7 @@ def dated_images(connection: sqlite3.Connection) -> dict[str, Values]:
     rows = connection.execute(
         """SELECT mjd, outcome = 'rejected', noise_frac, signal_e, shift_x_px, shift_y_px FROM images
         WHERE mjd BETWEEN ? AND ? AND superseded_by IS NULL ORDER BY mjd""",
-        date_range(),
+        date_range(logbook.detector_of(connection)),
     )
     table = np.array([tuple(row) for row in rows], np.float64).reshape(-1, 6)
     mjd, bad, noise, signal, shift_x, shift_y = table.T
@@ -572,7 +572,7 @@ def dated_images(connection: sqlite3.Connection) -> dict[str, Values]:
 def first_sightings(connection: sqlite3.Connection) -> list[Row]:
     """Return date of the first image (``first_mjd``) and decision of each candidate that has a date."""
     query = "SELECT first_mjd, decision FROM candidate_list WHERE first_mjd BETWEEN ? AND ?"
-    return _rows(connection, query, *date_range())
+    return _rows(connection, query, *date_range(logbook.detector_of(connection)))
 
 
 # ------------------------------------------------------------------------------------------------------- pictures

@@ -535,3 +535,13 @@ def test_the_server_answers_as_fast(long_log: sqlite3.Connection) -> None:
             print(f"{name}: first {times[0]:.0f} ms, then {statistics.median(times):.0f} ms")
             assert statistics.median(times) < ALLOWED_MS.get(name, 300.0), name
             assert times[0] < 1000, name
+
+
+def test_images_of_a_detector_of_earlier_years_have_their_dates(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    early = read_detector("wfc3_ir").model_copy(update={"first_mjd": 50_000.0})
+    log.execute("UPDATE runs SET detector = ?", (early.model_dump_json(),))
+    log.execute("UPDATE images SET mjd = mjd - 4000")
+    assert queries.newest_mjd(log) == pytest.approx(synthetic_log.FIRST_MJD - 4000 + 36)
+    assert len(queries.dated_images(log)["mjd"]) == 60
+    assert queries.first_sightings(log)
