@@ -147,7 +147,7 @@ EXPECTED: dict[str, Calls] = {
                 (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(cli.MODEL, f"{C}/regression"),
             ),
-            {"radii_px": PARAMS.evaluate.radii_px, "batch": None},
+            {"radii_px": PARAMS.evaluate.radii_px, "batch": None, "detector": DEFAULT},
         ),
         (
             "validation.regression.regress",
