@@ -131,7 +131,7 @@ def history(path: str | Path, table: pd.DataFrame, loss: str, name: str) -> None
     right.set(ylabel="accuracy on validation (fraction)", title="Accuracy at probability 0.5")
     for axis in (left, right):
         axis.set(xlabel="epoch (count)", xlim=(0.5, len(table) + 0.5))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.suptitle(f"Training of the {NAMES[name]}")
     figure.legend(loc="outside lower center", ncols=2)
     save(figure, path)
