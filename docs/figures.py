@@ -28,7 +28,8 @@ import pandas as pd
 from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
-from blobpipe.core import fits_images, plotting, tables
+from blobpipe.core import fits_images, tables
+from blobpipe.core.plotting import STYLE
 from blobpipe.images import difference, tiles
 from blobpipe.images.clip import clip
 from blobpipe.images.noise import clean_noise
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+matplotlib.rcParams.update(STYLE)
+
 DOCS = Path(__file__).resolve().parent
 IMG = DOCS / "img"
 MAX_BYTES = 300_000
+DPI = 100  # of pictures, which are mostly noise and compress badly
 GREYS = 40  # enough for the eye, and noise compresses badly
 # colour-blind safe, bright on grey
 BLUE = "#56B4E9"
@@ -293,9 +297,9 @@ def circle(axis: Axes, blobs: pd.DataFrame, colour: str) -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a small PNG of few colours in the style of all figures, the same bytes each time."""
+    """Write a small PNG of few colours, the same bytes each time."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=plotting.DPI, metadata={"Software": None})
+    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
     plt.close(figure)
     image = (
         Image.open(content).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)
