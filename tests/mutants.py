@@ -49,10 +49,10 @@ MODULES = (
         "detection.search",
         "detection.operating_point",
         "simulation.render",
-        "monitor.quicklook",
+        *("quicklook.search", "quicklook.processing", "quicklook.findings", "quicklook.candidates"),
     ),
     *(
-        "monitor.running_stack",
+        "quicklook.running_stack",
         "monitor.catalogue",
         "monitor.export",
         "monitor.bad_pixel_table",
@@ -67,7 +67,13 @@ TESTS = {  # beside those that bear the module's name
     "images.register": ("unit/images/test_difference.py",),
     "detection.search": ("unit/detection/test_detect.py",),
     "detection.operating_point": ("unit/detection/test_detect.py",),
-    "monitor.running_stack": ("unit/monitor/test_quicklook.py",),
+    **dict.fromkeys(
+        (
+            *("quicklook.search", "quicklook.processing", "quicklook.findings"),
+            *("quicklook.candidates", "quicklook.running_stack"),
+        ),
+        ("unit/quicklook/test_run.py",),
+    ),
     "monitor.export": ("unit/monitor/test_bad_pixel_table.py",),
     "monitor.bad_pixel_table": ("unit/monitor/test_export.py",),
 }

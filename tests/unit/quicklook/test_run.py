@@ -32,17 +32,23 @@ import blobpipe
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.core.detector import Detector
+from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.promise import write_promised_point
 from blobpipe.detection.search import Observation, observe
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
 from blobpipe.history import deep
 from blobpipe.history.depths import Depths
 from blobpipe.images import difference
-from blobpipe.monitor import catalogue, logbook, notices, quicklook, running_stack, thumbnails
+from blobpipe.monitor import catalogue, logbook, notices, thumbnails
 from blobpipe.monitor.inbox import Inbox, Stamp
-from blobpipe.monitor.running_stack import Cache
 from blobpipe.monitor.scan import calibrate_log
 from blobpipe.params import Campaign, Difference, Notices, Params, Quicklook, to_yaml
+from blobpipe.quicklook import arrivals, findings, processing, running_stack
+from blobpipe.quicklook import search as searching
+from blobpipe.quicklook.candidates import _recount
+from blobpipe.quicklook.options import Options
+from blobpipe.quicklook.run import _open_run, quicklook
+from blobpipe.quicklook.running_stack import Cache
 from blobpipe.simulation import campaign
 
 SIDE = 512
@@ -89,13 +95,13 @@ def write(folder: Path, day: int, *blobs: Blob, name: str = "") -> Path:
     return path
 
 
-def options(tmp_path: Path, **more: object) -> quicklook.Options:
-    return quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, SETTINGS, **more)  # type: ignore[arg-type]
+def options(tmp_path: Path, **more: object) -> Options:
+    return Options(tmp_path / "out" / "log.sqlite", MODEL, SETTINGS, **more)  # type: ignore[arg-type]
 
 
 def run(tmp_path: Path, **more: object) -> sqlite3.Connection:
     made = options(tmp_path, **more)
-    quicklook.quicklook(tmp_path / "in", made)
+    quicklook(tmp_path / "in", made)
     return logbook.connect(made.log_path)
 
 
@@ -318,7 +324,7 @@ def test_a_late_image_that_shows_the_blob_first_dates_it(again: Path) -> None:
 
 def test_a_growing_file_is_left_until_it_is_whole(again: Path) -> None:
     made = options(again)
-    patient = quicklook.Options(
+    patient = Options(
         made.log_path, MODEL, SETTINGS.model_copy(update={"quicklook": Quicklook(settle_s=600.0)})
     )
     whole = write(again, STACK + 5)
@@ -370,9 +376,9 @@ def test_a_file_that_is_moved_or_replaced_before_its_turn_is_not_lost(
 ) -> None:
     path = write(again / "in", STACK + 5, NEW)
     other = write(again, STACK + 6, NEW)
-    search = quicklook.search
+    search = processing.search
 
-    def search_too_late(arrival: quicklook.Arrival, *rest: object) -> quicklook.ImageResult:
+    def search_too_late(arrival: arrivals.Arrival, *rest: object) -> searching.ImageResult:
         match fate:
             case "moved":
                 path.rename(again / "in" / "moved.fits")
@@ -382,7 +388,7 @@ def test_a_file_that_is_moved_or_replaced_before_its_turn_is_not_lost(
                 path.unlink()
         return search(arrival, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(quicklook, "search", search_too_late)
+    monkeypatch.setattr(processing, "search", search_too_late)
     assert len(outcomes(run(again))) == STACK + 5
     monkeypatch.undo()
     log = run(again)
@@ -669,14 +675,14 @@ def test_what_has_landed_is_never_taken_for_bad_pixels_later(tmp_path: Path, kno
         table = table.drop(columns="first_frame") if known == "by a catalogue" else table
         table.to_csv(tmp_path / "known.csv", index=False)
         more["catalogue"] = tmp_path / "known.csv"
-    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params, **more)
+    made = Options(tmp_path / "out" / "log.sqlite", MODEL, params, **more)
     for day in range(LONG_STACK):
         write_small(tmp_path / "in", day)
-    quicklook.quicklook(tmp_path / "in", made)
+    quicklook(tmp_path / "in", made)
     log = logbook.connect(made.log_path)
     for day in range(LONG_STACK, LONG_STACK + 10):
         write_small(tmp_path / "in", day)
-        quicklook.quicklook(tmp_path / "in", made)
+        quicklook(tmp_path / "in", made)
         if known == "by a person":
             with logbook.writing(log):
                 log.execute(
@@ -715,7 +721,7 @@ def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(
     params = SETTINGS.model_copy(
         update={"difference": Difference(stack_size=12), "quicklook": PATIENT}
     )
-    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params)
+    made = Options(tmp_path / "out" / "log.sqlite", MODEL, params)
     for day in range(22):
         path = write_small(tmp_path / "in", day)
         if day in (13, 19):
@@ -723,7 +729,7 @@ def test_pixels_that_flicker_do_not_become_a_blob_by_having_been_a_candidate(
                 hdus[0].data[200 - 20 : 200 + 21, 140 - 20 : 140 + 21] += 0.1 * blob_profile(
                     "disc", 5.0, 0, 0
                 )
-    quicklook.quicklook(tmp_path / "in", made)
+    quicklook(tmp_path / "in", made)
     log = logbook.connect(made.log_path)
     found = candidates(log)
     flickering = found[np.hypot(found["x_px"] - 140, found["y_px"] - 200) < 3]
@@ -753,8 +759,8 @@ def test_every_blob_of_a_simulated_month_keeps_its_candidate(tmp_path: Path, beg
     inbox.mkdir()
     for name in listed["frame"]:
         shutil.move(fits_images.find_image(raw, name), inbox)
-    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params, reference=named)
-    quicklook.quicklook(inbox, made)
+    made = Options(tmp_path / "out" / "log.sqlite", MODEL, params, reference=named)
+    quicklook(inbox, made)
     log = logbook.connect(made.log_path)
     found = pd.read_sql_query(
         "SELECT d.*, i.name, i.mjd, d.x_px - i.shift_x_px AS x, d.y_px - i.shift_y_px AS y "
@@ -807,8 +813,8 @@ NOTIFIED = SETTINGS.model_copy(
 
 def run_notified(tmp_path: Path) -> sqlite3.Connection:
     """A run whose notices stay in the outbox: nobody listens at that port."""
-    made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, NOTIFIED)
-    quicklook.quicklook(tmp_path / "in", made)
+    made = Options(tmp_path / "out" / "log.sqlite", MODEL, NOTIFIED)
+    quicklook(tmp_path / "in", made)
     return logbook.connect(made.log_path)
 
 
@@ -881,7 +887,7 @@ def deep_log(tmp_path: Path, decision: str, status: str) -> tuple[sqlite3.Connec
 
 def deep_row(n_images: int) -> dict[str, object]:
     """What is measured of a blob."""
-    measured = dict.fromkeys(quicklook.DETECTION_COLUMNS, 1.0)
+    measured = dict.fromkeys(DETECTION_COLUMNS, 1.0)
     place = {"x_px": 100.5, "y_px": 90.0, "radius_px": 6.0, "status": "new"}
     return measured | place | {"probability": 0.9, "n_images": n_images}
 
@@ -892,8 +898,8 @@ def find_together(log: sqlite3.Connection) -> pd.DataFrame:
     found = pd.DataFrame([deep_row(8)])
     places = found[["x_px", "y_px", "radius_px"]]
     depths = Depths(np.full((1, 1), 0.01), np.full((1, 1), 0.001))
-    result = quicklook.DeepResult(found, [f"{2:064}"], places, depths, settled, None)
-    quicklook._log_deep(2, result, SimpleNamespace(connection=log, params=SETTINGS))  # type: ignore[arg-type]
+    result = searching.DeepResult(found, [f"{2:064}"], places, depths, settled, None)
+    findings._log_deep(2, result, SimpleNamespace(connection=log, params=SETTINGS))  # type: ignore[arg-type]
     return candidates(log)
 
 
@@ -922,7 +928,7 @@ def test_what_the_latest_images_show_together_outlives_a_version_of_one_of_them(
     log, candidate = deep_log(tmp_path, "", "seen_again")
     log.execute("UPDATE detections SET n_images = 8")
     log.execute("UPDATE images SET superseded_by = 2 WHERE id = 1")
-    quicklook._recount(log, candidate, fade_after=3)
+    _recount(log, candidate, fade_after=3)
     assert candidates(log)["status"].tolist() == ["seen_again"]
     assert candidates(log)["n_images"].tolist() == [8]
 
@@ -934,7 +940,7 @@ def test_pruning_leaves_the_files_of_others(tmp_path: Path) -> None:
     names = ["notes.txt", "old.map", f"{1:064}.difference", f"{7:064}.map", ".x.12.tmp.map"]
     for name in names:
         (folder / name).write_bytes(b"x")
-    quicklook._prune_pixels(log, tmp_path / "log.sqlite")
+    processing._prune_pixels(log, tmp_path / "log.sqlite")
     assert {path.name for path in folder.iterdir()} == set(names[:3])
 
 
@@ -1223,7 +1229,7 @@ def test_a_stack_of_another_size_than_the_images_of_the_log_is_refused(again: Pa
     with pytest.raises(
         FrameError, match=r"whole.fits: found 300x300 pixels, expected 512x512 as the images"
     ):
-        quicklook.quicklook(again / "in", before)
+        quicklook(again / "in", before)
     log = logbook.connect(before.log_path)
     assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 1
 
@@ -1233,10 +1239,10 @@ def test_a_stack_that_fits_nothing_that_comes_later_does_not_reject_it(tmp_path:
     made = options(tmp_path, **slip(tmp_path, "a stack of another size"))
     (tmp_path / "in").mkdir()
     inbox = Inbox(tmp_path / "in", 0.0)
-    with quicklook._open_run(made, inbox) as opened:
+    with _open_run(made, inbox) as opened:
         for day in range(STACK + 1):
             write(tmp_path / "in", day)
-            quicklook._process(inbox, opened)
+            processing.process(inbox, opened)
         assert list(outcomes(opened.connection).values()) == ["stack"] * STACK + ["searched"]
 
 
@@ -1247,14 +1253,14 @@ def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None
     inbox = Inbox(again / "in", 0.0)
 
     def watch_a_day_too_long() -> None:
-        with quicklook._open_run(made, inbox) as opened:
+        with _open_run(made, inbox) as opened:
             write(again / "in", STACK + 5, NEW)
-            quicklook._process(inbox, opened)
+            processing.process(inbox, opened)
             if fate == "moved":
                 log_path.rename(again / "moved.sqlite")
             else:
                 log_path.parent.rename(again / "elsewhere")
-            quicklook._process(inbox, opened)
+            processing.process(inbox, opened)
 
     with pytest.raises(
         LogError, match=r"log.sqlite: moved, deleted or replaced while it was in use"
@@ -1272,14 +1278,14 @@ def test_a_watch_ends_when_its_log_is_taken_away(again: Path, fate: str) -> None
 def test_a_log_that_is_taken_away_while_an_image_is_searched_is_noticed(
     again: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = quicklook.search
+    search = processing.search
 
-    def search_long(*rest: object) -> quicklook.ImageResult:
+    def search_long(*rest: object) -> searching.ImageResult:
         (again / "out" / "log.sqlite").rename(again / "moved.sqlite")
         return search(*rest)  # type: ignore[arg-type]
 
     write(again / "in", STACK + 5, NEW)
-    monkeypatch.setattr(quicklook, "search", search_long)
+    monkeypatch.setattr(processing, "search", search_long)
     with pytest.raises(LogError, match=r"log.sqlite: moved, deleted or replaced"):
         run(again)
     (again / "moved.sqlite").rename(again / "out" / "log.sqlite")
@@ -1364,7 +1370,7 @@ def test_a_bug_that_one_image_brings_to_light_is_its_alone(
             raise KeyError("no such column")
         return observe(*image, **about)
 
-    monkeypatch.setattr(quicklook, "observe", fail_on_the_second)
+    monkeypatch.setattr(searching, "observe", fail_on_the_second)
     log = run(again)
     assert list(outcomes(log).values())[-3:] == ["searched", "rejected", "searched"]
     [row] = log.execute("SELECT name, reason FROM images WHERE outcome = 'rejected'").fetchall()
@@ -1456,9 +1462,9 @@ def test_an_image_at_which_somebody_killed_the_run_is_not_blamed(
 ) -> None:
     path = write(again / "in", STACK + 5, NEW)
     rehearsed = []
-    rehearse = quicklook._fatal_to_read
+    rehearse = arrivals._fatal_to_read
     monkeypatch.setattr(
-        quicklook, "_fatal_to_read", lambda path: rehearsed.append(path) or rehearse(path)
+        arrivals, "_fatal_to_read", lambda path: rehearsed.append(path) or rehearse(path)
     )
     lock = again / "out" / "log.lock"
     # as a kill leaves it; the other file is gone
@@ -1473,7 +1479,7 @@ def test_a_file_whose_reading_does_not_end_is_passed_over(
 ) -> None:
     path = write(again / "in", STACK + 5, NEW)
     (again / "out" / "log.lock").write_text(f"{files.sha256(path)}\n")
-    monkeypatch.setattr(quicklook, "TRIAL_S", 0.001)
+    monkeypatch.setattr(arrivals, "TRIAL_S", 0.001)
     log = run(again)
     assert outcomes(log)[path.stem] == "rejected"
     assert (
@@ -1526,9 +1532,9 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     (tmp_path / "blobs.csv").write_text("a,b\n1,2\n")
     with pytest.raises(TableError, match=r"blobs.csv: column x_px is missing"):
         run(tmp_path, catalogue=tmp_path / "blobs.csv")
-    wrong = quicklook.Options(tmp_path / "log.sqlite", tmp_path / "none.safetensors", SETTINGS)
+    wrong = Options(tmp_path / "log.sqlite", tmp_path / "none.safetensors", SETTINGS)
     with pytest.raises(ModelError, match=r"none\.safetensors"):
-        quicklook.quicklook(tmp_path / "in", wrong)
+        quicklook(tmp_path / "in", wrong)
 
 
 def write_large(path: Path, day: int, *blobs: Blob) -> np.ndarray:
@@ -1559,9 +1565,9 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
         }
         notices = Notices(**address, smtp_port=server.port, security="none")  # type: ignore[arg-type]
         params = Params().model_copy(update={"notices": notices})
-        made = quicklook.Options(tmp_path / "out" / "log.sqlite", MODEL, params)
+        made = Options(tmp_path / "out" / "log.sqlite", MODEL, params)
         inbox = Inbox(folder, params.quicklook.settle_s)
-        with quicklook._open_run(made, inbox) as opened:
+        with _open_run(made, inbox) as opened:
             for day in range(params.difference.stack_size):  # as if they had been searched
                 image = write_large(folder / f"day{day:03}.fits", day)
                 row = {"run": 1, "kind": "image"}
@@ -1581,9 +1587,9 @@ def test_from_the_file_to_the_mail_it_takes_less_than_five_seconds(tmp_path: Pat
                 write_large(path, day, (512.0, 230.0 + 5 * STACK * (day - 38), 6.0, 0.08))
                 begun = time.monotonic()
                 worked_s = time.process_time()
-                quicklook._process(inbox, opened)
+                processing.process(inbox, opened)
                 time.sleep(params.quicklook.settle_s)
-                quicklook._process(inbox, opened)
+                processing.process(inbox, opened)
                 took.append(
                     (sent_s[0] - begun, params.quicklook.settle_s + time.process_time() - worked_s)
                 )
@@ -1720,8 +1726,8 @@ def test_a_run_says_how_many_images_it_logged_and_where_each_is_positive(
     month: Path, again: Path
 ) -> None:
     write(again / "in", 60, NEW)
-    assert quicklook.quicklook(again / "in", options(again)) == 1
-    assert quicklook.quicklook(again / "in", options(again)) == 0
+    assert quicklook(again / "in", options(again)) == 1
+    assert quicklook(again / "in", options(again)) == 0
     log = logbook.connect(again / "out" / "log.sqlite")
     [searched] = log.execute("SELECT id FROM images WHERE name = 'day060'").fetchone()
     rows = log.execute(
@@ -1757,7 +1763,7 @@ def test_the_rehearsal_of_a_sound_file_ends_well(
         return ended[-1]
 
     monkeypatch.setattr(subprocess, "run", run_and_note)
-    assert quicklook._fatal_to_read(write(tmp_path, 1)) == ""
+    assert arrivals._fatal_to_read(write(tmp_path, 1)) == ""
     assert [process.returncode for process in ended] == [0]
 
 
@@ -1921,7 +1927,7 @@ def test_a_run_with_an_operating_point_uses_its_threshold_and_says_so(
     else:
         named = Quicklook(settle_s=0.0, operating_point=str(path))
         params = SETTINGS.model_copy(update={"quicklook": named})
-        quicklook.quicklook(again / "in", replace(options(again), params=params))
+        quicklook(again / "in", replace(options(again), params=params))
         log = logbook.connect(again / "out" / "log.sqlite")
     assert f"operating point: {path}, threshold 0.999999, at most 46.06" in caplog.text
     first, last = log.execute("SELECT * FROM runs ORDER BY id").fetchall()

@@ -20,13 +20,20 @@ import pytest
 from astropy.io import fits
 from tests.unit import synthetic_log
 
+import blobpipe
 from blobpipe import __version__, cli
+from blobpipe.cli.parser import EXAMPLES, GROUPS, build_parser
+from blobpipe.cli.paths import LOG, MODEL, OWN_MODEL, REGRESSION_METRICS
+from blobpipe.cli.run import PIPE_CLOSED
+from blobpipe.cli.stages import STAGES
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import BlobpipeError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.monitor import logbook
 from blobpipe.params import Notices, Params, Regression, to_yaml
+from blobpipe.quicklook import run
+from blobpipe.quicklook.options import Options
 
 Calls = list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 D = "data"
@@ -135,7 +142,7 @@ EXPECTED: dict[str, Calls] = {
             "validation.evaluate.evaluate",
             (
                 *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
-                *((cli.MODEL, f"{C}/detect/model.safetensors"), f"{C}/evaluate", PARAMS.evaluate),
+                *((MODEL, f"{C}/detect/model.safetensors"), f"{C}/evaluate", PARAMS.evaluate),
             ),
             {"vetting": PARAMS.vetting},
         )
@@ -145,7 +152,7 @@ EXPECTED: dict[str, Calls] = {
             "validation.regression.score_batches",
             (
                 (f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
-                *(cli.MODEL, f"{C}/regression"),
+                *(MODEL, f"{C}/regression"),
             ),
             {"radii_px": PARAMS.evaluate.radii_px, "batch": None, "detector": DEFAULT},
         ),
@@ -153,7 +160,7 @@ EXPECTED: dict[str, Calls] = {
             "validation.regression.regress",
             (
                 *((f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"), f"{C}/detect"),
-                *(cli.MODEL, f"{C}/regression", PARAMS.regression),
+                *(MODEL, f"{C}/regression", PARAMS.regression),
             ),
             {
                 "radii_px": PARAMS.evaluate.radii_px,
@@ -163,7 +170,7 @@ EXPECTED: dict[str, Calls] = {
         ),
         (
             "validation.cases_page.write_cases",
-            (f"{D}/difference", f"{D}/scale", f"{C}/detect", cli.MODEL, f"{C}/regression"),
+            (f"{D}/difference", f"{D}/scale", f"{C}/detect", MODEL, f"{C}/regression"),
             {},
         ),
     ],
@@ -173,7 +180,7 @@ EXPECTED: dict[str, Calls] = {
             (
                 *(f"{D}/raw", f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
                 *(
-                    (f"{C}/detect/model.safetensors", cli.MODEL),
+                    (f"{C}/detect/model.safetensors", MODEL),
                     f"{C}/regression/batches",
                     f"{C}/completeness",
                     PARAMS.completeness,
@@ -192,7 +199,7 @@ EXPECTED: dict[str, Calls] = {
             "validation.explore.explore",
             (
                 *(f"{D}/difference", f"{D}/scale", f"{C}/cutout"),
-                *((cli.MODEL, f"{C}/dense/model.safetensors"), f"{C}/explore", PARAMS.explore),
+                *((MODEL, f"{C}/dense/model.safetensors"), f"{C}/explore", PARAMS.explore),
             ),
             {},
         )
@@ -239,7 +246,7 @@ def test_every_stage_of_the_settings_is_a_command() -> None:
     stages = set(Params.model_fields) - {
         *("detector", "bad_pixels", "vetting", "quicklook", "deep", "notices", "health")
     }
-    assert set(cli.STAGES) == stages == {command.split()[0] for command in EXPECTED}
+    assert set(STAGES) == stages == {command.split()[0] for command in EXPECTED}
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["scan", "--help"], ["--version"]])
@@ -256,8 +263,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
-    [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
-    listed = [name for names in cli.GROUPS.values() for name in names]
+    [commands] = [action for action in build_parser()._actions if action.dest == "command"]
+    listed = [name for names in GROUPS.values() for name in names]
     assert sorted(listed) == sorted(commands.choices)  # type: ignore[arg-type]
     assert all(f"\n  {command}" in out for command in listed)
     # what is used every day comes first, and all of it fits on a screen
@@ -267,7 +274,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_help_of_a_command_has_purpose_example_and_statuses() -> None:
-    [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
+    [commands] = [action for action in build_parser()._actions if action.dest == "command"]
     choices: dict[str, argparse.ArgumentParser] = commands.choices  # type: ignore[assignment]
     for name, command in choices.items():
         text = command.format_help()
@@ -301,17 +308,17 @@ def test_the_completion_of_bash_works(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_help_of_log_names_its_tables() -> None:
-    [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
+    [commands] = [action for action in build_parser()._actions if action.dest == "command"]
     choices: dict[str, argparse.ArgumentParser] = commands.choices  # type: ignore[assignment]
     text = " ".join(choices["log"].format_help().split())
     assert f"one of {', '.join(logbook.TABLES)} (default: candidate_list)" in text
 
 
-@pytest.mark.parametrize("name", cli.EXAMPLES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_are_command_lines(name: str) -> None:
-    words = shlex.split(cli.EXAMPLES[name].partition(">")[0])
+    words = shlex.split(EXAMPLES[name].partition(">")[0])
     words = words[words.index("blobpipe") + 1 :]
-    assert cli.build_parser().parse_args(words).command == name
+    assert build_parser().parse_args(words).command == name
 
 
 @pytest.mark.parametrize(
@@ -388,7 +395,7 @@ def test_scan_needs_no_settings_but_takes_them(
     ((_, (paths, out, model, params), settings),) = calls
     assert paths == [Path("a.fits"), Path("b.fits")]
     assert out == Path("o")
-    assert model == Path(cli.__file__).with_name("model.safetensors")
+    assert model == Path(blobpipe.__file__).with_name("model.safetensors")
     assert params == (PARAMS if own else Params())
     expected = {"difference": True, "reference": None, "catalogue": None, "bad_pixels": []}
     assert settings == {**expected, "operating_point": None}
@@ -414,11 +421,11 @@ PASSES = {
 
 def _own_model(folder: Path, **metrics: object) -> Path:
     """What the stages detect and regression leave: a model, and that it passed."""
-    own = Path(cli.OWN_MODEL)
+    own = Path(OWN_MODEL)
     own.parent.mkdir(parents=True)
-    shutil.copy(Path(cli.__file__).with_name("model.safetensors"), own)
+    shutil.copy(Path(blobpipe.__file__).with_name("model.safetensors"), own)
     tables.write_json(
-        folder / cli.REGRESSION_METRICS, {**PASSES, "dense_sha256": files.sha256(own), **metrics}
+        folder / REGRESSION_METRICS, {**PASSES, "dense_sha256": files.sha256(own), **metrics}
     )
     return own
 
@@ -455,9 +462,9 @@ def test_a_model_that_the_regression_test_has_not_passed_is_refused(
     caplog.set_level("INFO")
     _own_model(folder, **(metrics if isinstance(metrics, dict) else {}))
     if isinstance(metrics, str):
-        (folder / cli.REGRESSION_METRICS).write_text(metrics)
+        (folder / REGRESSION_METRICS).write_text(metrics)
     elif metrics is None:
-        (folder / cli.REGRESSION_METRICS).unlink()
+        (folder / REGRESSION_METRICS).unlink()
     (folder / "in").mkdir()
     noise = np.random.default_rng(1).normal(0, 0.01, (256, 256)).astype(np.float32)
     fits_images.write_image(folder / "a.fits", noise, name="DIFFERENCE")
@@ -467,20 +474,20 @@ def test_a_model_that_the_regression_test_has_not_passed_is_refused(
         assert cli.main(words) == 1
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(
-            f"blobpipe: {cli.OWN_MODEL}: has not passed the regression test ({found}"
+            f"blobpipe: {OWN_MODEL}: has not passed the regression test ({found}"
         )
-        assert f"--model {cli.OWN_MODEL}, or the packaged one, --model " in line
+        assert f"--model {OWN_MODEL}, or the packaged one, --model " in line
     assert not Path("o").exists()
-    assert not Path(cli.LOG).exists()
+    assert not Path(LOG).exists()
     assert cli.main(["doctor"]) == 1
     [said] = [line for line in capsys.readouterr().out.splitlines() if "model: " in line]
     assert said == f"fail  model: {line.removeprefix('blobpipe: ')}"
     for words in (scan, quicklook):
         caplog.clear()
-        assert cli.main([*words, "--model", cli.OWN_MODEL]) == 0
-        assert f"model: {cli.OWN_MODEL} (local, SHA-256 " in caplog.text
-    cli.main(["doctor", "--model", cli.OWN_MODEL])
-    assert f"ok    model: {cli.OWN_MODEL} (local, SHA-256 " in capsys.readouterr().out
+        assert cli.main([*words, "--model", OWN_MODEL]) == 0
+        assert f"model: {OWN_MODEL} (local, SHA-256 " in caplog.text
+    cli.main(["doctor", "--model", OWN_MODEL])
+    assert f"ok    model: {OWN_MODEL} (local, SHA-256 " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -488,7 +495,7 @@ def test_every_run_names_its_model(
     folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, own: bool
 ) -> None:
     caplog.set_level("INFO")
-    model = _own_model(folder) if own else Path(cli.__file__).with_name("model.safetensors")
+    model = _own_model(folder) if own else Path(blobpipe.__file__).with_name("model.safetensors")
     sha256 = files.sha256(model)
     named = f"model: {model} ({'local' if own else 'packaged'}, SHA-256 {sha256[:12]})"
     (folder / "in").mkdir()
@@ -501,7 +508,7 @@ def test_every_run_names_its_model(
     cli.main(["doctor"])
     assert f"ok    {named}, threshold " in capsys.readouterr().out
     assert list(tables.read_table("o/frames.csv", ("model_sha256",))["model_sha256"]) == [sha256]
-    [run] = logbook.connect(cli.LOG).execute("SELECT model, model_sha256 FROM runs").fetchall()
+    [run] = logbook.connect(LOG).execute("SELECT model, model_sha256 FROM runs").fetchall()
     assert tuple(run) == (str(model), sha256)
 
 
@@ -510,25 +517,20 @@ def test_quicklook_has_its_folder_log_and_model(
     folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     calls: Calls = []
-    quicklook = importlib.import_module("blobpipe.monitor.quicklook")
     for name in ("quicklook", "watch"):
-        monkeypatch.setattr(
-            quicklook, name, lambda *args, name=name: calls.append((name, args, {}))
-        )
+        monkeypatch.setattr(run, name, lambda *args, name=name: calls.append((name, args, {})))
     told = PARAMS.model_copy(update={"notices": Notices(digest="daily")})
     (folder / "params.yaml").write_text(to_yaml(told))
     assert cli.main(["quicklook", "in", *words]) == 0
     expected = told.model_copy(update={"notices": Notices()}) if words == ["--silent"] else told
-    options = quicklook.Options(
-        Path(cli.LOG), Path(cli.__file__).with_name("model.safetensors"), expected
-    )
+    options = Options(Path(LOG), Path(blobpipe.__file__).with_name("model.safetensors"), expected)
     assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), options), {})]
 
 
 def test_the_log_is_printed_without_hashes_unless_all_of_it_is_asked_for(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    synthetic_log.make_log(Path(LOG), 40).close()
     assert cli.main(["log", "runs"]) == 0
     out = capsys.readouterr().out
     assert "aaa" not in out
@@ -614,7 +616,7 @@ def test_a_fault_of_ours_is_not_hidden(folder: Path, monkeypatch: pytest.MonkeyP
     [["params"], ["log", "images"], ["log", "notices"], ["check", "none.fits", "none.fits"]],
 )
 def test_a_closed_pipe_ends_it_without_a_word(folder: Path, words: list[str]) -> None:
-    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    synthetic_log.make_log(Path(LOG), 40).close()
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
@@ -625,7 +627,7 @@ def test_a_closed_pipe_ends_it_without_a_word(folder: Path, words: list[str]) ->
         check=False,
     )
     os.close(write)
-    assert (done.returncode, done.stderr) == (cli.PIPE_CLOSED, b"")
+    assert (done.returncode, done.stderr) == (PIPE_CLOSED, b"")
 
 
 def test_output_without_space_is_one_line(folder: Path) -> None:
@@ -652,16 +654,16 @@ def test_output_without_space_is_one_line(folder: Path) -> None:
         (["page", "--log", "there/x", "--out", "out"], "there/x: not found"),
         (["log", "images", "--log", "there"], "it cannot be opened"),
         (
-            ["log", "images", "--log", cli.LOG, "--out", "there/file/x.csv"],
+            ["log", "images", "--log", LOG, "--out", "there/file/x.csv"],
             "this is a file, expected a folder",
         ),
-        (["log", "images", "--log", cli.LOG, "--out", f"{'y' * 300}.csv"], "File name too long"),
+        (["log", "images", "--log", LOG, "--out", f"{'y' * 300}.csv"], "File name too long"),
     ],
 )
 def test_a_name_that_cannot_be_used_has_its_reason(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
 ) -> None:
-    synthetic_log.make_log(Path(cli.LOG), 40).close()
+    synthetic_log.make_log(Path(LOG), 40).close()
     Path("there").mkdir()
     Path("there/file").touch()
     assert cli.main(words) == 1
@@ -709,9 +711,9 @@ def test_the_installed_command_and_the_module_are_the_same() -> None:
 
 HEAPS = """
 import ctypes, sys, threading
-from blobpipe import cli
+from blobpipe.cli.run import keep_memory
 
-cli.keep_memory()
+keep_memory()
 library = ctypes.CDLL(None)
 library.malloc.restype = library.fopen.restype = ctypes.c_void_p
 library.free.argtypes = library.fclose.argtypes = (ctypes.c_void_p,)
