@@ -147,7 +147,7 @@ def real_pair(image_path: Path, stack_path: Path) -> Pair:
 def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
     """Difference and median stack side by side, one row for each pair."""
     figure, axes = plt.subplots(
-        len(pairs), 2, figsize=(10.6, 5.4 * len(pairs)), squeeze=False, layout="constrained"
+        len(pairs), 2, figsize=(10.6, 6.2 * len(pairs)), squeeze=False, layout="constrained"
     )
     for (name, (image, stack, blobs)), row in zip(pairs.items(), axes, strict=True):
         for axis, data, what in zip(
@@ -240,7 +240,9 @@ def draw_detection(path: Path, root: Path) -> None:
     seen.set_title(f"saliency, 0 to {heat.max():.2g} logits per sigma")
     for axis in (whole, part, seen):
         circle(axis, new, BLUE)
-    figure.suptitle("The report's network; circles: new blobs; images: -3 (black) to 3 sigma (white)")
+    figure.suptitle(
+        "The report's network; circles: new blobs; images: -3 (black) to 3 sigma (white)"
+    )
     save(figure, path)
 
 

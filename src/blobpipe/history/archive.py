@@ -332,7 +332,9 @@ def draw_histories(path: Path, blobs: pd.DataFrame, histories: list[History]) ->
         axis.set_axis_off()
     for axis, k in zip(axes.flat, order, strict=False):
         draw_history(axis, histories[k], found[k])
-        axis.set_title(f"{blobs['blob'].iloc[k]}{_interval_text(found[k])}", fontsize=plotting.SMALL)
+        axis.set_title(
+            f"{blobs['blob'].iloc[k]}{_interval_text(found[k])}", fontsize=plotting.SMALL
+        )
         axis.locator_params(axis="x", nbins=4)
     figure.suptitle(
         "Depth on each image, with its error (one sigma); orange: the fitted step; "

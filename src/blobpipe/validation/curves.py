@@ -39,7 +39,9 @@ def confusion(
     import matplotlib.pyplot as plt
 
     figsize = (3.9 * len(counts), 4.4)
-    figure, axes = plt.subplots(1, len(counts), figsize=figsize, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(counts), figsize=figsize, squeeze=False, layout="constrained"
+    )
     for (name, square), axis in zip(counts.items(), axes.flat, strict=True):
         _draw_confusion(axis, square, intervals[name])
         axis.set(title=plotting.NAMES[name])

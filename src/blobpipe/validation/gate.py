@@ -186,7 +186,9 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
             f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
         ) from error
     old = tables.parse_table(Path(f"{revision}:{path}"), shown, regression.CASE_COLUMNS)
-    return [line for detector in ANSWERS for line in _describe_changes(old, new, detector, revision)]
+    return [
+        line for detector in ANSWERS for line in _describe_changes(old, new, detector, revision)
+    ]
 
 
 def _describe_changes(
@@ -199,7 +201,9 @@ def _describe_changes(
     summary = f"{NAMES[detector]}: {won} won, {lost} lost of {n_both} since {revision}"
     if won + lost:
         chance = chance_of_split(won, lost)
-        summary += f"; chance alone gives a split at least as uneven with a probability of {chance:.2g}"
+        summary += (
+            f"; chance alone gives a split at least as uneven with a probability of {chance:.2g}"
+        )
     yield summary
     for case in changed.itertuples():
         yield (

@@ -120,7 +120,11 @@ def parallel(path: str | Path, done: pd.DataFrame, names: list[str], label: str)
     for row in np.argsort(-objective):
         color = plt.get_cmap("viridis_r")(norm(objective[row]))
         axes.plot(heights[row] + spread[row], color=color, alpha=0.8, lw=1.2)
-    axes.set(yticks=[], xticks=range(len(names)), title="Search of the report's network: every trial that was done")
+    axes.set(
+        yticks=[],
+        xticks=range(len(names)),
+        title="Search of the report's network: every trial that was done",
+    )
     axes.set_xticklabels([name.removeprefix("network.") for name in names])
     figure.colorbar(ScalarMappable(norm, "viridis_r"), ax=axes, label=label, extend="max")
     plotting.save(figure, path)

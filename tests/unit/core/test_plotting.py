@@ -183,7 +183,9 @@ def test_all_panels_of_a_gallery_have_the_same_contours(
     levels = [axis.findobj(ContourSet)[0].levels for axis in drawn[0].axes]
     highest = PANEL.saliency.max()
     assert levels[0] == pytest.approx(highest * np.array(plotting.CONTOURS))
-    assert levels[1] == pytest.approx(levels[0][:2])  # half the saliency does not reach the highest level
+    assert levels[1] == pytest.approx(
+        levels[0][:2]
+    )  # half the saliency does not reach the highest level
     plt.close("all")
 
 

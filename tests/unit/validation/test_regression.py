@@ -440,7 +440,8 @@ def test_each_network_has_its_own_cases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("won", "lost", "chance"), [(0, 0, 1), (1, 0, 1), (3, 3, 1), (5, 0, 2 / 32), (0, 5, 2 / 32), (4, 1, 12 / 32)]
+    ("won", "lost", "chance"),
+    [(0, 0, 1), (1, 0, 1), (3, 3, 1), (5, 0, 2 / 32), (0, 5, 2 / 32), (4, 1, 12 / 32)],
 )
 def test_chance_of_a_split_by_hand(won: int, lost: int, chance: float) -> None:
     assert gate.chance_of_split(won, lost) == pytest.approx(chance)
