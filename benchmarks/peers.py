@@ -52,7 +52,7 @@ NAMES = {
 }
 
 # What kinds of frames are called on the figure
-KINDS = {
+KIND_NAMES = {
     "white": "white\nnoise",
     "one_over_f": "1/f noise",
     "one_over_f_strong": "strong\n1/f noise",
@@ -423,7 +423,7 @@ def draw(path: Path, table: pd.DataFrame) -> None:
         position = np.arange(len(part)) + 0.11 * (k - (len(detectors) - 1) / 2)
         axis.vlines(position, part[lowest], part[highest], color=color, lw=1.5)
         axis.plot(position, part[middle], marker, color=color, ls="", label=NAMES[name])
-    axis.set_xticks(range(len(kinds)), [KINDS.get(kind, kind) for kind in kinds])
+    axis.set_xticks(range(len(kinds)), [KIND_NAMES.get(kind, kind) for kind in kinds])
     axis.set(
         xlabel="kind of frame",
         ylabel="recall of blobs of S/N 4 to 20 (fraction)",
