@@ -579,7 +579,11 @@ class Vetting(Section):
     )
     hidden_shift_px: Positive = Field(
         0.5,
-        description="counterpart: shift from which a crescent counts whose counterpart the border hides (px).",
+        description="counterpart: shift that moves in what the border has hidden of a known blob, and leaves no counterpart (px).",
+    )
+    hidden_frac: Fraction = Field(
+        0.1,
+        description="counterpart: share of a known blob without values from which the border cuts it (fraction).",
     )
     known_px: Positive = Field(
         3.0,
