@@ -628,7 +628,7 @@ class Detect(Section):
         "joint score (count).",
     )
     n_quiet: int = Field(
-        340,
+        200,
         ge=0,
         le=100_000,
         description="Simulated images without a new blob on which the threshold rests besides those "
