@@ -96,6 +96,11 @@ def each_batch(pattern):
     return [pattern.format(batch=f"{number:03d}") for number in range(len(BATCHES))]
 
 
+def batch_before(pattern, batch):
+    """Return the path of the batch before one; an empty list for the first."""
+    return each_batch(pattern)[: int(batch)][-1:]
+
+
 try:
     stages()
     PARAMS = checked_params()

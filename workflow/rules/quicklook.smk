@@ -6,9 +6,9 @@
 rule quicklook_batch:
     input:
         frames=ancient("data/raw/frames.csv"),
-        images=lambda wildcards: images(ROWS[BATCHES[int(wildcards.batch)]]),
+        images=lambda wildcards: RAW_IMAGES[BATCHES[int(wildcards.batch)]],
         model=ancient("results/detect/model.safetensors"),
-        before=ancient(lambda wildcards: batches_before("quicklook/batches/{batch}.done", wildcards.batch)),
+        before=ancient(lambda wildcards: batch_before("quicklook/batches/{batch}.done", wildcards.batch)),
     output:
         touch("quicklook/batches/{batch}.done"),
     log:
