@@ -115,6 +115,8 @@ def reconcile(files: Files, begun: float = math.inf) -> None:
 
 def _keep_unseen(files: Files, begun: float) -> None:
     """Let Snakemake take over what jobs of the last run have finished unseen."""
+    if begun == math.inf:
+        return
     unseen = {
         name: [path for path in _strange(files[name]) if _is_of_a_job(path, begun)]
         for name in files
