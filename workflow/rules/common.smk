@@ -25,7 +25,7 @@ WORK_S = {
     "scale": 0.04,
     "detect": 0.13,
     "regression": 0.07,
-    "quicklook": 1.5,
+    "quicklook": 3.1,
     "train": 1 / 310,
     "dense": 1 / 350,
 }
