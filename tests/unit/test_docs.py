@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.cli import STAGES, build_parser
+from blobpipe.cli.parser import build_parser
+from blobpipe.cli.stages import STAGES
 from blobpipe.core import metrics, tables
 from blobpipe.core.detector import DEFAULT
 from blobpipe.detection import detect, operating_point, promise

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blobpipe import cli
+from blobpipe.cli import stages as commands
 from blobpipe.params import Params, json_schema, load_params, to_yaml
 
 from .conftest import HERE, Project, environment
@@ -38,7 +38,7 @@ def test_a_stage_has_one_name_everywhere() -> None:
         not in ("detector", "bad_pixels", "vetting", "quicklook", "deep", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
-    assert [*names, *OPTIONAL] == list(cli.STAGES)
+    assert [*names, *OPTIONAL] == list(commands.STAGES)
     for name, stage in STAGES.items():
         assert name in stage.settings
         assert name in stage.rules
@@ -64,7 +64,7 @@ def test_optional_rules_name_the_code_that_they_import(name: str) -> None:
 
 def _code_of(name: str) -> list[str]:
     """The modules that a command imports, by way of others too."""
-    tree = ast.parse((HERE / "src/blobpipe/cli.py").read_text())
+    tree = ast.parse((HERE / "src/blobpipe/cli/stages.py").read_text())
     command = next(
         node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == f"_{name}"
     )

@@ -260,7 +260,10 @@ def has_a_counterpart(fit: Fit, evidence: Evidence) -> bool:
 
 
 def _lies_across(fit: Fit, blob: FloatArray, evidence: Evidence) -> bool:
-    """Return whether a negative signal lies across the centre of a known blob (x, y, radius)."""
+    """Return whether a negative signal lies across the centre of a known blob (x, y, radius).
+
+    Where the border hides most of that side, the shift says whether a crescent belongs on this one.
+    """
     from scipy.ndimage import uniform_filter
 
     params = evidence.params
@@ -279,6 +282,10 @@ def _lies_across(fit: Fit, blob: FloatArray, evidence: Evidence) -> bool:
     here = distance_from(*place, len(mean)) <= max(fit.radius, 2.0)
     across = distance_from(*centre, len(mean)) <= reach
     across &= _beyond(place, centre, len(mean))
+    if np.isfinite(window[across]).mean() < 0.5:
+        moved = np.asarray(evidence.shift)
+        forward = float(np.subtract(place, centre) @ moved) > 0
+        return forward and float(np.hypot(*moved)) >= params.hidden_shift_px
     positive = float(mean[here].max(initial=0.0))
     negative = float(mean[across].min(initial=0.0))
     of_noise = params.min_counterpart_snr * evidence.noise / side

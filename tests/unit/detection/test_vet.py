@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
@@ -305,6 +306,25 @@ def test_a_counterpart_is_half_as_strong_and_above_the_noise(
     assert _lies_across(fit, known, evidence(sides(0.1, negative), noise=noise_frac)) == found
     behind = sides(0.1, 0) + np.roll(sides(0, negative), 24, axis=1)
     assert not _lies_across(fit, known, evidence(behind, noise=noise_frac))
+
+
+@pytest.mark.parametrize(
+    ("shift", "hidden", "found"),
+    [
+        ((0.6, 0.0), True, True),  # moved in over the border, to the right
+        ((0.4, 0.0), True, False),  # by too little
+        ((-0.6, 0.0), True, False),  # away from the candidate
+        ((0.6, 0.0), False, False),  # its counterpart would be seen
+    ],
+)
+def test_where_the_border_hides_the_counterpart_the_shift_tells(
+    shift: tuple[float, float], hidden: bool, found: bool
+) -> None:
+    image = sides(0.1, 0)
+    if hidden:
+        image[:, :80] = np.nan
+    about = dataclasses.replace(evidence(image), shift=shift)
+    assert _lies_across(Fit(86, 80, 3, 0.1, 30), np.array([80.0, 80.0, 4.0]), about) == found
 
 
 def test_beyond_is_within_sixty_degrees_of_the_centre_s_direction() -> None:
