@@ -22,7 +22,9 @@ from blobpipe.params import Difference, Params, Quicklook, to_yaml
 # The shape of NIRCam's files, but small, so that a campaign of 24 takes seconds
 NIRCAM = small("nircam_lw", width_px=648, height_px=520, exposure={"box_px": 64})
 N_IMAGES = 24
-FIRST = 15  # of the images that show the new blobs; earlier ones are the baseline of the deep search
+FIRST = (
+    15  # of the images that show the new blobs; earlier ones are the baseline of the deep search
+)
 FAINT_FRAC = 0.005  # S/N 4 on one image, 8 on eight
 
 # Memory of a search (MiB). A process of 4096 x 4096 px holds image, stack and template: 64 MiB each.
