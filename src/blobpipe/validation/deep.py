@@ -309,15 +309,14 @@ class Walk:
     optimum: Mask
     landings: dict[int, Landing] = field(default_factory=dict)
     false: list[pd.DataFrame] = field(default_factory=list)
-    mistaken: list[pd.DataFrame] = field(default_factory=list)
     latest: Latest = field(default_factory=Latest)
     mjd: list[float] = field(default_factory=list)
 
     def known(self) -> pd.DataFrame:
         """Return the places of all that has been found, and of the blobs older than the images."""
         places = ["x_px", "y_px", "radius_px"]
-        tables_ = [self.real.known(), self.superimposed.known(), *self.mistaken]
-        return pd.concat([table[places] for table in tables_], ignore_index=True)
+        found = (self.real.known(), self.superimposed.known())
+        return pd.concat([blobs[places] for blobs in found], ignore_index=True)
 
     def step(self, i: int) -> None:
         """Search image ``i`` alone, and together with those before it."""
@@ -403,8 +402,6 @@ class Walk:
         is_false = ~near_blobs(found, true).any(axis=1)
         frame = self.series.images["frame"].iloc[i]
         self.false.append(found[is_false].assign(frame=frame))
-        is_false = ~near_blobs(detected, true).any(axis=1)
-        self.mistaken.append(detected[is_false])
 
     def ask_optimum(self, i: int) -> None:
         """Ask the matched filter about the blobs that landed one of the numbers of images ago."""
