@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import ROOT, Part, Watch, progress
-from blobpipe import cli
+from blobpipe.cli.run import rest_idle_threads
 
 # In the order in which they run. The functions are found when they are called: `--help` imports nothing heavy.
 PARTS = {
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
     warnings.simplefilter("ignore")
-    cli.rest_idle_threads()  # plain PyTorch is as fast with it
+    rest_idle_threads()  # plain PyTorch is as fast with it
     from benchmarks import machine, material, report
 
     size = material.QUICK if args.quick else material.FULL

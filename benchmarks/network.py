@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import material
 from benchmarks.material import BATCH, NOISE_SIGMA, Size
 from benchmarks.measure import ROOT, Part, in_gib, interleave
-from blobpipe import cli
+from blobpipe.cli.run import keep_memory
 from blobpipe.images import tiles
 from blobpipe.networks import fused, kernels, loop, report_network, train
 from blobpipe.params import Train
@@ -395,7 +395,7 @@ def _least_bytes() -> dict[str, float]:
 def recipe(size: Size) -> Part:
     """How long the report's 200 epochs would take, from a few at a tenth of its subframes; and what is enough."""
     made = material.make_recipes(size)
-    cli.keep_memory()  # as the command does
+    keep_memory()  # as the command does
     params = Train(
         batch_size=BATCH, epochs=REPORT_EPOCHS, adam_epochs=size.epochs // 2, device="cpu"
     )

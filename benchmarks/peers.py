@@ -23,7 +23,7 @@ import pandas as pd
 
 from benchmarks.measure import ROOT, progress
 from benchmarks.peer_frames import KINDS, make_frame
-from blobpipe import cli
+from blobpipe.cli.run import rest_idle_threads
 from blobpipe.core import plotting, tables
 from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.detection.detectors import MatchedFilter, Peaks, ReportDetector, load_dense_detector
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
     warnings.simplefilter("ignore")
-    cli.rest_idle_threads()
+    rest_idle_threads()
     kernels.set_threads(1)
 
     searches, skipped = make_searches(args.report)

@@ -94,7 +94,7 @@ def _summary(size: Size, done: list[dict[str, float]]) -> Part:
 def _measure(folder: Path, n: int) -> dict[str, float]:
     """In the process of its own."""
     started = time.perf_counter()
-    from blobpipe.cli import keep_memory, rest_idle_threads
+    from blobpipe.cli.run import keep_memory, rest_idle_threads
     from blobpipe.core import fits_images
     from blobpipe.monitor.scan import scan
     from blobpipe.params import Evaluate, Params, Train

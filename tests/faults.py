@@ -41,10 +41,13 @@ from astropy.io import fits
 from tqdm import tqdm
 
 from blobpipe import cli
+from blobpipe.cli import run as command
+from blobpipe.cli import settings as read
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.monitor import delivery, logbook, quicklook
+from blobpipe.monitor import delivery, logbook
 from blobpipe.networks import dense, kernels, model_file
 from blobpipe.params import Detect, Difference, Health, Notices, Params, Quicklook, to_yaml
+from blobpipe.quicklook import arrivals, run
 from tests import month
 from tests.servers import Hook, HookServer
 
@@ -219,16 +222,14 @@ def prepare(root: Path) -> Month:
     (root / "in").mkdir(parents=True)
     (root / "params.yaml").write_text(to_yaml(settings()))
     logbook.PATIENCE_S = PATIENCE_S
-    cli.build_parser, cli.load_params = (
-        functools.cache(cli.build_parser),
-        functools.cache(cli.load_params),
-    )
+    command.build_parser = functools.cache(command.build_parser)
+    read.load_params = functools.cache(read.load_params)
     tqdm.monitor_interval = 0
-    quicklook._fatal_to_read = lambda path: (
+    arrivals._fatal_to_read = lambda path: (
         ""
     )  # a process of its own for each image at which a run was killed takes seconds
     kernels.set_threads(1)
-    for module, name in ((model_file, "kind_of_model"), (quicklook, "load_dense_detector")):
+    for module, name in ((model_file, "kind_of_model"), (run, "load_dense_detector")):
         setattr(module, name, _remembering(getattr(module, name), str))
     dense.probability_map = _remembering(
         dense.probability_map, lambda network, image: image.tobytes()

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from blobpipe.monitor import delivery, logbook, notices
 from blobpipe.params import Health, Notices, Params, Quicklook, to_yaml
 from tests.servers import Hook, HookServer, Mailbox, MailServer
-from tests.unit.monitor.test_quicklook import KNOWN, SETTINGS, STACK, pixels
+from tests.unit.quicklook.days import KNOWN, SETTINGS, STACK, pixels
 
 NEW = tuple(
     (x, y, 6.0, 0.08) for x, y in ((300, 200), (150, 260), (430, 90), (330, 440), (60, 440))

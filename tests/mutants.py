@@ -36,29 +36,13 @@ from cosmic_ray.mutating import mutate_code
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "blobpipe"
 MODULES = (
-    *(
-        "detection.fit",
-        "detection.vet",
-        "images.difference",
-        "images.stack",
-        "images.pattern",
-        "images.register",
-    ),
-    *(
-        "detection.detect",
-        "detection.search",
-        "detection.operating_point",
-        "simulation.render",
-        "monitor.quicklook",
-    ),
-    *(
-        "monitor.running_stack",
-        "monitor.catalogue",
-        "monitor.export",
-        "monitor.bad_pixel_table",
-        "monitor.delivery",
-    ),
-    "detection.score",
+    *("detection.fit", "detection.vet", "detection.detect", "detection.search", "detection.score"),
+    "detection.operating_point",
+    *("images.difference", "images.stack", "images.pattern", "images.register"),
+    "simulation.render",
+    *("quicklook.search", "quicklook.processing", "quicklook.findings", "quicklook.candidates"),
+    *("quicklook.versions", "quicklook.running_stack"),
+    *("monitor.catalogue", "monitor.export", "monitor.bad_pixel_table", "monitor.delivery"),
 )
 TESTS = {  # beside those that bear the module's name
     "detection.vet": ("unit/detection/test_fit.py",),
@@ -67,7 +51,10 @@ TESTS = {  # beside those that bear the module's name
     "images.register": ("unit/images/test_difference.py",),
     "detection.search": ("unit/detection/test_detect.py",),
     "detection.operating_point": ("unit/detection/test_detect.py",),
-    "monitor.running_stack": ("unit/monitor/test_quicklook.py",),
+    "quicklook.search": ("unit/quicklook/test_candidates.py",),
+    "quicklook.findings": ("unit/quicklook/test_candidates.py",),
+    "quicklook.processing": ("unit/quicklook/test_arrivals.py",),
+    "quicklook.running_stack": ("unit/quicklook/test_search.py",),
     "monitor.export": ("unit/monitor/test_bad_pixel_table.py",),
     "monitor.bad_pixel_table": ("unit/monitor/test_export.py",),
 }

@@ -16,7 +16,8 @@ from measured import UNKNOWN, measured, metrics_file
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from blobpipe import cli, params
+from blobpipe import params
+from blobpipe.cli import daily, images, options, parser, results, stages
 
 
 class StageParams(SphinxDirective):
@@ -82,7 +83,8 @@ class CommandHelp(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(cli.__file__)
+        for module in (daily, images, options, parser, results, stages):
+            self.env.note_dependency(module.__file__)
         text = help_text(self.arguments[0])
         return [nodes.literal_block(text, text, language="text")]
 
@@ -91,7 +93,7 @@ def help_text(command: str) -> str:
     """The help of a command, 100 characters wide wherever it is made."""
     os.environ["COLUMNS"] = "100"
     os.environ["NO_COLOR"] = "1"
-    [commands] = [action for action in cli.build_parser()._actions if action.dest == "command"]
+    [commands] = [action for action in parser.build_parser()._actions if action.dest == "command"]
     return commands.choices[command].format_help()  # type: ignore[call-overload,index,no-any-return]
 
 

@@ -20,6 +20,7 @@ import pytest
 from astropy.io import fits
 
 from blobpipe import cli
+from blobpipe.cli.paths import MODEL
 from blobpipe.core import files, fits_images, tables
 from blobpipe.errors import BlobpipeError
 from blobpipe.monitor import logbook
@@ -276,15 +277,15 @@ def test_a_bad_reference_is_named(
 def test_bad_stamps_and_models_are_named(
     project: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
 ) -> None:
-    for name, command in (("results/cutout/stamps.fits", ["augment"]), (cli.MODEL, ["evaluate"])):
+    for name, command in (("results/cutout/stamps.fits", ["augment"]), (MODEL, ["evaluate"])):
         path = project / name
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)
         assert f"{name}: " in one_line(capsys, *command)
-    model = ["scan", "a.fits", "--difference", "--model", cli.MODEL, "--out", "o"]
-    assert f"{cli.MODEL}: " in one_line(capsys, *model)
+    model = ["scan", "a.fits", "--difference", "--model", MODEL, "--out", "o"]
+    assert f"{MODEL}: " in one_line(capsys, *model)
     assert not (project / "o").exists()
 
 
@@ -544,7 +545,7 @@ def test_a_full_disk_is_said_and_leaves_no_half_file(
     if whole:
         assert files_in(project / OUTPUTS[stage]) == whole
     else:
-        assert (project / cli.MODEL).exists()
+        assert (project / MODEL).exists()
 
 
 @pytest.mark.parametrize("stage", OUTPUTS)

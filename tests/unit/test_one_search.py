@@ -12,9 +12,11 @@ from astropy.io import fits
 import blobpipe
 from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.detection.search import subframe_scores
-from blobpipe.monitor import logbook, quicklook
+from blobpipe.monitor import logbook
 from blobpipe.monitor.scan import scan
 from blobpipe.params import Detect, Params, Quicklook
+from blobpipe.quicklook.options import Options
+from blobpipe.quicklook.run import quicklook
 
 SIDE = 512
 KNOWN = ((100, 120, 6.0, 0.1), (400, 300, 5.0, 0.08), (250, 420, 7.0, 0.05))
@@ -58,8 +60,8 @@ def test_scan_quicklook_and_notebook_agree(folder: Path, tmp_path: Path, named: 
     reference = folder / "stack.fits"
     about = {"reference": reference, "catalogue": catalogue}
     scan([folder / "in" / "day.fits"], tmp_path / "scan", MODEL, SETTINGS, **about)
-    options = quicklook.Options(tmp_path / "log.sqlite", MODEL, SETTINGS, **about)
-    assert quicklook.quicklook(folder / "in", options) == 1
+    options = Options(tmp_path / "log.sqlite", MODEL, SETTINGS, **about)
+    assert quicklook(folder / "in", options) == 1
 
     scanned = pd.read_csv(tmp_path / "scan" / "detections.csv")
     log = logbook.connect(tmp_path / "log.sqlite")

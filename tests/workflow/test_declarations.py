@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from blobpipe import cli
+from blobpipe.cli import stages as commands
 from blobpipe.params import Params, json_schema, load_params, to_yaml
 
 from .conftest import HERE, Project, environment
@@ -25,7 +25,7 @@ from stages import Stage, stages
 
 STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"))
 DETECTORS = [str(path.relative_to(HERE)) for path in (HERE / "src/blobpipe/detectors").iterdir()]
-OPTIONAL = ["explore", "search"]  # no stages of DVC, and only on request of Snakemake
+OPTIONAL = ["deep", "explore", "search"]  # no stages of DVC, and only on request of Snakemake
 NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, errors make no output
 
 
@@ -35,10 +35,10 @@ def test_a_stage_has_one_name_everywhere() -> None:
         name
         for name in Params.model_fields
         if name
-        not in ("detector", "bad_pixels", "vetting", "quicklook", "deep", "notices", "health")
+        not in ("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
-    assert [*names, *OPTIONAL] == list(cli.STAGES)
+    assert [*names, *OPTIONAL] == list(commands.STAGES)
     for name, stage in STAGES.items():
         assert name in stage.settings
         assert name in stage.rules
@@ -64,7 +64,7 @@ def test_optional_rules_name_the_code_that_they_import(name: str) -> None:
 
 def _code_of(name: str) -> list[str]:
     """The modules that a command imports, by way of others too."""
-    tree = ast.parse((HERE / "src/blobpipe/cli.py").read_text())
+    tree = ast.parse((HERE / "src/blobpipe/cli/stages.py").read_text())
     command = next(
         node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == f"_{name}"
     )

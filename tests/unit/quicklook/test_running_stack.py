@@ -18,8 +18,9 @@ from blobpipe.images import difference
 from blobpipe.images.bad_pixels import BadPixels, MaskFile
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.template import make_template
-from blobpipe.monitor import logbook, running_stack
+from blobpipe.monitor import logbook
 from blobpipe.params import Difference
+from blobpipe.quicklook import running_stack
 
 SIDE = 256
 STACK = 4

@@ -1,0 +1,134 @@
+"""The parser of the whole command line, with help and completion."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from blobpipe import __version__
+from blobpipe.cli import daily, images, results, stages
+from blobpipe.cli.options import Commands, shared_options
+from blobpipe.cli.stages import STAGES
+
+# Commands as --help lists them
+GROUPS = {
+    "every day": (
+        *("quicklook", "serve", "log", "page", "catalogue", "export", "notify", "doctor"),
+        *("fetch", "flatten", "detector"),
+    ),
+    "images": ("check", "scan", "calibrate", "history"),
+    "settings and results of the pipeline": ("params", "gate", "report"),
+    "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
+}
+
+# A command line of each, for its help; a stage is called without options
+EXAMPLES = {
+    "quicklook": "blobpipe quicklook inbox --catalogue known/blobs.csv",
+    "serve": "BLOBPIPE_TOKEN=... blobpipe serve --port 8000",
+    "log": "blobpipe log candidate_list --out candidates.csv",
+    "page": "blobpipe page --date 2024-05-01 --out day.html",
+    "catalogue": "blobpipe catalogue update --catalogue known/blobs.csv",
+    "export": "blobpipe export known/blobs.csv --bpixtab old_bpx.fits --out handover",
+    "notify": "blobpipe notify --dry-run",
+    "doctor": "blobpipe doctor --catalogue known/blobs.csv",
+    "fetch": "blobpipe fetch --start 2024-05-01 --end 2024-05-31 --out exposures",
+    "flatten": "blobpipe flatten exposures/*_flt.fits --out inbox",
+    "detector": "blobpipe detector new flat.fits --out my_detector.yaml",
+    "check": "blobpipe check inbox/*.fits",
+    "scan": "blobpipe scan image.fits --reference stack.fits --out scan",
+    "calibrate": "blobpipe calibrate quiet --budget 5 --out operating_point.yaml",
+    "history": "blobpipe history archive --catalogue positions.csv --out dated",
+    "params": "blobpipe params > params.yaml",
+    "gate": "blobpipe gate --against HEAD",
+    "report": "blobpipe report --against HEAD~1",
+}
+
+# What a status of 1 means besides an error, which one line on stderr describes
+FAILURES = {
+    "check": "or a file cannot be searched",
+    "scan": "or an image was rejected",
+    "history": "or an image was rejected",
+    "gate": "or the regression test did not pass",
+    "doctor": "or a check failed",
+    "fetch": "or an exposure could not be downloaded",
+    "flatten": "or an exposure could not be used",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="blobpipe",
+        description="Find blobs in WFC3/IR monitor images.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        choices=("bash", "zsh", "tcsh"),
+        metavar="SHELL",
+        help="print the completion script for bash, zsh or tcsh",
+    )
+    # Commands without this option take the detector of the settings
+    parser.set_defaults(detector=None)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
+    shared = shared_options()
+    for group in (stages, images, daily, results):
+        group.add_commands(commands, shared)
+    _describe_commands(parser, commands)
+    return parser
+
+
+def _describe_commands(parser: argparse.ArgumentParser, commands: Commands) -> None:
+    """Add the list of commands to the help, and an example and the exit statuses to that of each."""
+    lines = []
+    for group, names in GROUPS.items():
+        lines.append(f"{group}:")
+        lines += [f"  {name:12} {commands.choices[name].description}" for name in names]
+        lines.append("")
+    lines.append("'blobpipe COMMAND --help' describes a command, with an example.")
+    parser.epilog = "\n".join(lines)
+    # argparse itself would leave out what has no help
+    parser.usage = "%(prog)s [-h] [--version] [--completion SHELL] COMMAND ..."
+    for name, command in commands.choices.items():
+        one = f"an error{' ' * (name in FAILURES)}{FAILURES.get(name, '')}"
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = (
+            f"example: {EXAMPLES.get(name, f'blobpipe {name}')}\n"
+            f"exit status: 0 done; 1 {one}; 2 a wrong command line"
+        )
+
+
+class _Completion(argparse.Action):
+    """Print the completion of a shell, and end."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        import shtab
+
+        _complete_paths(parser, shtab.FILE)
+        print(shtab.complete(parser, values))
+        parser.exit()
+
+
+def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> None:
+    """Let every argument that is a path, of a command and of what it consists of, be completed as one."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, command in action.choices.items():
+                action.help = None
+                # shtab completes the commands that the help lists by itself, which ours does not
+                listed = action._ChoicesPseudoAction(name, [], command.description or name)
+                action._choices_actions.append(listed)
+                _complete_paths(command, kind)
+        elif action.type is Path or action.dest == "params":
+            action.complete = kind  # type: ignore[attr-defined]

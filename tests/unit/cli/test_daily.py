@@ -1,0 +1,47 @@
+"""Commands of every day."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit import synthetic_log
+from tests.unit.cli.calls import PARAMS, Calls
+
+import blobpipe
+from blobpipe import cli
+from blobpipe.cli.paths import LOG
+from blobpipe.params import Notices, to_yaml
+from blobpipe.quicklook import run
+from blobpipe.quicklook.options import Options
+
+
+@pytest.mark.parametrize("words", [[], ["--watch"], ["--silent"]], ids=" ".join)
+def test_quicklook_has_its_folder_log_and_model(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    calls: Calls = []
+    for name in ("quicklook", "watch"):
+        monkeypatch.setattr(run, name, lambda *args, name=name: calls.append((name, args, {})))
+    told = PARAMS.model_copy(update={"notices": Notices(digest="daily")})
+    (folder / "params.yaml").write_text(to_yaml(told))
+    assert cli.main(["quicklook", "in", *words]) == 0
+    expected = told.model_copy(update={"notices": Notices()}) if words == ["--silent"] else told
+    options = Options(Path(LOG), Path(blobpipe.__file__).with_name("model.safetensors"), expected)
+    assert calls == [("watch" if "--watch" in words else "quicklook", (Path("in"), options), {})]
+
+
+def test_the_log_is_printed_without_hashes_unless_all_of_it_is_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_log.make_log(Path(LOG), 40).close()
+    assert cli.main(["log", "runs"]) == 0
+    out = capsys.readouterr().out
+    assert "aaa" not in out
+    assert "not shown: model_sha256" in out
+    assert cli.main(["log", "runs", "--wide"]) == 0
+    assert f" {'a' * 64} " in capsys.readouterr().out
+    assert cli.main(["log", "notices"]) == 0
+    assert capsys.readouterr().out == "notices: no rows\n"
+    assert cli.main(["log", "runs", "--out", "runs.csv"]) == 0
+    assert "a" * 64 in (folder / "runs.csv").read_text()

@@ -1,0 +1,52 @@
+"""Commands for images."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from tests.unit.cli.calls import PARAMS, Calls
+
+import blobpipe
+from blobpipe import cli
+from blobpipe.params import Params
+
+
+def test_check_answers_for_every_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = np.random.default_rng(1).normal(0, 0.01, (300, 300)).astype(np.float32)
+    fits.PrimaryHDU(image).writeto(folder / "good.fits")
+    (folder / "bad.fits").write_bytes(b"")
+    assert cli.main(["check", "good.fits"]) == 0
+    assert cli.main(["check", "bad.fits", "good.fits", "none.fits"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "good.fits",
+        "bad.fits",
+        "good.fits",
+        "none.fits",
+    ]
+    assert ["not usable" in line for line in lines] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_scan_needs_no_settings_but_takes_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    calls: Calls = []
+    scan = importlib.import_module("blobpipe.monitor.scan")
+    monkeypatch.setattr(
+        scan, "scan", lambda *args, **settings: calls.append(("", args, settings)) or 0
+    )
+    if not own:
+        (folder / "params.yaml").unlink()
+    assert cli.main(["scan", "a.fits", "b.fits", "--difference", "--out", "o"]) == 0
+    ((_, (paths, out, model, params), settings),) = calls
+    assert paths == [Path("a.fits"), Path("b.fits")]
+    assert out == Path("o")
+    assert model == Path(blobpipe.__file__).with_name("model.safetensors")
+    assert params == (PARAMS if own else Params())
+    expected = {"difference": True, "reference": None, "catalogue": None, "bad_pixels": []}
+    assert settings == {**expected, "operating_point": None}
