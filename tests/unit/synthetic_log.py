@@ -187,7 +187,12 @@ def log_history(connection: sqlite3.Connection, candidate: int, n_images: int = 
     depth = np.where(np.array(images) >= first["id"], STEP_FRAC, 0.0)
     measured = depth + DEPTH_ERR_FRAC * rng.standard_normal(len(images))
     rows = [
-        {"image": image, "candidate": candidate, "depth_frac": value, "depth_err_frac": DEPTH_ERR_FRAC}
+        {
+            "image": image,
+            "candidate": candidate,
+            "depth_frac": value,
+            "depth_err_frac": DEPTH_ERR_FRAC,
+        }
         for image, value in zip(images, measured.tolist(), strict=True)
     ]
     _insert_all(connection, "depths", rows)

@@ -231,12 +231,15 @@ def test_a_history_shows_every_depth_and_the_step(
         assert re.search(r"i\d{7}q_blob, .*%", figure.locator(".dot title").first.text_content())
         step = figure.locator("path.trend")
         assert step.count() == 1
-        heights = {float(y) for y in re.findall(r"[ ,](-?[\d.]+)(?=[ML ]|$)", step.get_attribute("d"))}
+        heights = {
+            float(y) for y in re.findall(r"[ ,](-?[\d.]+)(?=[ML ]|$)", step.get_attribute("d"))
+        }
         assert len(heights) == 2
 
         # It is in the picture, whole, and stands out of the background
         frame = figure.locator("svg").bounding_box()
-        assert 0 <= frame["x"] and frame["x"] + frame["width"] <= width
+        assert frame["x"] >= 0
+        assert frame["x"] + frame["width"] <= width
         assert frame["height"] > 100
         colors = page.evaluate(
             """path => [getComputedStyle(path).stroke, getComputedStyle(document.body).backgroundColor]""",

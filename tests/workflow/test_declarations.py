@@ -34,8 +34,7 @@ def test_a_stage_has_one_name_everywhere() -> None:
     sections = [
         name
         for name in Params.model_fields
-        if name
-        not in ("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
+        if name not in ("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
     assert [*names, *OPTIONAL] == list(commands.STAGES)
