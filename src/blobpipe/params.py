@@ -577,6 +577,14 @@ class Vetting(Section):
         3.0,
         description="counterpart: and in units of the noise of the mean that it is measured in.",
     )
+    hidden_shift_px: Positive = Field(
+        0.5,
+        description="counterpart: shift that moves in what the border has hidden of a known blob, and leaves no counterpart (px).",
+    )
+    hidden_frac: Fraction = Field(
+        0.1,
+        description="counterpart: share of a known blob without values from which the border cuts it (fraction).",
+    )
     known_px: Positive = Field(
         3.0,
         description="catalogued: a candidate within this distance of a known blob is that blob (px).",
@@ -612,8 +620,15 @@ class Detect(Section):
         description="One-sided confidence with which the budget is kept, as far as the number of "
         "images without a new blob allows (fraction).",
     )
+    n_draws: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Times that blobs and structure are superimposed on each training image to train the "
+        "joint score (count).",
+    )
     n_quiet: int = Field(
-        175,
+        340,
         ge=0,
         le=100_000,
         description="Simulated images without a new blob on which the threshold rests besides those "

@@ -20,6 +20,7 @@ from blobpipe.detection.match import near_blobs
 from blobpipe.detection.operating_point import OperatingPoint
 from blobpipe.detection.score import fit_weights, score_candidates
 from blobpipe.detection.search import (
+    Observation,
     observe,
     read_observation,
     read_pipeline_template,
@@ -223,7 +224,9 @@ def inject_training_frames(
     vetting: Vetting,
     instrument: Detector = DEFAULT,
 ) -> pd.DataFrame:
-    """Search the part of the training images that training has seen, with a blob on each subframe.
+    """Search the part of the training images that training has seen, with blobs and structure on it.
+
+    Each image is searched `Detect.n_draws` times, with other blobs each time.
 
     Parameters
     ----------
@@ -247,9 +250,16 @@ def inject_training_frames(
         name = images["frame"].iloc[i]
         known = blobs[first < i]
         observation = read_observation(images.iloc[i], known, difference_dir, template, instrument)
+        image = _read_scaled(scale_dir, name)
+        draws = [search_with_draw(observation, image, name, k) for k in range(params.n_draws)]
+        return pd.concat(draws, ignore_index=True)
+
+    def search_with_draw(
+        observation: Observation, image: Image, name: str, draw: int
+    ) -> pd.DataFrame:
         ny, nx = observation.difference.shape
         seen = (ny, part.border_px)
-        about = (params.seed, name, seen, observation.noise_frac)
+        about = (params.seed, name, draw, seen, observation.noise_frac)
         signal, injected = draw_practice(*about, pieces, instrument)
         signal = np.pad(signal, ((0, 0), (0, nx - part.border_px)))
 
@@ -258,7 +268,7 @@ def inject_training_frames(
         low, high, sigma = limits.loc[name, columns].to_numpy(np.float32)
         changed = observation.with_signal(signal)
         whitened = changed.whitened - observation.whitened
-        scaled = np.clip(_read_scaled(scale_dir, name) + np.nan_to_num(whitened) / sigma, low, high)
+        scaled = np.clip(image + np.nan_to_num(whitened) / sigma, low, high)
         found = changed.find_blobs(detector, peaks=detector.search(scaled), vetting=vetting)
         found = found[(found["x_px"] < part.border_px) & (found["status"] == "new")]
         is_blob = near_blobs(found, injected).any(axis=1)

@@ -39,10 +39,9 @@ CLUSTER_SOFTNESS_PX = (0.3, 1.4)
 CLUSTER_AXES = (0.6, 1.6)
 CLUSTER_SNR = (5.0, 40.0)
 
-# Largest radius of a cluster with its softness, over that of a blob at its place: where both are alike,
-# size cannot tell them apart, and the score is not to give up the smallest blobs for clusters that stack,
-# mask and persistence show
-CLUSTER_RATIO = 0.5
+# Largest radius of a cluster with its softness, over that of a blob at its place: no blob of a real image is
+# smaller than 0.59 of it
+CLUSTER_RATIO = 0.6
 
 # Smaller squares along each axis of one of 256 pixels (count), their side (px), and the fractions of
 # them that hold a blob and a cluster
@@ -55,6 +54,7 @@ CLUSTER_FRAC = 0.25
 def draw_practice(
     seed: int,
     frame: str,
+    draw: int,
     shape: tuple[int, int],
     noise_frac: float,
     pieces: Int16Array,
@@ -67,7 +67,9 @@ def draw_practice(
     seed : int
         Seed of the detect stage.
     frame : str
-        Name of the frame, which selects the random stream.
+        Name of the frame, which selects the random stream,
+    draw : int
+        together with the number of the draw for this frame, from 0.
     shape : (ny, nx)
         Shape of the image.
     noise_frac : float
@@ -84,7 +86,7 @@ def draw_practice(
     DataFrame
         x_px, y_px, radius_px of each blob.
     """
-    rng = stream(seed, "detect", frame)
+    rng = stream(seed, "detect", frame, draw)
     signal = np.zeros(shape, np.float32)
     blobs: list[tuple[float, float, float]] = []
     for top, left in product(*(range(0, side - tiles.SIDE + 1, tiles.SIDE) for side in shape)):

@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobpipe.detection.score import N_WEIGHTS, features, fit_weights, score_candidates
+from blobpipe.detection.score import (
+    LOWEST_SNR,
+    N_WEIGHTS,
+    features,
+    fit_weights,
+    score_candidates,
+)
 
 
 def drawn(n: int, seed: int = 1) -> tuple[pd.DataFrame, np.ndarray]:
@@ -33,6 +39,8 @@ def test_together_they_know_more_than_the_network_alone() -> None:
     found, is_blob = drawn(1000, seed=2)
     joint = score_candidates(found, weights)["score"].to_numpy()
     assert area(joint, is_blob) > area(found["score"].to_numpy(), is_blob) + 0.04
+    strong = found["snr"].to_numpy() >= LOWEST_SNR
+    joint, is_blob = joint[strong], is_blob[strong]
     for low, high in (
         (0.0, 0.2),
         (0.4, 0.6),
@@ -61,6 +69,25 @@ def test_a_good_fit_speaks_for_a_blob_and_a_bad_one_against() -> None:
         }
     )
     assert (np.diff(score_candidates(alike, weights)["score"]) < 0).all()
+
+
+def test_a_signal_that_the_fit_does_not_confirm_is_no_blob_whatever_the_network_says() -> None:
+    weights = fit_weights(*drawn(2000))
+    snrs = [9.0, 5.0, 4.8, 4.5, 4.0, np.nan]
+    alike = pd.DataFrame(
+        {
+            "score": 0.95,
+            "snr": snrs,
+            "misfit": 1.0,
+            "radius_ratio": 1.0,
+            "radius_px": 4.0,
+            "line_snr": 1.0,
+        }
+    )
+    score = score_candidates(alike, weights)["score"].to_numpy()
+    assert (np.diff(score) < 0).all()
+    assert score[1] > 0.5
+    assert (score[3:] < 0.2).all()
 
 
 def test_half_of_the_expected_radius_speaks_against_a_blob_and_an_unknown_one_not() -> None:

@@ -307,6 +307,33 @@ def test_a_counterpart_is_half_as_strong_and_above_the_noise(
     assert not _lies_across(fit, known, evidence(behind, noise=noise_frac))
 
 
+@pytest.mark.parametrize(
+    ("shift", "hidden", "found"),
+    [
+        ((0.6, 0.0), 3, True),  # over the border, towards the candidate
+        ((0.4, 0.0), 3, False),  # by too little
+        ((-0.6, 0.0), 3, False),  # away from the candidate
+        ((0.6, 0.0), 0, False),  # nothing of it is hidden
+        ((0.0, 0.6), 3, False),  # beside the candidate
+    ],
+)
+def test_a_known_blob_that_moved_in_over_the_border_leaves_no_counterpart(
+    shift: tuple[float, float], hidden: int, found: bool
+) -> None:
+    image = blob(86, 80, 3, 0.1)
+    image[:, : 77 + hidden] = np.nan if hidden else 0
+    known = pd.DataFrame({"x_px": [80.0], "y_px": [80.0], "radius_px": [4.0]})
+    done = vet_candidates(
+        told(86, 80, 3, 0.1, 30),
+        image,
+        Template(),
+        catalogue=known,
+        shift_px=shift,
+        noise_frac=NOISE,
+    )
+    assert (done["reason"][0] == "counterpart") == found
+
+
 def test_beyond_is_within_sixty_degrees_of_the_centre_s_direction() -> None:
     beyond = _beyond((10, 10), (14, 10), 21)
     rows, columns = np.mgrid[:21, :21]

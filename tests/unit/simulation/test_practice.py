@@ -25,7 +25,7 @@ def without_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_clusters")
 def test_blobs_are_as_strong_as_they_are_said_to_be_and_where() -> None:
-    signal, blobs = draw_practice(1, "frame", SHAPE, 0.01, PIECES)
+    signal, blobs = draw_practice(1, "frame", 0, SHAPE, 0.01, PIECES)
     assert len(blobs) > 10
     for blob in blobs.itertuples():
         row = round(blob.y_px)
@@ -37,7 +37,7 @@ def test_blobs_are_as_strong_as_they_are_said_to_be_and_where() -> None:
 
 
 def test_blobs_share_their_square_with_clusters_and_nothing() -> None:
-    blobs = pd.concat([draw_practice(1, f"frame{k}", SHAPE, 0.01, PIECES)[1] for k in range(20)])
+    blobs = pd.concat([draw_practice(1, f"frame{k}", 0, SHAPE, 0.01, PIECES)[1] for k in range(20)])
     expected = 20 * 12 * (1 - practice.CLUTTER_FRAC) * 9 * practice.BLOB_FRAC
     assert len(blobs) == pytest.approx(expected, rel=0.2)
 
@@ -45,7 +45,7 @@ def test_blobs_share_their_square_with_clusters_and_nothing() -> None:
 def test_most_blobs_have_the_size_of_their_place() -> None:
     ratios = []
     for k in range(40):
-        blobs = draw_practice(1, f"frame{k}", SHAPE, 0.01, PIECES)[1]
+        blobs = draw_practice(1, f"frame{k}", 0, SHAPE, 0.01, PIECES)[1]
         usual = DEFAULT.typical_radius(blobs["x_px"].to_numpy(), blobs["y_px"].to_numpy())
         ratios += (blobs["radius_px"] / usual).tolist()
     spread = np.log(ratios)
@@ -57,7 +57,7 @@ def test_a_square_without_blobs_shows_a_piece_of_clutter_in_units_of_the_noise()
     pieces = PIECES.copy()
     pieces[0, 10, 20] = 3 * clutter.STEP
     pieces[0, 11, 20] = clutter.NO_VALUE
-    signal, blobs = draw_practice(1, "frame", SHAPE, 0.01, pieces)
+    signal, blobs = draw_practice(1, "frame", 0, SHAPE, 0.01, pieces)
     with_blobs = set((blobs["x_px"] // 256 + 3 * (blobs["y_px"] // 256)).astype(int))
     others = set(range(12)) - with_blobs
     assert others
@@ -69,7 +69,7 @@ def test_a_square_without_blobs_shows_a_piece_of_clutter_in_units_of_the_noise()
 
 def test_clusters_keep_apart_from_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(practice, "SNR", (1e-6, 2e-6))
-    signal, blobs = draw_practice(2, "frame", SHAPE, 0.01, PIECES)
+    signal, blobs = draw_practice(2, "frame", 0, SHAPE, 0.01, PIECES)
     strong = np.argwhere(signal > 0.5 * signal.max())
     assert len(strong) > 0
     for y, x in strong:
@@ -80,7 +80,7 @@ def test_clusters_keep_apart_from_blobs(monkeypatch: pytest.MonkeyPatch) -> None
 def test_clusters_are_smaller_than_blobs_at_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(practice, "SNR", (1e-6, 2e-6))
     monkeypatch.setattr(practice, "CLUTTER_FRAC", 0.0)
-    signal = draw_practice(3, "frame", (1024, 1024), 0.01, PIECES)[0]
+    signal = draw_practice(3, "frame", 0, (1024, 1024), 0.01, PIECES)[0]
     corner = signal[768:, 768:]
     for y, x in np.argwhere(corner == ndimage.maximum_filter(corner, 41)):
         if corner[y, x] > 0.01:
@@ -91,10 +91,10 @@ def test_clusters_are_smaller_than_blobs_at_their_place(monkeypatch: pytest.Monk
 
 
 def test_frame_and_seed_alone_decide() -> None:
-    once, blobs = draw_practice(1, "frame", SHAPE, 0.01, PIECES)
-    again, same = draw_practice(1, "frame", SHAPE, 0.01, PIECES)
+    once, blobs = draw_practice(1, "frame", 0, SHAPE, 0.01, PIECES)
+    again, same = draw_practice(1, "frame", 0, SHAPE, 0.01, PIECES)
     np.testing.assert_array_equal(once, again)
     assert blobs.equals(same)
-    assert (once != draw_practice(2, "frame", SHAPE, 0.01, PIECES)[0]).any()
-    assert (once != draw_practice(1, "other", SHAPE, 0.01, PIECES)[0]).any()
-    assert draw_practice(1, "frame", (1024, 100), 0.01, PIECES)[1].empty
+    assert (once != draw_practice(2, "frame", 0, SHAPE, 0.01, PIECES)[0]).any()
+    assert (once != draw_practice(1, "other", 0, SHAPE, 0.01, PIECES)[0]).any()
+    assert draw_practice(1, "frame", 0, (1024, 100), 0.01, PIECES)[1].empty
