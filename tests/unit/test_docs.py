@@ -37,7 +37,7 @@ from blobpipe.monitor import catalogue, logbook, scan
 from blobpipe.networks import dense_network, loop, report_network
 from blobpipe.params import Params
 from blobpipe.simulation import augment, campaign, cutout
-from blobpipe.validation import completeness, evaluate, explore, regression, search
+from blobpipe.validation import completeness, deep, evaluate, explore, regression, search
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -265,6 +265,15 @@ def _completeness_metrics() -> Sequence[str]:
     return list(completeness.summarise(table, detectors, 1))
 
 
+def _deep_metrics() -> Sequence[str]:
+    found = pd.DataFrame(columns=list(deep.SUPERIMPOSED_COLUMNS), dtype=float)
+    rows = {name: [1.0] * len(deep.SINCE) for name in deep.COMPLETENESS_COLUMNS}
+    grid = pd.DataFrame(rows | {"n_since": deep.SINCE})
+    cases = pd.DataFrame(columns=list(deep.CASE_COLUMNS), dtype=float)
+    alarms = pd.DataFrame(columns=list(deep.ALARM_COLUMNS), dtype=float)
+    return [*deep.summarise(found, grid, cases, alarms, 1), "margins"]
+
+
 def _of_the_log(table: str) -> Sequence[str]:
     return list(logbook.table(logbook.connect(":memory:", make=True), table).columns)
 
@@ -295,6 +304,11 @@ KNOWN: dict[str, Sequence[str]] = {
     "results/completeness/injections.csv": completeness.INJECTION_COLUMNS,
     "results/completeness/completeness.csv": completeness.GRID_COLUMNS,
     "results/completeness/limits.csv": completeness.LIMIT_COLUMNS,
+    "results/deep/superimposed.csv": deep.SUPERIMPOSED_COLUMNS,
+    "results/deep/completeness.csv": deep.COMPLETENESS_COLUMNS,
+    "results/deep/cases.csv": deep.CASE_COLUMNS,
+    "results/deep/alarms.csv": deep.ALARM_COLUMNS,
+    "results/deep/metrics.json": _deep_metrics(),
     "results/explore/scores.csv": explore.SCORE_COLUMNS,
     "results/explore/embedding.csv": explore.EMBEDDING_COLUMNS,
     "results/search/trials.csv": search.TRIAL_COLUMNS,

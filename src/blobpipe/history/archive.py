@@ -113,7 +113,7 @@ def date_catalogue(
         If the catalogue cannot be read.
     """
     blobs = read_positions(catalogue, detector)
-    bad = bad_pixels or BadPixels()
+    bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     frames = _list_images(folder, bad, detector, threads)
     usable = frames[frames["status"] == "ok"].reset_index(drop=True)
     if len(usable) < landing.FEWEST:

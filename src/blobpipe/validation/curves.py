@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 matplotlib.use("Agg")
-from blobpipe.core import plotting
+from blobpipe.core import metrics, plotting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -331,3 +331,139 @@ def _draw_limits(axis: Axes, limits: pd.DataFrame, name: str) -> None:
         depth = 100 * limits[f"depth_{percent}_frac"]
         label = f"{plotting.NAMES[name]}, {percent} %"
         axis.plot(limits["radius_px"], depth, style, color=color, label=label)
+
+
+def deep_completeness(path: str | Path, grid: pd.DataFrame) -> None:
+    """Draw how faint the blobs are that are found within so many images since their landing.
+
+    Parameters
+    ----------
+    path : path
+    grid : DataFrame
+        ``completeness.csv`` of the stage deep.
+    """
+    import matplotlib.pyplot as plt
+
+    numbers = sorted(grid["n_since"].unique())
+    colors = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(numbers)))
+    markers = "os^Dvp"
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10, 4.2), sharex=True, sharey=True, layout="constrained"
+    )
+    for k, n_since in enumerate(numbers):
+        part = grid[grid["n_since"] == n_since].sort_values("snr")
+        errors = [
+            part["completeness"] - part["completeness_low"],
+            part["completeness_high"] - part["completeness"],
+        ]
+        label = f"{n_since} image" if n_since == 1 else f"{n_since} images"
+        style = {"color": colors[k], "marker": markers[k % len(markers)], "ms": 5}
+        left.errorbar(
+            part["snr"],
+            part["completeness"],
+            yerr=np.clip(errors, 0, None),
+            capsize=2,
+            label=label,
+            **style,
+        )
+        right.plot(part["snr"], part["optimum"], ls="--", label=label, **style)
+    left.set(
+        xscale="log",
+        xlabel="S/N on one image",
+        ylabel="superimposed blobs found (fraction)",
+        title="Found within so many images, with 95 % intervals",
+        ylim=(-0.03, 1.03),
+    )
+    levels = sorted(grid["snr"].unique())
+    left.set_xticks(levels, [f"{level:g}" for level in levels])
+    left.minorticks_off()
+    right.set(xlabel="S/N on one image", title="The upper limit: a matched filter that knows all")
+    left.legend(title="since the landing", fontsize=8)
+    plotting.save(figure, path)
+
+
+def landing_errors(path: str | Path, found: pd.DataFrame, coverage: float) -> None:
+    """Draw the errors of landing dates, and how often the interval holds them, by S/N.
+
+    Parameters
+    ----------
+    path : path
+    found : DataFrame
+        snr, error_images and within_interval of superimposed blobs; those without a date are left out.
+    coverage : float
+        Probability that an interval is meant to hold (fraction).
+    """
+    import matplotlib.pyplot as plt
+
+    dated = found[found["error_images"].notna()]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    edges = np.arange(-8.5, 9)
+    errors = np.clip(dated["error_images"].to_numpy(float), -8, 8)
+    left.hist(errors, edges, color=plotting.BLUE)
+    left.set(
+        xlabel="first image found minus true one (images; 8: or more)",
+        ylabel="superimposed blobs (count)",
+        title="Error of the landing when found",
+    )
+    groups = dated.groupby("snr")["within_interval"]
+    n = groups.size().to_numpy()
+    inside = groups.sum().to_numpy(float)
+    low, high = metrics.wilson_interval(inside, n)
+    share = inside / n
+    labels = [f"{snr:g}\n({count})" for snr, count in zip(groups.groups, n, strict=True)]
+    right.errorbar(
+        range(len(n)),
+        share,
+        yerr=np.clip([share - low, high - share], 0, None),
+        fmt="o",
+        capsize=2,
+        color=plotting.BLUE,
+    )
+    right.axhline(coverage, color=plotting.GREY, lw=0.8)
+    right.set_xticks(range(len(n)), labels)
+    right.set(
+        xlabel="S/N on one image (blobs)",
+        ylabel="interval holds the landing (fraction)",
+        title=f"Coverage of the {100 * coverage:g} % interval, with 95 % intervals",
+        ylim=(-0.03, 1.03),
+    )
+    plotting.save(figure, path)
+
+
+def deep_alarms(
+    path: str | Path, alarms: pd.DataFrame, thresholds: dict[int, float], n_images: int
+) -> None:
+    """Draw the false alarms of each depth against the threshold, and the thresholds that are set.
+
+    Parameters
+    ----------
+    path : path
+    alarms : DataFrame
+        ``alarms.csv`` of the stage deep.
+    thresholds : dict of float
+        Score, by number of images.
+    n_images : int
+        Images searched.
+    """
+    import matplotlib.pyplot as plt
+
+    colors = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(thresholds)))
+    figure, axis = plt.subplots(figsize=(5.8, 4.2), layout="constrained")
+    for color, (depth, threshold) in zip(colors, thresholds.items(), strict=True):
+        counted = alarms[(alarms["n_images"] == depth) & (alarms["persistent"] == 1)]
+        scores = np.sort(counted["score"].to_numpy(float))[::-1]
+        rate = 100 * np.arange(1, len(scores) + 1) / n_images
+        axis.step(_log_odds(scores), rate, where="post", color=color, label=f"{depth} images")
+        axis.axvline(_log_odds(threshold), color=color, ls=":", lw=1)
+    axis.set(
+        xlabel="threshold (log-odds of the score)",
+        ylabel="candidates above, without a blob (per 100 images)",
+        title="False alarms by depth; dotted: thresholds that are set",
+    )
+    axis.legend(fontsize=8)
+    plotting.save(figure, path)
+
+
+def _log_odds(score: Any) -> Any:
+    """Return the logarithm of score / (1 - score)."""
+    return np.log(score) - np.log1p(-np.asarray(score))

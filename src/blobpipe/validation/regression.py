@@ -352,7 +352,7 @@ def search_with_baselines(
         subframes = np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32)
         no_match = matched_filter.filter_subframes(subframes, filters.radii_px)
         return Answers(np.zeros((0, 4), np.int64), np.zeros(0), no_match, np.zeros((0, 2)))
-    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data
+    scaled = fits_images.read_pixels(fits_images.find_image(scale_dir, case.image.frame))
     odds = report.answer(scaled)
     peaks = report.point_at(scaled, odds >= report.threshold)
     return Answers(tiles.origins(scaled.shape), odds, filters.respond(scaled), peaks)
@@ -831,7 +831,7 @@ def _panel(
     cases: pd.DataFrame,
 ) -> plotting.Panel:
     """Make the panel of the subframe that holds a place, with the new blobs of its image."""
-    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, place.frame)).data
+    scaled = fits_images.read_pixels(fits_images.find_image(scale_dir, place.frame))
     origins = tiles.origins(scaled.shape)
     [index] = np.flatnonzero((origins[:, :2] == (place.row, place.col)).all(axis=1))
     subframe = standardised_subframes(scaled)[index : index + 1]
