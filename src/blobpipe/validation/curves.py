@@ -400,6 +400,7 @@ def landing_errors(path: str | Path, found: pd.DataFrame, coverage: float) -> No
         Probability that an interval is meant to hold (fraction).
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
 
     dated = found[found["error_images"].notna()]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -411,6 +412,8 @@ def landing_errors(path: str | Path, found: pd.DataFrame, coverage: float) -> No
         ylabel="superimposed blobs (count)",
         title="Error of the landing when found",
     )
+    left.xaxis.set_major_locator(MultipleLocator(2))
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
     groups = dated.groupby("snr")["within_interval"]
     n = groups.size().to_numpy()
     inside = groups.sum().to_numpy(float)
@@ -459,7 +462,8 @@ def deep_alarms(
         counted = alarms[(alarms["n_images"] == depth) & (alarms["persistent"] == 1)]
         scores = np.sort(counted["score"].to_numpy(float))[::-1]
         rate = 100 * np.arange(1, len(scores) + 1) / n_images
-        axis.step(_log_odds(scores), rate, where="post", color=color, label=f"{depth} images")
+        label = "1 image" if depth == 1 else f"{depth} images"
+        axis.step(_log_odds(scores), rate, where="post", color=color, label=label)
         axis.axvline(_log_odds(threshold), color=color, ls=":", lw=1)
     axis.set(
         xlabel="threshold (log-odds of the score)",
