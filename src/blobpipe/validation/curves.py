@@ -299,7 +299,7 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
 
     # The widest interval of any cell, on either side
     ends = grid[["completeness_low", "completeness_high"]].sub(grid["completeness"], axis=0)
-    widest = 100 * ends.abs().max(axis=None)
+    widest = 100 * float(np.abs(ends.to_numpy(float)).max())
     figure.suptitle(
         f"Injected blobs that are found; {grid['n'].min()} in each cell, "
         f"95 % intervals reach up to {widest:.0f} points"
