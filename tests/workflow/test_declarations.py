@@ -26,7 +26,7 @@ from stages import Stage, stages
 
 STAGES: dict[str, Stage] = stages(str(HERE / "dvc.yaml"))
 DETECTORS = [str(path.relative_to(HERE)) for path in (HERE / "src/blobpipe/detectors").iterdir()]
-OPTIONAL = ["explore", "search"]  # no stages of DVC, and only on request of Snakemake
+OPTIONAL = ["deep", "explore", "search"]  # no stages of DVC, and only on request of Snakemake
 NO_DEPS = {"__init__", "errors", "params"}  # settings are compared by value, errors make no output
 
 
@@ -35,8 +35,7 @@ def test_a_stage_has_one_name_everywhere() -> None:
     sections = [
         name
         for name in Params.model_fields
-        if name
-        not in ("detector", "bad_pixels", "vetting", "quicklook", "deep", "notices", "health")
+        if name not in ("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     ]
     assert [*names, *OPTIONAL] == sections  # the others are of the daily routine
     assert [*names, *OPTIONAL] == list(commands.STAGES)

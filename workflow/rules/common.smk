@@ -25,6 +25,7 @@ WORK_S = {
     "scale": 0.04,
     "detect": 0.13,
     "regression": 0.07,
+    "deep": 1.0,
     "quicklook": 3.1,
     "train": 1 / 310,
     "dense": 1 / 350,
