@@ -558,7 +558,7 @@ class Vetting(Section):
         "is 5 times its own.",
     )
     bright_stack_frac: Positive = Field(
-        0.5,
+        0.65,
         description="bright_stack: share of the signal by which the stack is brighter than around (fraction).",
     )
     dip_reach_radii: Positive = Field(
@@ -579,7 +579,11 @@ class Vetting(Section):
     )
     hidden_shift_px: Positive = Field(
         0.5,
-        description="counterpart: shift from which a crescent counts whose counterpart the border hides (px).",
+        description="counterpart: shift that moves in what the border has hidden of a known blob, and leaves no counterpart (px).",
+    )
+    hidden_frac: Fraction = Field(
+        0.1,
+        description="counterpart: share of a known blob without values from which the border cuts it (fraction).",
     )
     known_px: Positive = Field(
         3.0,
@@ -624,7 +628,7 @@ class Detect(Section):
         "joint score (count).",
     )
     n_quiet: int = Field(
-        340,
+        200,
         ge=0,
         le=100_000,
         description="Simulated images without a new blob on which the threshold rests besides those "
@@ -634,8 +638,20 @@ class Detect(Section):
 
 
 class Deep(Section):
-    """Search of the latest images together (not in the report)."""
+    """Search of the latest images together, and an optional stage that measures it (not in the report)."""
 
+    seed: Seed = Field(1, description="Seed of the blobs superimposed on the campaign's images.")
+    snrs: tuple[Positive, ...] = Field(
+        (1.3, 1.8, 2.5, 3.5, 5.0, 7.5),
+        min_length=1,
+        description="S/N of the superimposed blobs on a single image.",
+    )
+    n_landings: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Images from which superimposed blobs are there, evenly spaced (count).",
+    )
     margins: tuple[LogOdds, LogOdds, LogOdds, LogOdds, LogOdds] = Field(
         (2.0, 1.9, 1.6, 1.1, 1.6),
         description="By how much the thresholds of the latest 2, 4, 8, 16 and 32 images together lie above "
@@ -1104,10 +1120,10 @@ class Params(Section):
     dense: Dense = Dense()
     vetting: Vetting = Vetting()
     detect: Detect = Detect()
-    deep: Deep = Deep()
     evaluate: Evaluate = Evaluate()
     regression: Regression = Regression()
     completeness: Completeness = Completeness()
+    deep: Deep = Deep()
     explore: Explore = Explore()
     search: Search = Search()
     quicklook: Quicklook = Quicklook()
@@ -1324,7 +1340,7 @@ def to_yaml(params: Params) -> str:
             lines += [f"# {type(section).__doc__}", f"{name}:", *yaml_lines(section, "  "), ""]
         else:
             about = type(params).model_fields[name].description
-            lines += [f"# {about}", f"{name}: {json.dumps(section)}", ""]
+            lines += [f"# {about}", f"{name}: {_yaml_value(section)}", ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -1338,9 +1354,17 @@ def yaml_lines(section: Section, indent: str = "") -> Iterator[str]:
         elif isinstance(value, dict) and value:
             yield f"{indent}{key}:  # {field.description}"
             for name, item in section.model_dump(mode="json")[key].items():
-                yield f"{indent}  {name}: {json.dumps(item)}"
+                yield f"{indent}  {name}: {_yaml_value(item)}"
         else:
-            yield f"{indent}{key}: {json.dumps(value)}  # {field.description}"
+            yield f"{indent}{key}: {_yaml_value(value)}  # {field.description}"
+
+
+def _yaml_value(value: Any) -> str:
+    """Return a value as YAML on one line; text without quotes where YAML allows it, as DVC writes it back."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = yaml.safe_dump(value, width=MAX_BYTES, allow_unicode=True).removesuffix("...\n")
+    return plain.strip() if plain.strip() in (value, "''") else json.dumps(value)
 
 
 def json_schema() -> str:

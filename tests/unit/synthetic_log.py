@@ -20,6 +20,10 @@ FIRST_MJD = 55000.0
 CADENCE_DAYS = 0.6
 SIGHTINGS = 12  # of a blob, until the stack shows it too
 
+# Height of the step of a faint candidate, and the error of a depth (fraction of the light)
+STEP_FRAC = 0.006
+DEPTH_ERR_FRAC = 0.002
+
 Rows = list[dict[str, Any]]
 
 
@@ -164,6 +168,47 @@ def _log_candidate(
         reason = "seen again" if blob else "a streak"
         review = {"candidate": candidate, "decision": decision, "reviewer": "Ada", "reason": reason}
         logbook.insert(connection, "reviews", review | {"at": "2024-05-01T12:00:00.000Z"})
+
+
+def log_history(connection: sqlite3.Connection, candidate: int, n_images: int = 8) -> int:
+    """Log depths of a faint candidate, found in the mean of some images, and its landing; return how many depths."""
+    first = connection.execute(
+        "SELECT i.id, i.mjd FROM candidates c JOIN images i ON i.id = c.image WHERE c.id = ?",
+        (candidate,),
+    ).fetchone()
+    images = [
+        row["id"]
+        for row in connection.execute(
+            "SELECT id FROM images WHERE outcome = 'searched' AND id BETWEEN ? AND ?",
+            (first["id"] - 30, first["id"] + 20),
+        )
+    ]
+    rng = np.random.default_rng(candidate)
+    depth = np.where(np.array(images) >= first["id"], STEP_FRAC, 0.0)
+    measured = depth + DEPTH_ERR_FRAC * rng.standard_normal(len(images))
+    rows = [
+        {
+            "image": image,
+            "candidate": candidate,
+            "depth_frac": value,
+            "depth_err_frac": DEPTH_ERR_FRAC,
+        }
+        for image, value in zip(images, measured.tolist(), strict=True)
+    ]
+    _insert_all(connection, "depths", rows)
+    landing = {
+        "history": "landed",
+        "after_mjd": first["mjd"] - CADENCE_DAYS,
+        "before_mjd": first["mjd"],
+        "level_frac": 0.0,
+        "step_frac": STEP_FRAC,
+        "step_err_frac": 0.0006,
+    }
+    logbook.update(connection, "candidates", candidate, landing)
+    connection.execute(
+        "UPDATE detections SET n_images = ? WHERE candidate = ?", (n_images, candidate)
+    )
+    return len(images)
 
 
 def searched_end(connection: sqlite3.Connection) -> int:

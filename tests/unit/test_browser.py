@@ -210,6 +210,45 @@ def test_every_page_is_sound_for_everybody(browser: Any, site: Site, name: str) 
             heard.faults.clear()
 
 
+@pytest.mark.parametrize(("width", "scheme"), list(product(SIZES, SCHEMES)))
+def test_a_history_shows_every_depth_and_the_step(
+    browser: Any, own: Site, width: int, scheme: str
+) -> None:
+    log = logbook.connect(own.log)
+    with logbook.writing(log):
+        n_depths = synthetic_log.log_history(log, 4)
+    log.close()
+    with look(browser, own, width, scheme) as page:
+        page.goto(f"{own.address}/candidate/4")
+        figure = page.locator("figure.history")
+        words = figure.locator("figcaption").inner_text()
+        assert "found in the mean of 8 images" in words
+        assert re.search(r"landed between \d{4}-\d\d-\d\d and \d{4}-\d\d-\d\d \(90 %\)", words)
+
+        # Every depth is a dot with an error bar that says its image; the step is one line through them
+        assert figure.locator(".dot").count() == n_depths
+        assert figure.locator(".dot line").count() == n_depths
+        assert re.search(r"i\d{7}q_blob, .*%", figure.locator(".dot title").first.text_content())
+        step = figure.locator("path.trend")
+        assert step.count() == 1
+        heights = {
+            float(y) for y in re.findall(r"[ ,](-?[\d.]+)(?=[ML ]|$)", step.get_attribute("d"))
+        }
+        assert len(heights) == 2
+
+        # It is in the picture, whole, and stands out of the background
+        frame = figure.locator("svg").bounding_box()
+        assert frame["x"] >= 0
+        assert frame["x"] + frame["width"] <= width
+        assert frame["height"] > 100
+        colors = page.evaluate(
+            """path => [getComputedStyle(path).stroke, getComputedStyle(document.body).backgroundColor]""",
+            step.element_handle(),
+        )
+        assert colors[0] not in ("none", colors[1])
+        require_soundness(page)
+
+
 def test_axe_would_see_a_fault(browser: Any, site: Site) -> None:
     with tab(browser) as (page, _):
         page.goto(f"{site.address}/queue")

@@ -37,7 +37,7 @@ from blobpipe.monitor import catalogue, logbook, scan
 from blobpipe.networks import dense_network, loop, report_network
 from blobpipe.params import Params
 from blobpipe.simulation import augment, campaign, cutout
-from blobpipe.validation import completeness, evaluate, explore, regression, search
+from blobpipe.validation import completeness, deep, evaluate, explore, regression, search
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -170,6 +170,21 @@ def test_every_command_is_in_the_reference() -> None:
     assert sorted(shown) == sorted(commands.choices)  # type: ignore[arg-type]
 
 
+def test_every_module_is_in_the_python_interface() -> None:
+    """All but the command line, whose functions are its commands."""
+    source = ROOT / "src/blobpipe"
+    modules = {
+        ".".join(("blobpipe", *path.relative_to(source).with_suffix("").parts))
+        for path in source.rglob("[!_]*.py")
+    }
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^##+ (blobpipe\.[\w.]+)$", page, re.MULTILINE))
+    rooms = {path.parent.name for path in source.glob("*/__init__.py")}
+    hall = {name for name in modules if name.count(".") == 1 or name.split(".")[1] not in rooms}
+    assert {"blobpipe.errors", "blobpipe.params"} | (modules - hall) <= listed
+    assert listed <= modules | {f"blobpipe.{room}" for room in rooms}
+
+
 def test_relative_links_lead_somewhere() -> None:
     links = [
         (page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", _prose(page))
@@ -250,6 +265,15 @@ def _completeness_metrics() -> Sequence[str]:
     return list(completeness.summarise(table, detectors, 1))
 
 
+def _deep_metrics() -> Sequence[str]:
+    found = pd.DataFrame(columns=list(deep.SUPERIMPOSED_COLUMNS), dtype=float)
+    rows = {name: [1.0] * len(deep.SINCE) for name in deep.COMPLETENESS_COLUMNS}
+    grid = pd.DataFrame(rows | {"n_since": deep.SINCE})
+    cases = pd.DataFrame(columns=list(deep.CASE_COLUMNS), dtype=float)
+    alarms = pd.DataFrame(columns=list(deep.ALARM_COLUMNS), dtype=float)
+    return [*deep.summarise(found, grid, cases, alarms, 1), "margins"]
+
+
 def _of_the_log(table: str) -> Sequence[str]:
     return list(logbook.table(logbook.connect(":memory:", make=True), table).columns)
 
@@ -280,6 +304,11 @@ KNOWN: dict[str, Sequence[str]] = {
     "results/completeness/injections.csv": completeness.INJECTION_COLUMNS,
     "results/completeness/completeness.csv": completeness.GRID_COLUMNS,
     "results/completeness/limits.csv": completeness.LIMIT_COLUMNS,
+    "results/deep/superimposed.csv": deep.SUPERIMPOSED_COLUMNS,
+    "results/deep/completeness.csv": deep.COMPLETENESS_COLUMNS,
+    "results/deep/cases.csv": deep.CASE_COLUMNS,
+    "results/deep/alarms.csv": deep.ALARM_COLUMNS,
+    "results/deep/metrics.json": _deep_metrics(),
     "results/explore/scores.csv": explore.SCORE_COLUMNS,
     "results/explore/embedding.csv": explore.EMBEDDING_COLUMNS,
     "results/search/trials.csv": search.TRIAL_COLUMNS,

@@ -15,6 +15,7 @@ REGRESSION = "results/regression"
 DENSE = "results/dense"
 DETECT = "results/detect"
 COMPLETENESS = "results/completeness"
+DEEP = "results/deep"
 EXPLORE = "results/explore"
 SEARCH = "results/search"
 

@@ -11,6 +11,7 @@ from blobpipe.cli.paths import (
     CLIP,
     COMPLETENESS,
     CUTOUT,
+    DEEP,
     DENSE,
     DENSE_MODEL,
     DETECT,
@@ -18,6 +19,7 @@ from blobpipe.cli.paths import (
     EVALUATE,
     EXPLORE,
     MODEL,
+    OWN_MODEL,
     RAW,
     REGRESSION,
     SCALE,
@@ -164,6 +166,12 @@ def _completeness(args: argparse.Namespace) -> None:
     )
 
 
+def _deep(args: argparse.Namespace) -> None:
+    from blobpipe.validation.deep import measure_deep
+
+    measure_deep(RAW, DIFFERENCE, OWN_MODEL, DEEP, params_of(args))
+
+
 def _explore(args: argparse.Namespace) -> None:
     from blobpipe.validation.explore import explore
 
@@ -202,6 +210,10 @@ STAGES: dict[str, tuple[Callable[[argparse.Namespace], int | None], str]] = {
     "completeness": (
         _completeness,
         "inject blobs and count those that each detector finds: results/completeness",
+    ),
+    "deep": (
+        _deep,
+        "optional: measure the search of the latest images together: results/deep",
     ),
     "explore": (
         _explore,

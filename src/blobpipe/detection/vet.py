@@ -256,14 +256,32 @@ def has_a_counterpart(fit: Fit, evidence: Evidence) -> bool:
     apart = np.hypot(known[:, 0] - fit.x, known[:, 1] - fit.y)
     reach = params.dip_reach_radii * known[:, 2] + params.dip_margin_px
     near = known[apart <= reach] if np.isfinite(fit.radius) else known[:0]
-    return any(_lies_across(fit, blob, evidence) for blob in near)
+    return any(
+        _lies_across(fit, blob, evidence) or _moved_in_over_the_border(fit, blob, evidence)
+        for blob in near
+    )
+
+
+def _moved_in_over_the_border(fit: Fit, blob: FloatArray, evidence: Evidence) -> bool:
+    """Return whether the shift has moved a known blob that the border cuts towards the candidate.
+
+    What lay beyond the border is not in the stack, so it cannot be subtracted.
+    """
+    params = evidence.params
+    moved = np.asarray(evidence.shift)
+    forward = float(np.subtract((fit.x, fit.y), blob[:2]) @ moved) > 0
+    if not forward or float(np.hypot(*moved)) < params.hidden_shift_px:
+        return False
+    half = int(np.ceil(blob[2]))
+    left = round(blob[0]) - half
+    top = round(blob[1]) - half
+    window = cut_square(evidence.difference, left, top, 2 * half + 1)
+    disc = distance_from(blob[0] - left, blob[1] - top, 2 * half + 1) <= blob[2]
+    return bool(np.isnan(window[disc]).mean() >= params.hidden_frac)
 
 
 def _lies_across(fit: Fit, blob: FloatArray, evidence: Evidence) -> bool:
-    """Return whether a negative signal lies across the centre of a known blob (x, y, radius).
-
-    Where the border hides most of that side, the shift says whether a crescent belongs on this one.
-    """
+    """Return whether a negative signal lies across the centre of a known blob (x, y, radius)."""
     from scipy.ndimage import uniform_filter
 
     params = evidence.params
@@ -282,10 +300,6 @@ def _lies_across(fit: Fit, blob: FloatArray, evidence: Evidence) -> bool:
     here = distance_from(*place, len(mean)) <= max(fit.radius, 2.0)
     across = distance_from(*centre, len(mean)) <= reach
     across &= _beyond(place, centre, len(mean))
-    if np.isfinite(window[across]).mean() < 0.5:
-        moved = np.asarray(evidence.shift)
-        forward = float(np.subtract(place, centre) @ moved) > 0
-        return forward and float(np.hypot(*moved)) >= params.hidden_shift_px
     positive = float(mean[here].max(initial=0.0))
     negative = float(mean[across].min(initial=0.0))
     of_noise = params.min_counterpart_snr * evidence.noise / side

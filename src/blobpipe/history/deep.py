@@ -293,14 +293,47 @@ def find_deep_blobs(
 
     Parameters
     ----------
+    thresholds : dict of float
+        By number of images: score from which a candidate of that depth is a detection.
+    differences, template, detector, catalogue, vetting, instrument
+        As for `search_depths`.
+
+    Returns
+    -------
+    DataFrame
+        One row per place, from the depth in which it is clearest: the columns of `search_depths`. Detections alone,
+        whatever their status.
+    """
+    found = search_depths(
+        differences,
+        template,
+        detector,
+        catalogue=catalogue,
+        vetting=vetting,
+        instrument=instrument,
+    )
+    return merge_depths(above_thresholds(found, thresholds))
+
+
+def search_depths(
+    differences: list[DeepDifference],
+    template: Template,
+    detector: Detector,
+    *,
+    catalogue: pd.DataFrame | None = None,
+    vetting: Vetting | None = None,
+    instrument: Instrument = DEFAULT,
+) -> pd.DataFrame:
+    """List the candidates of each depth.
+
+    Parameters
+    ----------
     differences : list of DeepDifference
         From `Latest.differences`.
     template : Template
         That of the newest image, whose bad pixels and noise model are those of the deep differences, too, with
         the RMS map of `Latest.rms`.
     detector : Detector
-    thresholds : dict of float
-        By number of images: score from which a candidate of that depth is a detection.
     catalogue : DataFrame, optional
         x_px, y_px, radius_px of the blobs known before.
     vetting : Vetting, optional
@@ -310,8 +343,7 @@ def find_deep_blobs(
     Returns
     -------
     DataFrame
-        One row per place, from the depth in which it is clearest: the columns of `search.find_blobs` and
-        ``n_images``, the depth. Detections alone, whatever their status.
+        The columns of `search.find_blobs` and ``n_images``, the depth.
     """
 
     def search(deep: DeepDifference) -> pd.DataFrame:
@@ -319,25 +351,27 @@ def find_deep_blobs(
         below = replace(template, stack=deep.baseline, pattern=None)
         observation = observe(deep.difference, below, catalogue=catalogue, instrument=instrument)
         found = observation.find_blobs(detector, vetting=vetting)
-        found = found[found["score"] >= thresholds[deep.n_images]]
         return found.assign(n_images=deep.n_images)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(search, differences))
-    return merge_depths(found)
+    empty = pd.DataFrame(columns=[*DETECTION_COLUMNS, "probability", "n_images"])
+    return pd.concat(found, ignore_index=True) if found else empty
 
 
-def merge_depths(found: list[pd.DataFrame]) -> pd.DataFrame:
+def above_thresholds(found: pd.DataFrame, thresholds: dict[int, float]) -> pd.DataFrame:
+    """Return the candidates that are detections, by the threshold of their depth."""
+    return found[found["score"] >= found["n_images"].map(thresholds)]
+
+
+def merge_depths(found: pd.DataFrame) -> pd.DataFrame:
     """Return one row per place of detections of several depths: that of the highest S/N, new ones first.
 
     Parameters
     ----------
-    found : list of DataFrame
-        Detections of each depth, with x_px, y_px, snr, status and n_images.
+    found : DataFrame
+        Detections of all depths, with x_px, y_px, snr, status and n_images.
     """
-    if not found:
-        return pd.DataFrame(columns=[*DETECTION_COLUMNS, "probability", "n_images"])
-    every = pd.concat(found, ignore_index=True)
-    is_new = every["status"] == "new"
-    order = np.lexsort([-every["snr"].to_numpy(float), ~is_new.to_numpy()])
-    return without_repeats(every.iloc[order], NEAR_PX)
+    is_new = found["status"] == "new"
+    order = np.lexsort([-found["snr"].to_numpy(float), ~is_new.to_numpy(bool)])
+    return without_repeats(found.iloc[order], NEAR_PX)

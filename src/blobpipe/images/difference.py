@@ -336,12 +336,18 @@ def _read_rows(source: Source, rows: slice, wanted: int) -> tuple[list[Candidate
         read.insert(0, _read(source, start))
         candidates = _reject_other_noise([candidate for candidate, _ in read])
 
-    images = [
+    return candidates, _usable_images(candidates, read)
+
+
+def _usable_images(
+    candidates: list[Candidate], read: list[tuple[Candidate, Image | None]]
+) -> list[Image]:
+    """Return the images, as they were read, of the candidates that are not rejected."""
+    return [
         image
         for candidate, (_, image) in zip(candidates, read, strict=True)
         if image is not None and not candidate.reason
     ]
-    return candidates, images
 
 
 def _reject_other_noise(candidates: list[Candidate]) -> list[Candidate]:
@@ -532,19 +538,21 @@ def reference(
     blobs = _catalogue(raw_dir, detector)
 
     # Read on until enough images are usable
+    read: list[tuple[Candidate, Image | None]] = []
     members: list[Candidate] = []
-    images: list[Image] = []
-    stop = 0
-    while len(members) < params.stack_size and stop < n_listed:
-        stop = min(stop + params.stack_size - len(members), n_listed)
-        read, images = _read_rows(source, slice(0, stop), 0)
-        members = [candidate for candidate in read if not candidate.reason]
+    while len(members) < params.stack_size and len(read) < n_listed:
+        n_missing = params.stack_size - len(members)
+        rows = range(len(read), min(len(read) + n_missing, n_listed))
+        read += [_read(source, row) for row in rows]
+        candidates = _reject_other_noise([candidate for candidate, _ in read])
+        members = [candidate for candidate in candidates if not candidate.reason]
     if len(members) < params.stack_size:
         raise FrameError(
             f"{raw_dir}: found {len(members)} usable images, expected at least difference.stack_size="
             f"{params.stack_size}; add images or lower it"
         )
 
+    images = _usable_images(candidates, read)
     registered = _register(images, members, params, blobs, detector)
     known = blobs[blobs["first"] <= members[-1].row]
     stack = _stack(registered.images, registered.rows, params, known, registered.shifts)

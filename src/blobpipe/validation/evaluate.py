@@ -699,7 +699,9 @@ def _draw_galleries(
             drawn.append(plotting.Panel(title, pixels[i], maps[i], circles))
         return drawn
 
-    title = "circles: superimposed blobs; contours: saliency; number: probability of a blob"
+    title = (
+        f"{plotting.NAMES['report']}, with the probability of a blob; circles: superimposed blobs"
+    )
     positive = table["probability"] >= params.threshold
     blob = table["label"] == 1
 

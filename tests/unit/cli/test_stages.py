@@ -175,6 +175,16 @@ EXPECTED: dict[str, Calls] = {
             },
         )
     ],
+    "deep": [
+        (
+            "validation.deep.measure_deep",
+            (
+                *(f"{D}/raw", f"{D}/difference", f"{C}/detect/model.safetensors"),
+                *(f"{C}/deep", PARAMS),
+            ),
+            {},
+        )
+    ],
     "explore": [
         (
             "validation.explore.explore",
@@ -218,7 +228,7 @@ def test_a_stage_calls_its_function_with_the_fixed_folders(
 def test_every_stage_of_the_settings_is_a_command() -> None:
     # those are of the daily routine
     stages = set(Params.model_fields) - {
-        *("detector", "bad_pixels", "vetting", "quicklook", "deep", "notices", "health")
+        *("detector", "bad_pixels", "vetting", "quicklook", "notices", "health")
     }
     assert set(STAGES) == stages == {command.split()[0] for command in EXPECTED}
 

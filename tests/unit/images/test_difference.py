@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -296,6 +297,24 @@ def test_bad_pixels_have_no_value_and_the_headers_name_their_files(
         assert "BPXCOUNT" not in fits_images.read_frame(tmp_path / "plain" / path.name).header
     pattern = fits_images.read_plane(tmp_path / "masked" / "reference.fits.fz", "PATTERN")
     assert np.isfinite(pattern).all()
+
+
+def test_the_reference_reads_each_image_once(
+    campaign_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where early ones cannot be used, so that later ones take their place."""
+    names = some(campaign_dir, tmp_path / "raw", 6)["frame"]
+    for name in (names[0], names[2]):
+        (tmp_path / "raw" / f"{name}.fits.fz").write_bytes(b"damaged")
+    rows = []
+
+    def read(source: Any, row: int, reader: Any = difference._read) -> Any:
+        rows.append(row)
+        return reader(source, row)
+
+    monkeypatch.setattr(difference, "_read", read)
+    difference.reference(tmp_path / "raw", tmp_path / "out", Difference(stack_size=3))
+    assert rows == [0, 1, 2, 3, 4]
 
 
 def test_too_few_images_for_the_reference(campaign_dir: Path, tmp_path: Path) -> None:

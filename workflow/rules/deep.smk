@@ -1,0 +1,97 @@
+# Measure the search of the latest images together. Optional, as explore is: only `snakemake deep` runs it.
+rule deep:
+    input:
+        images=RAW_IMAGES,
+        frames="data/raw/frames.csv",
+        blobs=CATALOGUE,
+        reference="data/difference/reference.fits.fz",
+        difference=STAGE_FILES["difference"],
+        model="results/detect/model.safetensors",
+        code=expand(
+            "src/blobpipe/{module}.py",
+            module=[
+                "core/arrays",
+                "core/blob_shapes",
+                "core/cutouts",
+                "core/detector",
+                "core/files",
+                "core/fits_images",
+                "core/hdus",
+                "core/metrics",
+                "core/plotting",
+                "core/random_streams",
+                "core/tables",
+                "core/threads",
+                "core/unpack",
+                "detection/detectors",
+                "detection/fit",
+                "detection/lines",
+                "detection/match",
+                "detection/matched_filter",
+                "detection/operating_point",
+                "detection/score",
+                "detection/search",
+                "detection/size_law",
+                "detection/thresholds",
+                "detection/vet",
+                "history/deep",
+                "history/depths",
+                "history/landing",
+                "images/bad_pixels",
+                "images/bpixtab",
+                "images/clip",
+                "images/difference",
+                "images/noise",
+                "images/pattern",
+                "images/register",
+                "images/scale",
+                "images/stack",
+                "images/template",
+                "images/tiles",
+                "images/whiten",
+                "networks/dense",
+                "networks/dense_network",
+                "networks/fused",
+                "networks/fused_gpu",
+                "networks/fused_loops",
+                "networks/kernels",
+                "networks/loop",
+                "networks/model_file",
+                "networks/report_network",
+                "networks/saliency",
+                "simulation/augment",
+                "simulation/clutter",
+                "simulation/cutout",
+                "simulation/held_out",
+                "simulation/inject",
+                "simulation/recipes",
+                "simulation/render",
+                "simulation/render_gpu",
+                "simulation/stamps",
+                "validation/curves",
+                "validation/deep",
+            ],
+        ),
+    output:
+        metrics=report("results/deep/metrics.json", caption="../report/deep_metrics.rst", category="Deep search"),
+        tables=multiext("results/deep/", "superimposed.csv", "completeness.csv", "cases.csv", "alarms.csv"),
+        completeness=report(
+            "results/deep/completeness.png", caption="../report/deep_completeness.rst", category="Deep search"
+        ),
+        landing=report("results/deep/landing.png", caption="../report/landing.rst", category="Deep search"),
+        alarms=report("results/deep/alarms.png", caption="../report/deep_alarms.rst", category="Deep search"),
+    log:
+        "logs/deep.log",
+    benchmark:
+        "logs/deep.tsv"
+    conda:
+        "../envs/blobpipe.yaml"
+    threads: 2
+    resources:
+        cpus_per_task=2,
+        mem_mb=6000,
+        runtime=minutes("deep", len(ROWS)),
+    params:
+        settings=settings_of("deep", "detector", "detect.false_alarms_per_100_frames", "detect.confidence", "difference", "clip", "scale", "vetting"),
+    shell:
+        "blobpipe deep 2>&1 | tee {log} >&2"
