@@ -51,6 +51,16 @@ NAMES = {
     "dense": "blobpipe",
 }
 
+# What kinds of frames are called on the figure
+KIND_NAMES = {
+    "white": "white\nnoise",
+    "one_over_f": "1/f noise",
+    "one_over_f_strong": "strong\n1/f noise",
+    "soft_clusters": "soft\nclusters",
+    "halved": "half of\nthe noise",
+    "doubled": "twice\nthe noise",
+}
+
 # Package that a detector needs beyond those of blobpipe
 PACKAGES = {"sep": "sep", "daofind": "photutils", "segmentation": "photutils"}
 
@@ -413,12 +423,13 @@ def draw(path: Path, table: pd.DataFrame) -> None:
         position = np.arange(len(part)) + 0.11 * (k - (len(detectors) - 1) / 2)
         axis.vlines(position, part[lowest], part[highest], color=color, lw=1.5)
         axis.plot(position, part[middle], marker, color=color, ls="", label=NAMES[name])
-    axis.set_xticks(range(len(kinds)), [kind.replace("_", "\n", 1) for kind in kinds])
+    axis.set_xticks(range(len(kinds)), [KIND_NAMES.get(kind, kind) for kind in kinds])
     axis.set(
         xlabel="kind of frame",
         ylabel="recall of blobs of S/N 4 to 20 (fraction)",
         ylim=(-0.03, 1.03),
-        title="at 0.25 false alarms per frame; lines: at 0.05 to 1",
+        title=f"Recall at 0.25 false alarms per frame (lines: at 0.05 to 1), "
+        f"{table['n_blobs'].min()} blobs of each kind",
     )
     figure.legend(loc="outside right center")
     plotting.save(figure, path)

@@ -29,6 +29,7 @@ from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 from blobpipe.core import fits_images, tables
+from blobpipe.core.plotting import STYLE
 from blobpipe.images import difference, tiles
 from blobpipe.images.clip import clip
 from blobpipe.images.noise import clean_noise
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+matplotlib.rcParams.update(STYLE)
+
 DOCS = Path(__file__).resolve().parent
 IMG = DOCS / "img"
 MAX_BYTES = 300_000
+DPI = 100  # of pictures, which are mostly noise and compress badly
 GREYS = 40  # enough for the eye, and noise compresses badly
 # colour-blind safe, bright on grey
 BLUE = "#56B4E9"
@@ -142,16 +146,21 @@ def real_pair(image_path: Path, stack_path: Path) -> Pair:
 
 def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
     """Difference and median stack side by side, one row for each pair."""
-    figure, axes = plt.subplots(len(pairs), 2, figsize=(10.6, 5.6 * len(pairs)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(pairs), 2, figsize=(10.6, 6.2 * len(pairs)), squeeze=False, layout="constrained"
+    )
     for (name, (image, stack, blobs)), row in zip(pairs.items(), axes, strict=True):
         for axis, data, what in zip(
             row, (image, stack), ("difference", "median stack"), strict=True
         ):
             noise = clean_noise(data)
             show(axis, data, 3 * noise, binned=2)
-            axis.set_title(f"{name} {what}: noise {noise:.4f} per pixel", fontsize=10)
+            axis.set_title(
+                f"{name} {what}: noise {noise:.4f} of the light per pixel,\n"
+                "means of 2 x 2, -3 (black) to 3 sigma (white)"
+            )
         circle(row[0], blobs, BLUE)
-    figure.tight_layout()
+    figure.suptitle("Light lost; circles: new blobs")
     save(figure, path)
 
 
@@ -174,18 +183,18 @@ def draw_steps(path: Path, root: Path) -> None:
         "rotated, flipped": (recipes, noise, 0),
         "another copy": (recipes, noise, 1),
     }
-    figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.2))
+    figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.6), layout="constrained")
     for (title, (step, sigma, copy)), axis in zip(steps.items(), axes.flat, strict=True):
         show(
             axis,
             render.render_subframes(scene, step, np.array([row]), copy=copy, noise_sigma=sigma)[0],
             3.0,
         )
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title)
     first, last = recipes.first_blob[row : row + 2]
     for _, x, y in recipes.blob[first:last]:
         axes[0, 2].add_patch(Circle((x, y), 14, fill=False, ec=BLUE, lw=1.2))
-    figure.tight_layout()
+    figure.suptitle("A training subframe, step by step: -3 (black) to 3 sigma (white)")
     save(figure, path)
 
 
@@ -217,21 +226,23 @@ def draw_detection(path: Path, root: Path) -> None:
     new = blobs[blobs["first_frame"] == case.frame]
     x0, y0 = (int(value) for value in origins[index, 2:])
 
-    figure, (whole, part, seen) = plt.subplots(1, 3, figsize=(14.4, 5.0), width_ratios=(1, 1, 1))
+    figure, (whole, part, seen) = plt.subplots(1, 3, figsize=(14.4, 5.4), layout="constrained")
     show(whole, image, 3 * clean_noise(image), binned=2)
     for (x, y), p in zip(origins[:, 2:], probability, strict=True):
         if p >= Params().evaluate.threshold:
             whole.add_patch(
                 Rectangle((x, y), tiles.SIDE, tiles.SIDE, fill=False, ec=ORANGE, lw=1.5)
             )
-    whole.set_title("difference image, subframes called blob in orange", fontsize=10)
+    whole.set_title("difference image; orange: subframes called blob")
     show(part, subframes[index], 3.0, origin=(x0, y0))
-    part.set_title(f"subframe: blob with probability {probability[index]:.2f}", fontsize=10)
+    part.set_title(f"subframe: blob with probability {probability[index]:.2f}")
     show(seen, heat, float(heat.max()), origin=(x0, y0), cmap="magma", low=0.0)
-    seen.set_title("saliency: where the network looks", fontsize=10)
+    seen.set_title(f"saliency, 0 to {heat.max():.2g} logits per sigma")
     for axis in (whole, part, seen):
         circle(axis, new, BLUE)
-    figure.tight_layout()
+    figure.suptitle(
+        "The report's network; circles: new blobs; images: -3 (black) to 3 sigma (white)"
+    )
     save(figure, path)
 
 
@@ -290,7 +301,7 @@ def circle(axis: Axes, blobs: pd.DataFrame, colour: str) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Write a small PNG of few colours, the same bytes each time."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
+    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
     plt.close(figure)
     image = (
         Image.open(content).convert("RGB").quantize(palette=_palette(), dither=Image.Dither.NONE)

@@ -1,4 +1,7 @@
-"""What was measured: numbers of ``results/*/metrics.json``, as the documentation shows them."""
+"""What was measured: numbers of ``results/*/metrics.json``, as the documentation shows them.
+
+Those of the packaged model (stage ``model``) are in a file beside it, whatever has been run since.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ UNKNOWN = "not measured yet"
 
 
 def metrics_file(stage: str) -> Path:
-    """Where a stage leaves its numbers."""
+    """Where a stage leaves its numbers, and the packaged model its own."""
+    if stage == "model":
+        return ROOT / "src" / "blobpipe" / "model.json"
     return ROOT / "results" / stage / "metrics.json"
 
 

@@ -628,7 +628,7 @@ class Detect(Section):
         "joint score (count).",
     )
     n_quiet: int = Field(
-        340,
+        200,
         ge=0,
         le=100_000,
         description="Simulated images without a new blob on which the threshold rests besides those "
@@ -1340,7 +1340,7 @@ def to_yaml(params: Params) -> str:
             lines += [f"# {type(section).__doc__}", f"{name}:", *yaml_lines(section, "  "), ""]
         else:
             about = type(params).model_fields[name].description
-            lines += [f"# {about}", f"{name}: {json.dumps(section)}", ""]
+            lines += [f"# {about}", f"{name}: {_yaml_value(section)}", ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -1354,9 +1354,17 @@ def yaml_lines(section: Section, indent: str = "") -> Iterator[str]:
         elif isinstance(value, dict) and value:
             yield f"{indent}{key}:  # {field.description}"
             for name, item in section.model_dump(mode="json")[key].items():
-                yield f"{indent}  {name}: {json.dumps(item)}"
+                yield f"{indent}  {name}: {_yaml_value(item)}"
         else:
-            yield f"{indent}{key}: {json.dumps(value)}  # {field.description}"
+            yield f"{indent}{key}: {_yaml_value(value)}  # {field.description}"
+
+
+def _yaml_value(value: Any) -> str:
+    """Return a value as YAML on one line; text without quotes where YAML allows it, as DVC writes it back."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    plain = yaml.safe_dump(value, width=MAX_BYTES, allow_unicode=True).removesuffix("...\n")
+    return plain.strip() if plain.strip() in (value, "''") else json.dumps(value)
 
 
 def json_schema() -> str:

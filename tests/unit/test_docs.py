@@ -170,6 +170,21 @@ def test_every_command_is_in_the_reference() -> None:
     assert sorted(shown) == sorted(commands.choices)  # type: ignore[arg-type]
 
 
+def test_every_module_is_in_the_python_interface() -> None:
+    """All but the command line, whose functions are its commands."""
+    source = ROOT / "src/blobpipe"
+    modules = {
+        ".".join(("blobpipe", *path.relative_to(source).with_suffix("").parts))
+        for path in source.rglob("[!_]*.py")
+    }
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^##+ (blobpipe\.[\w.]+)$", page, re.MULTILINE))
+    rooms = {path.parent.name for path in source.glob("*/__init__.py")}
+    hall = {name for name in modules if name.count(".") == 1 or name.split(".")[1] not in rooms}
+    assert {"blobpipe.errors", "blobpipe.params"} | (modules - hall) <= listed
+    assert listed <= modules | {f"blobpipe.{room}" for room in rooms}
+
+
 def test_relative_links_lead_somewhere() -> None:
     links = [
         (page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", _prose(page))

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import blobpipe
+from blobpipe.core import files
 from blobpipe.core.blob_shapes import SHAPES, blob_profile
 from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.detection.search import find_blobs
 from blobpipe.networks import model_file
 from blobpipe.params import Params
+from blobpipe.validation import regression
 
 ROOT = Path(__file__).parents[2]
 MODEL = Path(blobpipe.__file__).with_name("model.safetensors")
@@ -47,6 +50,22 @@ def test_it_is_that_of_the_last_default_run() -> None:
         point.threshold
         == json.loads((ROOT / "results/detect/metrics.json").read_text())["threshold"]
     )
+
+
+def test_its_numbers_lie_beside_it() -> None:
+    """They are regression's metrics of this very file, and they have passed."""
+    numbers = json.loads(MODEL.with_suffix(".json").read_text(encoding="utf-8"))
+    assert numbers["dense_sha256"] == files.sha256(MODEL)
+    assert numbers["dense_threshold"] == pytest.approx(
+        load_dense_detector(MODEL).threshold, abs=1e-5
+    )
+    assert regression.failed_thresholds(numbers, Params().regression) == []
+
+
+def test_the_model_page_shows_them_whatever_was_run() -> None:
+    page = (ROOT / "docs/model.md").read_text(encoding="utf-8")
+    assert "{measured}`model dense_recall_snr_gt_7`" in page
+    assert "{measured}`regression" not in page
 
 
 def test_it_finds_clear_blobs_and_keeps_its_budget() -> None:

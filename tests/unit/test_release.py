@@ -94,6 +94,7 @@ def test_the_wheel_holds_code_model_and_detectors(built: Path) -> None:
         entry_points = archive.read(points).decode()
     assert {
         "blobpipe/model.safetensors",
+        "blobpipe/model.json",
         "blobpipe/detectors/wfc3_ir.yaml",
         "blobpipe/detectors/roman_wfi.yaml",
         "blobpipe/monitor/store.sql",

@@ -97,6 +97,27 @@ def test_a_whole_run_with_kills_ends_as_a_local_one(
     assert project.is_at_rest()
 
 
+def test_what_jobs_finish_after_their_run_was_killed_is_kept(
+    pristine: Project, copy_of: Callable[[Project], Project], slurm: dict[str, str]
+) -> None:
+    """Nobody has ended them, and nothing has changed since; from then on there is a record of their settings."""
+    project = copy_of(pristine)
+    process = project.start("snakemake", *ON_SLURM, "stage_scale", **slurm)
+    project.wait_for("data/difference/frames-000.csv", process)
+    kill(process)
+    while jobs(slurm):
+        time.sleep(0.1)
+    assert (project.root / "data/scale/frames-000.csv").exists()
+    made = project.made()
+    assert "difference" not in project.planned()
+    printed = project.run("snakemake", "--cores", "1", "stage_scale")
+    assert "finished by jobs of the run that was killed, kept: difference, clip, scale" in printed
+    assert project.made() == made
+    project.set("clip", "factor", 0.6)
+    assert {"clip", "scale"} <= project.planned_stages()
+    assert "difference" not in project.planned_stages()
+
+
 def test_a_failing_job_says_why(project: Project, slurm: dict[str, str]) -> None:
     project.run("dvc", "remove", "campaign")
     blobs = project.root / "data/raw/blobs.csv"

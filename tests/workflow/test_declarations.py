@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import json
 import re
 import subprocess
 import sys
@@ -210,8 +211,7 @@ def test_constraints_know_what_every_extra_asks_for() -> None:
 
 def test_the_environment_of_conda_has_what_the_jobs_import() -> None:
     """Each rule runs commands of the package and scripts of the workflow in it."""
-    lines = (HERE / "workflow/envs/blobpipe.yaml").read_text()
-    [extras] = re.findall(r"-e \.\./\.\.\[([\w,]+)\]", lines)
+    extras = _extras_of_conda()
     installed = {name.replace("-", "_").lower() for name in _requirements(extras.split(","))}
     imported = set()
     for path in (HERE / "workflow/scripts").glob("*.py"):
@@ -226,6 +226,31 @@ def test_the_environment_of_conda_has_what_the_jobs_import() -> None:
     assert "psutil" in foreign
     assert foreign - installed == set()
     assert {"explore", "search"} <= set(extras.split(","))
+
+
+@pytest.mark.slow
+def test_the_environment_of_conda_resolves() -> None:
+    """With the pinned versions, which are those of this environment, there is nothing but the package to install."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-index", "--quiet"]
+    package = f"{HERE}[{_extras_of_conda()}]"
+    constraints = ["--no-build-isolation", "-c", str(HERE / "constraints.txt")]
+    done = subprocess.run(
+        [*command, *constraints, "--report", "-", package],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    installed = json.loads(done.stdout)["install"]
+    assert [item["metadata"]["name"] for item in installed] == ["blobpipe"]
+
+
+def _extras_of_conda() -> str:
+    """The extras of the package that the jobs' environment is made with."""
+    lines = (HERE / "workflow/envs/blobpipe.yaml").read_text()
+    assert "- -c ../../constraints.txt" in lines
+    [extras] = re.findall(r"-e \.\./\.\.\[([\w,]+)\]", lines)
+    return extras
 
 
 def test_table_of_contents_is_short() -> None:

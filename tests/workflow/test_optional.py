@@ -6,12 +6,13 @@ import csv
 import os
 import signal
 import sqlite3
+import time
 
 import psutil
 import pytest
 import yaml
 
-from .conftest import Project
+from .conftest import Project, kill
 
 
 @pytest.mark.long
@@ -55,8 +56,35 @@ def test_back_processing_runs_on_request_alone_and_keeps_its_log(project: Projec
     log.commit()
     project.run("snakemake", "--cores", "2", "--force", "quicklook")
     assert log.execute("SELECT count(*) FROM images").fetchone()[0] == len(images)
-    assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 2
     assert log.execute("SELECT count(*) FROM reviews").fetchone()[0] == 1
+
+
+@pytest.mark.long
+def test_an_archive_is_back_processed_in_batches_and_a_killed_one_goes_on(project: Project) -> None:
+    """One batch after the other, each in order of date; what was searched before the kill is not searched again."""
+    code = project.root / "src/blobpipe/core/tables.py"
+    assert "\nBATCH = 64\n" in code.read_text()
+    code.write_text(code.read_text().replace("\nBATCH = 64\n", "\nBATCH = 4\n"))
+    command = (
+        *("snakemake", "--cores", "2", "--allowed-rules", "quicklook", "quicklook_batch"),
+        *("--", "quicklook"),
+    )
+    process = project.start(*command)
+    project.wait_for("quicklook/batches/001.done", process)
+    log = sqlite3.connect(project.root / "quicklook/log.sqlite")
+    while (n_logged := log.execute("SELECT count(*) FROM images").fetchone()[0]) < 10:
+        assert process.poll() is None
+        time.sleep(0.05)
+    kill(process)
+    project.run(*command)
+    names = sorted(path.name for path in (project.root / "data/raw").glob("*.fits.fz"))
+    rows = log.execute("SELECT name || '.fits.fz', run FROM images ORDER BY id").fetchall()
+    assert [name for name, _ in rows] == names
+    assert n_logged < len(names)
+    assert [run for _, run in rows] == sorted(run for _, run in rows)
+    done = sorted((project.root / "quicklook/batches").iterdir())
+    assert [path.name for path in done] == [f"{batch:03d}.done" for batch in range(4)]
+    assert log.execute("SELECT count(*) FROM runs").fetchone()[0] == 5
 
 
 SEARCHED = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from .conftest import HERE, Project
 sys.path.insert(0, str(HERE / "workflow/scripts"))
 import reconcile
 import records
+import run_lock
 import stages
 
 TABLES = [f"data/clip/frames-{batch:03d}.csv" for batch in range(3)]
@@ -43,16 +46,26 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ..
         Path(path).write_text("frame\n")
         os.utime(path, (1000 + number, 1000 + number))
     for path in (SEEN, REPLACED):
-        name = urlsafe_b64encode(path.encode()).decode()
-        Path(".snakemake/metadata", name).write_text(json.dumps({"endtime": 1000.0}))
+        record("metadata", path, {"endtime": 1000.0})
     calls: list[tuple[str, ...]] = []
 
     def snakemake(*words: str) -> Any:
         calls.append(words)
+        if words[0] == "--touch":
+            for path in words[words.index("--") + 1 :]:
+                if path in TABLES:
+                    record("metadata", path, {"endtime": Path(path).stat().st_mtime})
         return type("Done", (), {"returncode": 0})
 
     monkeypatch.setattr(reconcile, "snakemake", snakemake)
     return calls
+
+
+def record(kind: str, path: str, content: dict[str, Any]) -> None:
+    """Write one of Snakemake's own records."""
+    name = urlsafe_b64encode(path.encode()).decode()
+    Path(".snakemake", kind).mkdir(exist_ok=True)
+    Path(".snakemake", kind, name).write_text(json.dumps(content))
 
 
 def committed(monkeypatch: pytest.MonkeyPatch, status: list[Any], *, here: bool) -> None:
@@ -109,6 +122,82 @@ def test_what_was_edited_by_hand_is_left_to_its_commit(
     reconcile.reconcile({"clip": TABLES})
     assert aged() == []
     assert asked == []
+
+
+def killed_on_slurm(begun: float) -> None:
+    """Leave what a run leaves that had its jobs on SLURM and was killed: it began at a time, with settings of its own."""
+    Path("params.yaml").write_text("clip: {}\n")
+    run_lock.OWNER.write_text(json.dumps([{"executor": "slurm"}]))
+    os.utime(run_lock.OWNER, (begun, begun))
+    run_lock.SNAKEMAKE_LOCKS.mkdir()
+    (run_lock.SNAKEMAKE_LOCKS / "0.output.lock").touch()
+
+
+@pytest.fixture
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of DVC."""
+    monkeypatch.setattr(records, "cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_what_jobs_have_finished_after_their_run_was_killed_is_kept(
+    asked: list[tuple[str, ...]], no_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = time.time() + 10
+    killed_on_slurm(begun)
+    for path in (REPLACED, UNSEEN):
+        os.utime(path, (begun + 5, begun + 5))
+    reconcile.reconcile({"clip": TABLES}, reconcile.begun_unchanged(["params.yaml"]))
+    assert aged() == []
+    assert [words[0] for words in asked] == ["--touch"]
+    assert asked[0][-3:] == ("--", REPLACED, UNSEEN)
+    assert capsys.readouterr().err == "finished by jobs of the run that was killed, kept: clip\n"
+
+
+def changed_settings(no_cache: Path) -> None:
+    os.utime(run_lock.OWNER, (time.time() - 10, time.time() - 10))
+
+
+def ended_well(no_cache: Path) -> None:
+    (run_lock.SNAKEMAKE_LOCKS / "0.output.lock").unlink()
+
+
+def ran_here(no_cache: Path) -> None:
+    begun = run_lock.OWNER.stat().st_mtime
+    run_lock.OWNER.write_text(json.dumps([{"executor": "local"}]))
+    os.utime(run_lock.OWNER, (begun, begun))
+
+
+def cut_off(no_cache: Path) -> None:
+    for path in TABLES:
+        record("incomplete", path, {})
+
+
+def checked_out(no_cache: Path) -> None:
+    digest = hashlib.md5(Path(UNSEEN).read_bytes()).hexdigest()
+    (no_cache / digest[:2]).mkdir(parents=True)
+    (no_cache / digest[:2] / digest[2:]).touch()
+
+
+def older(no_cache: Path) -> None:
+    for path in (REPLACED, UNSEEN):
+        os.utime(path, (1001, 1001))
+
+
+@pytest.mark.parametrize(
+    "spoil", [changed_settings, ended_well, ran_here, cut_off, checked_out, older]
+)
+def test_what_a_job_may_have_made_otherwise_is_made_anew(
+    asked: list[tuple[str, ...]], no_cache: Path, spoil: Callable[[Path], None]
+) -> None:
+    begun = time.time() + 10
+    killed_on_slurm(begun)
+    for path in (REPLACED, UNSEEN):
+        os.utime(path, (begun + 5, begun + 5))
+    spoil(no_cache)
+    reconcile.reconcile({"clip": TABLES}, reconcile.begun_unchanged(["params.yaml"]))
+    assert aged() == [REPLACED, UNSEEN]
+    assert [words[0] for words in asked] == ["--cleanup-metadata"]
 
 
 @pytest.mark.long

@@ -26,7 +26,7 @@ WORK_S = {
     "detect": 0.13,
     "regression": 0.07,
     "deep": 1.0,
-    "quicklook": 1.5,
+    "quicklook": 3.1,
     "train": 1 / 310,
     "dense": 1 / 350,
 }
@@ -95,6 +95,11 @@ def up_to(batch):
 def each_batch(pattern):
     """Return one path per batch."""
     return [pattern.format(batch=f"{number:03d}") for number in range(len(BATCHES))]
+
+
+def batch_before(pattern, batch):
+    """Return the path of the batch before one; an empty list for the first."""
+    return each_batch(pattern)[: int(batch)][-1:]
 
 
 try:

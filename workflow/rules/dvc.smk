@@ -4,7 +4,7 @@
 #   dvc_NAME    commits them to DVC as soon as a Snakemake run has made them.
 from dvc_bridge import fingerprint, pointers
 from failures import Failures
-from reconcile import check_inputs, drop_surplus_batches, reconcile, refresh
+from reconcile import begun_unchanged, check_inputs, drop_surplus_batches, reconcile, refresh
 from records import BridgeError, enabled, is_inner, stamp
 from run_lock import BusyError, claim, hold, note_executor, owners, refuse_if_busy
 from slurm import SlurmError, refuse_endless_waits, tell_reasons
@@ -20,6 +20,7 @@ if "campaign" not in stages():
 try:
     if workflow.is_main_process and not is_inner():
         MODE = mode(dry=workflow.output_settings.dryrun)
+        BEGUN = begun_unchanged(["params.yaml", "dvc.yaml", *SOURCES, *PARAMS.bad_pixels.files])
         if MODE == "run":
             claim()
             check_inputs()
@@ -31,7 +32,7 @@ try:
         if MODE != "errand":
             refresh(SOURCES)
             if enabled():
-                reconcile(STAGE_FILES)
+                reconcile(STAGE_FILES, BEGUN)
 except (BusyError, BridgeError, BlobpipeError, OSError) as error:
     raise WorkflowError(str(error))
 

@@ -10,13 +10,16 @@ checkout, pull, exp apply, git):
 
 A stage whose files were replaced since its last commit is looked at again, by content.
 
-What neither of the two vouches for is made anew too: a job on a cluster that ends after its run was killed leaves files, but
-no record of their settings, and Snakemake alone would keep them whatever the settings are by then.
+A job on a cluster that ends after its run was killed leaves files, but no record of their settings, and Snakemake alone would
+keep them whatever the settings are by then. They are adopted if nothing that a person changes (settings, code, the user's images)
+has changed since that run began. What nobody vouches for is made anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable
@@ -26,8 +29,10 @@ from typing import Any
 from records import (
     HOME,
     NOTES,
+    cached,
     dvc,
     existing,
+    is_unfinished,
     known,
     listed_images,
     look,
@@ -38,6 +43,7 @@ from records import (
     stamp,
     versions,
 )
+from run_lock import cut_off
 from stages import stages
 
 Files = dict[str, list[str]]
@@ -57,13 +63,26 @@ def refresh(sources: Iterable[str]) -> None:
     seen.touch()
 
 
-def reconcile(files: Files) -> None:
+def begun_unchanged(sources: Iterable[str]) -> float:
+    """Return when the last run here began, if it was killed and its jobs went on without it; else infinity.
+
+    So it is if one of some files has changed since: a job would make something else now. Ask before this run writes itself down.
+    """
+    begun = cut_off()
+    # no tool can set the time of a file's last change of any kind
+    changed = max(Path(path).stat().st_ctime for path in existing(sources))
+    return begun if changed < begun else math.inf
+
+
+def reconcile(files: Files, begun: float = math.inf) -> None:
     """Adopt what others made, age what agrees with nothing, look again at what was touched.
 
     Parameters
     ----------
     files : dict
         The files that the rules of each stage declare.
+    begun : float
+        From `begun_unchanged`: files that jobs have finished later are what they would make now.
 
     Raises
     ------
@@ -71,6 +90,7 @@ def reconcile(files: Files) -> None:
         If what is to be adopted was damaged in DVC's cache, which DVC does not notice. A plan does not look: that takes
         minutes for ten thousand images.
     """
+    _keep_unseen(files, begun)
     recorded = versions()
     there = [name for name in files if existing(set(files[name]) - set(stages()[name].metrics))]
     committed = [name for name in there if name in recorded]
@@ -91,6 +111,31 @@ def reconcile(files: Files) -> None:
         _look_again(name, files[name], recorded[name], faults.get(name))
     _remake({name: faults[name] for name in foreign if name in faults}, files)
     _adopt(adopted, recorded)
+
+
+def _keep_unseen(files: Files, begun: float) -> None:
+    """Let Snakemake take over what jobs of the last run have finished unseen."""
+    if begun == math.inf:
+        return
+    unseen = {
+        name: [path for path in _strange(files[name]) if _is_of_a_job(path, begun)]
+        for name in files
+    }
+    names = [name for name, paths in unseen.items() if paths]
+    if not names:
+        return
+    print(f"finished by jobs of the run that was killed, kept: {', '.join(names)}", file=sys.stderr)
+    paths = [path for name in names for path in unseen[name]]
+    rules = [rule for name in names for rule in stages()[name].rules]
+    snakemake("--touch", "--force", "--cores", "1", "--allowed-rules", *rules, "--", *paths)
+
+
+def _is_of_a_job(path: str, begun: float) -> bool:
+    """Return whether a job that was not cut off has made a file since a time, and not `dvc checkout`."""
+    if Path(path).stat().st_mtime < begun or is_unfinished(path):
+        return False
+    digest = hashlib.md5(Path(path).read_bytes()).hexdigest()
+    return not cached(digest).exists()
 
 
 def check_inputs() -> None:

@@ -170,12 +170,21 @@ def look(made: Iterable[str]) -> str:
 
 def made_here(path: str) -> bool:
     """Whether a file is the one that Snakemake's own record in this folder is about: it was made by a job that ended here."""
-    record = Path(".snakemake/metadata", urlsafe_b64encode(path.encode()).decode())
     try:
-        ended = json.loads(record.read_text(encoding="utf-8"))["endtime"]
+        ended = json.loads(_record("metadata", path).read_text(encoding="utf-8"))["endtime"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # no record, or none that can be read: made anew, which is safe
     return bool(ended == Path(path).stat().st_mtime)
+
+
+def is_unfinished(path: str) -> bool:
+    """Return whether a job that makes a file was begun and has not ended."""
+    return _record("incomplete", path).exists()
+
+
+def _record(kind: str, path: str) -> Path:
+    """Return where Snakemake keeps a record of a file."""
+    return Path(".snakemake", kind, urlsafe_b64encode(path.encode()).decode())
 
 
 # ---------------------------------------------------------------- files

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import json
+import math
 import os
 import platform
 import sys
@@ -112,6 +113,12 @@ def owners() -> list[dict[str, Any]]:
     except (FileNotFoundError, json.JSONDecodeError):
         return []
     return found
+
+
+def cut_off() -> float:
+    """Return when the last run here began, if it was killed and its jobs were on SLURM; else infinity."""
+    on_cluster = any(owner.get("executor") == "slurm" for owner in owners())
+    return OWNER.stat().st_mtime if on_cluster and _is_locked() else math.inf
 
 
 def refuse_if_busy(candidates: list[dict[str, Any]]) -> None:

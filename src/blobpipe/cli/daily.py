@@ -64,8 +64,14 @@ def _add_quicklook(commands: Commands, shared: SharedOptions) -> None:
         "--silent", action="store_true", help="do not queue notices (for a backlog of images)"
     )
     quicklook.add_argument("--again", action="store_true", help="search rejected images once more")
-    quicklook.add_argument(
+    which = quicklook.add_mutually_exclusive_group()
+    which.add_argument(
         "--watch", action="store_true", help="keep running and search images as they arrive"
+    )
+    which.add_argument(
+        "--batch",
+        type=int,
+        help="process only this batch of the images in FOLDER/frames.csv (default: all of the folder)",
     )
     quicklook.set_defaults(work=_quicklook)
 
@@ -86,6 +92,7 @@ def _quicklook(args: argparse.Namespace) -> None:
         again=args.again,
         bad_pixels=tuple(args.bad_pixels),
         operating_point=args.operating_point,
+        batch=args.batch,
     )
     if args.watch:
         run.watch(args.folder, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ GROUPS = {
     ),
     "images": ("check", "scan", "calibrate", "history"),
     "settings and results of the pipeline": ("params", "gate", "report"),
-    "stages of the pipeline, which Snakemake and DVC run": tuple(STAGES),
 }
+
+# Columns of the help, whose stages are listed by name alone: the whole of it fits one screen
+WIDTH = 80
 
 # A command line of each, for its help; a stage is called without options
 EXAMPLES = {
@@ -90,7 +93,9 @@ def _describe_commands(parser: argparse.ArgumentParser, commands: Commands) -> N
         lines.append(f"{group}:")
         lines += [f"  {name:12} {commands.choices[name].description}" for name in names]
         lines.append("")
-    lines.append("'blobpipe COMMAND --help' describes a command, with an example.")
+    lines.append("stages of the pipeline, which Snakemake and DVC run:")
+    lines += textwrap.wrap(", ".join(STAGES), WIDTH, initial_indent="  ", subsequent_indent="  ")
+    lines += ["", "'blobpipe COMMAND --help' describes a command or a stage, with an example."]
     parser.epilog = "\n".join(lines)
     # argparse itself would leave out what has no help
     parser.usage = "%(prog)s [-h] [--version] [--completion SHELL] COMMAND ..."

@@ -38,7 +38,9 @@ def _add_gate(commands: Commands, shared: SharedOptions) -> None:
         description="exit with status 1 unless the regression test passed",
     )
     gate.add_argument(
-        "--against", metavar="REV", help="also list the cases won and lost since a git revision"
+        "--against",
+        metavar="REV",
+        help="also list the cases that each network won and lost since a git revision",
     )
     gate.set_defaults(work=_gate)
 

@@ -263,6 +263,24 @@ def integers(file: hdus.File, hdu: hdus.HDU) -> Int64Array | None:
     return values ^ np.int64(-(2**63))
 
 
+def read_pixels(path: str | Path) -> Float32Array:
+    """Read the image of a file that a stage has written, as it is: no border is put back, no other card looked up.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
+
+    Raises
+    ------
+    FrameError
+        If the file holds no image, or cannot be read.
+    """
+    path = Path(path)
+    with hdus.opened(path, IMAGE) as file:
+        _, image = _science_image(path, file, "SCI")
+        return plane(file, image)
+
+
 def read_plane(path: str | Path, name: str) -> Float32Array:
     """Read the image of a given EXTNAME from a file that `write_images` wrote.
 

@@ -37,6 +37,23 @@ STYLES = {
 # Resolution of figures (pixels per inch)
 DPI = 110
 
+# The style of every figure; nothing is written smaller than SMALL (points)
+SMALL = 9
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "figure.titlesize": 12,
+    "legend.fontsize": SMALL,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+}
+matplotlib.rcParams.update(STYLE)
+
+# Levels of the contours of a gallery, in shares of the highest saliency of all its panels
+CONTOURS = (0.2, 0.4, 0.8)
+
 
 def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
     """Write a figure as PNG under a temporary name, rename it, and close it.
@@ -75,20 +92,23 @@ def contact_sheet(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(3, 8, figsize=(16, 6.6), squeeze=False)
-    for label, block in ((0, axes[:, :4]), (1, axes[:, 4:])):
-        for axis in block.flat:
+    figure = plt.figure(figsize=(14, 5.8), layout="constrained")
+    halves = figure.subfigures(1, 2, wspace=0.03)
+    names = ("no blob superimposed", "1-5 blobs superimposed (bright)")
+    for label, (half, name) in enumerate(zip(halves, names, strict=True)):
+        half.suptitle(name, fontsize=11)
+        axes = half.subplots(3, 4)
+        for axis in axes.flat:
             axis.set_axis_off()
-        for axis, image in zip(block.flat, subframes[labels == label], strict=False):
+        for axis, image in zip(axes.flat, subframes[labels == label], strict=False):
             axis.imshow(image, origin="lower", cmap="gray", vmin=-3, vmax=3)
-    figure.text(0.31, 0.905, "no blob superimposed", ha="center")
-    figure.text(0.71, 0.905, "1-5 blobs superimposed (bright)", ha="center")
-    figure.suptitle(f"{title}: -3 (black) to 3 sigma (white)")
+    ny, nx = subframes.shape[1:]
+    figure.suptitle(f"{title}: {nx} x {ny} px, -3 (black) to 3 sigma (white)")
     save(figure, path)
 
 
-def history(path: str | Path, table: pd.DataFrame, loss: str) -> None:
-    """Draw loss and accuracy against the epoch.
+def history(path: str | Path, table: pd.DataFrame, loss: str, name: str) -> None:
+    """Draw loss and accuracy of a network against the epoch.
 
     Parameters
     ----------
@@ -97,20 +117,23 @@ def history(path: str | Path, table: pd.DataFrame, loss: str) -> None:
         ``history.csv``: epoch, train_loss, val_loss, val_accuracy.
     loss : str
         Name and unit of the loss.
+    name : str
+        Name of the network, one of `NAMES`.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     left.plot(table["epoch"], table["train_loss"], "o-", color=BLUE, label="training")
     left.plot(table["epoch"], table["val_loss"], "s--", color=ORANGE, label="validation")
-    left.set(xlabel="epoch", ylabel=loss, title="Loss")
-    left.legend()
+    left.set(ylabel=loss, title="Loss")
     right.plot(table["epoch"], table["val_accuracy"], "s--", color=ORANGE)
-    right.set(
-        xlabel="epoch",
-        ylabel="accuracy on validation (fraction)",
-        title="Accuracy at probability 0.5",
-    )
+    right.set(ylabel="accuracy on validation (fraction)", title="Accuracy at probability 0.5")
+    for axis in (left, right):
+        axis.set(xlabel="epoch (count)", xlim=(0.5, len(table) + 0.5))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure.suptitle(f"Training of the {NAMES[name]}")
+    figure.legend(loc="outside lower center", ncols=2)
     save(figure, path)
 
 
@@ -121,7 +144,8 @@ def draw_detection(
     origin: tuple[int, int],
     peak: tuple[float, float],
     title: str,
-    map_name: str = "saliency",
+    map_name: str = "saliency (logits per sigma)",
+    limits: tuple[float, float] | None = None,
 ) -> None:
     """Draw a positive subframe, or a detection, beside the network's map of it, the peak marked on both.
 
@@ -135,6 +159,8 @@ def draw_detection(
     peak : (x, y)
         Peak of the map in the subframe (px).
     title, map_name : str
+    limits : (low, high), optional
+        Ends of the map's colour scale; its lowest and highest value by default.
     """
     ny, nx = subframe.shape
     sheet = _new_sheet(ny, nx)
@@ -145,8 +171,9 @@ def draw_detection(
     for picture, mark, data in zip(sheet.pictures, sheet.marks, (subframe, saliency), strict=True):
         picture.set(data=data, extent=extent)
         mark.set_data([x_peak], [y_peak])
-    sheet.pictures[1].autoscale()
-    sheet.figure.axes[1].set_title(map_name, y=1)
+    low, high = limits or (float(saliency.min()), float(saliency.max()))
+    sheet.pictures[1].set_clim(low, high)
+    sheet.figure.axes[1].set_title(f"{map_name}, {low:.2g} to {high:.2g}", y=1)
     sheet.figure.suptitle(title, wrap=True)
     save(sheet.figure, path, box=None)
 
@@ -208,7 +235,7 @@ class Panel(NamedTuple):
     image : ndarray, shape (ny, nx)
         In sigma.
     saliency : ndarray, shape (ny, nx)
-        Drawn as contours at a half and at nine tenths of its highest value.
+        In logits per sigma; drawn as contours at the same levels in all panels.
     circles : ndarray, shape (n, 3)
         x, y, radius of the true blobs (px).
     """
@@ -232,7 +259,9 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
     import matplotlib.pyplot as plt
 
     columns = max(1, *(len(panels) for panels in rows.values()))
-    figsize = (2.5 * columns + 0.6, 2.9 * len(rows) + 0.5)
+    highest = max((panel.saliency.max() for line in rows.values() for panel in line), default=0.0)
+    levels = highest * np.array(CONTOURS)
+    figsize = (2.5 * columns + 0.6, 2.9 * len(rows) + 0.8)
     figure, axes = plt.subplots(len(rows), columns, figsize=figsize, squeeze=False)
     for (name, panels), line in zip(rows.items(), axes, strict=True):
         line[0].annotate(
@@ -248,15 +277,18 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
             # Matplotlib would measure ticks again and again, although they are off
             axis.set(xticks=[], yticks=[])
         for axis, panel in zip(line, panels, strict=False):
-            _draw_panel(axis, panel)
+            _draw_panel(axis, panel, levels)
+    drawn = ", ".join(f"{level:.2g}" for level in levels)
     figure.suptitle(
-        f"{title}; 256 x 256 px in means of 2 x 2, -2 (black) to 2 sigma (white)", fontsize=10
+        f"{title}; contours: saliency, {drawn} logits per sigma in every panel\n"
+        "256 x 256 px in means of 2 x 2, -2 (black) to 2 sigma (white)",
+        fontsize=10,
     )
     figure.tight_layout()
     save(figure, path)
 
 
-def _draw_panel(axis: Axes, panel: Panel) -> None:
+def _draw_panel(axis: Axes, panel: Panel, levels: npt.NDArray[np.float64]) -> None:
     """Draw a subframe with contours of its saliency map and circles around its true blobs."""
     from matplotlib.patches import Circle
 
@@ -268,13 +300,14 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     axis.imshow(
         binned, origin="lower", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest"
     )
-    peak = panel.saliency.max()
-    if peak > 0:
-        axis.contour(panel.saliency / peak, [0.5, 0.9], colors=ORANGE, linewidths=0.8)
+    # Matplotlib warns of contours that a panel does not reach
+    reached = levels[levels < panel.saliency.max()]
+    if len(reached):
+        axis.contour(panel.saliency, reached, colors=ORANGE, linewidths=0.9)
     for x, y, radius in panel.circles:
-        axis.add_patch(Circle((x, y), radius + 4, fill=False, ec=BLUE, lw=1.2))
+        axis.add_patch(Circle((x, y), radius + 6, fill=False, ec=BLUE, lw=1.4, zorder=3))
     axis.set(xlim=(-0.5, nx - 0.5), ylim=(-0.5, ny - 0.5))
-    axis.set_title(panel.title, fontsize=8)
+    axis.set_title(panel.title, fontsize=SMALL)
 
 
 def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "subframes") -> None:
@@ -293,7 +326,7 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
     figure, (upper, lower) = plt.subplots(
         2,
         1,
-        figsize=(5.4, 5.6),
+        figsize=(6.2, 6.0),
         sharex=True,
         gridspec_kw={"height_ratios": [3, 1]},
         layout="constrained",
@@ -317,9 +350,9 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
         edges = [*table["probability_low"], 1.0]
         lower.stairs(table["n"], edges, color=color, ls=line)
     upper.set(ylabel=f"{of} with a blob (fraction)", title="Calibration, with 95 % intervals")
-    upper.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=len(tables))
     lower.set(xlabel="probability of a blob (fraction)", ylabel=f"{of} (count)")
     # A logarithmic axis cannot show zeros alone
     if any(table["n"].any() for table in tables.values()):
-        lower.set_yscale("log")
+        lower.set(yscale="log", ylim=(0.6, None))
     save(figure, path)

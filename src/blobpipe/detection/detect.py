@@ -293,7 +293,7 @@ def _no_candidates(detector: DenseDetector) -> pd.DataFrame:
 
 
 def _read_scaled(scale_dir: str | Path, frame: str) -> Image:
-    return fits_images.read_frame(fits_images.find_image(scale_dir, frame)).data
+    return fits_images.read_pixels(fits_images.find_image(scale_dir, frame))
 
 
 def count_alarms(

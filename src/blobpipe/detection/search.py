@@ -269,7 +269,7 @@ def read_observation(
     """
     path = fits_images.find_image(difference_dir, image["frame"])
     return observe(
-        fits_images.read_frame(path).data,
+        fits_images.read_pixels(path),
         replace(template, rms=fits_images.find_plane(path, "SCATTER")),
         catalogue=known,
         shift_px=(float(image["shift_x_px"]), float(image["shift_y_px"])),

@@ -209,7 +209,7 @@ def score_held_out(
 
     def scores(i: np.int64) -> pd.DataFrame:
         path = fits_images.find_image(scale_dir, names[i])
-        scaled = fits_images.read_frame(path).data
+        scaled = fits_images.read_pixels(path)
         return pd.DataFrame(
             {
                 "frame": names[i],

@@ -113,7 +113,7 @@ def date_catalogue(
         If the catalogue cannot be read.
     """
     blobs = read_positions(catalogue, detector)
-    bad = bad_pixels or BadPixels()
+    bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     frames = _list_images(folder, bad, detector, threads)
     usable = frames[frames["status"] == "ok"].reset_index(drop=True)
     if len(usable) < landing.FEWEST:
@@ -332,8 +332,14 @@ def draw_histories(path: Path, blobs: pd.DataFrame, histories: list[History]) ->
         axis.set_axis_off()
     for axis, k in zip(axes.flat, order, strict=False):
         draw_history(axis, histories[k], found[k])
-        axis.set_title(f"{blobs['blob'].iloc[k]}{_interval_text(found[k])}", fontsize=9)
+        axis.set_title(
+            f"{blobs['blob'].iloc[k]}{_interval_text(found[k])}", fontsize=plotting.SMALL
+        )
         axis.locator_params(axis="x", nbins=4)
+    figure.suptitle(
+        "Depth on each image, with its error (one sigma); orange: the fitted step; "
+        "blue: when the blob landed (90 %)"
+    )
     figure.supxlabel("date (MJD)")
     figure.supylabel("depth (% of the light)")
     figure.tight_layout()

@@ -202,8 +202,8 @@ def each_frame(
             out = Path(out_dir) / f"{frame}.fits.fz"
             row = {"frame": frame, "status": "ok", "reason": "", "sha256": ""}
             try:
-                image = fits_images.read_frame(fits_images.find_image(in_dir, frame))
-                data, done = work(image.data)
+                image = fits_images.read_pixels(fits_images.find_image(in_dir, frame))
+                data, done = work(image)
             except FrameError as error:
                 log.warning("%s rejected: %s", frame, error)
                 out.unlink(missing_ok=True)  # the image of an earlier run

@@ -193,7 +193,12 @@ def write_differences(
     for number, rows in enumerate(batches):
         if batch not in (None, number):
             continue
-        source = Source(Path(raw_dir), table, bad_pixels or BadPixels(), detector)
+        source = Source(
+            Path(raw_dir),
+            table,
+            bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq),
+            detector,
+        )
         done = _subtract_batch(source, Path(out_dir), params, blobs, rows)
         tables.write_table(Path(out_dir) / f"frames-{number:03d}.csv", pd.DataFrame(done))
 
@@ -527,7 +532,7 @@ def reference(
     FrameError
         If there are fewer usable images than a stack takes.
     """
-    bad = bad_pixels or BadPixels()
+    bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     source = Source(Path(raw_dir), tables.read_frame_list(raw_dir), bad, detector)
     n_listed = len(source.table)
     blobs = _catalogue(raw_dir, detector)

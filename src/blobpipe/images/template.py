@@ -122,7 +122,7 @@ def read_template(
         raise FrameError(f"{path}: not found, expected a median stack; name one")
     if isinstance(catalogue, str | Path):
         catalogue = tables.read_known(catalogue, ("x_px", "y_px", "radius_px"), detector)
-    bad = bad_pixels or BadPixels()
+    bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     stack = bad.blank(fits_images.read_image(path, detector), path).data
     rms = bad.blank_cells(fits_images.find_plane(path, "SCATTER"))
     template = make_template(stack, rms, catalogue)

@@ -140,16 +140,13 @@ def export_blobs(
     # everything has been read and checked before the first file is written
     write_regions(out_dir / "blobs.reg", blobs, flt=flt, detector=detector)
     write_catalogue(out_dir / "blobs.ecsv", blobs)
+    added = "set their pixels in the DQ image"
     if detector.bad_pixel_table.layout == "runs":
         bad_pixel_table.write_fits(out_dir / "blobs_bpx.fits", table)
         tables.write_table(out_dir / "blobs_bpx.csv", rows)
+        added = f"added {len(rows)} rows to the bad-pixel table"
     bad_pixel_table.write_dq(out_dir / "blobs_dq.fits", dq, flt=flt, detector=detector)
-    log.info(
-        "%s: exported %d blobs, added %d rows to the bad-pixel table",
-        out_dir,
-        len(blobs),
-        len(rows),
-    )
+    log.info("%s: exported %d blobs, %s", out_dir, len(blobs), added)
 
 
 def _refuse_overwriting(out_dir: Path, *inputs: str | Path | None) -> None:

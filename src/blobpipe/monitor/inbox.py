@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -90,11 +90,21 @@ class _Seen:
 
 
 class Inbox:
-    """Keep track of a folder and of what earlier looks at it have found."""
+    """Keep track of a folder and of what earlier looks at it have found.
 
-    def __init__(self, folder: Path, settle_s: float) -> None:
+    Parameters
+    ----------
+    folder : path
+    settle_s : float
+        Time (s) for which a file must stay unchanged before it counts as complete.
+    frames : container of str, optional
+        Names of images, without ``.fits`` and the like; files of other names are left alone.
+    """
+
+    def __init__(self, folder: Path, settle_s: float, frames: Container[str] | None = None) -> None:
         self.folder = folder
         self.settle_s = settle_s
+        self.frames = frames
         self._seen: dict[str, _Seen] = {}
         self._reported: dict[str, str] = {}
         self._others_reported = False
@@ -163,7 +173,7 @@ class Inbox:
         self._looks += 1
 
         for entry in entries:
-            if not entry.name.endswith(fits_images.SUFFIXES):
+            if not self._is_named_like_an_image(entry.name):
                 continue
             before = self._seen.get(entry.name)
             if before and before.known:
@@ -185,6 +195,12 @@ class Inbox:
                 self._report(entry.name, reason)
                 continue
             yield entry.name, Stamp.of(found)
+
+    def _is_named_like_an_image(self, name: str) -> bool:
+        """Return whether a file has the name of an image, and of one that is asked for."""
+        if not name.endswith(fits_images.SUFFIXES):
+            return False
+        return self.frames is None or fits_images.frame_name(name) in self.frames
 
     def _stat(self, entry: os.DirEntry[str]) -> os.stat_result | None:
         """Return the status of an entry, links followed; report it and return None if there is none."""

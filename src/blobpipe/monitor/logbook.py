@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,13 @@ def detector_of(connection: sqlite3.Connection) -> Detector:
     row = connection.execute("SELECT detector FROM runs ORDER BY id DESC LIMIT 1").fetchone()
     if row is None or not row["detector"]:
         return DEFAULT
-    return Detector.model_validate_json(row["detector"])
+    return _read_detector(row["detector"])
+
+
+@lru_cache(maxsize=8)
+def _read_detector(text: str) -> Detector:
+    """Read a detector as a run recorded it."""
+    return Detector.model_validate_json(text)
 
 
 def versions() -> list[str]:

@@ -555,6 +555,7 @@ def _draw_detection(
         (x - x0, y - y0),
         title,
         map_name="probability",
+        limits=(0, 1),
     )
 
 

@@ -97,7 +97,7 @@ def train_dense(
     training = DenseTraining(state, scene, recipes, stamp_pairs, validation, params)
     loop.run_epochs(state, params.epochs, training.batches, training.update, training.monitor)
 
-    loop.write_results(out_dir, state, LOSS_LABEL)
+    loop.write_results(out_dir, state, LOSS_LABEL, "dense")
     shutil.rmtree(out_dir / "checkpoint", ignore_errors=True)
 
 

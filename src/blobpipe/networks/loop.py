@@ -306,7 +306,7 @@ def git_revision() -> str:
 # ------------------------------------------------------------------------------------------------ results
 
 
-def write_results(out_dir: Path, state: State[Any], loss_label: str) -> None:
+def write_results(out_dir: Path, state: State[Any], loss_label: str, name: str) -> None:
     """Write ``history.png``, ``history.csv``, ``metrics.json`` and ``model.safetensors`` of a run that is over.
 
     Parameters
@@ -315,6 +315,8 @@ def write_results(out_dir: Path, state: State[Any], loss_label: str) -> None:
     state : State
     loss_label : str
         Name and unit of the loss, for the axis of the figure.
+    name : str
+        Name of the network, one of `plotting.NAMES`.
     """
     history = pd.DataFrame(state.history, columns=list(HISTORY))
     val_loss = history["val_loss"].to_numpy(np.float64)
@@ -325,7 +327,7 @@ def write_results(out_dir: Path, state: State[Any], loss_label: str) -> None:
         "samples_per_s": round(state.n_seen / state.seconds, 1),
         "seconds": round(state.seconds, 1),
     }
-    plotting.history(out_dir / "history.png", history, loss_label)
+    plotting.history(out_dir / "history.png", history, loss_label, name)
     tables.write_table(out_dir / "history.csv", history)
     tables.write_json(out_dir / "metrics.json", metrics)
     model_file.save_model(out_dir / "model.safetensors", state.network, state.identity)

@@ -83,7 +83,7 @@ def train(
     training = ReportTraining(state, scene, recipes, validation, params, noise_sigma)
     loop.run_epochs(state, params.epochs, training.batches, training.update, training.monitor)
 
-    loop.write_results(out_dir, state, LOSS_LABEL)
+    loop.write_results(out_dir, state, LOSS_LABEL, "report")
     shutil.rmtree(out_dir / "checkpoint", ignore_errors=True)
 
 

@@ -41,6 +41,8 @@ class Options:
         Files of bad pixels, besides those of the settings.
     operating_point : path, optional
         From `blobpipe calibrate`; its threshold replaces the model's. By default the file of the settings, if any.
+    batch : int, optional
+        Only this batch of the images in the folder's ``frames.csv``; by default all images of the folder.
     """
 
     log_path: Path
@@ -52,6 +54,7 @@ class Options:
     again: bool = False
     bad_pixels: tuple[Path, ...] = ()
     operating_point: Path | None = None
+    batch: int | None = None
 
     @cached_property
     def instrument(self) -> Detector:

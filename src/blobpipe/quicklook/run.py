@@ -21,7 +21,7 @@ from blobpipe.core import files, tables
 from blobpipe.core.detector import Detector
 from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.promise import OTHER_BAD_PIXELS, PromisedPoint, apply_promised_point
-from blobpipe.errors import FrameError, LogError, ModelError, printable
+from blobpipe.errors import FrameError, LogError, ModelError, TableError, printable
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.monitor import logbook, notices
 from blobpipe.monitor.inbox import Inbox, path_text
@@ -58,7 +58,8 @@ def quicklook(folder: Path, options: Options) -> int:
         as rejected instead.
     """
     _require_folder(folder)
-    inbox = Inbox(folder, options.params.quicklook.settle_s)
+    frames = None if options.batch is None else _frames_of_batch(folder, options.batch)
+    inbox = Inbox(folder, options.params.quicklook.settle_s, frames)
     # Looking before the model is loaded starts the clock by which files count as complete
     inbox.look()
     with _open_run(options, inbox) as run:
@@ -75,6 +76,18 @@ def quicklook(folder: Path, options: Options) -> int:
         notices.send(run.connection, options.params.notices)
         _say_what_was_done(folder, run, logged)
         return logged
+
+
+def _frames_of_batch(folder: Path, batch: int) -> set[str]:
+    """Return the names of the images in a batch of the folder's list."""
+    table = tables.read_frame_list(folder)
+    batches = tables.batches(len(table))
+    if batch not in range(len(batches)):
+        raise TableError(
+            f"{folder}/frames.csv: found no batch {batch}, expected 0 to {len(batches) - 1} for its {len(table)} images; "
+            "choose one of these"
+        )
+    return set(table["frame"].iloc[batches[batch]])
 
 
 def _say_what_was_done(folder: Path, run: Run, logged: int) -> None:

@@ -204,7 +204,7 @@ def read_stack(
     FrameError
         If it is no usable image, or its RMS map has the wrong size.
     """
-    bad = bad_pixels or BadPixels()
+    bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     data = bad.blank(fits_images.read_image(path, detector), path).data
     rms = fits_images.find_plane(path, "SCATTER")
     expected = tuple(side // 2 for side in data.shape)

@@ -790,6 +790,12 @@ ENVIRONMENT.globals |= {
 }
 
 
+def load_templates() -> None:
+    """Compile all templates now, so that the first reader does not wait for them."""
+    for name in ENVIRONMENT.list_templates(extensions=["html"]):
+        ENVIRONMENT.get_template(name)
+
+
 def _render(
     template: str, reader: Reader, *, to: formats.Medium | None = None, **content: Any
 ) -> str:

@@ -117,7 +117,8 @@ def _read_image(connection: sqlite3.Connection, row: Row) -> Image:
         if files.sha256(path) != row["sha256"]:
             raise LogError(f"the file of image {row['id']} has changed since it was logged")
         detector = logbook.detector_of(connection)
-        return np.asarray(read_blob_image(path, BadPixels(), detector).data, np.float32)
+        bad = BadPixels(dq_flags=detector.exposure.bad_dq)
+        return np.asarray(read_blob_image(path, bad, detector).data, np.float32)
     except (OSError, BlobpipeError) as error:
         if isinstance(error, LogError):
             raise

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from blobpipe.core.dates import date_range, is_date
+from blobpipe.core.dates import date_range
 from blobpipe.errors import LogError
 from blobpipe.monitor import logbook
 from blobpipe.review import charts
@@ -139,7 +139,8 @@ def part(number: int, size: int, total: int) -> Part:
 
 def _rows(connection: sqlite3.Connection, query: str, *values: object) -> list[Row]:
     """Return all rows of a query."""
-    return [_checked_dates(row) for row in connection.execute(query, values)]
+    possible = date_range(logbook.detector_of(connection))
+    return [_checked_dates(row, possible) for row in connection.execute(query, values)]
 
 
 def _one(connection: sqlite3.Connection, what: str, query: str, *values: int) -> Row:
@@ -153,13 +154,23 @@ def _one(connection: sqlite3.Connection, what: str, query: str, *values: int) ->
     row = connection.execute(query, values).fetchone()
     if row is None:
         raise LogError(f"no {what} {values[0]} in the log")
-    return _checked_dates(row)
+    return _checked_dates(row, date_range(logbook.detector_of(connection)))
 
 
-def _checked_dates(row: sqlite3.Row) -> Row:
-    """Replace dates that cannot be true by None: earlier versions logged what the header said, Unix seconds too."""
+def _checked_dates(row: sqlite3.Row, possible: tuple[float, float]) -> Row:
+    """Replace dates that cannot be true by None: earlier versions logged what the header said, Unix seconds too.
+
+    Parameters
+    ----------
+    row : Row
+    possible : (float, float)
+        First and last date that an image of the log's detector can have (MJD).
+    """
+    first, last = possible
     return {
-        name: None if name.endswith("mjd") and not is_date(value) else value
+        name: None
+        if name.endswith("mjd") and value is not None and not first <= value <= last
+        else value
         for name, value in dict(row).items()
     }
 

@@ -123,6 +123,7 @@ def serve(
 
     # a log that cannot be opened is reported now and not at the first request
     logbook.connect(path).close()
+    pages.load_templates()
     token, is_new = _token(host, token_file)
     application = make_application(path, token, (host, *names))
 

@@ -117,7 +117,7 @@ def load_scene(
 
     def fill(i: int) -> None:
         path = fits_images.find_image(scale_dir, names[i])
-        data = fits_images.read_frame(path).data
+        data = fits_images.read_pixels(path)
         if data.shape != pattern.shape:
             ny, nx = data.shape
             reference_ny, reference_nx = pattern.shape

@@ -142,8 +142,8 @@ def write_cases(
     noise = results["frames"].set_index("frame")["noise_frac"]
 
     def cut_views(frame: str) -> list[list[View]]:
-        difference = fits_images.read_frame(fits_images.find_image(difference_dir, frame)).data
-        scaled = fits_images.read_frame(fits_images.find_image(scale_dir, frame)).data
+        difference = fits_images.read_pixels(fits_images.find_image(difference_dir, frame))
+        scaled = fits_images.read_pixels(fits_images.find_image(scale_dir, frame))
         limit = NOISE_SIGMA * noise[frame]
         here = [case for case in cases if case.frame == frame]
         cells = dense.probability_map(dense_network, scaled)

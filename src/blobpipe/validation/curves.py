@@ -38,11 +38,14 @@ def confusion(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(counts), figsize=(4.6 * len(counts), 4.2), squeeze=False)
+    figsize = (3.9 * len(counts), 4.4)
+    figure, axes = plt.subplots(
+        1, len(counts), figsize=figsize, squeeze=False, layout="constrained"
+    )
     for (name, square), axis in zip(counts.items(), axes.flat, strict=True):
         _draw_confusion(axis, square, intervals[name])
-        axis.set(title=f"Validation subframes (count), {plotting.NAMES[name]}")
-    figure.tight_layout()
+        axis.set(title=plotting.NAMES[name])
+    figure.suptitle("Validation subframes: count, rate, and its 95 % interval")
     plotting.save(figure, path)
 
 
@@ -82,7 +85,7 @@ def roc(
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.4), sharey=True, layout="constrained")
     for axis in axes:
         for name, curve in curves.items():
             color, line, marker = plotting.STYLES[name]
@@ -93,11 +96,10 @@ def roc(
                 axis.plot(*points[name], marker, color=color)
         axis.plot(*REPORT_POINT, "*", color=plotting.GREY, ms=11, label="ISR 2021-08")
         axis.set(xlabel="false-positive rate (fraction)", ylim=(0, 1.02))
-    axes[0].set(
-        ylabel="true-positive rate (fraction)", title="ROC; points: at the threshold in use"
-    )
-    axes[0].legend(loc="lower right")
-    axes[1].set(xscale="log", xlim=(3e-4, 1), title="the same, few false alarms")
+    axes[0].set(ylabel="true-positive rate (fraction)", title="linear axis")
+    axes[1].set(xscale="log", xlim=(3e-4, 1), title="logarithmic axis")
+    figure.suptitle("ROC of validation subframes; points: at the threshold in use")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     plotting.save(figure, path)
 
 
@@ -113,7 +115,7 @@ def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str
     """
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(5.4, 4.2))
+    figure, axis = plt.subplots(figsize=(5.6, 5.2), layout="constrained")
     for name, curve in curves.items():
         color, line, _ = plotting.STYLES[name]
         area = f", average {areas[name]:.4f}" if areas[name] is not None else ""
@@ -123,9 +125,9 @@ def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str
         xlabel="recall (fraction)",
         ylabel="precision (fraction)",
         ylim=(0, 1.02),
-        title="Precision and recall",
+        title="Precision and recall of validation subframes",
     )
-    axis.legend(loc="lower left")
+    figure.legend(loc="outside lower center")
     plotting.save(figure, path)
 
 
@@ -187,17 +189,22 @@ def _error_bars(table: pd.DataFrame, share: str) -> npt.NDArray[np.float64]:
     return np.nan_to_num(np.abs([lower, upper]))
 
 
-def _label_bins(axis: Axes, table: pd.DataFrame) -> None:
-    """Label the bins with their edges and counts."""
+def _label_bins(axis: Axes, table: pd.DataFrame, unit: float = 1.0) -> None:
+    """Label the bins with their edges, in a unit, and counts."""
     labels = []
     for low, high, n in zip(table["low"], table["high"], table["n"], strict=True):
-        edges = f"{low:g}-{high:g}" if np.isfinite(high) else f"> {low:g}"
+        first = f"{low / unit:g}"
+        edges = f"{first}-{high / unit:g}" if np.isfinite(high) else f"> {first}"
         labels.append(f"{edges}\nn = {n}")
-    axis.set_xticks(np.arange(len(table)), labels, fontsize=7)
+    axis.set_xticks(np.arange(len(table)), labels)
 
 
 def cases(
-    path: str | Path, recall: pd.DataFrame, blobs: pd.DataFrame, alarms: pd.DataFrame
+    path: str | Path,
+    recall: pd.DataFrame,
+    blobs: pd.DataFrame,
+    alarms: pd.DataFrame,
+    detector: str,
 ) -> None:
     """Draw recall of the historical cases, and the places of found and missed blobs and of false alarms.
 
@@ -206,27 +213,31 @@ def cases(
     path : path
     recall, blobs, alarms : DataFrame
         Rows of ``recall.csv``, ``cases.csv`` and ``alarms.csv``.
+    detector : str
+        Name of the detector, for the title.
     """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 8.4), layout="constrained")
     labels = {
         "snr": "matched-filter S/N (ratio)",
-        "depth_frac": "depth (fraction of the light)",
+        "depth_frac": "depth (% of the light)",
         "radius_px": "radius (px)",
     }
     for (quantity, label), axis in zip(labels.items(), axes.flat, strict=False):
-        _draw_recall(axis, recall[recall["quantity"] == quantity], label)
+        unit = 0.01 if quantity == "depth_frac" else 1.0
+        _draw_recall(axis, recall[recall["quantity"] == quantity], label, unit)
     _draw_places(axes[1, 1], blobs, alarms)
+    figure.suptitle(f"New blobs in historical images: {detector}, with 95 % intervals")
     plotting.save(figure, path)
 
 
-def _draw_recall(axis: Axes, table: pd.DataFrame, label: str) -> None:
+def _draw_recall(axis: Axes, table: pd.DataFrame, label: str, unit: float) -> None:
     """Draw recall in the bins of one quantity."""
     errors = _error_bars(table, "recall")
     position = np.arange(len(table))
     axis.errorbar(position, table["recall"], yerr=errors, fmt="o", color=plotting.BLUE, capsize=3)
-    _label_bins(axis, table)
+    _label_bins(axis, table, unit)
     axis.set(xlabel=label, ylabel="recall of new blobs (fraction)", ylim=(-0.03, 1.03))
 
 
@@ -254,9 +265,9 @@ def _draw_places(axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
         aspect="equal",
         xlabel="x (px)",
         ylabel="y (px)",
-        title="New blobs, and what was taken for one",
+        title="Positions",
     )
-    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
 
 
 def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> None:
@@ -271,19 +282,28 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(grid["detector"]))
-    figsize = (4.2 * (len(names) + 1), 4.2)
-    figure, axes = plt.subplots(1, len(names) + 1, figsize=figsize, layout="constrained")
-    for axis, name in zip(axes, names, strict=False):
+    figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
+    for axis, name in zip(axes.flat, names, strict=False):
         _draw_grid(axis, grid[grid["detector"] == name], name)
+    last = axes[1, 1]
     for name in names:
-        _draw_limits(axes[-1], limits[limits["detector"] == name], name)
-    axes[-1].set(
+        _draw_limits(last, limits[limits["detector"] == name], name)
+    last.set(
         xlabel="radius (px)",
         ylabel="depth (% of the light)",
-        title="limits of completeness",
+        title="depth at which 50 % and 90 % are found",
         yscale="log",
     )
-    axes[-1].legend(fontsize=7)
+    last.yaxis.set_major_formatter("{x:g}")
+    last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
+
+    # The widest interval of any cell, on either side
+    ends = grid[["completeness_low", "completeness_high"]].sub(grid["completeness"], axis=0)
+    widest = 100 * ends.abs().max(axis=None)
+    figure.suptitle(
+        f"Injected blobs that are found; {grid['n'].min()} in each cell, "
+        f"95 % intervals reach up to {widest:.0f} points"
+    )
     plotting.save(figure, path)
 
 
@@ -294,13 +314,13 @@ def _draw_grid(axis: Axes, grid: pd.DataFrame, name: str) -> None:
     for (row, column), share in np.ndenumerate(shares.to_numpy()):
         percent = f"{100 * share:.0f}"
         color = "white" if share < 0.6 else "black"
-        axis.text(column, row, percent, ha="center", va="center", fontsize=7, color=color)
+        axis.text(column, row, percent, ha="center", va="center", color=color)
     axis.set_xticks(range(shares.shape[1]), [f"{100 * depth:.2g}" for depth in shares.columns])
     axis.set_yticks(range(shares.shape[0]), [f"{radius:g}" for radius in shares.index])
     axis.set(
         xlabel="depth (% of the light)",
         ylabel="radius (px)",
-        title=f"{name.replace('_', ' ')}: found (%)",
+        title=f"{plotting.NAMES[name]}: found (%)",
     )
 
 
@@ -309,7 +329,7 @@ def _draw_limits(axis: Axes, limits: pd.DataFrame, name: str) -> None:
     color, _, _ = plotting.STYLES[name]
     for percent, style in ((50, "o--"), (90, "s-")):
         depth = 100 * limits[f"depth_{percent}_frac"]
-        label = f"{name.replace('_', ' ')}, {percent} %"
+        label = f"{plotting.NAMES[name]}, {percent} %"
         axis.plot(limits["radius_px"], depth, style, color=color, label=label)
 
 

@@ -364,7 +364,7 @@ class SubframeSearch:
     def _read(self, name: str) -> _Difference:
         path = fits_images.find_image(self.difference_dir, name)
         noise = np.float32(self.noise[name])
-        pixels = fits_images.read_frame(path).data
+        pixels = fits_images.read_pixels(path)
         rms = fits_images.find_plane(path, "SCATTER")
         if rms is None:
             # Differences from elsewhere have no RMS map
@@ -699,7 +699,9 @@ def _draw_galleries(
             drawn.append(plotting.Panel(title, pixels[i], maps[i], circles))
         return drawn
 
-    title = "circles: superimposed blobs; contours: saliency; number: probability of a blob"
+    title = (
+        f"{plotting.NAMES['report']}, with the probability of a blob; circles: superimposed blobs"
+    )
     positive = table["probability"] >= params.threshold
     blob = table["label"] == 1
 

@@ -61,7 +61,7 @@ def embeddings(
             axis.set(xlabel="first axis (any unit)", ylabel="second axis (any unit)")
             axis.set(xticks=[], yticks=[])
 
-    axes[0, 0].legend(fontsize=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(
         "Validation subframes; area under the ROC curve of the nearest neighbours (0.5: nothing told apart)"
     )
@@ -100,7 +100,7 @@ def anomaly(
     axes["a"].set(
         xlabel="false-positive rate (fraction)", ylabel="true-positive rate (fraction)", title="ROC"
     )
-    axes["a"].legend(loc="lower right")
+    axes["a"].legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
 
     # examples, right: a row for each class, a column for each kind of image
     names = (
@@ -116,5 +116,5 @@ def anomaly(
         ):
             axes[key].imshow(images[row], origin="lower", cmap=colour, vmin=low, vmax=high)
             axes[key].set(xlabel="x (px)", ylabel="y (px)")
-            axes[key].set_title(f"oddest {text}: {name}", fontsize=8)
+            axes[key].set_title(f"oddest {text}:\n{name}", fontsize=plotting.SMALL)
     plotting.save(figure, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from blobpipe.errors import BlobpipeError, ModelError
 from blobpipe.networks import model_file
 from blobpipe.params import Regression
 from blobpipe.validation import regression
+
+# Where `cases.csv` tells whether a detector found a blob, as (column, value), and its probability; the dense network, which
+# searches by default, comes first
+ANSWERS = {
+    "dense": (("found_dense", 1), "dense_probability"),
+    "report": (("status", "found"), "probability"),
+}
+NAMES = {"dense": "dense network", "report": "report's network"}
 
 
 def check_gate(metrics_path: str | Path, params: Regression) -> list[str]:
@@ -75,30 +84,81 @@ def require_passed(model: Path, metrics_path: Path, params: Regression) -> None:
         )
 
 
-def compare_cases(old: pd.DataFrame, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def compare_cases(
+    old: pd.DataFrame, new: pd.DataFrame, detector: str = "dense"
+) -> tuple[pd.DataFrame, int]:
     """Find the new blobs that only one of two runs finds.
 
     Parameters
     ----------
     old, new : DataFrame
         ``cases.csv`` of two runs; only blobs that are usable in both are compared.
+    detector : str
+        ``dense`` or ``report``, each at the threshold that its gate tests.
 
     Returns
     -------
-    won, lost : DataFrame
-        Rows of ``new``, with the probability of the old run as ``old_probability``.
+    changed : DataFrame
+        frame, blob, snr, radius_px, change (``won`` or ``lost``), old_probability and probability (NaN without a
+        candidate); the won ones first.
+    n_both : int
+        Blobs that are usable in both.
     """
-    before = old[["frame", "blob"]].assign(
-        old_status=old["status"], old_probability=old["probability"]
+    found, probability = ANSWERS[detector]
+    after = _answers(new, found, probability)
+    before = _answers(old, found, probability)[["frame", "blob", "found", "probability"]]
+    both = after.merge(
+        before, on=["frame", "blob"], validate="one_to_one", suffixes=("", "_before")
     )
-    both = new.merge(before, on=["frame", "blob"], validate="one_to_one")
-    won = both[(both["status"] == "found") & (both["old_status"] == "missed")]
-    lost = both[(both["status"] == "missed") & (both["old_status"] == "found")]
-    return won.drop(columns="old_status"), lost.drop(columns="old_status")
+    both = both.rename(columns={"probability_before": "old_probability"})
+    parts = [
+        both[both["found"] & ~both["found_before"]].assign(change="won"),
+        both[~both["found"] & both["found_before"]].assign(change="lost"),
+    ]
+    return pd.concat(parts, ignore_index=True), len(both)
+
+
+def _answers(cases: pd.DataFrame, found: tuple[str, Any], probability: str) -> pd.DataFrame:
+    """Return the usable cases with what one detector answers."""
+    column, answer = found
+    usable = cases[cases["status"] != "unusable"]
+    return pd.DataFrame(
+        {
+            "frame": usable["frame"],
+            "blob": usable["blob"],
+            "snr": usable["snr"],
+            "radius_px": usable["radius_px"],
+            "found": usable[column] == answer,
+            "probability": usable[probability].astype(float),
+        }
+    )
+
+
+def chance_of_split(won: int, lost: int) -> float:
+    """Compute how often chance alone divides the changed cases at least as unevenly.
+
+    Of two detectors that are equally good, each wins a case that only one of them finds in half of the cases.
+
+    Parameters
+    ----------
+    won, lost : int
+
+    Returns
+    -------
+    float
+        Probability (0 to 1) of a split at least as uneven either way; 1 without a change.
+
+    Notes
+    -----
+    Source: McNemar's exact test; not in the report.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def against(cases_path: str | Path, revision: str) -> list[str]:
-    """List the cases won and lost since a git revision, as lines to print.
+    """List the cases that each network has won and lost since a git revision, as lines to print.
 
     Parameters
     ----------
@@ -126,17 +186,33 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
             f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
         ) from error
     old = tables.parse_table(Path(f"{revision}:{path}"), shown, regression.CASE_COLUMNS)
-    won, lost = compare_cases(old, new)
     return [
-        f"{len(won)} won, {len(lost)} lost since {revision}",
-        *(_describe_change("won", row) for row in won.itertuples()),
-        *(_describe_change("lost", row) for row in lost.itertuples()),
+        line for detector in ANSWERS for line in _describe_changes(old, new, detector, revision)
     ]
 
 
-def _describe_change(change: str, case: Any) -> str:
-    """Describe a case won or lost in one line."""
-    return (
-        f"{change}: {case.frame} {case.blob}, S/N {case.snr:.1f}, radius {case.radius_px:.1f} px: "
-        f"probability {case.old_probability:.2f} -> {case.probability:.2f}"
-    )
+def _describe_changes(
+    old: pd.DataFrame, new: pd.DataFrame, detector: str, revision: str
+) -> Iterator[str]:
+    """Yield a line on all cases of a detector, and one on each that was won or lost."""
+    changed, n_both = compare_cases(old, new, detector)
+    won = int((changed["change"] == "won").sum())
+    lost = len(changed) - won
+    summary = f"{NAMES[detector]}: {won} won, {lost} lost of {n_both} since {revision}"
+    if won + lost:
+        chance = chance_of_split(won, lost)
+        summary += (
+            f"; chance alone gives a split at least as uneven with a probability of {chance:.2g}"
+        )
+    yield summary
+    for case in changed.itertuples():
+        yield (
+            f"  {case.change}: {case.frame} {case.blob}, S/N {case.snr:.1f}, "
+            f"radius {case.radius_px:.1f} px: "
+            f"probability {_probability(case.old_probability)} -> {_probability(case.probability)}"
+        )
+
+
+def _probability(value: Any) -> str:
+    """Return a probability as text; a blob without a candidate has none."""
+    return f"{value:.2f}" if value == value else "none"

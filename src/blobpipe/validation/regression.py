@@ -352,7 +352,7 @@ def search_with_baselines(
         subframes = np.zeros((0, tiles.SIDE, tiles.SIDE), np.float32)
         no_match = matched_filter.filter_subframes(subframes, filters.radii_px)
         return Answers(np.zeros((0, 4), np.int64), np.zeros(0), no_match, np.zeros((0, 2)))
-    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, case.image.frame)).data
+    scaled = fits_images.read_pixels(fits_images.find_image(scale_dir, case.image.frame))
     odds = report.answer(scaled)
     peaks = report.point_at(scaled, odds >= report.threshold)
     return Answers(tiles.origins(scaled.shape), odds, filters.respond(scaled), peaks)
@@ -779,15 +779,16 @@ def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.Dat
         is_found = _found(usable, detector, point)
         blobs = usable.assign(status=np.where(is_found, "found", "missed"))
         mine = _at_point(recall, detector, point)
-        curves.cases(out_dir / name, mine, blobs, _at_point(result.alarms, detector, point))
+        alarms = _at_point(result.alarms, detector, point)
+        curves.cases(out_dir / name, mine, blobs, alarms, plotting.NAMES[detector])
 
     budget = detectors[detectors["operating_point"] == "budget"].set_index("detector")
     notes = {
-        str(name): f": {rate:.1f} false alarms on 100 images"
+        str(name): f": {rate:.1f} false alarms per 100 of these images"
         for name, rate in budget["false_alarms_per_100_frames"].items()
     }
     by_snr = recall[(recall["operating_point"] == "budget") & (recall["quantity"] == "snr")]
-    title = "New blobs, at the same budget of false alarms"
+    title = "New blobs found, thresholds set on other images for one rate of false alarms"
     curves.by_snr(out_dir / "detectors.png", by_snr, title, notes, share="recall")
 
 
@@ -819,7 +820,7 @@ def _draw_gallery(
     for alarm in alarms[:n_each].itertuples():
         label = f"{alarm.kind}, p = {alarm.score:.2f}"
         panels["false alarm"].append(_panel(network, scale_dir, alarm, label, result.cases))
-    plotting.gallery(path, panels, "circles: new blobs; contours: saliency")
+    plotting.gallery(path, panels, f"{plotting.NAMES['report']}; circles: new blobs")
 
 
 def _panel(
@@ -830,7 +831,7 @@ def _panel(
     cases: pd.DataFrame,
 ) -> plotting.Panel:
     """Make the panel of the subframe that holds a place, with the new blobs of its image."""
-    scaled = fits_images.read_frame(fits_images.find_image(scale_dir, place.frame)).data
+    scaled = fits_images.read_pixels(fits_images.find_image(scale_dir, place.frame))
     origins = tiles.origins(scaled.shape)
     [index] = np.flatnonzero((origins[:, :2] == (place.row, place.col)).all(axis=1))
     subframe = standardised_subframes(scaled)[index : index + 1]

@@ -299,7 +299,7 @@ def _changes(results: Path, metrics: dict[str, dict[str, Any]], revision: str) -
     except BlobpipeError as error:
         lines = [str(error)]
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    yield f"<h3>New blobs found and lost by the report's network</h3><ul>{listed}</ul>"
+    yield f"<h3>New blobs won and lost by each network</h3><ul>{listed}</ul>"
 
 
 def _at_revision(path: Path, revision: str) -> str:

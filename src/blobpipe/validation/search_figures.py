@@ -13,6 +13,9 @@ from blobpipe.core import plotting
 if TYPE_CHECKING:
     import pandas as pd
 
+# Ground of a label that lines run through
+LABEL = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+
 # Names of the objectives, with unit
 LABELS = {
     "loss": "validation loss (nat)",
@@ -32,8 +35,9 @@ def history(path: str | Path, table: pd.DataFrame, label: str) -> None:
         Name and unit of the objective.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
     done = table[table["state"] == "done"]
     axes.plot(done["trial"], done["objective"], "o", color=plotting.BLUE, label="trial")
     lowest = done["objective"].cummin()
@@ -43,8 +47,13 @@ def history(path: str | Path, table: pd.DataFrame, label: str) -> None:
         height = float(as_they_are["objective"].iloc[0])
         axes.axhline(height, color=plotting.GREY, ls=":", label="the settings as they are")
     n_stopped = int((table["state"] == "stopped").sum())
-    axes.set(xlabel="trial", ylabel=label, title=f"{len(done)} trials done, {n_stopped} stopped")
-    axes.legend()
+    axes.set(
+        xlabel="trial (number)",
+        ylabel=label,
+        title=f"Search of the report's network: {len(done)} trials done, {n_stopped} stopped",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure.legend(loc="outside lower center", ncols=3)
     plotting.save(figure, path)
 
 
@@ -62,7 +71,10 @@ def importance(path: str | Path, importances: dict[str, float]) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
     names = sorted(importances, key=lambda name: importances[name])
     axes.barh(names, [importances[name] for name in names], color=plotting.BLUE)
-    axes.set(xlabel="importance (fraction)", title="What the objective depends on")
+    axes.set(
+        xlabel="share of the variation of the objective (fraction)",
+        title="Search of the report's network: importance of the settings",
+    )
     if not names:
         axes.text(0.5, 0.5, "too few trials", ha="center", transform=axes.transAxes)
     plotting.save(figure, path)
@@ -96,7 +108,9 @@ def parallel(path: str | Path, done: pd.DataFrame, names: list[str], label: str)
         heights[:, column] = [place_of[str(value)] for value in done[name]]
         for value, place in place_of.items():
             if len(values) <= 8:
-                axes.text(column + 0.04, place, value, fontsize=8, va="bottom")
+                axes.text(
+                    column + 0.04, place, value, fontsize=plotting.SMALL, va="center", bbox=LABEL
+                )
         axes.axvline(column, color=plotting.GREY, lw=0.8)
 
     # the best on top; those that failed altogether share one colour
@@ -106,7 +120,11 @@ def parallel(path: str | Path, done: pd.DataFrame, names: list[str], label: str)
     for row in np.argsort(-objective):
         color = plt.get_cmap("viridis_r")(norm(objective[row]))
         axes.plot(heights[row] + spread[row], color=color, alpha=0.8, lw=1.2)
-    axes.set(yticks=[], xticks=range(len(names)), title="Every trial that was done")
+    axes.set(
+        yticks=[],
+        xticks=range(len(names)),
+        title="Search of the report's network: every trial that was done",
+    )
     axes.set_xticklabels([name.removeprefix("network.") for name in names])
     figure.colorbar(ScalarMappable(norm, "viridis_r"), ax=axes, label=label, extend="max")
     plotting.save(figure, path)
@@ -125,7 +143,7 @@ def cost(path: str | Path, done: pd.DataFrame, label: str) -> None:
     """
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
     work = done["multiply_adds"].astype(float) / 1e6
     axes.scatter(work, done["objective"], color=plotting.BLUE, label="trial")
 
@@ -152,7 +170,7 @@ def cost(path: str | Path, done: pd.DataFrame, label: str) -> None:
         xscale="log",
         xlabel="multiplications and additions per subframe (million)",
         ylabel=label,
-        title="Better for the same cost?",
+        title="Search of the report's network: objective and cost of each trial",
     )
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     plotting.save(figure, path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ OTHER_NUMBERS = {
     "monitor/delivery.py": "of the 512 that a command holds",
     "params.py": "512, ge=1, le=10_000",
 }
+
+# The only call without a detector: it makes a table without candidates
+NO_CANDIDATES = "detection.detect: observe without instrument"
 
 
 def test_the_default_is_wfc3_ir() -> None:
@@ -54,6 +58,75 @@ def test_no_module_holds_a_constant_of_wfc3() -> None:
         name = path.relative_to(SOURCE).as_posix()
         text = path.read_text(encoding="utf-8").replace(OTHER_NUMBERS.get(name, "-"), "")
         assert OF_WFC3.findall(text) == [], name
+
+
+def test_no_module_takes_wfc3_by_default() -> None:
+    trees = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text())
+        for path in SOURCE.rglob("*.py")
+    }
+    optional = {name: _optional_detectors(tree) for name, tree in trees.items()}
+    silent = [
+        f"{name}: {function} without {argument}"
+        for name, tree in trees.items()
+        for call, module, function in _calls(name, tree)
+        for argument, place in optional.get(module, {}).get(function, {}).items()
+        if not _gives(call, argument, place)
+    ]
+    assert sum(map(len, optional.values())) > 50  # functions with such an argument
+    assert silent == [NO_CANDIDATES]
+
+
+def _optional_detectors(tree: ast.Module) -> dict[str, dict[str, int]]:
+    """Return the arguments of functions and dataclasses that are WFC3's by default, with their places."""
+    found: dict[str, dict[str, int]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            arguments = node.args.args + node.args.kwonlyargs
+            missing = len(node.args.args) - len(node.args.defaults)
+            defaults = [*[None] * missing, *node.args.defaults, *node.args.kw_defaults]
+            names = [argument.arg for argument in arguments]
+        elif isinstance(node, ast.ClassDef):
+            fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
+            names = [ast.unparse(field.target) for field in fields]
+            defaults = [field.value for field in fields]
+        else:
+            continue
+        for place, (name, default) in enumerate(zip(names, defaults, strict=True)):
+            if default is not None and re.search(r"\bDEFAULT\b", ast.unparse(default)):
+                found.setdefault(node.name, {})[name] = place
+    return found
+
+
+def _calls(name: str, tree: ast.Module) -> Iterator[tuple[ast.Call, str, str]]:
+    """Return the calls of blobpipe's functions in a module, with the module and name of each."""
+    known = {
+        node.name: (name, node.name)
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("blobpipe"):
+            origin = (node.module or "").removeprefix("blobpipe").removeprefix(".")
+            for alias in node.names:
+                known[alias.asname or alias.name] = (origin, alias.name)
+                modules[alias.asname or alias.name] = f"{origin}.{alias.name}".removeprefix(".")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func
+        if isinstance(called, ast.Name) and called.id in known:
+            yield node, *known[called.id]
+        elif isinstance(called, ast.Attribute) and ast.unparse(called.value) in modules:
+            yield node, modules[ast.unparse(called.value)], called.attr
+
+
+def _gives(call: ast.Call, argument: str, place: int) -> bool:
+    """Return whether a call gives an argument, or may do so by * or **."""
+    named = {keyword.arg for keyword in call.keywords}
+    is_open = any(isinstance(value, ast.Starred) for value in call.args)
+    return bool({argument, None} & named) or is_open or len(call.args) > place
 
 
 def test_a_plane_loses_its_border() -> None:

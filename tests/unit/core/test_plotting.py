@@ -10,7 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from blobpipe.core import plotting
 from blobpipe.validation import curves
@@ -48,12 +50,20 @@ ALARMS = pd.DataFrame(
 )
 GRID = pd.DataFrame(
     [
-        (name, radius, depth, 0.4)
+        (name, radius, depth, 24, 0.4, 0.2, 0.6)
         for name in ("dense", "report", "matched_filter")
         for radius in (4.0, 6.0)
         for depth in (0.01, 0.02)
     ],
-    columns=["detector", "radius_px", "depth_frac", "completeness"],
+    columns=[
+        "detector",
+        "radius_px",
+        "depth_frac",
+        "n",
+        "completeness",
+        "completeness_low",
+        "completeness_high",
+    ],
 )
 LIMITS = GRID[GRID["depth_frac"] == 0.01].assign(depth_50_frac=0.012, depth_90_frac=np.nan)
 SHARES = pd.DataFrame(
@@ -68,7 +78,7 @@ INTERVAL = {"tnr": (0.8, 0.9), "fpr": (0.1, 0.2), "fnr": (None, None), "tpr": (N
 
 DRAW: dict[str, Callable[[Path], None]] = {
     "contact_sheet": lambda path: plotting.contact_sheet(path, SUBFRAMES, LABELS, "Title"),
-    "history": lambda path: plotting.history(path, HISTORY, "loss (nat)"),
+    "history": lambda path: plotting.history(path, HISTORY, "loss (nat)", "dense"),
     "draw_detection": lambda path: plotting.draw_detection(path, SUBFRAMES[0], SALIENCY[0], (256, 512), (30, 40), "Title"),
     "gallery": lambda path: plotting.gallery(path, {"right": [PANEL, PANEL], "wrong": []}, "Title"),
     "confusion": lambda path: curves.confusion(path, {"report": np.array([[9, 1], [0, 0]])}, {"report": INTERVAL}),
@@ -76,7 +86,7 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "roc": lambda path: curves.roc(path, {"report": CURVE, "dense": CURVE}, {"report": (0.1, 0.9)}, {"report": 0.9, "dense": None}),
     "precision_recall": lambda path: curves.precision_recall(path, {"report": CURVE}, {"report": 0.9}),
     "calibration": lambda path: plotting.calibration(path, {"report": BINS}),
-    "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS),
+    "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS, "dense network"),
     "completeness": lambda path: curves.completeness(path, GRID, LIMITS),
 }  # fmt: skip
 WITHOUT_AXES = ("contact_sheet", "gallery")  # pictures whose scale stands in their title
@@ -128,6 +138,55 @@ def test_every_axis_has_a_name_with_its_unit(
 def _shares(one: plt.Axes, other: plt.Axes, which: str) -> bool:
     group = one.get_shared_x_axes() if which == "x" else one.get_shared_y_axes()
     return one is other or group.joined(one, other)
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_legends_lie_beside_the_data_and_all_text_can_be_read(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    DRAW[name](tmp_path / "a.png")
+    [figure] = drawn
+    figure.canvas.draw()
+    legends = [*figure.legends, *filter(None, (axis.get_legend() for axis in figure.axes))]
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(axis.bbox) for axis in figure.axes)
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text()]
+    assert min(sizes) >= plotting.SMALL
+    plt.close("all")
+
+
+def test_epochs_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    for n in (1, 3, 200):
+        table = pd.DataFrame({"epoch": np.arange(1, n + 1)}).assign(
+            train_loss=1.0, val_loss=0.5, val_accuracy=0.9
+        )
+        plotting.history(tmp_path / "a.png", table, "loss (nat)", "report")
+        ticks = drawn[-1].axes[0].get_xticks()
+        inside = ticks[(ticks >= 1) & (ticks <= n)]
+        assert len(inside) >= 1
+        assert np.array_equal(inside, inside.round())
+    plt.close("all")
+
+
+def test_all_panels_of_a_gallery_have_the_same_contours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    faint = PANEL._replace(saliency=PANEL.saliency / 2)
+    plotting.gallery(tmp_path / "a.png", {"one": [PANEL, faint]}, "Title")
+    levels = [axis.findobj(ContourSet)[0].levels for axis in drawn[0].axes]
+    highest = PANEL.saliency.max()
+    assert levels[0] == pytest.approx(highest * np.array(plotting.CONTOURS))
+    assert levels[1] == pytest.approx(
+        levels[0][:2]
+    )  # half the saliency does not reach the highest level
+    plt.close("all")
 
 
 @pytest.mark.parametrize("name", ["contact_sheet", "gallery"])

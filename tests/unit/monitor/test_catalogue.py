@@ -1,4 +1,4 @@
-"""The loop closes: what people have confirmed, and nothing else, is a known blob and a case of the next regression test."""
+"""Confirmed candidates, and nothing else, become known blobs and cases of the next regression test."""
 
 from __future__ import annotations
 

@@ -43,6 +43,13 @@ def test_images_are_known_by_their_names(folder: Path, caplog: pytest.LogCapture
     assert caplog.messages == ["skipped, expected .fits.fz, .fits, .fits.gz: d.FITS, frames.csv"]
 
 
+def test_only_the_images_that_are_asked_for_are_listed(folder: Path) -> None:
+    for name in ("a.fits", "b.fits.fz", "c.fits", "b2.fits", "b.txt"):
+        (folder / name).touch()
+    assert names(Inbox(folder, 0.0, {"b", "c", "d"})) == ["b.fits.fz", "c.fits"]
+    assert names(Inbox(folder, 0.0, set())) == []
+
+
 @pytest.mark.parametrize(("n_files", "most"), [(9, 9), (30, 10), (35, 9)])
 def test_known_files_are_examined_in_turns(
     folder: Path, monkeypatch: pytest.MonkeyPatch, n_files: int, most: int

@@ -276,6 +276,18 @@ def test_a_map_has_no_seams() -> None:
     np.testing.assert_allclose(whole[40:56, 40:56], part[24:40, 24:40], rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(700, 300), (768, 256), (517, 256)])
+def test_a_large_image_is_mapped_in_bands_as_in_one_piece(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = dense_network.new_dense_network(2).eval()
+    image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    whole = dense.probability_map(network, image)
+    monkeypatch.setattr(dense, "MAX_WHOLE_PX", 0)
+    monkeypatch.setattr(dense, "BAND_PX", 256)
+    np.testing.assert_allclose(dense.probability_map(network, image), whole, rtol=1e-3)
+
+
 def test_peaks_are_found_between_cells() -> None:
     rows, columns = np.mgrid[:40, :50] * 4 + 1.5
     cells = np.zeros((40, 50))

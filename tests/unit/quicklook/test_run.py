@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sqlite3
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +35,7 @@ from tests.unit.quicklook.days import (
 )
 
 import blobpipe
-from blobpipe.core import files, fits_images
+from blobpipe.core import files, fits_images, tables
 from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.detection.promise import write_promised_point
 from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, TableError
@@ -230,6 +232,46 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     wrong = Options(tmp_path / "log.sqlite", tmp_path / "none.safetensors", SETTINGS)
     with pytest.raises(ModelError, match=r"none\.safetensors"):
         quicklook(tmp_path / "in", wrong)
+
+
+def list_images(folder: Path) -> None:
+    """Write the list of the images in a folder, in order of date."""
+    names = sorted(path.stem for path in folder.glob("*.fits"))
+    rows = "".join(f"{name},{60000 + k}\n" for k, name in enumerate(names))
+    (folder / "frames.csv").write_text(f"frame,mjd\n{rows}")
+
+
+def rows_of(log: sqlite3.Connection) -> dict[str, list[dict[str, object]]]:
+    """All rows of a log, without what differs from run to run and from folder to folder."""
+    vary = ["run", "logged", "seen", "path", "inode", "changed_ns", "modified_ns"]
+    found = {}
+    for name in logbook.TABLES:
+        if name != "runs":
+            table = logbook.table(log, name).drop(columns=vary, errors="ignore")
+            found[name] = table.astype(object).where(table.notna(), None).to_dict("records")
+    return found
+
+
+def test_batches_one_after_the_other_log_what_one_run_logs(
+    month: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes its own images alone, and none of those that are logged."""
+    monkeypatch.setattr(tables, "BATCH", 4)
+    shutil.copytree(month / "in", tmp_path / "in")
+    list_images(tmp_path / "in")
+    run(tmp_path, batch=0).close()
+    log = run(tmp_path, batch=1)
+    assert list(outcomes(log)) == [f"day{day:03d}" for day in range(8)]
+    log.close()
+    assert quicklook(tmp_path / "in", options(tmp_path, batch=1)) == 0
+    log = run(tmp_path, batch=2)
+    whole = logbook.connect(month / "out/log.sqlite")
+    assert rows_of(log) == rows_of(whole)
+    pictures = "SELECT image, detection, kind, bytes FROM pictures ORDER BY id"
+    both = [[tuple(row) for row in each.execute(pictures)] for each in (log, whole)]
+    assert both[0] == both[1] != []
+    with pytest.raises(TableError, match=r"frames.csv: found no batch 3, expected 0 to 2 for its"):
+        run(tmp_path, batch=3)
 
 
 def write_large(path: Path, day: int, *blobs: Blob) -> np.ndarray:

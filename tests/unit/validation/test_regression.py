@@ -408,22 +408,43 @@ def test_gate_without_readable_metrics(tmp_path: Path, content: str | None, foun
         gate.check_gate(path, Regression())
 
 
-def _cases(**status: str) -> pd.DataFrame:
-    rows = [
-        {"frame": "f", "blob": name, "status": s, "probability": 0.5, "snr": 9.0}
-        for name, s in status.items()
-    ]
-    return pd.DataFrame(rows).assign(radius_px=5.0)
+def _cases(**answer: str) -> pd.DataFrame:
+    """Make cases with an answer of the report's network and, after a slash, one of the dense network."""
+    rows = []
+    for name, both in answer.items():
+        status, _, dense = both.partition("/")
+        found = int((dense or status) == "found")
+        rows.append({"frame": "f", "blob": name, "status": status, "found_dense": found})
+    return pd.DataFrame(rows).assign(
+        radius_px=5.0, snr=9.0, probability=0.5, dense_probability=0.25
+    )
 
 
 def test_cases_won_and_lost() -> None:
     old = _cases(a="found", b="found", c="missed", d="missed", e="unusable", f="found")
     new = _cases(a="found", b="missed", c="found", d="missed", e="found", g="missed")
-    won, lost = gate.compare_cases(old, new)
-    assert won["blob"].tolist() == ["c"]
-    assert lost["blob"].tolist() == ["b"]
-    for table in gate.compare_cases(new, new):
-        assert table.empty
+    for detector in gate.ANSWERS:
+        changed, n_both = gate.compare_cases(old, new, detector)
+        assert changed[["blob", "change"]].to_numpy().tolist() == [["c", "won"], ["b", "lost"]]
+        assert n_both == 4
+        assert gate.compare_cases(new, new, detector)[0].empty
+
+
+def test_each_network_has_its_own_cases() -> None:
+    old = _cases(a="found/missed", b="missed/missed")
+    new = _cases(a="found/found", b="found/missed")
+    dense, _ = gate.compare_cases(old, new, "dense")
+    report, _ = gate.compare_cases(old, new, "report")
+    assert dense[["blob", "probability"]].to_numpy().tolist() == [["a", 0.25]]
+    assert report[["blob", "probability"]].to_numpy().tolist() == [["b", 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("won", "lost", "chance"),
+    [(0, 0, 1), (1, 0, 1), (3, 3, 1), (5, 0, 2 / 32), (0, 5, 2 / 32), (4, 1, 12 / 32)],
+)
+def test_chance_of_a_split_by_hand(won: int, lost: int, chance: float) -> None:
+    assert gate.chance_of_split(won, lost) == pytest.approx(chance)
 
 
 def test_against_an_older_revision(project: Path, made: Made) -> None:
@@ -432,12 +453,19 @@ def test_against_an_older_revision(project: Path, made: Made) -> None:
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
     for command in (["init", "-q"], ["add", str(path)], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], cwd=project, check=True)
-    assert gate.against(path, "HEAD") == ["0 won, 0 lost since HEAD"]
+    n = len(pd.read_csv(path).query("status != 'unusable'"))
+    assert gate.against(path, "HEAD") == [
+        f"dense network: 0 won, 0 lost of {n} since HEAD",
+        f"report's network: 0 won, 0 lost of {n} since HEAD",
+    ]
     text = path.read_text()
     path.write_text(text.replace(",found,", ",missed,"))
     lines = gate.against("results/regression/cases.csv", "main")
-    assert lines[0] == "0 won, 1 lost since main"
-    assert lines[1].startswith("lost: frame5 b4, S/N ")
+    assert lines[1] == (
+        f"report's network: 0 won, 1 lost of {n} since main; "
+        "chance alone gives a split at least as uneven with a probability of 1"
+    )
+    assert lines[2].startswith("  lost: frame5 b4, S/N ")
     with pytest.raises(BlobpipeError, match="no-such-branch"):
         gate.against(path, "no-such-branch")
     path.unlink()
