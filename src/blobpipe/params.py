@@ -558,7 +558,7 @@ class Vetting(Section):
         "is 5 times its own.",
     )
     bright_stack_frac: Positive = Field(
-        0.5,
+        0.65,
         description="bright_stack: share of the signal by which the stack is brighter than around (fraction).",
     )
     dip_reach_radii: Positive = Field(

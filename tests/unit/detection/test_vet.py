@@ -353,8 +353,8 @@ def test_a_third_of_a_footprint_on_bad_pixels_is_too_much(share: float, on_bad: 
     assert lies_on_bad_stack_pixels(Fit(80, 3, 4, 0.1, 30), about) == on_bad
 
 
-@pytest.mark.parametrize(("level", "of_stack"), [(-0.06, True), (-0.04, False), (0.06, False)])
-def test_a_signal_is_of_the_stack_if_that_is_brighter_by_half_of_it(
+@pytest.mark.parametrize(("level", "of_stack"), [(-0.07, True), (-0.06, False), (0.07, False)])
+def test_a_signal_is_of_the_stack_if_that_is_brighter_by_two_thirds_of_it(
     level: float, of_stack: bool
 ) -> None:
     rows, columns = np.mgrid[:SIDE, :SIDE]
