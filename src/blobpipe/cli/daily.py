@@ -169,7 +169,10 @@ def _log(args: argparse.Namespace) -> None:
         logbook.export_tables(connection, args.table, args.out)
     else:
         rows = logbook.table(connection, args.table)
-        print(logbook.printed(rows, args.table, wide=args.wide))
+        if len(rows):
+            print(logbook.printed(rows, args.table, wide=args.wide))
+        else:
+            print(logbook.describe_empty(connection, args.table))
 
 
 def _add_page(commands: Commands, shared: SharedOptions) -> None:
@@ -234,11 +237,14 @@ def _catalogue(args: argparse.Namespace) -> None:
 
     connection = logbook.connect(args.log)
     if args.frames:
-        print(f"{args.frames}: {len(catalogue.list_images(connection, args.frames))} images added")
+        listed = len(catalogue.list_images(connection, args.frames))
+        print(f"{args.frames}: {logbook.counted(listed, 'image')} added")
     added = catalogue.update(connection, args.catalogue)
-    print(f"{args.catalogue}: {len(added)} blobs added{': ' if added else ''}{', '.join(added)}")
+    names = f": {', '.join(added)}" if added else ""
+    print(f"{args.catalogue}: {logbook.counted(len(added), 'blob')} added{names}")
     if args.reviews:
-        print(f"{args.reviews}: {catalogue.write_reviews(connection, args.reviews)} reviews")
+        written = catalogue.write_reviews(connection, args.reviews)
+        print(f"{args.reviews}: {logbook.counted(written, 'review')}")
 
 
 def _add_export(commands: Commands, shared: SharedOptions) -> None:
@@ -352,8 +358,13 @@ def _notify(args: argparse.Namespace) -> None:
         return
     connection = logbook.connect(args.log)
     if args.dry_run:
-        for notice in notices.waiting(connection):
+        found = notices.waiting(connection)
+        for notice in found:
             print(f"{notice['channel']}: {notice['key']}: {notice['subject']}\n{notice['text']}\n")
+        if not found:
+            print("no notice waits")
+        if not notices.channels(params):
+            print("no channel is set up: notices.mail_to is empty, notices.webhook is false")
         return
     if args.again:
         print(f"put back: {notices.again(connection)}")

@@ -31,6 +31,8 @@ State = Literal["ok", "warn", "fail"]
 # takes 0.13 GB, the log of 100 images 0.04 GB
 LEAST_GB = 0.5
 LITTLE_GB = 5.0
+# extras for those who develop blobpipe
+FOR_DEVELOPERS = ("bench", "cluster", "dev", "docs", "mutants")
 EXTRA = re.compile(r"extra == ['\"]([\w-]+)['\"]")  # marker of an optional requirement
 NAME = re.compile(r"[\w.-]+")  # name at the beginning of a requirement
 
@@ -160,12 +162,12 @@ def _installation() -> Iterator[Check]:
     if "" in missing:
         names = ", ".join(missing.pop(""))
         yield Check("fail", "packages", f"missing: {names}; install blobpipe again")
-    # for those who develop blobpipe; it contains the other extras
-    missing.pop("dev", None)
     for extra_name, packages in missing.items():
+        if extra_name in FOR_DEVELOPERS:
+            continue
         names = ", ".join(packages)
         advice = f"pip install 'blobpipe[{extra_name}]'"
-        yield Check("ok", "packages", f"without [{extra_name}] ({names}): {advice}")
+        yield Check("ok", "packages", f"without the optional [{extra_name}] ({names}): {advice}")
 
 
 def _installed(name: str) -> bool:
@@ -220,7 +222,7 @@ def _catalogue(path: Path | None, detector: Detector) -> Iterator[Check]:
         yield Check("ok", "catalogue", "none named: only the stack shows which blobs are known")
         return
     table = tables.read_known(path, ("x_px", "y_px", "radius_px"), detector)
-    yield Check("ok", "catalogue", f"{path}, {len(table)} blobs")
+    yield Check("ok", "catalogue", f"{path}, {logbook.counted(len(table), 'blob')}")
 
 
 def _bad_pixels(
@@ -229,7 +231,7 @@ def _bad_pixels(
     """Check that the files of bad pixels can be read."""
     found = read_bad_pixels(settings, paths, detector)
     for file in found.files:
-        yield Check("ok", "bad pixels", f"{file.path}, {file.n_px} pixels")
+        yield Check("ok", "bad pixels", f"{file.path}, {logbook.counted(file.n_px, 'pixel')}")
     if not found.files:
         yield Check("ok", "bad pixels", "none named: all pixels count as good")
 
@@ -241,7 +243,7 @@ def _log(path: Path | None, params: Notices) -> Iterator[Check]:
     """Check that the log can be read and written, then its outbox and readings."""
     if path is None or not path.exists():
         where = "none named" if path is None else f"{path}: does not exist yet"
-        yield Check("warn", "log", f"{where}; 'blobpipe quicklook' makes it, --log names it")
+        yield Check("ok", "log", f"{where}; 'blobpipe quicklook' makes it, --log names it")
         return
     try:
         # not by `logbook.connect`, which would make or migrate it

@@ -25,7 +25,7 @@ from blobpipe.core.dates import format_mjd, to_mjd
 from blobpipe.core.detector import DEFAULT, MJD_RANGE, Detector
 from blobpipe.errors import TableError
 from blobpipe.images.bpixtab import dq_image
-from blobpipe.monitor import bad_pixel_table
+from blobpipe.monitor import bad_pixel_table, logbook
 from blobpipe.monitor.bad_pixel_table import MAX_LABEL
 
 log = logging.getLogger(__name__)
@@ -144,9 +144,9 @@ def export_blobs(
     if detector.bad_pixel_table.layout == "runs":
         bad_pixel_table.write_fits(out_dir / "blobs_bpx.fits", table)
         tables.write_table(out_dir / "blobs_bpx.csv", rows)
-        added = f"added {len(rows)} rows to the bad-pixel table"
+        added = f"added {logbook.counted(len(rows), 'row')} to the bad-pixel table"
     bad_pixel_table.write_dq(out_dir / "blobs_dq.fits", dq, flt=flt, detector=detector)
-    log.info("%s: exported %d blobs, %s", out_dir, len(blobs), added)
+    log.info("%s: exported %s, %s", out_dir, logbook.counted(len(blobs), "blob"), added)
 
 
 def _refuse_overwriting(out_dir: Path, *inputs: str | Path | None) -> None:

@@ -285,25 +285,25 @@ def table(connection: sqlite3.Connection, name: str) -> pd.DataFrame:
     return found.drop(columns="saliency", errors="ignore")
 
 
-# Columns of the widest table in the order in which they are read; those that do not fit are named
+# Columns that are read first; those that do not fit are named
 FIRST_COLUMNS = {
+    "images": (
+        *("id", "name", "outcome", "reason", "mjd", "noise_frac"),
+        *("shift_x_px", "shift_y_px", "n_stack", "late"),
+    ),
+    "files": ("id", "path", "outcome", "image", "seen"),
     "candidate_list": (
-        *(
-            "id",
-            "decision",
-            "status",
-            "x_px",
-            "y_px",
-            "snr",
-            "probability",
-            "depth_frac",
-            "radius_px",
-        ),
-        *("sightings", "first_frame", "reviewer", "first_mjd"),
+        *("id", "decision", "status", "x_px", "y_px", "snr", "probability", "depth_frac"),
+        *("first_frame", "radius_px", "sightings", "reviewer", "first_mjd"),
     ),
 }
+LAST_COLUMNS = ("run", "kind", "header")
+SENTENCE = "reason"  # column whose texts stand below their rows
+PATHS = ("path", "model", "catalogue")  # columns whose texts are shortened from the left
+FOR_COMPARING = ("sha256", "_ns")  # ends of the names of columns that only --wide shows
 WIDTH = 100  # characters of a line that is printed
 LONGEST_TEXT = 24  # characters of a text within it
+LONGEST = {"path": 48}  # the same, of other columns
 
 
 def printed(rows: pd.DataFrame, name: str, *, wide: bool = False) -> str:
@@ -316,19 +316,19 @@ def printed(rows: pd.DataFrame, name: str, *, wide: bool = False) -> str:
     name : str
         Its name.
     wide : bool
-        Write all columns, whole texts and whole checksums, however long the lines become.
+        Write all columns, whole texts and whole checksums, a row to a line, however long the lines become.
     """
-    if not len(rows):
-        return f"{name}: no rows"
-    columns = [*FIRST_COLUMNS.get(name, ()), *map(str, rows)]
+    # An error stands beside its value
+    columns = [column for column in _in_order(rows, name) if "_err_" not in column]
+    below = SENTENCE if SENTENCE in columns and not wide else ""
+    hidden = [column for column in columns if column.endswith(FOR_COMPARING) and not wide]
     cells = {
         column: [column, *_cells(rows, column, wide)]
-        for column in dict.fromkeys(columns)
-        # an error stands beside its value, and a checksum is for comparing
-        if "_err_" not in column and (wide or not column.endswith("sha256"))
+        for column in columns
+        if column not in (below, *hidden)
     }
     shown: list[str] = []
-    left_out = [column for column in rows if column not in cells and "_err_" not in str(column)]
+    left_out: list[str] = []
     widths = {column: max(map(len, texts)) for column, texts in cells.items()}
     room = WIDTH
     for column in cells:
@@ -337,16 +337,30 @@ def printed(rows: pd.DataFrame, name: str, *, wide: bool = False) -> str:
             continue
         shown.append(column)
         room -= widths[column] + 2
-    lines = [
-        "  ".join(cells[column][k].ljust(widths[column]) for column in shown).rstrip()
-        for k in range(len(rows) + 1)
-    ]
-    if left_out:
-        rest = (
-            f"not shown: {', '.join(map(str, left_out))} (--wide shows all, --out FILE writes them)"
-        )
+    sentences = [below, *(rows[below].fillna("") if below else [""] * len(rows))]
+    lines: list[str] = []
+    for k in range(len(rows) + 1):
+        values = [cells[column][k].ljust(widths[column]) for column in shown]
+        lines += ["  ".join(values).rstrip(), *_below(sentences[k])]
+    if left_out or hidden:
+        names = ", ".join(left_out + hidden)
+        rest = f"not shown: {names} (--wide shows all, --out FILE writes them)"
         lines += ["", *textwrap.wrap(rest, WIDTH)]
     return "\n".join(lines)
+
+
+def _in_order(rows: pd.DataFrame, name: str) -> list[str]:
+    """Return the columns of a table in the order in which they are read."""
+    first = [column for column in FIRST_COLUMNS.get(name, ()) if column in rows]
+    last = [column for column in LAST_COLUMNS if column in rows and first]
+    between = [str(column) for column in rows if column not in (*first, *last)]
+    return [*first, *between, *last]
+
+
+def _below(text: str) -> list[str]:
+    """Return the lines of a text that stands below its row."""
+    indent = " " * 4
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent)
 
 
 def _cells(rows: pd.DataFrame, column: str, wide: bool) -> list[str]:
@@ -363,14 +377,36 @@ def _cell(column: str, value: Any, error: Any, wide: bool) -> str:
         return "-"
     if not isinstance(value, float):
         text = " ".join(str(value).split())
-        is_long = len(text) > LONGEST_TEXT and not wide
-        return f"{text[: LONGEST_TEXT - 3]}..." if is_long else text
+        longest = LONGEST.get(column, LONGEST_TEXT)
+        if wide or len(text) <= longest:
+            return text
+        if column in PATHS:
+            return f"...{text[3 - longest :]}"
+        return f"{text[: longest - 3]}..."
     if error is not None and error == error and error > 0:
         digits = max(0, 1 - math.floor(math.log10(error)))
         return f"{value:.{digits}f} ± {error:.{digits}f}"
     usual = {"px": 1, "mjd": 2, "snr": 1, "probability": 3, "score": 3, "frac": 4, "e": 0}
     digits_of_kind = usual.get(column.rpartition("_")[2])
     return f"{value:.4g}" if digits_of_kind is None else f"{value:.{digits_of_kind}f}"
+
+
+def describe_empty(connection: sqlite3.Connection, name: str) -> str:
+    """Say in one line that a table has no rows, and how many images the log has."""
+    what = {
+        "candidate_list": "no candidates",
+        "health": "no health readings",
+        "nearly_found": "nothing nearly found",
+    }.get(name, f"no {name}")
+    logged, searched = connection.execute(
+        "SELECT count(*), count(*) FILTER (WHERE outcome = 'searched') FROM images"
+    ).fetchone()
+    return f"{what} yet: {counted(logged, 'image')} logged, {searched} searched"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things, in the plural unless it is one."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def describe_image(connection: sqlite3.Connection, image: int) -> str:
@@ -433,7 +469,7 @@ def describe_run(connection: sqlite3.Connection, run: int) -> str:
     ).fetchone()
     n_images = sum(outcomes.values())
     return (
-        f"{n_images} {'image' if n_images == 1 else 'images'}: {outcomes.get('searched', 0)} searched, "
+        f"{counted(n_images, 'image')}: {outcomes.get('searched', 0)} searched, "
         f"{outcomes.get('stack', 0)} for the stack alone, {outcomes.get('rejected', 0)} rejected; "
         f"{new} new, {again} seen again"
     )

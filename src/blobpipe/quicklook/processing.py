@@ -21,7 +21,13 @@ from blobpipe.quicklook import running_stack
 from blobpipe.quicklook.arrivals import Arrival, is_unchanged, locked_for, new_files, read_arrival
 from blobpipe.quicklook.findings import log_findings
 from blobpipe.quicklook.options import Run
-from blobpipe.quicklook.search import ImageResult, describe_internal, is_internal, search
+from blobpipe.quicklook.search import (
+    WAITS,
+    ImageResult,
+    describe_internal,
+    is_internal,
+    search,
+)
 from blobpipe.quicklook.versions import supersede
 
 log = logging.getLogger(__name__)
@@ -41,18 +47,44 @@ def process(inbox: Inbox, run: Run) -> int:
                 arrivals.append(arrival)
     arrivals.sort(key=lambda arrival: (arrival.mjd, arrival.path.name))
 
+    if len(arrivals) > 1:
+        log.info("%d new files in %s", len(arrivals), inbox.folder)
     logged = 0
-    for arrival in tqdm(arrivals, "quicklook", unit="image", disable=None if arrivals else True):
+    waiting: list[str] = []
+    bar = tqdm(arrivals, "quicklook", unit="image", disable=None if arrivals else True)
+    for number, arrival in enumerate(bar, 1):
         with locked_for(arrival, connection, last=True):
-            if _log_arrival(arrival, inbox, run):
+            image = _log_arrival(arrival, inbox, run)
+            if image is not None:
                 inbox.know(arrival.file)
                 logged += 1
+
+        # Images that only make the first stack share a line, before that of the next
+        is_waiting = image is not None and image["outcome"] == "stack" and WAITS in image["reason"]
+        if image is not None and is_waiting:
+            waiting.append(image["name"])
+        if not is_waiting or len(waiting) == run.params.difference.stack_size:
+            _say_waiting(waiting)
+            waiting = []
+        if image is not None and not is_waiting:
+            place = f"[{number}/{len(arrivals)}] " if len(arrivals) > 1 else ""
+            said = logbook.describe_image(connection, image["id"])
+            log.info("%s%s: %s", place, image["name"], said)
         notices.send(connection, run.params.notices)
+    _say_waiting(waiting)
     return logged
 
 
-def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
-    """Search a file and log it; return whether it was a new image."""
+def _say_waiting(names: list[str]) -> None:
+    """Say in one line which images wait for the first stack."""
+    if not names:
+        return
+    named = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    log.info("%s kept for the first stack: %s", logbook.counted(len(names), "image"), named)
+
+
+def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> sqlite3.Row | None:
+    """Search a file and log it; return its row of ``images``, or None if it was no new image."""
     connection = run.connection
     image = connection.execute(
         "SELECT id, outcome FROM images WHERE sha256 = ?", (arrival.sha256,)
@@ -64,7 +96,7 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
         with logbook.writing(connection):
             outcome = _duplicate_or_renamed(connection, arrival, image["id"])
             _log_file(connection, arrival, image["id"], outcome)
-        return False
+        return None
 
     # A failure that may pass, of the disk or the memory, must not reject the image
     result = None
@@ -78,10 +110,10 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
             "%s: moved or changed meanwhile; it will be read next time",
             printable(str(arrival.path)),
         )
-        return False
+        return None
     if result is None:
         inbox.leave(arrival.file, failure)
-        return False
+        return None
 
     # A bug in what follows from the search rejects the image, so that the run can continue
     try:
@@ -96,11 +128,10 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> bool:
     running_stack.prune(connection, run.cache, run.params.difference.stack_size)
     _prune_pixels(connection, run.options.log_path)
 
-    image = connection.execute(
-        "SELECT id FROM images WHERE sha256 = ?", (arrival.sha256,)
+    logged: sqlite3.Row = connection.execute(
+        "SELECT id, name, outcome, reason FROM images WHERE sha256 = ?", (arrival.sha256,)
     ).fetchone()
-    log.info("%s: %s", result.row["name"], logbook.describe_image(connection, image["id"]))
-    return True
+    return logged
 
 
 def _log_result(arrival: Arrival, result: ImageResult, run: Run) -> None:

@@ -414,7 +414,10 @@ def _changes(images: Image, new: list[int], params: Difference, detector: Detect
 
     Without others, the usual position is the one that most of the new images share.
     """
-    log.info("%d of the stack's %d images are registered from their files", len(new), len(images))
+    if len(new) == len(images):
+        log.info("preparing the first stack from %d images (once)", len(images))
+    else:
+        log.info("registering %d of the stack's %d images (once)", len(new), len(images))
     changes = np.zeros_like(images[new])
     if not (params.register_shift and detector.moves):
         return changes

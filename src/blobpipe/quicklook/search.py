@@ -52,6 +52,9 @@ KEPT_CARDS = (*dict.fromkeys((*DIFFERENCE_CARDS, "EXPTIME", "PROPOSID", "BUNIT",
 # Card of the photon level of the airglow (electrons per pixel); only simulated images have it
 LEVEL_CARD = "LEVEL_E"
 
+# End of the reason of an image before which too few can be stacked
+WAITS = "it waits for the first stack"
+
 # Errors of reading that come from the bytes of a file, not from its disk: those of astropy, which
 # have no number, and those of seeking where damaged sizes lead
 ERRORS_OF_CONTENT = (None, errno.EINVAL, errno.EOVERFLOW)
@@ -285,7 +288,7 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
     running_stack.require_size(run.connection, image.shape)
 
     # Without a stack the image waits: the next stacks take it
-    reason = f"fewer than {params.stack_size} usable images of its size before it: it waits for the first stack"
+    reason = f"fewer than {params.stack_size} usable images of its size before it: {WAITS}"
     try:
         stack = running_stack.stack_before(
             run.connection,

@@ -336,7 +336,11 @@ def _of_day(connection: sqlite3.Connection, day: str) -> tuple[str, str]:
     content = _file(
         connection, anchors, title=f"Images of {day}", images=shown, cards=cards, bad=[]
     )
-    return content, f"the images exposed on {day}: {len(shown)}, candidates: {len(cards)}"
+    newest = queries.newest_mjd(connection)
+    is_newest = newest is not None and formats.day(newest) == day
+    of_day = f"{day} (the newest day in the log)" if is_newest else day
+    images = logbook.counted(len(shown), "image")
+    return content, f"{images} of {of_day}, {logbook.counted(len(cards), 'candidate')}"
 
 
 def _of_everything(connection: sqlite3.Connection) -> tuple[str, str]:
@@ -357,7 +361,8 @@ def _of_everything(connection: sqlite3.Connection) -> tuple[str, str]:
         **_map(connection, rows),
         **_timeline(connection),
     )
-    return content, f"everything: images {n_images}, candidates {len(rows)}"
+    images = logbook.counted(n_images, "image")
+    return content, f"everything: {images}, {logbook.counted(len(rows), 'candidate')}"
 
 
 def _file(connection: sqlite3.Connection, anchors: set[tuple[str, int]], **content: Any) -> str:

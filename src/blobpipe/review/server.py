@@ -8,6 +8,7 @@ their number in the log: no path of a request reaches the file system.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import hmac
 import ipaddress
@@ -16,12 +17,13 @@ import math
 import os
 import re
 import secrets
+import socket
 import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from http import HTTPStatus
 from pathlib import Path
@@ -106,8 +108,8 @@ def serve(
     Raises
     ------
     ServeError
-        If the token is too short or cannot be typed, there is none for an address that others can reach, or the host,
-        the port or a name is not valid.
+        If the token is too short or cannot be typed, there is none for an address that others can reach, the host,
+        the port or a name is not valid, or another program uses the port.
     LogError
         If the log cannot be opened.
     """
@@ -126,22 +128,48 @@ def serve(
     pages.load_templates()
     token, is_new = _token(host, token_file)
     application = make_application(path, token, (host, *names))
+    listening = _listen(host, port)
 
     shown_host = f"[{host}]" if ":" in host else host
     query = f"?token={token}" if is_new else ""
     log.info("the log %s: http://%s:%d/%s", path, shown_host, port, query)
 
     # no log of requests: their addresses may hold the token
-    uvicorn.run(
+    config = uvicorn.Config(
         application,
-        host=host,
-        port=port,
         http=Patient,
         ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
     )
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=listening)
+
+
+def _listen(host: str, port: int) -> list[socket.socket]:
+    """Listen on a port of all addresses of a host."""
+    listening: list[socket.socket] = []
+    try:
+        # The file of hosts may name an address twice
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+            listening.append(socket.create_server(address, family=family))
+    except OSError as error:
+        for each in listening:
+            each.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ServeError(
+                f"port {port} is in use by another program, expected a free one; name another with --port"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise ServeError(
+                f"port {port} is reserved for the system, expected one from 1024; name another with --port"
+            ) from error
+        raise ServeError(
+            f"--host: found {host} ({error.strerror}), expected an address of this machine; correct it"
+        ) from error
+    return listening
 
 
 def _token(host: str, token_file: Path | None) -> tuple[str, bool]:
@@ -322,6 +350,8 @@ def make_application(path: Path, token: str, names: tuple[str, ...]) -> ASGIApp:
         Route("/review.js", _script),
         Route("/viewer.js", _viewer),
         Route("/review", _review, methods=["POST"]),
+        # An address that is guessed from the name of the page
+        Route("/review", _to_queue),
         Route("/undo", _undo, methods=["POST"]),
         Route("/missed", _missed, methods=["POST"]),
         Route("/sign-in", _sign_in, methods=["POST"]),
@@ -614,6 +644,11 @@ async def _sign_out(request: Request) -> Response:
     response = RedirectResponse("/", 303)
     response.delete_cookie(SIGNED_IN, httponly=True, samesite="strict")
     return response
+
+
+async def _to_queue(request: Request) -> Response:
+    """Lead a browser that asks for the address of the form to the queue."""
+    return RedirectResponse("/queue", 303)
 
 
 async def _review(request: Request) -> Response:

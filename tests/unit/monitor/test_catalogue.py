@@ -470,9 +470,9 @@ def test_the_loop_closes(
     ]
     assert cli.main(words) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "data/raw/frames.csv: 1 images added",
-        f"data/raw/blobs.csv: 1 blobs added: b{len(before):04d}",
-        "reviews.csv: 1 reviews",
+        "data/raw/frames.csv: 1 image added",
+        f"data/raw/blobs.csv: 1 blob added: b{len(before):04d}",
+        "reviews.csv: 1 review",
     ]
     images = tables.read_frame_list(raw)
     blobs = tables.read_blobs(raw)

@@ -117,11 +117,15 @@ def test_nothing_is_changed(setup: Setup, tmp_path: Path) -> None:
 def test_missing_packages_fail_and_missing_extras_are_named(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lacking = {"numpy", "watchfiles"}
+    lacking = {"numpy", "watchfiles", "cosmic-ray", "sep"}
     monkeypatch.setattr(doctor, "_installed", lambda name: name not in lacking)
     assert found(setup, "packages") == [
         Check("fail", "packages", "missing: numpy; install blobpipe again"),
-        Check("ok", "packages", "without [watch] (watchfiles): pip install 'blobpipe[watch]'"),
+        Check(
+            "ok",
+            "packages",
+            "without the optional [watch] (watchfiles): pip install 'blobpipe[watch]'",
+        ),
     ]
 
 
@@ -177,7 +181,7 @@ def test_a_model_without_an_operating_point_is_warned_of(setup: Setup, tmp_path:
 
 
 def test_a_bad_catalogue_fails(setup: Setup, tmp_path: Path) -> None:
-    assert "blobs.csv, 1 blobs" in found(setup, "catalogue")[0].found
+    assert "blobs.csv, 1 blob" in found(setup, "catalogue")[0].found
     assert found(changed(setup, catalogue=None), "catalogue")[0].state == "ok"
     (tmp_path / "blobs.csv").write_text("blob,x_px\n")
     [check] = found(setup, "catalogue")
@@ -191,7 +195,7 @@ def test_a_mask_of_bad_pixels_is_read(setup: Setup, tmp_path: Path) -> None:
     fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
     named = changed(setup, bad_pixels=(tmp_path / "mask.fits",))
     assert found(named, "bad pixels") == [
-        Check("ok", "bad pixels", f"{tmp_path / 'mask.fits'}, 1 pixels")
+        Check("ok", "bad pixels", f"{tmp_path / 'mask.fits'}, 1 pixel")
     ]
     (tmp_path / "mask.fits").write_text("no mask")
     [check] = found(named, "bad pixels")
@@ -244,7 +248,7 @@ def test_without_a_log_the_way_to_one_is_told(setup: Setup, tmp_path: Path) -> N
         (tmp_path / "none.sqlite", "none.sqlite: does not exist yet"),
     ):
         [check] = found(changed(setup, log=log), "log")
-        assert check.state == "warn"
+        assert check.state == "ok"
         assert words in check.found
         assert "'blobpipe quicklook' makes it" in check.found
 
@@ -490,6 +494,6 @@ def test_the_command_exits_non_zero_on_a_fail_alone(
     assert "ok    settings: params.yaml" in lines
     assert {line.split()[0] for line in lines} == {"ok"}
     assert cli.main(words) == 0  # there is no log yet: a warning
-    assert "warn  log: quicklook/log.sqlite: does not exist yet" in capsys.readouterr().out
+    assert "ok    log: quicklook/log.sqlite: does not exist yet" in capsys.readouterr().out
     assert cli.main([*words, "--catalogue", "none.csv"]) == 1
     assert "fail  catalogue: none.csv: not found" in capsys.readouterr().out

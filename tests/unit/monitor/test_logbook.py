@@ -511,18 +511,20 @@ def test_a_table_fits_the_terminal_with_the_digits_of_its_errors() -> None:
         }
     )
     text = logbook.printed(rows, "x")
-    first, second, third, _, *rest = text.splitlines()
-    assert first.split() == ["id", "x_px", "radius_px", "depth_frac", "reason"]
+    first, below, second, *reasons, third, _, _ = text.splitlines()
+    assert first.split() == ["id", "x_px", "radius_px", "depth_frac"]
+    assert below == "    reason"
+    assert " ".join(map(str.strip, reasons)) == ("as round as one " * 20).strip()
     assert second.split(maxsplit=3)[:2] == ["1", "543.4"]
     assert "8.14 ± 0.42" in second
     assert "0.0192 ± 0.0011" in second
-    assert third.split() == ["22", "8.0", "-", "0.5000", "-"]
-    assert " ".join(rest).startswith("not shown: sha256 (--wide")
+    assert third.split() == ["22", "8.0", "-", "0.5000"]
+    assert text.splitlines()[-1].startswith("not shown: sha256 (--wide")
     assert max(map(len, text.splitlines())) <= logbook.WIDTH
     wide = logbook.printed(rows, "x", wide=True)
     assert "a" * 64 in wide
     assert "not shown" not in wide
-    assert logbook.printed(rows[:0], "x") == "x: no rows"
+    assert ("as round as one " * 20).strip() in wide
 
 
 @pytest.mark.parametrize("table", logbook.TABLES)
@@ -538,5 +540,43 @@ def test_every_table_fits_and_says_what_it_leaves_out(
         columns = set(logbook.table(connection, table).columns)
     if len(lines) > 1:
         rest = lines[lines.index("") :] if "" in lines else []
-        named = set(re.findall(r"\w+", " ".join([lines[0], *rest])))
+        named = set(re.findall(r"\w+", " ".join([*lines[:2], *rest])))
         assert {name for name in columns if "_err_" not in name} <= named
+
+
+def test_what_became_of_images_and_files_is_read_at_a_glance(
+    log: sqlite3.Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "log.sqlite"
+    waits = "fewer than 30 usable images of its size before it: it waits for the first stack"
+    folder = f"/home/quicklook/{'long/' * 20}inbox"
+    with logbook.writing(log):
+        row = image(outcome="stack", reason=waits, noise_frac=0.01, shift_x_px=1.0, shift_y_px=2.0)
+        logbook.insert(log, "images", row)
+        stamp = {"size_bytes": 1, "modified_ns": 10**18, "changed_ns": 10**18, "inode": 7}
+        file = {"path": f"{folder}/idbb0a01q.fits", "sha256": "a", "seen": logbook.now()}
+        logbook.insert(log, "files", file | stamp | {"outcome": "logged", "image": 1})
+
+    assert cli.main(["log", "images", "--log", str(path)]) == 0
+    head, _, values, reason, *_ = capsys.readouterr().out.splitlines()
+    columns = ["id", "name", "outcome", "mjd", "noise_frac", "shift_x_px", "shift_y_px", "n_stack"]
+    assert head.split()[:9] == [*columns, "late"]
+    assert values.split()[2] == "stack"
+    assert reason.strip() == waits
+
+    assert cli.main(["log", "files", "--log", str(path)]) == 0
+    head, values, _, *rest = capsys.readouterr().out.splitlines()
+    assert head.split()[:5] == ["id", "path", "outcome", "image", "seen"]
+    assert re.fullmatch(r"\.\.\.\S+/inbox/idbb0a01q\.fits", values.split()[1])
+    assert " ".join(rest).startswith("not shown: ")
+    assert "sha256, modified_ns, changed_ns (--wide" in " ".join(rest)
+
+
+def test_a_table_without_rows_says_how_many_images_there_are(
+    log: sqlite3.Connection,
+) -> None:
+    assert logbook.describe_empty(log, "images") == "no images yet: 0 images logged, 0 searched"
+    with logbook.writing(log):
+        logbook.insert(log, "images", image(outcome="searched"))
+    expected = "no candidates yet: 1 image logged, 1 searched"
+    assert logbook.describe_empty(log, "candidate_list") == expected

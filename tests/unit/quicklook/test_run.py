@@ -202,6 +202,23 @@ def test_a_run_says_what_it_found(
     assert "in: no image was logged; " in caplog.text
 
 
+def test_a_first_run_says_in_one_line_which_images_make_the_stack(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "blobpipe")
+    for day in range(STACK + 2):
+        write(tmp_path / "in", day)
+    run(tmp_path)
+    said = [text for text in caplog.messages if "model" not in text and "compiling" not in text]
+    assert said[:3] == [
+        f"{STACK + 2} new files in {tmp_path / 'in'}",
+        f"{STACK} images kept for the first stack: day000 to day{STACK - 1:03d}",
+        f"preparing the first stack from {STACK} images (once)",
+    ]
+    assert said[3].startswith(f"[{STACK + 1}/{STACK + 2}] day{STACK:03d}: ")
+    assert said[4].startswith(f"[{STACK + 2}/{STACK + 2}] day{STACK + 1:03d}: ")
+
+
 def test_a_folder_without_images_says_where_there_are_some(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

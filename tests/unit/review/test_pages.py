@@ -140,8 +140,10 @@ def test_no_page_fails_for_a_date_in_an_old_log(tmp_path: Path, mjd: float | Non
         assert "no date" in html or not name.startswith("bad")
     assert pages.newest_day(log) == newest
     assert newest in pages.today(log, READER)
-    assert "images exposed on" in pages.write(log, tmp_path / "day.html", newest)
-    assert "everything: images 120" in pages.write(log, tmp_path / "all.html")
+    assert f" of {newest} (the newest day in the log), " in pages.write(
+        log, tmp_path / "day.html", newest
+    )
+    assert "everything: 120 images, " in pages.write(log, tmp_path / "all.html")
 
 
 def test_today_shows_the_newest_image_with_its_candidates_marked(log: sqlite3.Connection) -> None:
@@ -442,7 +444,9 @@ def test_a_day_is_one_file_that_needs_nothing_else(log: sqlite3.Connection, tmp_
     path = tmp_path / "day.html"
     told = pages.write(log, path, pages.newest_day(log))
     html = checked(path.read_text())
-    assert told.startswith("the images exposed on 2009-12-15: ")
+    assert re.fullmatch(
+        r"\d+ images? of 2009-12-15 \(the newest day in the log\), \d+ candidates?", told
+    )
     assert "<script" not in html
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert html.count('src="data:image/png;base64,') > 16
@@ -454,7 +458,7 @@ def test_everything_is_one_file_of_bounded_size(
     log: sqlite3.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "all.html"
-    assert pages.write(log, path).startswith("everything: images 300, candidates ")
+    assert pages.write(log, path).startswith("everything: 300 images, ")
     html = checked(path.read_text())
     rejected = {
         row["id"]

@@ -37,6 +37,7 @@ from blobpipe.review.server import (
     TOKEN_VARIABLE,
     Desk,
     Patient,
+    _listen,
     _next_page,
     _token,
     make_application,
@@ -849,7 +850,12 @@ def test_whole_requests_are_not_closed(own_path: Path, monkeypatch: pytest.Monke
 def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the server would be started with."""
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr("uvicorn.run", lambda application, **settings: calls.append(settings))
+
+    def start(server: uvicorn.Server, sockets: list[Any]) -> None:
+        calls.append({"place": sockets, "access_log": server.config.access_log})
+
+    monkeypatch.setattr("uvicorn.Server.run", start)
+    monkeypatch.setattr("blobpipe.review.server._listen", lambda *place: place)
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     return calls
 
@@ -859,7 +865,7 @@ def test_a_token_is_made_up_on_the_loopback_address(
 ) -> None:
     caplog.set_level(logging.INFO)
     serve(shared_path)
-    assert started[0]["host"] == "127.0.0.1"
+    assert started[0]["place"] == ("127.0.0.1", 8000)
     assert started[0]["access_log"] is False  # it would hold the token
     [address] = [
         message for message in caplog.messages if "http://127.0.0.1:8000/?token=" in message
@@ -886,7 +892,7 @@ def test_others_can_reach_it_only_with_a_token(
     assert not started
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     serve(shared_path, host=host)
-    assert started[0]["host"] == host
+    assert started[0]["place"] == (host, 8000)
 
 
 FILES = {
@@ -993,6 +999,35 @@ def test_what_cannot_be_served_has_its_reason(
     assert not started
 
 
+def test_a_port_in_use_is_one_line(
+    shared_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert cli.main(["serve", "--log", str(shared_path), "--port", str(port)]) == 1
+    said = (
+        f"port {port} is in use by another program, expected a free one; name another with --port"
+    )
+    assert capsys.readouterr().err == f"blobpipe: {said}\n"
+    assert "http://" not in caplog.text
+
+
+def test_a_host_that_is_not_of_this_machine_is_refused() -> None:
+    # Of the addresses that are kept for documentation; RFC 5737
+    with pytest.raises(ServeError, match=r"--host: found 192\.0\.2\.1 \(.+\), expected an address"):
+        _listen("192.0.2.1", 8000)
+
+
+def test_the_address_of_the_form_leads_to_the_queue(browser: Browser) -> None:
+    answer = browser.get("/review")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/queue")
+
+
 def test_a_token_that_was_given_is_not_told(
     shared_path: Path,
     started: list[dict[str, Any]],
@@ -1002,7 +1037,7 @@ def test_a_token_that_was_given_is_not_told(
     caplog.set_level(logging.INFO)
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
     assert cli.main(["serve", "--log", str(shared_path), "--port", "8123"]) == 0
-    assert started[0]["port"] == 8123
+    assert started[0]["place"] == ("127.0.0.1", 8123)
     assert TOKEN not in caplog.text
 
 
