@@ -165,7 +165,7 @@ def count(dates: Sequence[float], low: float, high: float) -> Graph | None:
     x, y = _scales(ends, from_zero=True)
     start = f"M{x(low)} {y(0)}"
     steps = "".join(f"H{x(mjd)}V{y(n)}" for n, mjd in enumerate(sorted(dates), 1))
-    return Graph(date_ticks(x), value_ticks(y), f"{start}{steps}H{x(high)}")
+    return Graph(date_ticks(x), value_ticks(y, whole=True), f"{start}{steps}H{x(high)}")
 
 
 def thinned(mjd: Values, values: Values) -> list[Sample]:
@@ -206,18 +206,20 @@ def _scales(samples: Sequence[Sample], from_zero: bool) -> tuple[Scale, Scale]:
     # a single date or value needs a margin, too
     beside = 0.03 * (last - first) or 0.5
     above = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
-    low = min(low, 0.0) if from_zero else low - above
+    # a mark at zero is not cut by the axis
+    low = min(low, 0.0) - 0.5 * above if from_zero else low - above
     x = Scale(first - beside, last + beside, LEFT, RIGHT)
     y = Scale(low, high + above, BOTTOM, TOP)
     return x, y
 
 
-def value_ticks(scale: Scale, most: int = 5) -> list[Tick]:
-    """Place ticks at round numbers along an axis, about ``most`` of them."""
+def value_ticks(scale: Scale, most: int = 5, *, whole: bool = False) -> list[Tick]:
+    """Place ticks at round numbers, or at ``whole`` ones alone, along an axis, about ``most`` of them."""
     # the smallest round step that is not below the even division of the axis
     rough = (scale.high - scale.low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(factor for factor in STEPS if factor * power >= rough * (1 - SLACK))
+    step = max(step, 1.0) if whole else step
 
     digits = max(0, -math.floor(math.log10(step) + SLACK))
     first = math.ceil(scale.low / step - SLACK)

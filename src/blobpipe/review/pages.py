@@ -549,6 +549,7 @@ def _live_image(connection: sqlite3.Connection, number: int) -> Row:
     own = planes.available(connection, row)
     path = planes.image_path(connection, number)
     row["path"] = "" if path is None else printable(str(path))
+    row["last_path"] = planes.last_path(connection, number)
     if not (own or row["picture"]):
         return row
     before = queries.searched_before(connection, row["mjd"])

@@ -10,7 +10,7 @@ import numpy as np
 from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image
 from blobpipe.core.detector import Detector
-from blobpipe.errors import BlobpipeError, LogError
+from blobpipe.errors import BlobpipeError, LogError, printable
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.flatten import read_blob_image
 from blobpipe.monitor import logbook, thumbnails
@@ -49,10 +49,20 @@ def available(connection: sqlite3.Connection, row: Row) -> list[str]:
 
 def image_path(connection: sqlite3.Connection, number: int) -> Path | None:
     """Return the latest of an image's files that is there; None if there is none."""
+    return next(filter(_is_file, _paths(connection, number)), None)
+
+
+def last_path(connection: sqlite3.Connection, number: int) -> str:
+    """Return where the log last saw an image's file, there or not; empty if it never did."""
+    return next((printable(str(path)) for path in _paths(connection, number)), "")
+
+
+def _paths(connection: sqlite3.Connection, number: int) -> list[Path]:
+    """Return the paths of an image's files, the latest first."""
     rows = connection.execute(
         "SELECT path FROM files WHERE image = ? ORDER BY id DESC", (number,)
     ).fetchall()
-    return next((path for row in rows if _is_file(path := path_of(row["path"]))), None)
+    return [path_of(row["path"]) for row in rows]
 
 
 def _is_file(path: Path) -> bool:

@@ -89,6 +89,17 @@ def test_a_count_steps_up_at_each_date() -> None:
     assert drawn is not None
     assert drawn.line.count("V") == 3
     assert charts.count([], 0, 10) is None
+    assert [tick.label for tick in drawn.y_ticks] == ["0", "1", "2", "3"]
+    one = charts.count([2.0], 0, 10)
+    assert one is not None
+    assert [tick.label for tick in one.y_ticks] == ["0", "1"]
+
+
+def test_a_mark_at_zero_is_above_the_axis() -> None:
+    drawn = charts.scatter([charts.Sample(at, at, at, at) for at in (0.0, 1.0)], from_zero=True)
+    assert drawn is not None
+    assert charts.BOTTOM - drawn.dots[0].y >= 5
+    assert drawn.y_ticks[0].label == "0.0"
 
 
 def test_dates_have_colours_from_the_first_to_the_last() -> None:

@@ -318,7 +318,7 @@ def test_a_probability_is_the_mean_of_the_sightings_that_were_judged_new(tmp_pat
     n = log.execute("SELECT count(*) FROM detections WHERE candidate = 1").fetchone()[0] - 3
     row = queries.candidate(log, 1)
     assert row["probability"] == pytest.approx((0.2 * (n - 1) + 0.8) / n)
-    assert f"mean of {n}</abbr>" in pages.candidate(log, READER, 1)
+    assert f"mean of the {n} sightings judged new" in pages.candidate(log, READER, 1)
     with logbook.writing(log):
         log.execute("UPDATE detections SET status = 'known' WHERE candidate = 1")
     best = log.execute(
@@ -549,3 +549,40 @@ def test_images_of_a_detector_of_earlier_years_have_their_dates(tmp_path: Path) 
     assert queries.newest_mjd(log) == pytest.approx(synthetic_log.FIRST_MJD - 4000 + 36)
     assert len(queries.dated_images(log)["mjd"]) == 60
     assert queries.first_sightings(log)
+
+
+def test_subframes_that_show_nothing_are_one_line(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    [image] = log.execute("SELECT max(image) FROM subframes").fetchone()
+    assert checked(pages.image(log, READER, image)).count(' alt="Network') == 16
+    with logbook.writing(log):
+        log.execute("UPDATE subframes SET probability = 0.0004, positive = 0")
+    html = checked(pages.image(log, READER, image))
+    assert "No subframe shows anything" in html
+    assert "Network's map" not in html
+
+
+def test_a_file_that_is_gone_is_named_where_the_log_saw_it(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    with logbook.writing(log):
+        row = {"path": "/gone/inbox/one.fits", "sha256": "a", "size_bytes": 1, "modified_ns": 0}
+        row |= {"seen": logbook.now(), "outcome": "logged", "image": 59}
+        logbook.insert(log, "files", row)
+    html = checked(pages.image(log, READER, 59))
+    assert re.search(r"no longer where the log saw it: <code>/gone/inbox/one.fits</code>", html)
+
+
+def test_a_narrow_table_of_images_has_outcome_and_reason_below_the_name(
+    log: sqlite3.Connection,
+) -> None:
+    html = checked(pages.images(log, READER, queries.Choice()))
+    [name] = re.findall(r'<th scope="row">(?:(?!</th>).)*rejected.*?</th>', html, re.DOTALL)[:1]
+    assert '<span class="below">' in name
+    assert '<span class="reason">' in name
+
+
+def test_a_candidate_has_its_decision_after_its_title(log: sqlite3.Connection) -> None:
+    html = checked(pages.candidate(log, READER, 1))
+    assert re.search(r'<h1>Candidate 1 \s*<span class="tag \w+">', html)
+    assert html.count('class="tag ') >= 1
+    assert "wholly dark" in html
