@@ -77,6 +77,9 @@ def _add_quicklook(commands: Commands, shared: SharedOptions) -> None:
 
 
 def _quicklook(args: argparse.Namespace) -> None:
+    from blobpipe.quicklook.folder import require_folder
+
+    require_folder(args.folder)
     say_when_compiling()
     from blobpipe.quicklook import run
     from blobpipe.quicklook.options import Options

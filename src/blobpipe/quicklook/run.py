@@ -28,6 +28,7 @@ from blobpipe.monitor.inbox import Inbox, path_text
 from blobpipe.networks import kernels, model_file
 from blobpipe.quicklook import running_stack
 from blobpipe.quicklook.arrivals import locked, new_files, read_arrival
+from blobpipe.quicklook.folder import require_folder
 from blobpipe.quicklook.options import PLACE_COLUMNS, Options, Run
 from blobpipe.quicklook.processing import process
 
@@ -57,7 +58,7 @@ def quicklook(folder: Path, options: Options) -> int:
         If the folder, the model, the catalogue, a file of bad pixels or the log cannot be used. A bad image is logged
         as rejected instead.
     """
-    _require_folder(folder)
+    require_folder(folder)
     frames = None if options.batch is None else _frames_of_batch(folder, options.batch)
     inbox = Inbox(folder, options.params.quicklook.settle_s, frames)
     # Looking before the model is loaded starts the clock by which files count as complete
@@ -115,7 +116,7 @@ def watch(folder: Path, options: Options) -> None:
     LogError
         If the log is moved, deleted or replaced meanwhile.
     """
-    _require_folder(folder)
+    require_folder(folder)
     settle_s = options.params.quicklook.settle_s
     pause_s = min(PAUSE_S, max(settle_s, 0.05))
     inbox = Inbox(folder, settle_s)
@@ -144,19 +145,6 @@ def _events(folder: Path, pause_s: float) -> Iterator[None]:
             # A name that is not UTF-8, or too many watches on this machine
             time.sleep(pause_s)
             yield
-
-
-def _require_folder(folder: Path) -> None:
-    """Refuse what is not a folder."""
-    if folder.is_file():
-        raise FrameError(
-            f"{folder}: a file, expected a folder of images; name its folder ({folder.parent}), or search this one "
-            "image with 'blobpipe scan'"
-        )
-    if not folder.is_dir():
-        raise FrameError(
-            f"{folder}: not found, expected a folder of images; make it or correct the name"
-        )
 
 
 @contextmanager

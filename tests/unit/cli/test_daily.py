@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ def test_quicklook_has_its_folder_log_and_model(
         monkeypatch.setattr(run, name, lambda *args, name=name: calls.append((name, args, {})))
     told = PARAMS.model_copy(update={"notices": Notices(digest="daily")})
     (folder / "params.yaml").write_text(to_yaml(told))
+    (folder / "in").mkdir()
     assert cli.main(["quicklook", "in", *words]) == 0
     expected = told.model_copy(update={"notices": Notices()}) if words == ["--silent"] else told
     options = Options(Path(LOG), Path(blobpipe.__file__).with_name("model.safetensors"), expected)
@@ -61,3 +64,13 @@ def test_a_dry_run_says_that_nothing_waits_and_that_no_channel_is_set_up(
     (folder / "params.yaml").write_text(to_yaml(told))
     assert cli.main(["notify", "--dry-run"]) == 0
     assert capsys.readouterr().out == "no notice waits\n"
+
+
+def test_a_mistyped_folder_is_told_before_anything_heavy_is_imported(folder: Path) -> None:
+    script = (
+        "import sys; from blobpipe import cli; status = cli.main(['quicklook', 'mistyped']); "
+        "print(status, 'numpy' in sys.modules)"
+    )
+    ended = subprocess.run((sys.executable, "-c", script), capture_output=True, text=True)
+    assert ended.stdout == "1 False\n"
+    assert ended.stderr.startswith("blobpipe: mistyped: not found, expected a folder of images")
