@@ -55,6 +55,7 @@ OTHER_PROGRAMS = {
     "pip",
     "pytest",
     "python",
+    "python3",
     "ruff",
     "sed",
     "mypy",
