@@ -481,8 +481,8 @@ def whole_image_level(radius_px: float, n_pixels: int, expected: float) -> float
 
     Notes
     -----
-    Source: the expected number of maxima of a Gaussian random field above a high level u (Adler 1981), A |L|^(1/2)
-    (2 pi)^(-3/2) u exp(-u^2 / 2), L the covariance of its gradient, here that of the filtered noise.
+    Source: the expected number of maxima of a Gaussian random field above a high level u (Adler 1981),
+    ``A |L|^(1/2) (2 pi)^(-3/2) u exp(-u^2 / 2)``, L the covariance of its gradient, here that of the filtered noise.
     """
     profile = blob_shapes.blob_profile("disc", radius_px).astype(np.float64)
     slopes = np.gradient(profile)
