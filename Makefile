@@ -26,6 +26,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 run: install ## run the whole pipeline (CORES=2) and print the path of the report
 	snakemake --cores $(CORES)
 	@$(MAKE) --no-print-directory report
+	@if git rev-parse -q --verify HEAD > /dev/null 2>&1 && ! git diff --quiet HEAD -- dvc.lock results; then \
+	echo "Git shows dvc.lock and numbers in results as changed: times and, on another processor, last digits."; \
+	echo "They are this machine's record. To keep it: git commit -m 'Results of this machine' dvc.lock results"; fi
 
 report: install ## write results/report.html from the existing results
 	snakemake --quiet host progress --report results/stages.html

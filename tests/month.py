@@ -44,6 +44,9 @@ NEW = tuple(
     (x, y, 6.0, 0.08) for x, y in ((300, 200), (150, 260), (430, 90), (330, 440), (60, 440))
 )
 EVERY_DAYS = 12  # a new blob
+# One that only several images together show, from this day on
+FAINT = (230, 60, 6.0, 0.0035)
+FAINT_DAY = 22
 SPECIAL = ("cut", "duplicate", "renamed", "late", "growing")
 SPECIAL_OF_A_LONG_MONTH = (
     *SPECIAL,
@@ -66,6 +69,9 @@ TABLES = (
     "subframes",
     "candidates",
     "detections",
+    "depths",
+    "nearly_found",
+    "peaks",
     "pictures",
     "reviews",
     "notices",
@@ -100,6 +106,7 @@ def content(day: int, kind: str = "plain") -> bytes:
     """An image as a FITS file; one that is late is of two and a half days before its day."""
     mjd = day - 2.5 if kind == "late" else day
     blobs = [blob for k, blob in enumerate(NEW) if STACK + 1 + EVERY_DAYS * k <= mjd]
+    blobs += [FAINT] * (mjd >= FAINT_DAY)
     date = {} if kind == "undated" else {"EXPSTART": 60000.0 + mjd}
     buffer = io.BytesIO()
     fits.PrimaryHDU(

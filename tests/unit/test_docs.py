@@ -49,11 +49,14 @@ PAGES = [
 OTHER_PROGRAMS = {
     ".",
     "cp",
+    "mkdir",
+    "mv",
     "git",
     "pip",
     "pytest",
     "python",
     "ruff",
+    "sed",
     "mypy",
     "snakefmt",
     "sphinx-build",
@@ -179,10 +182,10 @@ def test_every_module_is_in_the_python_interface() -> None:
     }
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^##+ (blobpipe\.[\w.]+)$", page, re.MULTILINE))
-    rooms = {path.parent.name for path in source.glob("*/__init__.py")}
-    hall = {name for name in modules if name.count(".") == 1 or name.split(".")[1] not in rooms}
-    assert {"blobpipe.errors", "blobpipe.params"} | (modules - hall) <= listed
-    assert listed <= modules | {f"blobpipe.{room}" for room in rooms}
+    rooms = {path.parent.name for path in source.glob("*/__init__.py")} - {"cli"}
+    in_rooms = {name for name in modules if name.split(".")[1] in rooms}
+    assert {"blobpipe.errors", "blobpipe.params"} | in_rooms <= listed
+    assert listed <= modules | {f"blobpipe.{room}" for room in {*rooms, "cli"}}
 
 
 def test_relative_links_lead_somewhere() -> None:
@@ -376,7 +379,9 @@ def test_measured_numbers_have_a_documented_name() -> None:
     assert len(roles) > 20
     assert places
     for stage, key in (name.split() for name in [*roles, *places]):
-        documented = _tables()[f"results/{stage}/metrics.json"]
+        # The packaged model's numbers are regression's
+        file = "regression" if stage == "model" else stage
+        documented = _tables()[f"results/{file}/metrics.json"]
         section = key.split(".")[0] if stage == "explore" else ""  # its numbers stand by method
         name = key.removeprefix("matched_filter.").removeprefix("dense.")
         assert name in documented or section in documented, (stage, key)

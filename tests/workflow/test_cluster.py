@@ -110,7 +110,7 @@ def test_what_jobs_finish_after_their_run_was_killed_is_kept(
     assert (project.root / "data/scale/frames-000.csv").exists()
     made = project.made()
     assert "difference" not in project.planned()
-    printed = project.run("snakemake", "--cores", "1", "stage_scale")
+    printed = project.run("snakemake", "--cores", "1", "stage_scale", **slurm)
     assert "finished by jobs of the run that was killed, kept: difference, clip, scale" in printed
     assert project.made() == made
     project.set("clip", "factor", 0.6)

@@ -154,6 +154,17 @@ def test_what_jobs_have_finished_after_their_run_was_killed_is_kept(
     assert capsys.readouterr().err == "finished by jobs of the run that was killed, kept: clip\n"
 
 
+def test_a_link_of_a_plan_is_known_by_its_own_date(asked: list[tuple[str, ...]]) -> None:
+    """A dry run adopts what it finds in its stand-in, where each file is a link."""
+    link = Path("data/clip/frames-009.csv")
+    link.symlink_to(Path(UNSEEN).absolute())
+    os.utime(link, (3000, 3000), follow_symlinks=False)
+    record("metadata", str(link), {"endtime": 3000.0})
+    assert records.made_here(str(link))
+    record("metadata", str(link), {"endtime": Path(UNSEEN).stat().st_mtime})
+    assert not records.made_here(str(link))
+
+
 def changed_settings(no_cache: Path) -> None:
     os.utime(run_lock.OWNER, (time.time() - 10, time.time() - 10))
 

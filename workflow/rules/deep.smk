@@ -92,6 +92,15 @@ rule deep:
         mem_mb=6000,
         runtime=minutes("deep", len(ROWS)),
     params:
-        settings=settings_of("deep", "detector", "detect.false_alarms_per_100_frames", "detect.confidence", "difference", "clip", "scale", "vetting"),
+        settings=settings_of(
+            "deep",
+            "detector",
+            "detect.false_alarms_per_100_frames",
+            "detect.confidence",
+            "difference",
+            "clip",
+            "scale",
+            "vetting",
+        ),
     shell:
         "blobpipe deep 2>&1 | tee {log} >&2"

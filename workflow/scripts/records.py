@@ -174,7 +174,9 @@ def made_here(path: str) -> bool:
         ended = json.loads(_record("metadata", path).read_text(encoding="utf-8"))["endtime"]
     except (OSError, ValueError, KeyError, TypeError):
         return False  # no record, or none that can be read: made anew, which is safe
-    return bool(ended == Path(path).stat().st_mtime)
+    return bool(
+        ended == Path(path).lstat().st_mtime
+    )  # of a link (in a plan) its own, as Snakemake has it
 
 
 def is_unfinished(path: str) -> bool:

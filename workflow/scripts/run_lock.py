@@ -172,8 +172,8 @@ def refuse_orphans(candidates: list[dict[str, Any]], *, trust: bool = False) -> 
         numbers = " ".join(job.number for job in jobs)
         rules = ", ".join(sorted({job.rule for job in jobs}))
         raise BusyError(
-            f"SLURM still has jobs of an earlier run here ({rules}), of whose results there would be no record: "
-            f"'scancel {numbers}'"
+            f"SLURM still has jobs of an earlier run here ({rules}): wait until they end, and what they make is kept, "
+            f"or 'scancel {numbers}'"
         )
 
 

@@ -145,7 +145,7 @@ def _add_log(commands: Commands, shared: SharedOptions) -> None:
         nargs="?",
         default="candidate_list",
         metavar="TABLE",
-        help="one of runs, images, files, subframes, peaks, candidates, detections, depths, reviews, notices, health, candidate_list (default: %(default)s)",
+        help="one of runs, images, files, subframes, peaks, candidates, detections, depths, nearly_found, reviews, notices, health, candidate_list (default: %(default)s)",
     )
     log.add_argument(
         "--out",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -39,7 +39,7 @@ DPI = 110
 
 # The style of every figure; nothing is written smaller than SMALL (points)
 SMALL = 9
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "figure.titlesize": 12,
@@ -93,7 +93,8 @@ def contact_sheet(
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(14, 5.8), layout="constrained")
-    halves = figure.subfigures(1, 2, wspace=0.03)
+    # Typed as one figure or an array of them
+    halves: Any = figure.subfigures(1, 2, wspace=0.03)
     names = ("no blob superimposed", "1-5 blobs superimposed (bright)")
     for label, (half, name) in enumerate(zip(halves, names, strict=True)):
         half.suptitle(name, fontsize=11)

@@ -65,6 +65,9 @@ PIXEL_SIGMA = 4.0
 STREAK_SIGMA = 5.0
 STREAK_PX = 1.5
 
+# By how much the score of what is nearly found may lie below the threshold (log-odds)
+NEARLY = 1.0
+
 # Beyond the radius of a clear blob, what belongs to its edge (px)
 CLEAR_MARGIN_PX = 4.0
 
@@ -289,7 +292,7 @@ def find_deep_blobs(
     vetting: Vetting | None = None,
     instrument: Instrument = DEFAULT,
 ) -> pd.DataFrame:
-    """Search deep differences.
+    """Search deep differences; list detections, and what is close to being one.
 
     Parameters
     ----------
@@ -301,8 +304,8 @@ def find_deep_blobs(
     Returns
     -------
     DataFrame
-        One row per place, from the depth in which it is clearest: the columns of `search_depths`. Detections alone,
-        whatever their status.
+        One row per place, from the depth in which it is clearest, whatever its status: the columns of `search_depths`, and
+        ``is_detection``: false for what lies below the threshold of each depth, but by no more than `NEARLY`.
     """
     found = search_depths(
         differences,
@@ -312,7 +315,15 @@ def find_deep_blobs(
         vetting=vetting,
         instrument=instrument,
     )
-    return merge_depths(above_thresholds(found, thresholds))
+    over = logit(found["score"].to_numpy(float))
+    over -= logit(found["n_images"].map(thresholds).to_numpy(float))
+    detected = merge_depths(found[over >= 0]).assign(is_detection=True)
+    nearly = merge_depths(found[(over < 0) & (over >= -NEARLY)]).assign(is_detection=False)
+
+    # What a depth nearly finds, another may find
+    apart = nearly[["x_px", "y_px"]].to_numpy(float)[:, None]
+    apart = np.hypot(*np.moveaxis(apart - detected[["x_px", "y_px"]].to_numpy(float), 2, 0))
+    return pd.concat([detected, nearly[(apart > NEAR_PX).all(axis=1)]], ignore_index=True)
 
 
 def search_depths(
@@ -357,11 +368,6 @@ def search_depths(
         found = list(pool.map(search, differences))
     empty = pd.DataFrame(columns=[*DETECTION_COLUMNS, "probability", "n_images"])
     return pd.concat(found, ignore_index=True) if found else empty
-
-
-def above_thresholds(found: pd.DataFrame, thresholds: dict[int, float]) -> pd.DataFrame:
-    """Return the candidates that are detections, by the threshold of their depth."""
-    return found[found["score"] >= found["n_images"].map(thresholds)]
 
 
 def merge_depths(found: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """Measure how the noise of difference images is correlated and how it varies, and whiten images by it.
 
-Model
------
+Noise model
+-----------
 A difference image is ``n_i = s_i w_i``: white noise that a filter has correlated, of the power spectrum
 P(k), times the local standard deviation s_i, both relative to their usual level. Whitening divides by
 s and, in Fourier space, by the square root of P. What is left is white, so that a network trained on

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0  # longest wait (s) for another process to finish writing
 TABLES = (
     *("runs", "images", "files", "subframes", "peaks", "candidates", "detections", "depths"),
-    *("reviews", "notices", "health", "candidate_list"),
+    *("nearly_found", "reviews", "notices", "health", "candidate_list"),
 )
 FORMATS = ("csv", "ecsv", "json")
 # what is wrong and what to do, by SQLite's primary result code

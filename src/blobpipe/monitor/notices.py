@@ -218,6 +218,7 @@ def _digest_notice(connection: sqlite3.Connection, first: date, digest: str) -> 
             for image in rejected
         ),
         f"detections: {counts or 'none'}",
+        *_nearly_found(connection, span),
         *(f"health: {reading}" for reading in readings),
     ]
 
@@ -230,6 +231,21 @@ def _digest_notice(connection: sqlite3.Connection, first: date, digest: str) -> 
         "subject": f"blobpipe: digest of {period}, {len(images)} images, {len(rejected)} rejected",
         "text": "\n".join(lines),
     }
+
+
+def _nearly_found(connection: sqlite3.Connection, span: tuple[str, str]) -> list[str]:
+    """Return a line for each place that the newest image of a time shows just below the threshold, with those before."""
+    rows = connection.execute(
+        "SELECT x_px, y_px, n_images, snr FROM nearly_found WHERE image = (SELECT id FROM images "
+        "WHERE logged >= ? AND logged < ? AND outcome = 'searched' AND superseded_by IS NULL ORDER BY mjd DESC, id DESC LIMIT 1) "
+        "ORDER BY snr DESC",
+        span,
+    ).fetchall()
+    return [
+        f"nearly found: x {row['x_px']:.1f}, y {row['y_px']:.1f} px, S/N {row['snr']:.1f} in the mean of the latest "
+        f"{row['n_images']} images"
+        for row in rows
+    ]
 
 
 def _one_line(text: str) -> str:

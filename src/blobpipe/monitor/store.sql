@@ -296,3 +296,16 @@ JOIN runs r ON r.id = f.run
 JOIN detections b ON b.id =
     (SELECT d.id FROM detections d WHERE d.candidate = c.id ORDER BY d.snr DESC, d.id LIMIT 1)
 LEFT JOIN reviews v ON v.id = (SELECT max(id) FROM reviews WHERE candidate = c.id);
+
+-- version 8
+
+CREATE TABLE nearly_found (  -- what the latest images show together, landed and there since, just below the threshold
+    image INTEGER NOT NULL REFERENCES images,  -- the newest of them
+    x_px REAL NOT NULL,  -- usual place
+    y_px REAL NOT NULL,
+    radius_px REAL NOT NULL,
+    n_images INTEGER NOT NULL,  -- latest images in whose mean it is clearest
+    snr REAL NOT NULL,
+    score REAL NOT NULL
+) STRICT;
+CREATE INDEX nearly_found_by_image ON nearly_found (image);

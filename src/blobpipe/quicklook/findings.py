@@ -18,6 +18,9 @@ from blobpipe.quicklook.candidates import date_candidate, match_candidates, upda
 from blobpipe.quicklook.options import Run
 from blobpipe.quicklook.search import DeepResult, ImageResult
 
+# What the log keeps of what is nearly found
+NEARLY_COLUMNS = ("x_px", "y_px", "radius_px", "n_images", "snr", "score")
+
 
 def log_findings(image: int, result: ImageResult, run: Run) -> None:
     """Log subframes, peaks, corrections of the stack, detections and pictures of an image."""
@@ -99,6 +102,8 @@ def _log_deep(image: int, found: DeepResult, run: Run) -> None:
     """Log what the latest images show together, the depths of all candidates, and when each landed."""
     connection = run.connection
     _log_deep_blobs(image, found.found, connection, run.params.quicklook.match_px)
+    for row in found.nearly[list(NEARLY_COLUMNS)].to_dict("records"):
+        logbook.insert(connection, "nearly_found", {"image": image, **row})
 
     # Depths of all candidates on this image; of new ones on those before, too
     live = pd.read_sql_query(

@@ -126,6 +126,8 @@ class DeepResult:
         This image.
     health : BlobHealth or None
         How the known blobs have changed; None if none is watched.
+    nearly : DataFrame
+        As ``found``, but just below the thresholds.
     """
 
     found: pd.DataFrame
@@ -134,6 +136,7 @@ class DeepResult:
     depths: Depths
     settled: SettledImage
     health: BlobHealth | None
+    nearly: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -368,13 +371,16 @@ def _search_latest(
         _is_persistent(mjd, depths.depth_frac[:, k], depths.error_frac[:, k])
         for k in range(len(found))
     ]
+    stayed = found[np.array(persistent, bool)]
+    is_detection = stayed["is_detection"].astype(bool)
     return DeepResult(
-        found[np.array(persistent, bool)],
+        stayed[is_detection],
         [*(member.sha256 for member in members), row["sha256"]],
         new,
         depths,
         settled,
         _watch_blobs(differences, blobs, members[0].mjd if members else row["mjd"], run),
+        stayed[~is_detection],
     )
 
 

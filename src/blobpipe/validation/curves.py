@@ -299,7 +299,7 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
 
     # The widest interval of any cell, on either side
     ends = grid[["completeness_low", "completeness_high"]].sub(grid["completeness"], axis=0)
-    widest = 100 * ends.abs().max(axis=None)
+    widest = 100 * float(np.abs(ends.to_numpy(float)).max())
     figure.suptitle(
         f"Injected blobs that are found; {grid['n'].min()} in each cell, "
         f"95 % intervals reach up to {widest:.0f} points"
@@ -348,7 +348,7 @@ def deep_completeness(path: str | Path, grid: pd.DataFrame) -> None:
     colors = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(numbers)))
     markers = "os^Dvp"
     figure, (left, right) = plt.subplots(
-        1, 2, figsize=(10, 4.2), sharex=True, sharey=True, layout="constrained"
+        1, 2, figsize=(10, 5.0), sharex=True, sharey=True, layout="constrained"
     )
     for k, n_since in enumerate(numbers):
         part = grid[grid["n_since"] == n_since].sort_values("snr")
@@ -369,7 +369,7 @@ def deep_completeness(path: str | Path, grid: pd.DataFrame) -> None:
         right.plot(part["snr"], part["optimum"], ls="--", label=label, **style)
     left.set(
         xscale="log",
-        xlabel="S/N on one image",
+        xlabel="S/N on one image (ratio)",
         ylabel="superimposed blobs found (fraction)",
         title="Found within so many images, with 95 % intervals",
         ylim=(-0.03, 1.03),
@@ -377,8 +377,14 @@ def deep_completeness(path: str | Path, grid: pd.DataFrame) -> None:
     levels = sorted(grid["snr"].unique())
     left.set_xticks(levels, [f"{level:g}" for level in levels])
     left.minorticks_off()
-    right.set(xlabel="S/N on one image", title="The upper limit: a matched filter that knows all")
-    left.legend(title="since the landing", fontsize=8)
+    right.set(
+        xlabel="S/N on one image (ratio)", title="The upper limit: a matched filter that knows all"
+    )
+    figure.suptitle("The dense network on the latest images together")
+    handles, labels = left.get_legend_handles_labels()
+    columns = len(numbers)
+    title = "since the landing"
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns)
     plotting.save(figure, path)
 
 
@@ -394,6 +400,7 @@ def landing_errors(path: str | Path, found: pd.DataFrame, coverage: float) -> No
         Probability that an interval is meant to hold (fraction).
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
 
     dated = found[found["error_images"].notna()]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
@@ -405,6 +412,8 @@ def landing_errors(path: str | Path, found: pd.DataFrame, coverage: float) -> No
         ylabel="superimposed blobs (count)",
         title="Error of the landing when found",
     )
+    left.xaxis.set_major_locator(MultipleLocator(2))
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
     groups = dated.groupby("snr")["within_interval"]
     n = groups.size().to_numpy()
     inside = groups.sum().to_numpy(float)
@@ -422,7 +431,7 @@ def landing_errors(path: str | Path, found: pd.DataFrame, coverage: float) -> No
     right.axhline(coverage, color=plotting.GREY, lw=0.8)
     right.set_xticks(range(len(n)), labels)
     right.set(
-        xlabel="S/N on one image (blobs)",
+        xlabel="S/N on one image (ratio; below it blobs)",
         ylabel="interval holds the landing (fraction)",
         title=f"Coverage of the {100 * coverage:g} % interval, with 95 % intervals",
         ylim=(-0.03, 1.03),
@@ -448,19 +457,20 @@ def deep_alarms(
     import matplotlib.pyplot as plt
 
     colors = plt.get_cmap("viridis_r")(np.linspace(0.1, 1, len(thresholds)))
-    figure, axis = plt.subplots(figsize=(5.8, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.4, 5.0), layout="constrained")
     for color, (depth, threshold) in zip(colors, thresholds.items(), strict=True):
         counted = alarms[(alarms["n_images"] == depth) & (alarms["persistent"] == 1)]
         scores = np.sort(counted["score"].to_numpy(float))[::-1]
         rate = 100 * np.arange(1, len(scores) + 1) / n_images
-        axis.step(_log_odds(scores), rate, where="post", color=color, label=f"{depth} images")
+        label = "1 image" if depth == 1 else f"{depth} images"
+        axis.step(_log_odds(scores), rate, where="post", color=color, label=label)
         axis.axvline(_log_odds(threshold), color=color, ls=":", lw=1)
     axis.set(
         xlabel="threshold (log-odds of the score)",
         ylabel="candidates above, without a blob (per 100 images)",
-        title="False alarms by depth; dotted: thresholds that are set",
+        title="Dense network, by the number of images searched together\n(dotted: thresholds that are set)",
     )
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3)
     plotting.save(figure, path)
 
 

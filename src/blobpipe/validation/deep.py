@@ -37,6 +37,7 @@ from blobpipe.images.noise import clean_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern
 from blobpipe.images.template import Template
+from blobpipe.networks import kernels
 from blobpipe.params import Params
 from blobpipe.simulation import held_out
 from blobpipe.simulation.inject import add_blob
@@ -169,6 +170,10 @@ def read_series(raw_dir: Path, difference_dir: Path, params: Params) -> Series:
     if len(images) < fewest:
         raise TableError(
             f"{difference_dir}: found {len(images)} usable images, expected at least {fewest}; add images"
+        )
+    if not (images["status"] == "ok").any():
+        raise TableError(
+            f"{difference_dir}: found no difference image, expected some after the first stack; add images"
         )
     blobs = tables.read_blobs(raw_dir, instrument)
     blobs = blobs.assign(first=held_out.first_image_index(images, blobs))
@@ -476,8 +481,8 @@ def whole_image_level(radius_px: float, n_pixels: int, expected: float) -> float
 
     Notes
     -----
-    Source: the expected number of maxima of a Gaussian random field above a high level u (Adler 1981), A |L|^(1/2)
-    (2 pi)^(-3/2) u exp(-u^2 / 2), L the covariance of its gradient, here that of the filtered noise.
+    Source: the expected number of maxima of a Gaussian random field above a high level u (Adler 1981),
+    ``A |L|^(1/2) (2 pi)^(-3/2) u exp(-u^2 / 2)``, L the covariance of its gradient, here that of the filtered noise.
     """
     profile = blob_shapes.blob_profile("disc", radius_px).astype(np.float64)
     slopes = np.gradient(profile)
@@ -529,6 +534,7 @@ def measure_deep(
         As `read_series`.
     """
     out_dir = Path(out_dir)
+    kernels.set_threads(1)  # each depth is searched on a thread of its own
     series = read_series(Path(raw_dir), Path(difference_dir), params)
     detector = load_dense_detector(model)
     searched = walk(series, detector, superimpose(series))

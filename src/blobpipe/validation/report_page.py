@@ -88,7 +88,7 @@ NUMBERS = (
 # Figures, and what each shows
 FIGURES = {
     "regression/detectors.png": "Share of the new blobs found on whole images, by signal-to-noise ratio, with every "
-    "detector at its threshold for the same budget of false alarms.",
+    "detector at a threshold set on other images; the legend gives its false alarms on these.",
     "regression/dense_cases.png": "New blobs that the dense network finds and misses, by strength, depth and size.",
     "completeness/completeness.png": "Share of injected blobs found, by radius and depth.",
     "evaluate/roc.png": "Subframes with superimposed blobs: true-positive against false-positive rate over all thresholds.",

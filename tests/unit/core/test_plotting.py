@@ -74,6 +74,20 @@ SHARES = pd.DataFrame(
     ],
     columns=["detector", "low", "high", "n", "share", "share_low", "share_high"],
 )
+DEEP = pd.DataFrame(
+    [(n_since, snr, 0.5, 0.3, 0.7, 0.6) for n_since in (1, 4, 16) for snr in (1.25, 2.5, 5.0)],
+    columns=["n_since", "snr", "completeness", "completeness_low", "completeness_high", "optimum"],
+)
+LANDINGS = pd.DataFrame(
+    {
+        "snr": [2.5, 2.5, 5.0, 5.0],
+        "error_images": [0.0, 12.0, -1.0, np.nan],
+        "within_interval": [1, 0, 1, np.nan],
+    }
+)
+DEEP_ALARMS = pd.DataFrame(
+    {"n_images": [1, 1, 4], "persistent": [1, 1, 1], "score": [0.3, 0.85, 0.5]}
+)
 INTERVAL = {"tnr": (0.8, 0.9), "fpr": (0.1, 0.2), "fnr": (None, None), "tpr": (None, None)}
 
 DRAW: dict[str, Callable[[Path], None]] = {
@@ -88,6 +102,9 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "calibration": lambda path: plotting.calibration(path, {"report": BINS}),
     "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS, "dense network"),
     "completeness": lambda path: curves.completeness(path, GRID, LIMITS),
+    "deep_completeness": lambda path: curves.deep_completeness(path, DEEP),
+    "landing_errors": lambda path: curves.landing_errors(path, LANDINGS, 0.9),
+    "deep_alarms": lambda path: curves.deep_alarms(path, DEEP_ALARMS, {1: 0.8, 4: 0.9}, 50),
 }  # fmt: skip
 WITHOUT_AXES = ("contact_sheet", "gallery")  # pictures whose scale stands in their title
 

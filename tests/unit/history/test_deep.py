@@ -178,7 +178,7 @@ def persistent(
     point = deep.thresholds(detector.threshold, Deep())
     template = Template(rms=latest.rms(), noise_model=WHITE)
     found = deep.find_deep_blobs(latest.differences(), template, detector, point, catalogue=known)
-    found = found[found["status"] == "new"]
+    found = found[(found["status"] == "new") & found["is_detection"]]
     depths = measure_histories(latest.images, found)
     dates = np.arange(float(KEPT)) if mjd is None else mjd
     landings = [
@@ -188,6 +188,28 @@ def persistent(
     stays = [landing is not None and landing.is_persistent for landing in landings]
     firsts = [landing.first if landing is not None else -1 for landing in landings]
     return found.assign(first=firsts)[stays]
+
+
+def test_what_lies_just_below_the_thresholds_is_told_apart(detector: DenseDetector) -> None:
+    differences = wide(KEPT, 11)
+    for difference in differences[-16:]:
+        difference += blob(150, 170, 6.0, 0.0035, side=WIDE)
+    latest = Latest()
+    for image in differences:
+        latest.add(settle(image, np.zeros((WIDE, WIDE), np.float32)))
+    template = Template(rms=latest.rms(), noise_model=WHITE)
+    found = deep.search_depths(latest.differences(), template, detector)
+    best = found[found["status"] == "new"].nlargest(1, "score")
+
+    def search(above: float) -> pd.DataFrame:
+        level = deep.logit(best["score"].to_numpy()).item() + above
+        point = dict.fromkeys(DEPTHS, 1 / (1 + np.exp(-level)))
+        return deep.find_deep_blobs(latest.differences(), template, detector, point)
+
+    for above, expected in ((-0.01, [True]), (0.01, [False]), (0.9, [False]), (1.01, [])):
+        searched = search(above)
+        near = np.hypot(searched["x_px"] - 150, searched["y_px"] - 170) < 4
+        assert searched[near]["is_detection"].tolist() == expected, above
 
 
 def test_a_faint_blob_is_found_and_dated(detector: DenseDetector) -> None:

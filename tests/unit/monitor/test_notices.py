@@ -230,6 +230,24 @@ def test_a_digest_of_each_day_that_had_images(log: sqlite3.Connection) -> None:
     ]
 
 
+def test_a_digest_lists_what_the_newest_image_nearly_shows(log: sqlite3.Connection) -> None:
+    near = {"radius_px": 5.0, "score": 0.8}
+    with logbook.writing(log):
+        for k, hour in enumerate((10, 22)):
+            image = add_image(log, logged=f"2024-05-06T{hour}:00:00.000Z")
+            for n_images in (8, 16):
+                row = {"image": image, "x_px": 100.0 + k, "y_px": 50.0, "n_images": n_images}
+                logbook.insert(log, "nearly_found", near | row | {"snr": 4.0 + n_images / 16})
+        notices.queue_digest(
+            log, MAIL.model_copy(update={"digest": "daily"}), "2024-05-07T00:00:00.000Z"
+        )
+    lines = log.execute("SELECT text FROM notices").fetchone()["text"].splitlines()
+    assert [line for line in lines if line.startswith("nearly")] == [
+        "nearly found: x 101.0, y 50.0 px, S/N 5.0 in the mean of the latest 16 images",
+        "nearly found: x 101.0, y 50.0 px, S/N 4.5 in the mean of the latest 8 images",
+    ]
+
+
 def test_a_digest_of_a_week_comes_when_it_is_over(log: sqlite3.Connection) -> None:
     params = MAIL.model_copy(update={"digest": "weekly"})
     with logbook.writing(log):

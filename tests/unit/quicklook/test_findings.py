@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,13 +37,16 @@ def test_subframes_and_pictures_are_kept(month: Path) -> None:
         assert data.startswith(b"\x89PNG")
 
 
-def find_together(log: sqlite3.Connection) -> pd.DataFrame:
+def find_together(
+    log: sqlite3.Connection, nearly: Sequence[dict[str, object]] = ()
+) -> pd.DataFrame:
     """What the log has of candidates when the latest images show one together, on the second of them."""
     settled = deep.SettledImage(np.zeros((SIDE, SIDE), np.int16), 0.01)
     found = pd.DataFrame([deep_row(8)])
     places = found[["x_px", "y_px", "radius_px"]]
     depths = Depths(np.full((1, 1), 0.01), np.full((1, 1), 0.001))
-    result = searching.DeepResult(found, [f"{2:064}"], places, depths, settled, None)
+    just_below = pd.DataFrame(nearly, columns=list(found))
+    result = searching.DeepResult(found, [f"{2:064}"], places, depths, settled, None, just_below)
     findings._log_deep(2, result, SimpleNamespace(connection=log, params=SETTINGS))  # type: ignore[arg-type]
     return candidates(log)
 
@@ -108,3 +112,13 @@ def test_a_log_without_peaks_of_the_model_is_refused(again: Path, tmp_path: Path
     with pytest.raises(LogError, match="name a folder of images instead of --log"):
         calibrate_log(path, tmp_path / "a.yaml", MODEL, budget=5.0, confidence=0.9)
     assert not (tmp_path / "a.yaml").exists()
+
+
+def test_what_is_nearly_found_is_kept_and_no_candidate(tmp_path: Path) -> None:
+    log, _ = deep_log(tmp_path, "", "new")
+    row = deep_row(16) | {"x_px": 40.0, "y_px": 50.0, "snr": 4.8, "score": 0.7}
+    candidates = find_together(log, [row])
+    assert not ((candidates["x_px"] == 40.0) & (candidates["y_px"] == 50.0)).any()
+    [kept] = map(dict, log.execute("SELECT * FROM nearly_found"))
+    names = ("image", "x_px", "y_px", "n_images", "snr", "score")
+    assert [kept[name] for name in names] == [2, 40.0, 50.0, 16, 4.8, 0.7]

@@ -216,3 +216,6 @@ def test_too_few_images_are_one_line(tmp_path: Path) -> None:
     tables.write_table(difference / "frames-000.csv", table.head(10))
     with pytest.raises(TableError, match="found 10 usable images, expected at least 17"):
         deep.read_series(raw, difference, PARAMS)
+    tables.write_table(difference / "frames-000.csv", table)
+    with pytest.raises(TableError, match="found no difference image"):
+        deep.read_series(raw, difference, PARAMS)
