@@ -136,7 +136,7 @@ class Series:
 
         # What the stage has subtracted, its blobs moved to their usual place
         path = fits_images.find_image(self.difference_dir, image["frame"])
-        difference = fits_images.read_frame(path).data
+        difference = fits_images.read_pixels(path)
         stack = raw - difference
         shift = Shift(float(image["shift_x_px"]), float(image["shift_y_px"]))
         if np.hypot(*shift) > NEGLIGIBLE_PX:
