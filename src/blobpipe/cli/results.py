@@ -8,7 +8,7 @@ from pathlib import Path
 from blobpipe.cli.options import Commands, SharedOptions
 from blobpipe.cli.paths import LOCK, PIPELINE, REGRESSION, REGRESSION_METRICS, STAGES_PAGE
 from blobpipe.cli.settings import params_of
-from blobpipe.params import Params, to_yaml
+from blobpipe.params import Params, load_params, to_yaml
 
 
 def add_commands(commands: Commands, shared: SharedOptions) -> None:
@@ -21,13 +21,16 @@ def add_commands(commands: Commands, shared: SharedOptions) -> None:
 def _add_params(commands: Commands, shared: SharedOptions) -> None:
     """Add the command ``params``."""
     params = commands.add_parser(
-        "params", parents=[shared.common], description="print all settings with their defaults"
+        "params",
+        parents=[shared.common],
+        description="print all settings with their defaults, or those of a file in the same layout",
     )
+    params.add_argument("--params", metavar="FILE", help="parameter file whose settings to print")
     params.set_defaults(work=_print_params)
 
 
 def _print_params(args: argparse.Namespace) -> None:
-    print(to_yaml(Params()), end="")
+    print(to_yaml(load_params(args.params) if args.params else Params()), end="")
 
 
 def _add_gate(commands: Commands, shared: SharedOptions) -> None:

@@ -45,6 +45,21 @@ def test_params_prints_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == to_yaml(Params())
 
 
+def test_params_gives_a_file_that_dvc_wrote_its_layout_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dvc.utils.hydra import apply_overrides
+
+    path = folder / "params.yaml"
+    path.write_text(to_yaml(Params()))
+    apply_overrides(path, ["train.seed=7"])
+    assert "  photons_e: [" not in path.read_text()
+    assert cli.main(["params", "--params", "params.yaml"]) == 0
+    seed = {"seed": 7}
+    changed = Params().model_copy(update={"train": Params().train.model_copy(update=seed)})
+    assert capsys.readouterr().out == to_yaml(changed)
+
+
 def test_gate_passes_or_says_what_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for cases, code in ((7, 0), (6, 1)):
         tables.write_json(
