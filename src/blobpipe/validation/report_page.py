@@ -10,10 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from blobpipe import __version__
 from blobpipe.core import files
+from blobpipe.core.metrics import wilson_interval
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Params
 from blobpipe.validation import gate
@@ -31,6 +33,7 @@ class Number(NamedTuple):
     Attributes
     ----------
     text : str
+        ``{budget}`` stands for the dense network's budget of false alarms on 100 images.
     isr : str
         The report's value, empty if it gives none.
     values : tuple of str
@@ -69,7 +72,7 @@ NUMBERS = (
         ),
     ),
     Number(
-        "False alarms per 100 images at that budget",
+        "False alarms per 100 images, measured; the budget is {budget:g}",
         "",
         (
             "regression report_false_alarms_per_100_frames",
@@ -85,6 +88,9 @@ NUMBERS = (
     Number("Training (s)", "14,400", ("train seconds", "dense seconds", "")),
 )
 
+# Shares whose interval follows from how many they are of
+COUNTS = {"regression recall_snr_gt_7": "n_blobs_snr_gt_7"}
+
 # Figures, and what each shows
 FIGURES = {
     "regression/detectors.png": "Share of the new blobs found on whole images, by signal-to-noise ratio, with every "
@@ -99,6 +105,7 @@ FIGURES = {
 # Size of a stage in the drawing of the stages, and the distance to the next (px)
 BOX = (118, 34)
 STEP = (146, 58)
+GAP = STEP[0] - BOX[0]
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fafaf8; --field: #fff; --text: #1c1f23; --quiet: #565d66; --line: #d9dcdf;
@@ -171,7 +178,7 @@ def write_report(
     parts = [
         _other_settings(others) if others else _verdict(failed, metrics["regression"]),
         "<h2>Beside the report</h2>",
-        _numbers(metrics),
+        _numbers(metrics, params.detect.false_alarms_per_100_frames),
         "<h2>Figures</h2>",
         _figures(results),
         f"<h2>Changed since {escape(revision)}</h2>",
@@ -226,13 +233,14 @@ def _other_settings(others: list[str]) -> str:
     )
 
 
-def _numbers(metrics: dict[str, dict[str, Any]]) -> str:
+def _numbers(metrics: dict[str, dict[str, Any]], budget: float) -> str:
     """Make the table of the run's rates beside the report's."""
     rows = []
     for number in NUMBERS:
+        text = number.text.format(budget=budget)
         cells = "".join(f"<td>{_value(metrics, where)}</td>" for where in number.values)
         rows.append(
-            f'<tr><th scope="row">{number.text}</th><td>{number.isr or gate.NO_VALUE}</td>{cells}</tr>'
+            f'<tr><th scope="row">{text}</th><td>{number.isr or gate.NO_VALUE}</td>{cells}</tr>'
         )
     return (
         '<div class="wide"><table><thead><tr><th scope="col"></th><th scope="col">ISR 2021-08</th>'
@@ -252,6 +260,9 @@ def _value(metrics: dict[str, dict[str, Any]], where: str) -> str:
     if not isinstance(value, int | float):
         return gate.NO_VALUE
     interval = _at(metrics[stage], f"{name}_interval") or _at(metrics[stage], f"interval.{name}")
+    n = metrics[stage].get(COUNTS.get(where, ""))
+    if interval is None and n:
+        interval = [float(end) for end in wilson_interval(np.array(round(value * n)), np.array(n))]
     if isinstance(interval, list) and len(interval) == 2:
         return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
     return f"{value:.3f}" if value < 10 else f"{value:,.0f}"
@@ -399,8 +410,16 @@ def _svg(needs: dict[str, set[str]], columns: dict[str, int], rows: dict[str, in
                 continue
             x0 = STEP[0] * columns[other] + BOX[0]
             y0 = STEP[1] * rows[other] + BOX[1] / 2 + 4
+            way = f"M{x0} {y0}"
+
+            # Past the boxes of other columns, in the gap below the upper row
+            if columns[name] - columns[other] > 1:
+                lane = STEP[1] * min(rows[name], rows[other]) + 4 + (BOX[1] + STEP[1]) / 2
+                x0 += GAP
+                way += f"C{x0 - 10} {y0} {x0 - 18} {lane} {x0} {lane}H{x - GAP}"
+                x0, y0 = x - GAP, lane
             drawn.append(
-                f'<path d="M{x0} {y0}C{x0 + 20} {y0} {x - 20} {y} {x - 4} {y}" marker-end="url(#end)"/>'
+                f'<path d="{way}C{x0 + 20} {y0} {x - 20} {y} {x - 4} {y}" marker-end="url(#end)"/>'
             )
     for name in needs:
         x = STEP[0] * columns[name]
