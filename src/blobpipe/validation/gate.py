@@ -107,7 +107,7 @@ def _unlike(stages: dict[str, Any], lock: Path, metrics: Path, params: Params) -
                 stale.append(f"  {path}: made again since the stage {name}")
 
     # Settings that these stages use, by their whole names
-    used = {}
+    used: dict[str, Any] = {}
     for name in needed:
         used |= stages[name].get("params", {}).get("params.yaml", {})
     now = {
