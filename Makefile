@@ -38,7 +38,8 @@ report: install ## write results/report.html from the existing results
 repro: install ## run the same pipeline with DVC
 	dvc repro
 
-compare: install ## list all experiments: what each changed, its rates with intervals, its time
+compare: ## list all experiments: what each changed, its rates with intervals, its time
+	@command -v dvc > /dev/null || { echo "dvc: not found; make install, or activate the environment that has it"; exit 1; }
 	@python workflow/scripts/compare.py
 
 test: install ## run the tests, including whole runs of both tools (15 minutes)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from .conftest import HERE
@@ -69,3 +72,11 @@ def test_no_line_is_longer_than_a_terminal(monkeypatch: Any) -> None:
 def test_what_has_not_been_measured_is_a_dash(monkeypatch: Any) -> None:
     empty = {"name": None, "rev": "d" * 40, "data": None, "experiments": None}
     assert printed([empty], monkeypatch)[3].split() == ["ddddddd", *"------"]
+
+
+def test_make_compare_builds_no_environment(tmp_path: Path) -> None:
+    copyfile(HERE / "Makefile", tmp_path / "Makefile")
+    command = ["make", "-n", "compare"]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "workflow/scripts/compare.py" in done.stdout
+    assert "venv" not in done.stdout

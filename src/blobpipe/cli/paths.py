@@ -28,4 +28,6 @@ OWN_MODEL = f"{DETECT}/model.safetensors"
 REGRESSION_METRICS = f"{REGRESSION}/metrics.json"
 STAGES_PAGE = "stages.html"  # Snakemake's own report, beside ours
 PARAMS = "params.yaml"
+PIPELINE = "dvc.yaml"
+LOCK = "dvc.lock"  # DVC's record of each stage: its settings, and the checksums of its files
 LOG = "quicklook/log.sqlite"

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from blobpipe.cli.options import Commands, SharedOptions
-from blobpipe.cli.paths import REGRESSION, REGRESSION_METRICS, STAGES_PAGE
+from blobpipe.cli.paths import LOCK, PIPELINE, REGRESSION, REGRESSION_METRICS, STAGES_PAGE
 from blobpipe.cli.settings import params_of
-from blobpipe.params import Params, to_yaml
+from blobpipe.params import Params, load_params, to_yaml
 
 
 def add_commands(commands: Commands, shared: SharedOptions) -> None:
@@ -21,13 +21,16 @@ def add_commands(commands: Commands, shared: SharedOptions) -> None:
 def _add_params(commands: Commands, shared: SharedOptions) -> None:
     """Add the command ``params``."""
     params = commands.add_parser(
-        "params", parents=[shared.common], description="print all settings with their defaults"
+        "params",
+        parents=[shared.common],
+        description="print all settings with their defaults, or those of a file in the same layout",
     )
+    params.add_argument("--params", metavar="FILE", help="parameter file whose settings to print")
     params.set_defaults(work=_print_params)
 
 
 def _print_params(args: argparse.Namespace) -> None:
-    print(to_yaml(Params()), end="")
+    print(to_yaml(load_params(args.params) if args.params else Params()), end="")
 
 
 def _add_gate(commands: Commands, shared: SharedOptions) -> None:
@@ -35,7 +38,7 @@ def _add_gate(commands: Commands, shared: SharedOptions) -> None:
     gate = commands.add_parser(
         "gate",
         parents=[shared.settings, shared.common],
-        description="exit with status 1 unless the regression test passed",
+        description="exit with status 1 unless the regression test passed, with the settings in force",
     )
     gate.add_argument(
         "--against",
@@ -48,7 +51,9 @@ def _add_gate(commands: Commands, shared: SharedOptions) -> None:
 def _gate(args: argparse.Namespace) -> int:
     from blobpipe.validation import gate
 
-    failed = gate.check_gate(REGRESSION_METRICS, params_of(args).regression)
+    params = params_of(args)
+    failed = gate.check_gate(REGRESSION_METRICS, params.regression)
+    failed = gate.unlike_record(LOCK, REGRESSION_METRICS, params) or failed
     for line in gate.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
         print(line)
     print("\n".join(failed) or "passed")
@@ -81,12 +86,11 @@ def _add_report(commands: Commands, shared: SharedOptions) -> None:
 def _report(args: argparse.Namespace) -> None:
     from blobpipe.validation.report_page import write_report
 
-    pipeline = Path("dvc.yaml")
     write_report(
         Path("results"),
         args.out,
         params_of(args),
-        pipeline=pipeline,
+        pipeline=Path(PIPELINE),
         stages=STAGES_PAGE,
         revision=args.against,
     )

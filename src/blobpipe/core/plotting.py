@@ -311,7 +311,9 @@ def _draw_panel(axis: Axes, panel: Panel, levels: npt.NDArray[np.float64]) -> No
     axis.set_title(panel.title, fontsize=SMALL)
 
 
-def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "subframes") -> None:
+def calibration(
+    path: str | Path, tables: dict[str, pd.DataFrame], of: str = "subframes", note: str = ""
+) -> None:
     """Draw the share of subframes with a blob against the predicted probability, and the counts below it.
 
     Parameters
@@ -321,6 +323,8 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
         Table of `metrics.reliability` for each detector, by the keys of `NAMES`.
     of : str
         What is counted, for the labels.
+    note : str
+        Second line of the title.
     """
     import matplotlib.pyplot as plt
 
@@ -350,7 +354,8 @@ def calibration(path: str | Path, tables: dict[str, pd.DataFrame], of: str = "su
         )
         edges = [*table["probability_low"], 1.0]
         lower.stairs(table["n"], edges, color=color, ls=line)
-    upper.set(ylabel=f"{of} with a blob (fraction)", title="Calibration, with 95 % intervals")
+    title = "\n".join(filter(None, ("Calibration, with 95 % intervals", note)))
+    upper.set(ylabel=f"{of} with a blob (fraction)", title=title)
     figure.legend(loc="outside lower center", ncols=len(tables))
     lower.set(xlabel="probability of a blob (fraction)", ylabel=f"{of} (count)")
     # A logarithmic axis cannot show zeros alone

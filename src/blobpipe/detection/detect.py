@@ -108,7 +108,12 @@ def detect(
     tables.write_table(out_dir / "candidates.csv", candidates[list(CANDIDATE_COLUMNS)])
     tables.write_table(out_dir / "frames.csv", alarms)
     tables.write_table(out_dir / "reliability.csv", reliability)
-    plotting.calibration(out_dir / "reliability.png", {"dense": reliability}, "candidates")
+    plotting.calibration(
+        out_dir / "reliability.png",
+        {"dense": reliability},
+        "candidates",
+        "historical images: new blobs are more frequent than the prior assumes",
+    )
     tables.write_json(out_dir / "metrics.json", summarise(alarms, point))
 
 

@@ -321,9 +321,10 @@ def find_deep_blobs(
     nearly = merge_depths(found[(over < 0) & (over >= -NEARLY)]).assign(is_detection=False)
 
     # What a depth nearly finds, another may find
-    apart = nearly[["x_px", "y_px"]].to_numpy(float)[:, None]
-    apart = np.hypot(*np.moveaxis(apart - detected[["x_px", "y_px"]].to_numpy(float), 2, 0))
-    return pd.concat([detected, nearly[(apart > NEAR_PX).all(axis=1)]], ignore_index=True)
+    places = [part[["x_px", "y_px"]].to_numpy(float) for part in (nearly, detected)]
+    offset = places[0][:, None] - places[1]
+    is_apart = (np.hypot(offset[..., 0], offset[..., 1]) > NEAR_PX).all(axis=1)
+    return pd.concat([detected, pd.DataFrame(nearly[is_apart])], ignore_index=True)
 
 
 def search_depths(

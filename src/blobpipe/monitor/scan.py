@@ -544,7 +544,7 @@ def _draw_detection(
 
     title = (
         f"{image.name}: probability {row['probability']:.3f}, "
-        f"depth {100 * row['depth_frac']:.2f} +- {100 * row['depth_err_frac']:.2f} %, "
+        f"depth {100 * row['depth_frac']:.2f} ± {100 * row['depth_err_frac']:.2f} %, "
         f"radius {row['radius_px']:.1f} px, S/N {row['snr']:.1f}"
     )
     plotting.draw_detection(

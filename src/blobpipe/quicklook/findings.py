@@ -102,8 +102,9 @@ def _log_deep(image: int, found: DeepResult, run: Run) -> None:
     """Log what the latest images show together, the depths of all candidates, and when each landed."""
     connection = run.connection
     _log_deep_blobs(image, found.found, connection, run.params.quicklook.match_px)
-    for row in found.nearly[list(NEARLY_COLUMNS)].to_dict("records"):
-        logbook.insert(connection, "nearly_found", {"image": image, **row})
+    for row in found.nearly.to_dict("records"):
+        nearly = {name: row[name] for name in NEARLY_COLUMNS}
+        logbook.insert(connection, "nearly_found", {"image": image, **nearly})
 
     # Depths of all candidates on this image; of new ones on those before, too
     live = pd.read_sql_query(

@@ -39,9 +39,10 @@ CLUSTER_SOFTNESS_PX = (0.3, 1.4)
 CLUSTER_AXES = (0.6, 1.6)
 CLUSTER_SNR = (5.0, 40.0)
 
-# Largest radius of a cluster with its softness, over that of a blob at its place: no blob of a real image is
-# smaller than 0.59 of it
-CLUSTER_RATIO = 0.6
+# Largest radius of a cluster with its softness, over that of a blob at its place: where both are alike,
+# size cannot tell them apart, and the score is not to give up the smallest blobs for clusters that stack,
+# mask and persistence show. With 0.6, three of 160 clear blobs were lost, all with radii below 3.1 px.
+CLUSTER_RATIO = 0.5
 
 # Smaller squares along each axis of one of 256 pixels (count), their side (px), and the fractions of
 # them that hold a blob and a cluster

@@ -136,7 +136,7 @@ class Series:
 
         # What the stage has subtracted, its blobs moved to their usual place
         path = fits_images.find_image(self.difference_dir, image["frame"])
-        difference = fits_images.read_frame(path).data
+        difference = fits_images.read_pixels(path)
         stack = raw - difference
         shift = Shift(float(image["shift_x_px"]), float(image["shift_y_px"]))
         if np.hypot(*shift) > NEGLIGIBLE_PX:
@@ -223,7 +223,7 @@ def superimpose(series: Series) -> pd.DataFrame:
     # None lies on a blob of the catalogue
     apart = drawn[["x_px", "y_px"]].to_numpy()[:, None] - series.blobs[["x_px", "y_px"]].to_numpy()
     is_free = (np.hypot(apart[..., 0], apart[..., 1]) > FREE_PX).all(axis=1)
-    return drawn[is_free].reset_index(drop=True)
+    return pd.DataFrame(drawn[is_free]).reset_index(drop=True)
 
 
 def signal_of(blobs: pd.DataFrame, shape: tuple[int, ...], shift: Shift) -> Image:
@@ -364,7 +364,7 @@ class Walk:
         )
         self.count(i, usual.assign(is_alarm=1))
         self.alone.add(i, usual)
-        return found[found["status"].isin(["new", "known"])]
+        return pd.DataFrame(found[found["status"].isin(["new", "known"])])
 
     def search_together(self, i: int, one: OneImage) -> None:
         """Search the latest images together."""
@@ -390,7 +390,7 @@ class Walk:
             for k in range(len(found))
         ]
         found["persistent"] = [bool(each and each.is_persistent) for each in landings]
-        found["landing"] = landings
+        found["landing"] = pd.Series(landings, found.index, dtype=object)
         limits = deep.thresholds(self.detector.threshold, series.params.deep)
         found["is_alarm"] = found["persistent"] & (found["score"] >= found["n_images"].map(limits))
         self.count(i, found)
@@ -433,7 +433,7 @@ class Walk:
         blobs = pd.concat([self.series.blobs[columns], self.superimposed.blobs[columns]])
         apart = places[["x_px", "y_px"]].to_numpy()[:, None] - blobs[["x_px", "y_px"]].to_numpy()
         is_empty = (np.hypot(apart[..., 0], apart[..., 1]) > 2 * FREE_PX).all(axis=1)
-        return places[is_empty].reset_index(drop=True)
+        return pd.DataFrame(places[is_empty]).reset_index(drop=True)
 
 
 def matched_filter_finds(
@@ -617,10 +617,11 @@ def cases_table(searched: Walk) -> pd.DataFrame:
     noise = series.images["noise_frac"].to_numpy(float)[landed[rows]]
     cases = blobs.iloc[rows]
     snr = [
-        blob_shapes.matched_snr(
-            blob.depth_frac * blob_shapes.blob_profile(blob.shape, blob.radius_px), level
+        blob["depth_frac"]
+        * blob_shapes.matched_snr(
+            blob_shapes.blob_profile(blob["shape"], blob["radius_px"]), float(level)
         )
-        for blob, level in zip(cases.itertuples(), noise, strict=True)
+        for blob, level in zip(cases.to_dict("records"), noise, strict=True)
     ]
     cases = cases.assign(
         snr=np.round(snr, 3),
@@ -725,4 +726,5 @@ def choose_margins(alarms: pd.DataFrame, single: float, allowed: float) -> list[
     n_together = len(without_repeats(pd.concat(places.values()), NEAR_PX))
     share = allowed / len(DEPTHS) * n_each / max(n_together, 1)
     levels = [tail_threshold(places[depth]["score"].to_numpy(), share) for depth in DEPTHS]
-    return np.round(logit(np.array(levels)) - logit(np.array(single)), 2).tolist()
+    margins = logit(np.array(levels)) - logit(np.array(single))
+    return [round(float(margin), 2) for margin in margins]

@@ -317,7 +317,7 @@ def regress(
     tables.write_table(out_dir / "alarms.csv", result.alarms)
     tables.write_table(out_dir / "detectors.csv", detectors)
     tables.write_table(out_dir / "recall.csv", recall)
-    _draw(out_dir, result, detectors, recall)
+    _draw(out_dir, result, detectors, recall, per_100_frames)
     _draw_gallery(out_dir / "gallery.png", report.network, scale_dir, result, params.n_gallery)
     tables.write_json(out_dir / "metrics.json", metrics)
 
@@ -769,7 +769,13 @@ def recall_by_bin(cases: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.DataFrame) -> None:
+def _draw(
+    out_dir: Path,
+    result: Result,
+    detectors: pd.DataFrame,
+    recall: pd.DataFrame,
+    per_100_frames: float,
+) -> None:
     """Draw the cases of the report's network and of the dense one, and recall of all three detectors."""
     usable = _usable(result.cases)
     for name, detector, point in (
@@ -784,11 +790,14 @@ def _draw(out_dir: Path, result: Result, detectors: pd.DataFrame, recall: pd.Dat
 
     budget = detectors[detectors["operating_point"] == "budget"].set_index("detector")
     notes = {
-        str(name): f": {rate:.1f} false alarms per 100 of these images"
+        str(name): f": {rate:.1f} per 100 measured on these images"
         for name, rate in budget["false_alarms_per_100_frames"].items()
     }
     by_snr = recall[(recall["operating_point"] == "budget") & (recall["quantity"] == "snr")]
-    title = "New blobs found, thresholds set on other images for one rate of false alarms"
+    title = (
+        "New blobs found, with thresholds set on other images\n"
+        f"for {per_100_frames:g} false alarms per 100 images"
+    )
     curves.by_snr(out_dir / "detectors.png", by_snr, title, notes, share="recall")
 
 

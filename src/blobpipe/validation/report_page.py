@@ -10,10 +10,12 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 
 from blobpipe import __version__
 from blobpipe.core import files
+from blobpipe.core.metrics import wilson_interval
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Params
 from blobpipe.validation import gate
@@ -31,6 +33,7 @@ class Number(NamedTuple):
     Attributes
     ----------
     text : str
+        ``{budget}`` stands for the dense network's budget of false alarms on 100 images.
     isr : str
         The report's value, empty if it gives none.
     values : tuple of str
@@ -69,7 +72,7 @@ NUMBERS = (
         ),
     ),
     Number(
-        "False alarms per 100 images at that budget",
+        "False alarms per 100 images, measured; the budget is {budget:g}",
         "",
         (
             "regression report_false_alarms_per_100_frames",
@@ -85,6 +88,9 @@ NUMBERS = (
     Number("Training (s)", "14,400", ("train seconds", "dense seconds", "")),
 )
 
+# Shares whose interval follows from how many they are of
+COUNTS = {"regression recall_snr_gt_7": "n_blobs_snr_gt_7"}
+
 # Figures, and what each shows
 FIGURES = {
     "regression/detectors.png": "Share of the new blobs found on whole images, by signal-to-noise ratio, with every "
@@ -96,12 +102,10 @@ FIGURES = {
     "detect/reliability.png": "Share of the candidates that are new blobs, by the probability that was given for them.",
 }
 
-# Shown where there is no value
-NO_VALUE = "\N{EN DASH}"
-
 # Size of a stage in the drawing of the stages, and the distance to the next (px)
 BOX = (118, 34)
 STEP = (146, 58)
+GAP = STEP[0] - BOX[0]
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fafaf8; --field: #fff; --text: #1c1f23; --quiet: #565d66; --line: #d9dcdf;
@@ -150,7 +154,8 @@ def write_report(
     params : Params
         Settings in force, with the thresholds of the gate.
     pipeline : path
-        ``dvc.yaml``, whose stages are drawn; if it does not exist, they are not.
+        ``dvc.yaml``, whose stages are drawn; if it does not exist, they are not. ``dvc.lock`` beside it tells whether
+        the results were made with the settings in force.
     stages : str
         Name of Snakemake's own report in the folder of ``out``.
     revision : str
@@ -159,19 +164,21 @@ def write_report(
     Returns
     -------
     list of str
-        Thresholds of the gate that are not met.
+        Thresholds of the gate that are not met; or why the results are not of these settings.
 
     Raises
     ------
     BlobpipeError
         If there is no regression run, or its metrics cannot be read.
     """
-    failed = gate.check_gate(results / "regression" / "metrics.json", params.regression)
+    path = results / "regression" / "metrics.json"
+    failed = gate.check_gate(path, params.regression)
+    others = gate.unlike_record(pipeline.with_suffix(".lock"), path, params)
     metrics = {stage: _read_metrics(results / stage / "metrics.json") for stage in MEASURED}
     parts = [
-        _verdict(failed, metrics["regression"]),
+        _other_settings(others) if others else _verdict(failed, metrics["regression"]),
         "<h2>Beside the report</h2>",
-        _numbers(metrics),
+        _numbers(metrics, params.detect.false_alarms_per_100_frames),
         "<h2>Figures</h2>",
         _figures(results),
         f"<h2>Changed since {escape(revision)}</h2>",
@@ -191,7 +198,7 @@ def write_report(
     )
     with files.atomic(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return failed
+    return others or failed
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -217,13 +224,23 @@ def _verdict(failed: list[str], metrics: dict[str, Any]) -> str:
     return f'<div class="verdict failed"><strong>Did not pass</strong> the regression test, on {cases}:<ul>{lines}</ul></div>'
 
 
-def _numbers(metrics: dict[str, dict[str, Any]]) -> str:
+def _other_settings(others: list[str]) -> str:
+    """Say that the results were made with other settings than those in force, and with which."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in others[1:])
+    return (
+        '<div class="verdict failed"><strong>No verdict</strong>: the numbers and figures below are not of a run with the '
+        f"settings in force. Run the pipeline.<ul>{lines}</ul></div>"
+    )
+
+
+def _numbers(metrics: dict[str, dict[str, Any]], budget: float) -> str:
     """Make the table of the run's rates beside the report's."""
     rows = []
     for number in NUMBERS:
+        text = number.text.format(budget=budget)
         cells = "".join(f"<td>{_value(metrics, where)}</td>" for where in number.values)
         rows.append(
-            f'<tr><th scope="row">{number.text}</th><td>{number.isr or NO_VALUE}</td>{cells}</tr>'
+            f'<tr><th scope="row">{text}</th><td>{number.isr or gate.NO_VALUE}</td>{cells}</tr>'
         )
     return (
         '<div class="wide"><table><thead><tr><th scope="col"></th><th scope="col">ISR 2021-08</th>'
@@ -237,12 +254,15 @@ def _numbers(metrics: dict[str, dict[str, Any]]) -> str:
 def _value(metrics: dict[str, dict[str, Any]], where: str) -> str:
     """Write a metric with its interval; a dash for none."""
     if not where:
-        return NO_VALUE
+        return gate.NO_VALUE
     stage, name = where.split()
     value = _at(metrics[stage], name)
     if not isinstance(value, int | float):
-        return NO_VALUE
+        return gate.NO_VALUE
     interval = _at(metrics[stage], f"{name}_interval") or _at(metrics[stage], f"interval.{name}")
+    n = metrics[stage].get(COUNTS.get(where, ""))
+    if interval is None and n:
+        interval = [float(end) for end in wilson_interval(np.array(round(value * n)), np.array(n))]
     if isinstance(interval, list) and len(interval) == 2:
         return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
     return f"{value:.3f}" if value < 10 else f"{value:,.0f}"
@@ -284,14 +304,14 @@ def _changes(results: Path, metrics: dict[str, dict[str, Any]], revision: str) -
         return
 
     # Settings as they are written
-    settings = dict(_flat(_parsed(_at_revision(root / "params.yaml", revision))))
-    now = dict(_flat(_parsed(_read_text(root / "params.yaml"))))
-    yield _table("Settings", _differing(settings, now))
+    settings = dict(gate.leaves(_parsed(_at_revision(root / "params.yaml", revision))))
+    now = dict(gate.leaves(_parsed(_read_text(root / "params.yaml"))))
+    yield _table("Settings", gate.differing(settings, now))
 
-    old = dict(_flat(before))
-    new = dict(_flat(metrics))
+    old = dict(gate.leaves(before))
+    new = dict(gate.leaves(metrics))
     times = {name for name in old | new if name.rpartition(".")[2] in TIMES}
-    found = [row for row in _differing(old, new) if row[0] not in times]
+    found = [row for row in gate.differing(old, new) if row[0] not in times]
     yield _table("Numbers, without times", found)
 
     try:
@@ -327,24 +347,6 @@ def _parsed(text: str) -> Any:
         return yaml.safe_load(text) or {}
     except yaml.YAMLError:
         return {}
-
-
-def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every leaf of nested tables by its whole name."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, tree
-
-
-def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return the names whose values differ, with both."""
-    return [
-        (name, old.get(name, NO_VALUE), new.get(name, NO_VALUE))
-        for name in dict.fromkeys((*old, *new))
-        if old.get(name, NO_VALUE) != new.get(name, NO_VALUE)
-    ]
 
 
 def _table(title: str, rows: list[tuple[str, Any, Any]]) -> str:
@@ -408,8 +410,16 @@ def _svg(needs: dict[str, set[str]], columns: dict[str, int], rows: dict[str, in
                 continue
             x0 = STEP[0] * columns[other] + BOX[0]
             y0 = STEP[1] * rows[other] + BOX[1] / 2 + 4
+            way = f"M{x0} {y0}"
+
+            # Past the boxes of other columns, in the gap below the upper row
+            if columns[name] - columns[other] > 1:
+                lane = STEP[1] * min(rows[name], rows[other]) + 4 + (BOX[1] + STEP[1]) / 2
+                x0 += GAP
+                way += f"C{x0 - 10} {y0} {x0 - 18} {lane} {x0} {lane}H{x - GAP}"
+                x0, y0 = x - GAP, lane
             drawn.append(
-                f'<path d="M{x0} {y0}C{x0 + 20} {y0} {x - 20} {y} {x - 4} {y}" marker-end="url(#end)"/>'
+                f'<path d="{way}C{x0 + 20} {y0} {x - 20} {y} {x - 4} {y}" marker-end="url(#end)"/>'
             )
     for name in needs:
         x = STEP[0] * columns[name]

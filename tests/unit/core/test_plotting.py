@@ -99,7 +99,7 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "by_snr": lambda path: curves.by_snr(path, SHARES, "Title", {"dense": ": two false alarms"}),
     "roc": lambda path: curves.roc(path, {"report": CURVE, "dense": CURVE}, {"report": (0.1, 0.9)}, {"report": 0.9, "dense": None}),
     "precision_recall": lambda path: curves.precision_recall(path, {"report": CURVE}, {"report": 0.9}),
-    "calibration": lambda path: plotting.calibration(path, {"report": BINS}),
+    "calibration": lambda path: plotting.calibration(path, {"report": BINS}, note="Note"),
     "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS, "dense network"),
     "completeness": lambda path: curves.completeness(path, GRID, LIMITS),
     "deep_completeness": lambda path: curves.deep_completeness(path, DEEP),

@@ -416,7 +416,7 @@ def _cases(**answer: str) -> pd.DataFrame:
         found = int((dense or status) == "found")
         rows.append({"frame": "f", "blob": name, "status": status, "found_dense": found})
     return pd.DataFrame(rows).assign(
-        radius_px=5.0, snr=9.0, probability=0.5, dense_probability=0.25
+        x_px=1.0, y_px=2.0, radius_px=5.0, snr=9.0, probability=0.5, dense_probability=0.25
     )
 
 
@@ -428,6 +428,20 @@ def test_cases_won_and_lost() -> None:
         assert changed[["blob", "change"]].to_numpy().tolist() == [["c", "won"], ["b", "lost"]]
         assert n_both == 4
         assert gate.compare_cases(new, new, detector)[0].empty
+
+
+@pytest.mark.parametrize(
+    ("change", "n_both"),
+    [({"x_px": 1.5}, 2), ({"snr": 8.0}, 2), ({"x_px": 900.0}, 0), ({"snr": 30.0}, 0)],
+)
+def test_blobs_of_one_name_are_the_same_only_at_one_place(
+    change: dict[str, float], n_both: int
+) -> None:
+    old = _cases(a="found", b="missed")
+    new = _cases(a="missed", b="missed").assign(**change)
+    changed, found = gate.compare_cases(old, new)
+    assert found == n_both
+    assert changed["change"].tolist() == ["lost"] * (n_both > 0)
 
 
 def test_each_network_has_its_own_cases() -> None:
@@ -466,6 +480,12 @@ def test_against_an_older_revision(project: Path, made: Made) -> None:
         "chance alone gives a split at least as uneven with a probability of 1"
     )
     assert lines[2].startswith("  lost: frame5 b4, S/N ")
+
+    # Another seed draws other blobs of the same names
+    pd.read_csv(path).assign(x_px=1.0).to_csv(path, index=False)
+    assert gate.against(path, "main") == [
+        f"different images since main: only 0 of {n} cases are of the same blob; cases cannot be paired"
+    ]
     with pytest.raises(BlobpipeError, match="no-such-branch"):
         gate.against(path, "no-such-branch")
     path.unlink()

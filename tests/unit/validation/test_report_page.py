@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from tests.unit.review.test_pages import checked
@@ -21,11 +23,13 @@ METRICS = {
     "n_blobs": 181,
     "recall": 0.78453,
     "recall_snr_gt_7": 0.85625,
+    "n_blobs_snr_gt_7": 160,
     "false_alarms_per_frame": 1.527273,
     "dense_recall_snr_gt_7": 0.9625,
     "dense_recall_snr_gt_7_interval": [0.92061, 0.982702],
     "dense_false_alarms_per_100_frames": 7.272727,
 }
+HERE = Path(__file__).parents[3]
 PIPELINE = """stages:
   campaign: {outs: [data/raw]}
   difference: {deps: [data/raw], outs: [data/difference: {cache: false}]}
@@ -66,6 +70,8 @@ def test_a_run_that_passed(root: Path) -> None:
     html = page(root)
     assert "<strong>Passed</strong> the regression test, on 110 images that were the first" in html
     assert "<td>0.963 (0.921 to 0.983)</td>" in html
+    assert "<td>0.856 (0.794 to 0.902)</td>" in html  # 137 of 160, computed
+    assert "False alarms per 100 images, measured; the budget is 5</th>" in html
     assert html.count("<figure>") == html.count('src="data:image/png;base64,') == 2
     assert html.count("None has changed.") == 2
     assert 'href="stages.html"' in html
@@ -106,6 +112,33 @@ def test_stages_are_drawn_each_after_what_it_needs(root: Path) -> None:
     # the way from campaign to train leads over difference
     assert drawn.count("marker-end") == 2
     assert "train after campaign, difference" in html
+
+
+def test_arrows_pass_between_the_boxes(root: Path) -> None:
+    (root / "dvc.yaml").write_text((HERE / "dvc.yaml").read_text())
+    drawn = page(root).split("<svg")[1]
+    boxes = re.findall(r'<rect x="([\d.]+)" y="(\d+)" width="(\d+)" height="(\d+)"', drawn)
+    ways = re.findall(r'<path d="M([^"]+)" marker-end', drawn)
+    assert len(boxes) == 12
+    assert any("H" in way for way in ways)
+    for way in ways:
+        for place in points(way):
+            for box in boxes:
+                x, y, width, height = (float(number) for number in box)
+                assert not (x < place[0] < x + width and y < place[1] < y + height)
+
+
+def points(way: str) -> Iterator[tuple[float, float]]:
+    """Yield points along an SVG path of cubic and horizontal lines."""
+    x, y = (float(number) for number in way.split("C")[0].split())
+    for kind, numbers in re.findall(r"([CH])([\d. ]+)", way):
+        ends = [float(number) for number in numbers.split()]
+        *controls, x1, y1 = ends if kind == "C" else (x, y, ends[0], y, ends[0], y)
+        curve = np.array([(x, y), controls[:2], controls[2:], (x1, y1)])
+        for t in np.linspace(0.02, 0.98, 49):
+            weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
+            yield tuple(weights @ curve)
+        x, y = x1, y1
 
 
 def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
