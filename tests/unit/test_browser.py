@@ -403,7 +403,8 @@ def test_arrows_go_from_candidate_to_candidate(desk: Any, site: Site) -> None:
     for key, number in (("ArrowRight", 4), ("j", 5), ("ArrowLeft", 4), ("k", 3)):
         with desk.expect_navigation():
             press(desk, key)
-        assert desk.get_by_role("heading", level=1).inner_text() == f"Candidate {number}"
+        heading = desk.get_by_role("heading", level=1).inner_text()
+        assert heading.split()[:2] == ["Candidate", str(number)]
         assert focused(desk) == number
         assert desk.evaluate("scrollY") == 0  # the heading stays in sight
 

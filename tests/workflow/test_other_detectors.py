@@ -63,7 +63,7 @@ def test_a_detector_that_dvc_cannot_see_is_refused(
 ) -> None:
     project = copy_of(pristine)
     settings = project.root / "params.yaml"
-    settings.write_text(settings.read_text().replace('"wfc3_ir"', '"./mine.yaml"'))
+    settings.write_text(settings.read_text().replace("detector: wfc3_ir", "detector: ./mine.yaml"))
     shutil.copy(project.root / "src/blobpipe/detectors/wfc3_ir.yaml", project.root / "mine.yaml")
     printed = project.fails("snakemake", "-n")
     assert "expected the name of a file in src/blobpipe/detectors" in printed
