@@ -390,7 +390,9 @@ class Walk:
             for k in range(len(found))
         ]
         found["persistent"] = [bool(each and each.is_persistent) for each in landings]
-        found["landing"] = pd.Series(landings, found.index, dtype=object)
+        earliest = i - len(self.mjd) + 1
+        in_campaign = [each and each._replace(first=earliest + each.first) for each in landings]
+        found["landing"] = pd.Series(in_campaign, found.index, dtype=object)
         limits = deep.thresholds(self.detector.threshold, series.params.deep)
         found["is_alarm"] = found["persistent"] & (found["score"] >= found["n_images"].map(limits))
         self.count(i, found)
