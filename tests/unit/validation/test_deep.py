@@ -98,6 +98,18 @@ def test_clear_blobs_are_found_at_once_and_faint_ones_later(measured: Path) -> N
 
 
 @pytest.mark.slow
+def test_first_images_are_counted_from_the_first_of_the_campaign(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the earliest images are no longer kept."""
+    monkeypatch.setattr(deep.deep, "KEPT", 33)
+    deep.measure_deep(*folders, model_file.PACKAGED, tmp_path, PARAMS)
+    error = pd.read_csv(tmp_path / "superimposed.csv")["error_images"].dropna()
+    assert len(error) > 3
+    assert error.abs().median() <= 1
+
+
+@pytest.mark.slow
 def test_every_table_says_what_the_metrics_say(measured: Path) -> None:
     content = json.loads((measured / "metrics.json").read_text())
     found = pd.read_csv(measured / "superimposed.csv")
