@@ -69,6 +69,14 @@ def test_no_line_is_longer_than_a_terminal(monkeypatch: Any) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_columns_stand_below_each_other_whatever_the_rate(monkeypatch: Any) -> None:
+    runs = [entry("all", "a" * 40, 1.0), entry("none", "b" * 40, 0.0)]
+    lines = printed(runs, monkeypatch)[3:]
+    assert "1.00 (.98-1.00)" in lines[0]
+    assert len({len(line) for line in lines}) == 1
+    assert len({line.index(" 4.5 ") for line in lines}) == 1
+
+
 def test_what_has_not_been_measured_is_a_dash(monkeypatch: Any) -> None:
     empty = {"name": None, "rev": "d" * 40, "data": None, "experiments": None}
     assert printed([empty], monkeypatch)[3].split() == ["ddddddd", *"------"]

@@ -4,6 +4,7 @@
 #   dvc_NAME    commits them to DVC as soon as a Snakemake run has made them.
 from dvc_bridge import fingerprint, pointers
 from failures import Failures
+from progress import Progress, Screen
 from reconcile import begun_unchanged, check_inputs, drop_surplus_batches, reconcile, refresh
 from records import BridgeError, enabled, is_inner, stamp
 from run_lock import BusyError, claim, hold, note_executor, owners, refuse_if_busy
@@ -17,6 +18,7 @@ SOURCES = {path for stage in stages().values() for path in stage.sources}
 if "campaign" not in stages():
     SOURCES.update([*RAW_IMAGES, "data/raw/frames.csv", *CATALOGUE])
 
+MODE = "run"
 try:
     if workflow.is_main_process and not is_inner():
         MODE = mode(dry=workflow.output_settings.dryrun)
@@ -39,6 +41,11 @@ except (BusyError, BridgeError, BlobpipeError, OSError) as error:
 
 if workflow.is_main_process and Quietness.RULES in workflow.output_settings.quiet:
     logger.addHandler(Failures(logger))
+    if MODE == "run" and (is_inner() or Quietness.PROGRESS not in workflow.output_settings.quiet):
+        logger.addHandler(Progress(logger, lambda: not workflow.local_exec))
+    for handler in logger.handlers:
+        if handler.name == "DefaultStreamHandler":
+            handler.addFilter(Screen(dry=MODE == "plan", inner=is_inner()))
 
 
 def look_at_cluster():

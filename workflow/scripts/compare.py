@@ -70,8 +70,8 @@ def _flat(settings: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def lines(runs: Iterator[tuple[Run, list[Run]]]) -> Iterator[str]:
     """Yield the lines of the table, none of them longer than a terminal."""
-    yield f"{'':{NAME}} {'recall, S/N > 7 (95 %)':^27} {'false alarms':^12} {'training, s':^13}"
-    yield f"{'run':{NAME}} {'dense':^13} {'report':^13} {'/100':>5} {'/image':>6} {'dense':>6} {'report':>6}"
+    yield f"{'':{NAME}} {'recall, S/N > 7 (95 %)':^31} {'false alarms':^12} {'training, s':>13}"
+    yield f"{'run':{NAME}} {'dense':^15} {'report':^15} {'/100':>5} {'/image':>6} {'dense':>6} {'report':>6}"
     yield "-" * COLUMNS
     for base, children in runs:
         yield _line(base)
@@ -88,7 +88,7 @@ def _line(run: Run) -> str:
     )
     times = [_number(run.metrics.get(stage, {}).get("seconds"), 0) for stage in ("dense", "train")]
     name = run.name if len(run.name) <= NAME else f"{run.name[: NAME - 3]}..."
-    return f"{name:{NAME}} {dense:>13} {report:>13} {alarms:>5} {per_frame:>6} {times[0]:>6} {times[1]:>6}"
+    return f"{name:{NAME}} {dense:>15} {report:>15} {alarms:>5} {per_frame:>6} {times[0]:>6} {times[1]:>6}"
 
 
 def _rate(metrics: dict[str, Any], key: str) -> str:

@@ -53,6 +53,8 @@ def _gate(args: argparse.Namespace) -> int:
 
     params = params_of(args)
     failed = gate.check_gate(REGRESSION_METRICS, params.regression)
+    if failed:
+        failed.insert(0, "did not pass:")
     failed = gate.unlike_record(LOCK, REGRESSION_METRICS, params) or failed
     for line in gate.against(f"{REGRESSION}/cases.csv", args.against) if args.against else []:
         print(line)

@@ -885,5 +885,12 @@ def failed_thresholds(metrics: dict[str, Any], params: Regression) -> list[str]:
         if not (isinstance(value, int | float) and low <= value <= high):
             found = "none" if value is None else value
             expected = f"at least {low}" if key in lowest else f"at most {high}"
-            failed.append(f"{key}: found {found}, expected {expected}")
+            failed.append(f"{key}{_whose(key)}: found {found}, expected {expected}")
     return failed
+
+
+def _whose(key: str) -> str:
+    """Name the network that a metric is of; nothing for a count of cases."""
+    if key == "n_cases":
+        return ""
+    return f" ({plotting.NAMES['dense' if key.startswith('dense_') else 'report']})"

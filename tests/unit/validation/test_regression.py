@@ -369,20 +369,20 @@ GOOD = {
     ("change", "line"),
     [
         ({"n_cases": 3}, "n_cases: found 3, expected at least 100"),
-        ({"recall": 0.1}, "recall: found 0.1, expected at least 0.6"),
-        ({"recall": None}, "recall: found none, expected at least 0.6"),
-        ({"recall_snr_gt_7": 0.7}, "recall_snr_gt_7: found 0.7, expected at least 0.8"),
+        ({"recall": 0.1}, "recall (report's network): found 0.1, expected at least 0.6"),
+        ({"recall": None}, "recall (report's network): found none, expected at least 0.6"),
+        ({"recall_snr_gt_7": 0.7}, "recall_snr_gt_7 (report's network): found 0.7, expected at least 0.8"),
         (
             {"false_alarms_per_frame": 3.5},
-            "false_alarms_per_frame: found 3.5, expected at most 3.0",
+            "false_alarms_per_frame (report's network): found 3.5, expected at most 3.0",
         ),
         (
             {"dense_recall_snr_gt_7": 0.8},
-            "dense_recall_snr_gt_7: found 0.8, expected at least 0.85",
+            "dense_recall_snr_gt_7 (dense network): found 0.8, expected at least 0.85",
         ),
         (
             {"dense_false_alarms_per_100_frames": 11.0},
-            "dense_false_alarms_per_100_frames: found 11.0, expected at most 10.0",
+            "dense_false_alarms_per_100_frames (dense network): found 11.0, expected at most 10.0",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_a_run_that_passed(root: Path) -> None:
 
 def test_a_run_that_did_not_pass_says_what_is_missing(root: Path) -> None:
     write(root, METRICS | {"recall": 0.2})
-    assert "<li>recall: found 0.2, expected at least 0.6</li>" in page(root)
+    assert "<li>recall (report&#x27;s network): found 0.2, expected at least 0.6</li>" in page(root)
 
 
 def test_settings_and_numbers_that_have_changed_are_listed(root: Path) -> None:
