@@ -197,6 +197,8 @@ def _label_bins(axis: Axes, table: pd.DataFrame, unit: float = 1.0) -> None:
         edges = f"{first}-{high / unit:g}" if np.isfinite(high) else f"> {first}"
         labels.append(f"{edges}\nn = {n}")
     axis.set_xticks(np.arange(len(table)), labels)
+    # Bins without blobs keep their place, also at the ends
+    axis.set_xlim(-0.5, len(table) - 0.5)
 
 
 def cases(
@@ -205,6 +207,7 @@ def cases(
     blobs: pd.DataFrame,
     alarms: pd.DataFrame,
     detector: str,
+    shape: tuple[int, ...],
 ) -> None:
     """Draw recall of the historical cases, and the places of found and missed blobs and of false alarms.
 
@@ -215,6 +218,8 @@ def cases(
         Rows of ``recall.csv``, ``cases.csv`` and ``alarms.csv``.
     detector : str
         Name of the detector, for the title.
+    shape : (ny, nx)
+        Of an image, all of which is drawn.
     """
     import matplotlib.pyplot as plt
 
@@ -227,7 +232,7 @@ def cases(
     for (quantity, label), axis in zip(labels.items(), axes.flat, strict=False):
         unit = 0.01 if quantity == "depth_frac" else 1.0
         _draw_recall(axis, recall[recall["quantity"] == quantity], label, unit)
-    _draw_places(axes[1, 1], blobs, alarms)
+    _draw_places(axes[1, 1], blobs, alarms, shape)
     figure.suptitle(f"New blobs in historical images: {detector}, with 95 % intervals")
     plotting.save(figure, path)
 
@@ -241,7 +246,9 @@ def _draw_recall(axis: Axes, table: pd.DataFrame, label: str, unit: float) -> No
     axis.set(xlabel=label, ylabel="recall of new blobs (fraction)", ylim=(-0.03, 1.03))
 
 
-def _draw_places(axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
+def _draw_places(
+    axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame, shape: tuple[int, ...]
+) -> None:
     """Draw the places of found and missed blobs, and of false alarms."""
     axis.scatter(
         alarms["x_px"],
@@ -263,6 +270,8 @@ def _draw_places(axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame) -> None:
         )
     axis.set(
         aspect="equal",
+        xlim=(-0.5, shape[1] - 0.5),
+        ylim=(-0.5, shape[0] - 0.5),
         xlabel="x (px)",
         ylabel="y (px)",
         title="Positions",
@@ -280,6 +289,7 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
         ``completeness.csv``, ``limits.csv``.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     names = list(dict.fromkeys(grid["detector"]))
     figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
@@ -288,13 +298,20 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
     last = axes[1, 1]
     for name in names:
         _draw_limits(last, limits[limits["detector"] == name], name)
+    radii = sorted(grid["radius_px"].unique())
+    depths = 100 * grid["depth_frac"]
     last.set(
         xlabel="radius (px)",
         ylabel="depth (% of the light)",
         title="depth at which 50 % and 90 % are found",
         yscale="log",
+        # What was injected, so that an empty panel says that nothing in this range was found often enough
+        xlim=(radii[0] - 0.5, radii[-1] + 0.5),
+        ylim=(0.8 * depths.min(), 1.25 * depths.max()),
     )
+    last.set_xticks(radii, [f"{radius:g}" for radius in radii])
     last.yaxis.set_major_formatter("{x:g}")
+    last.yaxis.set_minor_formatter(NullFormatter())
     last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
     # The widest interval of any cell, on either side

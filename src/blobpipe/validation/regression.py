@@ -317,7 +317,7 @@ def regress(
     tables.write_table(out_dir / "alarms.csv", result.alarms)
     tables.write_table(out_dir / "detectors.csv", detectors)
     tables.write_table(out_dir / "recall.csv", recall)
-    _draw(out_dir, result, detectors, recall, per_100_frames)
+    _draw(out_dir, result, detectors, recall, per_100_frames, shape)
     _draw_gallery(out_dir / "gallery.png", report.network, scale_dir, result, params.n_gallery)
     tables.write_json(out_dir / "metrics.json", metrics)
 
@@ -775,6 +775,7 @@ def _draw(
     detectors: pd.DataFrame,
     recall: pd.DataFrame,
     per_100_frames: float,
+    shape: tuple[int, ...],
 ) -> None:
     """Draw the cases of the report's network and of the dense one, and recall of all three detectors."""
     usable = _usable(result.cases)
@@ -786,7 +787,7 @@ def _draw(
         blobs = usable.assign(status=np.where(is_found, "found", "missed"))
         mine = _at_point(recall, detector, point)
         alarms = _at_point(result.alarms, detector, point)
-        curves.cases(out_dir / name, mine, blobs, alarms, plotting.NAMES[detector])
+        curves.cases(out_dir / name, mine, blobs, alarms, plotting.NAMES[detector], shape)
 
     budget = detectors[detectors["operating_point"] == "budget"].set_index("detector")
     notes = {

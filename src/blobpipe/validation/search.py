@@ -545,7 +545,7 @@ def _write_results(out_dir: Path, study: Study, params: Params) -> None:
     names = [name for name in params.search.space if name in table]
     label = search_figures.LABELS[params.search.objective]
     search_figures.history(out_dir / "history.png", table, label)
-    search_figures.importance(out_dir / "importance.png", importance)
+    search_figures.importance(out_dir / "importance.png", importance, len(done))
     search_figures.parallel(out_dir / "parallel.png", done, names, label)
     search_figures.cost(out_dir / "cost.png", done, label)
 

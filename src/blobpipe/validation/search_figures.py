@@ -57,7 +57,7 @@ def history(path: str | Path, table: pd.DataFrame, label: str) -> None:
     plotting.save(figure, path)
 
 
-def importance(path: str | Path, importances: dict[str, float]) -> None:
+def importance(path: str | Path, importances: dict[str, float], n_trials: int) -> None:
     """Draw how much of the variation of the objective each setting explains.
 
     Parameters
@@ -65,6 +65,8 @@ def importance(path: str | Path, importances: dict[str, float]) -> None:
     path : path
     importances : dict of float
         By the names of the settings (0 to 1).
+    n_trials : int
+        Finished trials that this is estimated from.
     """
     import matplotlib.pyplot as plt
 
@@ -73,7 +75,7 @@ def importance(path: str | Path, importances: dict[str, float]) -> None:
     axes.barh(names, [importances[name] for name in names], color=plotting.BLUE)
     axes.set(
         xlabel="share of the variation of the objective (fraction)",
-        title="Search of the report's network: importance of the settings",
+        title=f"Search of the report's network: importance, from {n_trials} trials",
     )
     if not names:
         axes.text(0.5, 0.5, "too few trials", ha="center", transform=axes.transAxes)

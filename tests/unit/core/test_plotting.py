@@ -100,7 +100,7 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "roc": lambda path: curves.roc(path, {"report": CURVE, "dense": CURVE}, {"report": (0.1, 0.9)}, {"report": 0.9, "dense": None}),
     "precision_recall": lambda path: curves.precision_recall(path, {"report": CURVE}, {"report": 0.9}),
     "calibration": lambda path: plotting.calibration(path, {"report": BINS}, note="Note"),
-    "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS, "dense network"),
+    "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS, "dense network", (1024, 1024)),
     "completeness": lambda path: curves.completeness(path, GRID, LIMITS),
     "deep_completeness": lambda path: curves.deep_completeness(path, DEEP),
     "landing_errors": lambda path: curves.landing_errors(path, LANDINGS, 0.9),
@@ -172,6 +172,36 @@ def test_legends_lie_beside_the_data_and_all_text_can_be_read(
         assert not any(box.overlaps(axis.bbox) for axis in figure.axes)
     sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text()]
     assert min(sizes) >= plotting.SMALL
+    plt.close("all")
+
+
+def test_places_are_shown_on_the_whole_image_and_no_bin_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    empty = RECALL.assign(n=0, recall=np.nan, recall_low=np.nan, recall_high=np.nan)
+    curves.cases(tmp_path / "a.png", empty, BLOBS, ALARMS[:0], "dense network", (900, 2048))
+    by_snr, *_, places = drawn[0].axes
+    assert by_snr.get_xlim() == (-0.5, 1.5)
+    assert (places.get_xlim(), places.get_ylim()) == ((-0.5, 2047.5), (-0.5, 899.5))
+    plt.close("all")
+
+
+def test_limits_of_completeness_span_what_was_injected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    for limits in (LIMITS, LIMITS.assign(depth_50_frac=np.nan)):
+        curves.completeness(tmp_path / "a.png", GRID, limits)
+        axis = drawn[-1].axes[3]
+        drawn[-1].canvas.draw()
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["4", "6"]
+        assert axis.get_xlim() == (3.5, 6.5)
+        assert axis.get_ylim() == pytest.approx((0.8, 2.5))
+        names = [label.get_text() for label in axis.get_yticklabels(minor=True)]
+        assert not any(names)
     plt.close("all")
 
 
