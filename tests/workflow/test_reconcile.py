@@ -107,11 +107,11 @@ def test_nor_is_it_kept_for_an_entry_of_other_settings(
 def test_what_is_as_committed_is_kept_without_a_record(
     here: bool, asked: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After `dvc checkout` here, or `dvc pull` in a clone, which is adopted."""
+    """After an experiment and `dvc checkout` here, or `dvc pull` in a clone: adopted."""
     committed(monkeypatch, [], here=here)
     reconcile.reconcile({"clip": TABLES})
     assert aged() == []
-    assert [words[0] for words in asked] == ([] if here else ["--touch"])
+    assert [words[0] for words in asked] == ["--touch"]
     assert records.known("clip")["files"] == records.look(["data/clip"])
 
 

@@ -126,6 +126,17 @@ def test_experiment_and_back(section: str, project: Project) -> None:
     assert project.is_at_rest()
 
 
+def test_the_way_back_from_an_experiment_leaves_nothing_to_do(project: Project) -> None:
+    """Also where most files of a stage came out alike, so that `dvc checkout` left them as they were."""
+    printed = project.run("dvc", "exp", "run", "--set-param", "regression.n_gallery=3")
+    # A stage of DVC tells its jobs in a line each
+    assert "done] regression\n" in printed
+    assert "Select jobs" not in printed
+    project.run("git", "checkout", "-q", "params.yaml", "dvc.lock", "results")
+    project.run("dvc", "checkout", "--quiet")
+    assert project.is_at_rest()
+
+
 @pytest.mark.long
 def test_clone_takes_what_was_pushed(project: Project, tmp_path: Path) -> None:
     project.run("dvc", "remote", "add", "--quiet", "--default", "store", str(tmp_path / "store"))

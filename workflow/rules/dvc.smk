@@ -41,11 +41,12 @@ except (BusyError, BridgeError, BlobpipeError, OSError) as error:
 
 if workflow.is_main_process and Quietness.RULES in workflow.output_settings.quiet:
     logger.addHandler(Failures(logger))
-    if MODE == "run" and (is_inner() or Quietness.PROGRESS not in workflow.output_settings.quiet):
+    in_stage = "DVC_STAGE" in os.environ
+    if MODE == "run" and (in_stage or Quietness.PROGRESS not in workflow.output_settings.quiet):
         logger.addHandler(Progress(logger, lambda: not workflow.local_exec))
     for handler in logger.handlers:
         if handler.name == "DefaultStreamHandler":
-            handler.addFilter(Screen(dry=MODE == "plan", inner=is_inner()))
+            handler.addFilter(Screen(dry=MODE == "plan", inner=in_stage))
 
 
 def look_at_cluster():

@@ -8,7 +8,7 @@ checkout, pull, exp apply, git):
 - it is not: files that Snakemake has made here are left to its own records; the others are aged and Snakemake's memory of
   them dropped, so that they are made anew.
 
-A stage whose files were replaced since its last commit is looked at again, by content.
+A stage whose files were replaced since its last commit is looked at again, by content: as committed, it is adopted too.
 
 A job on a cluster that ends after its run was killed leaves files, but no record of their settings, and Snakemake alone would
 keep them whatever the settings are by then. They are adopted if nothing that a person changes (settings, code, the user's images)
@@ -104,13 +104,14 @@ def reconcile(files: Files, begun: float = math.inf) -> None:
     if not foreign and not touched:
         return
     faults = json.loads(dvc("status", "--json"))
-    adopted = [name for name in foreign if name not in faults]
     if Path.cwd() == HOME:
-        refuse_damaged(adopted)
+        refuse_damaged([name for name in foreign if name not in faults])
     for name in touched:
-        _look_again(name, files[name], recorded[name], faults.get(name))
+        if name in faults:
+            _look_again(name, files[name], faults[name])
     _remake({name: faults[name] for name in foreign if name in faults}, files)
-    _adopt(adopted, recorded)
+    # Of files that an experiment has made alike, Snakemake's records still tell the experiment's settings
+    _adopt([name for name in (*foreign, *touched) if name not in faults], recorded)
 
 
 def _keep_unseen(files: Files, begun: float) -> None:
@@ -151,11 +152,8 @@ def check_inputs() -> None:
         refuse_damaged(stage.upstream)
 
 
-def _look_again(name: str, paths: list[str], version: str, fault: list[Any] | None) -> None:
-    """Leave a stage in peace if it is what was committed; else let its commit judge it, and do no more than is needed."""
-    if fault is None:
-        note(name, version, stages()[name].made)
-        return
+def _look_again(name: str, paths: list[str], fault: list[Any]) -> None:
+    """Let the commit of a stage judge what is not as committed, and do no more than is needed."""
     Path(stamp(name)).unlink(missing_ok=True)
     _drop_incomplete(name)
     changes = [
@@ -226,7 +224,7 @@ def _drop_memory(paths: list[str]) -> None:
 
 
 def _adopt(names: list[str], recorded: dict[str, str]) -> None:
-    """Let Snakemake take over what DVC has fetched."""
+    """Let Snakemake take over what DVC vouches for."""
     if not names:
         return
     print(f"made by DVC, nothing to run: {', '.join(names)}", file=sys.stderr)

@@ -49,7 +49,10 @@ def _own_model(folder: Path, **metrics: object) -> Path:
 @pytest.mark.parametrize(
     ("metrics", "found"),
     [
-        ({"recall": 0.0, "passed": False}, "recall (report's network): found 0.0, expected at least 0.6"),
+        (
+            {"recall": 0.0, "passed": False},
+            "recall (report's network): found 0.0, expected at least 0.6",
+        ),
         # by the settings of today
         ({"n_cases": 6, "passed": True}, "n_cases: found 6, expected at least 7"),
         ({"recall": "high"}, "recall (report's network): found high, expected at least 0.6"),

@@ -371,7 +371,10 @@ GOOD = {
         ({"n_cases": 3}, "n_cases: found 3, expected at least 100"),
         ({"recall": 0.1}, "recall (report's network): found 0.1, expected at least 0.6"),
         ({"recall": None}, "recall (report's network): found none, expected at least 0.6"),
-        ({"recall_snr_gt_7": 0.7}, "recall_snr_gt_7 (report's network): found 0.7, expected at least 0.8"),
+        (
+            {"recall_snr_gt_7": 0.7},
+            "recall_snr_gt_7 (report's network): found 0.7, expected at least 0.8",
+        ),
         (
             {"false_alarms_per_frame": 3.5},
             "false_alarms_per_frame (report's network): found 3.5, expected at most 3.0",
