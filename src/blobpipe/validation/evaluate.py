@@ -531,7 +531,7 @@ def _metrics(table: pd.DataFrame, hits: dict[str, Mask], params: Evaluate) -> di
         ends = metrics.bootstrap(measure, n, params.n_bootstrap, rng)
         intervals[name] = {
             key: [tables.number_or_none(low), tables.number_or_none(high)]
-            for key, (low, high) in ends.items()
+            for key, (low, high) in (ends | _rate_intervals(labels, numbers[name])).items()
         }
 
     # The others at the false-positive rate of the report's network
@@ -551,6 +551,24 @@ def _metrics(table: pd.DataFrame, hits: dict[str, Mask], params: Evaluate) -> di
         **{name: numbers[name] for name in COMPARED},
         "interval": {**intervals["report"], **{name: intervals[name] for name in COMPARED}},
     }
+
+
+def _rate_intervals(
+    labels: Int64Array, numbers: dict[str, float | None]
+) -> dict[str, tuple[float, float]]:
+    """Return the 95 % intervals of the four rates of a detector, of those that have a value.
+
+    Resampling cannot tell how uncertain a rate of 0 or 1 is: every sample has the same.
+    """
+    n_with = int(labels.sum())
+    n_without = len(labels) - n_with
+    intervals = {}
+    for key, n in {"tpr": n_with, "fnr": n_with, "tnr": n_without, "fpr": n_without}.items():
+        rate = numbers[key]
+        if rate is not None:
+            low, high = metrics.wilson_interval(np.array(round(rate * n)), np.array(n))
+            intervals[key] = float(low), float(high)
+    return intervals
 
 
 def shares_by_snr(table: pd.DataFrame, threshold: float) -> pd.DataFrame:

@@ -256,6 +256,11 @@ def test_a_network_that_never_sees_a_blob(
     models = (tmp_path / "blind.safetensors", dense_model)
     found = json.loads((_evaluate(project, models) / "metrics.json").read_text())
     assert (found["tpr"], found["tnr"]) == (0, 1)
+    # Of few subframes such rates are uncertain too
+    for key in ("tpr", "tnr", "fpr", "fnr"):
+        low, high = found["interval"][key]
+        assert 0.02 < high - low < 0.6
+        assert low <= found[key] <= high
     assert found["pointing_hit_rate"] is None
     assert found["interval"]["pointing_hit_rate"] == [None, None]
 
