@@ -16,7 +16,8 @@ import bottleneck
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
-from scipy.ndimage import maximum_filter, uniform_filter1d
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.ndimage import uniform_filter1d
 
 from blobpipe.core import threads
 from blobpipe.core.arrays import FloatArray, Image
@@ -91,10 +92,14 @@ class FilteredImage:
 
     def places(self, at_least: float) -> tuple[FloatArray, FloatArray]:
         """Return x and y (px) of the responses from ``at_least`` on that are the highest around, the highest first."""
-        is_peak = self.snr >= at_least
-        if is_peak.any():
-            is_peak &= self.snr == maximum_filter(self.snr, PEAK_CELLS)
-        rows, columns = np.nonzero(is_peak)
+        rows, columns = np.nonzero(self.snr >= at_least)
+        if len(rows) == 0:
+            return np.zeros(0), np.zeros(0)
+        padded = np.pad(self.snr, PEAK_CELLS // 2)
+        around = sliding_window_view(padded, (PEAK_CELLS, PEAK_CELLS))[rows, columns]
+        is_peak = self.snr[rows, columns] == around.max(axis=(1, 2), initial=0)
+        rows = rows[is_peak]
+        columns = columns[is_peak]
         order = np.argsort(-self.snr[rows, columns], kind="stable")
         middle = (CELL_PX - 1) / 2
         return columns[order] * CELL_PX + middle, rows[order] * CELL_PX + middle
