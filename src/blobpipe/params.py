@@ -628,7 +628,7 @@ class Detect(Section):
         "joint score (count).",
     )
     n_noise: int = Field(
-        100,
+        200,
         ge=1,
         le=100_000,
         description="Simulated images of nothing but noise from which the joint score learns what noise "

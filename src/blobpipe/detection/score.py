@@ -75,10 +75,14 @@ LINES = (1.0, 20.0)
 RADII_PX = (1.2, 12.0)
 USUAL_RADIUS_PX = 4.0
 
-# S/N below which noise outnumbers structure, which is learnt from what is above; and beyond which noise
-# is none, so that blobs beyond do not teach what it is
+# S/N below which noise outnumbers structure, which is learnt from what is above
 LOWEST_SNR = 5.0
-NOISE_SNR = 9.0
+
+# S/N of the blobs from which noise is told, at most; and that beyond which a candidate is no more noise than
+# at it. The logarithm of the density of noise falls with the square of the S/N.
+NOISE_SNR = 12.0
+NO_NOISE_SNR = 10.0
+SNR_SQUARED = (30.0, 20.0)  # usual square of a faint blob's, and its scale
 
 N_NUMBERS = 6  # network, S/N, misfit, relative and absolute size, line
 ORDER = 3  # of the polynomial of these that tells structure; noise is told by them alone
@@ -90,8 +94,8 @@ N_WEIGHTS = N_STRUCTURE + N_NOISE
 FEWEST = 20  # blobs, as much structure and as much noise make a fit
 
 
-def noise_features(found: pd.DataFrame) -> FloatArray:
-    """Return what tells a blob from noise: six numbers.
+def structure_features(found: pd.DataFrame) -> FloatArray:
+    """Return what tells a blob from structure: six numbers and their products of two and of three.
 
     Parameters
     ----------
@@ -103,11 +107,35 @@ def noise_features(found: pd.DataFrame) -> FloatArray:
 
     Returns
     -------
-    ndarray, shape (n, N_NOISE - 1), float64
-        Log-odds of the score, logarithms of S/N, misfit, ratio, radius and the line's S/N.
+    ndarray, shape (n, N_STRUCTURE - 1), float64
+        Log-odds of the score, logarithms of S/N, misfit, ratio, radius and the line's S/N; then all
+        products of two and of three.
     """
+    numbers = _numbers(found).T
+    terms = [
+        np.prod(factors, axis=0)
+        for order in range(1, ORDER + 1)
+        for factors in combinations_with_replacement(numbers, order)
+    ]
+    return np.column_stack(terms)
+
+
+def noise_features(found: pd.DataFrame) -> FloatArray:
+    """Return what tells a blob from noise: the same numbers, but the square of the S/N.
+
+    Returns
+    -------
+    ndarray, shape (n, N_NOISE - 1), float64
+    """
+    numbers = _numbers(found)
+    usual, scale = SNR_SQUARED
+    snr = np.minimum(_snr(found), NO_NOISE_SNR)
+    numbers[:, 1] = (snr**2 - usual) / scale
+    return numbers
+
+
+def _numbers(found: pd.DataFrame) -> FloatArray:
     score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
-    snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
     misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
     ratio = np.clip(np.nan_to_num(found["radius_ratio"].to_numpy(float), nan=1.0), *RATIOS)
     radius = np.clip(np.nan_to_num(found["radius_px"].to_numpy(float), nan=RADII_PX[0]), *RADII_PX)
@@ -115,7 +143,7 @@ def noise_features(found: pd.DataFrame) -> FloatArray:
     return np.column_stack(
         [
             np.log(score / (1 - score)) / 4,
-            np.log(snr) - 2,
+            np.log(_snr(found)) - 2,
             3 * np.log(misfit),
             2 * np.log(ratio),
             2 * np.log(radius / USUAL_RADIUS_PX),
@@ -124,20 +152,9 @@ def noise_features(found: pd.DataFrame) -> FloatArray:
     )
 
 
-def structure_features(found: pd.DataFrame) -> FloatArray:
-    """Return what tells a blob from structure: the same numbers, and their products of two and of three.
-
-    Returns
-    -------
-    ndarray, shape (n, N_STRUCTURE - 1), float64
-    """
-    numbers = noise_features(found).T
-    terms = [
-        np.prod(factors, axis=0)
-        for order in range(1, ORDER + 1)
-        for factors in combinations_with_replacement(numbers, order)
-    ]
-    return np.column_stack(terms)
+def _snr(found: pd.DataFrame) -> FloatArray:
+    snr = np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0])
+    return np.asarray(np.clip(snr, *SNRS))
 
 
 def fit_weights(
@@ -148,7 +165,7 @@ def fit_weights(
     Parameters
     ----------
     found : DataFrame
-        Blobs and structure, as for `noise_features`.
+        Blobs and structure, as for `structure_features`.
     is_blob : ndarray, shape (n,), bool
     noise : DataFrame
         Candidates on images of noise, of the same columns.
@@ -185,7 +202,7 @@ def score_candidates(found: pd.DataFrame, weights: tuple[float, ...]) -> pd.Data
     Parameters
     ----------
     found : DataFrame
-        As for `noise_features`, with ``size_log_odds`` of `size_law.SizeLaw.log_odds`.
+        As for `structure_features`, with ``size_log_odds`` of `size_law.SizeLaw.log_odds`.
     weights : tuple of float
         From `fit_weights`.
     """
