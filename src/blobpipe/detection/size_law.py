@@ -34,6 +34,10 @@ FEWEST_IMAGES = 4
 # radii were not measured, but are those of the discs that were flagged; above, there is no law.
 SCATTER = (0.05, 0.4)
 
+# Least scatter that sizes are judged by: that of 71 blobs of a real image. The radii of a catalogue may
+# be more regular than those that are measured.
+LEAST_SCATTER = 0.17
+
 # Range of ratios to the expected radius over which sizes of what is no blob are taken to be spread
 # evenly (in the logarithm)
 OTHER_RATIOS = (0.2, 3.0)
@@ -88,7 +92,7 @@ class SizeLaw(NamedTuple):
         -----
         Source: ours.
         """
-        sigma = np.hypot(self.scatter, error)
+        sigma = np.hypot(max(self.scatter, LEAST_SCATTER), error)
         deviation = np.log(np.maximum(ratio, SMALLEST_RATIO)) / sigma
         evenly = math.log(OTHER_RATIOS[1] / OTHER_RATIOS[0])
         log_odds = np.log(evenly / (math.sqrt(2 * math.pi) * sigma)) - deviation**2 / 2
