@@ -4,9 +4,8 @@
     python -m tests.quiet_alarms --images 40
 
 A short run has few images to count on: with `experiments/roman.yaml`, two historical ones, and ten on which the threshold
-rests. Here the model of `results/detect` searches more, at its own threshold, on the seeds that follow those ten: neither
-training nor the threshold has seen them, and nothing is written. Run it in the folder of the run. A whole campaign takes
-the simulation, storage and all twelve stages for each image; here an image is simulated, subtracted and searched.
+rests. Here the model of `results/detect` searches more at its own threshold: those that follow the ten, which neither training
+nor the threshold has seen. Each is simulated, subtracted and searched; nothing is written. Run it in the folder of the run.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ import numpy as np
 import pandas as pd
 
 from blobpipe.cli.paths import OWN_MODEL
-from blobpipe.core.detector import Detector, read_detector
+from blobpipe.core.detector import read_detector
 from blobpipe.core.metrics import wilson_interval
 from blobpipe.detection.detectors import load_dense_detector
 from blobpipe.detection.search import observe, read_pipeline_template
 from blobpipe.images.difference import subtract
-from blobpipe.images.template import Template
 from blobpipe.params import Params, load_params
 from blobpipe.simulation import campaign
 
@@ -66,30 +64,26 @@ def count_alarms(params: Params, n_images: int, n_threads: int) -> pd.DataFrame:
     DataFrame
         number, x_px, y_px, snr, score of each false alarm.
     """
-    instrument = read_detector(params.detector)
+    detector = load_dense_detector(OWN_MODEL)
     template = read_pipeline_template(DIFFERENCE)
+    instrument = read_detector(params.detector)
+    known = pd.DataFrame(campaign.known_blobs(params.campaign, instrument))
+
+    # As `detection.quiet.search_quiet_images`, which gives scores and no threshold
+    def search(number: int) -> pd.DataFrame:
+        image = campaign.render_quiet_image(params.campaign, number, instrument)
+        difference, shift = subtract(image, template, params.difference, instrument)
+        observation = observe(
+            difference, template, catalogue=known, shift_px=shift, instrument=instrument
+        )
+        peaks = detector.search(observation.scaled(params.clip, params.scale))
+        found = observation.find_blobs(detector, peaks=peaks, vetting=params.vetting)
+        is_alarm = (found["status"] == "new") & (found["score"] >= detector.threshold)
+        return found.loc[is_alarm, ["x_px", "y_px", "snr", "score"]].assign(number=number)
+
     numbers = range(params.detect.n_quiet, params.detect.n_quiet + n_images)
     with ThreadPoolExecutor(n_threads) as pool:
-        found = pool.map(lambda number: _search(params, number, template, instrument), numbers)
-        return pd.concat(list(found), ignore_index=True)
-
-
-def _search(params: Params, number: int, template: Template, instrument: Detector) -> pd.DataFrame:
-    """Search one image as `detection.quiet.search_quiet_images` does, at the threshold of the model."""
-    detector = load_dense_detector(OWN_MODEL)
-    image = campaign.render_quiet_image(params.campaign, number, instrument)
-    difference, shift = subtract(image, template, params.difference, instrument)
-    observation = observe(
-        difference,
-        template,
-        catalogue=pd.DataFrame(campaign.known_blobs(params.campaign, instrument)),
-        shift_px=shift,
-        instrument=instrument,
-    )
-    peaks = detector.search(observation.scaled(params.clip, params.scale))
-    found = observation.find_blobs(detector, peaks=peaks, vetting=params.vetting)
-    is_alarm = (found["status"] == "new") & (found["score"] >= detector.threshold)
-    return found.loc[is_alarm, ["x_px", "y_px", "snr", "score"]].assign(number=number)
+        return pd.concat(list(pool.map(search, numbers)), ignore_index=True)
 
 
 if __name__ == "__main__":
