@@ -289,7 +289,7 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
         ``completeness.csv``, ``limits.csv``.
     """
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import NullLocator
 
     names = list(dict.fromkeys(grid["detector"]))
     figure, axes = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
@@ -299,7 +299,7 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
     for name in names:
         _draw_limits(last, limits[limits["detector"] == name], name)
     radii = sorted(grid["radius_px"].unique())
-    depths = 100 * grid["depth_frac"]
+    depths = sorted(100 * grid["depth_frac"].unique())
     last.set(
         xlabel="radius (px)",
         ylabel="depth (% of the light)",
@@ -307,11 +307,11 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
         yscale="log",
         # What was injected, so that an empty panel says that nothing in this range was found often enough
         xlim=(radii[0] - 0.5, radii[-1] + 0.5),
-        ylim=(0.8 * depths.min(), 1.25 * depths.max()),
+        ylim=(0.8 * depths[0], 1.25 * depths[-1]),
     )
     last.set_xticks(radii, [f"{radius:g}" for radius in radii])
-    last.yaxis.set_major_formatter("{x:g}")
-    last.yaxis.set_minor_formatter(NullFormatter())
+    last.set_yticks(depths, [f"{depth:.2g}" for depth in depths])
+    last.yaxis.set_minor_locator(NullLocator())
     last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
 
     # The widest interval of any cell, on either side
