@@ -431,7 +431,7 @@ POINT = {
         ({"weights": [math.nan] * N_WEIGHTS}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 91 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 87 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),
