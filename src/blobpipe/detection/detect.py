@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from blobpipe.core import fits_images, metrics, plotting, tables
 from blobpipe.core.arrays import Image
 from blobpipe.core.detector import DEFAULT, Detector, read_detector
 from blobpipe.detection import quiet, thresholds
-from blobpipe.detection.detectors import DenseDetector, Peaks
+from blobpipe.detection.detectors import UNSEEN, DenseDetector, Peaks
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import near_blobs
 from blobpipe.detection.operating_point import OperatingPoint
@@ -84,11 +85,12 @@ def detect(
     # Learn from injected blobs and structure, from what the same images have of it, and from noise,
     # what network and fit are worth together.
     found = read_candidates(detector, out_dir, scale_dir)
-    injected = inject_training_frames(detector, images, blobs, folders, params, vetting, instrument)
+    learning = replace(detector, unseen=UNSEEN)
+    injected = inject_training_frames(learning, images, blobs, folders, params, vetting, instrument)
     seen = seen_structure(found, images, blobs, cutout_dir)
     practice = pd.concat([injected, seen], ignore_index=True)
     shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
-    noise = quiet.search_noise(detector, shape, settings)
+    noise = quiet.search_noise(learning, shape, settings)
     weights = fit_weights(practice, practice["is_blob"].to_numpy(bool), noise)
     true = score_candidates(injected.query("is_blob == 1"), weights)["score"].to_numpy()
 

@@ -31,7 +31,8 @@ from blobpipe.simulation import render
 # Score of a peak from which it is looked at again, and fitted
 LIKELY = 0.2
 
-# Score of a place that only a matched filter sees: the network's map has no peak of `CANDIDATE` there
+# Score of a place that only a matched filter sees, where the joint score learns: the network's map has no
+# peak of `CANDIDATE` there. None of 1,158 blobs found was such a place, so a search leaves them out.
 UNSEEN = 0.02
 
 DETECTORS = ("dense", "report", "matched_filter")
@@ -80,13 +81,13 @@ class DenseDetector:
     network : DenseNetwork
         Folded for searching (`dense_network.folded`).
     point : OperatingPoint
-    unseen : float
-        Score of a place that only a matched filter sees.
+    unseen : float or None
+        Score of a place that only a matched filter sees; None if such places are not looked at.
     """
 
     network: dense_network.DenseNetwork
     point: OperatingPoint = UNSET
-    unseen: float | None = UNSEEN
+    unseen: float | None = None
 
     @property
     def threshold(self) -> float:

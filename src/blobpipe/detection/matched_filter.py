@@ -1,8 +1,8 @@
-"""Matched filters for blobs: on a whole image, beside the network, and on subframes, as its baseline.
+"""Matched filters for blobs: on a whole image, and on subframes, which the networks are compared with.
 
 A whole image has been whitened, so its noise is white and a blob on it is whitened, too: the filter is
-a top-hat that has gone through the same whitening. Of noise, nothing finds more than a matched filter;
-what it finds is looked at by all other means.
+a top-hat that has gone through the same whitening. What it sees and the network does not is structure and
+noise, from which the joint score learns; and its responses tell the noise on the scale of blobs.
 """
 
 from __future__ import annotations
@@ -118,7 +118,10 @@ class FilteredImage:
 
 
 def filter_image(
-    whitened: Image, noise_frac: float, noise_model: NoiseModel = WHITE
+    whitened: Image,
+    noise_frac: float,
+    noise_model: NoiseModel = WHITE,
+    radii_px: tuple[float, ...] = IMAGE_RADII_PX,
 ) -> FilteredImage:
     """Search a whole image with top-hats, less the background around each.
 
@@ -130,6 +133,8 @@ def filter_image(
         Its noise (fraction of the light).
     noise_model : NoiseModel, optional
         That by which it was whitened.
+    radii_px : tuple of float, optional
+        Of the top-hats (px); `NOISE_RADIUS_PX` must be one of them.
 
     Returns
     -------
@@ -147,7 +152,7 @@ def filter_image(
         return FilteredImage(cells, np.ones(ny), np.ones(nx))
 
     # Room for the filter beyond the borders, so that it does not reach around the image
-    reach = _reach(max(IMAGE_RADII_PX)) // CELL_PX
+    reach = _reach(max(radii_px)) // CELL_PX
     size = (scipy.fft.next_fast_len(ny + reach), scipy.fft.next_fast_len(nx + reach, real=True))
     waves = scipy.fft.rfft2(cells, size)
     gain = noise_model.gain_at(
@@ -157,8 +162,8 @@ def filter_image(
         waves = waves * gain
 
     highest = np.full((ny, nx), -np.inf, np.float32)
-    for radius, filter_waves in zip(IMAGE_RADII_PX, _image_filters(size), strict=True):
-        response = scipy.fft.irfft2(waves * filter_waves, size)[:ny, :nx]
+    for radius in radii_px:
+        response = scipy.fft.irfft2(waves * _image_filter(radius, size), size)[:ny, :nx]
         sizes = np.abs(response)
         spread = 1.4826 * bottleneck.median(sizes[::SPREAD_STEP, ::SPREAD_STEP].ravel())
         np.maximum(highest, response / max(spread, 1e-6), out=highest)
@@ -182,22 +187,19 @@ def _cells(whitened: Image, noise_frac: float) -> Image:
     return np.asarray(pairs[:, ::CELL_PX] + pairs[:, 1::CELL_PX])
 
 
-@lru_cache(maxsize=8)
-def _image_filters(size: tuple[int, int]) -> tuple[Image, ...]:
-    """Return the transforms of the top-hats on cells, each less a Gaussian, for images of this size."""
+@lru_cache(maxsize=32)
+def _image_filter(radius: float, size: tuple[int, int]) -> Image:
+    """Return the transform of a top-hat on cells, less a Gaussian, for images of this size."""
     y, x = (
         np.minimum(axis, side - axis)
         for axis, side in zip(np.ogrid[: size[0], : size[1]], size, strict=True)
     )
     distance = np.hypot(y, x) * CELL_PX
+    hat = np.clip((radius - distance) / CELL_PX + 0.5, 0, 1)
     around = np.exp(-((distance / BACKGROUND_PX) ** 2) / 2)
-    filters = []
-    for radius in IMAGE_RADII_PX:
-        hat = np.clip((radius - distance) / CELL_PX + 0.5, 0, 1)
-        kernel = hat / hat.sum() - around / around.sum()
-        # Symmetric, so its transform is real
-        filters.append(scipy.fft.rfft2(kernel.astype(np.float32)).real)
-    return tuple(filters)
+    kernel = hat / hat.sum() - around / around.sum()
+    # Symmetric, so its transform is real
+    return np.asarray(scipy.fft.rfft2(kernel.astype(np.float32)).real)
 
 
 def filter_subframes(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ...]) -> Match:

@@ -1,9 +1,9 @@
 """Score a candidate: how much more likely it is a blob than noise, and than structure.
 
-Two logistic regressions of what the network says and the fit measures answer one question each, at even
-odds. One tells blobs from noise: it learns noise from images of nothing but noise, as all noise is white
-when it is searched. One tells blobs from streaks, clusters of bad pixels and the like; to that, the
-size adds what the law of sizes says. A blob must be neither:
+Two logistic regressions answer one question each, at even odds. One tells blobs from noise, by the S/N and
+by what the network says: it learns noise from images of nothing but noise, as all noise is white when it
+is searched. One tells blobs from streaks, clusters of bad pixels and the like, by all that is measured;
+to that, the size adds what the law of sizes says. A blob must be neither:
 
     score = 1 / (1 + exp(-noise) + exp(-(structure + size)))
 
@@ -85,11 +85,11 @@ NO_NOISE_SNR = 10.0
 SNR_SQUARED = (30.0, 20.0)  # usual square of a faint blob's, and its scale
 
 N_NUMBERS = 6  # network, S/N, misfit, relative and absolute size, line
-ORDER = 3  # of the polynomial of these that tells structure; noise is told by them alone
+ORDER = 3  # of the polynomial of these that tells structure
 
 # one for each product of up to so many numbers, and a constant
 N_STRUCTURE = math.comb(N_NUMBERS + ORDER, ORDER)
-N_NOISE = N_NUMBERS + 1
+N_NOISE = 3
 N_WEIGHTS = N_STRUCTURE + N_NOISE
 FEWEST = 20  # blobs, as much structure and as much noise make a fit
 
@@ -121,28 +121,33 @@ def structure_features(found: pd.DataFrame) -> FloatArray:
 
 
 def noise_features(found: pd.DataFrame) -> FloatArray:
-    """Return what tells a blob from noise: the same numbers, but the square of the S/N.
+    """Return what tells a blob from noise: the log-odds of the network's score, and the square of the S/N.
+
+    Misfit, sizes and lines are left to the other question: noise has none of its own, and what real images
+    have of them would count for a blob.
+
+    Parameters
+    ----------
+    found : DataFrame
+        As for `structure_features`.
 
     Returns
     -------
     ndarray, shape (n, N_NOISE - 1), float64
     """
-    numbers = _numbers(found)
     usual, scale = SNR_SQUARED
     snr = np.minimum(_snr(found), NO_NOISE_SNR)
-    numbers[:, 1] = (snr**2 - usual) / scale
-    return numbers
+    return np.column_stack([_log_odds(found) / 4, (snr**2 - usual) / scale])
 
 
 def _numbers(found: pd.DataFrame) -> FloatArray:
-    score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
     misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
     ratio = np.clip(np.nan_to_num(found["radius_ratio"].to_numpy(float), nan=1.0), *RATIOS)
     radius = np.clip(np.nan_to_num(found["radius_px"].to_numpy(float), nan=RADII_PX[0]), *RADII_PX)
     line = np.clip(found["line_snr"].to_numpy(float), *LINES)
     return np.column_stack(
         [
-            np.log(score / (1 - score)) / 4,
+            _log_odds(found) / 4,
             np.log(_snr(found)) - 2,
             3 * np.log(misfit),
             2 * np.log(ratio),
@@ -150,6 +155,11 @@ def _numbers(found: pd.DataFrame) -> FloatArray:
             np.log(line),
         ]
     )
+
+
+def _log_odds(found: pd.DataFrame) -> FloatArray:
+    score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
+    return np.asarray(np.log(score / (1 - score)))
 
 
 def _snr(found: pd.DataFrame) -> FloatArray:

@@ -1,7 +1,7 @@
 """Find blobs in one difference image: the one search of the pipeline, the daily work and notebooks.
 
-In this order: the noise is whitened, the detector's peaks and those of a matched filter, a fit at each of
-them, vetting, the radius compared with the expected one, its surroundings, the score, its probability.
+In this order: the noise is whitened, the detector's peaks, a fit at each of them, vetting, the
+radius compared with the expected one, its surroundings, the score, its probability.
 Vetting does not depend on the score, so all candidates are vetted, not only those above a threshold:
 a subframe's probability then never rests on something that is no blob.
 """
@@ -24,7 +24,12 @@ from blobpipe.detection.detectors import LIKELY, Detector, Peaks
 from blobpipe.detection.fit import fit_blobs
 from blobpipe.detection.lines import line_snr
 from blobpipe.detection.match import without_repeats
-from blobpipe.detection.matched_filter import FilteredImage, filter_image
+from blobpipe.detection.matched_filter import (
+    IMAGE_RADII_PX,
+    NOISE_RADIUS_PX,
+    FilteredImage,
+    filter_image,
+)
 from blobpipe.detection.size_law import SizeLaw, choose_size_law
 from blobpipe.detection.vet import vet_candidates
 from blobpipe.images import tiles
@@ -36,8 +41,8 @@ from blobpipe.images.template import Template, find_bad_pixels
 from blobpipe.images.whiten import WHITE, NoiseModel, measure_noise_model, read_noise_model
 from blobpipe.params import Clip, Scale, Vetting
 
-# A peak is fitted if its score is likely, or if the matched filter has an S/N of this there; where only
-# the filter sees something, it is fitted, too. Of pure noise, there are two such places on an image.
+# S/N from which a place of the matched filter is fitted, where the joint score learns. Of pure noise, there
+# are two such places on an image.
 BRIGHT_SNR = 4.5
 
 # Distance within which a place of the filter is that of a peak (px): peaks are found in cells of 4 px
@@ -177,8 +182,8 @@ class Observation:
         if peaks is None:
             peaks = detector.search(self.scaled())
 
-        # Where the network sees nothing, a matched filter may
-        filtered = filter_image(self.whitened, self.noise_frac, self.noise_model)
+        radii_px = (NOISE_RADIUS_PX,) if detector.unseen is None else IMAGE_RADII_PX
+        filtered = filter_image(self.whitened, self.noise_frac, self.noise_model, radii_px)
         peaks = worth_fitting(peaks, filtered, detector.unseen)
 
         # The fit sees the whitened difference, unclipped
@@ -285,7 +290,7 @@ def read_observation(
 
 
 def worth_fitting(peaks: Peaks, filtered: FilteredImage, unseen: float | None) -> Peaks:
-    """Return the peaks that are worth a fit, and after them the places that only the filter sees.
+    """Return the likely peaks; and also, if there are to be such, those of a matched filter.
 
     Parameters
     ----------
@@ -293,18 +298,25 @@ def worth_fitting(peaks: Peaks, filtered: FilteredImage, unseen: float | None) -
         Of a detector.
     filtered : FilteredImage
     unseen : float or None
-        Score of a place that only the filter sees; None if there are to be none.
+        Score of a place that only the filter sees, as in `Detector`.
+
+    Returns
+    -------
+    Peaks
+        Those of the detector first, in their order.
     """
+    worth = peaks.score >= LIKELY
+    if unseen is None:
+        return Peaks(*(values[worth] for values in peaks))
+
+    # What the filter sees at a peak is that peak
     x, y = filtered.places(BRIGHT_SNR)
     distance = np.hypot(x[:, None] - peaks.x_px, y[:, None] - peaks.y_px)
-    nearest = distance.argmin(axis=1) if len(peaks.x_px) else np.zeros(0, int)
     at_peak = distance.min(axis=1, initial=np.inf) <= SAME_PX
-    worth = peaks.score >= LIKELY
-    worth[nearest[at_peak[: len(nearest)]]] = True
-    likely = Peaks(*(values[worth] for values in peaks))
-    if unseen is None:
-        return likely
+    if at_peak.any():
+        worth[distance[at_peak].argmin(axis=1)] = True
     alone = Peaks(x[~at_peak], y[~at_peak], np.full((~at_peak).sum(), unseen))
+    likely = Peaks(*(values[worth] for values in peaks))
     return Peaks(*(np.concatenate(both) for both in zip(likely, alone, strict=True)))
 
 

@@ -361,16 +361,19 @@ def _with_disc(x: int = 40, y: int = 40, side: int = 128) -> np.ndarray:
     return image
 
 
-def test_peaks_low_on_the_map_are_worth_a_fit_only_where_the_filter_sees_something() -> None:
+def test_peaks_low_on_the_map_are_worth_a_fit_only_where_something_is_learnt() -> None:
     filtered = filter_image(_with_disc(), 0.01)
     x = np.array([100.0, 90, 80, 44])
     y = np.array([110.0, 80, 40, 36])
     peaks = Peaks(x, y, np.array([0.9, 0.2, 0.19, 0.06]))
+    assert worth_fitting(peaks, filtered, None).score.tolist() == [0.9, 0.2]
     assert worth_fitting(peaks, filtered, 0.02).score.tolist() == [0.9, 0.2, 0.06]
 
 
 @pytest.mark.parametrize("unseen", [0.02, None])
-def test_what_only_the_filter_sees_is_fitted_too(unseen: float | None) -> None:
+def test_what_only_the_filter_sees_is_fitted_where_something_is_learnt(
+    unseen: float | None,
+) -> None:
     image = _with_disc()
     filtered = filter_image(image, 0.01)
     far = Peaks(np.array([100.0]), np.array([110.0]), np.array([0.9]))
@@ -431,7 +434,7 @@ POINT = {
         ({"weights": [math.nan] * N_WEIGHTS}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 91 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 87 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),
