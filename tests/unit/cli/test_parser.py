@@ -79,6 +79,28 @@ def test_the_completion_of_bash_works(capsys: pytest.CaptureFixture[str]) -> Non
     assert done.stdout.split() == ["quicklook", "--catalogue"]
 
 
+def test_the_completion_of_bash_knows_the_tables_of_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--completion", "bash"])
+    words = capsys.readouterr().out + (
+        "\nCOMP_WORDS=(blobpipe log im); COMP_CWORD=2; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+    )
+    done = subprocess.run(["bash"], input=words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["images"]
+
+
+def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, advice in (("chek", "did you mean check? "), ("xyzzy", "")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([word, "a.fits"])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.endswith(
+            f"blobpipe: error: no command '{word}'; {advice}'blobpipe --help' lists them\n"
+        )
+
+
 def test_the_help_of_log_names_its_tables() -> None:
     [commands] = [action for action in build_parser()._actions if action.dest == "command"]
     choices: dict[str, argparse.ArgumentParser] = commands.choices  # type: ignore[assignment]

@@ -19,8 +19,12 @@ function press(within, key) {
   within?.querySelector(`button[data-key="${key}"]`)?.click();
 }
 
-function decide(key) {
-  press(document.activeElement.closest("article.card"), key);
+// The candidate that a key is for. Of several, the first gets the focus, so that nobody decides on one unseen.
+function meant() {
+  const card = document.activeElement.closest("article.card");
+  if (card || cards.length === 1) return card ?? cards[0];
+  show(cards[0]);
+  return null;
 }
 
 document.addEventListener("keydown", (event) => {
@@ -30,8 +34,8 @@ document.addEventListener("keydown", (event) => {
   const work = {
     j: () => step(1), ArrowRight: () => step(1),
     k: () => step(-1), ArrowLeft: () => step(-1),
-    c: () => decide("c"), r: () => decide("r"), u: () => decide("u"),
-    x: () => document.activeElement.closest("article.card")?.querySelector(".pick input")?.click(),
+    c: () => press(meant(), "c"), r: () => press(meant(), "r"), u: () => press(meant(), "u"),
+    x: () => meant()?.querySelector(".pick input")?.click(),
     C: () => press(bulk, "C"), R: () => press(bulk, "R"), U: () => press(bulk, "U"),
     z: () => press(document.querySelector(".said"), "z"),
   }[event.key];
