@@ -469,7 +469,9 @@ def detection(**more: object) -> dict[str, object]:
 def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> None:
     with logbook.writing(log):
         for number, outcome in enumerate(("stack", "searched", "rejected"), 1):
-            row = image(sha256=str(number), name=f"f{number}", outcome=outcome, mjd=60000.0 + number)
+            row = image(
+                sha256=str(number), name=f"f{number}", outcome=outcome, mjd=60000.0 + number
+            )
             logbook.insert(log, "images", row | ({"reason": "too dark"} if number == 3 else {}))
     assert logbook.describe_image(log, 1) == "for the stack alone: too few images before it"
     assert logbook.describe_image(log, 2) == "nothing new"
