@@ -83,7 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
     # Commands without this option take the detector of the settings
     parser.set_defaults(detector=None)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        help=argparse.SUPPRESS,
+        parser_class=argparse.ArgumentParser,
     )
     shared = shared_options()
     for group in (stages, images, daily, results):

@@ -22,7 +22,7 @@ ENLARGED = 4  # pixels of the picture for each pixel of a cutout, along each axi
 OVERVIEW_PX = 768  # side of the picture of a whole image
 RANGE_SIGMA = 4.0  # end of the grey scale on either side of the median, in units of the noise
 SURFACE_PX = 48  # side of the cutout that is drawn as a surface
-SURFACE_STYLE = {
+SURFACE_STYLE: Any = {
     # Grey that stands out from white and from the pages' dark ground alike (contrast 4)
     **dict.fromkeys(
         ("axes.edgecolor", "axes.labelcolor", "grid.color", "xtick.color", "ytick.color"), "#7f7f7f"
