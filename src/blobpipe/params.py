@@ -627,8 +627,15 @@ class Detect(Section):
         description="Times that blobs and structure are superimposed on each training image to train the "
         "joint score (count).",
     )
-    n_quiet: int = Field(
+    n_noise: int = Field(
         200,
+        ge=1,
+        le=100_000,
+        description="Simulated images of nothing but noise from which the joint score learns what noise "
+        "looks like (count).",
+    )
+    n_quiet: int = Field(
+        300,
         ge=0,
         le=100_000,
         description="Simulated images without a new blob on which the threshold rests besides those "

@@ -262,6 +262,7 @@ def _check(
                 "snr": [3.0, np.nan, 500.0, 7.0],
                 "misfit": [1.0, 9.0, 0.1, np.nan],
                 "radius_ratio": [1.0, np.nan, 0.01, 99.0],
+                "size_log_odds": [0.0, 0.0, -300.0, -9.0],
                 "radius_px": [4.0, np.nan, 0.01, 99.0],
                 "line_snr": [1.0, 0.0, 99.0, 3.0],
             }

@@ -57,7 +57,7 @@ rule detect:
     resources:
         cpus_per_task=PARAMS.detect.threads,
         mem_mb=6000,
-        runtime=minutes("detect", PARAMS.detect.n_quiet + PARAMS.cutout.max_frames),
+        runtime=minutes("detect", PARAMS.detect.n_noise + PARAMS.detect.n_quiet + PARAMS.cutout.max_frames),
     params:
         settings=settings("detect"),
     shell:

@@ -81,18 +81,19 @@ def detect(
     blobs = tables.read_blobs(raw_dir, instrument)
     folders = (difference_dir, scale_dir, cutout_dir)
 
-    # Learn from injected blobs and structure, and from the noise of the same images, what network
-    # and fit are worth together.
+    # Learn from injected blobs and structure, from what the same images have of it, and from noise,
+    # what network and fit are worth together.
     found = read_candidates(detector, out_dir, scale_dir)
     injected = inject_training_frames(detector, images, blobs, folders, params, vetting, instrument)
-    noise = seen_noise(found, images, blobs, cutout_dir)
-    practice = pd.concat([injected, noise], ignore_index=True)
-    weights = fit_weights(practice, practice["is_blob"].to_numpy(bool))
+    seen = seen_structure(found, images, blobs, cutout_dir)
+    practice = pd.concat([injected, seen], ignore_index=True)
+    shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
+    noise = quiet.search_noise(detector, shape, settings)
+    weights = fit_weights(practice, practice["is_blob"].to_numpy(bool), noise)
     true = score_candidates(injected.query("is_blob == 1"), weights)["score"].to_numpy()
 
     # Set the threshold on the images that are held out, and on simulated ones.
     candidates = score_candidates(found, weights)
-    shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
     n_quiet = quiet.n_quiet_images(raw_dir, settings, shape, instrument)
     simulated = quiet.search_quiet_images(detector, difference_dir, settings, weights, n_quiet)
     point = thresholds.set_operating_point(
@@ -208,12 +209,12 @@ def search_images(
     return pd.concat([_no_candidates(detector), *done], ignore_index=True)
 
 
-def seen_noise(
+def seen_structure(
     found: pd.DataFrame, images: pd.DataFrame, blobs: pd.DataFrame, cutout_dir: str | Path
 ) -> pd.DataFrame:
     """Return what may be new blobs on the part of the training images that training has seen.
 
-    Nothing new is on them, so this is noise, and what structure they have.
+    Nothing new is on them, so this is what structure they have, and noise.
     """
     part = held_out.seen_part(images, blobs, cutout_dir)
     seen = found["frame"].isin(part.frames) & (found["x_px"] < part.border_px)

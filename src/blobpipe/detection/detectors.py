@@ -31,6 +31,9 @@ from blobpipe.simulation import render
 # Score of a peak from which it is looked at again, and fitted
 LIKELY = 0.2
 
+# Score of a place that only a matched filter sees: the network's map has no peak of `CANDIDATE` there
+UNSEEN = 0.02
+
 DETECTORS = ("dense", "report", "matched_filter")
 
 
@@ -57,6 +60,10 @@ class Detector(Protocol):
     def threshold(self) -> float:
         """Score from which a candidate is a detection."""
 
+    @property
+    def unseen(self) -> float | None:
+        """Score of a place that only a matched filter sees; None if such places are not looked at."""
+
     def search(self, scaled: Image) -> Peaks:
         """Search a clipped and scaled image, shape (ny, nx), float32 (sigma)."""
 
@@ -73,10 +80,13 @@ class DenseDetector:
     network : DenseNetwork
         Folded for searching (`dense_network.folded`).
     point : OperatingPoint
+    unseen : float
+        Score of a place that only a matched filter sees.
     """
 
     network: dense_network.DenseNetwork
     point: OperatingPoint = UNSET
+    unseen: float | None = UNSEEN
 
     @property
     def threshold(self) -> float:
@@ -104,7 +114,7 @@ class DenseDetector:
         return self.point.probability(score)
 
     def rate(self, candidates: pd.DataFrame) -> pd.DataFrame:
-        """Combine the network's log-odds with S/N and misfit of the fit (`score.score_candidates`)."""
+        """Combine the network's log-odds with what was measured (`score.score_candidates`)."""
         scored = score_candidates(candidates, self.point.weights)
         return scored.assign(probability=self.probability(scored["score"].to_numpy()))
 
@@ -122,6 +132,7 @@ class ReportDetector:
 
     network: report_network.ReportNetwork
     threshold: float = 0.0
+    unseen: float | None = None
 
     def answer(self, scaled: Image, wanted: Mask | None = None) -> FloatArray:
         """Return the log-odds of each subframe of a scaled image, or of those that are wanted."""
@@ -165,6 +176,7 @@ class MatchedFilter:
 
     radii_px: tuple[float, ...]
     threshold: float = 0.0
+    unseen: float | None = None
 
     def answer(self, scaled: Image, wanted: Mask | None = None) -> FloatArray:
         """Return the highest S/N in each subframe of a scaled image, or in those that are wanted."""

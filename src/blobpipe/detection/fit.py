@@ -106,7 +106,6 @@ HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to noth
 FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
 WAVES = np.exp(1j * np.multiply.outer(np.arange(CUT_SIDE), FREQUENCIES)).astype(np.complex64)
 
-SQUARES_PX = (5, 11)  # in which a rough S/N is taken: of the sharpest blobs, and of all others
 STEPS = 10  # of a fit at most; four are the rule
 ENOUGH = 0.1  # a step that gains less chi square than this is the last
 # or less than so much of what a shape lags behind the best: it will have no weight
@@ -235,56 +234,6 @@ def fit_blobs(
     return found.assign(
         score=peaks[:, 2], status=pd.Series([""] * len(peaks), dtype=str), misfit=table[:, -1]
     )
-
-
-def rough_snr(difference: Image, x: FloatArray, y: FloatArray, noise_frac: float) -> FloatArray:
-    """Estimate the S/N of the brightest square near each place, in 1 % of the time of a fit.
-
-    Parameters
-    ----------
-    difference, x, y, noise_frac
-        As for `fit_blobs`.
-
-    Returns
-    -------
-    ndarray, shape (n,), float64
-        Of the square of 5 x 5 or 11 x 11 px within `FARTHEST_PX`, above the median around; 0 where there is no value. For a
-        blob about two thirds of a matched filter's.
-    """
-    half = round(FARTHEST_PX) + max(SQUARES_PX) // 2
-    windows = [
-        cut_square(difference, round(float(at[0])) - half, round(float(at[1])) - half, 2 * half + 1)
-        for at in zip(x, y, strict=True)
-    ]
-    found = np.zeros(len(windows))
-    for k, window in enumerate(windows):
-        finite = np.isfinite(window)
-        if finite.any():
-            found[k] = (
-                _brightest_square(np.where(finite, window - bottleneck.median(window[finite]), 0))
-                / noise_frac
-            )
-    return found
-
-
-@nb.njit(cache=True, nogil=True)
-def _brightest_square(signal):  # type: ignore[no-untyped-def]
-    """Return the highest sum over a square, divided by the root of its area."""
-    side = len(signal)
-    brightest = 0.0
-    sums = np.zeros((side + 1, side + 1))
-    for y in range(side):
-        for x in range(side):
-            sums[y + 1, x + 1] = sums[y, x + 1] + sums[y + 1, x] - sums[y, x] + signal[y, x]
-    for square in SQUARES_PX:
-        trim = (max(SQUARES_PX) - square) // 2
-        for y in range(trim, side + 1 - square - trim):
-            for x in range(trim, side + 1 - square - trim):
-                right = x + square
-                top = y + square
-                inside = sums[top, right] - sums[y, right] - sums[top, x] + sums[y, x]
-                brightest = max(brightest, inside / square)
-    return brightest
 
 
 def _noise(difference: Image) -> float:

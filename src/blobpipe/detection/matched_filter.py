@@ -1,17 +1,27 @@
-"""A matched filter for blobs on subframes, which the networks are compared with."""
+"""Matched filters for blobs: on a whole image, beside the network, and on subframes, as its baseline.
+
+A whole image has been whitened, so its noise is white and a blob on it is whitened, too: the filter is
+a top-hat that has gone through the same whitening. Of noise, nothing finds more than a matched filter;
+what it finds is looked at by all other means.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
+import bottleneck
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.ndimage import uniform_filter1d
 
 from blobpipe.core import threads
-from blobpipe.core.arrays import FloatArray
+from blobpipe.core.arrays import FloatArray, Image
+from blobpipe.images.whiten import WHITE, NoiseModel
 
 T = TypeVar("T")
 
@@ -21,6 +31,28 @@ THREADS = 2  # batches at a time; their number changes no bit
 GAP_PX = 2.0
 # every 4th pixel, per axis, is enough for the spread of a map that varies over 3 px and more
 SPREAD_STEP = 4
+
+# Side of the cells to which a whole image is summed (px): less than the radius of any blob
+CELL_PX = 2
+
+# Radii of the top-hats on a whole image (px): with the cells and the background, 5 to 17 % of the S/N
+# of blobs of any radius is lost
+IMAGE_RADII_PX = (2.5, 3.5, 5.0, 7.0, 9.5)
+
+# Sigma of the Gaussian around a place from which its background is taken (px)
+BACKGROUND_PX = 20.0
+
+# Values beyond count as this (sigma): a hot pixel is no blob, and a blob has many pixels
+LARGEST_SIGMA = 4.0
+
+# Side of the square around a place whose highest response it is (cells): 17 px
+PEAK_CELLS = 9
+
+# Of the top-hats, the one whose responses tell the noise of each row and column; over how many cells
+# that is averaged; and the excess over the usual noise from which it is allowed for: five times its error
+NOISE_RADIUS_PX = 5.0
+NOISE_CELLS = 3
+NOISIER = 1.25
 
 
 class Match(NamedTuple):
@@ -40,6 +72,132 @@ class Match(NamedTuple):
     x: npt.NDArray[np.int64]
     y: npt.NDArray[np.int64]
     radius: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FilteredImage:
+    """Response of an image to top-hats of several radii, the highest at each place.
+
+    Attributes
+    ----------
+    snr : ndarray, shape (ny // 2, nx // 2), float32
+        Signal-to-noise ratio, in cells of 2 x 2 pixels.
+    row_noise, column_noise : ndarray, shape (ny // 2,) and (nx // 2,)
+        Noise of the responses on each row and column of cells, relative to the usual one.
+    """
+
+    snr: Image
+    row_noise: FloatArray
+    column_noise: FloatArray
+
+    def places(self, at_least: float) -> tuple[FloatArray, FloatArray]:
+        """Return x and y (px) of the responses from ``at_least`` on that are the highest around, the highest first."""
+        rows, columns = np.nonzero(self.snr >= at_least)
+        if len(rows) == 0:
+            return np.zeros(0), np.zeros(0)
+        padded = np.pad(self.snr, PEAK_CELLS // 2)
+        around = sliding_window_view(padded, (PEAK_CELLS, PEAK_CELLS))[rows, columns]
+        is_peak = self.snr[rows, columns] == around.max(axis=(1, 2), initial=0)
+        rows = rows[is_peak]
+        columns = columns[is_peak]
+        order = np.argsort(-self.snr[rows, columns], kind="stable")
+        middle = (CELL_PX - 1) / 2
+        return columns[order] * CELL_PX + middle, rows[order] * CELL_PX + middle
+
+    def noise_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return the noise on the scale of blobs at positions (px), relative to the usual one; 1 unless it is `NOISIER`.
+
+        Where two outputs of a detector meet, they are read towards each other, and their correlated noise is
+        mirrored: a blob-sized mean there holds the same noise twice.
+        """
+        noise = np.ones(len(x))
+        for strip, place in ((self.row_noise, y), (self.column_noise, x)):
+            cell = np.clip(np.nan_to_num(place) // CELL_PX, 0, len(strip) - 1).astype(int)
+            noise = np.maximum(noise, strip[cell])
+        return np.where(noise >= NOISIER, noise, 1.0)
+
+
+def filter_image(
+    whitened: Image, noise_frac: float, noise_model: NoiseModel = WHITE
+) -> FilteredImage:
+    """Search a whole image with top-hats, less the background around each.
+
+    Parameters
+    ----------
+    whitened : ndarray, shape (ny, nx), float32
+        Whitened difference (fraction of the light); NaN where there is no value.
+    noise_frac : float
+        Its noise (fraction of the light).
+    noise_model : NoiseModel, optional
+        That by which it was whitened.
+
+    Returns
+    -------
+    FilteredImage
+        Each radius divided by the robust spread of its own responses, so that what is left of structure or of
+        correlated noise does not count as signal.
+
+    Notes
+    -----
+    Source: ours.
+    """
+    ny, nx = (side // CELL_PX for side in whitened.shape)
+    cells = _cells(whitened, noise_frac) if noise_frac > 0 else np.zeros((ny, nx), np.float32)
+    if not cells.any():
+        return FilteredImage(cells, np.ones(ny), np.ones(nx))
+
+    # Room for the filter beyond the borders, so that it does not reach around the image
+    reach = _reach(max(IMAGE_RADII_PX)) // CELL_PX
+    size = (scipy.fft.next_fast_len(ny + reach), scipy.fft.next_fast_len(nx + reach, real=True))
+    waves = scipy.fft.rfft2(cells, size)
+    gain = noise_model.gain_at(
+        np.fft.fftfreq(size[0], CELL_PX), np.arange(size[1] // 2 + 1) / (size[1] * CELL_PX)
+    )
+    if gain is not None:
+        waves = waves * gain
+
+    highest = np.full((ny, nx), -np.inf, np.float32)
+    for radius, filter_waves in zip(IMAGE_RADII_PX, _image_filters(size), strict=True):
+        response = scipy.fft.irfft2(waves * filter_waves, size)[:ny, :nx]
+        sizes = np.abs(response)
+        spread = 1.4826 * bottleneck.median(sizes[::SPREAD_STEP, ::SPREAD_STEP].ravel())
+        np.maximum(highest, response / max(spread, 1e-6), out=highest)
+        if radius == NOISE_RADIUS_PX:
+            strips = [
+                1.4826 * bottleneck.median(np.ascontiguousarray(part), axis=1) / max(spread, 1e-6)
+                for part in (sizes[:, ::SPREAD_STEP], sizes[::SPREAD_STEP].T)
+            ]
+    return FilteredImage(highest, *(uniform_filter1d(strip, NOISE_CELLS) for strip in strips))
+
+
+def _cells(whitened: Image, noise_frac: float) -> Image:
+    """Sum an image to cells of 2 x 2 pixels, in units of their noise; 0 where there is no value."""
+    ny, nx = (side // CELL_PX * CELL_PX for side in whitened.shape)
+    level = bottleneck.nanmedian(whitened[::SPREAD_STEP, ::SPREAD_STEP])
+    sigma = (whitened[:ny, :nx] - level) * np.float32(1 / (CELL_PX * noise_frac))
+    limit = np.float32(LARGEST_SIGMA / CELL_PX)
+    sigma = np.nan_to_num(np.clip(sigma, -limit, limit, out=sigma), copy=False)
+    top, bottom = sigma[::CELL_PX], sigma[1::CELL_PX]
+    pairs = top + bottom
+    return np.asarray(pairs[:, ::CELL_PX] + pairs[:, 1::CELL_PX])
+
+
+@lru_cache(maxsize=8)
+def _image_filters(size: tuple[int, int]) -> tuple[Image, ...]:
+    """Return the transforms of the top-hats on cells, each less a Gaussian, for images of this size."""
+    y, x = (
+        np.minimum(axis, side - axis)
+        for axis, side in zip(np.ogrid[: size[0], : size[1]], size, strict=True)
+    )
+    distance = np.hypot(y, x) * CELL_PX
+    around = np.exp(-((distance / BACKGROUND_PX) ** 2) / 2)
+    filters = []
+    for radius in IMAGE_RADII_PX:
+        hat = np.clip((radius - distance) / CELL_PX + 0.5, 0, 1)
+        kernel = hat / hat.sum() - around / around.sum()
+        # Symmetric, so its transform is real
+        filters.append(scipy.fft.rfft2(kernel.astype(np.float32)).real)
+    return tuple(filters)
 
 
 def filter_subframes(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ...]) -> Match:

@@ -33,7 +33,7 @@ class OperatingPoint(NamedTuple):
     frames : float
         Held-out frames, and parts of frames, on which this rests (count).
     weights : tuple of float
-        Of the joint score of network and measurement, from `score.fit_weights`; none: the score is the network's.
+        Of the joint score, from `score.fit_weights`; none: the score is the network's.
     """
 
     threshold: float

@@ -1,4 +1,4 @@
-"""Search simulated images without a new blob: cheap pixels on which a threshold can rest."""
+"""Search simulated images without a new blob: what noise looks like, and pixels on which a threshold can rest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from tqdm import tqdm
 from blobpipe.core import tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.detector import Detector, read_detector
+from blobpipe.core.random_streams import stream
 from blobpipe.detection.detectors import DenseDetector
 from blobpipe.detection.score import score_candidates
 from blobpipe.detection.search import observe, read_pipeline_template
 from blobpipe.images.difference import subtract
+from blobpipe.images.template import Template
+from blobpipe.images.whiten import WHITE
 from blobpipe.params import Campaign, Params
 from blobpipe.simulation import campaign
+
+# Noise of simulated noise (fraction of the light): all is measured in its units
+NOISE_FRAC = 0.01
 
 
 def n_quiet_images(
@@ -43,6 +49,40 @@ def _is_simulated(raw_dir: str | Path, params: Campaign) -> bool:
     table = tables.read_frame_list(raw_dir)
     same_frames = table["frame"].tolist() == campaign.frame_names(params)
     return same_frames and "seed" in table and bool((table["seed"] == params.seed).all())
+
+
+def search_noise(detector: DenseDetector, shape: tuple[int, ...], params: Params) -> pd.DataFrame:
+    """Search images of white noise, which is what all noise is when it has been whitened.
+
+    Parameters
+    ----------
+    detector : DenseDetector
+        Without weights.
+    shape : (ny, nx)
+        Of the images.
+    params : Params
+        `Detect.n_noise` images.
+
+    Returns
+    -------
+    DataFrame
+        Candidates of the status ``new``, from `search.find_blobs`.
+    """
+    instrument = read_detector(params.detector)
+
+    def search(number: int) -> pd.DataFrame:
+        rng = stream(params.detect.seed, "noise", number)
+        image = rng.standard_normal(shape, np.float32) * np.float32(NOISE_FRAC)
+        observation = observe(image, Template(noise_model=WHITE), instrument=instrument)
+        peaks = detector.search(observation.scaled(params.clip, params.scale))
+        found = observation.find_blobs(detector, peaks=peaks, vetting=params.vetting)
+        return found[found["status"] == "new"]
+
+    n_images = params.detect.n_noise
+    with ThreadPoolExecutor(params.detect.threads) as pool:
+        work = pool.map(search, range(n_images))
+        found = list(tqdm(work, "noise", n_images, unit="image", disable=None))
+    return pd.concat(found, ignore_index=True)
 
 
 def search_quiet_images(

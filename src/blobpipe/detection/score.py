@@ -1,4 +1,14 @@
-"""Combine the network's log-odds with S/N, misfit, size and surroundings of the fit, by logistic regression."""
+"""Score a candidate: how much more likely it is a blob than noise, and than structure.
+
+Two logistic regressions of what the network says and the fit measures answer one question each, at even
+odds. One tells blobs from noise: it learns noise from images of nothing but noise, as all noise is white
+when it is searched. One tells blobs from streaks, clusters of bad pixels and the like; to that, the
+size adds what the law of sizes says. A blob must be neither:
+
+    score = 1 / (1 + exp(-noise) + exp(-(structure + size)))
+
+with all three as log-odds. Source: ours.
+"""
 
 from __future__ import annotations
 
@@ -64,20 +74,28 @@ LINES = (1.0, 20.0)
 # radii (px) below and beyond which nothing more is learnt, and the usual one
 RADII_PX = (1.2, 12.0)
 USUAL_RADIUS_PX = 4.0
-N_MEASURED = 6  # network, S/N, misfit, relative and absolute size, line
-ORDER = 3  # of the polynomial
-# of the joint score: one for each product of up to three measured numbers, and a constant
-N_WEIGHTS = math.comb(N_MEASURED + ORDER, ORDER)
-FEWEST = 20  # blobs, and as many other candidates, make a fit
-# S/N below which a candidate counts as noise or bad pixels, whatever the network says, and how fast the
-# log-odds fall with the logarithm of what is missing. Clusters of a few bad pixels excite the network,
-# and the fit leaves them out as outliers: an S/N of 3 to 4.5 remains. Found on simulated images.
+
+# S/N below which noise outnumbers structure, which is learnt from what is above
 LOWEST_SNR = 5.0
-STEEPNESS = 100.0
+
+# S/N of the blobs from which noise is told, at most; and that beyond which a candidate is no more noise than
+# at it. The logarithm of the density of noise falls with the square of the S/N.
+NOISE_SNR = 12.0
+NO_NOISE_SNR = 10.0
+SNR_SQUARED = (30.0, 20.0)  # usual square of a faint blob's, and its scale
+
+N_NUMBERS = 6  # network, S/N, misfit, relative and absolute size, line
+ORDER = 3  # of the polynomial of these that tells structure; noise is told by them alone
+
+# one for each product of up to so many numbers, and a constant
+N_STRUCTURE = math.comb(N_NUMBERS + ORDER, ORDER)
+N_NOISE = N_NUMBERS + 1
+N_WEIGHTS = N_STRUCTURE + N_NOISE
+FEWEST = 20  # blobs, as much structure and as much noise make a fit
 
 
-def features(found: pd.DataFrame) -> FloatArray:
-    """Return what a candidate's score is made of: six numbers and their products of up to three.
+def structure_features(found: pd.DataFrame) -> FloatArray:
+    """Return what tells a blob from structure: six numbers and their products of two and of three.
 
     Parameters
     ----------
@@ -89,50 +107,93 @@ def features(found: pd.DataFrame) -> FloatArray:
 
     Returns
     -------
-    ndarray, shape (n, N_WEIGHTS - 1), float64
+    ndarray, shape (n, N_STRUCTURE - 1), float64
         Log-odds of the score, logarithms of S/N, misfit, ratio, radius and the line's S/N; then all
         products of two and of three.
     """
-    score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
-    snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
-    misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
-    ratio = np.clip(np.nan_to_num(found["radius_ratio"].to_numpy(float), nan=1.0), *RATIOS)
-    radius = np.clip(np.nan_to_num(found["radius_px"].to_numpy(float), nan=RADII_PX[0]), *RADII_PX)
-    line = np.clip(found["line_snr"].to_numpy(float), *LINES)
-    measured = [
-        np.log(score / (1 - score)) / 4,
-        np.log(snr) - 2,
-        3 * np.log(misfit),
-        2 * np.log(ratio),
-        2 * np.log(radius / USUAL_RADIUS_PX),
-        np.log(line),
-    ]
+    numbers = _numbers(found).T
     terms = [
         np.prod(factors, axis=0)
         for order in range(1, ORDER + 1)
-        for factors in combinations_with_replacement(measured, order)
+        for factors in combinations_with_replacement(numbers, order)
     ]
     return np.column_stack(terms)
 
 
-def fit_weights(found: pd.DataFrame, is_blob: npt.NDArray[np.bool_]) -> tuple[float, ...]:
+def noise_features(found: pd.DataFrame) -> FloatArray:
+    """Return what tells a blob from noise: the same numbers, but the square of the S/N.
+
+    Returns
+    -------
+    ndarray, shape (n, N_NOISE - 1), float64
+    """
+    numbers = _numbers(found)
+    usual, scale = SNR_SQUARED
+    snr = np.minimum(_snr(found), NO_NOISE_SNR)
+    numbers[:, 1] = (snr**2 - usual) / scale
+    return numbers
+
+
+def _numbers(found: pd.DataFrame) -> FloatArray:
+    score = np.clip(found["score"].to_numpy(float), SURE, 1 - SURE)
+    misfit = np.clip(np.nan_to_num(found["misfit"].to_numpy(float), nan=MISFITS[1]), *MISFITS)
+    ratio = np.clip(np.nan_to_num(found["radius_ratio"].to_numpy(float), nan=1.0), *RATIOS)
+    radius = np.clip(np.nan_to_num(found["radius_px"].to_numpy(float), nan=RADII_PX[0]), *RADII_PX)
+    line = np.clip(found["line_snr"].to_numpy(float), *LINES)
+    return np.column_stack(
+        [
+            np.log(score / (1 - score)) / 4,
+            np.log(_snr(found)) - 2,
+            3 * np.log(misfit),
+            2 * np.log(ratio),
+            2 * np.log(radius / USUAL_RADIUS_PX),
+            np.log(line),
+        ]
+    )
+
+
+def _snr(found: pd.DataFrame) -> FloatArray:
+    snr = np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0])
+    return np.asarray(np.clip(snr, *SNRS))
+
+
+def fit_weights(
+    found: pd.DataFrame, is_blob: npt.NDArray[np.bool_], noise: pd.DataFrame
+) -> tuple[float, ...]:
     """Fit the weights of the joint score to candidates that are known to be blobs or not.
 
     Parameters
     ----------
     found : DataFrame
-        As for `features`.
+        Blobs and structure, as for `structure_features`.
     is_blob : ndarray, shape (n,), bool
+    noise : DataFrame
+        Candidates on images of noise, of the same columns.
 
     Returns
     -------
     tuple of float
-        `N_WEIGHTS` weights of a logistic regression, for `score`; none, if there are too few candidates of either kind.
+        `N_WEIGHTS` weights for `score_candidates`; none, if there are too few blobs, or too little
+        structure or noise.
     """
-    if min(np.count_nonzero(is_blob), np.count_nonzero(~is_blob)) < FEWEST:
+    snr = found["snr"].to_numpy(float)
+    clear = snr >= LOWEST_SNR
+    faint = found[is_blob & (snr < NOISE_SNR)]
+    n_structure = int(np.sum(clear & ~is_blob))
+    n_clear = int(np.sum(clear & is_blob))
+    if min(n_structure, n_clear, len(faint), len(noise)) < FEWEST:
         return ()
-    weights = fit_logistic(features(found), is_blob.astype(np.int64))
-    return tuple(float(weight) for weight in np.round(weights, 5))
+    structure = _fit_at_even_odds(structure_features(found[clear]), is_blob[clear])
+    either = np.concatenate([noise_features(faint), noise_features(noise)])
+    of_noise = _fit_at_even_odds(either, np.arange(len(either)) < len(faint))
+    return tuple(float(weight) for weight in np.round([*structure, *of_noise], 5))
+
+
+def _fit_at_even_odds(features: FloatArray, is_blob: npt.NDArray[np.bool_]) -> FloatArray:
+    """Fit a regression, and take from its intercept how many of the examples are blobs."""
+    weights = fit_logistic(features, is_blob.astype(np.int64))
+    weights[0] -= math.log(np.count_nonzero(is_blob) / np.count_nonzero(~is_blob))
+    return weights
 
 
 def score_candidates(found: pd.DataFrame, weights: tuple[float, ...]) -> pd.DataFrame:
@@ -141,15 +202,16 @@ def score_candidates(found: pd.DataFrame, weights: tuple[float, ...]) -> pd.Data
     Parameters
     ----------
     found : DataFrame
-        As for `features`.
+        As for `structure_features`, with ``size_log_odds`` of `size_law.SizeLaw.log_odds`.
     weights : tuple of float
         From `fit_weights`.
     """
     if not weights:
         return found.assign(score=found["score"])
-    log_odds = weights[0] + features(found) @ np.array(weights[1:])
-    snr = np.clip(np.nan_to_num(found["snr"].to_numpy(float), nan=SNRS[0]), *SNRS)
-    log_odds -= STEEPNESS * np.maximum(0.0, np.log(LOWEST_SNR / snr))
+    at, by = np.split(np.array(weights), [N_STRUCTURE])
+    structure = at[0] + structure_features(found) @ at[1:] + found["size_log_odds"].to_numpy(float)
+    noise = by[0] + noise_features(found) @ by[1:]
+    log_odds = -np.logaddexp(-noise, -structure)
     return found.assign(score=expit(_unsaturated(log_odds)))
 
 

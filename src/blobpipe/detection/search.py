@@ -1,7 +1,7 @@
 """Find blobs in one difference image: the one search of the pipeline, the daily work and notebooks.
 
-In this order: the noise is whitened, the detector's peaks, a fit at each of them, vetting, the
-radius compared with the expected one, its surroundings, the score, its probability.
+In this order: the noise is whitened, the detector's peaks and those of a matched filter, a fit at each of
+them, vetting, the radius compared with the expected one, its surroundings, the score, its probability.
 Vetting does not depend on the score, so all candidates are vetted, not only those above a threshold:
 a subframe's probability then never rests on something that is no blob.
 """
@@ -21,10 +21,11 @@ from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.core.detector import DEFAULT
 from blobpipe.core.detector import Detector as Instrument
 from blobpipe.detection.detectors import LIKELY, Detector, Peaks
-from blobpipe.detection.fit import fit_blobs, rough_snr
+from blobpipe.detection.fit import fit_blobs
 from blobpipe.detection.lines import line_snr
 from blobpipe.detection.match import without_repeats
-from blobpipe.detection.size_law import RadiusLaw, choose_size_law
+from blobpipe.detection.matched_filter import FilteredImage, filter_image
+from blobpipe.detection.size_law import SizeLaw, choose_size_law
 from blobpipe.detection.vet import vet_candidates
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
@@ -35,9 +36,12 @@ from blobpipe.images.template import Template, find_bad_pixels
 from blobpipe.images.whiten import WHITE, NoiseModel, measure_noise_model, read_noise_model
 from blobpipe.params import Clip, Scale, Vetting
 
-# A peak is fitted if its score is likely, or the image is as bright there (S/N): of those that are
-# neither, none of those tried reached half. Some eight peaks of an image are left.
-BRIGHT_SNR = 5.0
+# A peak is fitted if its score is likely, or if the matched filter has an S/N of this there; where only
+# the filter sees something, it is fitted, too. Of pure noise, there are two such places on an image.
+BRIGHT_SNR = 4.5
+
+# Distance within which a place of the filter is that of a peak (px): peaks are found in cells of 4 px
+SAME_PX = 10.0
 
 # S/N of blobs that must be found, and of those that should be.
 CLEAR = (7.0, math.inf)
@@ -118,7 +122,7 @@ class Observation:
         Of the difference.
     noise_frac : float
         Standard deviation of a pixel of the whitened difference (fraction of the light).
-    size_law : RadiusLaw or None
+    size_law : SizeLaw or None
         Expected radius of a blob at each place.
     recent_px : ndarray, shape (n, 2), or None
         Usual places of new blobs of earlier images (px).
@@ -131,7 +135,7 @@ class Observation:
     shift_px: tuple[float, float]
     noise_model: NoiseModel
     noise_frac: float
-    size_law: RadiusLaw | None = None
+    size_law: SizeLaw | None = None
     recent_px: FloatArray | None = None
 
     def with_signal(self, signal: Image) -> Observation:
@@ -166,15 +170,19 @@ class Observation:
         DataFrame
             A row per candidate, in the order of its peak: the columns of `fit.fit_blobs`, with the
             ``score`` of the detector, the ``status`` and ``reason`` of `vet.vet_candidates`,
-            ``radius_ratio`` (radius over the expected one, NaN if none is known), ``line_snr``
-            (`lines.line_snr`) and ``probability``. Detections are the rows whose score reaches ``detector.threshold``; new
+            ``radius_ratio`` (radius over the expected one, NaN if none is known), ``size_log_odds``
+            (`size_law.SizeLaw.log_odds`), ``line_snr`` (`lines.line_snr`) and ``probability``. Detections are the rows whose score reaches ``detector.threshold``; new
             blobs are those of the status ``new``.
         """
         if peaks is None:
             peaks = detector.search(self.scaled())
 
+        # Where the network sees nothing, a matched filter may
+        filtered = filter_image(self.whitened, self.noise_frac, self.noise_model)
+        peaks = worth_fitting(peaks, filtered, detector.unseen)
+
         # The fit sees the whitened difference, unclipped
-        candidates = fit_peaks(peaks, self.whitened, self.noise_frac, self.noise_model)
+        candidates = fit_peaks(peaks, self.whitened, self.noise_frac, self.noise_model, filtered)
 
         # Vetting compares with the stack and looks at single pixels, so it sees the difference itself
         is_white = self.noise_model.is_white
@@ -188,17 +196,15 @@ class Observation:
             recent_px=self.recent_px,
             params=vetting or Vetting(),
         )
-        candidates["radius_ratio"] = self._radius_ratio(candidates)
         x, y, radius = candidates[["x_px", "y_px", "radius_px"]].to_numpy(float).T
+        candidates = candidates.assign(radius_ratio=np.nan, size_log_odds=0.0)
+        if self.size_law is not None:
+            ratio = radius / self.size_law.radius(x, y)
+            error = candidates["radius_err_px"].to_numpy(float) / radius
+            candidates["radius_ratio"] = ratio
+            candidates["size_log_odds"] = self.size_law.log_odds(ratio, error)
         candidates["line_snr"] = line_snr(self.whitened, x, y, radius, self.noise_frac)
         return detector.rate(candidates)
-
-    def _radius_ratio(self, candidates: pd.DataFrame) -> FloatArray:
-        """Return the radius of each candidate, divided by the expected one; NaN without a law."""
-        x, y, radius = candidates[["x_px", "y_px", "radius_px"]].to_numpy(float).T
-        if self.size_law is None:
-            return np.full(len(candidates), np.nan)
-        return np.asarray(radius / self.size_law.radius(x, y))
 
 
 def observe(
@@ -278,10 +284,38 @@ def read_observation(
     )
 
 
+def worth_fitting(peaks: Peaks, filtered: FilteredImage, unseen: float | None) -> Peaks:
+    """Return the peaks that are worth a fit, and after them the places that only the filter sees.
+
+    Parameters
+    ----------
+    peaks : Peaks
+        Of a detector.
+    filtered : FilteredImage
+    unseen : float or None
+        Score of a place that only the filter sees; None if there are to be none.
+    """
+    x, y = filtered.places(BRIGHT_SNR)
+    distance = np.hypot(x[:, None] - peaks.x_px, y[:, None] - peaks.y_px)
+    nearest = distance.argmin(axis=1) if len(peaks.x_px) else np.zeros(0, int)
+    at_peak = distance.min(axis=1, initial=np.inf) <= SAME_PX
+    worth = peaks.score >= LIKELY
+    worth[nearest[at_peak[: len(nearest)]]] = True
+    likely = Peaks(*(values[worth] for values in peaks))
+    if unseen is None:
+        return likely
+    alone = Peaks(x[~at_peak], y[~at_peak], np.full((~at_peak).sum(), unseen))
+    return Peaks(*(np.concatenate(both) for both in zip(likely, alone, strict=True)))
+
+
 def fit_peaks(
-    peaks: Peaks, whitened: Image, noise_frac: float, noise_model: NoiseModel = WHITE
+    peaks: Peaks,
+    whitened: Image,
+    noise_frac: float,
+    noise_model: NoiseModel = WHITE,
+    filtered: FilteredImage | None = None,
 ) -> pd.DataFrame:
-    """Fit a blob at each peak that is worth it; of fits that end at one place keep the first.
+    """Fit a blob at each peak; of fits that end at one place keep the first.
 
     Parameters
     ----------
@@ -292,17 +326,21 @@ def fit_peaks(
         Its noise.
     noise_model : NoiseModel
         That by which it was whitened.
+    filtered : FilteredImage, optional
+        Says where the noise on the scale of blobs is higher than usual: S/N and errors follow it.
 
     Returns
     -------
     DataFrame
         From `fit.fit_blobs`; the score is that of the peak.
     """
-    x, y, score = peaks
-    bright = rough_snr(whitened, x, y, noise_frac) >= BRIGHT_SNR
-    worth = (score >= LIKELY) | bright
-    at = (x[worth], y[worth], score[worth])
-    return without_repeats(fit_blobs(whitened, *at, noise_frac, noise_model))
+    found = without_repeats(fit_blobs(whitened, *peaks, noise_frac, noise_model))
+    if filtered is not None:
+        noise = filtered.noise_at(found["x_px"].to_numpy(float), found["y_px"].to_numpy(float))
+        errors = ["x_err_px", "y_err_px", "radius_err_px", "depth_err_frac"]
+        found[errors] = found[errors].mul(noise, axis=0)
+        found["snr"] /= noise
+    return found
 
 
 def subframe_scores(candidates: pd.DataFrame, shape: tuple[int, ...]) -> FloatArray:

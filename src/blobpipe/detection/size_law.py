@@ -6,9 +6,10 @@ of it, and bad-pixel clusters whose edges resampling or diffusion has softened 0
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -33,15 +34,19 @@ FEWEST_IMAGES = 4
 # radii were not measured, but are those of the discs that were flagged; above, there is no law.
 SCATTER = (0.05, 0.4)
 
+# Least scatter that sizes are judged by: that of 71 blobs of a real image. The radii of a catalogue may
+# be more regular than those that are measured.
+LEAST_SCATTER = 0.17
+
+# Range of ratios to the expected radius over which sizes of what is no blob are taken to be spread
+# evenly (in the logarithm)
+OTHER_RATIOS = (0.2, 3.0)
+
+# Ratio below which a size counts as this
+SMALLEST_RATIO = 1e-3
+
 # Smallest radius that a law may give anywhere on the image (px)
 MIN_RADIUS_PX = 1.0
-
-
-class RadiusLaw(Protocol):
-    """Expected radius of a blob at each place of an image."""
-
-    def radius(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """Return the expected radius at positions; all in px."""
 
 
 class SizeLaw(NamedTuple):
@@ -66,6 +71,32 @@ class SizeLaw(NamedTuple):
         """Return the expected radius at positions (px), at least `MIN_RADIUS_PX`."""
         plane = self.at_origin_px + self.per_x * np.asarray(x) + self.per_y * np.asarray(y)
         return np.asarray(np.maximum(plane, MIN_RADIUS_PX))
+
+    def log_odds(self, ratio: FloatArray, error: FloatArray) -> FloatArray:
+        """Return what a size says for a blob and against anything else, as log-odds of at most 0.
+
+        Parameters
+        ----------
+        ratio : ndarray, shape (n,)
+            Radius over the expected one.
+        error : ndarray, shape (n,)
+            Its relative error (1 sigma).
+
+        Returns
+        -------
+        ndarray, shape (n,), float64
+            Density of the law over that of sizes spread evenly over `OTHER_RATIOS`; 0 where that is above 1,
+            since a usual size is no proof of a blob, and where the size is not known.
+
+        Notes
+        -----
+        Source: ours.
+        """
+        sigma = np.hypot(max(self.scatter, LEAST_SCATTER), error)
+        deviation = np.log(np.maximum(ratio, SMALLEST_RATIO)) / sigma
+        evenly = math.log(OTHER_RATIOS[1] / OTHER_RATIOS[0])
+        log_odds = np.log(evenly / (math.sqrt(2 * math.pi) * sigma)) - deviation**2 / 2
+        return np.asarray(np.minimum(np.nan_to_num(log_odds, nan=0.0), 0.0))
 
 
 def choose_size_law(

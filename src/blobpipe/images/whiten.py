@@ -124,6 +124,27 @@ class NoiseModel:
         assert self.power is not None
         return np.asarray(1 / np.sqrt(self.power), np.float32)
 
+    def gain_at(self, y_frequency: FloatArray, x_frequency: FloatArray) -> Image | None:
+        """Return by what whitening multiplies waves; None if it is 1 throughout.
+
+        Parameters
+        ----------
+        y_frequency, x_frequency : ndarray, shape (m,) and (n,)
+            Frequencies (cycles per pixel) from -0.5 to 0.5, and from 0 to 0.5.
+
+        Returns
+        -------
+        ndarray, shape (m, n), float32
+            That of the nearest measured frequency.
+        """
+        if self.power is None:
+            return None
+        ny, n_columns = self._gain.shape
+        nx = 2 * (n_columns - 1)
+        row = np.rint(y_frequency * ny).astype(int) % ny
+        column = np.minimum(np.rint(x_frequency * nx).astype(int), n_columns - 1)
+        return np.asarray(self._gain[row[:, None], column])
+
     def transfer(self, period_px: int, n_waves: int) -> FloatArray | None:
         """Return by what whitening multiplies the cosines of which a small feature consists.
 
@@ -153,6 +174,7 @@ class NoiseModel:
         return {}
 
     def _transfer(self, period_px: int, n_waves: int) -> FloatArray:
+        """Return what `transfer` does, for noise that is not white."""
         ny, n_columns = self._gain.shape
         nx = 2 * (n_columns - 1)
         row = np.rint(np.abs(np.fft.fftfreq(ny)) * period_px).astype(int)

@@ -68,9 +68,9 @@ def draw_practice(
     seed : int
         Seed of the detect stage.
     frame : str
-        Name of the frame, which selects the random stream,
+        Name of the frame. With the number of the draw it selects the random stream.
     draw : int
-        together with the number of the draw for this frame, from 0.
+        Number of the draw for this frame, from 0.
     shape : (ny, nx)
         Shape of the image.
     noise_frac : float

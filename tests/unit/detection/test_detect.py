@@ -24,10 +24,12 @@ from blobpipe.detection.detectors import (
 )
 from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import near_blobs
+from blobpipe.detection.matched_filter import FilteredImage, filter_image
 from blobpipe.detection.operating_point import CANDIDATE, OperatingPoint, logit
-from blobpipe.detection.score import N_WEIGHTS, features
-from blobpipe.detection.search import fit_peaks, subframe_scores
+from blobpipe.detection.score import N_WEIGHTS
+from blobpipe.detection.search import fit_peaks, subframe_scores, worth_fitting
 from blobpipe.errors import ModelError, TableError
+from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense_network, model_file
 from blobpipe.params import Detect, Params, Vetting
 from blobpipe.simulation import cutout, held_out
@@ -353,13 +355,48 @@ def test_a_blob_is_superimposed_as_far_as_the_image_reaches(x: float, y: float) 
     assert image.max() > 1.15
 
 
-def test_peaks_low_on_the_map_are_measured_only_where_the_image_is_bright() -> None:
-    image = np.random.default_rng(1).normal(0, 0.01, (128, 128)).astype(np.float32)
-    image[20:61, 20:61] += 0.1 * blob_profile("disc", 5.0)
-    x = np.array([40, 80, 90, 100])
-    y = np.array([40, 40, 80, 110])
-    found = fit_peaks(Peaks(x, y, np.array([0.06, 0.19, 0.2, 0.9])), image, 0.01)
-    assert found["score"].tolist() == [0.06, 0.2, 0.9]
+def _with_disc(x: int = 40, y: int = 40, side: int = 128) -> np.ndarray:
+    image = np.random.default_rng(1).normal(0, 0.01, (side, side)).astype(np.float32)
+    image[y - 20 : y + 21, x - 20 : x + 21] += 0.1 * blob_profile("disc", 5.0)
+    return image
+
+
+def test_peaks_low_on_the_map_are_worth_a_fit_only_where_the_filter_sees_something() -> None:
+    filtered = filter_image(_with_disc(), 0.01)
+    x = np.array([100.0, 90, 80, 44])
+    y = np.array([110.0, 80, 40, 36])
+    peaks = Peaks(x, y, np.array([0.9, 0.2, 0.19, 0.06]))
+    assert worth_fitting(peaks, filtered, 0.02).score.tolist() == [0.9, 0.2, 0.06]
+
+
+@pytest.mark.parametrize("unseen", [0.02, None])
+def test_what_only_the_filter_sees_is_fitted_too(unseen: float | None) -> None:
+    image = _with_disc()
+    filtered = filter_image(image, 0.01)
+    far = Peaks(np.array([100.0]), np.array([110.0]), np.array([0.9]))
+    nothing = Peaks(*np.zeros((3, 0)))
+    for peaks, there in ((far, [0.9]), (nothing, [])):
+        worth = worth_fitting(peaks, filtered, unseen)
+        assert worth.score.tolist() == there + ([] if unseen is None else [unseen])
+    found = fit_peaks(worth_fitting(nothing, filtered, 0.02), image, 0.01, WHITE, filtered)
+    assert np.hypot(found["x_px"] - 40, found["y_px"] - 40).max() < 0.5
+    assert found["snr"][0] > 30
+
+
+def test_a_strip_that_is_noisier_on_the_scale_of_blobs_lowers_the_snr_there() -> None:
+    image = _with_disc()
+    alone = fit_peaks(
+        worth_fitting(Peaks(*np.zeros((3, 0))), filter_image(image, 0.01), 0.02), image, 0.01
+    )
+    strips = FilteredImage(
+        np.zeros((64, 64), np.float32), np.ones(64), np.where(abs(np.arange(64) - 20) < 2, 1.5, 1.2)
+    )
+    peak = Peaks(np.array([40.0]), np.array([40.0]), np.array([0.9]))
+    found = fit_peaks(peak, image, 0.01, WHITE, strips)
+    assert found["snr"][0] == pytest.approx(alone["snr"][0] / 1.5, rel=1e-3)
+    for error in ("x_err_px", "y_err_px", "radius_err_px", "depth_err_frac"):
+        assert found[error][0] == pytest.approx(1.5 * alone[error][0], rel=1e-3)
+    assert found["depth_frac"][0] == pytest.approx(alone["depth_frac"][0], rel=1e-3)
 
 
 def test_probabilities_are_those_of_the_real_rate() -> None:
@@ -394,7 +431,7 @@ POINT = {
         ({"weights": [math.nan] * N_WEIGHTS}, r"weights\[0\]: found 'nan'"),
         (
             {"weights": [1.0] * 3},
-            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 84 numbers",
+            r"weights: found \[1.0, 1.0, 1.0\], expected a list of 91 numbers",
         ),
         ({"weights": "many"}, "weights: found many"),
         ({"colour": 1.0}, "found {.*, expected threshold, slope, offset, frames, weights"),
@@ -417,20 +454,6 @@ def test_an_operating_point_that_is_none_is_refused(
         ModelError, match=f"m.safetensors: the operating point is invalid \\({found}"
     ):
         load_dense_detector(path)
-
-
-def test_joint_score_has_as_many_weights_as_said() -> None:
-    found = pd.DataFrame(
-        {
-            "score": [0.5],
-            "snr": [7.0],
-            "misfit": [1.0],
-            "radius_ratio": [1.0],
-            "radius_px": [4.0],
-            "line_snr": [1.0],
-        }
-    )
-    assert features(found).shape == (1, N_WEIGHTS - 1)
 
 
 @pytest.fixture

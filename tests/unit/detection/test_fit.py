@@ -17,7 +17,6 @@ from blobpipe.detection.fit import (
     Model,
     _averaged,
     _best_disc,
-    _brightest_square,
     _cut,
     _highest,
     _limits,
@@ -29,7 +28,6 @@ from blobpipe.detection.fit import (
     _unfitted,
     _without_outliers,
     fit_blobs,
-    rough_snr,
 )
 from blobpipe.detection.match import mark_seen_again
 
@@ -142,22 +140,6 @@ def test_a_fit_does_not_depend_on_the_company() -> None:
     of_few = few[columns].to_numpy()[near.index(places[5])]
     of_all = together[columns].to_numpy()[5]
     np.testing.assert_array_equal(of_few, of_all)
-
-
-@pytest.mark.parametrize("radius", [2.4, 4.0, 7.0, 10.0])
-@pytest.mark.parametrize("offset", [0, 7])
-def test_a_rough_snr_is_about_two_thirds_of_a_matched_filter_s(radius: float, offset: int) -> None:
-    image = blob(80, 80, radius, depth_of(20, radius, "disc"))
-    found = rough_snr(image, np.array([80 + offset]), np.array([80 - offset]), NOISE)
-    assert 9 < found[0] < 20
-
-
-def test_a_rough_snr_of_noise_is_low_and_of_nothing_zero() -> None:
-    places = np.arange(20, 150, 10.0)
-    assert rough_snr(noise(), places, places[::-1], NOISE).max() < 5
-    empty = np.full((64, 64), np.nan, np.float32)
-    assert list(rough_snr(empty, np.array([30, -100]), np.array([30, 500]), NOISE)) == [0, 0]
-    assert len(rough_snr(noise(), np.zeros(0), np.zeros(0), NOISE)) == 0
 
 
 def test_noise_is_estimated_if_not_given() -> None:
@@ -341,34 +323,6 @@ def test_an_outlier_is_five_sigma_and_half_of_the_level_around_it_off(
     expected = np.ones((33, 33), bool)
     expected[22, 10] = False
     assert (_without_outliers(values) == expected).all()
-
-
-def test_the_brightest_square_is_the_brightest_of_all() -> None:
-    signal = np.random.default_rng(2).normal(0, 1, (27, 27))
-    sums = [
-        signal[y : y + side, x : x + side].sum() / side
-        for side, trim in ((5, 3), (11, 0))
-        for y in range(trim, 27 - side - trim + 1)
-        for x in range(trim, 27 - side - trim + 1)
-    ]
-    assert _brightest_square(signal) == pytest.approx(max(sums))
-    for corner in (0, 8, 16):
-        flat = np.zeros((27, 27))
-        flat[corner : corner + 11, 16 - corner : 27 - corner] = 2.0
-        assert _brightest_square(flat) == pytest.approx(22.0)
-
-
-@pytest.mark.parametrize(("x", "y"), [(80, 80), (87.6, 72.4), (72, 87)])
-def test_a_rough_snr_is_that_of_the_square_within_reach(x: float, y: float) -> None:
-    image = np.zeros((SIDE, SIDE), np.float32)
-    image[78:83, 78:83] = 0.02
-    found = rough_snr(image, np.array([x]), np.array([y]), NOISE)
-    assert found[0] == pytest.approx(5 * 0.02 / NOISE)
-    image[0, 0] = np.nan
-    assert rough_snr(image + 1, np.array([x]), np.array([y]), NOISE)[0] == pytest.approx(
-        found[0], rel=1e-4
-    )
-    assert rough_snr(image, np.array([93.0]), np.array([80.0]), NOISE)[0] < found[0] / 2
 
 
 def test_too_few_pixels_are_not_fitted() -> None:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from blobpipe.core import metrics
 from blobpipe.detection import matched_filter
 from blobpipe.detection.score import fit_logistic, logistic
+from blobpipe.images.whiten import WHITE, NoiseModel
 from blobpipe.simulation import render
 from blobpipe.validation import leakage
 
@@ -23,6 +25,95 @@ def _noise(n: int, seed: int = 1) -> np.ndarray:
 def _disc(x: float, y: float, radius: float) -> np.ndarray:
     rows, columns = np.ogrid[:256, :256]
     return np.clip(radius + 0.5 - np.hypot(columns - x, rows - y), 0, 1).astype(np.float32)
+
+
+# --- whole images -----------------------------------------------------------------------------------------------------
+
+
+def _image(seed: int = 1, shape: tuple[int, int] = (301, 340)) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.01, shape).astype(np.float32)
+
+
+def _disc_on(image: np.ndarray, x: float, y: float, radius: float, snr: float) -> np.ndarray:
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    disc = np.clip(radius + 0.5 - np.hypot(columns - x, rows - y), 0, 1)
+    return (image + 0.01 * snr * disc / np.linalg.norm(disc)).astype(np.float32)
+
+
+@pytest.mark.parametrize("radius", [2.4, 3.0, 4.2, 6.0, 8.2, 10.0])
+def test_a_disc_of_any_size_keeps_its_snr(radius: float) -> None:
+    found = []
+    for seed in range(12):
+        image = _disc_on(_image(seed), 120.3, 200.7, radius, 10.0)
+        filtered = matched_filter.filter_image(image, 0.01)
+        x, y = filtered.places(5.5)
+        assert np.hypot(x[0] - 120.3, y[0] - 200.7) < 6
+        found.append(filtered.snr.max())
+    # The background and the cells cost some, the highest of many places gains some
+    assert np.median(found) == pytest.approx(10, rel=0.18)
+
+
+def test_places_are_the_highest_of_their_surroundings_in_order() -> None:
+    image = _disc_on(_disc_on(_image(), 60, 80, 5, 20), 200, 90, 5, 30)
+    x, y = matched_filter.filter_image(image, 0.01).places(6.0)
+    assert len(x) == 2
+    np.testing.assert_allclose(np.hypot(x - [200, 60], y - [90, 80]), 0, atol=2)
+
+
+def test_what_is_cut_by_a_border_is_found_there_and_nowhere_else() -> None:
+    image = _disc_on(_image(), 0, 150, 6, 40)
+    x, y = matched_filter.filter_image(image, 0.01).places(7.0)
+    assert np.hypot(x - 0, y - 150).max() < 6
+
+
+def test_pixels_without_a_value_and_hot_pixels_are_no_signal() -> None:
+    image = _image()
+    image[40:80, 100:180] = np.nan
+    image[200, 200] = 50.0
+    assert matched_filter.filter_image(image, 0.01).snr.max() < 5.5
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (1, 1), (2, 2), (1, 64), (5, 7)])
+def test_small_and_empty_images_have_a_response(shape: tuple[int, int]) -> None:
+    for image in (np.full(shape, np.nan, np.float32), np.zeros(shape, np.float32)):
+        for noise in (0.01, 0.0, np.nan):
+            filtered = matched_filter.filter_image(image, noise)
+            assert filtered.snr.shape == (shape[0] // 2, shape[1] // 2)
+            assert len(filtered.places(1.0)[0]) == 0
+            assert len(filtered.noise_at(np.zeros(0), np.zeros(0))) == 0
+
+
+def test_in_whitened_noise_the_filter_is_whitened_too() -> None:
+    """Against a filter that is not: the image is striped, so that a blob on it has dark flanks."""
+    power = np.ones((300, 171), np.float32)
+    power[:, :20] = 30.0
+    model = NoiseModel(power)
+    gained = []
+    for seed in range(8):
+        white = _image(seed, (300, 340))
+        blob = _disc_on(np.zeros_like(white), 170, 150, 7, 25)
+        whitened = white + model.whiten(blob)
+        ours, other = (
+            matched_filter.filter_image(whitened, 0.01, noise_model).snr[70:80, 80:90].max()
+            for noise_model in (model, WHITE)
+        )
+        gained.append(ours / other)
+    assert np.median(gained) > 1.1
+
+
+def test_strips_where_the_noise_is_twice_the_same_are_noisier() -> None:
+    """As where two outputs meet that are read towards each other: their correlated noise is mirrored."""
+    rng = np.random.default_rng(4)
+    half = gaussian_filter(rng.normal(0, 1, (2400, 250)), (0, 12))
+    image = np.concatenate([half, half[:, ::-1]], axis=1).astype(np.float32)
+    image = 0.01 * image / image.std() + _image(5, image.shape) / 3
+    filtered = matched_filter.filter_image(image, 0.0105)
+    x = np.array([249.0, 100.0, 400.0, np.nan])
+    noise = filtered.noise_at(x, np.full(4, 500.0))
+    assert 1.25 < noise[0] < 1.6
+    assert noise[1:].tolist() == [1, 1, 1]
+    turned = matched_filter.filter_image(np.ascontiguousarray(image.T), 0.0105)
+    np.testing.assert_allclose(turned.noise_at(np.full(4, 500.0), x), noise, rtol=1e-3)
 
 
 # --- matched filter --------------------------------------------------------------------------------------------------

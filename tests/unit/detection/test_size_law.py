@@ -64,3 +64,25 @@ def test_the_instruments_law_is_that_of_its_blobs() -> None:
     assert WFC3_IR.radius(np.array([0.0, 1000.0]), np.array([0.0, 1000.0])) == pytest.approx(
         [9.2, 2.4]
     )
+
+
+def test_an_unusual_size_speaks_against_a_blob_as_far_as_it_is_known() -> None:
+    ratio = np.array([1.0, 0.8, 0.55, 0.55, 0.55, np.nan, 0.0, 0.5])
+    error = np.array([0.03, 0.03, 0.03, 0.2, 0.5, 0.1, 0.1, np.nan])
+    usual, near, known, vague, unknown, none, zero, failed = WFC3_IR.log_odds(ratio, error)
+    assert usual == near == none == failed == 0
+    assert known < vague < 0 or known < vague <= 0
+    assert unknown > vague - 1
+    assert zero < -100
+    # Normal density of the logarithm over a flat one from a fifth to three times
+    sigma = np.hypot(0.17, 0.03)
+    density = np.exp(-((np.log(0.55) / sigma) ** 2) / 2) / np.sqrt(2 * np.pi) / sigma
+    assert known == pytest.approx(np.log(density * np.log(15)))
+
+
+def test_sizes_are_not_judged_by_less_than_what_real_blobs_scatter() -> None:
+    ratio, error = np.array([0.7, 1.5]), np.full(2, 0.05)
+    strict = WFC3_IR._replace(scatter=0.06).log_odds(ratio, error)
+    np.testing.assert_array_equal(strict, WFC3_IR.log_odds(ratio, error))
+    wide = WFC3_IR._replace(scatter=0.3).log_odds(np.array([0.4]), np.array([0.05]))
+    assert wide[0] > WFC3_IR.log_odds(np.array([0.4]), np.array([0.05]))[0]
