@@ -30,9 +30,11 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from blobpipe.core import tables
-from blobpipe.monitor import logbook, quicklook
+from blobpipe.monitor import logbook
 from blobpipe.networks import model_file
 from blobpipe.params import Campaign, Params, Quicklook
+from blobpipe.quicklook.options import Options
+from blobpipe.quicklook.run import quicklook
 from blobpipe.review.server import TOKEN_VARIABLE
 from blobpipe.simulation import campaign
 
@@ -65,13 +67,14 @@ def main() -> None:
 
 def make_log(root: Path) -> None:
     """The daily routine over a short campaign, and what a reviewer said about all but two candidates."""
-    campaign.simulate(root / "raw", SHORT)
-    known = tables.read_blobs(root / "raw")
+    inbox = root / "inbox"
+    campaign.simulate(inbox, SHORT)
+    known = tables.read_blobs(inbox)
     tables.write_table(root / "known.csv", known[known["first_frame"].fillna("") == ""])
     settings = Params().model_copy(update={"quicklook": Quicklook(settle_s=0.0)})
-    quicklook.quicklook(
-        root / "raw",
-        quicklook.Options(root / "log.sqlite", MODEL, settings, catalogue=root / "known.csv"),
+    quicklook(
+        inbox,
+        Options(root / "log.sqlite", MODEL, settings, catalogue=root / "known.csv"),
     )
     open_ones = [example(root / "log.sqlite"), newest(root / "log.sqlite")]
     with closing(logbook.connect(root / "log.sqlite")) as connection:

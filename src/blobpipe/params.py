@@ -1239,6 +1239,10 @@ def text_of(path: str | Path) -> str:
                 f"{path}: found {state.st_size} bytes, expected a YAML file of at most {MAX_BYTES}"
             )
         return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ParamsError(
+            f"{path}: not found, expected a YAML file; correct the name, or run this where the file is"
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: other bytes than UTF-8
         reason = error.strerror if isinstance(error, OSError) else error
         raise ParamsError(

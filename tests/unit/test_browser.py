@@ -381,6 +381,33 @@ def test_a_key_decides_and_goes_on_to_the_next(
     assert f"candidate-{focused(desk)}" == following
 
 
+def test_keys_need_no_focus_where_there_is_one_candidate(desk: Any, site: Site) -> None:
+    desk.goto(f"{site.address}/candidate/3")
+    assert focused(desk) == 0
+    with desk.expect_navigation():
+        press(desk, "ArrowRight")
+    desk.goto(f"{site.address}/candidate/4")
+    desk.get_by_label("Your name").fill("Grace")
+    desk.evaluate("document.activeElement.blur()")
+    with desk.expect_navigation():
+        press(desk, "u")
+    assert site.decisions()[4] == "unsure"
+
+
+def test_the_first_key_shows_which_of_several_is_meant(desk: Any, site: Site) -> None:
+    desk.goto(f"{site.address}/queue")
+    first = desk.locator("article.card").first
+    before = site.decisions()
+    for key in ("c", "x"):
+        desk.evaluate("document.activeElement.blur()")
+        press(desk, key)
+        assert f"candidate-{focused(desk)}" == first.get_attribute("id")
+    assert site.decisions() == before
+    assert not first.get_by_role("checkbox").is_checked()
+    press(desk, "x")
+    assert first.get_by_role("checkbox").is_checked()
+
+
 @pytest.mark.parametrize("width", SIZES)
 @pytest.mark.parametrize(
     ("button", "decision"), [("Reject", "rejected"), ("Unsure", "unsure"), ("Confirm", "confirmed")]

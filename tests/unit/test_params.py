@@ -313,7 +313,7 @@ def test_a_folder_or_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
         load_params(tmp_path / "pipe")
     with pytest.raises(ParamsError, match=r": found a folder, expected a YAML file"):
         load_params(tmp_path)
-    with pytest.raises(ParamsError, match="No such file or directory"):
+    with pytest.raises(ParamsError, match=r"missing.yaml: not found, expected a YAML file"):
         load_params(tmp_path / "missing.yaml")
 
 

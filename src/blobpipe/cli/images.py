@@ -139,6 +139,12 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{named}: not filled in from the example, correct them: {', '.join(unknown)}")
         usable = False
     for path in args.files:
+        if path.is_dir():
+            print(
+                f"{path}: not usable: a folder, expected a FITS image; name its files: {path}/*.fits*"
+            )
+            usable = False
+            continue
         found = describe(path, detector)
         print(found)
         usable &= not found.fault

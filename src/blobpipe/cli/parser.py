@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ EXAMPLES = {
     "report": "blobpipe report --against HEAD~1",
 }
 
+# What is no failure, though a reader may expect one
+SUCCESSES = {
+    "quicklook": "also if images were rejected",
+}
+
 # What a status of 1 means besides an error, which one line on stderr describes
 FAILURES = {
     "check": "or a file cannot be searched",
@@ -61,7 +67,7 @@ FAILURES = {
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="blobpipe",
         description="Find blobs in WFC3/IR monitor images.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,7 +83,11 @@ def build_parser() -> argparse.ArgumentParser:
     # Commands without this option take the detector of the settings
     parser.set_defaults(detector=None)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        help=argparse.SUPPRESS,
+        parser_class=argparse.ArgumentParser,
     )
     shared = shared_options()
     for group in (stages, images, daily, results):
@@ -101,11 +111,26 @@ def _describe_commands(parser: argparse.ArgumentParser, commands: Commands) -> N
     parser.usage = "%(prog)s [-h] [--version] [--completion SHELL] COMMAND ..."
     for name, command in commands.choices.items():
         one = f"an error{' ' * (name in FAILURES)}{FAILURES.get(name, '')}"
+        done = ", ".join(["done", *([SUCCESSES[name]] if name in SUCCESSES else [])])
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.epilog = (
             f"example: {EXAMPLES.get(name, f'blobpipe {name}')}\n"
-            f"exit status: 0 done; 1 {one}; 2 a wrong command line"
+            f"exit status: 0 {done}; 1 {one}; 2 a wrong command line"
         )
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the nearest command to a mistyped one, where argparse lists all."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a command that does not exist."""
+        if action.dest == "command" and value not in (action.choices or ()):
+            near = difflib.get_close_matches(str(value), list(action.choices or ()), n=1)
+            advice = f"did you mean {near[0]}? " if near else ""
+            raise argparse.ArgumentError(
+                None, f"no command {value!r}; {advice}'blobpipe --help' lists them"
+            )
+        super()._check_value(action, value)
 
 
 class _Completion(argparse.Action):
@@ -120,13 +145,15 @@ class _Completion(argparse.Action):
     ) -> None:
         import shtab
 
-        _complete_paths(parser, shtab.FILE)
+        _complete_arguments(parser, shtab.FILE)
         print(shtab.complete(parser, values))
         parser.exit()
 
 
-def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> None:
-    """Let every argument that is a path, of a command and of what it consists of, be completed as one."""
+def _complete_arguments(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> None:
+    """Let every argument that is a path be completed as one, of a command and of its parts; and the tables of the log."""
+    from blobpipe.monitor.logbook import TABLES
+
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, command in action.choices.items():
@@ -134,6 +161,8 @@ def _complete_paths(parser: argparse.ArgumentParser, kind: dict[str, Any]) -> No
                 # shtab completes the commands that the help lists by itself, which ours does not
                 listed = action._ChoicesPseudoAction(name, [], command.description or name)
                 action._choices_actions.append(listed)
-                _complete_paths(command, kind)
+                _complete_arguments(command, kind)
+        elif action.dest == "table":
+            action.choices = TABLES
         elif action.type is Path or action.dest == "params":
             action.complete = kind  # type: ignore[attr-defined]

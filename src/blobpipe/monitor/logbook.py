@@ -31,6 +31,20 @@ TABLES = (
     *("nearly_found", "reviews", "notices", "health", "candidate_list"),
 )
 FORMATS = ("csv", "ecsv", "json")
+# Words for the statuses of detections, in the order in which they are told
+STATUS_WORDS = {
+    "new": "new",
+    "seen_again": "seen again",
+    "known": "known",
+    "dip": "on dips",
+    "bad_pixels": "on bad pixels",
+}
+# Status of a detection d as people are told: what an image of an earlier date shows too is not new but seen again
+STATUS_TOLD = (
+    "CASE WHEN d.status = 'new' AND EXISTS ("
+    "SELECT 1 FROM detections e JOIN images earlier ON earlier.id = e.image JOIN images own ON own.id = d.image "
+    "WHERE e.candidate = d.candidate AND earlier.mjd < own.mjd) THEN 'seen_again' ELSE d.status END"
+)
 # what is wrong and what to do, by SQLite's primary result code
 REASONS = {
     sqlite3.SQLITE_BUSY: "another program keeps it locked; end that program, then run again",
@@ -417,40 +431,34 @@ def describe_image(connection: sqlite3.Connection, image: int) -> str:
     if row["outcome"] == "rejected":
         return f"rejected: {row['reason']}"
     found = connection.execute(
-        "SELECT d.status, d.x_px, d.y_px, d.snr, d.depth_frac, c.id, c.image FROM detections d "
-        "LEFT JOIN candidates c ON c.id = d.candidate WHERE d.image = ? ORDER BY d.score DESC, d.id",
+        f"SELECT {STATUS_TOLD} AS status, x_px, y_px, snr, depth_frac, candidate FROM detections d "
+        "WHERE image = ? ORDER BY score DESC, id",
         (image,),
     ).fetchall()
-    new = [each for each in found if each["status"] == "new" and each["image"] == image]
-    again = [each for each in found if each["status"] == "new" and each["image"] != image]
+    new = [each for each in found if each["status"] == "new"]
+    again = [each for each in found if each["status"] == "seen_again"]
 
     # Each new one by its number, under which it can be looked up and reviewed
     places = "; ".join(_describe_detection(each) for each in new)
     said = [f"{len(new)} new: {places}" if new else "nothing new"]
     if again:
-        numbers = ", ".join(f"#{each['id']}" for each in again)
+        numbers = ", ".join(f"#{each['candidate']}" for each in again)
         said.append(f"{len(again)} seen again: {numbers}")
-    rest = [(word, sum(each["status"] == word for each in found)) for word in _OTHERS]
-    said += [f"{number} {_OTHERS[word]}" for word, number in rest if number]
+    for status in ("known", "dip", "bad_pixels"):
+        number = sum(each["status"] == status for each in found)
+        if number:
+            said.append(f"{number} {STATUS_WORDS[status]}")
     return "; ".join(said)
 
 
 def _describe_detection(row: sqlite3.Row) -> str:
     """Say number, place, S/N and depth of a new blob, as far as they are known."""
-    said = f"#{row['id']} at ({row['x_px']:.1f}, {row['y_px']:.1f})"
+    said = f"#{row['candidate']} at ({row['x_px']:.1f}, {row['y_px']:.1f})"
     if row["snr"] is not None:
         said += f", S/N {row['snr']:.1f}"
     if row["depth_frac"] is not None:
         said += f", depth {100 * row['depth_frac']:.1f} %"
     return said
-
-
-# Words for detections that are no new blobs, by their status
-_OTHERS = {
-    "known": "known",
-    "dip": "on dips",
-    "bad_pixels": "on bad pixels",
-}
 
 
 def describe_run(connection: sqlite3.Connection, run: int) -> str:
@@ -462,9 +470,8 @@ def describe_run(connection: sqlite3.Connection, run: int) -> str:
         )
     }
     new, again = connection.execute(
-        "SELECT count(*) FILTER (WHERE c.image = d.image), count(*) FILTER (WHERE c.image != d.image) "
-        "FROM detections d JOIN candidates c ON c.id = d.candidate JOIN images i ON i.id = d.image "
-        "WHERE i.run = ? AND d.status = 'new'",
+        "SELECT count(*) FILTER (WHERE status = 'new'), count(*) FILTER (WHERE status = 'seen_again') "
+        f"FROM (SELECT {STATUS_TOLD} AS status FROM detections d JOIN images i ON i.id = d.image WHERE i.run = ?)",
         (run,),
     ).fetchone()
     n_images = sum(outcomes.values())

@@ -194,11 +194,13 @@ def _digest_notice(connection: sqlite3.Connection, first: date, digest: str) -> 
     images = connection.execute(
         "SELECT * FROM images WHERE logged >= ? AND logged < ? ORDER BY id", span
     ).fetchall()
-    found = connection.execute(
-        "SELECT d.status, count(*) FROM detections d JOIN images i ON i.id = d.image "
-        "WHERE i.logged >= ? AND i.logged < ? GROUP BY d.status ORDER BY d.status",
-        span,
-    ).fetchall()
+    found = dict(
+        connection.execute(
+            f"SELECT {logbook.STATUS_TOLD} AS told, count(*) FROM detections d JOIN images i ON i.id = d.image "
+            "WHERE i.logged >= ? AND i.logged < ? GROUP BY told",
+            span,
+        )
+    )
 
     n_searched = sum(image["outcome"] == "searched" for image in images)
     # an older version of an exposure is not reported as rejected
@@ -209,7 +211,11 @@ def _digest_notice(connection: sqlite3.Connection, first: date, digest: str) -> 
     ]
 
     # one line for each fact
-    counts = ", ".join(f"{count} {status}" for status, count in found)
+    counts = ", ".join(
+        f"{found[status]} {word}"
+        for status, word in logbook.STATUS_WORDS.items()
+        if status in found
+    )
     readings = health.current_warnings(connection) or ["all readings within their limits"]
     lines = [
         f"images: {len(images)}, searched {n_searched}",

@@ -142,12 +142,19 @@ class ScanTables:
     detections: list[dict[str, Any]] = field(default_factory=list)
 
     def count(self) -> str:
-        """Say how many detections there are of each status, new ones first."""
+        """Say how many detections there are of each status, new ones first, even if there are none."""
         statuses = Counter(str(row["status"]) for row in self.detections)
         numbers = [
-            f"{statuses[status]} {word}" for status, word in STATUSES.items() if statuses[status]
+            f"{statuses[status]} {word}"
+            for status, word in STATUSES.items()
+            if statuses[status] or status == "new"
         ]
-        return ", ".join(numbers) or "no detection"
+        return ", ".join(numbers)
+
+    def made(self) -> str:
+        """Say what the folder of a scan holds: pictures are drawn of new detections only."""
+        is_drawn = any(row["status"] in ("new", "seen_again") for row in self.detections)
+        return "tables and pictures" if is_drawn else "tables"
 
     def add_rejected(self, path: Path, reason: str) -> None:
         """Add the row of an image that cannot be used."""
@@ -307,9 +314,7 @@ def scan(
 
     found.mark_seen_again()
     found.write(out_dir)
-    log.info(
-        "images scanned: %d; %s; tables and pictures in %s", len(paths), found.count(), out_dir
-    )
+    log.info("images scanned: %d; %s; %s in %s", len(paths), found.count(), found.made(), out_dir)
     return int(any(row["status"] == "rejected" for row in found.frames))
 
 

@@ -22,6 +22,15 @@ ENLARGED = 4  # pixels of the picture for each pixel of a cutout, along each axi
 OVERVIEW_PX = 768  # side of the picture of a whole image
 RANGE_SIGMA = 4.0  # end of the grey scale on either side of the median, in units of the noise
 SURFACE_PX = 48  # side of the cutout that is drawn as a surface
+SURFACE_STYLE: Any = {
+    # Grey that stands out from white and from the pages' dark ground alike (contrast 4)
+    **dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "grid.color", "xtick.color", "ytick.color"), "#7f7f7f"
+    ),
+    "axes.labelpad": 8,
+    "font.size": 12,
+    "grid.linewidth": 0.5,
+}
 KEPT = 200  # images whose pixels are kept, the newest by date; about 1 MB each
 STEPS = 32  # steps of packed values in one standard deviation of the noise
 MAP_STEP = 2.0**-8  # step of a packed map of probabilities
@@ -95,7 +104,7 @@ def subframe_map(cells: Image) -> bytes:
 
 
 def surface(image: Image, x: float, y: float) -> bytes:
-    """Draw the light loss around a position as a surface, PNG.
+    """Draw the light loss around a position as a surface: a transparent PNG, for light and dark pages.
 
     Parameters
     ----------
@@ -115,24 +124,28 @@ def surface(image: Image, x: float, y: float) -> bytes:
     offsets = np.arange(SURFACE_PX) - SURFACE_PX // 2
     columns, rows = np.meshgrid(round(x) + offsets, round(y) + offsets)
 
-    figure = plt.figure(figsize=(4, 4), dpi=96)
-    axis: Any = figure.add_axes((-0.04, 0.03, 0.96, 0.97), projection="3d")
-    axis.plot_surface(
-        columns,
-        rows,
-        100 * smooth,
-        cmap="cividis",
-        rcount=SURFACE_PX,
-        ccount=SURFACE_PX,
-        linewidth=0,
-    )
-    axis.set(xlabel="x (px)", ylabel="y (px)", zlabel="light loss (%)")
-    axis.set_box_aspect(None, zoom=0.95)
-
-    # no version of matplotlib in the file: the same surface gives the same bytes
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    plt.close(figure)
+    with plt.rc_context(SURFACE_STYLE):
+        figure = plt.figure(figsize=(4, 4), dpi=96)
+        axis: Any = figure.add_axes((-0.04, 0.05, 0.94, 0.95), projection="3d")
+        axis.plot_surface(
+            columns,
+            rows,
+            100 * smooth,
+            cmap="cividis",
+            rcount=SURFACE_PX,
+            ccount=SURFACE_PX,
+            linewidth=0,
+        )
+        axis.set(xlabel="x (px)", ylabel="y (px)", zlabel="light loss (%)")
+        axis.locator_params(nbins=4)
+        axis.set_box_aspect(None, zoom=0.9)
+        for side in (axis.xaxis, axis.yaxis, axis.zaxis):
+            side.set_pane_color((0.0, 0.0, 0.0, 0.0))
+
+        # no version of matplotlib in the file: the same surface gives the same bytes
+        figure.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
+        plt.close(figure)
     return buffer.getvalue()
 
 

@@ -95,7 +95,12 @@ def _say_what_was_done(folder: Path, run: Run, logged: int) -> None:
     """Say how many images were logged and what they showed, or why there were none."""
     if logged:
         log.info("%s", logbook.describe_run(run.connection, run.number))
-        log.info("review them: blobpipe serve --log %s", run.options.log_path)
+        undecided = run.connection.execute(
+            "SELECT count(*) FROM candidate_list WHERE decision = ''"
+        ).fetchone()[0]
+        if undecided:
+            candidates = logbook.counted(undecided, "candidate")
+            log.info("%s to decide on: blobpipe serve --log %s", candidates, run.options.log_path)
         return
     known = run.connection.execute("SELECT count(*) FROM images").fetchone()[0]
     if any(folder.glob("*.fit*")):

@@ -53,7 +53,7 @@ KEPT_CARDS = (*dict.fromkeys((*DIFFERENCE_CARDS, "EXPTIME", "PROPOSID", "BUNIT",
 LEVEL_CARD = "LEVEL_E"
 
 # End of the reason of an image before which too few can be stacked
-WAITS = "it waits for the first stack"
+WAITS = "kept for stacks"
 
 # Errors of reading that come from the bytes of a file, not from its disk: those of astropy, which
 # have no number, and those of seeking where damaged sizes lead
@@ -288,7 +288,7 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
     running_stack.require_size(run.connection, image.shape)
 
     # Without a stack the image waits: the next stacks take it
-    reason = f"fewer than {params.stack_size} usable images of its size before it: {WAITS}"
+    reason = f"fewer than {params.stack_size} usable images before it; {WAITS}"
     try:
         stack = running_stack.stack_before(
             run.connection,

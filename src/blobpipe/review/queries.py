@@ -296,7 +296,7 @@ def sightings(connection: sqlite3.Connection, number: int) -> list[Row]:
     """Return the detections of a candidate with name and date of their image, by date."""
     return _rows(
         connection,
-        """SELECT d.*, i.name, i.mjd FROM detections d JOIN images i ON i.id = d.image
+        f"""SELECT d.*, {logbook.STATUS_TOLD} AS told, i.name, i.mjd FROM detections d JOIN images i ON i.id = d.image
         WHERE d.candidate = ? ORDER BY i.mjd, d.id""",
         number,
     )
@@ -376,8 +376,8 @@ def image(connection: sqlite3.Connection, number: int) -> Row:
     # a detection has the latest decision on its candidate
     row["detections"] = _rows(
         connection,
-        """SELECT d.*, coalesce(r.decision, '') AS decision, coalesce(r.reviewer, '') AS reviewer, r.at AS reviewed,
-        c.image AS first_image, c.added_by FROM detections d LEFT JOIN candidates c ON c.id = d.candidate
+        f"""SELECT d.*, {logbook.STATUS_TOLD} AS told, coalesce(r.decision, '') AS decision,
+        coalesce(r.reviewer, '') AS reviewer, r.at AS reviewed, c.added_by FROM detections d LEFT JOIN candidates c ON c.id = d.candidate
         LEFT JOIN reviews r ON r.id = (SELECT max(id) FROM reviews WHERE candidate = d.candidate)
         WHERE d.image = ? ORDER BY d.probability DESC, d.id""",
         number,

@@ -127,7 +127,8 @@ p { max-width: 44rem; }
 table { border-collapse: collapse; background: var(--field); font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { color: var(--quiet); font-weight: 500; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 10rem; }
+@media (max-width: 40rem) { td { white-space: normal; } }
 .quiet, figcaption { color: var(--quiet); font-size: 0.875rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1.5rem 2rem; }
 figure { margin: 0; }

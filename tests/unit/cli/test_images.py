@@ -31,6 +31,16 @@ def test_check_answers_for_every_file(folder: Path, capsys: pytest.CaptureFixtur
     assert ["not usable" in line for line in lines] == [False, True, False, True]
 
 
+def test_check_says_how_to_name_the_files_of_a_folder(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "inbox").mkdir()
+    assert cli.main(["check", "inbox"]) == 1
+    assert capsys.readouterr().out == (
+        "inbox: not usable: a folder, expected a FITS image; name its files: inbox/*.fits*\n"
+    )
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_scan_needs_no_settings_but_takes_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch, own: bool

@@ -52,7 +52,8 @@ def test_the_help_of_a_command_has_purpose_example_and_statuses(
         text = command.format_help()
         assert command.description, name
         assert f"example: {'BLOBPIPE_TOKEN=... ' * (name == 'serve')}blobpipe {name}" in text
-        assert "exit status: 0 done; 1 an error" in text
+        done = "done, also if images were rejected" if name == "quicklook" else "done"
+        assert f"exit status: 0 {done}; 1 an error" in text
         assert len(text.splitlines()) <= SCREEN, name
 
 
@@ -77,6 +78,28 @@ def test_the_completion_of_bash_works(capsys: pytest.CaptureFixture[str]) -> Non
     )
     done = subprocess.run(["bash"], input=words, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["quicklook", "--catalogue"]
+
+
+def test_the_completion_of_bash_knows_the_tables_of_the_log(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--completion", "bash"])
+    words = capsys.readouterr().out + (
+        "\nCOMP_WORDS=(blobpipe log im); COMP_CWORD=2; _shtab_blobpipe; echo ${COMPREPLY[@]}\n"
+    )
+    done = subprocess.run(["bash"], input=words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["images"]
+
+
+def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    for word, advice in (("chek", "did you mean check? "), ("xyzzy", "")):
+        with pytest.raises(SystemExit) as ended:
+            cli.main([word, "a.fits"])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.endswith(
+            f"blobpipe: error: no command '{word}'; {advice}'blobpipe --help' lists them\n"
+        )
 
 
 def test_the_help_of_log_names_its_tables() -> None:

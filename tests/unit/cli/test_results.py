@@ -45,6 +45,16 @@ def test_params_prints_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == to_yaml(Params())
 
 
+@pytest.mark.parametrize("argv", [["gate"], ["report"], ["params", "--params", "params.yaml"]])
+def test_settings_that_are_missing_are_said_to_be(
+    folder: Path, argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "params.yaml").unlink()
+    assert cli.main(argv) == 1
+    said = "params.yaml: not found, expected a YAML file; correct the name, or run this where the file is"
+    assert capsys.readouterr().err == f"blobpipe: {said}\n"
+
+
 def test_params_gives_a_file_that_dvc_wrote_its_layout_back(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -469,7 +469,9 @@ def detection(**more: object) -> dict[str, object]:
 def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> None:
     with logbook.writing(log):
         for number, outcome in enumerate(("stack", "searched", "rejected"), 1):
-            row = image(sha256=str(number), name=f"f{number}", outcome=outcome)
+            row = image(
+                sha256=str(number), name=f"f{number}", outcome=outcome, mjd=60000.0 + number
+            )
             logbook.insert(log, "images", row | ({"reason": "too dark"} if number == 3 else {}))
     assert logbook.describe_image(log, 1) == "for the stack alone: too few images before it"
     assert logbook.describe_image(log, 2) == "nothing new"
@@ -479,6 +481,9 @@ def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> Non
         for first in (1, 2, 2):
             place = {"image": first, "status": "new", "x_px": 1.0, "y_px": 2.0}
             logbook.insert(log, "candidates", place)
+        logbook.insert(log, "detections", detection(image=1, candidate=1))
+        # its depths tell that candidate 2 landed before: it is new to the reader all the same
+        logbook.update(log, "candidates", 2, {"image": 1, "status": "seen_again"})
         logbook.insert(log, "detections", detection(candidate=3, score=0.8, x_px=10.0))
         logbook.insert(log, "detections", detection(candidate=2))
         logbook.insert(log, "detections", detection(candidate=1))
@@ -489,7 +494,7 @@ def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> Non
         "1 seen again: #1; 2 known; 1 on dips; 1 on bad pixels"
     )
     assert logbook.describe_run(log, 1) == (
-        "3 images: 1 searched, 1 for the stack alone, 1 rejected; 2 new, 1 seen again"
+        "3 images: 1 searched, 1 for the stack alone, 1 rejected; 3 new, 1 seen again"
     )
     assert logbook.describe_run(log, 2).startswith("0 images")
 
@@ -548,7 +553,7 @@ def test_what_became_of_images_and_files_is_read_at_a_glance(
     log: sqlite3.Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "log.sqlite"
-    waits = "fewer than 30 usable images of its size before it: it waits for the first stack"
+    waits = "fewer than 30 usable images before it; kept for stacks"
     folder = f"/home/quicklook/{'long/' * 20}inbox"
     with logbook.writing(log):
         row = image(outcome="stack", reason=waits, noise_frac=0.01, shift_x_px=1.0, shift_y_px=2.0)

@@ -225,7 +225,7 @@ def test_a_digest_of_each_day_that_had_images(log: sqlite3.Connection) -> None:
     assert row["text"].splitlines() == [
         "images: 2, searched 1",
         "rejected: id002_blob: no finite pixels",
-        "detections: 2 dip",
+        "detections: 2 on dips",
         "health: all readings within their limits",
     ]
 

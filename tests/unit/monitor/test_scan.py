@@ -278,8 +278,10 @@ def test_another_mask_is_said(
 
 def test_the_last_line_counts_what_was_found() -> None:
     found = ScanTables("a" * 64, bad_pixels.BadPixels())
-    assert found.count() == "no detection"
+    assert found.count() == "0 new"
+    assert found.made() == "tables"
     found.detections += [{"status": status} for status in ("bad_pixels", "new", "bad_pixels")]
     assert found.count() == "1 new, 2 on bad pixels"
+    assert found.made() == "tables and pictures"
     found.detections.append({"status": "seen_again"})
     assert found.count() == "1 new, 1 new and seen again, 2 on bad pixels"

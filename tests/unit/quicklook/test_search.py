@@ -51,7 +51,7 @@ def test_an_exposure_is_taken_as_it_is(tmp_path: Path) -> None:
     log = run(tmp_path)
     [row] = log.execute("SELECT outcome, reason, nx_px, ny_px FROM images").fetchall()
     assert (row["outcome"], row["nx_px"], row["ny_px"]) == ("stack", 1024, 1024)
-    assert "it waits for the first stack" in row["reason"]
+    assert "usable images before it; kept for stacks" in row["reason"]
 
     # the stack reads it as the search does
     cache = Cache(tmp_path / "stack")

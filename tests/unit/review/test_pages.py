@@ -299,8 +299,18 @@ def test_new_on_an_image_is_what_it_is_the_first_to_show(tmp_path: Path) -> None
     }
     assert f'New on it: <a href="/candidate/{candidate}">' in pages.today(log, READER)
     with logbook.writing(log):
+        # its depths date it before, on an image that does not show it by itself: it is new to people all the same
         log.execute("UPDATE candidates SET image = 119 WHERE id = ?", (candidate,))
+    assert f'New on it: <a href="/candidate/{candidate}">' in pages.today(log, READER)
+    assert "<td>seen again</td>" not in pages.image(log, READER, 120)
+    with logbook.writing(log):
+        columns = "candidate, status, x_px, y_px, score, probability"
+        log.execute(
+            f"INSERT INTO detections (image, {columns}) SELECT 119, {columns} FROM detections WHERE candidate = ?",
+            (candidate,),
+        )
     assert "New on it" not in pages.today(log, READER)
+    assert "<td>seen again</td>" in pages.image(log, READER, 120)
 
 
 def test_a_probability_is_the_mean_of_the_sightings_that_were_judged_new(tmp_path: Path) -> None:
@@ -318,7 +328,7 @@ def test_a_probability_is_the_mean_of_the_sightings_that_were_judged_new(tmp_pat
     n = log.execute("SELECT count(*) FROM detections WHERE candidate = 1").fetchone()[0] - 3
     row = queries.candidate(log, 1)
     assert row["probability"] == pytest.approx((0.2 * (n - 1) + 0.8) / n)
-    assert f"mean of the {n} sightings judged new" in pages.candidate(log, READER, 1)
+    assert f"mean of the {n} sightings before it was known" in pages.candidate(log, READER, 1)
     with logbook.writing(log):
         log.execute("UPDATE detections SET status = 'known' WHERE candidate = 1")
     best = log.execute(

@@ -8,8 +8,13 @@ function show(card) {
   card?.scrollIntoView({ block: "start" });
 }
 
+// The candidate that a key is for: the only one of its page, or that in focus.
+function meant() {
+  return cards.length === 1 ? cards[0] : document.activeElement.closest("article.card");
+}
+
 function step(by) {
-  const current = document.activeElement.closest("article.card");
+  const current = meant();
   const next = current ? cards[cards.indexOf(current) + by] : cards[0];
   if (next) show(next);
   else document.querySelector(by > 0 ? "main a[rel=next]" : "main a[rel=prev]")?.click();
@@ -19,8 +24,11 @@ function press(within, key) {
   within?.querySelector(`button[data-key="${key}"]`)?.click();
 }
 
-function decide(key) {
-  press(document.activeElement.closest("article.card"), key);
+// Without a focus among several, the first gets it, so that nobody decides on one unseen.
+function onMeant(work) {
+  const card = meant();
+  if (card) work(card);
+  else show(cards[0]);
 }
 
 document.addEventListener("keydown", (event) => {
@@ -30,8 +38,8 @@ document.addEventListener("keydown", (event) => {
   const work = {
     j: () => step(1), ArrowRight: () => step(1),
     k: () => step(-1), ArrowLeft: () => step(-1),
-    c: () => decide("c"), r: () => decide("r"), u: () => decide("u"),
-    x: () => document.activeElement.closest("article.card")?.querySelector(".pick input")?.click(),
+    ...Object.fromEntries(["c", "r", "u"].map((key) => [key, () => onMeant((card) => press(card, key))])),
+    x: () => onMeant((card) => card.querySelector(".pick input")?.click()),
     C: () => press(bulk, "C"), R: () => press(bulk, "R"), U: () => press(bulk, "U"),
     z: () => press(document.querySelector(".said"), "z"),
   }[event.key];
