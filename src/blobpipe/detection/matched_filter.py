@@ -1,8 +1,9 @@
 """Matched filters for blobs: on a whole image, and on subframes, which the networks are compared with.
 
 A whole image has been whitened, so its noise is white and a blob on it is whitened, too: the filter is
-a top-hat that has gone through the same whitening. What it sees and the network does not is structure and
-noise, from which the joint score learns; and its responses tell the noise on the scale of blobs.
+a top-hat that has gone through the same whitening. It says which faint peaks of the network are worth a
+look; what it alone sees is structure and noise, from which the joint score learns; and its responses
+tell the noise on the scale of blobs.
 """
 
 from __future__ import annotations
@@ -118,10 +119,7 @@ class FilteredImage:
 
 
 def filter_image(
-    whitened: Image,
-    noise_frac: float,
-    noise_model: NoiseModel = WHITE,
-    radii_px: tuple[float, ...] = IMAGE_RADII_PX,
+    whitened: Image, noise_frac: float, noise_model: NoiseModel = WHITE
 ) -> FilteredImage:
     """Search a whole image with top-hats, less the background around each.
 
@@ -133,8 +131,6 @@ def filter_image(
         Its noise (fraction of the light).
     noise_model : NoiseModel, optional
         That by which it was whitened.
-    radii_px : tuple of float, optional
-        Of the top-hats (px); `NOISE_RADIUS_PX` must be one of them.
 
     Returns
     -------
@@ -152,7 +148,7 @@ def filter_image(
         return FilteredImage(cells, np.ones(ny), np.ones(nx))
 
     # Room for the filter beyond the borders, so that it does not reach around the image
-    reach = _reach(max(radii_px)) // CELL_PX
+    reach = _reach(max(IMAGE_RADII_PX)) // CELL_PX
     size = (scipy.fft.next_fast_len(ny + reach), scipy.fft.next_fast_len(nx + reach, real=True))
     waves = scipy.fft.rfft2(cells, size)
     gain = noise_model.gain_at(
@@ -162,7 +158,7 @@ def filter_image(
         waves = waves * gain
 
     highest = np.full((ny, nx), -np.inf, np.float32)
-    for radius in radii_px:
+    for radius in IMAGE_RADII_PX:
         response = scipy.fft.irfft2(waves * _image_filter(radius, size), size)[:ny, :nx]
         sizes = np.abs(response)
         spread = 1.4826 * bottleneck.median(sizes[::SPREAD_STEP, ::SPREAD_STEP].ravel())

@@ -24,12 +24,7 @@ from blobpipe.detection.detectors import LIKELY, Detector, Peaks
 from blobpipe.detection.fit import fit_blobs
 from blobpipe.detection.lines import line_snr
 from blobpipe.detection.match import without_repeats
-from blobpipe.detection.matched_filter import (
-    IMAGE_RADII_PX,
-    NOISE_RADIUS_PX,
-    FilteredImage,
-    filter_image,
-)
+from blobpipe.detection.matched_filter import FilteredImage, filter_image
 from blobpipe.detection.size_law import SizeLaw, choose_size_law
 from blobpipe.detection.vet import vet_candidates
 from blobpipe.images import tiles
@@ -41,8 +36,8 @@ from blobpipe.images.template import Template, find_bad_pixels
 from blobpipe.images.whiten import WHITE, NoiseModel, measure_noise_model, read_noise_model
 from blobpipe.params import Clip, Scale, Vetting
 
-# S/N from which a place of the matched filter is fitted, where the joint score learns. Of pure noise, there
-# are two such places on an image.
+# A peak is fitted if its score is likely, or if the matched filter has an S/N of this there: of 154 clear
+# blobs of a campaign, three were found only so. Of pure noise, there are two such places on an image.
 BRIGHT_SNR = 4.5
 
 # Distance within which a place of the filter is that of a peak (px): peaks are found in cells of 4 px
@@ -182,8 +177,7 @@ class Observation:
         if peaks is None:
             peaks = detector.search(self.scaled())
 
-        radii_px = (NOISE_RADIUS_PX,) if detector.unseen is None else IMAGE_RADII_PX
-        filtered = filter_image(self.whitened, self.noise_frac, self.noise_model, radii_px)
+        filtered = filter_image(self.whitened, self.noise_frac, self.noise_model)
         peaks = worth_fitting(peaks, filtered, detector.unseen)
 
         # The fit sees the whitened difference, unclipped
@@ -290,7 +284,7 @@ def read_observation(
 
 
 def worth_fitting(peaks: Peaks, filtered: FilteredImage, unseen: float | None) -> Peaks:
-    """Return the likely peaks; and also, if there are to be such, those of a matched filter.
+    """Return the peaks that are likely, or where a matched filter sees something, too.
 
     Parameters
     ----------
@@ -298,26 +292,24 @@ def worth_fitting(peaks: Peaks, filtered: FilteredImage, unseen: float | None) -
         Of a detector.
     filtered : FilteredImage
     unseen : float or None
-        Score of a place that only the filter sees, as in `Detector`.
+        Score of places that only the filter sees, as in `Detector`; without one they are left out.
 
     Returns
     -------
     Peaks
         Those of the detector first, in their order.
     """
-    worth = peaks.score >= LIKELY
-    if unseen is None:
-        return Peaks(*(values[worth] for values in peaks))
-
-    # What the filter sees at a peak is that peak
     x, y = filtered.places(BRIGHT_SNR)
     distance = np.hypot(x[:, None] - peaks.x_px, y[:, None] - peaks.y_px)
     at_peak = distance.min(axis=1, initial=np.inf) <= SAME_PX
+    worth = peaks.score >= LIKELY
     if at_peak.any():
         worth[distance[at_peak].argmin(axis=1)] = True
+    seen = Peaks(*(values[worth] for values in peaks))
+    if unseen is None:
+        return seen
     alone = Peaks(x[~at_peak], y[~at_peak], np.full((~at_peak).sum(), unseen))
-    likely = Peaks(*(values[worth] for values in peaks))
-    return Peaks(*(np.concatenate(both) for both in zip(likely, alone, strict=True)))
+    return Peaks(*(np.concatenate(both) for both in zip(seen, alone, strict=True)))
 
 
 def fit_peaks(

@@ -361,12 +361,12 @@ def _with_disc(x: int = 40, y: int = 40, side: int = 128) -> np.ndarray:
     return image
 
 
-def test_peaks_low_on_the_map_are_worth_a_fit_only_where_something_is_learnt() -> None:
+def test_peaks_low_on_the_map_are_worth_a_fit_only_where_the_filter_sees_something() -> None:
     filtered = filter_image(_with_disc(), 0.01)
     x = np.array([100.0, 90, 80, 44])
     y = np.array([110.0, 80, 40, 36])
     peaks = Peaks(x, y, np.array([0.9, 0.2, 0.19, 0.06]))
-    assert worth_fitting(peaks, filtered, None).score.tolist() == [0.9, 0.2]
+    assert worth_fitting(peaks, filtered, None).score.tolist() == [0.9, 0.2, 0.06]
     assert worth_fitting(peaks, filtered, 0.02).score.tolist() == [0.9, 0.2, 0.06]
 
 
