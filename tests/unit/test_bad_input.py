@@ -95,7 +95,7 @@ BAD: dict[str, tuple[str, Write, str]] = {
     "empty fz": (".fits.fz", lambda path, _: path.write_bytes(b"") and None, "0 bytes"),
     "no FITS": (".fits", lambda path, _: path.write_text("a,b\n1,2\n" * 999) and None, "not a whole FITS file"),
     "a web page as gz": (".fits.gz", lambda path, _: path.write_text("<html>") and None, "not a whole FITS file"),
-    "a folder": (".fits", lambda path, _: path.mkdir(), "no regular file (a folder, a pipe or a device)"),
+    "a folder": (".fits", lambda path, _: path.mkdir(), "a folder, expected a FITS image"),
     "too small": (".fits", lambda path, image: plain(path, image[:100, :100]), "expected a full frame"),
     "all NaN": (".fits", lambda path, image: plain(path, image * np.float32(np.nan)), "0% of its pixels are finite"),
     "constant": (".fits", lambda path, image: plain(path, image * 0 + 1), "constant"),

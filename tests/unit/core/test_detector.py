@@ -239,7 +239,7 @@ def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
     empty.write_text("")
     with pytest.raises(ParamsError, match=r"empty\.yaml: found nothing, expected the entries"):
         read_detector(empty)
-    with pytest.raises(ParamsError, match=r"missing\.yaml: cannot be read"):
+    with pytest.raises(ParamsError, match=r"missing\.yaml: not found"):
         read_detector(tmp_path / "missing.yaml")
     with pytest.raises(
         ParamsError, match="detector: found hawaii, expected euclid_nisp, nircam_lw"

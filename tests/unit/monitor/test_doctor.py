@@ -215,7 +215,7 @@ def test_an_operating_point_is_named_with_its_promise(
         (tmp_path / "params.yaml").write_text(to_yaml(params))
         named = setup
     [check] = found(named, "operating point")
-    assert (check.state, "point.yaml: cannot be read" in check.found) == ("fail", True)
+    assert (check.state, "point.yaml: not found" in check.found) == ("fail", True)
     write_promised_point(path, point)
     [check] = found(named, "operating point")
     assert (check.state, check.found.endswith("47 are needed for 5")) == ("warn", True)
