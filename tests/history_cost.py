@@ -12,6 +12,8 @@ those that have one; run it on a quiet machine. ``memory`` reads the resident me
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
@@ -78,14 +80,15 @@ def time_ratio(root: Path, n_images: int, side: int) -> float:
     spent: dict[str, list[tuple[float, float]]] = {"with": [], "without": []}
     logs = {name: options(root / name) for name in spent}
     for day in range(n_images):
-        file = write(root / "inbox", day, side)
+        write(root / "inbox", day, side)
         for name, given in logs.items():
             processor = time.process_time()
             wall = time.perf_counter()
             with deep_search(on=name == "with"):
                 quicklook(root / "inbox", given)
             spent[name].append((time.process_time() - processor, time.perf_counter() - wall))
-        file.unlink()
+    for given in logs.values():
+        require_searched(given, n_images)
 
     # Those that have a whole stack and all depths before them
     settled = slice(min(STACK + 35, n_images // 2), None)
@@ -105,15 +108,17 @@ def growth(root: Path, n_images: int, side: int) -> float:
         log_result(*args)
         used.append(process.memory_info().rss)
 
-    # Files are written as they are needed, so that the folder stays small
+    # Files are written as they are needed, and removed when no stack needs them any more
+    files: list[Path] = []
     with patch.object(processing, "_log_result", log_and_look):
         for start in range(0, n_images, 50):
-            files = [
-                write(root / "inbox", day, side) for day in range(start, min(start + 50, n_images))
-            ]
+            days = range(start, min(start + 50, n_images))
+            files += [write(root / "inbox", day, side) for day in days]
             quicklook(root / "inbox", options(root))
-            for file in files:
+            for file in files[: -2 * STACK]:
                 file.unlink()
+            files = files[-2 * STACK :]
+    require_searched(options(root), n_images)
     thirds = np.array_split(np.array(used, float), 3)
     print(
         f"{len(used)} images; thirds: {', '.join(f'{np.median(part) / 1e6:.0f} MB' for part in thirds)}"
@@ -134,8 +139,20 @@ def backlog_ratio(root: Path, n_images: int, side: int) -> float:
         (root / "each" / file.name).hardlink_to(file)
         quicklook(root / "each", options(root / "one by one"))
     one_by_one = time.perf_counter() - wall
+    for name in ("at once", "one by one"):
+        require_searched(options(root / name), n_images)
     print(f"{n_images} images: {at_once:.1f} s at once, {one_by_one:.1f} s one by one")
     return at_once / one_by_one
+
+
+def require_searched(given: Options, n_images: int) -> None:
+    """Make sure that all images but those of the first stack were searched: nothing costs nothing."""
+    with contextlib.closing(sqlite3.connect(given.log_path)) as log:
+        (n_searched,) = log.execute(
+            "SELECT COUNT(*) FROM images WHERE outcome = 'searched'"
+        ).fetchone()
+    if n_searched != n_images - STACK:
+        raise RuntimeError(f"{n_searched} images were searched, expected {n_images - STACK}")
 
 
 def options(root: Path) -> Options:
