@@ -628,14 +628,14 @@ class Detect(Section):
         "joint score (count).",
     )
     n_noise: int = Field(
-        200,
+        100,
         ge=1,
         le=100_000,
-        description="Simulated images of nothing but noise from which the joint score learns what noise "
-        "looks like (count).",
+        description="Simulated images of noise and blobs from which the joint score learns to tell them "
+        "apart (count).",
     )
     n_quiet: int = Field(
-        300,
+        200,
         ge=0,
         le=100_000,
         description="Simulated images without a new blob on which the threshold rests besides those "

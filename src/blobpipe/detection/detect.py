@@ -88,10 +88,9 @@ def detect(
     learning = replace(detector, unseen=UNSEEN)
     injected = inject_training_frames(learning, images, blobs, folders, params, vetting, instrument)
     seen = seen_structure(found, images, blobs, cutout_dir)
-    practice = pd.concat([injected, seen], ignore_index=True)
     shape = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "PATTERN").shape
-    noise = quiet.search_noise(learning, shape, settings)
-    weights = fit_weights(practice, practice["is_blob"].to_numpy(bool), noise)
+    on_noise = quiet.search_noise(detector, shape, settings)
+    weights = fit_weights(pd.concat([injected, seen], ignore_index=True), on_noise)
     true = score_candidates(injected.query("is_blob == 1"), weights)["score"].to_numpy()
 
     # Set the threshold on the images that are held out, and on simulated ones.

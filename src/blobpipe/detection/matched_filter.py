@@ -91,19 +91,20 @@ class FilteredImage:
     row_noise: FloatArray
     column_noise: FloatArray
 
-    def places(self, at_least: float) -> tuple[FloatArray, FloatArray]:
-        """Return x and y (px) of the responses from ``at_least`` on that are the highest around, the highest first."""
+    def places(self, at_least: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return x, y (px) and S/N of the responses from ``at_least`` on that are the highest around, in falling order."""
         rows, columns = np.nonzero(self.snr >= at_least)
         if len(rows) == 0:
-            return np.zeros(0), np.zeros(0)
+            return np.zeros(0), np.zeros(0), np.zeros(0)
         padded = np.pad(self.snr, PEAK_CELLS // 2)
         around = sliding_window_view(padded, (PEAK_CELLS, PEAK_CELLS))[rows, columns]
         is_peak = self.snr[rows, columns] == around.max(axis=(1, 2), initial=0)
         rows = rows[is_peak]
         columns = columns[is_peak]
-        order = np.argsort(-self.snr[rows, columns], kind="stable")
+        snr = self.snr[rows, columns]
+        order = np.argsort(-snr, kind="stable")
         middle = (CELL_PX - 1) / 2
-        return columns[order] * CELL_PX + middle, rows[order] * CELL_PX + middle
+        return columns[order] * CELL_PX + middle, rows[order] * CELL_PX + middle, snr[order]
 
     def noise_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Return the noise on the scale of blobs at positions (px), relative to the usual one; 1 unless it is `NOISIER`.

@@ -14,6 +14,7 @@ from blobpipe.core.arrays import FloatArray
 from blobpipe.core.detector import Detector, read_detector
 from blobpipe.core.random_streams import stream
 from blobpipe.detection.detectors import DenseDetector
+from blobpipe.detection.match import near_blobs
 from blobpipe.detection.score import score_candidates
 from blobpipe.detection.search import observe, read_pipeline_template
 from blobpipe.images.difference import subtract
@@ -21,9 +22,13 @@ from blobpipe.images.template import Template
 from blobpipe.images.whiten import WHITE
 from blobpipe.params import Campaign, Params
 from blobpipe.simulation import campaign
+from blobpipe.simulation.practice import draw_blobs
 
 # Noise of simulated noise (fraction of the light): all is measured in its units
 NOISE_FRAC = 0.01
+
+# Distance from each blob beyond which a candidate is noise (px)
+APART_PX = 25.0
 
 
 def n_quiet_images(
@@ -52,7 +57,7 @@ def _is_simulated(raw_dir: str | Path, params: Campaign) -> bool:
 
 
 def search_noise(detector: DenseDetector, shape: tuple[int, ...], params: Params) -> pd.DataFrame:
-    """Search images of white noise, which is what all noise is when it has been whitened.
+    """Search images of white noise, which is what all noise is when it has been whitened, with some blobs.
 
     Parameters
     ----------
@@ -66,17 +71,23 @@ def search_noise(detector: DenseDetector, shape: tuple[int, ...], params: Params
     Returns
     -------
     DataFrame
-        Candidates of the status ``new``, from `search.find_blobs`.
+        Candidates of the status ``new``, from `search.find_blobs`; ``is_blob``: 1 for those that lie on a
+        blob, 0 for noise. What is neither on a blob nor `APART_PX` away from each is left out.
     """
     instrument = read_detector(params.detector)
 
     def search(number: int) -> pd.DataFrame:
         rng = stream(params.detect.seed, "noise", number)
-        image = rng.standard_normal(shape, np.float32) * np.float32(NOISE_FRAC)
+        signal, blobs = draw_blobs(rng, shape, NOISE_FRAC, instrument)
+        image = signal + rng.standard_normal(shape, np.float32) * np.float32(NOISE_FRAC)
         observation = observe(image, Template(noise_model=WHITE), instrument=instrument)
         peaks = detector.search(observation.scaled(params.clip, params.scale))
         found = observation.find_blobs(detector, peaks=peaks, vetting=params.vetting)
-        return found[found["status"] == "new"]
+        found = found[found["status"] == "new"]
+        on_blob = near_blobs(found, blobs).any(axis=1)
+        apart = ~near_blobs(found, blobs.assign(radius_px=APART_PX)).any(axis=1)
+        found = found.assign(is_blob=on_blob.astype(int))
+        return pd.DataFrame(found[on_blob | apart])
 
     n_images = params.detect.n_noise
     with ThreadPoolExecutor(params.detect.threads) as pool:

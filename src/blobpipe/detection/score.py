@@ -1,7 +1,7 @@
 """Score a candidate: how much more likely it is a blob than noise, and than structure.
 
 Two logistic regressions answer one question each, at even odds. One tells blobs from noise, by the S/N and
-by what the network says: it learns noise from images of nothing but noise, as all noise is white when it
+by what the network says: it learns from images of nothing but noise and blobs, white as all noise is when it
 is searched. One tells blobs from streaks, clusters of bad pixels and the like, by all that is measured;
 to that, the size adds what the law of sizes says. A blob must be neither:
 
@@ -76,7 +76,7 @@ RADII_PX = (1.2, 12.0)
 USUAL_RADIUS_PX = 4.0
 
 # S/N below which noise outnumbers structure, which is learnt from what is above
-LOWEST_SNR = 5.0
+LOWEST_SNR = 4.0
 
 # S/N of the blobs from which noise is told, at most; and that beyond which a candidate is no more noise than
 # at it. The logarithm of the density of noise falls with the square of the S/N.
@@ -129,7 +129,7 @@ def noise_features(found: pd.DataFrame) -> FloatArray:
     Parameters
     ----------
     found : DataFrame
-        As for `structure_features`.
+        ``score`` and ``snr`` as for `structure_features`.
 
     Returns
     -------
@@ -167,18 +167,15 @@ def _snr(found: pd.DataFrame) -> FloatArray:
     return np.asarray(np.clip(snr, *SNRS))
 
 
-def fit_weights(
-    found: pd.DataFrame, is_blob: npt.NDArray[np.bool_], noise: pd.DataFrame
-) -> tuple[float, ...]:
+def fit_weights(found: pd.DataFrame, on_noise: pd.DataFrame) -> tuple[float, ...]:
     """Fit the weights of the joint score to candidates that are known to be blobs or not.
 
     Parameters
     ----------
     found : DataFrame
-        Blobs and structure, as for `structure_features`.
-    is_blob : ndarray, shape (n,), bool
-    noise : DataFrame
-        Candidates on images of noise, of the same columns.
+        Blobs and structure, as for `structure_features`, with ``is_blob`` (0 or 1).
+    on_noise : DataFrame
+        Blobs and noise, candidates on images of nothing else, as for `noise_features`, with ``is_blob``.
 
     Returns
     -------
@@ -186,16 +183,13 @@ def fit_weights(
         `N_WEIGHTS` weights for `score_candidates`; none, if there are too few blobs, or too little
         structure or noise.
     """
-    snr = found["snr"].to_numpy(float)
-    clear = snr >= LOWEST_SNR
-    faint = found[is_blob & (snr < NOISE_SNR)]
-    n_structure = int(np.sum(clear & ~is_blob))
-    n_clear = int(np.sum(clear & is_blob))
-    if min(n_structure, n_clear, len(faint), len(noise)) < FEWEST:
+    clear = found[found["snr"] >= LOWEST_SNR]
+    faint = on_noise[(on_noise["snr"] < NOISE_SNR) | (on_noise["is_blob"] == 0)]
+    labels = [part["is_blob"].to_numpy(bool) for part in (clear, faint)]
+    if min(count for is_blob in labels for count in (is_blob.sum(), (~is_blob).sum())) < FEWEST:
         return ()
-    structure = _fit_at_even_odds(structure_features(found[clear]), is_blob[clear])
-    either = np.concatenate([noise_features(faint), noise_features(noise)])
-    of_noise = _fit_at_even_odds(either, np.arange(len(either)) < len(faint))
+    structure = _fit_at_even_odds(structure_features(clear), labels[0])
+    of_noise = _fit_at_even_odds(noise_features(faint), labels[1])
     return tuple(float(weight) for weight in np.round([*structure, *of_noise], 5))
 
 

@@ -40,6 +40,9 @@ from blobpipe.params import Clip, Scale, Vetting
 # blobs of a campaign, three were found only so. Of pure noise, there are two such places on an image.
 BRIGHT_SNR = 4.5
 
+# S/N of the filter from which places that only it sees are examples for the joint score
+ALONE_SNR = 5.5
+
 # Distance within which a place of the filter is that of a peak (px): peaks are found in cells of 4 px
 SAME_PX = 10.0
 
@@ -299,7 +302,7 @@ def worth_fitting(peaks: Peaks, filtered: FilteredImage, unseen: float | None) -
     Peaks
         Those of the detector first, in their order.
     """
-    x, y = filtered.places(BRIGHT_SNR)
+    x, y, snr = filtered.places(BRIGHT_SNR)
     distance = np.hypot(x[:, None] - peaks.x_px, y[:, None] - peaks.y_px)
     at_peak = distance.min(axis=1, initial=np.inf) <= SAME_PX
     worth = peaks.score >= LIKELY
@@ -308,7 +311,8 @@ def worth_fitting(peaks: Peaks, filtered: FilteredImage, unseen: float | None) -
     seen = Peaks(*(values[worth] for values in peaks))
     if unseen is None:
         return seen
-    alone = Peaks(x[~at_peak], y[~at_peak], np.full((~at_peak).sum(), unseen))
+    is_alone = ~at_peak & (snr >= ALONE_SNR)
+    alone = Peaks(x[is_alone], y[is_alone], np.full(is_alone.sum(), unseen))
     return Peaks(*(np.concatenate(both) for both in zip(seen, alone, strict=True)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -51,6 +52,9 @@ SMALLER_PX = tiles.SIDE / N_SMALLER
 BLOB_FRAC = 0.55
 CLUSTER_FRAC = 0.25
 
+# Fraction of the smaller squares that hold a blob, where there is nothing else but noise
+ALONE_FRAC = 0.2
+
 
 def draw_practice(
     seed: int,
@@ -99,17 +103,52 @@ def draw_practice(
             signal[square] += of_light * piece
             continue
 
-        # A blob, a cluster or nothing in each of nine smaller squares
-        for row, column in product(range(N_SMALLER), repeat=2):
+        for x, y in _smaller_squares(rng, top, left):
             kind = rng.random()
-            y = top + row * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
-            x = left + column * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
             if kind < BLOB_FRAC:
                 blobs.append((x, y, _add_any_blob(signal, rng, x, y, noise_frac, detector)))
             elif kind < BLOB_FRAC + CLUSTER_FRAC:
                 _add_cluster(signal, rng, x, y, noise_frac, detector)
     columns = ["x_px", "y_px", "radius_px"]
     return signal, pd.DataFrame(blobs, columns=columns, dtype=float)
+
+
+def draw_blobs(
+    rng: np.random.Generator,
+    shape: tuple[int, ...],
+    noise_frac: float,
+    detector: Detector = DEFAULT,
+) -> tuple[Float32Array, pd.DataFrame]:
+    """Draw a signal of blobs alone: one in some of the smaller squares of each 256 x 256 pixels.
+
+    Parameters
+    ----------
+    shape, noise_frac, detector
+        As for `draw_practice`.
+
+    Returns
+    -------
+    signal, blobs
+        As from `draw_practice`.
+    """
+    signal = np.zeros(shape, np.float32)
+    blobs: list[tuple[float, float, float]] = []
+    for top, left in product(*(range(0, side - tiles.SIDE + 1, tiles.SIDE) for side in shape)):
+        for x, y in _smaller_squares(rng, top, left):
+            if rng.random() < ALONE_FRAC:
+                blobs.append((x, y, _add_any_blob(signal, rng, x, y, noise_frac, detector)))
+    columns = ["x_px", "y_px", "radius_px"]
+    return signal, pd.DataFrame(blobs, columns=columns, dtype=float)
+
+
+def _smaller_squares(
+    rng: np.random.Generator, top: int, left: int
+) -> Iterator[tuple[float, float]]:
+    """Draw a place (x, y) in each of the smaller squares of a square whose first pixel is given."""
+    for row, column in product(range(N_SMALLER), repeat=2):
+        y = top + row * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
+        x = left + column * SMALLER_PX + rng.uniform(HALF_PX, SMALLER_PX - HALF_PX)
+        yield x, y
 
 
 def _add_any_blob(

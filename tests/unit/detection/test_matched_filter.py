@@ -46,7 +46,7 @@ def test_a_disc_of_any_size_keeps_its_snr(radius: float) -> None:
     for seed in range(12):
         image = _disc_on(_image(seed), 120.3, 200.7, radius, 10.0)
         filtered = matched_filter.filter_image(image, 0.01)
-        x, y = filtered.places(5.5)
+        x, y, _ = filtered.places(5.5)
         assert np.hypot(x[0] - 120.3, y[0] - 200.7) < 6
         found.append(filtered.snr.max())
     # The background and the cells cost some, the highest of many places gains some
@@ -55,14 +55,15 @@ def test_a_disc_of_any_size_keeps_its_snr(radius: float) -> None:
 
 def test_places_are_the_highest_of_their_surroundings_in_order() -> None:
     image = _disc_on(_disc_on(_image(), 60, 80, 5, 20), 200, 90, 5, 30)
-    x, y = matched_filter.filter_image(image, 0.01).places(6.0)
+    x, y, snr = matched_filter.filter_image(image, 0.01).places(6.0)
     assert len(x) == 2
+    np.testing.assert_allclose(snr, [30, 20], rtol=0.2)
     np.testing.assert_allclose(np.hypot(x - [200, 60], y - [90, 80]), 0, atol=2)
 
 
 def test_what_is_cut_by_a_border_is_found_there_and_nowhere_else() -> None:
     image = _disc_on(_image(), 0, 150, 6, 40)
-    x, y = matched_filter.filter_image(image, 0.01).places(7.0)
+    x, y, _ = matched_filter.filter_image(image, 0.01).places(7.0)
     assert np.hypot(x - 0, y - 150).max() < 6
 
 

@@ -10,8 +10,10 @@ import pytest
 from scipy.stats import poisson
 
 from blobpipe.core.detector import DEFAULT
-from blobpipe.detection.quiet import n_quiet_images
+from blobpipe.detection.detectors import DenseDetector, load_dense_detector
+from blobpipe.detection.quiet import APART_PX, n_quiet_images, search_noise
 from blobpipe.detection.thresholds import LEAST_OF_BUDGET, allowed_alarms
+from blobpipe.networks.model_file import PACKAGED
 from blobpipe.params import Campaign, Detect, Difference, Params
 from blobpipe.simulation import campaign
 
@@ -75,3 +77,18 @@ def test_more_images_allow_more_and_more_confidence_less() -> None:
     assert allowed[-1] > 0.9
     stricter = [allowed_alarms(10, confidence) for confidence in (0.5, 0.7, 0.9, 0.99)]
     assert (np.diff(stricter) < 0).all()
+
+
+def test_images_of_noise_hold_blobs_and_noise_and_nothing_that_may_be_either() -> None:
+    detector = DenseDetector(load_dense_detector(PACKAGED).network)
+    params = Params(detect=Detect(n_noise=4))
+    found = search_noise(detector, (600, 600), params)
+    pd.testing.assert_frame_equal(found, search_noise(detector, (600, 600), params))
+    on_blob = found["is_blob"] == 1
+    assert 10 < on_blob.sum() <= 4 * 4 * 9
+    assert 0 < (~on_blob).sum() < 4 * 5
+    assert found["snr"][on_blob].median() > 8
+    assert found["snr"][~on_blob].max() < 6.5
+    places = found[["x_px", "y_px"]].to_numpy()
+    assert np.isfinite(places).all()
+    assert found["radius_px"].max() < APART_PX

@@ -30,18 +30,22 @@ def drawn(n: int, seed: int = 1) -> tuple[pd.DataFrame, np.ndarray]:
     line = np.exp(rng.normal(np.where(is_blob, 0.0, 0.5), 0.5))
     found = {"score": score, "snr": snr, "misfit": misfit, "radius_ratio": ratio}
     found = {"x_px": np.arange(float(n)), **found, "radius_px": radius, "line_snr": line}
-    return pd.DataFrame(found).assign(size_log_odds=0.0), is_blob
+    columns = {"size_log_odds": 0.0, "is_blob": is_blob.astype(int)}
+    return pd.DataFrame(found).assign(**columns), is_blob
 
 
-def drawn_noise(n: int = 300, seed: int = 1) -> pd.DataFrame:
-    """Candidates on noise: like blobs in all but the S/N."""
-    found, is_blob = drawn(3 * n, seed + 10)
-    snr = 4.5 + np.random.default_rng(seed).exponential(0.3, len(found))
-    return found.assign(snr=snr)[is_blob][:n].reset_index(drop=True)
+def drawn_noise(n: int = 300, seed: int = 1, n_blobs: int | None = None) -> pd.DataFrame:
+    """Candidates on images of noise and blobs, alike in all but the S/N."""
+    found, is_blob = drawn(3 * n + 200, seed + 10)
+    alike = found[is_blob]
+    rng = np.random.default_rng(seed)
+    noise = alike[:n].assign(snr=4.5 + rng.exponential(0.3, n), is_blob=0)
+    blobs = alike.assign(snr=rng.uniform(4.5, 11.9, len(alike)))[:n_blobs]
+    return pd.concat([noise, blobs], ignore_index=True)
 
 
 def fitted(n: int) -> tuple[float, ...]:
-    return fit_weights(*drawn(n), drawn_noise())
+    return fit_weights(drawn(n)[0], drawn_noise())
 
 
 def alike(**columns: object) -> pd.DataFrame:
@@ -117,9 +121,9 @@ def test_a_line_beyond_it_speaks_against_a_blob() -> None:
 
 
 def test_without_weights_the_score_is_the_networks() -> None:
-    found, is_blob = drawn(60)
-    assert fit_weights(found[:25], is_blob[:25], drawn_noise()) == ()
-    assert fit_weights(found, np.zeros(60, bool), drawn_noise()) == ()
+    found, _ = drawn(60)
+    assert fit_weights(found[:25], drawn_noise()) == ()
+    assert fit_weights(found.assign(is_blob=0), drawn_noise()) == ()
     pd.testing.assert_frame_equal(score_candidates(found, ()), found)
 
 
@@ -140,10 +144,10 @@ def test_what_is_unknown_or_beyond_all_bounds_has_a_score() -> None:
 
 
 def test_the_weights_do_not_depend_on_the_order_of_columns_and_survive_a_file() -> None:
-    found, is_blob = drawn(500)
-    weights = fit_weights(found, is_blob, drawn_noise())
-    columns = ["line_snr", "misfit", "radius_px", "snr", "radius_ratio", "x_px", "score"]
-    assert weights == fit_weights(found[columns], is_blob, drawn_noise())
+    found, _ = drawn(500)
+    weights = fit_weights(found, drawn_noise())
+    columns = ["line_snr", "misfit", "radius_px", "snr", "is_blob", "radius_ratio", "score"]
+    assert weights == fit_weights(found[columns], drawn_noise())
     assert len(weights) == N_WEIGHTS == 84 + 3
     assert all(weight == round(weight, 5) for weight in weights)
 
@@ -202,15 +206,21 @@ def test_an_unknown_fit_is_least_like_a_blobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("blobs", "structure", "noise", "enough"),
-    [(20, 20, 20, True), (19, 40, 40, False), (40, 19, 40, False), (40, 40, 19, False)],
+    ("blobs", "structure", "noise", "faint", "enough"),
+    [
+        (20, 20, 20, 20, True),
+        (19, 40, 40, 40, False),
+        (40, 19, 40, 40, False),
+        (40, 40, 19, 40, False),
+        (40, 40, 40, 19, False),
+    ],
 )
 def test_twenty_of_each_kind_make_a_fit(
-    blobs: int, structure: int, noise: int, enough: bool
+    blobs: int, structure: int, noise: int, faint: int, enough: bool
 ) -> None:
-    found = drawn(blobs + structure)[0].assign(snr=8.0)
     is_blob = np.arange(blobs + structure) < blobs
-    weights = fit_weights(found, is_blob, drawn_noise(noise))
+    found = drawn(blobs + structure)[0].assign(snr=8.0, is_blob=is_blob.astype(int))
+    weights = fit_weights(found, drawn_noise(noise, n_blobs=faint))
     assert len(weights) == (N_WEIGHTS if enough else 0)
 
 
@@ -240,7 +250,7 @@ def test_strong_evidence_keeps_its_order_and_no_score_is_certain() -> None:
 def test_a_small_one_is_judged_by_its_radius_beside_the_ratio() -> None:
     """Where blobs are small, a usual ratio is no sure sign: clusters are as small."""
     rng = np.random.default_rng(5)
-    found, is_blob = drawn(3000)
+    found, _ = drawn(3000)
     found["radius_ratio"] = np.exp(rng.normal(0, 0.2, len(found)))
-    weights = fit_weights(found, is_blob, drawn_noise())
+    weights = fit_weights(found, drawn_noise())
     assert (np.diff(scores(alike(radius_px=[2.0, 3.0, 4.5]), weights)) > 0).all()

@@ -98,3 +98,13 @@ def test_frame_and_seed_alone_decide() -> None:
     assert (once != draw_practice(2, "frame", 0, SHAPE, 0.01, PIECES)[0]).any()
     assert (once != draw_practice(1, "other", 0, SHAPE, 0.01, PIECES)[0]).any()
     assert draw_practice(1, "frame", 0, (1024, 100), 0.01, PIECES)[1].empty
+
+
+def test_blobs_alone_are_drawn_with_nothing_else() -> None:
+    signal, blobs = practice.draw_blobs(np.random.default_rng(3), SHAPE, 0.01)
+    assert len(blobs) == pytest.approx(12 * 9 * practice.ALONE_FRAC, rel=0.5)
+    rows, columns = np.nonzero(signal > 0.3 * signal.max())
+    offset = np.hypot(
+        columns[:, None] - blobs["x_px"].to_numpy(), rows[:, None] - blobs["y_px"].to_numpy()
+    )
+    assert (offset.min(axis=1) < 1.6 * blobs["radius_px"].max()).all()
