@@ -29,7 +29,7 @@ from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 from blobpipe.core import fits_images, tables
-from blobpipe.core.plotting import STYLE
+from blobpipe.core.plotting import STYLE, two_digits
 from blobpipe.images import difference, tiles
 from blobpipe.images.clip import clip
 from blobpipe.images.noise import clean_noise
@@ -237,7 +237,7 @@ def draw_detection(path: Path, root: Path) -> None:
     show(part, subframes[index], 3.0, origin=(x0, y0))
     part.set_title(f"subframe: blob with probability {probability[index]:.2f}")
     show(seen, heat, float(heat.max()), origin=(x0, y0), cmap="magma", low=0.0)
-    seen.set_title(f"saliency, 0 to {heat.max():.2g} logits per sigma")
+    seen.set_title(f"saliency, 0 to {two_digits(float(heat.max()))} logits per sigma")
     for axis in (whole, part, seen):
         circle(axis, new, BLUE)
     figure.suptitle(
