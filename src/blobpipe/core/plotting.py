@@ -136,7 +136,9 @@ def history(path: str | Path, table: pd.DataFrame, loss: str, name: str) -> None
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     left.plot(table["epoch"], table["train_loss"], "o-", color=BLUE, label="training, augmented")
-    left.plot(table["epoch"], table["val_loss"], "s--", color=ORANGE, label="validation, as it is")
+    left.plot(
+        table["epoch"], table["val_loss"], "s--", color=ORANGE, label="validation, not augmented"
+    )
     left.set(ylabel=loss, title="Loss")
     right.plot(table["epoch"], table["val_accuracy"], "s--", color=ORANGE)
     right.set(ylabel="accuracy on validation (fraction)", title="Accuracy at probability 0.5")
@@ -381,5 +383,6 @@ def calibration(
         lower.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     else:
         lower.set(ylim=(0, 1))
+        lower.text(0.5, 0.5, "none", ha="center", va="center", transform=lower.transAxes)
         lower.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     save(figure, path)
