@@ -88,7 +88,9 @@ def review(row: Any) -> dict[str, Any]:
     """What somebody would say about a candidate."""
     faint = row.snr < FAINT_SNR
     decision, reason = (
-        ("unsure", "faint") if faint else ("confirmed", f"seen on {row.sightings} images")
+        ("unsure", "faint")
+        if faint
+        else ("confirmed", f"seen on {row.sightings} image{'s' * (row.sightings > 1)}")
     )
     return {"candidate": row.id, "decision": decision, "reviewer": "Ada", "reason": reason}
 
