@@ -147,7 +147,7 @@ def real_pair(image_path: Path, stack_path: Path) -> Pair:
 def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
     """Difference and median stack side by side, one row for each pair."""
     figure, axes = plt.subplots(
-        len(pairs), 2, figsize=(10.6, 6.2 * len(pairs)), squeeze=False, layout="constrained"
+        len(pairs), 2, figsize=(10.6, 6.0 * len(pairs)), squeeze=False, layout="compressed"
     )
     for (name, (image, stack, blobs)), row in zip(pairs.items(), axes, strict=True):
         for axis, data, what in zip(
@@ -183,7 +183,7 @@ def draw_steps(path: Path, root: Path) -> None:
         "rotated, flipped": (recipes, noise, 0),
         "another copy": (recipes, noise, 1),
     }
-    figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.6), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.6), layout="compressed")
     for (title, (step, sigma, copy)), axis in zip(steps.items(), axes.flat, strict=True):
         show(
             axis,
@@ -226,7 +226,7 @@ def draw_detection(path: Path, root: Path) -> None:
     new = blobs[blobs["first_frame"] == case.frame]
     x0, y0 = (int(value) for value in origins[index, 2:])
 
-    figure, (whole, part, seen) = plt.subplots(1, 3, figsize=(14.4, 5.4), layout="constrained")
+    figure, (whole, part, seen) = plt.subplots(1, 3, figsize=(14.4, 5.4), layout="compressed")
     show(whole, image, 3 * clean_noise(image), binned=2)
     for (x, y), p in zip(origins[:, 2:], probability, strict=True):
         if p >= Params().evaluate.threshold:
