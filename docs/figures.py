@@ -29,7 +29,7 @@ from matplotlib.patches import Circle, Rectangle
 from PIL import Image
 
 from blobpipe.core import fits_images, tables
-from blobpipe.core.plotting import STYLE
+from blobpipe.core.plotting import STYLE, two_digits
 from blobpipe.images import difference, tiles
 from blobpipe.images.clip import clip
 from blobpipe.images.noise import clean_noise
@@ -147,7 +147,7 @@ def real_pair(image_path: Path, stack_path: Path) -> Pair:
 def draw_pair(path: Path, pairs: dict[str, Pair]) -> None:
     """Difference and median stack side by side, one row for each pair."""
     figure, axes = plt.subplots(
-        len(pairs), 2, figsize=(10.6, 6.2 * len(pairs)), squeeze=False, layout="constrained"
+        len(pairs), 2, figsize=(10.6, 6.0 * len(pairs)), squeeze=False, layout="compressed"
     )
     for (name, (image, stack, blobs)), row in zip(pairs.items(), axes, strict=True):
         for axis, data, what in zip(
@@ -183,7 +183,7 @@ def draw_steps(path: Path, root: Path) -> None:
         "rotated, flipped": (recipes, noise, 0),
         "another copy": (recipes, noise, 1),
     }
-    figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.6), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(10.6, 7.6), layout="compressed")
     for (title, (step, sigma, copy)), axis in zip(steps.items(), axes.flat, strict=True):
         show(
             axis,
@@ -226,7 +226,7 @@ def draw_detection(path: Path, root: Path) -> None:
     new = blobs[blobs["first_frame"] == case.frame]
     x0, y0 = (int(value) for value in origins[index, 2:])
 
-    figure, (whole, part, seen) = plt.subplots(1, 3, figsize=(14.4, 5.4), layout="constrained")
+    figure, (whole, part, seen) = plt.subplots(1, 3, figsize=(14.4, 5.4), layout="compressed")
     show(whole, image, 3 * clean_noise(image), binned=2)
     for (x, y), p in zip(origins[:, 2:], probability, strict=True):
         if p >= Params().evaluate.threshold:
@@ -237,7 +237,7 @@ def draw_detection(path: Path, root: Path) -> None:
     show(part, subframes[index], 3.0, origin=(x0, y0))
     part.set_title(f"subframe: blob with probability {probability[index]:.2f}")
     show(seen, heat, float(heat.max()), origin=(x0, y0), cmap="magma", low=0.0)
-    seen.set_title(f"saliency, 0 to {heat.max():.2g} logits per sigma")
+    seen.set_title(f"saliency, 0 to {two_digits(float(heat.max()))} logits per sigma")
     for axis in (whole, part, seen):
         circle(axis, new, BLUE)
     figure.suptitle(

@@ -88,7 +88,9 @@ def review(row: Any) -> dict[str, Any]:
     """What somebody would say about a candidate."""
     faint = row.snr < FAINT_SNR
     decision, reason = (
-        ("unsure", "faint") if faint else ("confirmed", f"seen on {row.sightings} images")
+        ("unsure", "faint")
+        if faint
+        else ("confirmed", f"seen on {row.sightings} image{'s' * (row.sightings > 1)}")
     )
     return {"candidate": row.id, "decision": decision, "reviewer": "Ada", "reason": reason}
 
@@ -146,7 +148,7 @@ def photograph(address: str, candidate: int) -> None:
         browser = playwright.chromium.launch(executable_path=path, args=args)
         for name, where, width, height, scheme in (
             ("review-today", "/", 1280, 900, "light"),
-            ("review-candidate", one, 1280, 900, "light"),
+            ("review-candidate", one, 1280, 930, "light"),
             ("review-phone", one, 390, 844, "dark"),
         ):
             page = browser.new_page(
@@ -165,9 +167,10 @@ def save(content: bytes, path: Path, scale: float) -> None:
         [round(scale * side) for side in picture.size], Image.Resampling.LANCZOS
     )
     for colours in COLOURS:
-        picture.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            path, optimize=True
-        )
+        # Two rounds of k-means keep the page's own white
+        picture.quantize(
+            colours, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE
+        ).save(path, optimize=True)
         if path.stat().st_size <= MAX_BYTES:
             break
     log.info("%s: %d kB, %d colours", path.name, path.stat().st_size // 1000, colours)

@@ -71,11 +71,14 @@ def _work(shell: Any, image: str, log: str, stack: str, folder: Path, said: list
         step(lambda: plugin.w.fields.stack.set_text(stack))
         step(plugin.search_image)
         said.append(plugin.w.message.get_text())
+        if plugin.shown:
+            # As a click does; ginga's own select_path tells nobody
+            step(lambda: plugin.w.table.get_widget().topLevelItem(0).setSelected(True))
+            said.append(plugin.w.message.get_text())
+        step(lambda: _picture(shell, folder / "search.png"))
+        # What is found by a search alone cannot be rejected: the plug-in must say so
         step(lambda: plugin.decide("rejected"))
         said.append(plugin.w.message.get_text())
-        if plugin.shown:
-            step(lambda: said.append(plugin.go_to("1")))
-        step(lambda: _picture(shell, folder / "search.png"))
         said.append("done")
     except Exception as error:
         said.append(repr(error))

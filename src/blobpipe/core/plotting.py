@@ -54,6 +54,9 @@ matplotlib.rcParams.update(STYLE)
 # Levels of the contours of a gallery, in shares of the highest saliency of all its panels
 CONTOURS = (0.2, 0.4, 0.8)
 
+# Digits of an exponent
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
     """Write a figure as PNG under a temporary name, rename it, and close it.
@@ -74,6 +77,13 @@ def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
             temporary, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None}
         )
     plt.close(figure)
+
+
+def two_digits(value: float) -> str:
+    """Write a number with two digits, a small one with a power of ten in raised digits."""
+    digits, _, exponent = f"{value:.2g}".partition("e")
+    power = f"10{str(int(exponent or 0)).translate(RAISED)}"
+    return f"{digits} \N{MULTIPLICATION SIGN} {power}" if exponent else digits
 
 
 def contact_sheet(
@@ -125,14 +135,18 @@ def history(path: str | Path, table: pd.DataFrame, loss: str, name: str) -> None
     from matplotlib.ticker import MaxNLocator
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    left.plot(table["epoch"], table["train_loss"], "o-", color=BLUE, label="training")
-    left.plot(table["epoch"], table["val_loss"], "s--", color=ORANGE, label="validation")
+    left.plot(table["epoch"], table["train_loss"], "o-", color=BLUE, label="training, augmented")
+    left.plot(
+        table["epoch"], table["val_loss"], "s--", color=ORANGE, label="validation, not augmented"
+    )
     left.set(ylabel=loss, title="Loss")
     right.plot(table["epoch"], table["val_accuracy"], "s--", color=ORANGE)
     right.set(ylabel="accuracy on validation (fraction)", title="Accuracy at probability 0.5")
     for axis in (left, right):
         axis.set(xlabel="epoch (count)", xlim=(0.5, len(table) + 0.5))
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        # Whole epochs, also where there is but one
+        whole = MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        axis.xaxis.set_major_locator(whole)
     figure.suptitle(f"Training of the {NAMES[name]}")
     figure.legend(loc="outside lower center", ncols=2)
     save(figure, path)
@@ -174,7 +188,7 @@ def draw_detection(
         mark.set_data([x_peak], [y_peak])
     low, high = limits or (float(saliency.min()), float(saliency.max()))
     sheet.pictures[1].set_clim(low, high)
-    sheet.figure.axes[1].set_title(f"{map_name}, {low:.2g} to {high:.2g}", y=1)
+    sheet.figure.axes[1].set_title(f"{map_name}, {two_digits(low)} to {two_digits(high)}", y=1)
     sheet.figure.suptitle(title, wrap=True)
     save(sheet.figure, path, box=None)
 
@@ -279,9 +293,10 @@ def gallery(path: str | Path, rows: dict[str, list[Panel]], title: str) -> None:
             axis.set(xticks=[], yticks=[])
         for axis, panel in zip(line, panels, strict=False):
             _draw_panel(axis, panel, levels)
-    drawn = ", ".join(f"{level:.2g}" for level in levels)
+    *lower, last = (f"{100 * share:.0f}" for share in CONTOURS)
     figure.suptitle(
-        f"{title}; contours: saliency, {drawn} logits per sigma in every panel\n"
+        f"{title}; contours: {', '.join(lower)} and {last} % of the highest saliency of all panels, "
+        f"{two_digits(highest)} logits per sigma\n"
         "256 x 256 px in means of 2 x 2, -2 (black) to 2 sigma (white)",
         fontsize=10,
     )
@@ -327,13 +342,14 @@ def calibration(
         Second line of the title.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
     figure, (upper, lower) = plt.subplots(
         2,
         1,
-        figsize=(6.2, 6.0),
+        figsize=(6.2, 6.4),
         sharex=True,
-        gridspec_kw={"height_ratios": [3, 1]},
+        gridspec_kw={"height_ratios": [3, 1.2]},
         layout="constrained",
     )
     upper.plot([0, 1], [0, 1], color=GREY, lw=0.8)
@@ -358,7 +374,15 @@ def calibration(
     upper.set(ylabel=f"{of} with a blob (fraction)", title=title)
     figure.legend(loc="outside lower center", ncols=len(tables))
     lower.set(xlabel="probability of a blob (fraction)", ylabel=f"{of} (count)")
-    # A logarithmic axis cannot show zeros alone
-    if any(table["n"].any() for table in tables.values()):
-        lower.set(yscale="log", ylim=(0.6, None))
+    # Counts are whole; a logarithmic axis cannot show zeros alone
+    most = max((table["n"].max() for table in tables.values()), default=0)
+    if most > 0:
+        lower.set(yscale="log", ylim=(0.6, 1.6 * most))
+        lower.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < 20 else (1,)))
+        lower.yaxis.set_minor_formatter(NullFormatter())
+        lower.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    else:
+        lower.set(ylim=(0, 1))
+        lower.text(0.5, 0.5, "none", ha="center", va="center", transform=lower.transAxes)
+        lower.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     save(figure, path)

@@ -154,11 +154,20 @@ def calibrate(
         Scores of blobs, and of false peaks on ``n_frames`` frames.
     per_frame : float
         New blobs to a frame.
+
+    Returns
+    -------
+    (float, float)
+        Slope and offset of the log-odds; (1, 0), which takes the score for the probability, if no score
+        counts.
     """
     true = true[true > 0]
     x = logit(np.concatenate([true, false]))
     blob = np.repeat([1.0, 0.0], [len(true), len(false)])
     weight = np.repeat([per_frame / max(len(true), 1), 1 / n_frames], [len(true), len(false)])
+
+    if not weight.any():
+        return 1.0, 0.0
 
     def loss(at: FloatArray) -> float:
         z = at[0] * x + at[1]

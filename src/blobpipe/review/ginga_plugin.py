@@ -193,6 +193,8 @@ class Blobs(LocalPlugin):  # type: ignore[misc]
         """Fill the table, and draw a circle for each sighting."""
         self.shown = {str(number): one for number, one in enumerate(found, start=1)}
         self.selected = ""
+        for viewer in self.viewers.values():
+            viewer.clear()
         self.w.table.set_tree({key: _row(key, one) for key, one in self.shown.items()})
         self.w.table.set_optimal_column_widths()
         self._draw()

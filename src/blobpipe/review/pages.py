@@ -98,6 +98,8 @@ class Card:
         Depth by date, on each image with the fitted step; or of the sightings and of other detections near them.
     landing : str
         When it landed and how it was found, in words; empty if not known.
+    has_depths : bool
+        Whether the history is of depths with place and shape fixed (`history.depths`), not of the sightings.
     """
 
     row: Row
@@ -106,6 +108,7 @@ class Card:
     reviews: list[Row]
     history: charts.Graph | None
     landing: str
+    has_depths: bool
 
 
 class Mark(NamedTuple):
@@ -392,7 +395,8 @@ def _card(connection: sqlite3.Connection, row: Row) -> Card:
     samples = [_sample(detection, "sighting") for detection in sightings]
     samples += [_sample(detection, "other") for detection in others]
     # where depths have been measured on all images, they replace those of the detections
-    if depths := queries.depths(connection, number):
+    depths = queries.depths(connection, number)
+    if depths:
         samples = [_depth_sample(depth) for depth in depths]
     history = [sample for sample in samples if sample is not None]
     return Card(
@@ -402,6 +406,7 @@ def _card(connection: sqlite3.Connection, row: Row) -> Card:
         reviews=queries.reviews(connection, number),
         history=charts.scatter(history, from_zero=True, line=_step(row, history)),
         landing=_landing(row),
+        has_depths=bool(depths),
     )
 
 

@@ -458,9 +458,11 @@ p, dl { margin: .2rem 0; }
 dt { float: left; clear: left; width: 9.5rem; color: var(--quiet); }
 dd { margin-left: 10rem; }
 .views { display: flex; flex-wrap: wrap; gap: .6rem; margin-top: .5rem; }
-figure { margin: 0; width: 12rem; position: relative; }
-figure img { width: 12rem; height: 12rem; image-rendering: pixelated; display: block; }
-figure svg { position: absolute; top: 0; left: 0; width: 12rem; height: 12rem; }
+figure { margin: 0; width: 12rem; max-width: calc(50% - .3rem); position: relative; }
+figure img, figure svg { width: 100%; aspect-ratio: 1; }
+figure img { height: auto; image-rendering: pixelated; display: block; }
+figure svg { position: absolute; top: 0; left: 0; }
+@media (max-width: 40rem) { dt { float: none; } dd { margin-left: 0; } }
 circle { fill: none; stroke: #e69f00; stroke-width: .8; }
 """
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from tqdm import tqdm
 
 from blobpipe.core import blob_shapes, fits_images, metrics, tables
@@ -105,8 +106,13 @@ class Detectors(NamedTuple):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """Return the threshold of each detector by its name."""
-        return {name: getattr(self, name).threshold for name in DETECTORS}
+        """Return the threshold of each detector by its name.
+
+        A score of the dense network, a probability of the report's network (its own threshold is in
+        log-odds), an S/N of the matched filter: the units of ``metrics.json`` of the stage regression.
+        """
+        own = {name: getattr(self, name).threshold for name in DETECTORS}
+        return own | {"report": float(expit(own["report"]))}
 
 
 @dataclass

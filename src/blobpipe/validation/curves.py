@@ -56,7 +56,7 @@ def _draw_confusion(axis: Axes, counts: npt.NDArray[np.int64], interval: dict[st
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (i, j), key in zip(np.ndindex(2, 2), ("tnr", "fpr", "fnr", "tpr"), strict=True):
         low, high = interval[key]
-        limits = f"\n({low:.3f} - {high:.3f})" if low is not None else ""
+        limits = f"\n({low:.3f} to {high:.3f})" if low is not None else ""
         label = f"{counts[i, j]}\n{key.upper()} {shares[i, j]:.3f}{limits}"
         color = "white" if shares[i, j] > 0.5 else "black"
         axis.text(j, i, label, ha="center", va="center", color=color)
@@ -118,7 +118,7 @@ def precision_recall(path: str | Path, curves: dict[str, Curve], areas: dict[str
     figure, axis = plt.subplots(figsize=(5.6, 5.2), layout="constrained")
     for name, curve in curves.items():
         color, line, _ = plotting.STYLES[name]
-        area = f", average {areas[name]:.4f}" if areas[name] is not None else ""
+        area = f", average precision {areas[name]:.4f}" if areas[name] is not None else ""
         recall, precision = curve
         axis.plot(recall, precision, line, color=color, label=plotting.NAMES[name] + area)
     axis.set(
@@ -217,7 +217,7 @@ def cases(
     recall, blobs, alarms : DataFrame
         Rows of ``recall.csv``, ``cases.csv`` and ``alarms.csv``.
     detector : str
-        Name of the detector, for the title.
+        One of `plotting.NAMES`: names and colours what it has found.
     shape : (ny, nx)
         Of an image, all of which is drawn.
     """
@@ -231,23 +231,26 @@ def cases(
     }
     for (quantity, label), axis in zip(labels.items(), axes.flat, strict=False):
         unit = 0.01 if quantity == "depth_frac" else 1.0
-        _draw_recall(axis, recall[recall["quantity"] == quantity], label, unit)
-    _draw_places(axes[1, 1], blobs, alarms, shape)
-    figure.suptitle(f"New blobs in historical images: {detector}, with 95 % intervals")
+        _draw_recall(axis, recall[recall["quantity"] == quantity], label, detector, unit)
+    _draw_places(axes[1, 1], blobs, alarms, detector, shape)
+    figure.suptitle(
+        f"New blobs in historical images: {plotting.NAMES[detector]}, with 95 % intervals"
+    )
     plotting.save(figure, path)
 
 
-def _draw_recall(axis: Axes, table: pd.DataFrame, label: str, unit: float) -> None:
+def _draw_recall(axis: Axes, table: pd.DataFrame, label: str, detector: str, unit: float) -> None:
     """Draw recall in the bins of one quantity."""
     errors = _error_bars(table, "recall")
     position = np.arange(len(table))
-    axis.errorbar(position, table["recall"], yerr=errors, fmt="o", color=plotting.BLUE, capsize=3)
+    color, _, marker = plotting.STYLES[detector]
+    axis.errorbar(position, table["recall"], yerr=errors, fmt=marker, color=color, capsize=3)
     _label_bins(axis, table, unit)
     axis.set(xlabel=label, ylabel="recall of new blobs (fraction)", ylim=(-0.03, 1.03))
 
 
 def _draw_places(
-    axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame, shape: tuple[int, ...]
+    axis: Axes, blobs: pd.DataFrame, alarms: pd.DataFrame, detector: str, shape: tuple[int, ...]
 ) -> None:
     """Draw the places of found and missed blobs, and of false alarms."""
     axis.scatter(
@@ -258,7 +261,8 @@ def _draw_places(
         marker="+",
         label=f"false alarm ({len(alarms)})",
     )
-    for status, color, marker in (("found", plotting.BLUE, "o"), ("missed", plotting.ORANGE, "X")):
+    of_detector, _, point = plotting.STYLES[detector]
+    for status, color, marker in (("found", of_detector, point), ("missed", plotting.ORANGE, "X")):
         rows = blobs[blobs["status"] == status]
         axis.scatter(
             rows["x_px"],
@@ -303,7 +307,7 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
     last.set(
         xlabel="radius (px)",
         ylabel="depth (% of the light)",
-        title="depth at which 50 % and 90 % are found",
+        title="depth at which 50 % and 90 % are found\n(no point: at no depth that was injected)",
         yscale="log",
         # What was injected, so that an empty panel says that nothing in this range was found often enough
         xlim=(radii[0] - 0.5, radii[-1] + 0.5),
@@ -312,7 +316,7 @@ def completeness(path: str | Path, grid: pd.DataFrame, limits: pd.DataFrame) -> 
     last.set_xticks(radii, [f"{radius:g}" for radius in radii])
     last.set_yticks(depths, [f"{depth:.2g}" for depth in depths])
     last.yaxis.set_minor_locator(NullLocator())
-    last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3)
+    figure.legend(*last.get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
     # The widest interval of any cell, on either side
     ends = grid[["completeness_low", "completeness_high"]].sub(grid["completeness"], axis=0)

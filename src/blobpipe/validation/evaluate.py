@@ -687,7 +687,7 @@ def _draw_curves(
     curves.precision_recall(out_dir / "precision_recall.png", precision_recall, averages)
     plotting.calibration(out_dir / "calibration.png", reliability)
     equal = by_snr[by_snr["operating_point"] == "fpr_0.01"]
-    title = "Subframes with blobs, at a false-positive rate of 0.01"
+    title = "Subframes with blobs, at a false-positive rate of 0.01; with 95 % intervals"
     curves.by_snr(out_dir / "by_snr.png", equal, title)
 
 

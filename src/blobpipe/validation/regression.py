@@ -787,7 +787,7 @@ def _draw(
         blobs = usable.assign(status=np.where(is_found, "found", "missed"))
         mine = _at_point(recall, detector, point)
         alarms = _at_point(result.alarms, detector, point)
-        curves.cases(out_dir / name, mine, blobs, alarms, plotting.NAMES[detector], shape)
+        curves.cases(out_dir / name, mine, blobs, alarms, detector, shape)
 
     budget = detectors[detectors["operating_point"] == "budget"].set_index("detector")
     notes = {
@@ -797,7 +797,7 @@ def _draw(
     by_snr = recall[(recall["operating_point"] == "budget") & (recall["quantity"] == "snr")]
     title = (
         "New blobs found, with thresholds set on other images\n"
-        f"for {per_100_frames:g} false alarms per 100 images"
+        f"for {per_100_frames:g} false alarms per 100 images; with 95 % intervals"
     )
     curves.by_snr(out_dir / "detectors.png", by_snr, title, notes, share="recall")
 

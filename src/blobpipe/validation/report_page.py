@@ -126,14 +126,14 @@ p { max-width: 44rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; background: var(--field); font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-thead th { color: var(--quiet); font-weight: 500; }
+thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
 tbody th { font-weight: 500; min-width: 10rem; }
-@media (max-width: 40rem) { td { white-space: normal; } }
 .quiet, figcaption { color: var(--quiet); font-size: 0.875rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1.5rem 2rem; }
 figure { margin: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 3px; background: #fff; }
-svg { max-width: 100%; height: auto; }
+svg { min-width: 72rem; max-width: 100%; height: auto; }
+@media (max-width: 40rem) { td, thead th { white-space: normal; } .interval { display: block; white-space: nowrap; } }
 svg rect { fill: var(--field); stroke: var(--quiet); }
 svg text { fill: var(--text); font-size: 13px; text-anchor: middle; }
 svg path { fill: none; stroke: var(--quiet); }
@@ -244,7 +244,7 @@ def _numbers(metrics: dict[str, dict[str, Any]], budget: float) -> str:
             f'<tr><th scope="row">{text}</th><td>{number.isr or gate.NO_VALUE}</td>{cells}</tr>'
         )
     return (
-        '<div class="wide"><table><thead><tr><th scope="col"></th><th scope="col">ISR 2021-08</th>'
+        '<div class="wide"><table><thead><tr><th scope="col"></th><th scope="col">ISR 2021&#8209;08</th>'
         '<th scope="col">report\'s network</th><th scope="col">dense network</th>'
         f'<th scope="col">matched filter</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         '<p class="quiet">In brackets, intervals of 95 %. The report used real images and these are simulated unless '
@@ -265,7 +265,8 @@ def _value(metrics: dict[str, dict[str, Any]], where: str) -> str:
     if interval is None and n:
         interval = [float(end) for end in wilson_interval(np.array(round(value * n)), np.array(n))]
     if isinstance(interval, list) and len(interval) == 2:
-        return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+        low, high = interval
+        return f'{value:.3f} <span class="interval">({low:.3f} to {high:.3f})</span>'
     return f"{value:.3f}" if value < 10 else f"{value:,.0f}"
 
 

@@ -100,7 +100,7 @@ DRAW: dict[str, Callable[[Path], None]] = {
     "roc": lambda path: curves.roc(path, {"report": CURVE, "dense": CURVE}, {"report": (0.1, 0.9)}, {"report": 0.9, "dense": None}),
     "precision_recall": lambda path: curves.precision_recall(path, {"report": CURVE}, {"report": 0.9}),
     "calibration": lambda path: plotting.calibration(path, {"report": BINS}, note="Note"),
-    "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS, "dense network", (1024, 1024)),
+    "cases": lambda path: curves.cases(path, RECALL, BLOBS, ALARMS, "dense", (1024, 1024)),
     "completeness": lambda path: curves.completeness(path, GRID, LIMITS),
     "deep_completeness": lambda path: curves.deep_completeness(path, DEEP),
     "landing_errors": lambda path: curves.landing_errors(path, LANDINGS, 0.9),
@@ -118,7 +118,7 @@ def test_every_figure_is_tested() -> None:
     ours = {
         name for name, function in functions if function.__module__ in modules and name[0] != "_"
     }
-    assert ours - {"save"} == set(DRAW)
+    assert ours - {"save", "two_digits"} == set(DRAW)
 
 
 @pytest.mark.parametrize("name", DRAW)
@@ -181,7 +181,7 @@ def test_places_are_shown_on_the_whole_image_and_no_bin_is_cut(
     drawn: list[Figure] = []
     monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
     empty = RECALL.assign(n=0, recall=np.nan, recall_low=np.nan, recall_high=np.nan)
-    curves.cases(tmp_path / "a.png", empty, BLOBS, ALARMS[:0], "dense network", (900, 2048))
+    curves.cases(tmp_path / "a.png", empty, BLOBS, ALARMS[:0], "dense", (900, 2048))
     by_snr, *_, places = drawn[0].axes
     assert by_snr.get_xlim() == (-0.5, 1.5)
     assert (places.get_xlim(), places.get_ylim()) == ((-0.5, 2047.5), (-0.5, 899.5))
@@ -212,11 +212,46 @@ def test_epochs_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             train_loss=1.0, val_loss=0.5, val_accuracy=0.9
         )
         plotting.history(tmp_path / "a.png", table, "loss (nat)", "report")
-        ticks = drawn[-1].axes[0].get_xticks()
-        inside = ticks[(ticks >= 1) & (ticks <= n)]
+        axis = drawn[-1].axes[0]
+        low, high = axis.get_xlim()
+        ticks = axis.get_xticks()
+        inside = ticks[(ticks >= low) & (ticks <= high)]
         assert len(inside) >= 1
         assert np.array_equal(inside, inside.round())
     plt.close("all")
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 40, 2000])
+def test_counts_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plotting, "save", lambda figure, path, **_: drawn.append(figure))
+    plotting.calibration(tmp_path / "a.png", {"dense": BINS.assign(n=[most, 0])})
+    axis = drawn[0].axes[1]
+    drawn[0].canvas.draw()
+    low, high = axis.get_ylim()
+    labels = [
+        label.get_text()
+        for which in ("major", "minor")
+        for label in axis.yaxis.get_ticklabels(which=which)
+        if label.get_text() and low <= label.get_position()[1] <= high
+    ]
+    assert labels
+    assert all(label.isdigit() for label in labels), labels
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.0267, "0.027"),
+        (4.13e-5, "4.1 \N{MULTIPLICATION SIGN} 10⁻⁵"),
+        (-2e-12, "-2 \N{MULTIPLICATION SIGN} 10⁻¹²"),
+        (17.0, "17"),
+    ],
+)
+def test_small_numbers_are_written_with_a_power_of_ten(value: float, text: str) -> None:
+    assert plotting.two_digits(value) == text
 
 
 def test_all_panels_of_a_gallery_have_the_same_contours(

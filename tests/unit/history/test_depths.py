@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from tests.unit.detection.blobs import NOISE, SIDE, blob, noise
 
-from blobpipe.core.blob_shapes import blob_profile, matched_snr
+from blobpipe.core.blob_shapes import Shape, blob_profile, matched_snr
 from blobpipe.history.deep import settle
 from blobpipe.history.depths import measure_depths, measure_histories
 from blobpipe.images.register import Shift
@@ -44,6 +44,17 @@ def test_strong_blobs_of_other_shapes_are_not_cut_back(depth: float) -> None:
     image = noise() + blob(80, 80, 6.0, depth, "diamond")
     found = measure_depths(image, place(80, 80, 6.0).assign(shape="disc"), NOISE)
     assert found.depth_frac[0] == pytest.approx(depth, rel=0.25)
+
+
+@pytest.mark.parametrize("shape", ["disc", "diamond", "ring"])
+@pytest.mark.parametrize("radius", [3.0, 5.0, 7.0, 9.0])
+def test_a_blob_of_another_shape_is_within_the_error_that_the_page_states(
+    shape: Shape, radius: float
+) -> None:
+    """The candidate's page, where both depths stand side by side, and docs/howto/history.md say 15 %."""
+    image = blob(80, 80, radius, 0.15, shape)
+    found = measure_depths(image, place(80, 80, radius), NOISE)
+    assert found.depth_frac[0] == pytest.approx(0.15, rel=0.001 if shape == "disc" else 0.15)
 
 
 def test_bad_pixels_streaks_and_neighbours_change_little() -> None:

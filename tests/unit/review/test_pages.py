@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from tests.unit import synthetic_log
 from tests.unit.served import served
@@ -518,7 +519,11 @@ def test_ten_thousand_images_stay_fast(long_log: sqlite3.Connection, name: str) 
 
 @pytest.mark.slow
 def test_the_server_answers_as_fast(long_log: sqlite3.Connection) -> None:
-    """From the request to the last byte, the median of five; and no page keeps its first reader waiting."""
+    """Processor time of the server, and from the request to the last byte the median of five.
+
+    Other work on the machine lengthens the waits: by as much as it lengthens a piece of work beside each request, whose
+    processor time is known.
+    """
     image, candidate = (
         long_log.execute(f"SELECT max(id) FROM {of}").fetchone()[0]
         for of in ("images", "candidates")
@@ -542,13 +547,38 @@ def test_the_server_answers_as_fast(long_log: sqlite3.Connection) -> None:
     }
     path = Path(long_log.execute("PRAGMA database_list").fetchone()["file"])
     with served(path) as address, httpx.Client(base_url=address) as client:
+        [server] = [each for each in psutil.Process().children() if str(path) in each.cmdline()]
         for name, url in paths.items():
-            times = [
-                1e3 * client.get(url).raise_for_status().elapsed.total_seconds() for _ in range(5)
-            ]
-            print(f"{name}: first {times[0]:.0f} ms, then {statistics.median(times):.0f} ms")
-            assert statistics.median(times) < ALLOWED_MS.get(name, 300.0), name
-            assert times[0] < 1000, name
+            before = _processor_ms(server)
+            times = []
+            spent = []
+            slower = []
+            for _ in range(5):
+                reply = client.get(url).raise_for_status()
+                times.append(1e3 * reply.elapsed.total_seconds())
+                spent.append(_processor_ms(server) - before)
+                slower.append(_slow_down())
+            mean = spent[-1] / len(spent)
+            wait = statistics.median(times) / statistics.median(slower)
+            print(f"{name}: processor {mean:.0f} ms, wait {wait:.0f}, {times[0]:.0f} the first")
+            assert mean < ALLOWED_MS.get(name, 300.0), name
+            assert wait < ALLOWED_MS.get(name, 300.0), name
+            assert times[0] / max(slower) < 1000, name
+
+
+def _processor_ms(process: psutil.Process) -> float:
+    """Processor time that a process has used (ms), all threads together; it counts in steps of 10 ms."""
+    times = process.cpu_times()
+    return 1e3 * (times.user + times.system)
+
+
+def _slow_down() -> float:
+    """How many times as long as its 20 ms of processor time a piece of work takes at present."""
+    start = time.perf_counter()
+    end = time.process_time() + 0.02
+    while time.process_time() < end:
+        pass
+    return (time.perf_counter() - start) / 0.02
 
 
 def test_images_of_a_detector_of_earlier_years_have_their_dates(tmp_path: Path) -> None:

@@ -999,6 +999,15 @@ def test_what_cannot_be_served_has_its_reason(
     assert not started
 
 
+def test_connections_send_the_body_of_a_page_at_once() -> None:
+    """Nagle's algorithm would hold it back for 40 ms, until the browser acknowledges the headers."""
+    [listening] = _listen("127.0.0.1", 0)
+    with listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_in_use_is_one_line(
     shared_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -57,6 +59,14 @@ def test_every_blob_is_counted_once(measured: Path) -> None:
     for _, part in injections.groupby(injections.index // 4):
         assert part["frame"].nunique() == 1
         assert not part[["x_px", "y_px"]].floordiv(256).duplicated().any()
+
+
+def test_thresholds_are_in_the_units_of_the_stage_regression() -> None:
+    """The report's network is asked in log-odds, and its threshold is written as a probability."""
+    own = completeness.Detectors(*(SimpleNamespace(threshold=each) for each in (0.7, 2.0, 18.0)))
+    assert own.thresholds == pytest.approx(
+        {"dense": 0.7, "report": 1 / (1 + math.exp(-2.0)), "matched_filter": 18.0}
+    )
 
 
 def test_only_images_that_training_has_not_seen(made_project: Path) -> None:

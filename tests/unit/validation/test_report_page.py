@@ -69,8 +69,10 @@ def test_a_run_that_passed(root: Path) -> None:
     (root / "results/stages.html").write_text("x")
     html = page(root)
     assert "<strong>Passed</strong> the regression test, on 110 images that were the first" in html
-    assert "<td>0.963 (0.921 to 0.983)</td>" in html
-    assert "<td>0.856 (0.794 to 0.902)</td>" in html  # 137 of 160, computed
+    assert '<td>0.963 <span class="interval">(0.921 to 0.983)</span></td>' in html
+    assert (
+        '<td>0.856 <span class="interval">(0.794 to 0.902)</span></td>' in html
+    )  # 137 of 160, computed
     assert "False alarms per 100 images, measured; the budget is 5</th>" in html
     assert html.count("<figure>") == html.count('src="data:image/png;base64,') == 2
     assert html.count("None has changed.") == 2
