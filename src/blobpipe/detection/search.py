@@ -154,8 +154,17 @@ class Observation:
         clipped, _ = clip_image(self.whitened, clip or Clip())
         return scale_image(clipped, scale or Scale())[0]
 
+    def filter(self) -> FilteredImage:
+        """Return the response of the whitened difference to top-hats (`matched_filter.filter_image`)."""
+        return filter_image(self.whitened, self.noise_frac, self.noise_model)
+
     def find_blobs(
-        self, detector: Detector, *, peaks: Peaks | None = None, vetting: Vetting | None = None
+        self,
+        detector: Detector,
+        *,
+        peaks: Peaks | None = None,
+        filtered: FilteredImage | None = None,
+        vetting: Vetting | None = None,
     ) -> pd.DataFrame:
         """Search it.
 
@@ -165,6 +174,8 @@ class Observation:
         peaks : Peaks, optional
             Where to look, if the detector has searched already; otherwise the difference is whitened,
             clipped and scaled with the default settings, and searched.
+        filtered : FilteredImage, optional
+            From `filter`, if it has been filtered already.
         vetting : Vetting, optional
             The defaults if not given.
 
@@ -180,7 +191,7 @@ class Observation:
         if peaks is None:
             peaks = detector.search(self.scaled())
 
-        filtered = filter_image(self.whitened, self.noise_frac, self.noise_model)
+        filtered = filtered or self.filter()
         peaks = worth_fitting(peaks, filtered, detector.unseen)
 
         # The fit sees the whitened difference, unclipped

@@ -9,7 +9,7 @@ from tests.unit.detection.blobs import blob
 
 from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.history import deep
-from blobpipe.history.deep import DEPTHS, KEPT, Latest, settle, sums_before
+from blobpipe.history.deep import DEPTHS, KEPT, Latest, means_within, settle
 from blobpipe.history.depths import measure_histories
 from blobpipe.history.landing import date_history
 from blobpipe.images.noise import clean_noise
@@ -126,19 +126,30 @@ def test_without_deep_differences_nothing_is_found(detector: DenseDetector) -> N
     assert found[["x_px", "y_px", "radius_px", "status", "n_images"]].empty
 
 
-def test_sums_are_those_of_numpy() -> None:
+def test_means_are_those_of_numpy() -> None:
     rng = np.random.default_rng(5)
     values = [rng.integers(-500, 500, (70, 30)).astype(np.int16) for _ in range(9)]
     values[4][3, 7] = deep.MISSING
+    for image in values[2:5]:
+        image[66, 29] = deep.MISSING
     weights = rng.uniform(0.5, 2, 9).astype(np.float32)
-    sums, shares = sums_before(values, weights, [2, 5, 9])
+    spans = [(2, 5), (5, 9), (0, 9), (2, 9)]
     there = np.array(values) != deep.MISSING
     weighted = np.where(there, np.array(values), 0) * weights[:, None, None]
-    for k, mark in enumerate([2, 5, 9]):
-        np.testing.assert_allclose(sums[k], weighted[:mark].sum(0), rtol=1e-4, atol=0.05)
-        np.testing.assert_allclose(
-            shares[k], (there * weights[:, None, None])[:mark].sum(0), rtol=1e-5
-        )
+    shares = there * weights[:, None, None]
+    for found, (first, end) in zip(means_within(values, weights, spans), spans, strict=True):
+        with np.errstate(invalid="ignore"):
+            expected = weighted[first:end].sum(0) / shares[first:end].sum(0)
+        np.testing.assert_allclose(found, expected * deep.STEP_FRAC, rtol=1e-4, atol=1e-5)
+
+
+def test_variances_are_those_of_numpy_and_zero_where_a_value_is_missing() -> None:
+    rng = np.random.default_rng(6)
+    values = [(20_000 + rng.integers(-500, 500, (70, 30))).astype(np.int16) for _ in range(9)]
+    values[4][3, 7] = values[0][66, 2] = deep.MISSING
+    expected = np.array(values, np.float64).var(axis=0)
+    expected[3, 7] = expected[66, 2] = 0
+    np.testing.assert_allclose(deep.variances(values), expected, rtol=1e-6)
 
 
 def test_flickering_pixels_stand_out_of_the_rms_map() -> None:
@@ -147,6 +158,34 @@ def test_flickering_pixels_stand_out_of_the_rms_map() -> None:
         flickering[k][40:44, 40:44] += 0.1
     rms = latest_of(flickering).rms()
     assert rms[20:22, 20:22].mean() > 1.3 * np.median(rms)
+
+
+# Part of the image alone is looked at
+
+
+def test_the_network_looks_at_places_as_at_the_whole_image(detector: DenseDetector) -> None:
+    scaled = np.random.default_rng(7).normal(0, 1, (330, 410)).astype(np.float32)
+    x, y = np.array([201.0, 404.0, 3.0]), np.array([130.0, 325.0, 250.0])
+    for place in zip(x, y, strict=True):
+        scaled += blob(*place, 5.0, 2.0, side=420)[:330, :410]
+    whole = detector.respond(scaled)
+    found = deep.respond_at(detector, scaled, x, y)
+    assert found.shape == whole.shape == (83, 103)
+    row, column = np.indices(found.shape) * 4 + 1.5
+    distance = np.hypot(row - y[:, None, None], column - x[:, None, None])
+    assert (found[distance.min(axis=0) > 45] == 0).all()
+    for near in distance < 12:
+        assert whole[near].max() > 0.9
+        assert found[near].max() == pytest.approx(whole[near].max(), abs=0.05)
+
+
+def test_where_there_is_much_to_look_at_the_network_sees_the_whole_image(
+    detector: DenseDetector,
+) -> None:
+    scaled = np.random.default_rng(8).normal(0, 1, (128, 144)).astype(np.float32)
+    x, y = np.array([20.0, 70.0, 120.0]), np.array([20.0, 60.0, 110.0])
+    assert (deep.respond_at(detector, scaled, x, y) == detector.respond(scaled)).all()
+    assert not deep.respond_at(detector, scaled, x[:0], y[:0]).any()
 
 
 # What must not become a persistent false alarm: each on the images of a sequence, searched together

@@ -14,6 +14,7 @@ from astropy.io import fits
 
 from blobpipe.core import files, fits_images
 from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.history.deep import SettledImage
 from blobpipe.images import difference
 from blobpipe.images.bad_pixels import BadPixels, MaskFile
 from blobpipe.images.register import NO_SHIFT, Shift
@@ -191,6 +192,25 @@ def test_a_corrupt_file_of_the_cache_is_not_believed(
     assert again is not None
     assert again.sha256 == whole.sha256
     assert {path: path.read_bytes() for path in contents} == contents
+
+
+@pytest.mark.parametrize("kind", HARM)
+def test_a_corrupt_settled_image_is_not_believed(tmp_path: Path, kind: str) -> None:
+    cache = running_stack.Cache(tmp_path)
+    values = np.zeros((300, 400), np.int16)
+    names = ["a" * 64, "b" * 64]
+    for k, name in enumerate(names):
+        running_stack.keep_settled(cache, name, SettledImage(values + np.int16(k), 0.0076))
+    found = running_stack._load_settled(names[0], cache, (300, 400))
+    assert found is not None
+    assert (found.values == values).all()
+    assert found.noise_frac == 0.0076
+    contents = [cache.settled_path(name).read_bytes() for name in names]
+    cache.settled_path(names[0]).write_bytes(HARM[kind](*contents))
+    assert running_stack._load_settled(names[0], cache, (300, 400)) is None
+    assert running_stack._load_settled(names[1], cache, (300, 401)) is None
+    other = running_stack.Cache(tmp_path, BadPixels(dq_flags=4))
+    assert running_stack._load_settled(names[1], other, (300, 400)) is None
 
 
 def test_a_folder_in_the_place_of_a_cached_image_is_named(
