@@ -804,6 +804,13 @@ def test_several_are_decided_at_once_and_undone_by_a_key(
             page.get_by_role("button", name="Undo").click()
         assert own.decisions() == before
 
+        # and by a key, with the focus still in the box
+        page.goto(f"{own.address}/map?sort=candidate")
+        page.get_by_role("checkbox", name="Select candidate 2").check()
+        with page.expect_navigation():
+            press(page, "R")
+        assert own.decisions() == before | {2: "rejected"}
+
 
 def test_without_the_token_a_page_says_why_there_are_no_buttons(browser: Any, site: Site) -> None:
     with tab(browser) as (page, _):

@@ -729,7 +729,7 @@ def _trend(series: Series, mjd: Values, values: Values) -> Line:
     mjd = mjd[is_finite]
     values = series.factor * values[is_finite]
     if not len(values):
-        return Line(series.name, "no values", None)
+        return Line(series.name, "", None)
     median = f"{bn.median(values):.{series.digits}f}"
     newest = f"{values[-1]:.{series.digits}f}"
     graph = charts.trend(mjd, values, from_zero=series.column == "shift_px")

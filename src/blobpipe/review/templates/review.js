@@ -33,7 +33,9 @@ function onMeant(work) {
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;
-  if (event.target.closest("input:not([type=checkbox]), select, textarea, .wide")) return;
+  if (event.target.closest("input:not([type=checkbox]), select, textarea")) return;
+  // In a wide table, arrows scroll
+  if (event.key.startsWith("Arrow") && event.target.closest(".wide")) return;
   const bulk = document.getElementById("bulk");
   const work = {
     j: () => step(1), ArrowRight: () => step(1),
