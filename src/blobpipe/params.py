@@ -660,10 +660,10 @@ class Deep(Section):
         description="Images from which superimposed blobs are there, evenly spaced (count).",
     )
     margins: tuple[LogOdds, LogOdds, LogOdds, LogOdds, LogOdds] = Field(
-        (1.0, 1.9, 1.6, 1.1, 1.6),
+        (0.8, 1.0, 1.3, 0.8, 1.2),
         description="By how much the thresholds of the latest 2, 4, 8, 16 and 32 images together lie above "
-        "that of a single one (log-odds). Chosen on simulated images (the first with the packaged model, the "
-        "others with an earlier one) so that all these searches together keep the false-alarm budget.",
+        "that of a single one (log-odds). Chosen on two simulated campaigns so that all these searches "
+        "together keep the false-alarm budget.",
     )
 
 

@@ -17,8 +17,9 @@ may cross the place. c, d and s are fitted by iterated weights. The lowest Bayes
 Landing date
 ------------
 A blob lands at any time alike, so that image k is the first to show it with the prior probability of the
-gap before it. The posterior probability of k is the prior times the likelihood, integrated over c and d. Within
-a gap each time is equally probable; the interval of 90 % leaves 5 % on either side.
+gap before it. The posterior probability of k is the prior times the likelihood, integrated over c and d, to the
+power `TRUST`: place and shape are not quite those of the blob, and noise is not quite white. Within a gap each
+time is equally probable; the interval of 90 % leaves 5 % on either side.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ PERSISTENT = 2
 
 # Probability that the interval of a landing holds it
 COVERAGE = 0.9
+
+# Power of the likelihood; with 1, intervals held 0.85 and 0.88 of the landings of two simulated campaigns
+TRUST = 0.8
 
 
 class Landing(NamedTuple):
@@ -135,12 +139,8 @@ def date_landing(mjd: FloatArray, depth_frac: FloatArray, error_frac: FloatArray
     # integrated over level and height, the height positive
     height_err = np.sqrt(steps.covariance[:, 1, 1])
     log_volume = 0.5 * np.linalg.slogdet(steps.covariance)[1]
-    log_posterior = (
-        np.log(np.diff(mjd).clip(1e-9))
-        + steps.log_likelihood
-        + log_volume
-        + log_ndtr(steps.parameters[:, 1] / height_err)
-    )
+    evidence = steps.log_likelihood + log_volume + log_ndtr(steps.parameters[:, 1] / height_err)
+    log_posterior = np.log(np.diff(mjd).clip(1e-9)) + TRUST * evidence
     posterior = np.exp(log_posterior - logsumexp(log_posterior))
     best = int(posterior.argmax())
 
