@@ -141,7 +141,7 @@ def _peak_bytes() -> int:
 
 
 def _picture_seconds(folder: Path) -> float:
-    from blobpipe.core import plotting
+    from blobpipe.monitor import pictures
     from blobpipe.networks import model_file, saliency
 
     network, _ = model_file.load_model(folder / "model.safetensors")
@@ -150,7 +150,7 @@ def _picture_seconds(folder: Path) -> float:
     for _ in range(4):
         before = time.perf_counter()
         [heat] = saliency.saliency_maps(network, subframe)
-        plotting.draw_detection(
+        pictures.draw_detection(
             folder / "out" / "picture.png", subframe[0], heat, (0, 0), (128, 128), "a subframe"
         )
         seconds.append(time.perf_counter() - before)

@@ -32,9 +32,9 @@ from blobpipe.core import fits_images, tables
 from blobpipe.core.plotting import STYLE, two_digits
 from blobpipe.images import difference, tiles
 from blobpipe.images.clip import clip
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.scale import scale
 from blobpipe.networks import model_file, report_network, saliency
+from blobpipe.noise.level import clean_noise
 from blobpipe.params import Params
 from blobpipe.simulation import augment, campaign, cutout, render
 from blobpipe.simulation.recipes import Recipes, Scene

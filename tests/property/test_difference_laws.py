@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.register import Shift, move_pattern
 from blobpipe.images.stack import running_median
+from blobpipe.noise.level import clean_noise
 
 shifts = st.builds(Shift, st.floats(-3, 3), st.floats(-3, 3))
 images = arrays.arrays(np.float32, (7, 3, 4), elements=st.floats(-1, 1, width=32) | st.just(np.nan))

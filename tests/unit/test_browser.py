@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import re
@@ -16,13 +17,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from tests.unit import synthetic_log
 from tests.unit.served import TOKEN, served
 
 from blobpipe import cli
 from blobpipe.monitor import logbook, thumbnails
+from blobpipe.review import pages
+from blobpipe.validation import report_page
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 axe = pytest.importorskip(
@@ -364,7 +369,7 @@ def test_a_candidate_confirmed_by_keyboard_alone_is_in_the_catalogue(
 def test_a_key_decides_and_goes_on_to_the_next(
     desk: Any, site: Site, key: str, decision: str
 ) -> None:
-    desk.goto(f"{site.address}/queue")
+    desk.goto(f"{site.address}/queue?show=all")
     press(desk, "j")
     number = focused(desk)
     desk.locator(f"#candidate-{number}").get_by_label("Your name").fill("Grace")
@@ -395,7 +400,7 @@ def test_keys_need_no_focus_where_there_is_one_candidate(desk: Any, site: Site) 
 
 
 def test_the_first_key_shows_which_of_several_is_meant(desk: Any, site: Site) -> None:
-    desk.goto(f"{site.address}/queue")
+    desk.goto(f"{site.address}/queue?show=all")
     first = desk.locator("article.card").first
     before = site.decisions()
     for key in ("c", "x"):
@@ -856,6 +861,29 @@ def test_on_a_phone_the_decisions_stay_in_sight(browser: Any, site: Site) -> Non
         assert len(buttons) == 3
         assert all(seen(button) for button in buttons)
         assert all(button.bounding_box()["height"] >= 44 for button in buttons)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["report", "review"])
+def test_a_table_shows_at_which_edge_it_goes_on(browser: Any, name: str, scheme: str) -> None:
+    style = {"report": report_page.STYLE, "review": pages.asset("style.css")}[name]
+    cells = "<td style='min-width: 20rem; height: 4rem'></td>" * 3
+    rows = f"<div class='wide'><table><tbody><tr>{cells}</tr></tbody></table></div>"
+    with tab(browser, 390, color_scheme=scheme) as (page, _):
+        page.set_content(f"<style>{style}</style>{rows}")
+        wide = page.locator(".wide")
+
+        def shaded() -> list[bool]:
+            """Whether the left and the right edge differ from the field between them."""
+            picture = Image.open(io.BytesIO(wide.screenshot())).convert("L")
+            row = np.asarray(picture, np.int16)[picture.height // 3]
+            return [abs(int(row[k]) - int(row[len(row) // 2])) > 20 for k in (1, -2)]
+
+        assert shaded() == [False, True]
+        wide.evaluate("e => e.scrollTo(e.scrollWidth / 3, 0)")
+        assert shaded() == [True, True]
+        wide.evaluate("e => e.scrollTo(e.scrollWidth, 0)")
+        assert shaded() == [True, False]
 
 
 def test_words_in_graphs_are_not_cut(browser: Any, site: Site) -> None:

@@ -18,14 +18,18 @@ SOURCE = Path(__file__).parents[2] / "src" / "blobpipe"
 ROOT = SOURCE.parents[1]
 ROOMS = {  # and of which an import may come
     "core": (),
-    "images": ("core",),
+    "noise": ("core",),
+    "images": ("core", "noise"),
     "simulation": ("core", "images"),
     "networks": ("core", "images", "simulation"),
-    "detection": ("core", "images", "simulation", "networks"),
-    "history": ("core", "images", "simulation", "networks", "detection"),
-    "validation": ("core", "images", "simulation", "networks", "detection", "history"),
-    "monitor": ("core", "images", "simulation", "networks", "detection", "history", "validation"),
-    "quicklook": ("core", "images", "networks", "detection", "history", "monitor"),
+    "detection": ("core", "noise", "images", "simulation", "networks"),
+    "history": ("core", "noise", "images", "simulation", "networks", "detection"),
+    "validation": ("core", "noise", "images", "simulation", "networks", "detection", "history"),
+    "monitor": (
+        *("core", "noise", "images", "simulation", "networks", "detection", "history"),
+        "validation",
+    ),
+    "quicklook": ("core", "noise", "images", "networks", "detection", "history", "monitor"),
     "review": ("core", "images", "networks", "detection", "monitor"),
     "cli": (
         *("core", "images", "simulation", "networks", "detection", "history", "validation"),

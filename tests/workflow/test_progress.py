@@ -103,7 +103,7 @@ def test_a_dry_run_shows_its_table_once_and_points_at_nothing(shown: Any) -> Non
 
 
 def test_warnings_errors_and_what_the_project_says_are_shown(shown: Any) -> None:
-    said = ["made by DVC, nothing to run: train", "Error in rule train", "Nothing to be done"]
+    said = ["taken over from DVC: train", "Error in rule train", "Nothing to be done"]
     assert shown(*((line, {}) for line in said), inner=True) == said
     assert shown(("Elapsed time: 0:04:32", {})) == ["Elapsed time: 0:04:32"]
     assert shown(("Elapsed time: 0:04:32", {}), inner=True) == []

@@ -227,7 +227,7 @@ def _adopt(names: list[str], recorded: dict[str, str]) -> None:
     """Let Snakemake take over what DVC vouches for."""
     if not names:
         return
-    print(f"made by DVC, nothing to run: {', '.join(names)}", file=sys.stderr)
+    print(f"taken over from DVC: {', '.join(names)}", file=sys.stderr)
     for name in names:
         Path(stamp(name)).touch()
     targets = [f"dvc_{name}" for name in names]

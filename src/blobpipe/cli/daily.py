@@ -63,7 +63,11 @@ def _add_quicklook(commands: Commands, shared: SharedOptions) -> None:
     quicklook.add_argument(
         "--silent", action="store_true", help="do not queue notices (for a backlog of images)"
     )
-    quicklook.add_argument("--again", action="store_true", help="search rejected images once more")
+    quicklook.add_argument(
+        "--again",
+        action="store_true",
+        help="search images once more that were rejected, or kept for the stack alone",
+    )
     which = quicklook.add_mutually_exclusive_group()
     which.add_argument(
         "--watch", action="store_true", help="keep running and search images as they arrive"

@@ -18,7 +18,7 @@ from blobpipe.cli.options import (
     add_subtraction,
     read_number,
 )
-from blobpipe.cli.paths import OWN_MODEL
+from blobpipe.cli.paths import DIFFERENCE, OWN_MODEL
 from blobpipe.cli.settings import default_model, detector_of, params_if_any, say_when_compiling
 from blobpipe.errors import BlobpipeError, FrameError
 
@@ -157,7 +157,7 @@ def _add_scan(commands: Commands, shared: SharedOptions) -> None:
         "scan", parents=[shared.detector, shared.common], description="search images for new blobs"
     )
     scan.add_argument("frames", nargs="+", type=Path, metavar="FRAME", help="blob image")
-    add_subtraction(scan, "median stack to subtract")
+    add_subtraction(scan, f"median stack to subtract (default: {DIFFERENCE}/reference.fits.fz)")
     scan.add_argument(
         "--model",
         type=Path,
@@ -209,7 +209,9 @@ def _add_calibrate(commands: Commands, shared: SharedOptions) -> None:
         metavar="LOG",
         help="log of quicklook: use its images instead, leaving out blobs confirmed or seen again",
     )
-    add_subtraction(calibrate, "median stack to subtract")
+    add_subtraction(
+        calibrate, f"median stack to subtract (default: {DIFFERENCE}/reference.fits.fz)"
+    )
     calibrate.add_argument(
         "--model", type=Path, help="trained dense network (default: as for scan)"
     )

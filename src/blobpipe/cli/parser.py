@@ -82,12 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # Commands without this option take the detector of the settings
     parser.set_defaults(detector=None)
+    parser_class: type[argparse.ArgumentParser] = _Command
     commands = parser.add_subparsers(
         dest="command",
         required=True,
         metavar="COMMAND",
         help=argparse.SUPPRESS,
-        parser_class=argparse.ArgumentParser,
+        parser_class=parser_class,
     )
     shared = shared_options()
     for group in (stages, images, daily, results):
@@ -131,6 +132,19 @@ class _Parser(argparse.ArgumentParser):
                 None, f"no command {value!r}; {advice}'blobpipe --help' lists them"
             )
         super()._check_value(action, value)
+
+
+class _Command(argparse.ArgumentParser):
+    """The parser of a command, which shows its own usage where argparse shows that of the whole command line."""
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse what follows the name of the command; refuse options that it does not have."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], self._option_string_actions, n=1)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{advice}")
+        return found, unknown
 
 
 class _Completion(argparse.Action):

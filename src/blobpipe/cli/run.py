@@ -19,7 +19,7 @@ PIPE_CLOSED = 141
 
 # Parameters of mallopt; GNU C library, malloc.h
 M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
+M_MMAP_MAX = -4
 M_ARENA_MAX = -8
 
 
@@ -85,7 +85,8 @@ def keep_memory() -> None:
         library = ctypes.CDLL(None)
         # Otherwise each thread keeps a heap of its own after its end
         library.mallopt(M_ARENA_MAX, 1)
-        library.mallopt(M_MMAP_THRESHOLD, 2**25)
+        # Otherwise images of more than 32 MB are given back at once
+        library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, 2**30)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,17 +74,18 @@ def extra(name: str) -> Iterator[None]:
         ) from error
 
 
+@functools.cache
 def say_when_compiling() -> None:
     """Say once if kernels have to be compiled, which takes a while at the first use on a machine."""
     from numba.core import event
 
-    class Listener(event.Listener):
-        said = False
+    # Threads begin to compile at the same time: the one that gets the lock says so, and keeps it
+    unsaid = threading.Lock()
 
+    class Listener(event.Listener):
         def on_start(self, event: object) -> None:
-            if not self.said:
+            if unsaid.acquire(blocking=False):
                 logging.info("compiling for this processor, only at the first use")
-            self.said = True
 
         def on_end(self, event: object) -> None:
             pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
-    from matplotlib.lines import Line2D
 
 # Colours that the colour-blind can tell apart; Okabe and Ito 2008
 BLUE = "#0072B2"
@@ -58,15 +55,13 @@ CONTOURS = (0.2, 0.4, 0.8)
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG under a temporary name, rename it, and close it.
 
     Parameters
     ----------
     figure : Figure
     path : path
-    box : str, optional
-        Bounding box of the picture as Matplotlib takes it; the size of the figure if None.
     """
     import matplotlib.pyplot as plt
 
@@ -74,7 +69,7 @@ def save(figure: Figure, path: str | Path, box: str | None = "tight") -> None:
 
     with files.atomic(path) as temporary:
         figure.savefig(
-            temporary, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None}
+            temporary, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None}
         )
     plt.close(figure)
 
@@ -150,95 +145,6 @@ def history(path: str | Path, table: pd.DataFrame, loss: str, name: str) -> None
     figure.suptitle(f"Training of the {NAMES[name]}")
     figure.legend(loc="outside lower center", ncols=2)
     save(figure, path)
-
-
-def draw_detection(
-    path: str | Path,
-    subframe: npt.NDArray[np.float32],
-    saliency: npt.NDArray[np.float32],
-    origin: tuple[int, int],
-    peak: tuple[float, float],
-    title: str,
-    map_name: str = "saliency (logits per sigma)",
-    limits: tuple[float, float] | None = None,
-) -> None:
-    """Draw a positive subframe, or a detection, beside the network's map of it, the peak marked on both.
-
-    Parameters
-    ----------
-    path : path
-    subframe, saliency : ndarray, shape (ny, nx)
-        Standardised pixels (sigma), and the map in any unit.
-    origin : (x, y)
-        First pixel of the subframe in the frame (px).
-    peak : (x, y)
-        Peak of the map in the subframe (px).
-    title, map_name : str
-    limits : (low, high), optional
-        Ends of the map's colour scale; its lowest and highest value by default.
-    """
-    ny, nx = subframe.shape
-    sheet = _new_sheet(ny, nx)
-    x0, y0 = origin
-    x_peak = x0 + peak[0]
-    y_peak = y0 + peak[1]
-    extent = (x0 - 0.5, x0 + nx - 0.5, y0 - 0.5, y0 + ny - 0.5)
-    for picture, mark, data in zip(sheet.pictures, sheet.marks, (subframe, saliency), strict=True):
-        picture.set(data=data, extent=extent)
-        mark.set_data([x_peak], [y_peak])
-    low, high = limits or (float(saliency.min()), float(saliency.max()))
-    sheet.pictures[1].set_clim(low, high)
-    sheet.figure.axes[1].set_title(f"{map_name}, {two_digits(low)} to {two_digits(high)}", y=1)
-    sheet.figure.suptitle(title, wrap=True)
-    save(sheet.figure, path, box=None)
-
-
-class _Sheet(NamedTuple):
-    """A figure of two pictures side by side, with a mark on each."""
-
-    figure: Figure
-    pictures: list[AxesImage]
-    marks: list[Line2D]
-
-
-@functools.cache
-def _new_sheet(ny: int, nx: int) -> _Sheet:
-    """Make the figure of a detection, once for all: most of the time goes into making axes and their ticks."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Layout in pixels of the figure; a whole zoom makes every pixel of the image a square
-    zoom = max(2, 384 // max(ny, nx))
-    width = zoom * nx
-    height = zoom * ny
-    first = 75
-    second = 95 + width
-    bottom = 50
-    size = np.array([second + width + 15, bottom + height + 75])
-
-    figure = Figure(tuple(size / DPI), DPI)
-    FigureCanvasAgg(figure)
-    extent = (width, height) / size
-    left = figure.add_axes((*((first, bottom) / size), *extent))
-    right = figure.add_axes((*((second, bottom) / size), *extent), sharex=left, sharey=left)
-
-    # A title at a given height need not be fitted to the axes
-    left.set_title("image, -3 to 3 sigma", y=1)
-    left.set(ylabel="y (px)")
-    right.tick_params(labelleft=False)
-
-    sheet = _Sheet(figure, [], [])
-    empty = np.zeros((ny, nx))
-    for axis, shades in (
-        (left, {"cmap": "gray", "vmin": -3, "vmax": 3}),
-        (right, {"cmap": "magma"}),
-    ):
-        axis.set(xlabel="x (px)")
-        picture = axis.imshow(empty, origin="lower", interpolation="nearest", **shades)
-        marks = axis.plot(0, 0, "o", ms=22, mfc="none", mec=ORANGE, mew=1.5)
-        sheet.pictures.append(picture)
-        sheet.marks.extend(marks)
-    return sheet
 
 
 class Panel(NamedTuple):

@@ -1,5 +1,5 @@
 """One difference image becomes a list of blobs: search, fit, vetting, score, threshold.
 
-Imports core, images, simulation and networks.
+Imports core, noise, images, simulation and networks.
 Stages: detect.
 """

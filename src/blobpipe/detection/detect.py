@@ -27,8 +27,8 @@ from blobpipe.detection.search import (
     read_pipeline_template,
 )
 from blobpipe.images.template import Template
-from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense_network, kernels, model_file
+from blobpipe.noise.whiten import WHITE
 from blobpipe.params import Detect, Params, Vetting
 from blobpipe.simulation import clutter, held_out
 from blobpipe.simulation.practice import draw_practice

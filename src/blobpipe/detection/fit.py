@@ -32,7 +32,7 @@ The prior of the radius is that of known blobs, twice as wide; p_s is the prior 
 Correlated noise
 ----------------
 Where the noise is correlated, the image has been whitened, and the model is whitened too: whitening
-multiplies a wave by a factor, so A_kl becomes W_kl A_kl (`images.whiten.NoiseModel.transfer`). The
+multiplies a wave by a factor, so A_kl becomes W_kl A_kl (`noise.whiten.NoiseModel.transfer`). The
 depth is still that of the blob itself. Where the noise varies over the detector, depth and light loss
 are multiplied by its local scale.
 
@@ -62,7 +62,7 @@ import numpy as np
 from blobpipe.core import blob_shapes, fits_images
 from blobpipe.core.arrays import FloatArray, Image, Mask
 from blobpipe.core.cutouts import cut_square, distance_from
-from blobpipe.images.whiten import WHITE, NoiseModel
+from blobpipe.noise.whiten import WHITE, NoiseModel
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,7 +22,7 @@ from scipy.ndimage import uniform_filter1d
 
 from blobpipe.core import threads
 from blobpipe.core.arrays import FloatArray, Image
-from blobpipe.images.whiten import WHITE, NoiseModel
+from blobpipe.noise.whiten import WHITE, NoiseModel
 
 T = TypeVar("T")
 

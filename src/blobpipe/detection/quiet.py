@@ -19,7 +19,7 @@ from blobpipe.detection.score import score_candidates
 from blobpipe.detection.search import observe, read_pipeline_template
 from blobpipe.images.difference import subtract
 from blobpipe.images.template import Template
-from blobpipe.images.whiten import WHITE
+from blobpipe.noise.whiten import WHITE
 from blobpipe.params import Campaign, Params
 from blobpipe.simulation import campaign
 from blobpipe.simulation.practice import draw_blobs

@@ -29,11 +29,11 @@ from blobpipe.detection.size_law import SizeLaw, choose_size_law
 from blobpipe.detection.vet import vet_candidates
 from blobpipe.images import tiles
 from blobpipe.images.clip import clip_image
-from blobpipe.images.noise import image_noise
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, find_bad_pixels
-from blobpipe.images.whiten import WHITE, NoiseModel, measure_noise_model, read_noise_model
+from blobpipe.noise.level import image_noise
+from blobpipe.noise.whiten import WHITE, NoiseModel, measure_noise_model, read_noise_model
 from blobpipe.params import Clip, Scale, Vetting
 
 # A peak is fitted if its score is likely, or if the matched filter has an S/N of this there: of 154 clear
@@ -149,9 +149,13 @@ class Observation:
             whitened=self.whitened + self.noise_model.whiten(signal),
         )
 
+    def even(self) -> Image:
+        """Return the whitened difference with the same noise everywhere on the scale of blobs."""
+        return self.noise_model.even(self.whitened)
+
     def scaled(self, clip: Clip | None = None, scale: Scale | None = None) -> Image:
         """Return the whitened difference as a detector takes it: clipped and scaled (sigma)."""
-        clipped, _ = clip_image(self.whitened, clip or Clip())
+        clipped, _ = clip_image(self.even(), clip or Clip())
         return scale_image(clipped, scale or Scale())[0]
 
     def filter(self) -> FilteredImage:
@@ -355,7 +359,8 @@ def fit_peaks(
     """
     found = without_repeats(fit_blobs(whitened, *peaks, noise_frac, noise_model))
     if filtered is not None:
-        noise = filtered.noise_at(found["x_px"].to_numpy(float), found["y_px"].to_numpy(float))
+        places = (found["x_px"].to_numpy(float), found["y_px"].to_numpy(float))
+        noise = np.maximum(filtered.noise_at(*places), noise_model.coarse_at(*places))
         errors = ["x_err_px", "y_err_px", "radius_err_px", "depth_err_frac"]
         found[errors] = found[errors].mul(noise, axis=0)
         found["snr"] /= noise

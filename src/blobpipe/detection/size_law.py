@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.detector import DEFAULT, Detector
-from blobpipe.images.noise import image_noise
+from blobpipe.noise.level import image_noise
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:

@@ -14,17 +14,24 @@ from tqdm import tqdm
 
 from blobpipe.core import fits_images, plotting, tables
 from blobpipe.core.arrays import Image
-from blobpipe.core.dates import exposure_mjd, format_mjd
+from blobpipe.core.dates import (
+    SAME_EXPOSURE_D,
+    Exposure,
+    exposure_mjd,
+    exposure_of,
+    format_mjd,
+    is_same_exposure,
+)
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError, TableError
 from blobpipe.history import landing
 from blobpipe.history.depths import Depths, measure_depths
 from blobpipe.history.landing import Landing, date_history
 from blobpipe.images.bad_pixels import BadPixels
-from blobpipe.images.noise import clean_noise, noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NO_SHIFT, Shift, measure_shift, register_images
 from blobpipe.images.stack import running_median
+from blobpipe.noise.level import clean_noise, noise_near, require_noise
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:
@@ -237,7 +244,14 @@ class History:
 
 def _list_images(folder: Path, bad: BadPixels, detector: Detector, threads: int) -> pd.DataFrame:
     """Return the images of a folder by date: frame, mjd, status (ok or rejected), reason, path, noise_frac."""
-    paths = sorted(folder.glob("*.fit*"))
+    if not folder.is_dir():
+        raise FrameError(f"{folder}: not found, expected a folder of blob images; correct the name")
+    # Neither parts of a download nor hidden files are images
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name.endswith(fits_images.SUFFIXES) and not path.name.startswith(".")
+    )
     listed: dict[str, float] = {}
     if (folder / "frames.csv").exists():
         table = tables.read_frame_list(folder)
@@ -250,6 +264,7 @@ def _list_images(folder: Path, bad: BadPixels, detector: Detector, threads: int)
             frame = bad.blank(fits_images.read_frame(path, detector), path)
             noise = fits_images.require_usable(frame, path)
             row |= {"noise_frac": noise, "shape": frame.data.shape}
+            row["exposure"] = exposure_of(frame, path, detector)
             if name not in listed:
                 row["mjd"] = exposure_mjd(frame, path, detector)
         except FrameError as error:
@@ -258,13 +273,14 @@ def _list_images(folder: Path, bad: BadPixels, detector: Detector, threads: int)
 
     with ThreadPoolExecutor(threads) as pool:
         rows = list(tqdm(pool.map(look, paths), "images", len(paths), unit="image", disable=None))
-    columns = ["frame", "mjd", "status", "reason", "noise_frac", "shape", "path"]
+    columns = ["frame", "mjd", "status", "reason", "noise_frac", "shape", "path", "exposure"]
     frames = pd.DataFrame(rows, columns=columns)
     frames = frames.sort_values(["mjd", "frame"], ignore_index=True)
     _reject_others(frames)
+    _reject_repeats(frames)
     for reason in frames.loc[frames["status"] == "rejected", "reason"]:
         log.warning("blobpipe: %s (rejected)", " ".join(str(reason).split()))
-    return frames.drop(columns="shape")
+    return frames.drop(columns=["shape", "exposure"])
 
 
 def _reject_others(frames: pd.DataFrame) -> None:
@@ -285,6 +301,21 @@ def _reject_others(frames: pd.DataFrame) -> None:
                 )
         except FrameError as error:
             frames.loc[k, ["status", "reason"]] = ["rejected", str(error)]
+
+
+def _reject_repeats(frames: pd.DataFrame) -> None:
+    """Reject further versions of an exposure, in place: they would count as further sightings of its blobs."""
+    names: set[str] = set()
+    recent: list[tuple[float, Exposure]] = []
+    for k in frames.index[frames["status"] == "ok"]:
+        name, mjd, exposure = frames.loc[k, ["frame", "mjd", "exposure"]]
+        recent = [(day, other) for day, other in recent if mjd - day < SAME_EXPOSURE_D]
+        if name in names or any(is_same_exposure(exposure, other) for _, other in recent):
+            reason = f"{frames.loc[k, 'path']}: another version of an exposure, expected one; leave it out"
+            frames.loc[k, ["status", "reason"]] = ["rejected", reason]
+            continue
+        names.add(name)
+        recent.append((mjd, exposure))
 
 
 def _read(path: Path, bad: BadPixels, detector: Detector) -> Image:

@@ -39,12 +39,12 @@ from blobpipe.detection.fit import DETECTION_COLUMNS
 from blobpipe.detection.match import NEAR_PX, without_repeats
 from blobpipe.detection.operating_point import logit
 from blobpipe.detection.search import observe
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.pattern import smooth_gaussian
 from blobpipe.images.register import NEGLIGIBLE_PX, NO_SHIFT, Shift, move_pattern
 from blobpipe.images.stack import CELL_PX
 from blobpipe.images.template import Template
 from blobpipe.networks.dense_network import DenseNetwork
+from blobpipe.noise.level import clean_noise
 from blobpipe.params import Deep as Settings
 from blobpipe.params import Vetting
 

@@ -20,7 +20,7 @@ from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile
 from blobpipe.core.cutouts import cut_square, distance_from
 from blobpipe.history.deep import DeepDifference
 from blobpipe.history.depths import BACKGROUND_PX, HALF, SIDE, measure_depths
-from blobpipe.images.noise import clean_noise
+from blobpipe.noise.level import clean_noise
 
 # Latest images over which changes are measured (count)
 N_IMAGES = 16

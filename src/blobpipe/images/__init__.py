@@ -1,5 +1,5 @@
 """An exposure becomes a blob image, a difference from a template, and a clipped and scaled image.
 
-Imports core.
+Imports core and noise.
 Stages: difference, clip, scale.
 """

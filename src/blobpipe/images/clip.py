@@ -14,7 +14,7 @@ import numpy as np
 from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import Image
 from blobpipe.errors import FrameError
-from blobpipe.images.whiten import WHITE, read_noise_model
+from blobpipe.noise.whiten import WHITE, read_noise_model
 from blobpipe.params import Clip
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def clip(in_dir: str | Path, out_dir: str | Path, params: Clip, batch: int | Non
     noise_model = (read_noise_model(reference) if reference.exists() else None) or WHITE
 
     def clip_whitened(data: Image) -> tuple[Image, Clipping]:
-        return clip_image(noise_model.whiten(data), params)
+        return clip_image(noise_model.even(noise_model.whiten(data)), params)
 
     each_frame(in_dir, out_dir, batch, "CLIPPED", clip_whitened, Clipping)
 

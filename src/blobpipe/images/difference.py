@@ -20,7 +20,6 @@ from blobpipe.core.arrays import Image
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError, TableError
 from blobpipe.images.bad_pixels import BadPixels
-from blobpipe.images.noise import clean_noise, noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import (
     NEGLIGIBLE_PX,
@@ -38,7 +37,8 @@ from blobpipe.images.stack import (
     with_recent_blobs,
 )
 from blobpipe.images.template import Template, noise_model_of_stack
-from blobpipe.images.whiten import noise_model_planes
+from blobpipe.noise.level import clean_noise, noise_near, require_noise
+from blobpipe.noise.whiten import noise_model_planes
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from blobpipe.core.arrays import Image, Mask
 from blobpipe.core.cutouts import window_around
-from blobpipe.images.noise import clean_noise
+from blobpipe.noise.level import clean_noise
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from blobpipe.core.arrays import Image
 from blobpipe.core.detector import DEFAULT
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.pattern import frequencies, soften
+from blobpipe.noise.level import clean_noise
 
 log = logging.getLogger(__name__)
 

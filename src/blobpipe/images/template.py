@@ -13,10 +13,10 @@ from blobpipe.core.arrays import Image, Mask
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError
 from blobpipe.images.bad_pixels import BadPixels
-from blobpipe.images.noise import Range, clean_noise, noise_for_stack
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.stack import rms_map, running_median
-from blobpipe.images.whiten import NoiseModel, measure_noise_model, read_noise_model
+from blobpipe.noise.level import Range, clean_noise, noise_for_stack
+from blobpipe.noise.whiten import NoiseModel, measure_noise_model, read_noise_model
 
 if TYPE_CHECKING:
     import pandas as pd

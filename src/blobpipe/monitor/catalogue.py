@@ -86,6 +86,7 @@ def update(connection: sqlite3.Connection, path: Path) -> list[str]:
     new = _new_blobs(connection, known, detector)
     new["blob"] = _names(list(known["blob"]), len(new))
     _require_images(path, new)
+    _warn_of_withdrawn(connection, known, path)
 
     # checked to the end: the table is written now, or extended
     if not exists:
@@ -136,6 +137,38 @@ def _new_blobs(
             kept.append(i)
             taken.append(position)
     return rows.iloc[kept].reset_index(drop=True)
+
+
+def _warn_of_withdrawn(connection: sqlite3.Connection, known: pd.DataFrame, path: Path) -> None:
+    """Warn of rows of a catalogue whose candidate was confirmed once and no longer is.
+
+    They are people's to delete: until then what lies there is known, and exported.
+    """
+    candidates = logbook.table(connection, "candidate_list").set_index("id")
+    reviews = logbook.table(connection, "reviews").query("decision == 'confirmed'")
+    once = candidates.loc[candidates.index.isin(reviews["candidate"])]
+    confirmed = once.query("decision == 'confirmed'")
+    for number, row in once.drop(confirmed.index).iterrows():
+        # another candidate may stand for the blob
+        if _within(row, confirmed).any():
+            continue
+        for blob in known.loc[_within(row, known), "blob"]:
+            decision = row["decision"] or "undecided again"
+            log.warning(
+                "%s: candidate %d is %s, but its blob %s is still listed; delete its row if it is no blob",
+                path,
+                number,
+                decision,
+                blob,
+            )
+
+
+def _within(place: pd.Series[Any], blobs: pd.DataFrame) -> pd.Series[bool]:
+    """Return which blobs lie on a place."""
+    x = blobs["x_px"].astype(float) - place["x_px"]
+    y = blobs["y_px"].astype(float) - place["y_px"]
+    near: pd.Series[bool] = np.hypot(x, y) <= SAME_PX
+    return near
 
 
 def _names(taken: list[Any], n: int) -> list[str]:

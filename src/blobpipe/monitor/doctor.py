@@ -118,7 +118,7 @@ def examine(
     yield from _guarded(
         "bad pixels", lambda: _bad_pixels(params.bad_pixels, setup.bad_pixels, detector)
     )
-    yield from _guarded("log", lambda: _log(setup.log, params.notices))
+    yield from _guarded("log", lambda: _log(setup.log, params))
     yield from _guarded("disk", lambda: _disk(setup.log))
     yield from _guarded("mail", lambda: _mail(params.notices, environ))
     yield from _guarded("webhook", lambda: _webhook(params.notices, environ))
@@ -196,7 +196,7 @@ def _model(setup: Setup, params: Regression) -> Iterator[Check]:
 
     # a model that no stage has tuned has a default threshold
     point = load_dense_detector(path).point
-    found = f"{model_file.described(path)}, threshold {point.threshold:.4f}"
+    found = f"{model_file.described(path)}, score threshold {point.threshold:.4f}"
     if point.frames:
         yield Check("ok", "model", f"{found}, set on {point.frames:.0f} held-out images")
     else:
@@ -239,8 +239,8 @@ def _bad_pixels(
 # ------------------------------------------------------------------------------------------------------------ log
 
 
-def _log(path: Path | None, params: Notices) -> Iterator[Check]:
-    """Check that the log can be read and written, then its outbox and readings."""
+def _log(path: Path | None, params: Params) -> Iterator[Check]:
+    """Check that the log can be read and written, then its images, outbox and readings."""
     if path is None or not path.exists():
         where = "none named" if path is None else f"{path}: does not exist yet"
         yield Check("ok", "log", f"{where}; 'blobpipe quicklook' makes it, --log names it")
@@ -254,7 +254,8 @@ def _log(path: Path | None, params: Notices) -> Iterator[Check]:
             # the tables of another version may differ
             version = log.execute("PRAGMA user_version").fetchone()[0]
             if version == len(logbook.versions()):
-                yield from _outbox(log, params)
+                yield from _unsearched(log, params.difference.stack_size)
+                yield from _outbox(log, params.notices)
                 yield from _readings(log)
     except sqlite3.OperationalError as error:
         advice = "close other programs that use it, and check its permissions"
@@ -291,6 +292,17 @@ def _database(connection: sqlite3.Connection, path: Path) -> Iterator[Check]:
         yield Check("warn", "log", found)
     else:
         yield Check("ok", "log", f"{path}: whole, version {version}, wal, writable")
+
+
+def _unsearched(connection: sqlite3.Connection, stack_size: int) -> Iterator[Check]:
+    """Report images that lacked a stack and could be searched by now."""
+    number = logbook.count_passed_over(connection, stack_size)
+    if number:
+        found = (
+            f"{logbook.counted(number, 'image')} kept for stacks alone, although enough images precede by now; "
+            "run 'blobpipe quicklook' once with --again"
+        )
+        yield Check("warn", "images", found)
 
 
 def _outbox(connection: sqlite3.Connection, params: Notices) -> Iterator[Check]:

@@ -251,7 +251,8 @@ def _first_mjd(
             day = to_mjd(text, f"{path}: row {row}: first_date") if text else np.nan
             days.append(day)
         sources.append(pd.Series(days, table.index))
-    looked_up = _looked_up(path, table, dates)
+    own = reduce(pd.Series.combine_first, sources, pd.Series(np.nan, table.index))
+    looked_up = _looked_up(path, table, dates, own.isna())
     if looked_up is not None:
         sources.append(looked_up)
     if not sources:
@@ -268,7 +269,7 @@ def _first_mjd(
 
 
 def _looked_up(
-    path: Path, table: pd.DataFrame, dates: str | Path | None
+    path: Path, table: pd.DataFrame, dates: str | Path | None, undated: pd.Series[bool]
 ) -> pd.Series[float] | None:
     """Look up the dates of the frames that first show the blobs (MJD); None without a table of dates."""
     column = "first_frame" if "first_frame" in table else "frame"
@@ -282,7 +283,6 @@ def _looked_up(
 
     # a blob without a date of its own needs a frame of the table, or none at all
     frames = table[column]
-    undated = table.get("first_mjd", pd.Series(np.nan, table.index)).isna()
     unknown = sorted(set(frames[undated]) - {""} - set(images["frame"]))
     if unknown:
         raise TableError(

@@ -8,7 +8,7 @@ within the limit by a margin (hysteresis).
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ import numpy.typing as npt
 from blobpipe.history.watch import BlobHealth
 from blobpipe.monitor import logbook
 from blobpipe.params import Health
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Limit = float | tuple[float, float]  # upper limit, or the ends of a range
 
@@ -139,33 +136,6 @@ def current_warnings(connection: sqlite3.Connection) -> list[str]:
     query = "SELECT h.*, max(h.image) FROM health h GROUP BY h.what"
     rows = connection.execute(query).fetchall()
     return [describe(row) for row in rows if row["since"] is not None]
-
-
-def readings(connection: sqlite3.Connection, most: int = 400) -> pd.DataFrame:
-    """Return the readings for a timeline, thinned to about ``most`` images including the latest.
-
-    Returns
-    -------
-    DataFrame
-        image, name, mjd, then one column for each of `MONITORS`, NaN where there was no reading; in the order of the
-        log.
-    """
-    import pandas as pd
-
-    # every step-th image, counted back from the latest
-    last = connection.execute("SELECT coalesce(max(id), 0) FROM images").fetchone()[0]
-    step = max(1, -(-last // most))
-    long = pd.read_sql_query(
-        "SELECT i.id AS image, i.name, i.mjd, h.what, h.value FROM images i JOIN health h ON h.image = i.id "
-        "WHERE i.id % ? = ? % ? ORDER BY i.id",
-        connection,
-        params=(step, last, step),
-    )
-
-    images = long[["image", "name", "mjd"]].drop_duplicates(ignore_index=True)
-    wide = long.pivot(index="image", columns="what", values="value")
-    values = wide.reindex(columns=list(MONITORS)).astype(float)
-    return images.join(values, on="image")
 
 
 # ------------------------------------------------------------------------------------------------------- readings

@@ -28,6 +28,8 @@ SURELY_WHOLE_S = 86_400.0
 RETRY_S = 60.0  # pause (s) before an unchanged file that could not be read is tried again
 MOST_BYTES = 2**30  # largest file that is read: more than an exposure of many readouts
 KNOWN_PER_LOOK = 1000  # known files that are examined at a look, if there are more, in turns
+# names of FITS files that are not read as images, as their suffix is in capitals or of another compression
+LIKE_AN_IMAGE = re.compile(r"\.(fits?|fts)(\.(gz|fz|bz2|xz|z|zip|zst))?$", re.IGNORECASE)
 MOST_NAMED = 20  # files listed in the one message about files that are not images
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -36,6 +38,21 @@ KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a character device",
 }
+
+
+def refuse_difference(frame: fits_images.Frame, path: Path) -> None:
+    """Refuse a difference image of the pipeline where a stack is to be subtracted.
+
+    Raises
+    ------
+    FrameError
+        If it is one.
+    """
+    # The name alone does not tell: other programs use it, too
+    if frame.header.get("EXTNAME") == "DIFFERENCE" and "NSTACK" in frame.header:
+        raise FrameError(
+            f"{path}: found a difference image, expected a blob image; give --difference"
+        )
 
 
 class Stamp(NamedTuple):
@@ -107,7 +124,7 @@ class Inbox:
         self.frames = frames
         self._seen: dict[str, _Seen] = {}
         self._reported: dict[str, str] = {}
-        self._others_reported = False
+        self._others: set[str] = set()
         self._looks = 0
 
     def look(self) -> list[File]:
@@ -229,12 +246,18 @@ class Inbox:
         log.warning("blobpipe: %s: %s (skipped)", path, printable(reason))
 
     def _report_others(self, names: list[str]) -> None:
-        """List the files that are not named like images, at the first look only."""
-        if names and not self._others_reported:
-            more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-            listed = printable(", ".join(sorted(names)[:MOST_NAMED]))
+        """List once the files that are not named like images; after the first look, only those that might be some."""
+        first = self._looks == 0
+        new = [
+            name
+            for name in names
+            if name not in self._others and (first or LIKE_AN_IMAGE.search(name))
+        ]
+        self._others.update(new)
+        if new:
+            more = f" and {len(new) - MOST_NAMED} more" if len(new) > MOST_NAMED else ""
+            listed = printable(", ".join(sorted(new)[:MOST_NAMED]))
             log.info("skipped, expected %s: %s%s", ", ".join(fits_images.SUFFIXES), listed, more)
-        self._others_reported = True
 
 
 def _link_target(entry: os.DirEntry[str]) -> str:

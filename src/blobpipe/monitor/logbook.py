@@ -312,6 +312,10 @@ FIRST_COLUMNS = {
     ),
 }
 LAST_COLUMNS = ("run", "kind", "header")
+# Tables whose positions are not those on one image
+AT_USUAL_PLACE = ("peaks", "candidates", "nearly_found", "candidate_list")
+USUAL_PLACE = "x_px, y_px: usual place, the shift of the image taken off (messages of quicklook: on the image)"
+PROBABILITY = "probability: that it is a new blob, given how rarely they land; the threshold is one of the score"
 SENTENCE = "reason"  # column whose texts stand below their rows
 PATHS = ("path", "model", "catalogue")  # columns whose texts are shortened from the left
 FOR_COMPARING = ("sha256", "_ns")  # ends of the names of columns that only --wide shows
@@ -356,10 +360,16 @@ def printed(rows: pd.DataFrame, name: str, *, wide: bool = False) -> str:
     for k in range(len(rows) + 1):
         values = [cells[column][k].ljust(widths[column]) for column in shown]
         lines += ["  ".join(values).rstrip(), *_below(sentences[k])]
+    notes = [USUAL_PLACE] if name in AT_USUAL_PLACE and not wide else []
+    if "probability" in shown and not wide:
+        notes.append(PROBABILITY)
     if left_out or hidden:
         names = ", ".join(left_out + hidden)
-        rest = f"not shown: {names} (--wide shows all, --out FILE writes them)"
-        lines += ["", *textwrap.wrap(rest, WIDTH)]
+        notes.append(f"not shown: {names} (--wide shows all, --out FILE writes them)")
+    if notes:
+        lines.append("")
+    for note in notes:
+        lines += textwrap.wrap(note, WIDTH)
     return "\n".join(lines)
 
 
@@ -386,7 +396,7 @@ def _cells(rows: pd.DataFrame, column: str, wide: bool) -> list[str]:
 
 
 def _cell(column: str, value: Any, error: Any, wide: bool) -> str:
-    """Write a value: two digits of its error, or the digits that its kind usually has."""
+    """Write a value: two digits of its error, or the digits that its kind usually has; no zero has a sign."""
     if value is None or value != value:
         return "-"
     if not isinstance(value, float):
@@ -399,10 +409,10 @@ def _cell(column: str, value: Any, error: Any, wide: bool) -> str:
         return f"{text[: longest - 3]}..."
     if error is not None and error == error and error > 0:
         digits = max(0, 1 - math.floor(math.log10(error)))
-        return f"{value:.{digits}f} ± {error:.{digits}f}"
+        return f"{value:z.{digits}f} ± {error:.{digits}f}"
     usual = {"px": 1, "mjd": 2, "snr": 1, "probability": 3, "score": 3, "frac": 4, "e": 0}
     digits_of_kind = usual.get(column.rpartition("_")[2])
-    return f"{value:.4g}" if digits_of_kind is None else f"{value:.{digits_of_kind}f}"
+    return f"{value:z.4g}" if digits_of_kind is None else f"{value:z.{digits_of_kind}f}"
 
 
 def describe_empty(connection: sqlite3.Connection, name: str) -> str:
@@ -423,8 +433,30 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def count_passed_over(connection: sqlite3.Connection, size: int) -> int:
+    """Count the images that were kept for stacks alone although enough images precede them by now.
+
+    Those before them came later, or a file was missing.
+
+    Parameters
+    ----------
+    size : int
+        Number of images in a stack.
+    """
+    usable = "kind = 'image' AND outcome != 'rejected' AND superseded_by IS NULL"
+    [count] = connection.execute(
+        f"SELECT count(*) FROM images WHERE {usable} AND outcome = 'stack' "
+        f"AND mjd > (SELECT mjd FROM images WHERE {usable} ORDER BY mjd LIMIT 1 OFFSET ?)",
+        (size - 1,),
+    ).fetchone()
+    return int(count)
+
+
 def describe_image(connection: sqlite3.Connection, image: int) -> str:
-    """Say in one line what an image showed: its new blobs, then how many other detections of each kind."""
+    """Say in one line what an image showed: its new blobs, then how many other detections of each kind.
+
+    A new candidate that the depths on several images together show to have landed and stayed *stays*.
+    """
     row = connection.execute("SELECT outcome, reason FROM images WHERE id = ?", (image,)).fetchone()
     if row["outcome"] == "stack":
         return f"for the stack alone: {row['reason'] or 'too few images before it'}"
@@ -442,13 +474,33 @@ def describe_image(connection: sqlite3.Connection, image: int) -> str:
     places = "; ".join(_describe_detection(each) for each in new)
     said = [f"{len(new)} new: {places}" if new else "nothing new"]
     if again:
-        numbers = ", ".join(f"#{each['candidate']}" for each in again)
+        numbers = ", ".join(_name_seen_again(connection, each["candidate"]) for each in again)
         said.append(f"{len(again)} seen again: {numbers}")
+    staying = connection.execute(
+        "SELECT id FROM candidates WHERE stays_image = ? ORDER BY id", (image,)
+    ).fetchall()
+    if staying:
+        numbers = ", ".join(f"#{each['id']}" for each in staying)
+        said.append(f"{_describe_staying(len(staying))}: {numbers}")
     for status in ("known", "dip", "bad_pixels"):
         number = sum(each["status"] == status for each in found)
         if number:
             said.append(f"{number} {STATUS_WORDS[status]}")
     return "; ".join(said)
+
+
+def _name_seen_again(connection: sqlite3.Connection, candidate: int) -> str:
+    """Name a candidate; one that people have rejected may be a blob that landed where the false alarm was."""
+    row = connection.execute(
+        "SELECT decision FROM candidate_list WHERE id = ?", (candidate,)
+    ).fetchone()
+    is_rejected = row is not None and row["decision"] == "rejected"
+    return f"#{candidate} (rejected)" if is_rejected else f"#{candidate}"
+
+
+def _describe_staying(number: int) -> str:
+    """Say how many candidates stay."""
+    return f"{number} stay{'s' if number == 1 else ''}"
 
 
 def _describe_detection(row: sqlite3.Row) -> str:
@@ -474,11 +526,16 @@ def describe_run(connection: sqlite3.Connection, run: int) -> str:
         f"FROM (SELECT {STATUS_TOLD} AS status FROM detections d JOIN images i ON i.id = d.image WHERE i.run = ?)",
         (run,),
     ).fetchone()
+    [n_staying] = connection.execute(
+        "SELECT count(*) FROM candidates c JOIN images i ON i.id = c.stays_image WHERE i.run = ?",
+        (run,),
+    ).fetchone()
+    stay = f", {_describe_staying(n_staying)}" if n_staying else ""
     n_images = sum(outcomes.values())
     return (
         f"{counted(n_images, 'image')}: {outcomes.get('searched', 0)} searched, "
         f"{outcomes.get('stack', 0)} for the stack alone, {outcomes.get('rejected', 0)} rejected; "
-        f"{new} new, {again} seen again"
+        f"{new} new, {again} seen again{stay}"
     )
 
 

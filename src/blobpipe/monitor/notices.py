@@ -43,9 +43,9 @@ def channels(params: Notices) -> list[str]:
 def queue(connection: sqlite3.Connection, image_id: int, params: Notices) -> None:
     """Write the notices that an image makes due to the outbox, once for every channel.
 
-    Due are: each candidate that the image is the first or the second to show (unless the latest review rejected it),
-    each reading of `health` that crossed its limit with the image, and the digest of the last day or week before it.
-    Call it within the transaction that logs the image, after `health.log_readings`.
+    Due are: each candidate that the image is the first or the second to show, or whose depths told with it that it stays
+    (unless the latest review rejected it), each reading of `health` that crossed its limit with the image, and the
+    digest of the last day or week before it. Call it within the transaction that logs the image, after `health.log_readings`.
 
     Parameters
     ----------
@@ -57,13 +57,17 @@ def queue(connection: sqlite3.Connection, image_id: int, params: Notices) -> Non
 
     # candidates that were seen more often have been announced
     candidates = connection.execute(
-        "SELECT l.* FROM candidate_list l JOIN detections d ON d.candidate = l.id AND d.image = ? "
-        "WHERE l.decision != 'rejected' "
-        # one whose depths tell that it landed before is new to people; what the latest images show together is
-        # announced once
-        "AND (l.sightings = 1 "
-        "OR l.status = 'seen_again' AND l.sightings = 2 AND l.n_images = 1) ORDER BY l.id",
-        (image_id,),
+        "SELECT l.*, c.stays_image, "
+        "(SELECT count(*) FROM depths s JOIN images i ON i.id = s.image WHERE s.candidate = l.id "
+        "AND i.outcome != 'rejected' AND i.superseded_by IS NULL) AS n_depths, "
+        # one whose depths tell that it landed before is new to people all the same
+        "CASE WHEN d.id IS NOT NULL AND l.sightings = 1 THEN 'new' ELSE 'seen_again' END AS told "
+        "FROM candidate_list l JOIN candidates c ON c.id = l.id "
+        "LEFT JOIN detections d ON d.candidate = l.id AND d.image = ? WHERE l.decision != 'rejected' "
+        "AND (d.id IS NOT NULL AND (l.sightings = 1 "
+        # what the latest images show together is announced once
+        "OR l.status = 'seen_again' AND l.sightings = 2 AND l.n_images = 1) OR c.stays_image = ?) ORDER BY l.id",
+        (image_id, image_id),
     ).fetchall()
     for candidate in candidates:
         _put(connection, params, **_candidate_notice(candidate, image))
@@ -113,9 +117,7 @@ def _put(connection: sqlite3.Connection, params: Notices, **notice: Any) -> None
 def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, Any]:
     """Return the columns of a notice about a candidate that an image shows."""
     # what was measured, in words
-    status = candidate["status"]
-    if candidate["sightings"] == 1:
-        status = "new"
+    status = candidate["told"]
     title = "new blob" if status == "new" else "blob seen again"
     depth = _number(candidate["depth_frac"], None, "%", 100)
     depth_of_light = _number(
@@ -123,16 +125,20 @@ def _candidate_notice(candidate: sqlite3.Row, image: sqlite3.Row) -> dict[str, A
     )
     radius = _number(candidate["radius_px"], candidate["radius_err_px"], "px")
     snr = _number(candidate["snr"])
+    stays = [
+        f"its depths on {candidate['n_depths']} images together show that it landed and stayed; it has no second sighting"
+    ]
     lines = [
         f"Candidate {candidate['id']}, {status.replace('_', ' ')} with the image {_one_line(image['name'])}",
         "",
-        f"place: x = {candidate['x_px']:.1f}, y = {candidate['y_px']:.1f} px (0-based)",
+        f"usual place: x = {candidate['x_px']:.1f}, y = {candidate['y_px']:.1f} px (0-based, the image's shift taken off)",
         f"radius: {radius}",
         f"depth: {depth_of_light}",
         f"S/N: {snr}",
         f"probability of a blob: {candidate['probability']:.3f}",
         f"first image: {_one_line(candidate['first_frame'])}, MJD {candidate['first_mjd'] or 0:.3f}",
         f"images that show it: {candidate['sightings']}",
+        *(stays if candidate["stays_image"] == image["id"] else []),
         *_landing_lines(candidate),
         f"model: {candidate['model_sha256'][:12]}",
     ]

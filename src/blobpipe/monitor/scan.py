@@ -23,7 +23,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from blobpipe import __version__
-from blobpipe.core import files, fits_images, plotting, tables
+from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.core.dates import Exposure, exposure_of, format_mjd, is_same_exposure
 from blobpipe.core.detector import Detector, read_detector
@@ -48,11 +48,12 @@ from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, int
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.difference import subtract
-from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.template import Template, read_template
-from blobpipe.monitor import logbook
+from blobpipe.monitor import logbook, pictures
+from blobpipe.monitor.inbox import refuse_difference
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
+from blobpipe.noise.level import require_noise, require_noise_of_rms_map
 from blobpipe.params import Params, Vetting
 from blobpipe.simulation import render
 
@@ -102,6 +103,9 @@ SIDE_PX = 128
 MIN_REPEATS = 3
 MOST_NAMED = 5
 
+# New detections on a difference image, beyond which it is probably none (count)
+MOST_NEW = 20
+
 
 @dataclass(frozen=True)
 class PreparedImage:
@@ -150,6 +154,10 @@ class ScanTables:
             if statuses[status] or status == "new"
         ]
         return ", ".join(numbers)
+
+    def n_new(self, frame: str) -> int:
+        """Return the number of new detections on an image."""
+        return sum(row["frame"] == frame and row["status"] == "new" for row in self.detections)
 
     def made(self) -> str:
         """Say what the folder of a scan holds: pictures are drawn of new detections only."""
@@ -289,7 +297,7 @@ def scan(
         If the model, the operating point, the stack or a file of bad pixels cannot be used, or two images have the same
         name.
     """
-    _require_distinct_names(paths)
+    _require_files(paths)
     # Each worker thread searches whole images: more threads would only wait for each other
     kernels.set_threads(1)
 
@@ -297,6 +305,8 @@ def scan(
     preparation = _read_preparation(params, difference, reference, catalogue, bad_pixels)
     detector = load_detector(model)
     log.info("model: %s", model_file.described(model))
+    if not difference:
+        log.info("stack: %s", _stack_path(reference))
     point_sha256 = ""
     if operating_point is not None:
         detector = _apply_point(detector, model, operating_point, preparation.bad_pixels)
@@ -311,6 +321,13 @@ def scan(
             found.add_rejected(path, str(result))
         else:
             search.record(result, found, out_dir)
+            n_new = found.n_new(fits_images.frame_name(path)) if difference else 0
+            if n_new > MOST_NEW:
+                log.warning(
+                    "blobpipe: %s: found %d new blobs, expected a few; if it is no difference, leave out --difference",
+                    path,
+                    n_new,
+                )
 
     found.mark_seen_again()
     found.write(out_dir)
@@ -318,8 +335,11 @@ def scan(
     return int(any(row["status"] == "rejected" for row in found.frames))
 
 
-def _require_distinct_names(paths: Sequence[Path]) -> None:
-    """Refuse two images of one name."""
+def _require_files(paths: Sequence[Path]) -> None:
+    """Refuse a folder, and two images of one name."""
+    for path in paths:
+        if path.is_dir():
+            raise FrameError(f"{path}: a folder, expected images; name its files, as {path}/*.fits")
     names = [fits_images.frame_name(path) for path in paths]
     for name in names:
         if names.count(name) > 1:
@@ -420,6 +440,12 @@ class Preparation:
             shift = NO_SHIFT
         else:
             template = self.template
+            refuse_difference(frame, path)
+            if _is_same(frame.data, template.stack):
+                raise FrameError(
+                    f"{path}: found the pixels of the stack that is subtracted, expected another image; leave it out, or "
+                    "name a stack of other images with --reference"
+                )
             expected = template.expected_noise()
             assert expected is not None
             require_noise(noise, expected, path)
@@ -489,6 +515,11 @@ def _search_ahead(
             yield path, future.result()
 
 
+def _is_same(image: Image, stack: Image | None) -> bool:
+    """Return whether an image is the stack itself, by some of its rows: from itself nothing would be left of it."""
+    return stack is not None and np.array_equal(image[::64], stack[::64], equal_nan=True)
+
+
 @dataclass(frozen=True)
 class DenseResult:
     """An image, the dense network's probability map of it, and all vetted candidates."""
@@ -552,7 +583,7 @@ def _draw_detection(
         f"depth {100 * row['depth_frac']:.2f} ± {100 * row['depth_err_frac']:.2f} %, "
         f"radius {row['radius_px']:.1f} px, S/N {row['snr']:.1f}"
     )
-    plotting.draw_detection(
+    pictures.draw_detection(
         out_dir / f"{image.name}_x{round(x)}y{round(y)}.png",
         square,
         cells.repeat(stride, 0).repeat(stride, 1),
@@ -561,6 +592,7 @@ def _draw_detection(
         title,
         map_name="probability",
         limits=(0, 1),
+        radius_px=row["radius_px"],
     )
 
 
@@ -616,7 +648,7 @@ class ReportSearch:
                     "status": "new",
                 }
             )
-            plotting.draw_detection(
+            pictures.draw_detection(
                 out_dir / f"{image.name}_r{row}c{col}.png",
                 subframes[k],
                 maps[k],

@@ -309,3 +309,10 @@ CREATE TABLE nearly_found (  -- what the latest images show together, landed and
     score REAL NOT NULL
 ) STRICT;
 CREATE INDEX nearly_found_by_image ON nearly_found (image);
+
+-- version 9
+
+-- Image with which the depths of a candidate, until then new, told that it landed and stayed; NULL: they did not, or an
+-- image had shown it again before.
+ALTER TABLE candidates ADD COLUMN stays_image INTEGER REFERENCES images;
+CREATE INDEX candidates_by_stays_image ON candidates (stays_image) WHERE stays_image IS NOT NULL;

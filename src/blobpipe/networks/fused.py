@@ -54,7 +54,7 @@ from blobpipe.networks.fused_loops import (
 log = logging.getLogger(__name__)
 
 # SHA-256 of fused_loops.py: numba compiles anew when this file changes, so it has to change whenever the loops do
-LOOPS_SHA256 = "4c392dab16f337f3755d634d458dcf6c5984517e6d581f2782679c7b88f16f91"
+LOOPS_SHA256 = "d929e2f8143e3cbb14a5b27742fc26deb5a7c98665ce37eda43b2ba683727677"
 CHUNK = 2  # images that a thread takes at a time; fixed, so that sums do not depend on the number of threads
 NO_WINNER = (
     255  # winner of a window whose maximum is not above zero, or was dropped: its gradient is zero

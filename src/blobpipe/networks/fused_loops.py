@@ -70,9 +70,11 @@ def column_transforms(size: int, pool: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.tensor(rows, dtype=torch.float64)
 
     inverse = torch.linalg.inv(powers(len(POINTS) + 1)).T
-    # by which rows become quarters and halves, besides the first and last
+    # by which rows become quarters and halves, besides the first and last: multiples of 1/90, so that the rounding
+    # of the inverse, which is left to a library and to the threads it has, does not reach the results
     scale = inverse[:, [-2]].clone()
     scale[0], scale[-1] = inverse[0, 0], inverse[-1, -1]
+    scale = (scale * 90).round() / 90
     return powers(size) * scale, (inverse / scale * 32).round() / 32, powers(pool)
 
 

@@ -64,15 +64,28 @@ def new_files(inbox: Inbox, connection: logbook.Log, again: bool = False) -> lis
     new = []
     for file in inbox.look():
         row = connection.execute(
-            "SELECT outcome FROM images WHERE id = (SELECT image FROM files WHERE path = ? AND size_bytes = ? "
-            "AND modified_ns = ? AND changed_ns = ? AND inode = ?)",
+            "SELECT image FROM files WHERE path = ? AND size_bytes = ? AND modified_ns = ? AND changed_ns = ? "
+            "AND inode = ?",
             (path_text(file.path), *file.stamp),
         ).fetchone()
-        if row and not (again and row["outcome"] == "rejected"):
+        if row and not (again and was_never_searched(connection, row["image"])):
             inbox.know(file)
         else:
             new.append(file)
     return new
+
+
+def was_never_searched(connection: logbook.Log, image: int) -> bool:
+    """Return whether an image that counts was rejected, or kept for stacks alone, without a search.
+
+    One that a later stack has rejected keeps what its search has found.
+    """
+    row = connection.execute(
+        "SELECT 1 FROM images WHERE id = ? AND outcome != 'searched' AND superseded_by IS NULL "
+        "AND NOT EXISTS (SELECT 1 FROM subframes WHERE image = images.id)",
+        (image,),
+    ).fetchone()
+    return row is not None
 
 
 def read_arrival(

@@ -151,8 +151,14 @@ def _recount(connection: sqlite3.Connection, candidate: int, fade_after: int) ->
     )
 
 
-def date_candidate(connection: sqlite3.Connection, candidate: int) -> None:
-    """Date the landing of a candidate from its depths; one that has landed and stayed is seen again."""
+def date_candidate(
+    connection: sqlite3.Connection, candidate: int, image: int, fade_after: int
+) -> None:
+    """Date the landing of a candidate from its depths; one that has landed and stayed is seen again.
+
+    If it was new until then, the log keeps that the depths with this image told so. If with more images they show
+    that there is nothing, its status rests on its sightings alone, as before.
+    """
     rows = connection.execute(
         "SELECT i.id, i.mjd, d.depth_frac, d.depth_err_frac FROM depths d JOIN images i ON i.id = d.image "
         "WHERE d.candidate = ? AND i.outcome != 'rejected' AND i.superseded_by IS NULL ORDER BY i.mjd, i.id",
@@ -172,4 +178,14 @@ def date_candidate(connection: sqlite3.Connection, candidate: int) -> None:
     }
     if landing.is_persistent:
         columns |= {"status": "seen_again", "image": int(images[landing.first])}
+        [told] = connection.execute(
+            "SELECT status != 'new' OR stays_image IS NOT NULL FROM candidates WHERE id = ?",
+            (candidate,),
+        ).fetchone()
+        if not told:
+            columns["stays_image"] = image
     logbook.update(connection, "candidates", candidate, columns)
+    query = "SELECT status FROM candidates WHERE id = ?"
+    [status] = connection.execute(query, (candidate,)).fetchone()
+    if landing.verdict == "nothing" and status == "seen_again":
+        _recount(connection, candidate, fade_after)

@@ -32,8 +32,9 @@ def log_findings(image: int, result: ImageResult, run: Run) -> None:
 
     # What was learnt of the images of the stack
     for sha256, packed in result.corrections.items():
+        # An image that was only kept for stacks has one already when it is searched
         connection.execute(
-            "INSERT INTO corrections (image, bytes) SELECT id, ? FROM images WHERE sha256 = ?",
+            "INSERT OR REPLACE INTO corrections (image, bytes) SELECT id, ? FROM images WHERE sha256 = ?",
             (packed, sha256),
         )
     for sha256, reason in result.rejected.items():
@@ -144,7 +145,7 @@ def _log_deep(image: int, found: DeepResult, run: Run) -> None:
     dated = {row["candidate"] for row in recent}
     for candidate in live["id"].tolist():
         if candidate in dated:
-            date_candidate(connection, candidate)
+            date_candidate(connection, candidate, image, run.params.quicklook.fade_after)
 
 
 def _log_deep_blobs(

@@ -36,7 +36,7 @@ class Options:
     difference : bool
         The images are difference images already.
     again : bool
-        Search rejected images once more.
+        Search images once more that were rejected, or kept for stacks alone.
     bad_pixels : tuple of path
         Files of bad pixels, besides those of the settings.
     operating_point : path, optional

@@ -18,7 +18,14 @@ from blobpipe.errors import FrameError, printable
 from blobpipe.monitor import health, logbook, notices, thumbnails
 from blobpipe.monitor.inbox import Inbox, Stamp, path_of, path_text
 from blobpipe.quicklook import running_stack
-from blobpipe.quicklook.arrivals import Arrival, is_unchanged, locked_for, new_files, read_arrival
+from blobpipe.quicklook.arrivals import (
+    Arrival,
+    is_unchanged,
+    locked_for,
+    new_files,
+    read_arrival,
+    was_never_searched,
+)
 from blobpipe.quicklook.findings import log_findings
 from blobpipe.quicklook.options import Run
 from blobpipe.quicklook.search import (
@@ -37,18 +44,11 @@ def process(inbox: Inbox, run: Run) -> int:
     """Log the new images of the folder; return their number."""
     connection = run.connection
     connection.require_file()
-
-    # Files that are complete, in order of date
-    arrivals = []
-    for file in new_files(inbox, connection, run.options.again):
-        if not inbox.unsettled_s(file):
-            arrival = read_arrival(file, inbox, connection, run.instrument)
-            if arrival is not None:
-                arrivals.append(arrival)
-    arrivals.sort(key=lambda arrival: (arrival.mjd, arrival.path.name))
-
+    arrivals = _arrivals(inbox, run)
     if len(arrivals) > 1:
         log.info("%d new files in %s", len(arrivals), inbox.folder)
+    size = run.params.difference.stack_size
+    passed_over = logbook.count_passed_over(connection, size)
     logged = 0
     waiting: list[str] = []
     bar = tqdm(arrivals, "quicklook", unit="image", disable=None if arrivals else True)
@@ -63,7 +63,7 @@ def process(inbox: Inbox, run: Run) -> int:
         is_waiting = image is not None and image["outcome"] == "stack" and WAITS in image["reason"]
         if image is not None and is_waiting:
             waiting.append(image["name"])
-        if not is_waiting or len(waiting) == run.params.difference.stack_size:
+        if not is_waiting or len(waiting) == size:
             _say_waiting(waiting)
             waiting = []
         if image is not None and not is_waiting:
@@ -72,7 +72,26 @@ def process(inbox: Inbox, run: Run) -> int:
             log.info("%s%s: %s", place, image["name"], said)
         notices.send(connection, run.params.notices)
     _say_waiting(waiting)
+
+    # What landed in them would be in the stacks to come, and never told
+    more = logbook.count_passed_over(connection, size)
+    if more > passed_over:
+        log.info(
+            "%s kept for stacks alone, although enough images precede by now: to search all such, run once with --again",
+            logbook.counted(more, "image"),
+        )
     return logged
+
+
+def _arrivals(inbox: Inbox, run: Run) -> list[Arrival]:
+    """Return the new files that are complete, in order of date."""
+    arrivals = []
+    for file in new_files(inbox, run.connection, run.options.again):
+        if not inbox.unsettled_s(file):
+            arrival = read_arrival(file, inbox, run.connection, run.instrument)
+            if arrival is not None:
+                arrivals.append(arrival)
+    return sorted(arrivals, key=lambda arrival: (arrival.mjd, arrival.path.name))
 
 
 def _say_waiting(names: list[str]) -> None:
@@ -91,11 +110,9 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> sqlite3.Row | None
     ).fetchone()
 
     # Known bytes: another process was faster, the file has another name, or its times have changed
-    again = run.options.again and image is not None and image["outcome"] == "rejected"
+    again = run.options.again and image is not None and was_never_searched(connection, image["id"])
     if image is not None and not again:
-        with logbook.writing(connection):
-            outcome = _duplicate_or_renamed(connection, arrival, image["id"])
-            _log_file(connection, arrival, image["id"], outcome)
+        _log_known(arrival, image["id"], connection)
         return None
 
     # A failure that may pass, of the disk or the memory, must not reject the image
@@ -115,6 +132,12 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> sqlite3.Row | None
         inbox.leave(arrival.file, failure)
         return None
 
+    # Searched once more, it may still lack a stack: then the log stays as it is
+    if image is not None and result.row["outcome"] == image["outcome"] == "stack":
+        _log_known(arrival, image["id"], connection)
+        inbox.know(arrival.file)
+        return None
+
     # A bug in what follows from the search rejects the image, so that the run can continue
     try:
         _keep_pixels(arrival.sha256, result, run)
@@ -125,6 +148,8 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> sqlite3.Row | None
         reason = describe_internal(error)
         result = ImageResult(result.row | {"outcome": "rejected", "reason": reason})
         _log_result(arrival, result, run)
+    for why in result.rejected.values():
+        log.info("rejected from now on: %s", why)
     running_stack.prune(connection, run.cache, run.params.difference.stack_size)
     _prune_pixels(connection, run.options.log_path)
 
@@ -132,6 +157,13 @@ def _log_arrival(arrival: Arrival, inbox: Inbox, run: Run) -> sqlite3.Row | None
         "SELECT id, name, outcome, reason FROM images WHERE sha256 = ?", (arrival.sha256,)
     ).fetchone()
     return logged
+
+
+def _log_known(arrival: Arrival, image: int, connection: logbook.Log) -> None:
+    """Note where a file lies whose bytes the log has."""
+    with logbook.writing(connection):
+        outcome = _duplicate_or_renamed(connection, arrival, image)
+        _log_file(connection, arrival, image, outcome)
 
 
 def _log_result(arrival: Arrival, result: ImageResult, run: Run) -> None:
@@ -178,23 +210,23 @@ def _prune_pixels(connection: sqlite3.Connection, log_path: Path) -> None:
     )
     kept = {row["sha256"] for row in newest}
     folder = thumbnails.pixels_folder(log_path)
-    for path in running_stack.own_files(folder, ".difference", ".map"):
+    for path in running_stack.own_files(connection, folder, ".difference", ".map"):
         # the temporary files of a killed run have other stems
         if path.stem not in kept:
             path.unlink(missing_ok=True)
 
 
 def _log_image(connection: sqlite3.Connection, row: dict[str, Any]) -> int:
-    """Add an image, or replace the rejection of the same bytes; return its id."""
-    rejected = connection.execute(
+    """Add an image, or replace what was logged of the same bytes without a search; return its id."""
+    earlier = connection.execute(
         "SELECT id FROM images WHERE sha256 = ?", (row["sha256"],)
     ).fetchone()
-    if rejected is None:
+    if earlier is None:
         return logbook.insert(connection, "images", row)
     # Its health readings are computed again
-    connection.execute("DELETE FROM health WHERE image = ?", (rejected["id"],))
-    logbook.update(connection, "images", rejected["id"], row)
-    return int(rejected["id"])
+    connection.execute("DELETE FROM health WHERE image = ?", (earlier["id"],))
+    logbook.update(connection, "images", earlier["id"], row)
+    return int(earlier["id"])
 
 
 def _log_file(connection: sqlite3.Connection, arrival: Arrival, image: int, outcome: str) -> None:

@@ -107,8 +107,10 @@ def _say_what_was_done(folder: Path, run: Run, logged: int) -> None:
         log.info("%s: no image was logged; %d are in the log", folder, known)
         return
     inside = sorted({path.parent for path in folder.glob("*/*.fit*")})
-    advice = f"; {inside[0]} has some: name that folder" if inside else ""
-    log.info("%s: no FITS image in it, expected some%s", folder, advice)
+    advice = (
+        f"{inside[0]} has some: name that folder" if inside else "name the folder of your images"
+    )
+    log.info("%s: no FITS image in it, expected some; %s", folder, advice)
 
 
 def watch(folder: Path, options: Options) -> None:

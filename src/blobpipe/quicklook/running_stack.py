@@ -34,11 +34,11 @@ from blobpipe.history import deep
 from blobpipe.history.deep import Latest, SettledImage
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.flatten import read_blob_image
-from blobpipe.images.noise import noise_near, require_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern, register_images
 from blobpipe.images.stack import ROWS, landed_within, rms_map
 from blobpipe.monitor.inbox import path_of
+from blobpipe.noise.level import noise_near, require_noise
 from blobpipe.params import Difference
 
 if TYPE_CHECKING:
@@ -448,7 +448,7 @@ def _read(member: Member, cache: Cache) -> Image:
     if path is None:
         raise FrameError(
             f"{member.paths[0]}: not found, or changed, expected the image {member.sha256[:12]} of the log, which the "
-            "stack needs; put it back"
+            "stack needs; put it back, then run once with --again"
         )
     data = read_blob_image(path, cache.bad_pixels, cache.detector).data
     return np.where(np.isfinite(data), data, np.float32(np.nan))
@@ -637,8 +637,8 @@ def _settled_digest(cache: Cache, sha256: str, image: SettledImage) -> bytes:
 def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     """Remove all images from the cache but those of the newest images of the log.
 
-    What the cache holds then depends on the log alone, whatever a killed run has left there. No other process may be
-    using it meanwhile.
+    What the cache holds of this log's images then depends on the log alone, whatever a killed run has left there. No
+    other process may be using it meanwhile. Images of other logs in the same folder stay.
 
     Parameters
     ----------
@@ -648,7 +648,7 @@ def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
     members = members_before(connection, np.inf, max(KEPT * size, deep.KEPT))
     needed = {cache.path_of(member.sha256) for member in members[-KEPT * size :]}
     needed |= {cache.settled_path(member.sha256) for member in members}
-    for path in own_files(cache.folder, ".npy", "-settled.npy"):
+    for path in own_files(connection, cache.folder, ".npy"):
         if path not in needed:
             path.unlink(missing_ok=True)
 
@@ -657,16 +657,24 @@ def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:
         del cache.settled[sha256]
 
 
-def own_files(folder: Path, *endings: str) -> list[Path]:
-    """List the files of a folder that are named after a checksum, and those that a killed `files.atomic` has left.
+def own_files(connection: sqlite3.Connection, folder: Path, *suffixes: str) -> list[Path]:
+    """List the files of a folder that were made for images of a log, and those that a killed `files.atomic` has left.
 
     Parameters
     ----------
+    connection : sqlite3.Connection
+        The log.
     folder : path
-        Others may keep files there, too.
-    endings : str
-        What follows the checksum, such as ``.npy``.
+        Other logs, and people, may keep files there, too.
+    suffixes : str
+        Such as ``.npy``.
     """
-    ends = "|".join(map(re.escape, endings))
-    own = re.compile(rf"([0-9a-f]{{64}}|\..+\.\d+\.tmp)({ends})")
-    return [path for path in folder.glob("*") if own.fullmatch(path.name)]
+    ends = "|".join(map(re.escape, suffixes))
+    named = re.compile(rf"\.?([0-9a-f]{{64}})(-settled)?(\.\d+\.tmp)?({ends})")
+    own = []
+    for path in folder.glob("*"):
+        found = named.fullmatch(path.name)
+        query = "SELECT 1 FROM images WHERE sha256 = ?"
+        if found and connection.execute(query, (found[1],)).fetchone():
+            own.append(path)
+    return own

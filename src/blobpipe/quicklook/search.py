@@ -33,12 +33,13 @@ from blobpipe.images.clip import clip_image
 from blobpipe.images.difference import KEPT_CARDS as DIFFERENCE_CARDS
 from blobpipe.images.difference import subtract
 from blobpipe.images.flatten import read_blob_image
-from blobpipe.images.noise import require_noise, require_noise_of_rms_map
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.scale import scale_image
 from blobpipe.images.template import Template, make_template
 from blobpipe.monitor import logbook, thumbnails
+from blobpipe.monitor.inbox import refuse_difference
 from blobpipe.networks import dense
+from blobpipe.noise.level import require_noise, require_noise_of_rms_map
 from blobpipe.quicklook import running_stack
 from blobpipe.quicklook.arrivals import Arrival
 from blobpipe.quicklook.options import PLACE_COLUMNS, Run
@@ -223,6 +224,7 @@ def _search_usable(path: Path, row: dict[str, Any], run: Run) -> ImageResult:
         require_noise_of_rms_map(frame.data, template.rms, path)
         blobs = _known_blobs(run, row["mjd"])
         return _search_difference(row, frame.data, template, NO_SHIFT, blobs, run)
+    refuse_difference(frame, path)
     return _subtract_and_search(row, frame.data, run)
 
 
@@ -340,9 +342,15 @@ def _search_latest(
     row = result.row
     assert template.stack is not None
     candidates = result.candidates
-    detected = candidates[candidates["score"] >= run.detector.threshold]
-    clear = detected[detected["status"].isin(["new", "known"])]
-    alone = detected[detected["status"] == "new"]
+    is_detected = candidates["score"] >= run.detector.threshold
+    alone = candidates[is_detected & (candidates["status"] == "new")]
+
+    # A fainter sighting of what earlier images have shown is clear, too: limited, its depth would date it wrongly
+    usual = candidates.assign(
+        x_px=candidates["x_px"] - shift.x_px, y_px=candidates["y_px"] - shift.y_px
+    )
+    is_clear = np.logical_or(is_detected, near_blobs(usual, blobs.landed).any(axis=1))
+    clear = candidates[is_clear & candidates["status"].isin(["new", "known"])]
     settled = deep.settle(difference, template.stack, shift, clear=clear)
     latest, members = running_stack.latest_before(
         run.connection, run.cache, row["mjd"], template.stack
@@ -428,7 +436,7 @@ def _search_difference(
     noise = observation.noise_frac
 
     # The network sees the difference whitened, clipped and scaled; the fit sees it whitened
-    clipped, clipping = clip_image(observation.whitened, run.params.clip)
+    clipped, clipping = clip_image(observation.even(), run.params.clip)
     scaled, _ = scale_image(clipped, run.params.scale)
     response = detector.respond(scaled)
     peaks = detector.peaks(response, scaled)

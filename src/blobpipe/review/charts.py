@@ -206,10 +206,11 @@ def _scales(samples: Sequence[Sample], from_zero: bool) -> tuple[Scale, Scale]:
     # a single date or value needs a margin, too
     beside = 0.03 * (last - first) or 0.5
     above = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    top = high + above
     # a mark at zero is not cut by the axis
-    low = min(low, 0.0) - 0.5 * above if from_zero else low - above
+    low = min(low, 0.0) - 0.04 * (top - min(low, 0.0)) if from_zero else low - above
     x = Scale(first - beside, last + beside, LEFT, RIGHT)
-    y = Scale(low, high + above, BOTTOM, TOP)
+    y = Scale(low, top, BOTTOM, TOP)
     return x, y
 
 

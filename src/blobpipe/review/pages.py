@@ -142,12 +142,16 @@ def queue(
     connection: sqlite3.Connection,
     reader: Reader,
     *,
-    show: Show = "all",
+    show: Show | None = None,
     order: str = "date",
     page: int = 1,
 ) -> str:
-    """Show candidates to decide on: the undecided first, then the unsure, each by one of `queries.ORDERS`."""
+    """Show candidates to decide on: the undecided first, then the unsure, each by one of `queries.ORDERS`.
+
+    Without ``show``, those that wait for a decision, or all if none does.
+    """
     counts = queries.decision_counts(connection)
+    show = show or ("undecided" if counts["undecided"] else "all")
     listed = queries.part(page, CARDS, counts[show])
     rows = queries.review_queue(connection, show, listed, order)
     cards = [_card(connection, row) for row in rows]
@@ -254,13 +258,27 @@ def said(connection: sqlite3.Connection, first: int, last: int) -> tuple[str, in
     decisions = {row["decision"] or "undecided again" for row in rows}
     decision = decisions.pop() if len(decisions) == 1 else "as they were before"
     numbers = [row["candidate"] for row in rows]
+    other = _decided_otherwise(rows)
     if len(numbers) == 1:
-        return f"Candidate {numbers[0]}: {decision}.", numbers[0]
-    return f"{len(numbers)} candidates ({', '.join(map(str, numbers))}): {decision}.", 0
+        return f"Candidate {numbers[0]}: {decision}.{other}", numbers[0]
+    return f"{len(numbers)} candidates ({', '.join(map(str, numbers))}): {decision}.{other}", 0
+
+
+def _decided_otherwise(rows: list[queries.Row]) -> str:
+    """Say what other people had decided before: this page may be older than their decision."""
+    said = [
+        f"{row['reviewer_before']} had decided on candidate {row['candidate']}: {row['decision_before']}."
+        for row in rows
+        if row["decision_before"]
+        and row["decision_before"] != row["decision"]
+        and row["reviewer_before"] != row["reviewer"]
+    ]
+    more = f" So had others on {len(said) - 3} more." if len(said) > 3 else ""
+    return "".join(f" {sentence}" for sentence in said[:3]) + more
 
 
 def timeline(connection: sqlite3.Connection, reader: Reader) -> str:
-    """Show number of blobs, false alarms, noise, shift and signal by date, and as a table."""
+    """Show number of blobs, false alarms, noise, shift, signal and rejected images by date, and as a table."""
     return _render("timeline.html", reader, **_timeline(connection))
 
 
@@ -695,6 +713,7 @@ SERIES = (
     Series("Shift (px)", "shift_px", 1.0, 2),
     Series("Signal (1000 electrons)", "signal_e", 1e-3, 1),
 )
+REJECTED = Series("Rejected images (% of the latest)", "rejected_frac", 100.0, 0)
 
 
 def _timeline(connection: sqlite3.Connection) -> dict[str, Any]:
@@ -719,6 +738,7 @@ def _timeline(connection: sqlite3.Connection) -> dict[str, Any]:
             charts.count(rejected, *ends),
         ),
         *(_trend(series, mjd, table[series.column]) for series in SERIES),
+        _trend(REJECTED, *queries.rejected_shares(connection)),
     ]
     return {"lines": lines, "periods": _periods(table, found), "n_images": len(mjd)}
 
@@ -732,7 +752,7 @@ def _trend(series: Series, mjd: Values, values: Values) -> Line:
         return Line(series.name, "", None)
     median = f"{bn.median(values):.{series.digits}f}"
     newest = f"{values[-1]:.{series.digits}f}"
-    graph = charts.trend(mjd, values, from_zero=series.column == "shift_px")
+    graph = charts.trend(mjd, values, from_zero=series.column in ("shift_px", "rejected_frac"))
     return Line(series.name, f"median {median}, newest {newest}", graph)
 
 

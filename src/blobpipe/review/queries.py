@@ -416,10 +416,13 @@ def known_blobs(connection: sqlite3.Connection, image: Row) -> list[Row]:
 
 
 def reviews_of_form(connection: sqlite3.Connection, first: int, last: int) -> list[Row]:
-    """Return the reviews that one form has made, by their numbers."""
+    """Return the reviews that one form has made, by their numbers, each with the decision before it and who made that."""
     return _rows(
         connection,
-        "SELECT id, candidate, decision FROM reviews WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 100",
+        "SELECT r.id, r.candidate, r.decision, r.reviewer, p.decision AS decision_before, p.reviewer AS reviewer_before "
+        "FROM reviews r LEFT JOIN reviews p ON p.id = "
+        "(SELECT max(id) FROM reviews WHERE candidate = r.candidate AND id < r.id) "
+        "WHERE r.id BETWEEN ? AND ? ORDER BY r.id LIMIT 100",
         first,
         last,
     )
@@ -578,6 +581,21 @@ def dated_images(connection: sqlite3.Connection) -> dict[str, Values]:
         "signal_e": signal,
         "shift_px": np.hypot(shift_x, shift_y),
     }
+
+
+def rejected_shares(connection: sqlite3.Connection) -> tuple[Values, Values]:
+    """Return dates (MJD) and the share of rejected images among the latest, as the health readings have it, by date.
+
+    Images without a date have none of their own, but count in those that follow. Late images are left out, as the
+    share is of the images in the order of the log.
+    """
+    rows = connection.execute(
+        """SELECT i.mjd, h.value FROM health h JOIN images i ON i.id = h.image WHERE h.what = 'rejected_frac'
+        AND i.late = 0 AND i.superseded_by IS NULL AND i.mjd BETWEEN ? AND ? ORDER BY i.mjd, i.id""",
+        date_range(logbook.detector_of(connection)),
+    )
+    mjd, share = np.array([tuple(row) for row in rows], np.float64).reshape(-1, 2).T
+    return mjd, share
 
 
 def first_sightings(connection: sqlite3.Connection) -> list[Row]:

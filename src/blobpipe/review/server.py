@@ -496,10 +496,10 @@ def _today(request: Request) -> Response:
 
 
 def _queue(request: Request) -> Response:
-    show = cast(queries.Show, request.query_params.get("show", "all"))
+    show = cast(queries.Show | None, request.query_params.get("show"))
     order = request.query_params.get("order", "date")
     for found, words in ((show, queries.SHOWS), (order, queries.ORDERS)):
-        if found not in words:
+        if found is not None and found not in words:
             raise HTTPException(404, f"Found {found!r}, expected one of {', '.join(words)}.")
     page = _page(request)
     return _shown(

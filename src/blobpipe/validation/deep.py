@@ -33,11 +33,11 @@ from blobpipe.history.deep import DEPTHS, FEWEST, Latest
 from blobpipe.history.depths import measure_depths, measure_histories
 from blobpipe.history.landing import Landing, date_history
 from blobpipe.images.difference import subtract
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern
 from blobpipe.images.template import Template
 from blobpipe.networks import kernels
+from blobpipe.noise.level import clean_noise
 from blobpipe.params import Params
 from blobpipe.simulation import held_out
 from blobpipe.simulation.inject import add_blob

@@ -26,8 +26,8 @@ from blobpipe.images import tiles
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.stack import CELL_PX
 from blobpipe.images.template import Template
-from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
+from blobpipe.noise.whiten import WHITE
 from blobpipe.params import Evaluate, Vetting
 from blobpipe.simulation import cutout, render
 from blobpipe.simulation.inject import render_in_sigma
@@ -419,7 +419,7 @@ class SubframeSearch:
             template=template,
             catalogue=None,
             shift_px=NO_SHIFT,
-            noise_model=replace(self.noise_model, scale=None),
+            noise_model=replace(self.noise_model, scale=None, coarse=None),
             noise_frac=1.0,
         )
         found = observation.find_blobs(self.detector, peaks=highest, vetting=self.vetting)

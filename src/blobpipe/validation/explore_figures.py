@@ -116,5 +116,5 @@ def anomaly(
         ):
             axes[key].imshow(images[row], origin="lower", cmap=colour, vmin=low, vmax=high)
             axes[key].set(xlabel="x (px)", ylabel="y (px)")
-            axes[key].set_title(f"oddest {text}:\n{name}", fontsize=plotting.SMALL)
+            axes[key].set_title(f"Oddest {text}:\n{name}", fontsize=plotting.SMALL)
     plotting.save(figure, path)

@@ -18,10 +18,10 @@ from blobpipe.networks import model_file
 from blobpipe.params import Params, Regression, read_yaml
 from blobpipe.validation import regression
 
-# Where `cases.csv` tells whether a detector found a blob, as (column, value), and its probability; the dense network, which
-# searches by default, comes first
+# Where `cases.csv` tells whether a detector found a blob, as (column, value), and the column that its threshold is set on;
+# the dense network, which searches by default, comes first
 ANSWERS = {
-    "dense": (("found_dense", 1), "dense_probability"),
+    "dense": (("found_dense", 1), "dense_score"),
     "report": (("status", "found"), "probability"),
 }
 NAMES = {"dense": "dense network", "report": "report's network"}
@@ -201,21 +201,20 @@ def compare_cases(
     Returns
     -------
     changed : DataFrame
-        frame, blob, snr, radius_px, change (``won`` or ``lost``), old_probability and probability (NaN without a
-        candidate); the won ones first.
+        frame, blob, snr, radius_px, change (``won`` or ``lost``), old_answer and answer: what the detector's
+        threshold is set on (NaN without a candidate); the won ones first.
     n_both : int
         Blobs that are usable in both.
     """
-    found, probability = ANSWERS[detector]
-    after = _answers(new, found, probability)
-    before = _answers(old, found, probability).drop(columns="radius_px")
+    after = _answers(new, detector)
+    before = _answers(old, detector).drop(columns="radius_px")
     both = after.merge(
         before, on=["frame", "blob"], validate="one_to_one", suffixes=("", "_before")
     )
     moved_px = np.hypot(both["x_px"] - both["x_px_before"], both["y_px"] - both["y_px_before"])
     snr_change = (both["snr"] / both["snr_before"] - 1).abs()
     both = both[(moved_px <= SAME_PX) & ~(snr_change > SAME_SNR_FRAC)]
-    both = both.rename(columns={"probability_before": "old_probability"})
+    both = both.rename(columns={"answer_before": "old_answer"})
     parts = [
         both[both["found"] & ~both["found_before"]].assign(change="won"),
         both[~both["found"] & both["found_before"]].assign(change="lost"),
@@ -223,9 +222,9 @@ def compare_cases(
     return pd.concat(parts, ignore_index=True), len(both)
 
 
-def _answers(cases: pd.DataFrame, found: tuple[str, Any], probability: str) -> pd.DataFrame:
+def _answers(cases: pd.DataFrame, detector: str) -> pd.DataFrame:
     """Return the usable cases with what one detector answers."""
-    column, answer = found
+    (column, value), answer = ANSWERS[detector]
     usable = cases[cases["status"] != "unusable"]
     return pd.DataFrame(
         {
@@ -235,8 +234,8 @@ def _answers(cases: pd.DataFrame, found: tuple[str, Any], probability: str) -> p
             "y_px": usable["y_px"],
             "snr": usable["snr"],
             "radius_px": usable["radius_px"],
-            "found": usable[column] == answer,
-            "probability": usable[probability].astype(float),
+            "found": usable[column] == value,
+            "answer": usable[answer].astype(float),
         }
     )
 
@@ -321,14 +320,15 @@ def _describe_changes(
             f"; chance alone gives a split at least as uneven with a probability of {chance:.2g}"
         )
     yield summary
+    word = ANSWERS[detector][1].removeprefix("dense_")
     for case in changed.itertuples():
         yield (
             f"  {case.change}: {case.frame} {case.blob}, S/N {case.snr:.1f}, "
             f"radius {case.radius_px:.1f} px: "
-            f"probability {_probability(case.old_probability)} -> {_probability(case.probability)}"
+            f"{word} {_answer(case.old_answer)} -> {_answer(case.answer)}"
         )
 
 
-def _probability(value: Any) -> str:
-    """Return a probability as text; a blob without a candidate has none."""
-    return f"{value:.2f}" if value == value else "none"
+def _answer(value: Any) -> str:
+    """Return an answer as text; a blob without a candidate has none."""
+    return f"{value:.3f}" if value == value else "none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
@@ -109,9 +110,9 @@ GAP = STEP[0] - BOX[0]
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fafaf8; --field: #fff; --text: #1c1f23; --quiet: #565d66; --line: #d9dcdf;
-  --accent: #0b5a9d; --good: #00674a; --bad: #b34700; }
+  --accent: #0b5a9d; --good: #00674a; --bad: #b34700; --edge: #1c1f2366; }
 @media (prefers-color-scheme: dark) { :root { --page: #14171a; --field: #1c2024; --text: #e4e6e8; --quiet: #a3abb4;
-  --line: #363c43; --accent: #82bdf2; --good: #5fd0a8; --bad: #ff9d57; } }
+  --line: #363c43; --accent: #82bdf2; --good: #5fd0a8; --bad: #ff9d57; --edge: #e4e6e866; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 0 1.25rem 2rem; background: var(--page); color: var(--text);
   font: 1rem/1.5 system-ui, "Segoe UI", "Noto Sans", "DejaVu Sans", sans-serif; }
@@ -123,14 +124,22 @@ td { white-space: nowrap; }
 p { max-width: 44rem; }
 .verdict { max-width: none; padding: 0.6rem 0.9rem; border-left: 4px solid var(--good); background: var(--field); font-size: 1.1rem; }
 .verdict.failed { border-color: var(--bad); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; background: var(--field); font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+/* The shade at an edge says that the table goes on there; what scrolls with the table covers it at the end. */
+.wide { width: fit-content; max-width: 100%; overflow-x: auto;
+  background:
+    linear-gradient(to right, var(--field) 40%, transparent) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--field) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to right, var(--edge), transparent) left / 1rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--edge), transparent) right / 1rem 100% no-repeat scroll,
+    var(--field); }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 thead th { color: var(--quiet); font-weight: 500; white-space: nowrap; }
 tbody th { font-weight: 500; min-width: 10rem; }
 .quiet, figcaption { color: var(--quiet); font-size: 0.875rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); gap: 1.5rem 2rem; }
 figure { margin: 0; }
+figcaption { margin-top: 0.4rem; }
 img { display: block; width: 100%; height: auto; border-radius: 3px; background: #fff; }
 svg { min-width: 72rem; max-width: 100%; height: auto; }
 @media (max-width: 40rem) { td, thead th { white-space: normal; } .interval { display: block; white-space: nowrap; } }
@@ -245,8 +254,8 @@ def _numbers(metrics: dict[str, dict[str, Any]], budget: float) -> str:
         )
     return (
         '<div class="wide"><table><thead><tr><th scope="col"></th><th scope="col">ISR 2021&#8209;08</th>'
-        '<th scope="col">report\'s network</th><th scope="col">dense network</th>'
-        f'<th scope="col">matched filter</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        '<th scope="col">Report\'s network</th><th scope="col">Dense network</th>'
+        f'<th scope="col">Matched filter</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         '<p class="quiet">In brackets, intervals of 95 %. The report used real images and these are simulated unless '
         "you put in your own, so equal rates do not mean equally hard tests.</p>"
     )
@@ -320,7 +329,8 @@ def _changes(results: Path, metrics: dict[str, dict[str, Any]], revision: str) -
         lines = gate.against(results / "regression" / "cases.csv", revision)
     except BlobpipeError as error:
         lines = [str(error)]
-    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    # an arrow of two characters could be cut at the end of a line
+    listed = "".join(f"<li>{escape(line.replace('->', '→'))}</li>" for line in lines)
     yield f"<h3>New blobs won and lost by each network</h3><ul>{listed}</ul>"
 
 
@@ -356,11 +366,22 @@ def _table(title: str, rows: list[tuple[str, Any, Any]]) -> str:
     if not rows:
         return f"<h3>{title}</h3><p>None has changed.</p>"
     lines = "".join(
-        f'<tr><th scope="row"><code>{escape(name)}</code></th><td>{escape(str(old))}</td><td>{escape(str(new))}</td></tr>'
+        f'<tr><th scope="row"><code>{_breakable(name)}</code></th><td>{_short(old)}</td><td>{_short(new)}</td></tr>'
         for name, old, new in rows
     )
-    head = '<thead><tr><th scope="col"></th><th scope="col">before</th><th scope="col">now</th></tr></thead>'
+    head = '<thead><tr><th scope="col"></th><th scope="col">Before</th><th scope="col">Now</th></tr></thead>'
     return f'<h3>{title}</h3><div class="wide"><table>{head}<tbody>{lines}</tbody></table></div>'
+
+
+def _breakable(name: str) -> str:
+    """Write a name so that a narrow page may break it after a dot or an underscore."""
+    return re.sub(r"([._])", r"\1<wbr>", escape(name))
+
+
+def _short(value: Any) -> str:
+    """Write a value, of a checksum the first digits."""
+    text = str(value)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else escape(text)
 
 
 # ------------------------------------------------------------------------------------------------------- the stages

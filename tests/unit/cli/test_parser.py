@@ -102,6 +102,37 @@ def test_a_mistyped_command_is_told_the_nearest(capsys: pytest.CaptureFixture[st
         )
 
 
+@pytest.mark.parametrize(
+    ("argv", "usage", "error"),
+    [
+        (
+            ["quicklook", "inbox", "--stack"],
+            "usage: blobpipe quicklook ",
+            "blobpipe quicklook: error: unrecognized arguments: --stack",
+        ),
+        (
+            ["scan", "a.fits", "--out", "o", "--dfference"],
+            "usage: blobpipe scan ",
+            "blobpipe scan: error: unrecognized arguments: --dfference; did you mean --difference?",
+        ),
+        (
+            ["catalogue", "update", "--catalogue", "c.csv", "--refiews", "r.csv"],
+            "usage: blobpipe catalogue update ",
+            "blobpipe catalogue update: error: unrecognized arguments: --refiews r.csv; did you mean --reviews?",
+        ),
+    ],
+)
+def test_an_unknown_option_is_answered_with_the_usage_of_its_command(
+    argv: list[str], usage: str, error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(argv)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(usage)
+    assert said.splitlines()[-1] == error
+
+
 def test_the_help_of_log_names_its_tables() -> None:
     [commands] = [action for action in build_parser()._actions if action.dest == "command"]
     choices: dict[str, argparse.ArgumentParser] = commands.choices  # type: ignore[assignment]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core import event
 from tests.unit.cli.calls import Calls
 
 import blobpipe
 from blobpipe import cli
+from blobpipe.cli import settings
 from blobpipe.cli.paths import LOG, OWN_MODEL, REGRESSION_METRICS
 from blobpipe.core import files, fits_images, tables
 from blobpipe.monitor import logbook
@@ -27,6 +31,28 @@ def test_scan_takes_the_pipelines_own_model(folder: Path, monkeypatch: pytest.Mo
     assert cli.main(["scan", "a.fits", "--out", "o"]) == 0
     assert cli.main(["scan", "a.fits", "--out", "o", "--model", "m"]) == 0
     assert [args[2] for _, args, _ in calls] == [own, Path("m")]
+
+
+def test_compiling_is_said_once_however_many_threads_begin_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listeners: list[event.Listener] = []
+    monkeypatch.setattr(event, "register", lambda _, listener: listeners.append(listener))
+    said: list[str] = []
+
+    def say_slowly(text: str) -> None:
+        time.sleep(0.1)
+        said.append(text)
+
+    monkeypatch.setattr(settings.logging, "info", say_slowly)
+    settings.say_when_compiling.cache_clear()
+    for _ in range(2):
+        settings.say_when_compiling()
+    [listener] = listeners
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(listener.on_start, [None] * 8))
+    assert said == ["compiling for this processor, only at the first use"]
+    settings.say_when_compiling.cache_clear()
 
 
 PASSES = {
@@ -125,7 +151,7 @@ def test_every_run_names_its_model(
         assert cli.main(words) == 0
         assert named in caplog.messages
     cli.main(["doctor"])
-    assert f"ok    {named}, threshold " in capsys.readouterr().out
+    assert f"ok    {named}, score threshold " in capsys.readouterr().out
     assert list(tables.read_table("o/frames.csv", ("model_sha256",))["model_sha256"]) == [sha256]
     [run] = logbook.connect(LOG).execute("SELECT model, model_sha256 FROM runs").fetchall()
     assert tuple(run) == (str(model), sha256)

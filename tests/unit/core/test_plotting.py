@@ -93,7 +93,6 @@ INTERVAL = {"tnr": (0.8, 0.9), "fpr": (0.1, 0.2), "fnr": (None, None), "tpr": (N
 DRAW: dict[str, Callable[[Path], None]] = {
     "contact_sheet": lambda path: plotting.contact_sheet(path, SUBFRAMES, LABELS, "Title"),
     "history": lambda path: plotting.history(path, HISTORY, "loss (nat)", "dense"),
-    "draw_detection": lambda path: plotting.draw_detection(path, SUBFRAMES[0], SALIENCY[0], (256, 512), (30, 40), "Title"),
     "gallery": lambda path: plotting.gallery(path, {"right": [PANEL, PANEL], "wrong": []}, "Title"),
     "confusion": lambda path: curves.confusion(path, {"report": np.array([[9, 1], [0, 0]])}, {"report": INTERVAL}),
     "by_snr": lambda path: curves.by_snr(path, SHARES, "Title", {"dense": ": two false alarms"}),

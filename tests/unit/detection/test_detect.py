@@ -29,8 +29,8 @@ from blobpipe.detection.operating_point import CANDIDATE, OperatingPoint, logit
 from blobpipe.detection.score import N_WEIGHTS
 from blobpipe.detection.search import fit_peaks, subframe_scores, worth_fitting
 from blobpipe.errors import ModelError, TableError
-from blobpipe.images.whiten import WHITE
 from blobpipe.networks import dense_network, model_file
+from blobpipe.noise.whiten import WHITE
 from blobpipe.params import Detect, Params, Vetting
 from blobpipe.simulation import cutout, held_out
 from blobpipe.simulation.inject import add_blob

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from blobpipe.core import metrics
 from blobpipe.detection import matched_filter
 from blobpipe.detection.score import fit_logistic, logistic
-from blobpipe.images.whiten import WHITE, NoiseModel
+from blobpipe.noise.whiten import WHITE, NoiseModel
 from blobpipe.simulation import render
 from blobpipe.validation import leakage
 

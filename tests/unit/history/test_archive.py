@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -111,3 +112,22 @@ def test_a_catalogue_without_a_row_is_named(archive: Path) -> None:
     (archive / "positions.csv").write_text("x_px,y_px\n")
     with pytest.raises(TableError, match=r"positions\.csv: found no row below its header"):
         date_catalogue(archive / "images", archive / "positions.csv", archive / "out", PARAMS)
+
+
+def test_each_exposure_counts_once(archive: Path) -> None:
+    images = archive / "images"
+    content = (images / "day15.fits").read_bytes()
+    for name in ("day15.fits.gz", "copy.fits", "day15.fits.part", ".day15.fits"):
+        (images / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    status = date_catalogue(images, archive / "positions.csv", archive / "out", PARAMS)
+    frames = pd.read_csv(archive / "out" / "frames.csv", keep_default_na=False)
+    assert status == 1
+    assert (frames["status"] == "ok").sum() == N
+    assert len(frames) == N + 2
+    reasons = frames.loc[frames["status"] == "rejected", "reason"]
+    assert reasons.str.contains("another version of an exposure").all()
+
+
+def test_a_folder_that_is_not_there_is_named(archive: Path) -> None:
+    with pytest.raises(FrameError, match="nowhere: not found, expected a folder"):
+        date_catalogue(archive / "nowhere", archive / "positions.csv", archive / "out", PARAMS)

@@ -12,11 +12,11 @@ from blobpipe.history import deep
 from blobpipe.history.deep import DEPTHS, KEPT, Latest, means_within, settle
 from blobpipe.history.depths import measure_histories
 from blobpipe.history.landing import date_history
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.template import Template
-from blobpipe.images.whiten import WHITE
 from blobpipe.networks import model_file
+from blobpipe.noise.level import clean_noise
+from blobpipe.noise.whiten import WHITE
 from blobpipe.params import Deep
 
 NOISE = 0.0076

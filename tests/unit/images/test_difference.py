@@ -20,9 +20,9 @@ from blobpipe.core.detector import DEFAULT
 from blobpipe.errors import FrameError, TableError
 from blobpipe.images import difference
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.register import NO_SHIFT, Shift
 from blobpipe.images.template import make_template
+from blobpipe.noise.level import clean_noise
 from blobpipe.params import BadPixels as Settings
 from blobpipe.params import Difference
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from tests.unit.detection.blobs import SIDE, noise
 
-from blobpipe.images.noise import clean_noise
 from blobpipe.images.template import find_bad_pixels
+from blobpipe.noise.level import clean_noise
 
 
 def test_bad_pixels_lie_five_sigma_and_three_tenths_of_a_known_blob_off() -> None:

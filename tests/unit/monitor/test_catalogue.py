@@ -172,6 +172,24 @@ def test_what_lies_on_a_known_blob_is_not_added_again(
     assert tables.read_table(path, catalogue.COLUMNS)["x_px"].iloc[-1] == pytest.approx(315.5)
 
 
+@pytest.mark.parametrize("decision", ["rejected", ""])
+def test_a_blob_whose_candidate_is_confirmed_no_longer_is_named(
+    log: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture, decision: str
+) -> None:
+    for candidate in (1, 2):
+        review(log, candidate, "confirmed")
+    path = tmp_path / "blobs.csv"
+    catalogue.update(log, path)
+    before = path.read_bytes()
+    review(log, 2, decision)
+    review(log, 3, "rejected")
+    assert catalogue.update(log, path) == []
+    assert path.read_bytes() == before
+    [message] = caplog.messages
+    word = decision or "undecided again"
+    assert f"candidate 2 is {word}, but its blob b0001 is still listed" in message
+
+
 def test_one_that_was_not_measured_is_named_and_left_out(
     log: sqlite3.Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

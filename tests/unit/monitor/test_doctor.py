@@ -370,6 +370,22 @@ def test_a_reading_beyond_its_limit_is_warned_of(setup: Setup, log_path: Path) -
     assert "0.02, limit 0.013; faint blobs are missed" in check.found
 
 
+def test_images_that_were_never_searched_are_warned_of(setup: Setup, log_path: Path) -> None:
+    assert found(setup, "images") == []
+    # of images in order of date, the 31st has as many before it as a stack needs
+    in_order = "SELECT id FROM images WHERE outcome != 'rejected' ORDER BY mjd LIMIT 1 OFFSET ?"
+    never = f"UPDATE images SET outcome = 'stack' WHERE id = ({in_order})"
+    spoil(log_path, never, 29)
+    assert found(setup, "images") == []
+    spoil(log_path, never, 30)
+    [check] = found(setup, "images")
+    assert check.state == "warn"
+    assert check.found == (
+        "1 image kept for stacks alone, although enough images precede by now; "
+        "run 'blobpipe quicklook' once with --again"
+    )
+
+
 @pytest.mark.parametrize(("free", "state"), [(50e9, "ok"), (3e9, "warn"), (0.1e9, "fail")])
 def test_free_disk_is_measured_where_the_log_is(
     setup: Setup, tmp_path: Path, free: float, state: str, monkeypatch: pytest.MonkeyPatch

@@ -136,6 +136,15 @@ def test_dates_come_from_wherever_they_are(catalogue: Path, tmp_path: Path) -> N
     assert (table["status"] == "known").all()
 
 
+def test_a_date_of_its_own_needs_no_table_of_images(tmp_path: Path) -> None:
+    (tmp_path / "frames.csv").write_text("frame,mjd\nother,60000\n")
+    dated = tmp_path / "dated.csv"
+    dated.write_text(
+        "x_px,y_px,radius_px,depth_frac,first_frame,first_date\n9,9,5,0.1,day1,2012-09-27\n"
+    )
+    assert export.read_catalogue(dated)["first_mjd"].tolist() == [56197.0]
+
+
 def test_a_catalogue_that_has_grown_keeps_the_dates_of_its_frames(catalogue: Path) -> None:
     lines = BLOBS.splitlines()
     grown = [

@@ -312,18 +312,5 @@ def test_a_level_that_most_images_do_not_state_has_no_reading(log: sqlite3.Conne
     assert reading(log, image, "signal_e") == 20_000.0
 
 
-def test_the_timeline_is_thinned_and_ends_with_the_newest(log: sqlite3.Connection) -> None:
-    for number in range(1, 26):
-        take(log, add(log, noise_frac=number / 1000))
-    whole = health.readings(log)
-    thin = health.readings(log, most=6)
-    assert list(whole.columns) == ["image", "name", "mjd", *health.MONITORS]
-    assert whole["image"].tolist() == list(range(4, 26))
-    assert thin["image"].tolist() == [5, 10, 15, 20, 25]
-    assert thin["noise_frac"].tolist() == [0.0035, 0.0085, 0.0135, 0.0185, 0.0235]
-    assert thin["probability_distance"].isna().tolist() == [True, False, False, False, False]
-
-
 def test_an_empty_log_has_no_readings(log: sqlite3.Connection) -> None:
     assert health.current_warnings(log) == []
-    assert health.readings(log).empty

@@ -43,6 +43,19 @@ def test_images_are_known_by_their_names(folder: Path, caplog: pytest.LogCapture
     assert caplog.messages == ["skipped, expected .fits.fz, .fits, .fits.gz: d.FITS, frames.csv"]
 
 
+def test_a_watch_tells_of_images_that_come_under_other_suffixes(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Inbox(folder, 0.0)
+    with caplog.at_level(logging.INFO):
+        assert names(box) == []
+        for name in ("a.FITS", "b.fits.bz2", "c.fit", "d.fits.part", "notes.txt"):
+            (folder / name).touch()
+        assert names(box) == names(box) == []
+    expected = "skipped, expected .fits.fz, .fits, .fits.gz: a.FITS, b.fits.bz2, c.fit"
+    assert caplog.messages == [expected]
+
+
 def test_only_the_images_that_are_asked_for_are_listed(folder: Path) -> None:
     for name in ("a.fits", "b.fits.fz", "c.fits", "b2.fits", "b.txt"):
         (folder / name).touch()

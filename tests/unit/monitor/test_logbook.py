@@ -493,10 +493,58 @@ def test_an_image_is_described_by_what_it_showed(log: sqlite3.Connection) -> Non
         "2 new: #2 at (543.4, 82.4), S/N 18.0, depth 1.9 %; #3 at (10.0, 82.4), S/N 18.0, depth 1.9 %; "
         "1 seen again: #1; 2 known; 1 on dips; 1 on bad pixels"
     )
+    with logbook.writing(log):
+        review = {
+            "candidate": 1,
+            "decision": "rejected",
+            "reviewer": "R",
+            "at": logbook.now(),
+        }
+        logbook.insert(log, "reviews", review)
+    assert "; 1 seen again: #1 (rejected); " in logbook.describe_image(log, 2)
     assert logbook.describe_run(log, 1) == (
         "3 images: 1 searched, 1 for the stack alone, 1 rejected; 3 new, 1 seen again"
     )
     assert logbook.describe_run(log, 2).startswith("0 images")
+
+
+def test_the_image_whose_depths_tell_that_a_candidate_stays_says_so(
+    log: sqlite3.Connection,
+) -> None:
+    with logbook.writing(log):
+        for number in (1, 2):
+            logbook.insert(log, "images", image(sha256=str(number), outcome="searched"))
+        for _ in range(3):
+            place = {"image": 1, "status": "seen_again", "x_px": 1.0, "y_px": 2.0}
+            logbook.insert(log, "candidates", place)
+        logbook.insert(log, "detections", detection(status="known", candidate=None))
+        logbook.update(log, "candidates", 2, {"stays_image": 2})
+    assert logbook.describe_image(log, 1) == "nothing new"
+    assert logbook.describe_image(log, 2) == "nothing new; 1 stays: #2; 1 known"
+    assert logbook.describe_run(log, 1).endswith("0 new, 0 seen again, 1 stays")
+    with logbook.writing(log):
+        logbook.update(log, "candidates", 3, {"stays_image": 2})
+    assert logbook.describe_image(log, 2) == "nothing new; 2 stay: #2, #3; 1 known"
+    assert logbook.describe_run(log, 1).endswith("0 new, 0 seen again, 2 stay")
+
+
+def test_a_log_of_version_8_keeps_its_candidates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.sqlite"
+    steps = logbook.versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(logbook, "versions", lambda: steps[:8])
+        with contextlib.closing(synthetic_log.make_log(path, 60)) as old:
+            before = [dict(row) for row in old.execute("SELECT * FROM candidates")]
+            listed = [tuple(row) for row in old.execute("SELECT * FROM candidate_list")]
+    log = logbook.connect(path)
+    assert len(before) > 1
+    expected = [row | {"stays_image": None} for row in before]
+    assert [dict(row) for row in log.execute("SELECT * FROM candidates")] == expected
+    assert [tuple(row) for row in log.execute("SELECT * FROM candidate_list")] == listed
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), logbook.writing(log):
+        logbook.update(log, "candidates", 1, {"stays_image": 999})
 
 
 # ------------------------------------------------------------------------------------------------------ on a terminal
@@ -530,6 +578,22 @@ def test_a_table_fits_the_terminal_with_the_digits_of_its_errors() -> None:
     assert "a" * 64 in wide
     assert "not shown" not in wide
     assert ("as round as one " * 20).strip() in wide
+
+
+def test_positions_that_are_not_those_on_an_image_are_labelled() -> None:
+    rows = pd.DataFrame({"id": [1], "x_px": [8.0], "sha256": ["a"]})
+    *_, note, left_out = logbook.printed(rows, "candidate_list").splitlines()
+    assert note.startswith("x_px, y_px: usual place, the shift of the image taken off")
+    assert left_out.startswith("not shown: sha256")
+    assert "usual place" not in logbook.printed(rows, "detections")
+
+
+def test_a_zero_has_no_sign() -> None:
+    columns = {"shift_x_px": [-0.04, -0.05], "x_px": [-0.001, -2.0], "x_err_px": [0.5, 0.5]}
+    rows = pd.DataFrame(columns | {"other": [-0.0, -0.25]})
+    lines = [line.split() for line in logbook.printed(rows, "x").splitlines()]
+    assert lines[1] == ["0.0", "0.00", "±", "0.50", "0"]
+    assert lines[2] == ["-0.1", "-2.00", "±", "0.50", "-0.25"]
 
 
 @pytest.mark.parametrize("table", logbook.TABLES)

@@ -114,7 +114,7 @@ def test_a_new_candidate_is_told_once_on_each_channel(log: sqlite3.Connection) -
     row = log.execute("SELECT * FROM notices").fetchone()
     assert row["subject"] == "blobpipe: new blob at x 512, y 300, depth 2.31 %, S/N 14.20"
     for line in (
-        "place: x = 512.2, y = 300.0 px (0-based)",
+        "usual place: x = 512.2, y = 300.0 px (0-based, the image's shift taken off)",
         "radius: 5.31 +- 0.21 px",
         "depth: 2.31 +- 0.12 % of the light",
         "probability of a blob: 0.987",
@@ -139,7 +139,67 @@ def test_a_second_look_is_told_once(log: sqlite3.Connection) -> None:
     assert "images that show it: 2" in second["text"]
     assert "seen again with the image" in second["text"]
     assert second["subject"].startswith("blobpipe: blob seen again at")
+    assert "its depths" not in second["text"]
     assert "confirm" not in second["subject"] + second["text"]  # only people do
+
+
+def add_depths(log: sqlite3.Connection, candidate: int) -> int:
+    """Four images with depths of a candidate, of which the last tells that it stays."""
+    for _ in range(4):
+        image = add_image(log)
+        measured = {"depth_frac": 0.01, "depth_err_frac": 0.001}
+        logbook.insert(log, "depths", {"image": image, "candidate": candidate, **measured})
+    row = {"status": "seen_again", "stays_image": image}
+    logbook.update(log, "candidates", candidate, row)
+    return image
+
+
+def test_what_stays_by_its_depths_is_told_once_and_how_it_is_known(
+    log: sqlite3.Connection,
+) -> None:
+    with logbook.writing(log):
+        first = add_image(log)
+        add_sighting(log, first, candidate := add_candidate(log, first))
+        notices.queue(log, first, MAIL)
+        for image in (add_depths(log, candidate), add_image(log)):
+            notices.queue(log, image, MAIL)
+        # a second sighting later is no news
+        image = add_image(log)
+        add_sighting(log, image, candidate)
+        notices.queue(log, image, MAIL)
+    assert keys(log) == ["candidate-1-new", "candidate-1-seen_again"]
+    row = log.execute("SELECT subject, text, image FROM notices WHERE id = 2").fetchone()
+    assert row["subject"].startswith("blobpipe: blob seen again at x 512, y 300")
+    lines = row["text"].splitlines()
+    assert lines[0] == "Candidate 1, seen again with the image id005_blob"
+    assert "images that show it: 1" in lines
+    how = (
+        "its depths on 4 images together show that it landed and stayed; it has no second sighting"
+    )
+    assert how in lines
+
+
+def test_the_image_that_shows_a_blob_first_and_dates_it_before_causes_one_notice(
+    log: sqlite3.Connection,
+) -> None:
+    with logbook.writing(log):
+        candidate = add_candidate(log, add_image(log))
+        image = add_depths(log, candidate)
+        add_sighting(log, image, candidate)
+        notices.queue(log, image, MAIL)
+    assert keys(log) == ["candidate-1-new"]
+    text = log.execute("SELECT text FROM notices").fetchone()["text"]
+    assert "its depths on 4 images together show that it landed and stayed" in text
+
+
+def test_what_stays_but_was_rejected_is_not_told(log: sqlite3.Connection) -> None:
+    with logbook.writing(log):
+        first = add_image(log)
+        add_sighting(log, first, candidate := add_candidate(log, first))
+        review = {"candidate": candidate, "decision": "rejected", "reviewer": "Ada", "at": ""}
+        logbook.insert(log, "reviews", review)
+        notices.queue(log, add_depths(log, candidate), MAIL)
+    assert keys(log) == []
 
 
 def test_a_blob_that_had_landed_before_it_was_found_is_told_as_new(

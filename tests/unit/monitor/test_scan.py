@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,9 @@ from blobpipe import cli
 from blobpipe.core import files
 from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.detection.promise import PromisedPoint, read_promised_point, write_promised_point
-from blobpipe.errors import ModelError
+from blobpipe.errors import FrameError, ModelError
 from blobpipe.images import bad_pixels
+from blobpipe.monitor import pictures
 from blobpipe.monitor.scan import ScanTables, scan
 from blobpipe.params import BadPixels, Params
 
@@ -54,6 +56,26 @@ def test_without_a_mask_the_cluster_is_a_false_alarm(folder: Path, tmp_path: Pat
     assert (new_near(tmp_path, NEW), new_near(tmp_path, CLUSTER)) == (1, 1)
     frames = pd.read_csv(tmp_path / "frames.csv", keep_default_na=False)
     assert frames[["n_bad_px", "bad_pixels_sha256"]].to_numpy().tolist() == [[0, ""]]
+
+
+def test_each_new_detection_is_drawn_with_its_own_radius(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circles: list[tuple[float, float, float]] = []
+    draw = pictures.draw_detection
+
+    def listen(path: Path, *args: Any, **chosen: Any) -> None:
+        _, _, (x0, y0), (x, y), _ = args
+        circles.append((x0 + x, y0 + y, chosen["radius_px"]))
+        draw(path, *args, **chosen)
+
+    monkeypatch.setattr(pictures, "draw_detection", listen)
+    scan([folder / "day.fits"], tmp_path, MODEL, Params(), reference=folder / "stack.fits")
+    new = pd.read_csv(tmp_path / "detections.csv").query("status == 'new'")
+    assert len(circles) == len(new) > 0
+    assert np.array(circles) == pytest.approx(new[["x_px", "y_px", "radius_px"]], abs=0.01)
+    drawn = {f"day_x{round(x)}y{round(y)}.png" for x, y, _ in circles}
+    assert {path.name for path in tmp_path.glob("*.png")} == drawn
 
 
 @pytest.mark.parametrize("where", ["option", "settings", "both"])
@@ -105,6 +127,49 @@ def test_a_mask_that_cannot_be_read_stops_the_scan_first(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("blobpipe: mask.txt: 4 bytes that are not a whole FITS file")
     assert not (tmp_path / "o").exists()
+
+
+# --- other files than expected ---------------------------------------------------------------------------------------
+
+
+def test_a_difference_of_the_pipeline_is_no_image_to_subtract_from(
+    folder: Path, tmp_path: Path
+) -> None:
+    image, header = fits.getdata(folder / "day.fits", header=True)
+    header["NSTACK"] = 30
+    made = fits.ImageHDU(image, header, name="DIFFERENCE")
+    fits.HDUList([fits.PrimaryHDU(), made]).writeto(tmp_path / "made.fits")
+    out = tmp_path / "out"
+    assert scan([tmp_path / "made.fits"], out, MODEL, Params(), reference=folder / "stack.fits")
+    [frame] = pd.read_csv(out / "frames.csv").to_dict("records")
+    assert "found a difference image, expected a blob image; give --difference" in frame["reason"]
+
+
+def test_an_image_is_not_subtracted_from_itself(folder: Path, tmp_path: Path) -> None:
+    image = folder / "day.fits"
+    assert scan([image], tmp_path, MODEL, Params(), reference=image) == 1
+    [reason] = pd.read_csv(tmp_path / "frames.csv")["reason"]
+    assert "found the pixels of the stack that is subtracted" in reason
+
+
+def test_a_folder_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(FrameError, match=r"a folder, expected images; name its files"):
+        scan([tmp_path], tmp_path / "out", MODEL, Params(), reference=tmp_path / "no_stack.fits")
+
+
+def test_an_image_full_of_blobs_is_said_to_be_no_difference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid = range(45, 500, 85)
+    blobs = [(x, y, 6.0, 0.05) for x in grid for y in grid]
+    images = [
+        write_difference(tmp_path / "in" / "full.fits", 1, *blobs),
+        write_difference(tmp_path / "in" / "usual.fits", 2, *blobs[:6]),
+    ]
+    scan(images, tmp_path / "out", MODEL, Params(), difference=True)
+    said = [each for each in caplog.messages if "leave out --difference" in each]
+    assert len(said) == 1
+    assert "full.fits" in said[0]
 
 
 # --- calibrate -------------------------------------------------------------------------------------------------------

@@ -182,6 +182,18 @@ def test_tensors_need_not_be_contiguous():
     torch.autograd.grad(fused.conv_relu_pool(x, weight, bias), (x, weight, bias), one)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_how_a_library_rounds_does_not_reach_the_transforms(
+    sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inverse of a small matrix may differ by its last digits with the processor and the threads it has."""
+    as_it_is = fused_loops.column_transforms.__wrapped__(5, 4)
+    invert = torch.linalg.inv
+    monkeypatch.setattr(torch.linalg, "inv", lambda matrix: invert(matrix) * (1 + sign * 2**-50))
+    otherwise = fused_loops.column_transforms.__wrapped__(5, 4)
+    assert all(torch.equal(one, other) for one, other in zip(as_it_is, otherwise, strict=True))
+
+
 @pytest.mark.parametrize("n", [1, 7])
 def test_any_number_of_threads_gives_the_same_bytes(n):
     inputs = block(n, 8, 16, 64)

@@ -76,6 +76,15 @@ def test_an_image_without_a_date_is_rejected(again: Path) -> None:
     assert "no date of the exposure, expected EXPSTART" in reason
 
 
+def test_a_difference_image_is_rejected_and_enters_no_stack(again: Path) -> None:
+    header = fits.Header({"EXPSTART": 60000.0 + STACK + 5, "NSTACK": 30})
+    made = fits.ImageHDU(pixels(91, KNOWN), header, name="DIFFERENCE")
+    fits.HDUList([fits.PrimaryHDU(), made]).writeto(again / "in" / "difference.fits")
+    [row] = run(again).execute("SELECT outcome, reason FROM images WHERE name = 'difference'")
+    assert row["outcome"] == "rejected"
+    assert "found a difference image, expected a blob image; give --difference" in row["reason"]
+
+
 def test_the_same_bytes_under_another_name_are_one_image(again: Path) -> None:
     last = again / "in" / f"day{STACK + 4:03d}.fits"
     shutil.copy(last, again / "in" / "copy.fits")

@@ -20,6 +20,7 @@ from tests.unit.quicklook.days import (
     STACK,
     candidates,
     deep_log,
+    deep_row,
     long,
     outcomes,
     pixels,
@@ -33,7 +34,7 @@ from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.images import difference
 from blobpipe.monitor import logbook
 from blobpipe.params import Campaign, Difference, Quicklook
-from blobpipe.quicklook.candidates import _recount
+from blobpipe.quicklook.candidates import _recount, date_candidate
 from blobpipe.quicklook.options import Options
 from blobpipe.quicklook.run import quicklook
 from blobpipe.simulation import campaign
@@ -234,3 +235,88 @@ def test_what_the_latest_images_show_together_outlives_a_version_of_one_of_them(
     _recount(log, candidate, fade_after=3)
     assert candidates(log)["status"].tolist() == ["seen_again"]
     assert candidates(log)["n_images"].tolist() == [8]
+
+
+def log_depths(log: sqlite3.Connection, candidate: int, depths: list[float]) -> list[int]:
+    """Add images with depths of a candidate before and after the two of `deep_log`; return all in order of date."""
+    images = []
+    for k, depth in enumerate(depths):
+        row = {"run": 1, "sha256": f"d{k:063}", "name": f"more{k}", "kind": "image", "logged": ""}
+        row |= {"mjd": 59990.0 + k, "outcome": "searched"}
+        image = logbook.insert(log, "images", row)
+        measured = {"depth_frac": depth, "depth_err_frac": 0.001}
+        logbook.insert(log, "depths", {"image": image, "candidate": candidate, **measured})
+        images.append(image)
+    return images
+
+
+LANDS = [0.0005, -0.0004, 0.0, 0.0003, 0.02, 0.0206, 0.0198]
+
+
+def test_the_log_keeps_with_which_image_the_depths_told_that_a_candidate_stays(
+    tmp_path: Path,
+) -> None:
+    log, candidate = deep_log(tmp_path, "", "new")
+    images = log_depths(log, candidate, LANDS[:5])
+    date_candidate(log, candidate, images[-1], 3)
+    assert tuple(log.execute("SELECT status, stays_image FROM candidates").fetchone()) == (
+        "new",
+        None,
+    )
+    log.execute("DELETE FROM depths")
+    log.execute("DELETE FROM images WHERE id > 2")
+    images = log_depths(log, candidate, LANDS)
+    date_candidate(log, candidate, images[-1], 3)
+    row = log.execute("SELECT status, image, history, stays_image FROM candidates").fetchone()
+    assert tuple(row) == ("seen_again", images[4], "landed", images[-1])
+
+    # Told once, even if its status is counted anew
+    log.execute("UPDATE candidates SET status = 'new'")
+    date_candidate(log, candidate, 1, 3)
+    row = log.execute("SELECT status, stays_image FROM candidates").fetchone()
+    assert tuple(row) == ("seen_again", images[-1])
+
+
+@pytest.mark.parametrize(("sightings", "status"), [(1, "faded"), (2, "seen_again")])
+def test_what_later_depths_do_not_show_does_not_stay(
+    tmp_path: Path, sightings: int, status: str
+) -> None:
+    """A false alarm and the image after it look like a landing; with more images there is nothing."""
+    log, candidate = deep_log(tmp_path, "", "new")
+    images = log_depths(log, candidate, LANDS)
+    date_candidate(log, candidate, images[-1], 3)
+    [before] = log.execute("SELECT status FROM candidates").fetchone()
+    assert before == "seen_again"
+    log.execute("UPDATE depths SET depth_frac = 0.0004 * (image % 2)")
+    if sightings == 2:
+        logbook.insert(log, "detections", deep_row(1) | {"image": 2, "candidate": candidate})
+    date_candidate(log, candidate, images[-1], 1)
+    row = log.execute("SELECT status, history FROM candidates").fetchone()
+    assert tuple(row) == (status, "nothing")
+
+
+def test_a_fainter_second_sighting_does_not_date_a_blob_later(tmp_path: Path) -> None:
+    """At a corner the network is less sure; a depth that is limited there would date the landing after its finding."""
+    landed = STACK + 1
+    stamp = 0.1 * blob_profile("disc", 6.0, 0.0, 0.0)[:, : 20 + 2]
+    for day in range(landed + 6):
+        path = write(tmp_path / "in", day)
+        if day >= landed:
+            with fits.open(path, mode="update") as hdus:
+                # centred on x 510, y 2
+                hdus[0].data[:23, -22:] += stamp[18:]
+    log = run(tmp_path)
+    only = candidates(log).iloc[0]
+    scores = log.execute("SELECT score FROM detections WHERE candidate = 1 ORDER BY id").fetchall()
+    assert scores[1]["score"] < 0.5 < scores[0]["score"]
+    assert (only["history"], only["first_frame"]) == ("landed", f"day{landed:03d}")
+    assert only["after_mjd"] < 60000.0 + landed
+    assert only["before_mjd"] <= 60000.0 + landed
+
+
+def test_depths_tell_nothing_of_what_a_second_image_has_shown(tmp_path: Path) -> None:
+    log, candidate = deep_log(tmp_path, "", "seen_again")
+    images = log_depths(log, candidate, LANDS)
+    date_candidate(log, candidate, images[-1], 3)
+    row = log.execute("SELECT history, stays_image FROM candidates").fetchone()
+    assert tuple(row) == ("landed", None)

@@ -51,7 +51,7 @@ def test_the_pixels_that_were_searched_are_kept_for_the_newest_images(
     )
 
     # what a killed run left is cleared, and the oldest give way
-    (folder / ".torn.1.tmp.difference").write_bytes(b"x")
+    (folder / f".{searched[0]['sha256']}.1.tmp.difference").write_bytes(b"x")
     monkeypatch.setattr(thumbnails, "KEPT", 2)
     path = write(again / "in", STACK + 5, NEW)
     run(again).close()
@@ -79,11 +79,12 @@ def test_pruning_leaves_the_files_of_others(tmp_path: Path) -> None:
     log, _ = deep_log(tmp_path, "", "new")
     folder = tmp_path / "pixels"
     folder.mkdir()
-    names = ["notes.txt", "old.map", f"{1:064}.difference", f"{7:064}.map", ".x.12.tmp.map"]
-    for name in names:
+    own = [f".{1:064}.12.tmp.map"]
+    others = ["notes.txt", "old.map", f"{7:064}.map", f".{7:064}.12.tmp.map"]
+    for name in (*own, *others, f"{1:064}.difference"):
         (folder / name).write_bytes(b"x")
     processing._prune_pixels(log, tmp_path / "log.sqlite")
-    assert {path.name for path in folder.iterdir()} == set(names[:3])
+    assert {path.name for path in folder.iterdir()} == {*others, f"{1:064}.difference"}
 
 
 def test_a_log_that_is_taken_away_while_an_image_is_searched_is_noticed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from itertools import pairwise
@@ -144,6 +145,64 @@ def test_the_stack_finds_an_image_wherever_it_still_is(again: Path) -> None:
     assert once.sha256 == twice.sha256
 
 
+def test_images_that_lacked_a_file_of_the_stack_are_searched_once_it_is_back(again: Path) -> None:
+    """What lands while the stack cannot be made would be in the stacks to come, and never told."""
+    shutil.rmtree(again / "out" / "stack")
+    (again / "in").rename(again / "archive")
+    later = (150.0, 300.0, 6.0, 0.08)
+    gap = range(STACK + 5, 2 * STACK + 5)
+    for day in (*gap, 2 * STACK + 5):
+        write(again / "in", day, NEW, later)
+        log = run(again)
+    assert [outcomes(log)[f"day{day:03d}"] for day in gap] == ["stack"] * STACK
+    assert len(candidates(log)) == 1
+
+    for path in (again / "archive").iterdir():
+        path.rename(again / "in" / path.name)
+    log = run(again, again=True)
+    found = candidates(log)
+    assert outcomes(log)[f"day{STACK + 5:03d}"] == "searched"
+    assert found["first_frame"].tolist()[1:] == [f"day{STACK + 5:03d}"]
+    assert found["status"].tolist()[1:] == ["seen_again"]
+
+    # those of the first stack still have none before them
+    rows = logbook.table(log, "images")
+    run(again, again=True)
+    pd.testing.assert_frame_equal(logbook.table(log, "images"), rows)
+
+
+def test_images_that_came_before_those_of_their_stack_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hint = "2 images kept for stacks alone, although enough images precede"
+    for day in (STACK, STACK + 1):
+        write(tmp_path / "in", day, NEW)
+    run(tmp_path)
+    assert hint not in caplog.text
+    for day in range(STACK):
+        write(tmp_path / "in", day)
+    run(tmp_path)
+    assert hint in caplog.text
+
+    caplog.clear()
+    assert candidates(run(tmp_path, again=True))["first_frame"].tolist() == [f"day{STACK:03d}"]
+    assert hint not in caplog.text
+
+
+def test_an_image_that_a_later_stack_rejects_keeps_what_its_search_has_found(again: Path) -> None:
+    log = logbook.connect(again / "out" / "log.sqlite")
+    with logbook.writing(log):
+        log.execute(
+            "UPDATE images SET outcome = 'rejected', reason = 'noise' WHERE id = ?", (STACK + 2,)
+        )
+    found = candidates(log)
+    log = run(again, again=True)
+    row = log.execute("SELECT outcome, reason FROM images WHERE id = ?", (STACK + 2,)).fetchone()
+    assert tuple(row) == ("rejected", "noise")
+    pd.testing.assert_frame_equal(candidates(log), found)
+
+
 @pytest.mark.parametrize("left", ["cut off", "empty", "of another registration"])
 def test_what_a_kill_or_a_power_failure_leaves_in_the_cache_does_not_matter(
     again: Path, left: str
@@ -237,14 +296,20 @@ def test_the_median_of_a_stack_is_that_of_each_pixel() -> None:
 def test_the_cache_hangs_on_the_log_alone(again: Path) -> None:
     cache = again / "out" / "stack"
     before = {path.name for path in cache.iterdir()}
-    for name in (".left-by-a-kill.123.tmp.npy", f"{'0' * 64}.npy", f"{'0' * 64}-settled.npy"):
-        (cache / name).write_bytes(b"half an image")
-    # what others keep in a folder of that name is theirs
-    (cache / "mine.npy").write_bytes(b"an image")
+    log = logbook.connect(again / "out" / "log.sqlite")
+    row = {"run": 1, "sha256": "0" * 64, "name": "x", "kind": "image", "logged": ""}
+    logbook.insert(log, "images", row | {"outcome": "rejected"})
+    for ending in (".npy", "-settled.npy", ".123.tmp.npy", "-settled.123.tmp.npy"):
+        start = "." if ".tmp" in ending else ""
+        (cache / f"{start}{'0' * 64}{ending}").write_bytes(b"half an image")
+    # what others, and other logs, keep in a folder of that name is theirs
+    others = {"mine.npy", f"{'1' * 64}.npy", f"{'1' * 64}-settled.npy", f".{'1' * 64}.12.tmp.npy"}
+    for name in others:
+        (cache / name).write_bytes(b"an image")
     kept = Cache(cache)
     kept.settled["0" * 64] = deep.SettledImage(np.zeros((SIDE, SIDE), np.int16), 0.01)
-    running_stack.prune(logbook.connect(again / "out" / "log.sqlite"), kept, STACK)
-    assert {path.name for path in cache.iterdir()} == before | {"mine.npy"}
+    running_stack.prune(log, kept, STACK)
+    assert {path.name for path in cache.iterdir()} == before | others
     assert not kept.settled
 
 

@@ -102,6 +102,13 @@ def test_a_mark_at_zero_is_above_the_axis() -> None:
     assert drawn.y_ticks[0].label == "0.0"
 
 
+def test_an_axis_of_zeros_has_no_ticks_below_zero() -> None:
+    drawn = charts.scatter([charts.Sample(at, 0, 0, 0) for at in (0.0, 1.0)], from_zero=True)
+    assert drawn is not None
+    assert drawn.y_ticks[0].label == "0.0"
+    assert charts.BOTTOM - drawn.dots[0].y >= 5
+
+
 def test_dates_have_colours_from_the_first_to_the_last() -> None:
     classes = [charts.date_class(mjd, 0, 100) for mjd in (0, 19, 20, 55, 99, 100)]
     assert classes == [0, 0, 1, 2, 4, 4]

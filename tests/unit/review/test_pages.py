@@ -20,7 +20,7 @@ from tests.unit.served import served
 from blobpipe.core.detector import read_detector
 from blobpipe.errors import LogError
 from blobpipe.monitor import logbook
-from blobpipe.review import formats, pages, queries
+from blobpipe.review import decisions, formats, pages, queries
 
 READER = pages.Reader()
 ALLOWED_MS = {"today": 100.0}  # of processor time, with 10,000 images; the other pages 300
@@ -43,7 +43,7 @@ def empty(tmp_path: Path) -> sqlite3.Connection:
 class Balance(HTMLParser):
     """Notes elements that are not closed, or closed twice, and ids."""
 
-    VOID = ("meta", "link", "img", "input", "br")
+    VOID = ("meta", "link", "img", "input", "br", "wbr")
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,11 +203,56 @@ def test_a_superseded_image_is_left_out_or_shown_as_such(tmp_path: Path) -> None
     assert "60 images" not in checked(pages.timeline(log, READER))
 
 
+def test_the_timeline_draws_the_share_of_rejected_images(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 60)
+    title = "Rejected images (% of the latest)"
+
+    def drawn() -> str:
+        """The figure of the share."""
+        html = checked(pages.timeline(log, READER))
+        [figure] = [part for part in html.split("<figure>") if title in part]
+        return figure
+
+    assert "No values to draw" in drawn()
+    with logbook.writing(log):
+        for image, value in ((41, 0.0), (42, 0.05), (43, 0.1)):
+            reading = {"image": image, "what": "rejected_frac", "value": value, "bound": 0.3}
+            logbook.insert(log, "health", reading)
+        # one without a date, and one that came late, have no place of their own
+        log.execute("UPDATE images SET late = 1 WHERE id = 41")
+        logbook.insert(log, "health", reading | {"image": 44, "value": 0.9})
+        log.execute("UPDATE images SET mjd = NULL, outcome = 'rejected' WHERE id = 44")
+    assert "median 8, newest 10" in drawn()
+    assert re.findall(r": ([\d.]+)</title>", drawn()) == ["5", "10"]
+
+
+def test_a_decision_says_what_somebody_else_had_decided_before(tmp_path: Path) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 300)
+    candidates = [row["id"] for row in log.execute("SELECT id FROM candidates ORDER BY id LIMIT 5")]
+    one = candidates[0]
+    with logbook.writing(log):
+        log.execute("DELETE FROM reviews")
+        first = decisions.review(log, [one], "confirmed", "Ada", "")
+        again = decisions.review(log, [one], "confirmed", "Bob", "")
+        other = decisions.review(log, [one], "rejected", "Ada", "")
+        own = decisions.review(log, [one], "confirmed", "Ada", "")
+        all_of_them = decisions.review(log, candidates, "confirmed", "Ada", "")
+        others = decisions.review(log, candidates, "rejected", "<b>Bob", "")
+    for numbers in (first, again, own):
+        assert pages.said(log, *numbers) == (f"Candidate {one}: confirmed.", one)
+    text, _ = pages.said(log, *other)
+    assert text == f"Candidate {one}: rejected. Bob had decided on candidate {one}: confirmed."
+    assert "had decided" not in pages.said(log, *all_of_them)[0]
+    text, _ = pages.said(log, *others)
+    assert text.count("Ada had decided on candidate") == 3
+    assert text.endswith(" So had others on 2 more.")
+
+
 def test_the_undecided_come_first(log: sqlite3.Connection) -> None:
     decisions = [
         row["decision"]
         for number in re.findall(
-            r'<article class="card" id="candidate-(\d+)"', pages.queue(log, READER)
+            r'<article class="card" id="candidate-(\d+)"', pages.queue(log, READER, show="all")
         )
         for row in log.execute("SELECT decision FROM candidate_list WHERE id = ?", (number,))
     ]
@@ -267,6 +312,32 @@ def test_candidates_are_filtered(log: sqlite3.Connection) -> None:
         assert html.split('<ul class="legend"')[0].count('<g class="mark ') == len(chosen)
     with pytest.raises(LogError, match="found 'x', expected a number"):
         pages.blob_map(log, READER, queries.CandidateChoice(snr="x"))
+
+
+def test_the_queue_opens_on_what_waits_for_a_decision_and_on_all_if_nothing_does(
+    tmp_path: Path,
+) -> None:
+    log = synthetic_log.make_log(tmp_path / "log.sqlite", 120)
+    numbers = [row["id"] for row in log.execute("SELECT id FROM candidates ORDER BY id")]
+    review = {"decision": "confirmed", "reviewer": "Ada", "at": logbook.now()}
+    with logbook.writing(log):
+        for number in numbers[:-1]:
+            logbook.insert(log, "reviews", review | {"candidate": number})
+
+    def opened() -> tuple[list[int], list[str]]:
+        """The candidates that are shown, and the choice that is marked."""
+        html = checked(pages.queue(log, READER))
+        assert 'href="/queue?show=all&amp;order=date"' in html
+        cards = re.findall(r'<article class="card" id="candidate-(\d+)"', html)
+        return sorted(map(int, cards)), re.findall(
+            r'show=(\w+)&amp;order=date" aria-current="page">\1', html
+        )
+
+    assert len(numbers) > 2
+    assert opened() == (numbers[-1:], ["undecided"])
+    with logbook.writing(log):
+        logbook.insert(log, "reviews", review | {"candidate": numbers[-1]})
+    assert opened() == (numbers, ["all"])
 
 
 @pytest.mark.parametrize("order", queries.ORDERS)

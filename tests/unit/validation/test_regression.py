@@ -419,7 +419,7 @@ def _cases(**answer: str) -> pd.DataFrame:
         found = int((dense or status) == "found")
         rows.append({"frame": "f", "blob": name, "status": status, "found_dense": found})
     return pd.DataFrame(rows).assign(
-        x_px=1.0, y_px=2.0, radius_px=5.0, snr=9.0, probability=0.5, dense_probability=0.25
+        x_px=1.0, y_px=2.0, radius_px=5.0, snr=9.0, probability=0.5, dense_score=0.25
     )
 
 
@@ -452,8 +452,8 @@ def test_each_network_has_its_own_cases() -> None:
     new = _cases(a="found/found", b="found/missed")
     dense, _ = gate.compare_cases(old, new, "dense")
     report, _ = gate.compare_cases(old, new, "report")
-    assert dense[["blob", "probability"]].to_numpy().tolist() == [["a", 0.25]]
-    assert report[["blob", "probability"]].to_numpy().tolist() == [["b", 0.5]]
+    assert dense[["blob", "answer"]].to_numpy().tolist() == [["a", 0.25]]
+    assert report[["blob", "answer"]].to_numpy().tolist() == [["b", 0.5]]
 
 
 @pytest.mark.parametrize(

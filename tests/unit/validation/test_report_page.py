@@ -87,10 +87,13 @@ def test_a_run_that_did_not_pass_says_what_is_missing(root: Path) -> None:
 
 
 def test_settings_and_numbers_that_have_changed_are_listed(root: Path) -> None:
-    write(root, METRICS | {"recall": 0.9, "seconds": 7, "new_one": 3})
+    write(root, METRICS | {"recall": 0.9, "seconds": 7, "new_one": 3, "sha256": "ab" * 32})
     text = (root / "params.yaml").read_text().replace("clip_sigma:", "clip_sigma: 9.0 #")
     (root / "params.yaml").write_text(text)
     html = page(root)
+    assert "<code>regression.<wbr>new_<wbr>one</code>" in html
+    html = html.replace("<wbr>", "")
+    assert "<td>abababababab</td>" in html
     assert "<code>regression.recall</code></th><td>0.78453</td><td>0.9</td>" in html
     assert "<code>regression.new_one</code></th><td>\N{EN DASH}</td><td>3</td>" in html
     assert "seconds" not in html.split("Numbers, without times")[1].split("<h2>")[0]

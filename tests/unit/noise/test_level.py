@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blobpipe.images.noise import clean_noise
+from blobpipe.noise.level import clean_noise
 
 
 def test_clean_noise_ignores_outliers_edges_and_missing_values() -> None:

@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from blobpipe.core import fits_images
 from blobpipe.core.arrays import Image
 from blobpipe.core.blob_shapes import blob_profile
-from blobpipe.images import whiten
-from blobpipe.images.whiten import (
+from blobpipe.noise import spectrum, whiten
+from blobpipe.noise.whiten import (
     WHITE,
     NoiseModel,
     measure_noise_model,
@@ -198,6 +198,6 @@ def test_what_stands_out_is_left_out_up_to_the_edge() -> None:
     image = np.random.default_rng(2).normal(0, 0.01, (254, 254)).astype(np.float32)
     image[250:, 250:] += 0.5
     image[240:248, 240:248] += 0.5
-    found = whiten._stands_out(image)
+    found = spectrum._stands_out(image)
     assert found[250:, 250:].all()
     assert found.mean() < 0.02
