@@ -7,7 +7,6 @@ flag by which calibration marks them does not count unless the settings say so.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from blobpipe.core import files, fits_images
 from blobpipe.core.arrays import Image, Mask
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.hdus import File, opened
+from blobpipe.core.threads import unwarned
 from blobpipe.errors import FrameError, TableError, printable
 from blobpipe.images.bpixtab import (
     RUN_COLUMNS,
@@ -249,8 +249,7 @@ def _mask_of_table(path: str | Path, file: File, detector: Detector) -> Any:
     # Reading the content compares the checksums
     file.content(table)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unwarned():
             hdus = hdus_from_bytes(file.whole())
             require_runs(path, find_table(hdus), detector)
             return dq_image(find_table(hdus).data, detector)

@@ -7,7 +7,6 @@ border of reference pixels, if the detector counts so), LENGTH, AXIS (1 along x,
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from blobpipe.core.arrays import Int64Array
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.fits_images import integers
 from blobpipe.core.hdus import HDU, File, count
+from blobpipe.core.threads import unwarned
 from blobpipe.errors import TableError
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def hdus_from_bytes(content: bytes) -> fits.HDUList:
     """Read HDUs from memory; compressed images stay the tables that they are stored as."""
     from astropy.io import fits
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with unwarned():
         return fits.open(
             io.BytesIO(content), memmap=False, disable_image_compression=True, lazy_load_hdus=False
         )

@@ -7,7 +7,6 @@ so a blob keeps its depth.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from blobpipe.core import fits_images
 from blobpipe.core.arrays import Image, Int64Array, Mask
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.hdus import MAX_TEXT, Value
+from blobpipe.core.threads import unwarned
 from blobpipe.errors import FrameError, printable
 from blobpipe.images.bad_pixels import BadPixels
 
@@ -197,14 +197,12 @@ def _read_asdf(path: Path, detector: Detector) -> fits_images.Frame:
     names = detector.exposure
     cards = (*detector.cards.model_dump().values(), names.flat_card)
     try:
-        with warnings.catch_warnings():
-            # Tags of packages that are not installed; what is needed of them is plain
-            warnings.simplefilter("ignore")
-            with asdf.open(path, lazy_load=False, memmap=False) as file:
-                science = _array(file, names.image)
-                errors = _array(file, names.error) if names.error else None
-                flags = _array(file, names.dq) if names.dq else None
-                found = {card: _plain(_at(file, card)) for card in cards if card}
+        # Tags of packages that are not installed warn; what is needed of them is plain
+        with unwarned(), asdf.open(path, lazy_load=False, memmap=False) as file:
+            science = _array(file, names.image)
+            errors = _array(file, names.error) if names.error else None
+            flags = _array(file, names.dq) if names.dq else None
+            found = {card: _plain(_at(file, card)) for card in cards if card}
     except FrameError:
         raise
     except Exception as error:
@@ -393,15 +391,17 @@ def background(image: Image, masked: Mask, box_px: int = DEFAULT.exposure.box_px
     from photutils.background import Background2D, MedianBackground
     from scipy.interpolate import make_interp_spline
 
-    boxes = Background2D(
-        image,
-        box_px,
-        mask=masked,
-        exclude_percentile=MOSTLY,
-        filter_size=1,
-        bkg_estimator=MedianBackground(),
-    )
-    surface = boxes.background_mesh
+    # Pixels without a value make it warn, and it hides that from its own thread alone
+    with unwarned():
+        boxes = Background2D(
+            image,
+            box_px,
+            mask=masked,
+            exclude_percentile=MOSTLY,
+            filter_size=1,
+            bkg_estimator=MedianBackground(),
+        )
+        surface = boxes.background_mesh
     for axis, n in enumerate(image.shape):
         # Centres of the boxes; the last box may be smaller
         edges = np.append(np.arange(0, n, box_px), n)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import warnings
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from blobpipe.core import files
 from blobpipe.core.dates import format_mjd, to_mjd
 from blobpipe.core.detector import DEFAULT, MJD_ZERO, Detector
 from blobpipe.core.hdus import opened
+from blobpipe.core.threads import unwarned
 from blobpipe.errors import BlobpipeError, FrameError, TableError
 from blobpipe.images.bpixtab import (
     RUN_COLUMNS,
@@ -234,8 +234,7 @@ def _checked_table(path: str | Path, content: bytes, detector: Detector) -> fits
         # a file that cannot be written again is refused here: unreadable cards, missing arrays
         nothing = pd.DataFrame(columns=RUN_COLUMNS)
         again = hdus_from_bytes(_to_bytes(with_rows(hdus, nothing, detector)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unwarned():
             table = find_table(again)
             for name in table.columns.names:
                 _ = table.data[name]
@@ -255,8 +254,7 @@ def _checked_table(path: str | Path, content: bytes, detector: Detector) -> fits
 def _to_bytes(hdus: fits.HDUList) -> bytes:
     """Write HDUs into memory; invalid cards stay as they are."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with unwarned():
         hdus.writeto(buffer, output_verify="ignore")
     return buffer.getvalue()
 
@@ -489,9 +487,7 @@ def add_discs(
     _add_history(header, blobs[[bool(mask.any()) for mask in masks]], detector)
 
     added = read_rows(merged)[len(old) :]
-    with warnings.catch_warnings():
-        # a logical value that is neither true nor false reads as false
-        warnings.simplefilter("ignore")
+    with unwarned():  # of a logical value that is neither true nor false, which reads as false
         columns = {name: np.asarray(added[name]).tolist() for name in added.names}
     return merged, pd.DataFrame(columns)
 

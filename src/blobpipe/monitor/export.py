@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
@@ -23,6 +22,7 @@ from blobpipe import __version__
 from blobpipe.core import files, tables
 from blobpipe.core.dates import format_mjd, to_mjd
 from blobpipe.core.detector import DEFAULT, MJD_RANGE, Detector
+from blobpipe.core.threads import unwarned
 from blobpipe.errors import TableError
 from blobpipe.images.bpixtab import dq_image
 from blobpipe.monitor import bad_pixel_table, logbook
@@ -200,8 +200,7 @@ def _read_ecsv(path: str | Path) -> pd.DataFrame:
     """Read a table of blobs that astropy wrote."""
     content = tables.read_table_bytes(Path(path), COLUMNS)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with unwarned():
             read = Table.read(content.decode("utf-8-sig"), format="ascii.ecsv")
             table: pd.DataFrame = read.to_pandas()
     except Exception as error:
