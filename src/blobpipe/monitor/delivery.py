@@ -442,6 +442,22 @@ def _mail_failure(error: Exception, params: Notices, login: Login | None) -> Del
 # -------------------------------------------------------------------------------------------------------- webhook
 
 
+class _Answer(http.client.HTTPResponse):
+    """An answer whose first line counts: a server that has accepted a letter may say nonsense, or nothing, afterwards."""
+
+    def begin(self) -> None:
+        """Read the first line and the headers."""
+        try:
+            super().begin()
+        except (OSError, http.client.HTTPException):
+            if not (isinstance(self.status, int) and 200 <= self.status < 300):
+                raise
+            self.headers = self.msg = http.client.HTTPMessage()
+            self.chunked = False
+            self.length = 0
+            self.will_close = True
+
+
 class _Connections(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
     """Make HTTP connections that a deadline can cut."""
 
@@ -465,6 +481,7 @@ class _Connections(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
 
         def make(host: str, **settings: Any) -> http.client.HTTPConnection:
             connection = kind(host, **settings)
+            connection.response_class = _Answer
             # http.client offers no public way to replace this
             connection._create_connection = self.deadline.connect  # type: ignore[attr-defined]
             return connection

@@ -37,6 +37,13 @@ PNG = b"\x89PNG\r\n\x1a\n not much of a picture"
 TO = ("team@example.org", "lead@example.org")
 PASSWORD = "pa55-w0rd"
 LOGIN = {delivery.USER: "robot", delivery.PASSWORD: PASSWORD}
+# Patience of these tests with an answer, of which a letter may take three times; what is said then; and the time in which
+# a test must be over, on a busy machine
+PATIENCE_S = 0.5
+NO_ANSWER = "localhost: no answer within 0.5 s"
+NOT_DELIVERED = "the message was not delivered within 1.5 s"
+LIMIT_S = 10.0
+
 TEXT = "place: x = 512.2, y = 300.0 px\nradius: 5.31 +- 0.21 px\nS/N: 14.20 & <more>"
 LETTER = Letter(
     id="0123456789abcdef0123456789abcdef",
@@ -286,17 +293,14 @@ def test_a_server_that_closes_the_connection() -> None:
 def test_a_server_that_hangs_costs_the_time_limit_only() -> None:
     start = time.monotonic()
     with MailServer(Mailbox(answers=["hang"])) as server:
-        failure = mail_fails(settings(server.port, timeout_s=0.3))
-    assert str(failure) == "localhost: no answer within 0.3 s"
+        failure = mail_fails(settings(server.port, timeout_s=PATIENCE_S))
+    assert str(failure) == NO_ANSWER
     for greeting in (b"", b"220 localhost\r\n"):
         with silent_server(greeting) as port:
-            assert (
-                str(mail_fails(settings(port, timeout_s=0.3)))
-                == "localhost: no answer within 0.3 s"
-            )
+            assert str(mail_fails(settings(port, timeout_s=PATIENCE_S))) == NO_ANSWER
     with silent_server() as port:
-        assert "no answer within 0.3 s" in str(mail_fails(settings(port, "tls", timeout_s=0.3)))
-    assert time.monotonic() - start < 8
+        assert str(mail_fails(settings(port, "tls", timeout_s=PATIENCE_S))) == NO_ANSWER
+    assert time.monotonic() - start < 2 * LIMIT_S
 
 
 def test_a_server_that_is_not_there() -> None:
@@ -482,9 +486,6 @@ def test_a_refused_recipient_does_not_show_the_login(trusted: tuple[Path, Path])
 
 # --- servers that drip, talk nonsense, or do not stop ----------------------------------------------------------------
 
-PATIENCE_S = 0.1  # of these tests with an answer; a letter may take three times that
-LIMIT_S = 5.0  # in which the whole must be over, on a busy machine
-
 
 def timed(fails: Callable[[], DeliveryError]) -> str:
     start = time.monotonic()
@@ -511,7 +512,7 @@ def test_a_mail_server_that_drips_is_cut_off(
         dripping(before, drop), server_context(trusted) if security == "tls" else None
     ) as server:
         said = timed(lambda: mail_fails(settings(server.port, security, timeout_s=PATIENCE_S)))
-    assert said == "localhost: the message was not delivered within 0.3 s"
+    assert said == f"localhost: {NOT_DELIVERED}"
 
 
 def test_a_mail_server_that_drips_while_it_encrypts_is_cut_off() -> None:
@@ -530,7 +531,7 @@ def test_a_farewell_that_drips_costs_the_limit_and_not_the_letter() -> None:
 
     start = time.monotonic()
     with RawServer(talk) as server:
-        assert mail(settings(server.port, timeout_s=PATIENCE_S)) == ""
+        assert mail(settings(server.port, timeout_s=2 * PATIENCE_S)) == ""
     assert time.monotonic() - start < LIMIT_S
 
 
@@ -628,15 +629,35 @@ def test_a_webhook_that_drips_is_cut_off(
         dripping(before, drop), server_context(trusted) if encrypted else None
     ) as server:
         said = timed(lambda: post_fails(f"{scheme}://localhost:{server.port}/{SECRET}", PATIENCE_S))
-    assert said == "the webhook: the message was not delivered within 0.3 s"
+    assert said == f"the webhook: {NOT_DELIVERED}"
 
 
 @pytest.mark.parametrize(("before", "drop"), [(b"X", b"x"), (b"", b"X: y\r\n"), (b"\r\n", b"body")])
 def test_a_webhook_that_has_accepted_may_drip(before: bytes, drop: bytes) -> None:
     start = time.monotonic()
     with RawServer(dripping(b"HTTP/1.1 200 OK\r\n" + before, drop)) as server:
-        assert post(f"http://localhost:{server.port}/{SECRET}", PATIENCE_S) == ""
+        assert post(f"http://localhost:{server.port}/{SECRET}", 2 * PATIENCE_S) == ""
     assert time.monotonic() - start < LIMIT_S
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        b"",
+        b"X: y\r\n" * 200,
+        b"X" * 70_000 + b"\r\n\r\n",
+        b"Content-Length: -1\r\n\r\n",
+        b"\xff\r\n",
+    ],
+    ids=["nothing", "many headers", "a long line", "no length", "no header"],
+)
+def test_a_webhook_that_has_accepted_may_say_what_it_likes(after: bytes) -> None:
+    def talk(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + after)
+        over.wait()
+
+    with RawServer(talk) as server:
+        assert post(f"http://localhost:{server.port}/{SECRET}", PATIENCE_S) == ""
 
 
 @pytest.mark.parametrize(
@@ -646,8 +667,6 @@ def test_a_webhook_that_has_accepted_may_drip(before: bytes, drop: bytes) -> Non
         b"\r\n\r\n",
         b"\x00\xff\xfe" * 50_000,
         b"HTTP/1.1 " + b"9" * 100_000 + b"\r\n",
-        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
-        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
         "HTTP/1.1 503 später\r\nRetry-After: ½\r\n\r\n".encode(),
     ],
@@ -727,7 +746,10 @@ def test_a_redirect_is_not_followed(code: int) -> None:
 def test_a_webhook_that_closes_hangs_or_is_not_there() -> None:
     with HookServer(Hook(answers=["close", "hang"])) as server:
         assert str(post_fails(server.url)) == "the webhook: the server closed the connection"
-        assert str(post_fails(server.url, timeout_s=0.3)) == "the webhook: no answer within 0.3 s"
+        assert (
+            str(post_fails(server.url, timeout_s=PATIENCE_S))
+            == "the webhook: no answer within 0.5 s"
+        )
     assert str(post_fails(server.url)) == "the webhook: Connection refused"
 
 

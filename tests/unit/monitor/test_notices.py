@@ -597,12 +597,12 @@ def test_what_was_accepted_is_committed_before_the_farewell(
     log: sqlite3.Connection, tmp_path: Path, post_office: PostOffice, box: Mailbox
 ) -> None:
     params, environ = post_office
-    params = params.model_copy(update={"timeout_s": 0.5})
+    params = params.model_copy(update={"timeout_s": 1.5})
     seen = []
 
     def look() -> None:
         seen.append(states(logbook.connect(tmp_path / "log.sqlite"), "mail"))
-        time.sleep(1.0)  # longer than anybody has patience
+        time.sleep(2.0)  # longer than anybody has patience
 
     box.on_quit = look
     queue_candidates(log)

@@ -732,7 +732,7 @@ def test_reading_stays_fast_while_many_reviews_wait_for_the_log(
             for page in ("/", "/queue", "/picture/1", "/style.css"):
                 start = time.monotonic()
                 urllib.request.urlopen(f"http://127.0.0.1:{port}{page}", timeout=30).read()
-                assert time.monotonic() - start < 5.0
+                assert time.monotonic() - start < 10.0
             assert [answer.result() for answer in answers if answer.done()] == []
             held.close()
         assert {answer.result().status_code for answer in answers} == {303}
@@ -806,7 +806,7 @@ HALVES = {
 def test_a_request_that_is_sent_by_halves_is_closed(
     own_path: Path, monkeypatch: pytest.MonkeyPatch, half: str
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", 0.3)
+    monkeypatch.setattr(server, "REQUEST_S", 1.0)
     first, drop = HALVES[half]
     with running(own_path) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         start = time.monotonic()
@@ -814,7 +814,7 @@ def test_a_request_that_is_sent_by_halves_is_closed(
         connection.sendall(first)
         heard = b""
         open_ = True
-        while open_ and time.monotonic() - start < 5:
+        while open_ and time.monotonic() - start < 20:
             try:
                 connection.sendall(drop)
                 said = connection.recv(65536)
@@ -831,15 +831,15 @@ def test_a_request_that_is_sent_by_halves_is_closed(
 
 def test_whole_requests_are_not_closed(own_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(*_: object) -> str:
-        time.sleep(0.7)
+        time.sleep(1.5)
         return "at last"
 
-    monkeypatch.setattr(server, "REQUEST_S", 0.3)
+    monkeypatch.setattr(server, "REQUEST_S", 1.0)
     monkeypatch.setattr(pages, "timeline", slow)
     with running(own_path) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert client.get("/timeline").text == "at last"
         for _ in range(3):
-            time.sleep(0.2)
+            time.sleep(0.5)
             assert client.get("/style.css").status_code == 200
 
 
