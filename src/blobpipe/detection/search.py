@@ -362,7 +362,7 @@ def fit_peaks(
         places = (found["x_px"].to_numpy(float), found["y_px"].to_numpy(float))
         noise = np.maximum(filtered.noise_at(*places), noise_model.coarse_at(*places))
         errors = ["x_err_px", "y_err_px", "radius_err_px", "depth_err_frac"]
-        found[errors] = found[errors].mul(noise, axis=0)
+        found[errors] = found[errors].mul(noise * noise_model.error_at(*places), axis=0)
         found["snr"] /= noise
     return found
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 
-from blobpipe.core.arrays import FloatArray, Image
+from blobpipe.core.arrays import FloatArray, Image, Mask
 from blobpipe.noise.spectrum import level_of, noise_alone, smooth_power
 
 # Sides of whole detectors are multiples of this (px); images come without up to so many reference pixels in all
@@ -37,6 +37,11 @@ LEAST_PX = 64
 # least share of an output's variance that the others must explain
 CELL_PX = 8
 LEAST_SHARED = 0.05
+
+# Width of what lies beside the border of a part (px), where a pixel is read with its neighbour beyond it, or nearly so,
+# and by what it is multiplied before it is asked what stands out of the noise
+BORDER_PX = 16
+BORDER_DOUBT = np.float32(0.6)
 
 # How many times as large as by chance the correlation of outputs is, at least, where they share noise, and how
 # often chance is tried
@@ -140,26 +145,92 @@ class OutputNoise:
             In the same unit, NaN where the image has no value. What stands out of the noise of an image leaves no
             trace in its other parts.
         """
+        return self._without(image, self._common(self.noise_of(image, gain)), gain)
+
+    def noise_of(self, image: Image, gain: Image | None) -> Image:
+        """Return the noise of an image as `spectrum.noise_alone` does, with what the others tell where a part tells nothing.
+
+        More stands out of the whitened image than of the image itself: that is left out, too.
+        """
+        whitened = self._without(image, self._common(noise_alone(image)), gain)
+        alone = noise_alone(image, self._doubted(whitened))
+        unknown = alone == 0
+        alone[unknown] = self._image(self._common(alone), image.shape)[unknown]
+        return alone
+
+    def _without(self, image: Image, common: Image, gain: Image | None) -> Image:
+        """Return an image without these cosines in each part, of which the rest is multiplied."""
         missing = ~np.isfinite(image)
         level = level_of(image)
-        filled = np.where(missing, np.float32(0), image - level)
-        alone = self._waves(noise_alone(image))
-        waves = self._waves(filled) - self.shared * (alone.sum(axis=0) - alone)
+        waves = self._waves(np.where(missing, np.float32(0), image - level)) - common
         if gain is not None:
             waves *= gain
-        whole = self.layout.join(scipy.fft.idctn(waves, axes=(1, 2), norm="ortho"))
-        whitened = np.asarray(_trimmed(whole, image.shape) + level, np.float32)
+        whitened = self._image(waves, image.shape) + level
         whitened[missing] = np.nan
-        return whitened
+        return np.asarray(whitened, np.float32)
+
+    def _doubted(self, image: Image) -> Image:
+        """Return an image that is fainter where parts meet: what stands out there may be noise that they share."""
+        doubted = image - level_of(image)
+        for axis, n in ((0, self.layout.rows), (1, self.layout.columns)):
+            side = image.shape[axis] / n
+            for k in range(1, n):
+                border = slice(round(k * side) - BORDER_PX, round(k * side) + BORDER_PX)
+                doubted[(slice(None),) * axis + (border,)] *= BORDER_DOUBT
+        return doubted
+
+    def is_at_border(self, x: FloatArray, y: FloatArray) -> Mask:
+        """Tell which positions (px) lie beside the border of a part, shape (n,)."""
+        ny, nx = self.shared.shape
+        return np.asarray((_from_border(x, nx) < BORDER_PX) | (_from_border(y, ny) < BORDER_PX))
 
     def frequencies(self) -> tuple[FloatArray, FloatArray]:
         """Return the frequencies of the cosines along y and x (cycles per pixel)."""
         ny, nx = self.shared.shape
         return np.arange(ny) / (2 * ny), np.arange(nx) / (2 * nx)
 
+    def answer_of_pixel(
+        self, place: tuple[float, float], reach: int
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return what a cosine of each frequency along y and x adds to the pixels around one.
+
+        Parameters
+        ----------
+        place : (float, float)
+            x and y of the pixel (px); nearer to a border of its part than the reach, that of the nearest pixel that is not.
+        reach : int
+            How far the pixels around it go (px), along both axes.
+
+        Returns
+        -------
+        (ndarray, ndarray), shape (2 reach + 1, ny) and (2 reach + 1, nx) of a part, float64
+            Their products, times the gain, add up to the answer of `whiten` to one pixel.
+        """
+        x, y = place
+        along = []
+        for n, centre in zip(self.shared.shape, (y, x), strict=True):
+            # a pixel's mirror image, in a part that is read in the opposite direction, has the same answer
+            pixel = int(np.clip(round(centre % n), reach, n - 1 - reach))
+            pixels = pixel + np.arange(-reach, reach + 1)
+            cosines = np.cos(np.pi / (2 * n) * np.outer(2 * pixels + 1, np.arange(n)))
+            strength = np.full(n, 2 / n)
+            strength[0] = 1 / n
+            along.append(strength * cosines * cosines[reach])
+        return along[0], along[1]
+
+    def _common(self, alone: Image) -> Image:
+        """Return the cosines of what each part has in common with the others, by the others, of a noise image."""
+        waves = self._waves(alone)
+        return np.asarray(self.shared * (waves.sum(axis=0) - waves))
+
     def _waves(self, image: Image) -> Image:
         """Return the amplitudes of the cosines of each part of an image."""
         return _waves(self.layout.divide(_whole(image)))
+
+    def _image(self, waves: Image, shape: tuple[int, ...]) -> Image:
+        """Return the image, of this shape, of the cosines of each part."""
+        parts = scipy.fft.idctn(waves, axes=(1, 2), norm="ortho")
+        return _trimmed(self.layout.join(parts), shape)
 
 
 def measure_output_noise(alone: Sequence[Image]) -> tuple[OutputNoise, Image] | None:
@@ -201,6 +272,12 @@ def measure_output_noise(alone: Sequence[Image]) -> tuple[OutputNoise, Image] | 
     shared = common / (own + (n - 1) * common)
     left = common * (1 - (n - 1) * shared) ** 2 + own * (1 + (n - 1) * shared**2)
     return OutputNoise(layout, np.asarray(shared, np.float32)), np.asarray(left, np.float32)
+
+
+def _from_border(place: FloatArray, n: int) -> FloatArray:
+    """Return the distance from the next multiple of a side (px); 0 for an unknown place."""
+    within = np.nan_to_num(place + 0.5) % n
+    return np.asarray(np.minimum(within, n - within))
 
 
 def _waves(parts: Image) -> Image:

@@ -60,25 +60,34 @@ def level_of(image: Image) -> np.float32:
     return np.float32(level if np.isfinite(level) else bottleneck.nanmedian(image))
 
 
-def noise_alone(image: Image) -> Image:
+def noise_alone(image: Image, whitened: Image | None = None) -> Image:
     """Return an image less its level, without what stands out of its noise: bad pixels, blobs and streaks.
 
     Parameters
     ----------
     image : ndarray, shape (ny, nx), float32
         NaN where there is no value.
+    whitened : ndarray, shape (ny, nx), float32, optional
+        The same with white noise, of which more stands out: that is left out, too.
 
     Returns
     -------
     ndarray, shape (ny, nx), float32
         In the same unit; 0 where nothing is known of the noise, all values within `MAX_SIGMA` of it.
     """
-    limit = np.float32(MAX_SIGMA * image_noise(image))
-    inside = np.clip(np.nan_to_num(image - level_of(image)), -limit, limit)
-
+    inside = _clipped(image)
     # What stands out of the noise at the scale of blobs, whatever that is here, and what is near it
-    inside[_stands_out(inside)] = 0
-    return np.asarray(inside)
+    stands_out = _stands_out(inside)
+    if whitened is not None:
+        stands_out |= _stands_out(_clipped(whitened))
+    inside[stands_out] = 0
+    return inside
+
+
+def _clipped(image: Image) -> Image:
+    """Return an image less its level, within `MAX_SIGMA` of it; 0 where it has no value."""
+    limit = np.float32(MAX_SIGMA * image_noise(image))
+    return np.asarray(np.clip(np.nan_to_num(image - level_of(image)), -limit, limit))
 
 
 def sample_power(alone: Image) -> Image:

@@ -44,6 +44,10 @@ MIN_VARIATION = 0.2
 # Ratio of signal-to-noise ratios from which noise that outputs share is subtracted
 LEAST_GAIN = 1.02
 
+# Factor of the errors of fits where outputs meet: each filters its own part of a blob. Of 41 injected ones, depths were
+# 9 % too low, and (depth - truth) / error was 1.7 rms
+BORDER_ERROR = 1.6
+
 # Excess of the noise of a row or column, on the scale of blobs, from which it is allowed for: four times its error
 # on one image; the side of the square whose means tell it, as large as a blob of usual size (px); over how many
 # pixels it is averaged; and what larger means count as (sigma): a blob of S/N 5 changes its own row by 4 %
@@ -97,17 +101,30 @@ class NoiseModel:
         """
         if self.is_white:
             return image
-        whitened = image if self.scale is None else image / self.scale
+        return self._filtered(image if self.scale is None else image / self.scale)
+
+    def _filtered(self, flat: Image) -> Image:
+        """Return an image with white noise, of one that has been divided by the local scale."""
         if self.outputs is not None:
-            whitened = self.outputs.whiten(whitened, self._gain)
-        elif self._gain is not None:
-            missing = ~np.isfinite(whitened)
-            level = level_of(whitened)
-            filled = np.where(missing, np.float32(0), whitened - level)
-            waves = scipy.fft.rfft2(filled) * self._gain
-            whitened = scipy.fft.irfft2(waves, s=image.shape) + level
-            whitened[missing] = np.nan
+            return self.outputs.whiten(flat, self._gain)
+        if self._gain is None:
+            return np.asarray(flat, np.float32)
+        missing = ~np.isfinite(flat)
+        level = level_of(flat)
+        filled = np.where(missing, np.float32(0), flat - level)
+        waves = scipy.fft.rfft2(filled) * self._gain
+        whitened = scipy.fft.irfft2(waves, s=flat.shape) + level
+        whitened[missing] = np.nan
         return np.asarray(whitened, np.float32)
+
+    def noise_of(self, flat: Image) -> Image:
+        """Return the noise of an image that has been divided by the local scale, as `spectrum.noise_alone` does.
+
+        What stands out of it only once it is whitened is left out, too.
+        """
+        if self.outputs is not None:
+            return self.outputs.noise_of(flat, self._gain)
+        return noise_alone(flat, self._filtered(flat))
 
     def even(self, whitened: Image) -> Image:
         """Return a whitened image with the same noise everywhere on the scale of blobs, for a network."""
@@ -154,27 +171,36 @@ class NoiseModel:
             column = np.rint(x_frequency * 2 * n_columns).astype(int)
         return np.asarray(self._gain[row[:, None], np.minimum(column, n_columns - 1)])
 
-    def transfer(self, period_px: int, n_waves: int) -> FloatArray | None:
+    def transfer(
+        self, period_px: int, n_waves: int, place: tuple[float, float] = (0.0, 0.0)
+    ) -> FloatArray | None:
         """Return by what whitening multiplies the cosines of which a small feature consists.
 
         Parameters
         ----------
         period_px : int
-            Period of the lowest cosine (px), longer than the feature.
+            Period of the lowest cosine (px), odd, longer than the feature.
         n_waves : int
             Number of cosines along each axis, from the constant on.
+        place : (float, float)
+            Where the feature is (px). Where outputs share noise, each is filtered as if it went on as its own mirror
+            image, so that a row of the feature counts twice, the more the nearer it is to the border.
 
         Returns
         -------
         ndarray, shape (n_waves, n_waves), float64
-            Factor of cosines along y and x: the mean over the frequencies that a window of this
-            period cannot tell apart. None if it is 1 throughout.
+            Factor of cosines along y and x: those of the answer of whitening to one pixel, within the period. None if it
+            is 1 throughout.
         """
-        if self.power is None:
+        if self._gain is None:
             return None
+        if self.outputs is not None:
+            return self._transfer(
+                period_px, n_waves, *self.outputs.answer_of_pixel(place, period_px // 2)
+            )
         asked = (period_px, n_waves)
         if asked not in self._transfers:
-            self._transfers[asked] = self._transfer(*asked)
+            self._transfers[asked] = self._transfer(*asked, *self._answer_of_pixel(period_px // 2))
         return self._transfers[asked]
 
     @cached_property
@@ -182,22 +208,26 @@ class NoiseModel:
         """Return what `transfer` has been asked before; the model of a stack serves many images."""
         return {}
 
-    def _transfer(self, period_px: int, n_waves: int) -> FloatArray:
-        """Return what `transfer` does, for noise that is not white."""
+    def _transfer(
+        self, period_px: int, n_waves: int, along_y: FloatArray, along_x: FloatArray
+    ) -> FloatArray:
+        """Return the cosines of the answer to one pixel, given the part of each frequency in it along both axes."""
+        reach = period_px // 2
+        phase = np.outer(np.arange(n_waves), np.arange(-reach, reach + 1))
+        cosines = np.cos(2 * np.pi / period_px * phase)
+        return np.asarray((cosines @ along_y) @ self._gain @ (cosines @ along_x).T)
+
+    def _answer_of_pixel(self, reach: int) -> tuple[FloatArray, FloatArray]:
+        """Return what a wave of each frequency along y and x adds to the pixels around one, shape (2 reach + 1, n)."""
         assert self._gain is not None
         ny, n_columns = self._gain.shape
-        row, column = (
-            np.rint(np.abs(frequency) * period_px).astype(int)
-            for frequency in self._axes((ny, 2 * (n_columns - 1)))
-        )
-
-        # Mean gain around each cosine; cosines above the highest frequency stay as they are
-        shape = (period_px, period_px)
-        cell = np.ravel_multi_index((row[:, None], column[None]), shape)
-        total = np.bincount(cell.ravel(), self._gain.ravel(), period_px**2).reshape(shape)
-        number = np.bincount(cell.ravel(), minlength=period_px**2).reshape(shape)
-        mean = np.where(number > 0, total / np.maximum(number, 1), 1.0)
-        return np.asarray(mean[:n_waves, :n_waves])
+        distance = np.arange(-reach, reach + 1)
+        y, x = self._axes((ny, 2 * (n_columns - 1)))
+        # all but the first and the last column stand for two
+        number = np.where((x > 0) & (x < 0.5), 2.0, 1.0)
+        along_y = np.cos(2 * np.pi * np.outer(distance, y)) / ny
+        along_x = np.cos(2 * np.pi * np.outer(distance, x)) * number / number.sum()
+        return along_y, along_x
 
     def scale_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Return the local scale at positions (px), shape (n,); 1 where it is not known."""
@@ -206,6 +236,12 @@ class NoiseModel:
     def coarse_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Return the noise on the scale of blobs at positions (px), relative to the usual one, shape (n,)."""
         return _at(self.coarse, x, y)
+
+    def error_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
+        """Return by what a fit's errors are larger at positions (px) than the noise alone makes them, shape (n,)."""
+        if self.outputs is None:
+            return np.ones(len(x))
+        return np.where(self.outputs.is_at_border(x, y), BORDER_ERROR, 1.0)
 
 
 def _at(scale: Image | None, x: FloatArray, y: FloatArray) -> FloatArray:
@@ -239,9 +275,21 @@ def measure_noise_model(images: Sequence[Image] | Image) -> NoiseModel:
     images = images[None] if images.ndim == 2 else images
     scale = _local_scale(images)
     flat = images if scale is None else images / scale
-    alone = [noise_alone(image) for image in flat]
+    model = _spectral_model([noise_alone(image) for image in flat], scale)
+    if model.power is not None:
+        # Blobs that stand out of whitened noise alone were taken for noise, and would be whitened away in part
+        model = _spectral_model([model.noise_of(image) for image in flat], scale)
+    if model.outputs is not None:
+        coarse = _coarse_scale([model.whiten(image) for image in images])
+        model = replace(model, coarse=coarse)
+    return model
+
+
+def _spectral_model(alone: Sequence[Image], scale: Image | None) -> NoiseModel:
+    """Return the model of noise from `spectrum.noise_alone` of images that were divided by a local scale."""
+    shape = alone[0].shape
     sample = np.mean([sample_power(image) for image in alone], axis=0)
-    model = NoiseModel(smooth_power(sample, images.shape[2]), scale)
+    model = NoiseModel(smooth_power(sample, shape[1]), scale)
 
     # What outputs share is worth the work, and the noise of the others, where blobs stand out farther without it
     measured = measure_output_noise(alone)
@@ -250,12 +298,10 @@ def measure_noise_model(images: Sequence[Image] | Image) -> NoiseModel:
         variance = float(np.mean([np.square(image).mean() for image in alone]))
         smooth = np.float32(1) if model.power is None else model.power
         level = variance * float((sample / smooth).mean())
-        before = disc_snr(level * smooth, model.frequency(images.shape[1:]))
+        before = disc_snr(level * smooth, model.frequency(shape))
         without = NoiseModel(power / np.median(power), scale, outputs)
-        if disc_snr(power, without.frequency(images.shape[1:])) > LEAST_GAIN * before:
-            return replace(
-                without, coarse=_coarse_scale([without.whiten(image) for image in images])
-            )
+        if disc_snr(power, without.frequency(shape)) > LEAST_GAIN * before:
+            return without
     return model
 
 
