@@ -18,7 +18,7 @@ from blobpipe import __version__
 from blobpipe.core import files
 from blobpipe.core.metrics import wilson_interval
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import Params
+from blobpipe.params import Params, read_yaml
 from blobpipe.validation import gate
 
 # Stages that write a metrics.json, in order
@@ -179,7 +179,7 @@ def write_report(
     Raises
     ------
     BlobpipeError
-        If there is no regression run, or its metrics cannot be read.
+        If there is no regression run, or its metrics, ``dvc.yaml`` or ``dvc.lock`` cannot be read.
     """
     path = results / "regression" / "metrics.json"
     failed = gate.check_gate(path, params.regression)
@@ -389,7 +389,18 @@ def _short(value: Any) -> str:
 
 def _drawn_stages(pipeline: Path) -> str:
     """Draw which stage uses whose outputs, as SVG; the rules that bring in what DVC has cached are folded into them."""
-    stages = _parsed(_read_text(pipeline)).get("stages", {})
+    if not pipeline.exists():
+        return ""
+    try:
+        return _drawn(read_yaml(pipeline)["stages"])
+    except (KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
+        raise BlobpipeError(
+            f"{pipeline}: not a list of stages as DVC reads it; restore it: git checkout {pipeline}"
+        ) from error
+
+
+def _drawn(stages: dict[str, Any]) -> str:
+    """Draw stages as SVG; nothing for none."""
     if not stages:
         return ""
     makers = {out: name for name, stage in stages.items() for out in _paths(stage, "outs")}

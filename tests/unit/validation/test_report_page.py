@@ -146,6 +146,23 @@ def points(way: str) -> Iterator[tuple[float, float]]:
         x, y = x1, y1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("- campaign", "stages:\n- campaign", "stages:\n  campaign:", "campaign: {}", "stages: {"),
+        "stages: {a: {deps: [y], outs: [x]}, b: {deps: [x], outs: [y]}}",
+    ],
+)
+def test_a_damaged_list_of_stages_is_one_line_and_leaves_no_page(
+    root: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (root / "dvc.yaml").write_text(text)
+    assert cli.main(["report"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("blobpipe: dvc.yaml: ")
+    assert not list(root.glob("results/*.html"))
+
+
 def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
     with pytest.raises(BlobpipeError, match="not found; run the stage regression first"):
         report_page.write_report(
