@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import yaml
@@ -227,7 +228,8 @@ def _read_metrics(path: Path) -> dict[str, Any]:
 
 def _verdict(failed: list[str], metrics: dict[str, Any]) -> str:
     """Say whether the regression test passed, and on what."""
-    cases = f"{metrics.get('n_cases', 0)} images that were the first to show {metrics.get('n_blobs', 0)} new blobs"
+    n_cases, n_blobs = (_short(metrics.get(name, 0)) for name in ("n_cases", "n_blobs"))
+    cases = f"{n_cases} images that were the first to show {n_blobs} new blobs"
     if not failed:
         return f'<p class="verdict"><strong>Passed</strong> the regression test, on {cases}.</p>'
     lines = "".join(f"<li>{escape(line)}</li>" for line in failed)
@@ -267,16 +269,21 @@ def _value(metrics: dict[str, dict[str, Any]], where: str) -> str:
         return gate.NO_VALUE
     stage, name = where.split()
     value = _at(metrics[stage], name)
-    if not isinstance(value, int | float):
+    if not _is_number(value):
         return gate.NO_VALUE
     interval = _at(metrics[stage], f"{name}_interval") or _at(metrics[stage], f"interval.{name}")
     n = metrics[stage].get(COUNTS.get(where, ""))
-    if interval is None and n:
+    if interval is None and _is_number(n) and n > 0 and 0 <= value <= 1:
         interval = [float(end) for end in wilson_interval(np.array(round(value * n)), np.array(n))]
-    if isinstance(interval, list) and len(interval) == 2:
+    if isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)):
         low, high = interval
         return f'{value:.3f} <span class="interval">({low:.3f} to {high:.3f})</span>'
     return f"{value:.3f}" if value < 10 else f"{value:,.0f}"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a metric is a finite number; files that people have edited may hold anything."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _at(metrics: Any, name: str) -> Any:
