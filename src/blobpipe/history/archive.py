@@ -122,17 +122,16 @@ def date_catalogue(
     blobs = read_positions(catalogue, detector)
     bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     frames = _list_images(folder, bad, detector, threads)
-    usable = frames[frames["status"] == "ok"].reset_index(drop=True)
-    if len(usable) < landing.FEWEST:
-        raise FrameError(
-            f"{folder}: found {len(usable)} usable images, expected at least {landing.FEWEST}; add images"
-        )
+    usable = _usable(frames, folder)
 
     # One image after the other: memory does not grow with their number
     reference = _make_reference(usable["path"].head(params.stack_size), blobs, bad, detector)
 
-    def measure(path: Path) -> tuple[Shift, Depths]:
-        image = _read(path, bad, detector)
+    def measure(path: Path) -> tuple[Shift, Depths] | FrameError:
+        try:
+            image = _read(path, bad, detector)
+        except FrameError as error:  # it was sound when it was looked at
+            return error
         shift = NO_SHIFT
         if params.register_shift and detector.moves:
             shift = measure_shift(
@@ -143,11 +142,18 @@ def date_catalogue(
 
     with ThreadPoolExecutor(threads) as pool:
         work = pool.map(measure, usable["path"])
-        done = list(tqdm(work, "history", len(usable), unit="image", disable=None))
+        results = list(tqdm(work, "history", len(usable), unit="image", disable=None))
+    for k, result in zip(usable.index, results, strict=True):
+        if isinstance(result, FrameError):
+            frames.loc[k, ["status", "reason"]] = ["rejected", str(result)]
+            _warn_of_rejected(str(result))
+    usable = _usable(frames, folder)
+    done = [result for result in results if not isinstance(result, FrameError)]
     depth = np.array([depths.depth_frac for _, depths in done])
     error = np.array([depths.error_frac for _, depths in done])
 
     # A landing for each blob
+    usable = usable.reset_index(drop=True)
     histories = [History(usable, depth[:, k], error[:, k]) for k in range(len(blobs))]
     dated = blobs.join(pd.DataFrame([history.row() for history in histories], index=blobs.index))
     tables.write_table(out_dir / "history.csv", _long_table(blobs, histories))
@@ -279,8 +285,23 @@ def _list_images(folder: Path, bad: BadPixels, detector: Detector, threads: int)
     _reject_others(frames)
     _reject_repeats(frames)
     for reason in frames.loc[frames["status"] == "rejected", "reason"]:
-        log.warning("blobpipe: %s (rejected)", " ".join(str(reason).split()))
+        _warn_of_rejected(reason)
     return frames.drop(columns=["shape", "exposure"])
+
+
+def _warn_of_rejected(reason: str) -> None:
+    """Say in one line why an image is left out."""
+    log.warning("blobpipe: %s (rejected)", " ".join(reason.split()))
+
+
+def _usable(frames: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Return the images that are not rejected, with their rows' numbers; refuse too few."""
+    usable = frames[frames["status"] == "ok"]
+    if len(usable) < landing.FEWEST:
+        raise FrameError(
+            f"{folder}: found {len(usable)} usable images, expected at least {landing.FEWEST}; add images"
+        )
+    return usable
 
 
 def _reject_others(frames: pd.DataFrame) -> None:

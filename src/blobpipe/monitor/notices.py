@@ -282,7 +282,7 @@ def send(
     environ : mapping
         BLOBPIPE_SMTP_USER and BLOBPIPE_SMTP_PASSWORD, if the mail server wants a login; BLOBPIPE_WEBHOOK_URL.
     """
-    due = [channel for channel in channels(params) if _next_due(connection, channel)]
+    due = [channel for channel in channels(params) if _next_due(connection, channel, params)]
     if not due:
         return 0
     with _sole_sender(connection) as alone:
@@ -363,15 +363,18 @@ def _sole_sender(connection: sqlite3.Connection) -> Iterator[bool]:
         yield alone
 
 
-def _next_due(connection: sqlite3.Connection, channel: str) -> sqlite3.Row | None:
+def _next_due(connection: sqlite3.Connection, channel: str, params: Notices) -> sqlite3.Row | None:
     """Return the oldest waiting notice of a channel if its time has come: none overtakes another."""
     row: sqlite3.Row | None = connection.execute(
         "SELECT * FROM notices WHERE channel = ? AND state = 'waiting' ORDER BY id LIMIT 1",
         (channel,),
     ).fetchone()
-    if row is None or (row["next_attempt"] or "") > logbook.now():
+    if row is None:
         return None
-    return row
+
+    # a time beyond the longest wait is of a clock that was wrong
+    waits = logbook.now() < (row["next_attempt"] or "") <= logbook.now(params.longest_wait_s)
+    return None if waits else row
 
 
 def _send_channel(
@@ -379,7 +382,7 @@ def _send_channel(
 ) -> int:
     """Send what is due on one channel and return how many notices were accepted."""
     sent = 0
-    while notice := _next_due(connection, channel):
+    while notice := _next_due(connection, channel, params):
         letter = _letter(connection, notice, params)
         with ExitStack() as afterwards:
             try:

@@ -73,14 +73,19 @@ def process(inbox: Inbox, run: Run) -> int:
         notices.send(connection, run.params.notices)
     _say_waiting(waiting)
 
-    # What landed in them would be in the stacks to come, and never told
+    # Those of earlier runs have been told of
     more = logbook.count_passed_over(connection, size)
     if more > passed_over:
-        log.info(
-            "%s kept for stacks alone, although enough images precede by now: to search all such, run once with --again",
-            logbook.counted(more, "image"),
-        )
+        say_passed_over(more)
     return logged
+
+
+def say_passed_over(number: int) -> None:
+    """Say how many images wait for a stack that could be made: what landed in them is in the next stacks, and never told."""
+    log.info(
+        "%s kept for stacks alone, although enough images precede by now: to search all such, run once with --again",
+        logbook.counted(number, "image"),
+    )
 
 
 def _arrivals(inbox: Inbox, run: Run) -> list[Arrival]:

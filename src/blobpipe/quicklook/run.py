@@ -30,7 +30,7 @@ from blobpipe.quicklook import running_stack
 from blobpipe.quicklook.arrivals import locked, new_files, read_arrival
 from blobpipe.quicklook.folder import require_folder
 from blobpipe.quicklook.options import PLACE_COLUMNS, Options, Run
-from blobpipe.quicklook.processing import process
+from blobpipe.quicklook.processing import process, say_passed_over
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
         with logbook.writing(connection):
             row = _run_row(options, detector, bad_pixels, point)
             number = logbook.insert(connection, "runs", row)
+        _say_what_new_settings_pass_over(connection, number, options)
 
         # A run that was killed may have left files in the cache
         with locked(connection):
@@ -212,6 +213,20 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
         raise
     finally:
         connection.close()
+
+
+def _say_what_new_settings_pass_over(
+    connection: logbook.Log, number: int, options: Options
+) -> None:
+    """Say how many images a smaller stack than that of the last run could have been made for."""
+    settings = connection.execute(
+        "SELECT params_sha256 FROM runs WHERE id <= ? ORDER BY id DESC LIMIT 2", (number,)
+    ).fetchall()
+    if options.again or len({row["params_sha256"] for row in settings}) < 2:
+        return
+    passed_over = logbook.count_passed_over(connection, options.params.difference.stack_size)
+    if passed_over:
+        say_passed_over(passed_over)
 
 
 def _require_detector(connection: logbook.Log, options: Options) -> None:

@@ -3,7 +3,8 @@
 A stack takes each image with its known blobs at their usual position. What has to be subtracted from an image for that
 is measured once and kept in the log (table ``corrections``); file and correction reproduce the image to the byte. The
 cache only saves that work: a cached image is used if its checksum is right, so the same images give the same stack with
-or without it. The checksum covers the bad pixels too: with other bad pixels, images are read anew from their files.
+or without it. The checksum covers how images are read, too: with other bad pixels, or a detector's file that was corrected,
+images are read anew from their files.
 """
 
 from __future__ import annotations
@@ -67,6 +68,14 @@ class Cache:
     bad_pixels: BadPixels = field(default_factory=BadPixels)
     detector: Detector = DEFAULT
     settled: dict[str, SettledImage] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Return what tells how the images were read: their bad pixels and, unless it is the default, the exposures' detector."""
+        reading = (self.detector.exposure, self.detector.border_px)
+        if reading == (DEFAULT.exposure, DEFAULT.border_px):
+            return self.bad_pixels.key
+        return f"{self.bad_pixels.key} {reading}"
 
     def path_of(self, sha256: str) -> Path:
         """Return the file of an image."""
@@ -548,7 +557,7 @@ def _loaded(member: Member, cache: Cache) -> HalfImage | None:
 
 def _digest(cache: Cache, sha256: str, packed: bytes, content: memoryview) -> bytes:
     """Return the checksum of a cached image with that of its file, its correction, and its bad pixels."""
-    digest = hashlib.sha256(f"{cache.bad_pixels.key} {sha256}".encode() + packed)
+    digest = hashlib.sha256(f"{cache.key} {sha256}".encode() + packed)
     digest.update(content)
     return digest.digest()
 
@@ -631,7 +640,7 @@ def _load_settled(sha256: str, cache: Cache, shape: tuple[int, ...]) -> SettledI
 def _settled_digest(cache: Cache, sha256: str, image: SettledImage) -> bytes:
     """Return the checksum of a settled image; of its pixels the CRC, since sixty images are read at a time."""
     content = f"settled {image.noise_frac} {zlib.crc32(image.values.data)}"
-    return hashlib.sha256(f"{cache.bad_pixels.key} {sha256} {content}".encode()).digest()
+    return hashlib.sha256(f"{cache.key} {sha256} {content}".encode()).digest()
 
 
 def prune(connection: sqlite3.Connection, cache: Cache, size: int) -> None:

@@ -71,6 +71,8 @@ class Reader:
         Number of the candidate it was done to; 0 for several.
     done : str
         First and last number of the reviews that did it, as in ``12-15``; they can be undone.
+    log : str
+        Which log the page shows, so that its forms are written to no other.
     """
 
     form_token: str = ""
@@ -78,6 +80,7 @@ class Reader:
     said: str = ""
     said_of: int = 0
     done: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True)

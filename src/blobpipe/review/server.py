@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar, cast
@@ -66,6 +66,7 @@ PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]\\]+)(:[0-9]{0,5})?")
 CHOSEN = tuple(
     field.name for field in fields(queries.CandidateChoice)
 )  # of the table of candidates
+OTHER_LOG = "The log was replaced after this page was opened: nothing was kept. Open the page again and decide on what it shows."
 MOST_DIGITS = 18  # digits of a number that SQLite can hold
 
 HEADERS = {
@@ -428,12 +429,25 @@ def _reader(request: Request, connection: sqlite3.Connection | None = None) -> R
         return Reader()
     name = _line(unquote(request.cookies.get(REVIEWER, "")), LONGEST["reviewer"])
 
+    if connection is None:
+        return Reader(form_token, name)
+
     # what the form before this page did is in the log; an address only says where
+    reader = Reader(form_token, name, log=_log_name(connection))
     done = request.query_params.get("done", "")
     numbers = _range(done)
-    if connection is None or numbers is None:
-        return Reader(form_token, name)
-    return Reader(form_token, name, *pages.said(connection, *numbers), done)
+    if numbers is None:
+        return reader
+    said, said_of = pages.said(connection, *numbers)
+    return replace(reader, said=said, said_of=said_of, done=done)
+
+
+def _log_name(connection: sqlite3.Connection) -> str:
+    """Return which log a page shows; a copy that was put in its place counts as another one."""
+    identity = connection.execute("SELECT id FROM identity").fetchone()["id"]
+    file = connection.file if isinstance(connection, logbook.Log) else None
+    place = (file.st_dev, file.st_ino) if file else ()
+    return hashlib.sha256(repr((identity, *place)).encode()).hexdigest()[:32]
 
 
 def _range(text: str) -> tuple[int, int] | None:
@@ -672,7 +686,7 @@ async def _review(request: Request) -> Response:
     reviewer = _reviewer(form)
     reason = _line(form.get("reason", ""), LONGEST["reason"])
     done = await _write(
-        request, lambda log: decisions.review(log, numbers, decision, reviewer, reason)
+        request, form, lambda log: decisions.review(log, numbers, decision, reviewer, reason)
     )
     return _led(request, _next_page(form, numbers[0], done), reviewer)
 
@@ -684,7 +698,7 @@ async def _undo(request: Request) -> Response:
     if numbers is None:
         raise HTTPException(400, "Expected the numbers of reviews, as in 12-15.")
     reviewer = _reviewer(form)
-    done = await _write(request, lambda log: decisions.undo(log, *numbers, reviewer))
+    done = await _write(request, form, lambda log: decisions.undo(log, *numbers, reviewer))
     candidate = form.get("candidate", "")
     known = int(candidate) if _is_number(candidate) else 0
     path = f"/candidate/{known}?{done}#candidate-{known}" if known else f"/queue?{done}"
@@ -708,7 +722,7 @@ async def _missed(request: Request) -> Response:
             raise LogError(f"image {number} was not searched, so nothing can have been missed")
         return decisions.add_missed(log, image, x, y, reviewer, reason)
 
-    done = await _write(request, add)
+    done = await _write(request, form, add)
     return _led(request, f"/image/{int(number)}?{done}", reviewer)
 
 
@@ -721,12 +735,17 @@ def _coordinate(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-async def _write(request: Request, work: Callable[[sqlite3.Connection], tuple[int, int]]) -> str:
+async def _write(
+    request: Request, form: Form, work: Callable[[sqlite3.Connection], tuple[int, int]]
+) -> str:
     """Write reviews to the log in one transaction; return their numbers for an address."""
     desk = _desk(request)
 
     def run() -> tuple[int, int]:
         with desk.writing() as connection:
+            # the same numbers are of other candidates there
+            if form.get("log") != _log_name(connection):
+                raise HTTPException(409, OTHER_LOG)
             try:
                 return _found(lambda: work(connection))
             except decisions.ConflictError as error:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from blobpipe.core import files, tables
-from blobpipe.errors import BlobpipeError, ModelError
+from blobpipe.errors import BlobpipeError, ModelError, TableError
 from blobpipe.networks import model_file
 from blobpipe.params import Params, Regression, read_yaml
 from blobpipe.validation import regression
@@ -280,7 +280,7 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     BlobpipeError
         If git has no such file at that revision.
     TableError
-        If there is no regression run.
+        If there is no regression run, or a table has a case twice.
     """
     path = Path(cases_path)
     new = tables.read_table(path, regression.CASE_COLUMNS)
@@ -293,7 +293,10 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
         raise BlobpipeError(
             f"{path}: git has none at revision {revision} ({reason}); name a commit that holds it"
         ) from error
-    old = tables.parse_table(Path(f"{revision}:{path}"), shown, regression.CASE_COLUMNS)
+    old_path = Path(f"{revision}:{path}")
+    old = tables.parse_table(old_path, shown, regression.CASE_COLUMNS)
+    _require_once(path, new)
+    _require_once(old_path, old)
     n_both = compare_cases(old, new)[1]
     n_usable = min(int((cases["status"] != "unusable").sum()) for cases in (old, new))
     if n_both < n_usable / 2:
@@ -304,6 +307,18 @@ def against(cases_path: str | Path, revision: str) -> list[str]:
     return [
         line for detector in ANSWERS for line in _describe_changes(old, new, detector, revision)
     ]
+
+
+def _require_once(path: Path, cases: pd.DataFrame) -> None:
+    """Refuse a table that has a blob of one image twice: it would say two things of one case."""
+    repeated = cases[cases.duplicated(["frame", "blob"])]
+    if len(repeated):
+        row = repeated.index[0]
+        frame, blob = repeated.loc[row, ["frame", "blob"]]
+        raise TableError(
+            f"{path}: row {row + 2}: found {frame} {blob} again, expected each blob of an image once; run the stage "
+            "regression again"
+        )
 
 
 def _describe_changes(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import yaml
@@ -18,7 +19,7 @@ from blobpipe import __version__
 from blobpipe.core import files
 from blobpipe.core.metrics import wilson_interval
 from blobpipe.errors import BlobpipeError
-from blobpipe.params import Params
+from blobpipe.params import Params, read_yaml
 from blobpipe.validation import gate
 
 # Stages that write a metrics.json, in order
@@ -179,7 +180,7 @@ def write_report(
     Raises
     ------
     BlobpipeError
-        If there is no regression run, or its metrics cannot be read.
+        If there is no regression run, or its metrics, ``dvc.yaml`` or ``dvc.lock`` cannot be read.
     """
     path = results / "regression" / "metrics.json"
     failed = gate.check_gate(path, params.regression)
@@ -227,7 +228,8 @@ def _read_metrics(path: Path) -> dict[str, Any]:
 
 def _verdict(failed: list[str], metrics: dict[str, Any]) -> str:
     """Say whether the regression test passed, and on what."""
-    cases = f"{metrics.get('n_cases', 0)} images that were the first to show {metrics.get('n_blobs', 0)} new blobs"
+    n_cases, n_blobs = (_short(metrics.get(name, 0)) for name in ("n_cases", "n_blobs"))
+    cases = f"{n_cases} images that were the first to show {n_blobs} new blobs"
     if not failed:
         return f'<p class="verdict"><strong>Passed</strong> the regression test, on {cases}.</p>'
     lines = "".join(f"<li>{escape(line)}</li>" for line in failed)
@@ -267,16 +269,21 @@ def _value(metrics: dict[str, dict[str, Any]], where: str) -> str:
         return gate.NO_VALUE
     stage, name = where.split()
     value = _at(metrics[stage], name)
-    if not isinstance(value, int | float):
+    if not _is_number(value):
         return gate.NO_VALUE
     interval = _at(metrics[stage], f"{name}_interval") or _at(metrics[stage], f"interval.{name}")
     n = metrics[stage].get(COUNTS.get(where, ""))
-    if interval is None and n:
+    if interval is None and _is_number(n) and n > 0 and 0 <= value <= 1:
         interval = [float(end) for end in wilson_interval(np.array(round(value * n)), np.array(n))]
-    if isinstance(interval, list) and len(interval) == 2:
+    if isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)):
         low, high = interval
         return f'{value:.3f} <span class="interval">({low:.3f} to {high:.3f})</span>'
     return f"{value:.3f}" if value < 10 else f"{value:,.0f}"
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Return whether a metric is a finite number; files that people have edited may hold anything."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _at(metrics: Any, name: str) -> Any:
@@ -389,7 +396,18 @@ def _short(value: Any) -> str:
 
 def _drawn_stages(pipeline: Path) -> str:
     """Draw which stage uses whose outputs, as SVG; the rules that bring in what DVC has cached are folded into them."""
-    stages = _parsed(_read_text(pipeline)).get("stages", {})
+    if not pipeline.exists():
+        return ""
+    try:
+        return _drawn(read_yaml(pipeline)["stages"])
+    except (KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
+        raise BlobpipeError(
+            f"{pipeline}: not a list of stages as DVC reads it; restore it: git checkout {pipeline}"
+        ) from error
+
+
+def _drawn(stages: dict[str, Any]) -> str:
+    """Draw stages as SVG; nothing for none."""
     if not stages:
         return ""
     makers = {out: name for name, stage in stages.items() for out in _paths(stage, "outs")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from astropy.io import fits
 from tests.unit.detection.blobs import blob
 
 from blobpipe.errors import FrameError, TableError
+from blobpipe.history import archive as module
 from blobpipe.history.archive import date_catalogue
 from blobpipe.params import Difference
 
@@ -73,6 +75,25 @@ def test_a_bad_image_is_rejected_and_the_others_are_used(
     frames = pd.read_csv(archive / "out" / "frames.csv")
     assert (frames["status"] == "rejected").sum() == 2
     assert caplog.text.count("(rejected)") == 2
+
+
+def test_an_image_that_vanishes_or_changes_after_it_was_looked_at_is_rejected_alone(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = module._make_reference
+
+    def taken_away(*given: Any) -> module.Reference:
+        (archive / "images" / "day10.fits").unlink()
+        (archive / "images" / "day12.fits").write_bytes(b"half")
+        return real(*given)
+
+    monkeypatch.setattr(module, "_make_reference", taken_away)
+    status = date_catalogue(archive / "images", archive / "positions.csv", archive / "out", PARAMS)
+    assert (status, caplog.text.count("(rejected)")) == (1, 2)
+    assert dated(archive).loc["b0002", "first_frame"] == f"day{FIRST}"
+    frames = pd.read_csv(archive / "out" / "frames.csv").set_index("frame")
+    assert frames.index[frames["status"] == "rejected"].tolist() == ["day10", "day12"]
+    assert len(pd.read_csv(archive / "out" / "history.csv")) == 3 * (N - 2)
 
 
 def test_dates_are_those_of_the_list_where_there_is_one(archive: Path) -> None:

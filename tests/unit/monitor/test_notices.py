@@ -504,6 +504,19 @@ def test_a_failure_is_tried_again_after_longer_and_longer_waits_under_one_id(
     assert [row["attempts"] for row in log.execute("SELECT attempts FROM notices")] == [4, 4]
 
 
+def test_a_clock_that_was_ahead_for_a_while_holds_no_notice_back(
+    log: sqlite3.Connection, post_office: PostOffice, hook: Hook, clock: Clock
+) -> None:
+    params, environ = post_office
+    hook.answers = [500]
+    queue_candidates(log)
+    clock.ahead_s = 300 * 86_400.0
+    assert notices.send(log, params, environ) == 1  # the mail; the webhook is to be tried again
+    clock.ahead_s = 0.0
+    assert notices.send(log, params, environ) == 1
+    assert states(log, "webhook") == ["sent"]
+
+
 def test_what_a_server_asks_for_is_waited_for(
     log: sqlite3.Connection, post_office: PostOffice, hook: Hook
 ) -> None:

@@ -14,6 +14,7 @@ from astropy.io import fits
 
 from blobpipe.core import files, fits_images
 from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.core.detector import read_detector
 from blobpipe.history.deep import SettledImage
 from blobpipe.images import difference
 from blobpipe.images.bad_pixels import BadPixels, MaskFile
@@ -248,6 +249,19 @@ def test_a_cached_image_is_of_its_bad_pixels(tmp_path: Path) -> None:
     for bad, found in ((masked, True), (renamed, True), (other, False), (flags, False)):
         cache = running_stack.Cache(tmp_path, bad)
         assert (running_stack._loaded(member, cache) is not None) == found
+    assert running_stack._loaded(member, running_stack.Cache(tmp_path)) is None
+
+
+def test_a_cached_image_is_of_its_detector(tmp_path: Path) -> None:
+    """A file of a detector that was corrected reads exposures anew; what it says of other things does not matter."""
+    image = np.zeros((SIDE, SIDE), np.float32)
+    found = read_detector("nircam_lw")
+    turned = found.exposure.model_copy(update={"blobs": "positive"})
+    running_stack.keep(running_stack.Cache(tmp_path, detector=found), "a" * 64, image, b"")
+    member = running_stack.Member("a" * 64, (), 60000.0, NO_SHIFT, b"")
+    for change, is_used in (({}, True), ({"exposure": turned}, False), ({"gain_e": 3.0}, True)):
+        cache = running_stack.Cache(tmp_path, detector=found.model_copy(update=change))
+        assert (running_stack._loaded(member, cache) is not None) == is_used
     assert running_stack._loaded(member, running_stack.Cache(tmp_path)) is None
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.unit.quicklook.days import (
     STACK,
     candidates,
     long,
+    options,
     outcomes,
     part,
     pixels,
@@ -37,6 +39,7 @@ from blobpipe.history import deep
 from blobpipe.monitor import logbook
 from blobpipe.params import Difference
 from blobpipe.quicklook import running_stack
+from blobpipe.quicklook.run import quicklook
 from blobpipe.quicklook.running_stack import Cache
 
 
@@ -188,6 +191,27 @@ def test_images_that_came_before_those_of_their_stack_are_named(
     caplog.clear()
     assert candidates(run(tmp_path, again=True))["first_frame"].tolist() == [f"day{STACK:03d}"]
     assert hint not in caplog.text
+
+
+def test_images_that_a_smaller_stack_passes_over_are_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    hint = "2 images kept for stacks alone, although enough images precede"
+    large = replace(
+        options(tmp_path),
+        params=SETTINGS.model_copy(update={"difference": Difference(stack_size=STACK + 2)}),
+    )
+    for day in range(STACK + 2):
+        write(tmp_path / "in", day)
+    quicklook(tmp_path / "in", large)
+    assert hint not in caplog.text
+    for named in (1, 1):
+        run(tmp_path)
+        assert caplog.text.count(hint) == named
+    run(tmp_path, again=True)
+    assert caplog.text.count(hint) == 1
+    assert list(outcomes(run(tmp_path)).values()).count("searched") == 2
 
 
 def test_an_image_that_a_later_stack_rejects_keeps_what_its_search_has_found(again: Path) -> None:

@@ -79,11 +79,14 @@ class Browser:
 
     def form(self, **more: str) -> dict[str, str]:
         """A review as the form of a page sends it; signed in or not, with what the page holds."""
-        [token] = set(re.findall('name="form_token" value="([^"]+)"', self.get("/queue").text)) or {
-            ""
-        }
+        html = self.get("/queue").text
+        token, log = (
+            (set(re.findall(f'name="{name}" value="([^"]+)"', html)) or {""}).pop()
+            for name in ("form_token", "log")
+        )
         return {
             "form_token": token,
+            "log": log,
             "candidate": "1",
             "decision": "confirmed",
             "reviewer": "Ada",
@@ -298,6 +301,27 @@ def test_several_candidates_are_decided_at_once_and_undone(own: Path) -> None:
     assert again.status_code == 409
     assert "Candidate 1 has been decided on again since" in again.text
     assert len(reviews(own)) == 4
+
+
+@pytest.mark.parametrize("other", ["new", "copy"])
+@pytest.mark.parametrize("url", ["/review", "/undo", "/missed"])
+def test_a_page_of_a_log_that_was_replaced_decides_nothing_in_the_new_one(
+    own: Path, tmp_path: Path, url: str, other: str
+) -> None:
+    browser = Browser(own).sign_in()
+    form = browser.form(done="1-1", image="120", x_px="612", y_px="344")
+    other_path = tmp_path / "other.sqlite"
+    if other == "new":
+        synthetic_log.make_log(other_path, 120, seed=2).close()
+    else:
+        with contextlib.closing(sqlite3.connect(other_path)) as copy:
+            logbook.connect(own).backup(copy)
+    os.replace(other_path, own)
+    before = len(reviews(own))
+    answer = browser.post(url, form)
+    assert (answer.status_code, len(reviews(own))) == (409, before)
+    assert "The log was replaced after this page was opened" in answer.text
+    assert browser.post("/review", browser.form()).status_code == 303
 
 
 def test_undoing_restores_the_decision_before(own: Path) -> None:
@@ -707,9 +731,13 @@ def posting(port: int) -> Iterator[list[Any]]:
     site = f"http://127.0.0.1:{port}"
     with httpx.Client(base_url=site) as client, ThreadPoolExecutor(N_POSTS) as people:
         client.get("/", params={"token": TOKEN})
-        [token] = set(re.findall('name="form_token" value="([^"]+)"', client.get("/queue").text))
+        html = client.get("/queue").text
+        token, log = (
+            re.findall(f'name="{name}" value="([^"]+)"', html)[0] for name in ("form_token", "log")
+        )
         cookie = f"{SIGNED_IN}={client.cookies[SIGNED_IN]}"
-        form = {"form_token": token, "candidate": "1", "decision": "unsure", "reviewer": "Ada"}
+        form = {"form_token": token, "log": log, "candidate": "1", "decision": "unsure"}
+        form["reviewer"] = "Ada"
 
         def post(number: int) -> httpx.Response:
             headers = {"Origin": site, "Cookie": cookie}

@@ -484,6 +484,12 @@ def test_against_an_older_revision(project: Path, made: Made) -> None:
     )
     assert lines[2].startswith("  lost: frame5 b4, S/N ")
 
+    # Two programs wrote it, or an editor repeated a row
+    path.write_text(text + text.splitlines(keepends=True)[1])
+    with pytest.raises(TableError, match=r"cases\.csv: row \d+: found frame\d+ b\d+ again"):
+        gate.against(path, "main")
+    path.write_text(text)
+
     # Another seed draws other blobs of the same names
     pd.read_csv(path).assign(x_px=1.0).to_csv(path, index=False)
     assert gate.against(path, "main") == [

@@ -16,7 +16,7 @@ from tests.unit.review.test_pages import checked
 from blobpipe import cli
 from blobpipe.errors import BlobpipeError
 from blobpipe.params import Params, to_yaml
-from blobpipe.validation import regression, report_page
+from blobpipe.validation import gate, regression, report_page
 
 METRICS = {
     "n_cases": 110,
@@ -144,6 +144,40 @@ def points(way: str) -> Iterator[tuple[float, float]]:
             weights = [(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3]
             yield tuple(weights @ curve)
         x, y = x1, y1
+
+
+def test_metrics_that_are_no_numbers_have_a_dash_and_no_interval(root: Path) -> None:
+    wrong: dict[str, object] = {
+        "n_cases": "<script>",
+        "recall_snr_gt_7": float("nan"),
+        "report_recall_snr_gt_7": "high",
+        "dense_recall_snr_gt_7_interval": ["low", None],
+        "false_alarms_per_frame": float("inf"),
+    }
+    write(root, METRICS | wrong)
+    html = page(root)
+    assert "<script>" not in html
+    row = html.split("Recall of new blobs")[1].split("</tr>")[0]
+    assert re.findall("<td>(.*?)</td>", row)[1:] == [gate.NO_VALUE, "0.963", gate.NO_VALUE]
+    write(root, METRICS | {"n_blobs_snr_gt_7": "many"})
+    assert "0.856" in page(root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("- campaign", "stages:\n- campaign", "stages:\n  campaign:", "campaign: {}", "stages: {"),
+        "stages: {a: {deps: [y], outs: [x]}, b: {deps: [x], outs: [y]}}",
+    ],
+)
+def test_a_damaged_list_of_stages_is_one_line_and_leaves_no_page(
+    root: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (root / "dvc.yaml").write_text(text)
+    assert cli.main(["report"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("blobpipe: dvc.yaml: ")
+    assert not list(root.glob("results/*.html"))
 
 
 def test_without_a_run_there_is_no_page(tmp_path: Path) -> None:
