@@ -102,6 +102,7 @@ def _add_flatten(commands: Commands, shared: SharedOptions) -> None:
 def _flatten(args: argparse.Namespace) -> int:
     from blobpipe.images.bad_pixels import read_bad_pixels
     from blobpipe.images.flatten import flatten_exposure, refuse_overwriting
+    from blobpipe.monitor.inbox import require_short_name
 
     params = params_if_any(args)
     detector = detector_of(params)
@@ -110,6 +111,7 @@ def _flatten(args: argparse.Namespace) -> int:
     parts = detector.exposure.detectors or ("",)
     for (index, path), part in product(enumerate(args.files), parts):
         try:
+            require_short_name(path)
             refuse_overwriting(args.files, index, args.out)
             print(flatten_exposure(path, args.out, bad, detector, part))
         except FrameError as error:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from blobpipe.core import fits_images
+from blobpipe.core import files, fits_images
 from blobpipe.errors import FrameError, printable
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,21 @@ def refuse_difference(frame: fits_images.Frame, path: Path) -> None:
     if frame.header.get("EXTNAME") == "DIFFERENCE" and "NSTACK" in frame.header:
         raise FrameError(
             f"{path}: found a difference image, expected a blob image; give --difference"
+        )
+
+
+def require_short_name(path: Path) -> None:
+    """Refuse an image after which no file can be named.
+
+    Raises
+    ------
+    FrameError
+        If its name is longer than `files.MAX_NAME_BYTES`.
+    """
+    n_bytes = len(fits_images.frame_name(path).encode())
+    if n_bytes > files.MAX_NAME_BYTES:
+        raise FrameError(
+            f"{path}: found a name of {n_bytes} bytes, expected at most {files.MAX_NAME_BYTES}; rename the file"
         )
 
 

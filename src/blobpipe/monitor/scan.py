@@ -51,7 +51,7 @@ from blobpipe.images.difference import subtract
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.template import Template, read_template
 from blobpipe.monitor import logbook, pictures
-from blobpipe.monitor.inbox import refuse_difference
+from blobpipe.monitor.inbox import refuse_difference, require_short_name
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.noise.level import require_noise, require_noise_of_rms_map
 from blobpipe.params import Params, Vetting
@@ -430,6 +430,7 @@ class Preparation:
 
     def prepare(self, path: Path) -> PreparedImage:
         """Read an image, subtract the template unless the image is a difference, clip and scale."""
+        require_short_name(path)
         bad = self.bad_pixels
         frame = bad.blank(fits_images.read_frame(path, self.instrument), path)
         noise = fits_images.require_usable(frame, path)

@@ -41,6 +41,18 @@ def test_check_says_how_to_name_the_files_of_a_folder(
     )
 
 
+def test_flatten_refuses_a_long_name_and_goes_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "n" * 245
+    assert cli.main(["flatten", f"{long}.fits", "none.fits", "--out", "o"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        f"blobpipe: {long}.fits: found a name of 245 bytes, expected at most 200; rename the file"
+    )
+    assert second.startswith("blobpipe: none.fits: ")
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_scan_needs_no_settings_but_takes_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch, own: bool
