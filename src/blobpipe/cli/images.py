@@ -386,8 +386,14 @@ def _detector_show(args: argparse.Namespace) -> None:
 
 
 def _detector_measure(args: argparse.Namespace) -> None:
-    from blobpipe.detection.size_law import measure_detector
+    from blobpipe.detection.size_law import FEWEST_IMAGES, measure_detector
 
+    n_images = len(args.images)
+    if n_images < FEWEST_IMAGES and args.catalogue is None:
+        raise BlobpipeError(
+            f"detector measure: found {n_images} image{'s' * (n_images != 1)}, expected at least {FEWEST_IMAGES} for the "
+            "noise, or --catalogue TABLE for the sizes; name them"
+        )
     params = params_if_any(args)
     for line in measure_detector(args.images, args.catalogue, detector_of(params)):
         print(line)
