@@ -48,6 +48,7 @@ from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, int
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.difference import subtract
+from blobpipe.images.listing import list_images
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.template import Template, read_template
 from blobpipe.monitor import logbook, pictures
@@ -709,7 +710,7 @@ def calibrate(
     exposures: list[Exposure] = []
     peaks: list[pd.DataFrame] = []
     for path, result in _search_ahead(
-        list_images(paths), preparation, search, params.train.threads
+        _named_images(paths), preparation, search, params.train.threads
     ):
         if isinstance(result, BlobpipeError):
             log.warning("blobpipe: %s (left out)", " ".join(str(result).split()))
@@ -774,7 +775,7 @@ def calibrate_log(
     )
 
 
-def list_images(paths: Sequence[Path]) -> list[Path]:
+def _named_images(paths: Sequence[Path]) -> list[Path]:
     """List image files: those that are named, and those in the folders that are named, by name.
 
     Raises
@@ -787,7 +788,7 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             listed.append(path)
             continue
-        inside = sorted(each for each in path.iterdir() if each.name.endswith(fits_images.SUFFIXES))
+        inside = list_images(path)
         if not inside:
             raise FrameError(
                 f"{path}: found no image, expected {', '.join(fits_images.SUFFIXES)}; name another folder"

@@ -23,6 +23,7 @@ from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.promise import OTHER_BAD_PIXELS, PromisedPoint, apply_promised_point
 from blobpipe.errors import FrameError, LogError, ModelError, TableError, printable
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
+from blobpipe.images.listing import LIKE_AN_IMAGE
 from blobpipe.monitor import logbook, notices
 from blobpipe.monitor.inbox import Inbox, path_text
 from blobpipe.networks import kernels, model_file
@@ -103,10 +104,10 @@ def _say_what_was_done(folder: Path, run: Run, logged: int) -> None:
             log.info("%s to decide on: blobpipe serve --log %s", candidates, run.options.log_path)
         return
     known = run.connection.execute("SELECT count(*) FROM images").fetchone()[0]
-    if any(folder.glob("*.fit*")):
+    if any(LIKE_AN_IMAGE.search(path.name) for path in folder.iterdir()):
         log.info("%s: no image was logged; %d are in the log", folder, known)
         return
-    inside = sorted({path.parent for path in folder.glob("*/*.fit*")})
+    inside = sorted({path.parent for path in folder.glob("*/*") if LIKE_AN_IMAGE.search(path.name)})
     advice = (
         f"{inside[0]} has some: name that folder" if inside else "name the folder of your images"
     )
