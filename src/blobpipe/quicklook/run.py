@@ -170,7 +170,8 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
     if options.catalogue is not None:
         catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS, options.instrument)
     bad_pixels = read_bad_pixels(options.params.bad_pixels, options.bad_pixels, options.instrument)
-    cache = running_stack.Cache(options.log_path.with_name("stack"), bad_pixels, options.instrument)
+    stack_folder = logbook.folder_beside(options.log_path, "stack")
+    cache = running_stack.Cache(stack_folder, bad_pixels, options.instrument)
     reference = None
     if options.reference is not None:
         reference = running_stack.read_stack(options.reference, bad_pixels, options.instrument)
