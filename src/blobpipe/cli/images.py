@@ -102,6 +102,7 @@ def _add_flatten(commands: Commands, shared: SharedOptions) -> None:
 def _flatten(args: argparse.Namespace) -> int:
     from blobpipe.images.bad_pixels import read_bad_pixels
     from blobpipe.images.flatten import flatten_exposure, refuse_overwriting
+    from blobpipe.monitor.inbox import require_short_name
 
     params = params_if_any(args)
     detector = detector_of(params)
@@ -110,6 +111,7 @@ def _flatten(args: argparse.Namespace) -> int:
     parts = detector.exposure.detectors or ("",)
     for (index, path), part in product(enumerate(args.files), parts):
         try:
+            require_short_name(path)
             refuse_overwriting(args.files, index, args.out)
             print(flatten_exposure(path, args.out, bad, detector, part))
         except FrameError as error:
@@ -384,8 +386,14 @@ def _detector_show(args: argparse.Namespace) -> None:
 
 
 def _detector_measure(args: argparse.Namespace) -> None:
-    from blobpipe.detection.size_law import measure_detector
+    from blobpipe.detection.size_law import FEWEST_IMAGES, measure_detector
 
+    n_images = len(args.images)
+    if n_images < FEWEST_IMAGES and args.catalogue is None:
+        raise BlobpipeError(
+            f"detector measure: found {n_images} image{'s' * (n_images != 1)}, expected at least {FEWEST_IMAGES} for the "
+            "noise, or --catalogue TABLE for the sizes; name them"
+        )
     params = params_if_any(args)
     for line in measure_detector(args.images, args.catalogue, detector_of(params)):
         print(line)

@@ -28,6 +28,7 @@ from blobpipe.history import landing
 from blobpipe.history.depths import Depths, measure_depths
 from blobpipe.history.landing import Landing, date_history
 from blobpipe.images.bad_pixels import BadPixels
+from blobpipe.images.listing import list_images
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NO_SHIFT, Shift, measure_shift, register_images
 from blobpipe.images.stack import running_median
@@ -252,12 +253,7 @@ def _list_images(folder: Path, bad: BadPixels, detector: Detector, threads: int)
     """Return the images of a folder by date: frame, mjd, status (ok or rejected), reason, path, noise_frac."""
     if not folder.is_dir():
         raise FrameError(f"{folder}: not found, expected a folder of blob images; correct the name")
-    # Neither parts of a download nor hidden files are images
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.name.endswith(fits_images.SUFFIXES) and not path.name.startswith(".")
-    )
+    paths = list_images(folder)
     listed: dict[str, float] = {}
     if (folder / "frames.csv").exists():
         table = tables.read_frame_list(folder)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from blobpipe.core import fits_images
+from blobpipe.core import files, fits_images
 from blobpipe.errors import FrameError, printable
+from blobpipe.images.listing import LIKE_AN_IMAGE, say_skipped
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ SURELY_WHOLE_S = 86_400.0
 RETRY_S = 60.0  # pause (s) before an unchanged file that could not be read is tried again
 MOST_BYTES = 2**30  # largest file that is read: more than an exposure of many readouts
 KNOWN_PER_LOOK = 1000  # known files that are examined at a look, if there are more, in turns
-# names of FITS files that are not read as images, as their suffix is in capitals or of another compression
-LIKE_AN_IMAGE = re.compile(r"\.(fits?|fts)(\.(gz|fz|bz2|xz|z|zip|zst))?$", re.IGNORECASE)
-MOST_NAMED = 20  # files listed in the one message about files that are not images
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -52,6 +50,21 @@ def refuse_difference(frame: fits_images.Frame, path: Path) -> None:
     if frame.header.get("EXTNAME") == "DIFFERENCE" and "NSTACK" in frame.header:
         raise FrameError(
             f"{path}: found a difference image, expected a blob image; give --difference"
+        )
+
+
+def require_short_name(path: Path) -> None:
+    """Refuse an image after which no file can be named.
+
+    Raises
+    ------
+    FrameError
+        If its name is longer than `files.MAX_NAME_BYTES`.
+    """
+    n_bytes = len(fits_images.frame_name(path).encode())
+    if n_bytes > files.MAX_NAME_BYTES:
+        raise FrameError(
+            f"{path}: found a name of {n_bytes} bytes, expected at most {files.MAX_NAME_BYTES}; rename the file"
         )
 
 
@@ -254,10 +267,7 @@ class Inbox:
             if name not in self._others and (first or LIKE_AN_IMAGE.search(name))
         ]
         self._others.update(new)
-        if new:
-            more = f" and {len(new) - MOST_NAMED} more" if len(new) > MOST_NAMED else ""
-            listed = printable(", ".join(sorted(new)[:MOST_NAMED]))
-            log.info("skipped, expected %s: %s%s", ", ".join(fits_images.SUFFIXES), listed, more)
+        say_skipped(new)
 
 
 def _link_target(entry: os.DirEntry[str]) -> str:

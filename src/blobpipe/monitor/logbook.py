@@ -25,6 +25,7 @@ from blobpipe.errors import LogError
 if TYPE_CHECKING:
     import pandas as pd
 
+USUAL_NAME = "log.sqlite"  # of a log, as in `cli.paths.LOG`
 PATIENCE_S = 30.0  # longest wait (s) for another process to finish writing
 TABLES = (
     *("runs", "images", "files", "subframes", "peaks", "candidates", "detections", "depths"),
@@ -131,6 +132,15 @@ def connect(path: str | Path, *, make: bool = False) -> Log:
     except sqlite3.Error as error:
         raise LogError(f"{path}: {reason(error)}") from error
     return connection
+
+
+def folder_beside(path: Path, name: str) -> Path:
+    """Return a folder of files that belong to a log.
+
+    Another log of the same folder may search the same images in another way: each has folders of its own. Those of
+    ``log.sqlite``, the usual name, are called as they were before.
+    """
+    return path.with_name(name if path.name == USUAL_NAME else f"{path.name}-{name}")
 
 
 def _require_own(connection: sqlite3.Connection, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +120,7 @@ def _ask(query: Callable[[], Answer]) -> Answer:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NoResultsWarning)
-            return _patiently(query, "the list of exposures")
+            return _patiently(query, "the list of exposures", offline=False)
     except misunderstood as error:
         raise ArchiveError(
             f"MAST answered with an error ({_one_line(error)}), expected a list of exposures; try again later"
@@ -292,8 +293,16 @@ def _first_byte(answer: Response, exposure: Exposure, have: int) -> int:
 # -------------------------------------------------------------------------------------------------------- retries
 
 
-def _patiently(work: Callable[[], Answer], what: str) -> Answer:
+def _patiently(work: Callable[[], Answer], what: str, *, offline: bool = True) -> Answer:
     """Do something that needs the network, and repeat it with growing pauses after a failure that may pass.
+
+    Parameters
+    ----------
+    work : callable
+    what : str
+        For messages.
+    offline : bool
+        Also wait for a network that is not there, as in the middle of a long download.
 
     Raises
     ------
@@ -307,6 +316,11 @@ def _patiently(work: Callable[[], Answer], what: str) -> Answer:
         try:
             return work()
         except (requests.RequestException, TimeoutError) as error:
+            name_failure = _name_failure(error)
+            if name_failure and not offline:
+                raise ArchiveError(
+                    f"{what}: {name_failure}, expected an answer of MAST; check the network, then try again"
+                ) from error
             if wait_s is None or _is_final(error):
                 raise ArchiveError(
                     f"{what}: {_one_line(error)}, expected an answer of MAST; try again later"
@@ -314,6 +328,15 @@ def _patiently(work: Callable[[], Answer], what: str) -> Answer:
             log.warning("%s: %s; again in %g s", what, _one_line(error), wait_s)
             time.sleep(wait_s)
     raise AssertionError
+
+
+def _name_failure(error: BaseException | None) -> str:
+    """Say why the server's name could not be resolved; empty if that was not the reason of an error."""
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return error.strerror or str(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _is_final(error: Exception) -> bool:

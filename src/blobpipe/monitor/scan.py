@@ -48,10 +48,11 @@ from blobpipe.errors import BlobpipeError, FrameError, LogError, ModelError, int
 from blobpipe.images import tiles
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
 from blobpipe.images.difference import subtract
+from blobpipe.images.listing import list_images
 from blobpipe.images.register import NO_SHIFT
 from blobpipe.images.template import Template, read_template
 from blobpipe.monitor import logbook, pictures
-from blobpipe.monitor.inbox import refuse_difference
+from blobpipe.monitor.inbox import refuse_difference, require_short_name
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
 from blobpipe.noise.level import require_noise, require_noise_of_rms_map
 from blobpipe.params import Params, Vetting
@@ -430,6 +431,7 @@ class Preparation:
 
     def prepare(self, path: Path) -> PreparedImage:
         """Read an image, subtract the template unless the image is a difference, clip and scale."""
+        require_short_name(path)
         bad = self.bad_pixels
         frame = bad.blank(fits_images.read_frame(path, self.instrument), path)
         noise = fits_images.require_usable(frame, path)
@@ -708,7 +710,7 @@ def calibrate(
     exposures: list[Exposure] = []
     peaks: list[pd.DataFrame] = []
     for path, result in _search_ahead(
-        list_images(paths), preparation, search, params.train.threads
+        _named_images(paths), preparation, search, params.train.threads
     ):
         if isinstance(result, BlobpipeError):
             log.warning("blobpipe: %s (left out)", " ".join(str(result).split()))
@@ -773,7 +775,7 @@ def calibrate_log(
     )
 
 
-def list_images(paths: Sequence[Path]) -> list[Path]:
+def _named_images(paths: Sequence[Path]) -> list[Path]:
     """List image files: those that are named, and those in the folders that are named, by name.
 
     Raises
@@ -786,7 +788,7 @@ def list_images(paths: Sequence[Path]) -> list[Path]:
         if not path.is_dir():
             listed.append(path)
             continue
-        inside = sorted(each for each in path.iterdir() if each.name.endswith(fits_images.SUFFIXES))
+        inside = list_images(path)
         if not inside:
             raise FrameError(
                 f"{path}: found no image, expected {', '.join(fits_images.SUFFIXES)}; name another folder"

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core.arrays import Image
+from blobpipe.monitor import logbook
 
 SIDE_PX = 96  # side of a cutout around a detection, in pixels of the image
 ENLARGED = 4  # pixels of the picture for each pixel of a cutout, along each axis
@@ -192,7 +193,7 @@ def _encode(picture: Any, form: str, **settings: Any) -> bytes:
 
 def pixels_folder(log_path: Path) -> Path:
     """Return the folder of the packed pixels of a log."""
-    return log_path.with_name("pixels")
+    return logbook.folder_beside(log_path, "pixels")
 
 
 def pixels_path(log_path: Path, sha256: str, plane: str) -> Path:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from blobpipe.detection.match import NEAR_PX, pair
+from blobpipe.detection.match import NEAR_PX
 from blobpipe.history.landing import date_history
+from blobpipe.history.watch import CHANGED_SIGMA
 from blobpipe.monitor import logbook
 from blobpipe.quicklook.versions import first_version
+
+# Depth over that of a sighting that people have rejected, from which a detection is of something else; ours: what
+# flickers reaches the threshold on the days on which it is seen, so that its depths are within a small factor
+DEEPER = 3.0
+
+# The same of the radius, larger or smaller: of the expected radius, the smallest of 71 blobs on real images has 0.59, and
+# the largest cluster of bad pixels 0.41 (`detection.size_law`)
+OTHER_RADIUS = 1.4
+
+# What a detection is compared by with what was rejected
+MEASURED = ("depth_frac", "depth_err_frac", "radius_px", "radius_err_px")
 
 
 def match_candidates(
@@ -24,17 +36,23 @@ def match_candidates(
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
     """Yield each row of a search with the candidate of the log that it shows, or None.
 
-    Bad pixels show none. As long as the stack has not fully taken up a known blob, it may be measured off its centre:
-    a second round matches known blobs with candidates seen again within a larger distance.
+    A candidate has one sighting on an image, the nearest. Bad pixels show none. As long as the stack has not fully taken
+    up a known blob, it may be measured off its centre: a second round matches known blobs with candidates seen again
+    within a larger distance. Candidates that people have rejected come last, and have no sighting that clearly is of
+    something else.
     """
     logged = connection.execute(
-        "SELECT id, status, x_px, y_px FROM candidates ORDER BY id"
+        "SELECT id, status, x_px, y_px, coalesce((SELECT decision FROM reviews WHERE candidate = candidates.id "
+        "ORDER BY reviews.id DESC LIMIT 1), '') = 'rejected' AS rejected FROM candidates ORDER BY id"
     ).fetchall()
     rows = [dict(row) for _, row in found.iterrows()]
+    # Candidates are kept at their usual place, the shift of the mirror taken off
+    places = found[["x_px", "y_px"]].to_numpy(float) - shift
     matched: dict[int, int] = {}
-    for row_statuses, candidate_status, within_px in (
-        (("new", "known", "dip"), "", match_px),
-        (("known",), "seen_again", NEAR_PX),
+    for row_statuses, candidate_statuses, rejected, within_px in (
+        (("new", "known", "dip"), ("new", "seen_again", "faded"), False, match_px),
+        (("known",), ("seen_again",), False, NEAR_PX),
+        (("new", "known", "dip"), ("new", "seen_again", "faded"), True, match_px),
     ):
         # Rows and candidates that are not matched yet
         open_rows = [
@@ -44,16 +62,76 @@ def match_candidates(
         free = [
             candidate
             for candidate in logged
-            if candidate["id"] not in taken and candidate_status in ("", candidate["status"])
+            if candidate["id"] not in taken
+            and candidate["status"] in candidate_statuses
+            and candidate["rejected"] == rejected
         ]
-
-        # Candidates are kept at their usual place, the shift of the mirror taken off
-        row_places = np.array([[rows[k]["x_px"], rows[k]["y_px"]] for k in open_rows])
-        candidate_places = np.array([[each["x_px"], each["y_px"]] for each in free])
-        pairs = pair(row_places.reshape(-1, 2) - shift, candidate_places.reshape(-1, 2), within_px)
-        matched |= {open_rows[i]: int(free[j]["id"]) for i, j in pairs}
+        open_ones = [rows[k] for k in open_rows]
+        pairs = nearest_candidates(connection, open_ones, places[open_rows], free, within_px)
+        matched |= {open_rows[i]: candidate for i, candidate in pairs.items()}
     for k, row in enumerate(rows):
         yield row, matched.get(k)
+
+
+def nearest_candidates(
+    connection: sqlite3.Connection,
+    rows: Sequence[Mapping[Any, Any]],
+    places: npt.NDArray[np.float64],
+    candidates: Sequence[Mapping[Any, Any] | sqlite3.Row],
+    within_px: float,
+) -> dict[int, int]:
+    """Return by the index of a row the number of the candidate that it shows: one to one, the nearest first.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+    rows : sequence of mapping
+        What was measured.
+    places : ndarray, shape (number of rows, 2)
+        Their usual places (px).
+    candidates : sequence of mapping
+        id, x_px, y_px and rejected of each. A rejected one is not shown by what is clearly something else.
+    within_px : float
+    """
+    others = np.array([[each["x_px"], each["y_px"]] for each in candidates], float)
+    offset = places.reshape(-1, 1, 2) - others.reshape(1, -1, 2)
+    distance = np.hypot(offset[..., 0], offset[..., 1])
+    near = distance <= within_px
+    order = np.argsort(distance[near], kind="stable")
+    shown: dict[int, int] = {}
+    for i, j in np.argwhere(near)[order].tolist():
+        candidate = int(candidates[j]["id"])
+        if i in shown or candidate in shown.values():
+            continue
+        if not (candidates[j]["rejected"] and is_something_else(connection, candidate, rows[i])):
+            shown[i] = candidate
+    return shown
+
+
+def is_something_else(
+    connection: sqlite3.Connection, candidate: int, row: Mapping[Any, Any]
+) -> bool:
+    """Return whether a detection clearly is not what the sightings of a candidate show.
+
+    It is not if it is several times deeper than each of them, or has another radius, by their errors.
+    """
+    sightings = connection.execute(
+        f"SELECT {', '.join(MEASURED)} FROM detections WHERE candidate = ?", (candidate,)
+    ).fetchall()
+    seen = np.array([tuple(each) for each in sightings], float).reshape(-1, len(MEASURED))
+    depth, depth_err, radius, radius_err = (float(row[name]) for name in MEASURED)
+    seen_depth, seen_depth_err, seen_radius, seen_radius_err = seen.T
+
+    # Places that were not measured compare as equal
+    is_deeper = (depth > DEEPER * seen_depth) & (
+        depth - seen_depth > CHANGED_SIGMA * np.hypot(depth_err, seen_depth_err)
+    )
+    smaller = np.minimum(radius, seen_radius)
+    larger = np.maximum(radius, seen_radius)
+    is_other_size = (larger > OTHER_RADIUS * smaller) & (
+        larger - smaller > CHANGED_SIGMA * np.hypot(radius_err, seen_radius_err)
+    )
+    return bool((is_deeper | is_other_size).all())
 
 
 def update_candidates(

@@ -14,7 +14,12 @@ from blobpipe.detection.match import pair
 from blobpipe.detection.operating_point import CANDIDATE
 from blobpipe.history.depths import measure_histories
 from blobpipe.monitor import logbook
-from blobpipe.quicklook.candidates import date_candidate, match_candidates, update_candidates
+from blobpipe.quicklook.candidates import (
+    date_candidate,
+    match_candidates,
+    nearest_candidates,
+    update_candidates,
+)
 from blobpipe.quicklook.options import Run
 from blobpipe.quicklook.search import DeepResult, ImageResult
 
@@ -153,27 +158,34 @@ def _log_deep_blobs(
 ) -> None:
     """Log the new blobs that the latest images show together.
 
-    What people have rejected is no news; a candidate that had faded, or that could not be measured, is there after all.
+    What people have rejected is no news, unless this clearly is something else; what the image shows alone has its
+    sighting. A candidate that had faded, or that could not be measured, is there after all.
     """
     unknown = pd.read_sql_query(
-        "SELECT id, x_px, y_px, decision FROM candidate_list "
-        "WHERE decision = 'rejected' OR status = 'faded' OR radius_px IS NULL ORDER BY id",
+        "SELECT id, x_px, y_px, decision = 'rejected' AS rejected, "
+        "EXISTS (SELECT 1 FROM detections WHERE candidate = candidate_list.id AND image = ?) AS shown "
+        "FROM candidate_list WHERE rejected OR status = 'faded' OR radius_px IS NULL OR shown ORDER BY id",
         connection,
+        params=(image,),
     )
     places = ["x_px", "y_px"]
-    matched = pair(found[places].to_numpy(float), unknown[places].to_numpy(float), match_px)
-    earlier = dict(matched.tolist())
+    rows = found.to_dict("records")
+    earlier = nearest_candidates(
+        connection, rows, found[places].to_numpy(float), unknown.to_dict("records"), match_px
+    )
+    is_told = unknown[["rejected", "shown"]].any(axis=1)
+    told = set(unknown.loc[is_told, "id"])
     columns = (*DETECTION_COLUMNS, "probability", "n_images")
-    for k, row in enumerate(found.to_dict("records")):
-        if k not in earlier:
+    for k, row in enumerate(rows):
+        candidate = earlier.get(k)
+        if candidate in told:
+            continue
+        if candidate is None:
             place = {name: row[name] for name in places}
             candidate = logbook.insert(
                 connection, "candidates", {"image": image, "status": "seen_again", **place}
             )
-        elif unknown["decision"].iloc[earlier[k]] == "rejected":
-            continue
         else:
-            candidate = int(unknown["id"].iloc[earlier[k]])
             logbook.update(connection, "candidates", candidate, {"status": "seen_again"})
         measured = {name: row[name] for name in columns}
         logbook.insert(

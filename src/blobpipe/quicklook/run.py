@@ -23,6 +23,7 @@ from blobpipe.detection.detectors import DenseDetector, load_dense_detector
 from blobpipe.detection.promise import OTHER_BAD_PIXELS, PromisedPoint, apply_promised_point
 from blobpipe.errors import FrameError, LogError, ModelError, TableError, printable
 from blobpipe.images.bad_pixels import BadPixels, read_bad_pixels
+from blobpipe.images.listing import LIKE_AN_IMAGE
 from blobpipe.monitor import logbook, notices
 from blobpipe.monitor.inbox import Inbox, path_text
 from blobpipe.networks import kernels, model_file
@@ -103,10 +104,10 @@ def _say_what_was_done(folder: Path, run: Run, logged: int) -> None:
             log.info("%s to decide on: blobpipe serve --log %s", candidates, run.options.log_path)
         return
     known = run.connection.execute("SELECT count(*) FROM images").fetchone()[0]
-    if any(folder.glob("*.fit*")):
+    if any(LIKE_AN_IMAGE.search(path.name) for path in folder.iterdir()):
         log.info("%s: no image was logged; %d are in the log", folder, known)
         return
-    inside = sorted({path.parent for path in folder.glob("*/*.fit*")})
+    inside = sorted({path.parent for path in folder.glob("*/*") if LIKE_AN_IMAGE.search(path.name)})
     advice = (
         f"{inside[0]} has some: name that folder" if inside else "name the folder of your images"
     )
@@ -169,7 +170,8 @@ def _open_run(options: Options, inbox: Inbox) -> Iterator[Run]:
     if options.catalogue is not None:
         catalogue = tables.read_known(options.catalogue, PLACE_COLUMNS, options.instrument)
     bad_pixels = read_bad_pixels(options.params.bad_pixels, options.bad_pixels, options.instrument)
-    cache = running_stack.Cache(options.log_path.with_name("stack"), bad_pixels, options.instrument)
+    stack_folder = logbook.folder_beside(options.log_path, "stack")
+    cache = running_stack.Cache(stack_folder, bad_pixels, options.instrument)
     reference = None
     if options.reference is not None:
         reference = running_stack.read_stack(options.reference, bad_pixels, options.instrument)

@@ -96,6 +96,17 @@ def test_an_image_that_vanishes_or_changes_after_it_was_looked_at_is_rejected_al
     assert len(pd.read_csv(archive / "out" / "history.csv")) == 3 * (N - 2)
 
 
+def test_images_of_another_suffix_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.FITS", "b.fits.bz2", "frames.txt", ".c.FITS"):
+        (tmp_path / name).touch()
+    (tmp_path / "positions.csv").write_text("x_px,y_px\n80,90\n")
+    with caplog.at_level("INFO"), pytest.raises(FrameError, match="found 0 usable images"):
+        date_catalogue(tmp_path, tmp_path / "positions.csv", tmp_path / "out", PARAMS)
+    assert caplog.messages == ["skipped, expected .fits.fz, .fits, .fits.gz: a.FITS, b.fits.bz2"]
+
+
 def test_dates_are_those_of_the_list_where_there_is_one(archive: Path) -> None:
     names = [f"day{day:02d}" for day in range(N)]
     listed = pd.DataFrame({"frame": names, "mjd": 57_000.0 + np.arange(N)})

@@ -19,7 +19,7 @@ from tests.unit import synthetic_log
 
 from blobpipe import cli
 from blobpipe.errors import LogError
-from blobpipe.monitor import logbook
+from blobpipe.monitor import logbook, thumbnails
 
 RUN = {
     "started": "2024-05-01T00:00:00.000Z",
@@ -649,3 +649,12 @@ def test_a_table_without_rows_says_how_many_images_there_are(
         logbook.insert(log, "images", image(outcome="searched"))
     expected = "no candidates yet: 1 image logged, 1 searched"
     assert logbook.describe_empty(log, "candidate_list") == expected
+
+
+def test_logs_of_one_folder_keep_their_files_apart(tmp_path: Path) -> None:
+    """They may search the same images in different ways: with another catalogue, threshold or stack."""
+    names = ("log.sqlite", "night.sqlite", "night.db")
+    kept = [logbook.folder_beside(tmp_path / name, "stack").name for name in names]
+    assert kept == ["stack", "night.sqlite-stack", "night.db-stack"]
+    pixels = {thumbnails.pixels_path(tmp_path / name, "0" * 64, "map") for name in names}
+    assert len(pixels) == 3

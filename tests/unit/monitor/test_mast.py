@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -569,6 +570,36 @@ def test_pauses_grow(mast: Mast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         client._patiently(fail, "a file")
     assert slept == list(client.WAITS_S)
+
+
+def without_a_network(*_: object, **__: object) -> None:
+    raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+
+def test_without_a_network_the_list_is_not_waited_for(
+    mast: Mast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", slept.append)
+    monkeypatch.setattr(socket, "getaddrinfo", without_a_network)
+    with pytest.raises(ArchiveError) as caught:
+        client.find_exposures(DAY, DAY)
+    assert str(caught.value) == (
+        "the list of exposures: Temporary failure in name resolution, expected an answer of MAST; check the network, "
+        "then try again"
+    )
+    assert slept == []
+
+
+def test_a_network_that_fails_during_a_download_is_waited_for(
+    mast: Mast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def back(_: float) -> None:
+        monkeypatch.undo()
+
+    monkeypatch.setattr(client.time, "sleep", back)
+    monkeypatch.setattr(socket, "getaddrinfo", without_a_network)
+    assert client.fetch(EXPOSURES[:1], tmp_path) == []
 
 
 def test_what_is_missing_is_listed_and_the_rest_goes_on(mast: Mast, tmp_path: Path) -> None:

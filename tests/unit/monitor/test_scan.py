@@ -172,6 +172,25 @@ def test_an_image_full_of_blobs_is_said_to_be_no_difference(
     assert "full.fits" in said[0]
 
 
+@pytest.mark.parametrize("name", ["n" * 245, "\u00e9" * 120])
+def test_an_image_of_a_long_name_is_rejected_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    blob = (200, 300, 6.0, 0.05)
+    named = [
+        write_difference(tmp_path / "in" / f"{each}.fits", day, blob)
+        for day, each in enumerate([name, "n" * 200])
+    ]
+    assert scan(named, tmp_path / "out", MODEL, Params(), difference=True) == 1
+    assert [line for line in caplog.messages if "rejected" in line] == [
+        f"blobpipe: {named[0]}: found a name of {len(name.encode())} bytes, expected at most 200; rename the file (rejected)"
+    ]
+    frames = pd.read_csv(tmp_path / "out" / "frames.csv")
+    assert frames["status"].tolist() == ["rejected", "ok"]
+    drawn = [path.name for path in (tmp_path / "out").glob("*.png")]
+    assert drawn == [f"{'n' * 200}_x200y300.png"]
+
+
 # --- calibrate -------------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.images import difference
 from blobpipe.monitor import logbook
 from blobpipe.params import Campaign, Difference, Quicklook
-from blobpipe.quicklook.candidates import _recount, date_candidate
+from blobpipe.quicklook.candidates import _recount, date_candidate, match_candidates
 from blobpipe.quicklook.options import Options
 from blobpipe.quicklook.run import quicklook
 from blobpipe.simulation import campaign
@@ -320,3 +320,92 @@ def test_depths_tell_nothing_of_what_a_second_image_has_shown(tmp_path: Path) ->
     date_candidate(log, candidate, images[-1], 3)
     row = log.execute("SELECT history, stays_image FROM candidates").fetchone()
     assert tuple(row) == ("landed", None)
+
+
+# --- which candidate a detection shows -------------------------------------------------------------------------------
+
+
+def shown(log: sqlite3.Connection, *rows: dict[str, object]) -> list[int | None]:
+    """Which candidates the detections of an image show, in the order in which they are given."""
+    found = pd.DataFrame([deep_row(1) | row for row in rows])
+    return [candidate for _, candidate in match_candidates(log, found, np.zeros(2), 3.0)]
+
+
+def add_candidate(log: sqlite3.Connection, x: float, decision: str = "") -> int:
+    """Add a candidate that an image has shown, decided on."""
+    row = {"image": 1, "status": "seen_again", "x_px": x, "y_px": 90.0}
+    candidate = logbook.insert(log, "candidates", row)
+    logbook.insert(log, "detections", deep_row(1) | {"image": 1, "candidate": candidate})
+    if decision:
+        review = {"candidate": candidate, "decision": decision, "reviewer": "me", "at": ""}
+        logbook.insert(log, "reviews", review)
+    return candidate
+
+
+def test_of_two_detections_near_a_candidate_the_nearer_shows_it(tmp_path: Path) -> None:
+    log, candidate = deep_log(tmp_path, "", "seen_again")
+    assert shown(log, {"x_px": 97.8}, {"x_px": 101.0}) == [None, candidate]
+    known = {"status": "known"}
+    assert shown(log, {"x_px": 95.0} | known, {"x_px": 101.0} | known) == [None, candidate]
+
+
+def test_a_detection_at_a_candidate_is_not_given_to_another_beside_it(tmp_path: Path) -> None:
+    """Two candidates lie 3.4 px apart: one is seen again, the other not, and something is new beside them."""
+    log, candidate = deep_log(tmp_path, "", "seen_again")
+    other = add_candidate(log, 103.4)
+    assert shown(log, {"x_px": 100.5}, {"x_px": 97.1}) == [candidate, None]
+    assert shown(log, {"x_px": 100.1}, {"x_px": 103.3}) == [candidate, other]
+
+
+REJECTED = {"depth_frac": 0.02, "depth_err_frac": 0.002, "radius_px": 4.0, "radius_err_px": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("measured", "is_another"),
+    [
+        ({}, False),
+        # As strong as it flickers, and fainter
+        ({"depth_frac": 0.04}, False),
+        ({"depth_frac": 0.005}, False),
+        # Several times deeper, unless the errors allow for the same depth
+        ({"depth_frac": 0.07}, True),
+        ({"depth_frac": 0.07, "depth_err_frac": 0.02}, False),
+        # Larger and smaller, unless the errors allow for the same radius
+        ({"radius_px": 5.0}, False),
+        ({"radius_px": 6.5}, True),
+        ({"radius_px": 2.0, "radius_err_px": 0.2}, True),
+        ({"radius_px": 6.5, "radius_err_px": 0.9}, False),
+        # Not measured
+        (dict.fromkeys(REJECTED, np.nan), False),
+    ],
+)
+def test_what_is_clearly_not_what_was_rejected_is_told(
+    tmp_path: Path, measured: dict[str, float], is_another: bool
+) -> None:
+    log, candidate = deep_log(tmp_path, "rejected", "seen_again")
+    logbook.update(log, "detections", 1, REJECTED)
+    assert shown(log, REJECTED | measured) == [None if is_another else candidate]
+
+
+def test_each_of_the_sightings_of_a_flickering_place_is_what_was_rejected(tmp_path: Path) -> None:
+    log, candidate = deep_log(tmp_path, "rejected", "seen_again")
+    logbook.update(log, "detections", 1, REJECTED)
+    again = REJECTED | {"depth_frac": 0.05, "radius_px": 5.4}
+    logbook.insert(log, "detections", deep_row(1) | again | {"image": 2, "candidate": candidate})
+    assert shown(log, REJECTED | {"depth_frac": 0.14}) == [candidate]
+    assert shown(log, REJECTED | {"depth_frac": 0.16}) == [None]
+    assert shown(log, REJECTED | {"radius_px": 7.3}) == [candidate]
+    assert shown(log, REJECTED | {"radius_px": 7.8}) == [None]
+
+
+def test_without_a_decision_the_depth_of_a_candidate_may_change(tmp_path: Path) -> None:
+    log, candidate = deep_log(tmp_path, "", "seen_again")
+    logbook.update(log, "detections", 1, REJECTED)
+    assert shown(log, REJECTED | {"depth_frac": 0.07}) == [candidate]
+
+
+def test_a_rejected_candidate_takes_no_sighting_of_another(tmp_path: Path) -> None:
+    log, rejected = deep_log(tmp_path, "rejected", "seen_again")
+    other = add_candidate(log, 101.0)
+    assert shown(log, {"x_px": 100.1}) == [other]
+    assert shown(log, {"x_px": 101.2}, {"x_px": 98.0}) == [other, rejected]

@@ -38,11 +38,11 @@ def test_subframes_and_pictures_are_kept(month: Path) -> None:
 
 
 def find_together(
-    log: sqlite3.Connection, nearly: Sequence[dict[str, object]] = ()
+    log: sqlite3.Connection, nearly: Sequence[dict[str, object]] = (), **measured: float
 ) -> pd.DataFrame:
     """What the log has of candidates when the latest images show one together, on the second of them."""
     settled = deep.SettledImage(np.zeros((SIDE, SIDE), np.int16), 0.01)
-    found = pd.DataFrame([deep_row(8)])
+    found = pd.DataFrame([deep_row(8) | measured])
     places = found[["x_px", "y_px", "radius_px"]]
     depths = Depths(np.full((1, 1), 0.01), np.full((1, 1), 0.001))
     just_below = pd.DataFrame(nearly, columns=list(found))
@@ -58,6 +58,28 @@ def test_what_people_have_rejected_does_not_come_back_with_the_latest_images_tog
     found = find_together(log)
     assert found["id"].tolist() == [candidate]
     assert found["sightings"].tolist() == [1]
+
+
+def test_a_blob_deeper_than_what_was_rejected_there_is_told_by_the_latest_images_together(
+    tmp_path: Path,
+) -> None:
+    log, candidate = deep_log(tmp_path, "rejected", "seen_again")
+    rejected = {"depth_frac": 0.02, "depth_err_frac": 0.002, "radius_px": 6.0}
+    logbook.update(log, "detections", 1, rejected)
+    found = find_together(log, depth_frac=0.08, depth_err_frac=0.002)
+    assert found["id"].tolist() == [candidate, candidate + 1]
+    assert found["decision"].tolist() == ["rejected", ""]
+
+
+def test_what_an_image_shows_alone_and_with_those_before_it_is_one_sighting(
+    tmp_path: Path,
+) -> None:
+    """It had faded; on this image it is below the threshold, so that the latest images are searched there too."""
+    log, candidate = deep_log(tmp_path, "", "seen_again")
+    logbook.insert(log, "detections", deep_row(1) | {"image": 2, "candidate": candidate})
+    found = find_together(log)
+    assert found["id"].tolist() == [candidate]
+    assert found["sightings"].tolist() == [2]
 
 
 def test_a_faded_candidate_that_the_latest_images_show_together_is_there_after_all(
