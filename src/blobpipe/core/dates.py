@@ -89,7 +89,8 @@ def exposure_mjd(frame: fits_images.Frame, path: str | Path, detector: Detector 
         raise FrameError(f"{path}: no date of the exposure, {expected} in its header; add one")
     raise FrameError(
         f"{path}: no date of the exposure, found {', '.join(rejected)}, {expected}, from MJD {detector.first_mjd:.0f} "
-        f"({format_mjd(detector.first_mjd)}) to tomorrow; correct its header"
+        f"({format_mjd(detector.first_mjd)}) to tomorrow ({format_mjd(date_range(detector)[1])[:10]}); correct its header, "
+        "or this machine's clock"
     )
 
 

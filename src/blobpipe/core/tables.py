@@ -162,9 +162,11 @@ def table_rows(path: Path, content: bytes) -> Iterator[tuple[list[str], str]]:
     Raises
     ------
     TableError
-        If the table is not UTF-8, contains a byte 0, or an unclosed quote, repeats a column, or has a row with more or
+        If the table is an image, is not UTF-8, contains a byte 0, or an unclosed quote, repeats a column, or has a row with more or
         fewer fields than its header.
     """
+    if content.startswith((b"SIMPLE  =", b"\x1f\x8b")):
+        raise _no_table(path, "a FITS image, or a compressed file; name the table")
     if b"\0" in content:
         line = content.count(b"\n", 0, content.index(b"\0")) + 1
         raise _no_table(path, f"line {line}: a byte 0: is it UTF-16? save it as UTF-8")

@@ -106,12 +106,13 @@ def connect(path: str | Path, *, make: bool = False) -> Log:
     Raises
     ------
     LogError
-        If the file is missing, is not such a log, or was written by a later version.
+        If the file is missing or empty, is not such a log, or was written by a later version.
     """
     path = Path(path)
-    if not (make or path.exists()):
+    if not make and not (path.exists() and path.stat().st_size):
+        found = "empty" if path.exists() else "not found"
         raise LogError(
-            f"{path}: not found, expected the log of 'blobpipe quicklook'; run it first or name its --log"
+            f"{path}: {found}, expected the log of 'blobpipe quicklook'; run it first or name its --log"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

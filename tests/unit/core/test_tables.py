@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import gzip
 
 import numpy as np
 import pandas as pd
+import Path
 import pytest
 
 from blobpipe.core import blob_shapes, tables
@@ -77,6 +78,12 @@ def test_tables_as_other_programs_write_them(tmp_path: Path, content: bytes) -> 
         (b",", b"\t", "tabs between its fields, commas expected"),
         (GOOD, GOOD.decode().encode("utf-16"), "line 1: a byte 0: is it UTF-16?"),
         (GOOD, GOOD.decode().encode("utf-16-le"), "a byte 0: is it UTF-16?"),
+        (
+            GOOD,
+            b"SIMPLE  =                    T",
+            "a FITS image, or a compressed file; name the table",
+        ),
+        (GOOD, gzip.compress(GOOD), "a FITS image, or a compressed file; name the table"),
         (GOOD, b"", "no header: the file is empty"),
         (GOOD, b"\n\n", "no header: the file is empty"),
         (b"118", b"north", "row 2: y_px is 'north', expected a number"),

@@ -442,6 +442,10 @@ def test_what_is_not_there_is_named(log: sqlite3.Connection, tmp_path: Path) -> 
         LogError, match=r"none.sqlite: not found, expected the log of 'blobpipe quicklook'"
     ):
         logbook.connect(tmp_path / "none.sqlite")
+    (tmp_path / "empty.sqlite").touch()
+    with pytest.raises(LogError, match=r"empty.sqlite: empty, expected the log of 'blobpipe quick"):
+        logbook.connect(tmp_path / "empty.sqlite")
+    logbook.connect(tmp_path / "empty.sqlite", make=True).close()
     (tmp_path / "text.sqlite").write_text(
         "no database at all, but long enough to be looked at as one\n" * 20
     )
