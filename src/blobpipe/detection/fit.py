@@ -217,11 +217,12 @@ def fit_blobs(
     noise = _noise(difference) if noise_frac is None else float(noise_frac)
     rows = [[*peak[:2], *[np.nan] * (MEASURED - 1)] for peak in peaks]
     usable = [k for k, peak in enumerate(peaks) if noise > 0 and np.isfinite(peak).all()]
+    shapes = whitened_shapes(noise_model)
     for k in usable:
         cut = _cut(difference, peaks, k, noise)
         if cut.good.sum() >= FEWEST_PIXELS:
-            x_px, y_px = peaks[k, :2].tolist()
-            shapes = whitened_shapes(noise_model, (x_px, y_px))
+            if noise_model.outputs is not None:
+                shapes = whitened_shapes(noise_model, (float(peaks[k, 0]), float(peaks[k, 1])))
             rows[k] = _measure_one(cut, peaks[k], noise, shapes)
     table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
 
@@ -350,7 +351,7 @@ def _table() -> FloatArray:
     return np.ascontiguousarray(coefficients.reshape(*coefficients.shape[:3], -1), dtype=np.float32)
 
 
-def whitened_shapes(noise_model: NoiseModel, place: tuple[float, float]) -> FloatArray:
+def whitened_shapes(noise_model: NoiseModel, place: tuple[float, float] = (0.0, 0.0)) -> FloatArray:
     """Return the tabulated shapes as they are at a place (x, y; px) of an image that has been whitened."""
     transfer = noise_model.transfer(PERIOD_PX, HIGHEST, place)
     if transfer is None:

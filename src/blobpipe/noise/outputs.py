@@ -189,34 +189,43 @@ class OutputNoise:
         ny, nx = self.shared.shape
         return np.arange(ny) / (2 * ny), np.arange(nx) / (2 * nx)
 
-    def answer_of_pixel(
-        self, place: tuple[float, float], reach: int
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return what a cosine of each frequency along y and x adds to the pixels around one.
+    def transfer(
+        self, gain: Image, period_px: int, n_waves: int, place: tuple[float, float]
+    ) -> FloatArray:
+        """Return by what `whiten` multiplies the cosines of which a small feature consists.
+
+        A part is filtered as if it went on as its own mirror image, so that a row of the feature counts twice, the more the
+        nearer it is to the border.
 
         Parameters
         ----------
+        gain : ndarray, shape (ny, nx) of a part, float32
+            Factor of each cosine of a part.
+        period_px : int
+            Period of the lowest cosine (px), odd, longer than the feature.
+        n_waves : int
+            Number of cosines along each axis, from the constant on.
         place : (float, float)
-            x and y of the pixel (px); nearer to a border of its part than the reach, that of the nearest pixel that is not.
-        reach : int
-            How far the pixels around it go (px), along both axes.
+            Where the feature is (x, y; px); nearer to the border than half of the period, that of the nearest place that
+            is not.
 
         Returns
         -------
-        (ndarray, ndarray), shape (2 reach + 1, ny) and (2 reach + 1, nx) of a part, float64
-            Their products, times the gain, add up to the answer of `whiten` to one pixel.
+        ndarray, shape (n_waves, n_waves), float64
+            Factor of cosines along y and x: the cosines of the answer of `whiten` to one pixel, within the period.
         """
+        reach = period_px // 2
+        distance = np.arange(-reach, reach + 1)
+        cosines = np.cos(2 * np.pi / period_px * np.outer(np.arange(n_waves), distance))
         x, y = place
         along = []
-        for n, centre in zip(self.shared.shape, (y, x), strict=True):
-            # a pixel's mirror image, in a part that is read in the opposite direction, has the same answer
+        for n, centre in zip(gain.shape, (y, x), strict=True):
+            # The answer to a pixel is that to its mirror image, in a part that is read in the opposite direction
             pixel = int(np.clip(round(centre % n), reach, n - 1 - reach))
-            pixels = pixel + np.arange(-reach, reach + 1)
-            cosines = np.cos(np.pi / (2 * n) * np.outer(2 * pixels + 1, np.arange(n)))
-            strength = np.full(n, 2 / n)
-            strength[0] = 1 / n
-            along.append(strength * cosines * cosines[reach])
-        return along[0], along[1]
+            of_part = np.cos(np.pi / (2 * n) * np.outer(2 * (pixel + distance) + 1, np.arange(n)))
+            power = np.where(np.arange(n) > 0, 2 / n, 1 / n)
+            along.append(cosines @ (power * of_part * of_part[reach]))
+        return np.asarray(along[0] @ gain @ along[1].T)
 
     def _common(self, alone: Image) -> Image:
         """Return the cosines of what each part has in common with the others, by the others, of a noise image."""

@@ -101,37 +101,24 @@ class NoiseModel:
         """
         if self.is_white:
             return image
-        return self._filtered(image if self.scale is None else image / self.scale)
-
-    def _filtered(self, flat: Image) -> Image:
-        """Return an image with white noise, of one that has been divided by the local scale."""
+        whitened = image if self.scale is None else image / self.scale
         if self.outputs is not None:
-            return self.outputs.whiten(flat, self._gain)
-        if self._gain is None:
-            return np.asarray(flat, np.float32)
-        missing = ~np.isfinite(flat)
-        level = level_of(flat)
-        filled = np.where(missing, np.float32(0), flat - level)
-        waves = scipy.fft.rfft2(filled) * self._gain
-        whitened = scipy.fft.irfft2(waves, s=flat.shape) + level
-        whitened[missing] = np.nan
+            whitened = self.outputs.whiten(whitened, self.gain)
+        elif self.gain is not None:
+            missing = ~np.isfinite(whitened)
+            level = level_of(whitened)
+            filled = np.where(missing, np.float32(0), whitened - level)
+            waves = scipy.fft.rfft2(filled) * self.gain
+            whitened = scipy.fft.irfft2(waves, s=image.shape) + level
+            whitened[missing] = np.nan
         return np.asarray(whitened, np.float32)
-
-    def noise_of(self, flat: Image) -> Image:
-        """Return the noise of an image that has been divided by the local scale, as `spectrum.noise_alone` does.
-
-        What stands out of it only once it is whitened is left out, too.
-        """
-        if self.outputs is not None:
-            return self.outputs.noise_of(flat, self._gain)
-        return noise_alone(flat, self._filtered(flat))
 
     def even(self, whitened: Image) -> Image:
         """Return a whitened image with the same noise everywhere on the scale of blobs, for a network."""
         return whitened if self.coarse is None else np.asarray(whitened / self.coarse, np.float32)
 
     @cached_property
-    def _gain(self) -> Image | None:
+    def gain(self) -> Image | None:
         """Return the factor of each frequency in the order of the power, float32; None if it is 1 throughout."""
         return None if self.power is None else np.asarray(1 / np.sqrt(self.power), np.float32)
 
@@ -160,16 +147,16 @@ class NoiseModel:
         ndarray, shape (m, n), float32
             That of the nearest measured frequency.
         """
-        if self._gain is None:
+        if self.gain is None:
             return None
-        ny, n_columns = self._gain.shape
+        ny, n_columns = self.gain.shape
         if self.outputs is None:
             row = np.rint(y_frequency * ny).astype(int) % ny
             column = np.rint(x_frequency * 2 * (n_columns - 1)).astype(int)
         else:
             row = np.minimum(np.rint(np.abs(y_frequency) * 2 * ny).astype(int), ny - 1)
             column = np.rint(x_frequency * 2 * n_columns).astype(int)
-        return np.asarray(self._gain[row[:, None], np.minimum(column, n_columns - 1)])
+        return np.asarray(self.gain[row[:, None], np.minimum(column, n_columns - 1)])
 
     def transfer(
         self, period_px: int, n_waves: int, place: tuple[float, float] = (0.0, 0.0)
@@ -179,28 +166,25 @@ class NoiseModel:
         Parameters
         ----------
         period_px : int
-            Period of the lowest cosine (px), odd, longer than the feature.
+            Period of the lowest cosine (px), longer than the feature.
         n_waves : int
             Number of cosines along each axis, from the constant on.
         place : (float, float)
-            Where the feature is (px). Where outputs share noise, each is filtered as if it went on as its own mirror
-            image, so that a row of the feature counts twice, the more the nearer it is to the border.
+            Where the feature is (x, y; px), which matters where outputs share noise.
 
         Returns
         -------
         ndarray, shape (n_waves, n_waves), float64
-            Factor of cosines along y and x: those of the answer of whitening to one pixel, within the period. None if it
-            is 1 throughout.
+            Factor of cosines along y and x: the mean over the frequencies that a window of this
+            period cannot tell apart; where outputs share noise, `OutputNoise.transfer`. None if it is 1 throughout.
         """
-        if self._gain is None:
+        if self.gain is None:
             return None
         if self.outputs is not None:
-            return self._transfer(
-                period_px, n_waves, *self.outputs.answer_of_pixel(place, period_px // 2)
-            )
+            return self.outputs.transfer(self.gain, period_px, n_waves, place)
         asked = (period_px, n_waves)
         if asked not in self._transfers:
-            self._transfers[asked] = self._transfer(*asked, *self._answer_of_pixel(period_px // 2))
+            self._transfers[asked] = self._transfer(*asked)
         return self._transfers[asked]
 
     @cached_property
@@ -208,26 +192,22 @@ class NoiseModel:
         """Return what `transfer` has been asked before; the model of a stack serves many images."""
         return {}
 
-    def _transfer(
-        self, period_px: int, n_waves: int, along_y: FloatArray, along_x: FloatArray
-    ) -> FloatArray:
-        """Return the cosines of the answer to one pixel, given the part of each frequency in it along both axes."""
-        reach = period_px // 2
-        phase = np.outer(np.arange(n_waves), np.arange(-reach, reach + 1))
-        cosines = np.cos(2 * np.pi / period_px * phase)
-        return np.asarray((cosines @ along_y) @ self._gain @ (cosines @ along_x).T)
+    def _transfer(self, period_px: int, n_waves: int) -> FloatArray:
+        """Return what `transfer` does, for noise that is not white."""
+        assert self.gain is not None
+        ny, n_columns = self.gain.shape
+        row, column = (
+            np.rint(np.abs(frequency) * period_px).astype(int)
+            for frequency in self._axes((ny, 2 * (n_columns - 1)))
+        )
 
-    def _answer_of_pixel(self, reach: int) -> tuple[FloatArray, FloatArray]:
-        """Return what a wave of each frequency along y and x adds to the pixels around one, shape (2 reach + 1, n)."""
-        assert self._gain is not None
-        ny, n_columns = self._gain.shape
-        distance = np.arange(-reach, reach + 1)
-        y, x = self._axes((ny, 2 * (n_columns - 1)))
-        # all but the first and the last column stand for two
-        number = np.where((x > 0) & (x < 0.5), 2.0, 1.0)
-        along_y = np.cos(2 * np.pi * np.outer(distance, y)) / ny
-        along_x = np.cos(2 * np.pi * np.outer(distance, x)) * number / number.sum()
-        return along_y, along_x
+        # Mean gain around each cosine; cosines above the highest frequency stay as they are
+        shape = (period_px, period_px)
+        cell = np.ravel_multi_index((row[:, None], column[None]), shape)
+        total = np.bincount(cell.ravel(), self.gain.ravel(), period_px**2).reshape(shape)
+        number = np.bincount(cell.ravel(), minlength=period_px**2).reshape(shape)
+        mean = np.where(number > 0, total / np.maximum(number, 1), 1.0)
+        return np.asarray(mean[:n_waves, :n_waves])
 
     def scale_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Return the local scale at positions (px), shape (n,); 1 where it is not known."""
@@ -276,9 +256,10 @@ def measure_noise_model(images: Sequence[Image] | Image) -> NoiseModel:
     scale = _local_scale(images)
     flat = images if scale is None else images / scale
     model = _spectral_model([noise_alone(image) for image in flat], scale)
-    if model.power is not None:
+    if model.outputs is not None:
         # Blobs that stand out of whitened noise alone were taken for noise, and would be whitened away in part
-        model = _spectral_model([model.noise_of(image) for image in flat], scale)
+        clear = [model.outputs.noise_of(image, model.gain) for image in flat]
+        model = _spectral_model(clear, scale)
     if model.outputs is not None:
         coarse = _coarse_scale([model.whiten(image) for image in images])
         model = replace(model, coarse=coarse)
