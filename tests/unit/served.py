@@ -16,7 +16,7 @@ from pathlib import Path
 from blobpipe.review.server import TOKEN_VARIABLE
 
 TOKEN = "a-token-that-nobody-guesses"
-SECONDS = 30.0  # that it may take to start
+SECONDS = 120.0  # that it may take to start
 
 
 @contextmanager

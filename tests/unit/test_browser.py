@@ -51,7 +51,7 @@ PAGES = {
     "what is not there": "/nothing",
 }
 LOOKS = [(1280, "light"), (390, "dark")]
-SECONDS = 30.0  # that anything may take
+SECONDS = 120.0  # that anything may take
 
 
 @dataclass

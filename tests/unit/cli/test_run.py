@@ -98,7 +98,7 @@ def test_a_closed_pipe_ends_it_without_a_word(folder: Path, words: list[str]) ->
         [sys.executable, "-m", "blobpipe", *words],
         stdout=write,
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     os.close(write)

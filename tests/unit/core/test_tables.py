@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import os
-from pathlib import gzip
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import Path
 import pytest
 
 from blobpipe.core import blob_shapes, tables

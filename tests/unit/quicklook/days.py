@@ -155,7 +155,7 @@ def start(root: Path, *words: str, env: dict[str, str] | None = None) -> subproc
     )
 
 
-def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+def until(true: Callable[[], bool], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not happen in time"

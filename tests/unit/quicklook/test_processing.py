@@ -174,7 +174,7 @@ def test_a_watch_and_a_manual_run_share_the_work(again: Path) -> None:
         until(lambda: len(outcomes(log)) == STACK + 11)
     finally:
         watching.terminate()
-        watching.communicate(timeout=30)
+        watching.communicate(timeout=300)
     assert set(outcomes(log).values()) == {"stack", "searched"}
     assert log.execute("SELECT count(*) - count(DISTINCT sha256) FROM images").fetchone()[0] == 0
     assert len(candidates(log)) == 1

@@ -370,7 +370,7 @@ def test_a_watch_lives_with_odd_names_and_dates_and_ends_with_its_log(again: Pat
             os.utime(path, (time.time() + ahead_s, time.time() + ahead_s))
         until(lambda: len(outcomes(log)) == STACK + 8)
         (again / "out" / "log.sqlite").rename(again / "out" / "moved.sqlite")
-        printed, _ = watching.communicate(timeout=60)
+        printed, _ = watching.communicate(timeout=300)
     finally:
         watching.kill()
         watching.communicate()
