@@ -96,11 +96,10 @@ OUTLIER_SIGMA = 5.0
 OUTLIER_FRAC = 0.5
 # off the mean around it, a pixel may be an outlier: one of a cluster of eight lifts the mean
 SUSPECT_SIGMA = 3.0
-START_SMOOTHING_PX = 3.0  # finds where to start the fit
 
 # of the tabulated shapes: from less than a bad pixel's to more than a blob's
 RADII_PX = np.linspace(0.7, 12.7, 25)
-FIRST_RADII = (4, 9, 14)  # of these are tried before the fit: 2.7, 5.2 and 7.7 px
+FIRST_RADII = (4, 6, 9, 13, 18)  # of these are tried before the fit: 2.7, 3.7, 5.2, 7.2 and 9.7 px
 PERIOD_PX = 49  # of the cosines that make up a shape: neither blob nor cut-out reaches around it
 HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to nothing beyond
 FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
@@ -465,56 +464,35 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
 
 
 def _start(cut: Cut, x: float, y: float, shapes: FloatArray) -> FloatArray:
-    """Return the parameters to start from: the best disc at the highest place of the cut-out."""
-    x, y = _highest(cut, x - cut.x, y - cut.y)
-    radius, depth, background = _best_disc(cut.values, cut.good, shapes, x, y)
-    return np.array([x, y, radius, depth, background])
+    """Return the parameters to start from: of discs of several radii around a place, the one that explains most.
 
+    A faint blob has more than one place and radius of which chi-squared is the lowest around. The lowest of all is
+    near this disc.
+    """
+    good = cut.good.reshape(CUT_SIDE, CUT_SIDE)
+    values = cut.values.reshape(CUT_SIDE, CUT_SIDE)
+    level = values[good].mean()
+    left = np.where(good, values - level, np.float32(0))
+    is_near = distance_from(x - cut.x, y - cut.y, CUT_SIDE) <= FARTHEST_PX - 1
 
-@nb.njit(cache=True, nogil=True)
-def _best_disc(values, good, table, x, y):  # type: ignore[no-untyped-def]
-    """Return radius, depth and background of the dark disc at x, y that explains most."""
-    n = 0
-    total = 0.0
-    for k in range(len(values)):
-        n += good[k]
-        total += good[k] * values[k]
-    along_y = np.empty((CUT_SIDE, HIGHEST), np.float32)
-    disc = np.empty((CUT_SIDE, CUT_SIDE), np.float32)
-    cos_y = _waves(y)[0]
-    cos_x = np.ascontiguousarray(_waves(x)[0].T)
-    most = -1.0
-    best = (0.0, 0.0, 0.0)
-    for place in FIRST_RADII:
-        radius = RADII_PX[place]
-        _multiply(cos_y, _interpolated(table, 0, radius)[0], along_y)
-        _multiply(along_y, cos_x, disc)
-        sum_d = 0.0
-        sum_dd = 0.0
-        sum_dv = 0.0
-        for k, d in enumerate(disc.ravel()):
-            sum_d += good[k] * d
-            sum_dd += good[k] * d * d
-            sum_dv += good[k] * d * values[k]
-        power = max(sum_dd - sum_d * sum_d / n, 1e-6)
-        depth = (sum_dv - sum_d * total / n) / power
-        explained = depth * depth * power if depth > 0 else 0.0
-        if explained > most:
-            most = explained
-            best = (radius, depth, (total - depth * sum_d) / n)
-    return best
-
-
-def _highest(cut: Cut, x: float, y: float) -> tuple[float, float]:
-    """Return where the smoothed cut-out is highest, near a place."""
-    from scipy.ndimage import gaussian_filter
-
-    image = np.where(cut.good, cut.values - bottleneck.median(cut.values[cut.good]), np.float32(0))
-    smooth = gaussian_filter(
-        image.reshape(CUT_SIDE, CUT_SIDE), START_SMOOTHING_PX, mode="constant", truncate=2.0
-    )
-    place = int(np.where(distance_from(x, y, CUT_SIDE) < FARTHEST_PX - 1, smooth, -np.inf).argmax())
-    return float(place % CUT_SIDE), float(place // CUT_SIDE)
+    # A disc is a sum of cosines, so its products with the pixels, wherever it lies, are one of matrices
+    both = np.concatenate([WAVES.real, WAVES.imag], axis=1)
+    waves = both.T @ left @ both
+    best = (-np.inf, np.zeros(5))
+    for i in FIRST_RADII:
+        amplitudes = shapes[i, 0, 3].reshape(HIGHEST, HIGHEST)
+        product = np.where(is_near, both @ (np.tile(amplitudes, (2, 2)) * waves) @ both.T, -np.inf)
+        row, column = divmod(int(product.argmax()), CUT_SIDE)
+        along_y, along_x = ((WAVES * WAVES[place].conj()).real for place in (row, column))
+        disc = (along_y @ amplitudes @ along_x.T)[good]
+        power = max(float(np.square(disc).sum() - disc.sum() ** 2 / len(disc)), 1e-6)
+        depth = float(product[row, column]) / power
+        radius = RADII_PX[i]
+        gain = max(depth, 0.0) * depth * power - ((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) ** 2
+        if gain > best[0]:
+            background = float(level - depth * disc.mean())
+            best = (gain, np.array([column, row, radius, depth, background]))
+    return best[1]
 
 
 @nb.njit(cache=True, nogil=True)
