@@ -62,6 +62,7 @@ import numpy as np
 from blobpipe.core import blob_shapes, fits_images
 from blobpipe.core.arrays import FloatArray, Image, Mask
 from blobpipe.core.cutouts import cut_square, distance_from
+from blobpipe.detection.size_law import LEAST_SCATTER, SizeLaw
 from blobpipe.noise.whiten import WHITE, NoiseModel
 
 if TYPE_CHECKING:
@@ -105,13 +106,13 @@ HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to noth
 FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
 WAVES = np.exp(1j * np.multiply.outer(np.arange(CUT_SIDE), FREQUENCIES)).astype(np.complex64)
 
+# The scatter of radii is widened by this: a prior is to say where to look, not what is found
+WIDER = 2.0
+
 STEPS = 10  # of a fit at most; four are the rule
 ENOUGH = 0.1  # a step that gains less chi square than this is the last
 # or less than so much of what a shape lags behind the best: it will have no weight
 STOP_IF_WORSE = 0.1
-# of blobs all over the detector; the spread is twice the measured one
-TYPICAL_RADIUS_PX = 5.7
-RADIUS_SPREAD_PX = 2.5
 # prior of each shape: evens out what a wrong one does to the depth of faint blobs
 SHAPE_SHARES = (0.35, 0.45, 0.2)
 # of the depth, rms: so far a blob may differ from the shapes that are fitted; allowed, not
@@ -121,6 +122,17 @@ OTHER_SHAPES = 0.15
 NOISE_FITTED = 3.0
 # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
 WANDERING = 40.0
+
+
+class Usual(NamedTuple):
+    """Radii of blobs where a peak lies, as a prior: the usual one and its spread (px)."""
+
+    radius_px: float
+    spread_px: float
+
+
+# All over the detector; the spread is twice the measured one
+ANYWHERE = Usual(5.7, 2.5)
 
 
 class Result(NamedTuple):
@@ -184,6 +196,7 @@ def fit_blobs(
     score: FloatArray,
     noise_frac: float | None = None,
     noise_model: NoiseModel = WHITE,
+    size_law: SizeLaw | None = None,
 ) -> pd.DataFrame:
     """Fit a blob at each peak.
 
@@ -199,6 +212,8 @@ def fit_blobs(
         Standard deviation of a pixel (fraction of the light); robustly estimated if not given.
     noise_model : NoiseModel, optional
         That by which ``difference`` has been whitened.
+    size_law : SizeLaw, optional
+        Of the radii of blobs where they lie; without one, all radii of known blobs are as likely anywhere.
 
     Returns
     -------
@@ -222,7 +237,7 @@ def fit_blobs(
         if cut.good.sum() >= FEWEST_PIXELS:
             if noise_model.outputs is not None:
                 shapes = whitened_shapes(noise_model, (float(peaks[k, 0]), float(peaks[k, 1])))
-            rows[k] = _measure_one(cut, peaks[k], noise, shapes)
+            rows[k] = _measure_one(cut, peaks[k], noise, shapes, _usual(size_law, *peaks[k, :2]))
     table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
 
     # The image was divided by the local scale of its noise
@@ -237,6 +252,14 @@ def fit_blobs(
     )
 
 
+def _usual(size_law: SizeLaw | None, x: float, y: float) -> Usual:
+    """Return the usual radius of a blob at a place (px) and its spread."""
+    if size_law is None:
+        return ANYWHERE
+    radius = float(size_law.radius(np.array(x), np.array(y)))
+    return Usual(radius, WIDER * max(size_law.scatter, LEAST_SCATTER) * radius)
+
+
 def _noise(difference: Image) -> float:
     return (
         fits_images.median_and_noise(difference)[1]
@@ -245,17 +268,19 @@ def _noise(difference: Image) -> float:
     )
 
 
-def _measure_one(cut: Cut, peak: FloatArray, noise: float, shapes: FloatArray) -> list[float]:
+def _measure_one(
+    cut: Cut, peak: FloatArray, noise: float, shapes: FloatArray, usual: Usual
+) -> list[float]:
     """Fit a blob at a peak: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
-    start = _start(cut, peak[0], peak[1], shapes)
+    start = _start(cut, peak[0], peak[1], shapes, usual)
     low, high = _limits(start)
-    model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, shapes))
+    model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, usual, shapes))
 
     # A fit that has run to a limit, or to a bright spot, has failed.
     place = model.parameters[:, :BACKGROUND]
     inside = (place > low[:BACKGROUND]) & (place < high[:BACKGROUND])
     usable = inside.all(axis=1) & (model.parameters[:, DEPTH] > 0)
-    fit = _averaged(cut, model, usable) if usable.any() else _unfitted(cut, start, shapes)
+    fit = _averaged(cut, model, usable, usual) if usable.any() else _unfitted(cut, start, shapes)
     return [
         fit.x + cut.x,
         fit.y + cut.y,
@@ -427,7 +452,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def _model(values, good, table, shape, parameters, residual, slopes):  # type: ignore[no-untyped-def]
+def _model(values, good, table, shape, parameters, usual, residual, slopes):  # type: ignore[no-untyped-def]
     """Evaluate the model on a cut-out: fill in residual and slopes, return chi-squared.
 
     Returns
@@ -459,11 +484,11 @@ def _model(values, good, table, shape, parameters, residual, slopes):  # type: i
         slopes[DEPTH, k] *= good[k]
         slopes[BACKGROUND, k] = good[k]
         residual[k] = values[k] - depth * slopes[DEPTH, k] - background * good[k]
-    prior = ((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) ** 2 - 2 * np.log(SHAPE_SHARES[shape])
+    prior = ((radius - usual[0]) / usual[1]) ** 2 - 2 * np.log(SHAPE_SHARES[shape])
     return _dot(residual, residual) + prior
 
 
-def _start(cut: Cut, x: float, y: float, shapes: FloatArray) -> FloatArray:
+def _start(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> FloatArray:
     """Return the parameters to start from: of discs of several radii around a place, the one that explains most.
 
     A faint blob has more than one place and radius of which chi-squared is the lowest around. The lowest of all is
@@ -488,7 +513,7 @@ def _start(cut: Cut, x: float, y: float, shapes: FloatArray) -> FloatArray:
         power = max(float(np.square(disc).sum() - disc.sum() ** 2 / len(disc)), 1e-6)
         depth = float(product[row, column]) / power
         radius = RADII_PX[i]
-        gain = max(depth, 0.0) * depth * power - ((radius - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX) ** 2
+        gain = max(depth, 0.0) * depth * power - ((radius - usual.radius_px) / usual.spread_px) ** 2
         if gain > best[0]:
             background = float(level - depth * disc.mean())
             best = (gain, np.array([column, row, radius, depth, background]))
@@ -496,7 +521,7 @@ def _start(cut: Cut, x: float, y: float, shapes: FloatArray) -> FloatArray:
 
 
 @nb.njit(cache=True, nogil=True)
-def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
+def _fit(values, good, start, low, high, usual, table):  # type: ignore[no-untyped-def]
     """Fit all shapes by Levenberg's and Marquardt's method, within limits: the parts of a `Model`."""
     n_shapes = table.shape[1]
     n = len(values)
@@ -511,16 +536,18 @@ def _fit(values, good, start, low, high, table):  # type: ignore[no-untyped-def]
     moved = np.empty(5)
     for shape in range(n_shapes):
         parameters[shape] = start
-        chi2[shape] = _model(values, good, table, shape, start, residual[shape], slopes[shape])
+        chi2[shape] = _model(
+            values, good, table, shape, start, usual, residual[shape], slopes[shape]
+        )
     for _ in range(STEPS):
         for shape in range(n_shapes):
-            normal, step = _normal(parameters[shape], residual[shape], slopes[shape])
+            normal, step = _normal(parameters[shape], usual, residual[shape], slopes[shape])
             for i in range(5):
                 normal[i, i] *= 1 + damping[shape]
             _solve(normal, step)
             for i in range(5):
                 moved[i] = min(max(parameters[shape, i] + step[i], low[i]), high[i])
-            new_chi2 = _model(values, good, table, shape, moved, new_residual, new_slopes)
+            new_chi2 = _model(values, good, table, shape, moved, usual, new_residual, new_slopes)
             gain[shape] = chi2[shape] - new_chi2
             damping[shape] *= 10 if gain[shape] < 0 else 0.1
             if gain[shape] >= 0:
@@ -551,7 +578,7 @@ def _solve(matrix, vector):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
+def _normal(parameters, usual, residual, slopes):  # type: ignore[no-untyped-def]
     """Return the normal matrix of a shape and its right-hand side, priors included."""
     normal = np.empty((5, 5))
     slope = np.empty(5)
@@ -560,12 +587,12 @@ def _normal(parameters, residual, slopes):  # type: ignore[no-untyped-def]
         for j in range(i + 1):
             normal[i, j] = normal[j, i] = _dot(slopes[i], slopes[j])
         normal[i, i] += 1e-6  # what is not there leaves its parameters where they are
-    normal[RADIUS, RADIUS] += 1 / RADIUS_SPREAD_PX**2
-    slope[RADIUS] -= (parameters[RADIUS] - TYPICAL_RADIUS_PX) / RADIUS_SPREAD_PX**2
+    normal[RADIUS, RADIUS] += 1 / usual[1] ** 2
+    slope[RADIUS] -= (parameters[RADIUS] - usual[0]) / usual[1] ** 2
     return normal, slope
 
 
-def _averaged(cut: Cut, model: Model, usable: Mask) -> Result:
+def _averaged(cut: Cut, model: Model, usable: Mask, usual: Usual) -> Result:
     """Average the usable shapes, each with the weight of its likelihood."""
     chi2 = model.chi2[usable]
     values = model.parameters[usable]
@@ -574,7 +601,12 @@ def _averaged(cut: Cut, model: Model, usable: Mask) -> Result:
     weights /= weights.sum()
 
     # Mean and variance of each parameter; the spread between shapes counts as an error.
-    normal = np.array([_normal(*each)[0] for each in zip(*model[:3], strict=True)])[usable]
+    normal = np.array(
+        [
+            _normal(parameters, usual, residual, slopes)[0]
+            for parameters, residual, slopes in zip(*model[:3], strict=True)
+        ]
+    )[usable]
     mean = weights @ values
     variances = scale * np.einsum("kii->ki", np.linalg.inv(normal))
     errors = np.sqrt(weights @ (variances + np.square(values - mean)))
@@ -606,7 +638,9 @@ def _unfitted(cut: Cut, start: FloatArray, shapes: FloatArray) -> Result:
     x, y, radius, depth, _ = start
     residual = np.empty_like(cut.values)
     slopes = np.empty((5, len(cut.values)), np.float32)
-    _model(cut.values, cut.good.astype(np.float32), shapes, 0, start, residual, slopes)
+    _model(
+        cut.values, cut.good.astype(np.float32), shapes, 0, start, ANYWHERE, residual, slopes
+    )
     return Result(
         x=x,
         y=y,

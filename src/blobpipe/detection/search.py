@@ -199,7 +199,9 @@ class Observation:
         peaks = worth_fitting(peaks, filtered, detector.unseen)
 
         # The fit sees the whitened difference, unclipped
-        candidates = fit_peaks(peaks, self.whitened, self.noise_frac, self.noise_model, filtered)
+        candidates = fit_peaks(
+            peaks, self.whitened, self.noise_frac, self.noise_model, filtered, self.size_law
+        )
 
         # Vetting compares with the stack and looks at single pixels, so it sees the difference itself
         is_white = self.noise_model.is_white
@@ -337,6 +339,7 @@ def fit_peaks(
     noise_frac: float,
     noise_model: NoiseModel = WHITE,
     filtered: FilteredImage | None = None,
+    size_law: SizeLaw | None = None,
 ) -> pd.DataFrame:
     """Fit a blob at each peak; of fits that end at one place keep the first.
 
@@ -357,7 +360,7 @@ def fit_peaks(
     DataFrame
         From `fit.fit_blobs`; the score is that of the peak.
     """
-    found = without_repeats(fit_blobs(whitened, *peaks, noise_frac, noise_model))
+    found = without_repeats(fit_blobs(whitened, *peaks, noise_frac, noise_model, size_law))
     if filtered is not None:
         places = (found["x_px"].to_numpy(float), found["y_px"].to_numpy(float))
         noise = np.maximum(filtered.noise_at(*places), noise_model.coarse_at(*places))
