@@ -113,6 +113,23 @@ class NoiseModel:
             whitened[missing] = np.nan
         return np.asarray(whitened, np.float32)
 
+    def noise_of(self, flat: Image) -> Image:
+        """Return an image less its level, without what stands out of it or of the whitened image.
+
+        Parameters
+        ----------
+        flat : ndarray, shape (ny, nx), float32
+            An image that has been divided by the local scale; NaN where there is no value.
+
+        Returns
+        -------
+        ndarray, shape (ny, nx), float32
+            As `spectrum.noise_alone`; where outputs share noise, as `OutputNoise.noise_of`.
+        """
+        if self.outputs is not None:
+            return self.outputs.noise_of(flat, self.gain)
+        return noise_alone(flat, replace(self, scale=None).whiten(flat))
+
     def even(self, whitened: Image) -> Image:
         """Return a whitened image with the same noise everywhere on the scale of blobs, for a network."""
         return whitened if self.coarse is None else np.asarray(whitened / self.coarse, np.float32)
@@ -175,8 +192,8 @@ class NoiseModel:
         Returns
         -------
         ndarray, shape (n_waves, n_waves), float64
-            Factor of cosines along y and x: the mean over the frequencies that a window of this
-            period cannot tell apart; where outputs share noise, `OutputNoise.transfer`. None if it is 1 throughout.
+            Factor of cosines along y and x: the cosines of the answer of `whiten` to one pixel, within the period.
+            Where outputs share noise, `OutputNoise.transfer`. None if it is 1 throughout.
         """
         if self.gain is None:
             return None
@@ -196,18 +213,14 @@ class NoiseModel:
         """Return what `transfer` does, for noise that is not white."""
         assert self.gain is not None
         ny, n_columns = self.gain.shape
-        row, column = (
-            np.rint(np.abs(frequency) * period_px).astype(int)
-            for frequency in self._axes((ny, 2 * (n_columns - 1)))
-        )
+        answer = scipy.fft.irfft2(self.gain, (ny, 2 * (n_columns - 1)))
 
-        # Mean gain around each cosine; cosines above the highest frequency stay as they are
-        shape = (period_px, period_px)
-        cell = np.ravel_multi_index((row[:, None], column[None]), shape)
-        total = np.bincount(cell.ravel(), self.gain.ravel(), period_px**2).reshape(shape)
-        number = np.bincount(cell.ravel(), minlength=period_px**2).reshape(shape)
-        mean = np.where(number > 0, total / np.maximum(number, 1), 1.0)
-        return np.asarray(mean[:n_waves, :n_waves])
+        # The cosines of the answer to one pixel, as far as it reaches in this period
+        reach = period_px // 2
+        distance = np.arange(-reach, reach + 1)
+        near = answer[distance % ny][:, distance % answer.shape[1]]
+        cosines = np.cos(2 * np.pi / period_px * np.outer(np.arange(n_waves), distance))
+        return np.asarray(cosines @ near @ cosines.T)
 
     def scale_at(self, x: FloatArray, y: FloatArray) -> FloatArray:
         """Return the local scale at positions (px), shape (n,); 1 where it is not known."""
@@ -256,9 +269,9 @@ def measure_noise_model(images: Sequence[Image] | Image) -> NoiseModel:
     scale = _local_scale(images)
     flat = images if scale is None else images / scale
     model = _spectral_model([noise_alone(image) for image in flat], scale)
-    if model.outputs is not None:
+    if model.power is not None:
         # Blobs that stand out of whitened noise alone were taken for noise, and would be whitened away in part
-        clear = [model.outputs.noise_of(image, model.gain) for image in flat]
+        clear = [model.noise_of(image) for image in flat]
         model = _spectral_model(clear, scale)
     if model.outputs is not None:
         coarse = _coarse_scale([model.whiten(image) for image in images])
