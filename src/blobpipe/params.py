@@ -621,7 +621,7 @@ class Detect(Section):
         "images without a new blob allows (fraction).",
     )
     n_draws: int = Field(
-        2,
+        1,
         ge=1,
         le=100,
         description="Times that blobs and structure are superimposed on each training image to train the "
