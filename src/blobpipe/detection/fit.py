@@ -25,9 +25,13 @@ Least squares
 -------------
 Minimised over the good pixels by Levenberg's and Marquardt's method, within 8 px of the start:
 
-    chi2_s = sum_i (v_i - m_i)^2 + ((r - 5.7 px) / 2.5 px)^2 - 2 ln p_s
+    chi2_s = sum_i (v_i - m_i)^2 + ((r - r_u) / s_u)^2 - 2 ln p_s
 
-The prior of the radius is that of known blobs, twice as wide; p_s is the prior of the shape.
+The usual radius r_u and its spread s_u are those of the law of sizes at the peak, or 5.7 and 2.5 px where
+no law is known: the spread is twice the measured one. p_s is the prior of the shape.
+
+A faint blob has several minima: its noise has small spots, and a part of it may be taken for a smaller
+one. The start is therefore the disc that explains most, of several radii and at any pixel around the peak.
 
 Correlated noise
 ----------------
@@ -105,6 +109,7 @@ PERIOD_PX = 49  # of the cosines that make up a shape: neither blob nor cut-out 
 HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to nothing beyond
 FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
 WAVES = np.exp(1j * np.multiply.outer(np.arange(CUT_SIDE), FREQUENCIES)).astype(np.complex64)
+PIXEL_WAVES = np.concatenate([WAVES.real, WAVES.imag], axis=1)  # cosines, then sines
 
 # The scatter of radii is widened by this: a prior is to say where to look, not what is found
 WIDER = 2.0
@@ -489,29 +494,24 @@ def _model(values, good, table, shape, parameters, usual, residual, slopes):  # 
 
 
 def _start(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> FloatArray:
-    """Return the parameters to start from: of discs of several radii around a place, the one that explains most.
-
-    A faint blob has more than one place and radius of which chi-squared is the lowest around. The lowest of all is
-    near this disc.
-    """
+    """Return the parameters to start from: of discs of several radii around a place, the one that explains most."""
     good = cut.good.reshape(CUT_SIDE, CUT_SIDE)
     values = cut.values.reshape(CUT_SIDE, CUT_SIDE)
     level = values[good].mean()
     left = np.where(good, values - level, np.float32(0))
     is_near = distance_from(x - cut.x, y - cut.y, CUT_SIDE) <= FARTHEST_PX - 1
 
-    # A disc is a sum of cosines, so its products with the pixels, wherever it lies, are one of matrices
-    both = np.concatenate([WAVES.real, WAVES.imag], axis=1)
-    waves = both.T @ left @ both
+    # A disc is a sum of cosines, so what it has in common with the pixels, wherever it lies, is a product of matrices
+    waves = PIXEL_WAVES.T @ left @ PIXEL_WAVES
     best = (-np.inf, np.zeros(5))
     for i in FIRST_RADII:
         amplitudes = shapes[i, 0, 3].reshape(HIGHEST, HIGHEST)
-        product = np.where(is_near, both @ (np.tile(amplitudes, (2, 2)) * waves) @ both.T, -np.inf)
-        row, column = divmod(int(product.argmax()), CUT_SIDE)
+        common = PIXEL_WAVES @ (np.tile(amplitudes, (2, 2)) * waves) @ PIXEL_WAVES.T
+        row, column = divmod(int(np.where(is_near, common, -np.inf).argmax()), CUT_SIDE)
         along_y, along_x = ((WAVES * WAVES[place].conj()).real for place in (row, column))
         disc = (along_y @ amplitudes @ along_x.T)[good]
         power = max(float(np.square(disc).sum() - disc.sum() ** 2 / len(disc)), 1e-6)
-        depth = float(product[row, column]) / power
+        depth = float(common[row, column]) / power
         radius = RADII_PX[i]
         gain = max(depth, 0.0) * depth * power - ((radius - usual.radius_px) / usual.spread_px) ** 2
         if gain > best[0]:
@@ -638,9 +638,7 @@ def _unfitted(cut: Cut, start: FloatArray, shapes: FloatArray) -> Result:
     x, y, radius, depth, _ = start
     residual = np.empty_like(cut.values)
     slopes = np.empty((5, len(cut.values)), np.float32)
-    _model(
-        cut.values, cut.good.astype(np.float32), shapes, 0, start, ANYWHERE, residual, slopes
-    )
+    _model(cut.values, cut.good.astype(np.float32), shapes, 0, start, ANYWHERE, residual, slopes)
     return Result(
         x=x,
         y=y,
