@@ -31,7 +31,8 @@ The usual radius r_u and its spread s_u are those of the law of sizes at the pea
 no law is known: the spread is twice the measured one. p_s is the prior of the shape.
 
 A faint blob has several minima: its noise has small spots, and a part of it may be taken for a smaller
-one. The start is therefore the disc that explains most, of several radii and at any pixel around the peak.
+one. Fits therefore start from the discs that explain most, of several radii and at any pixel around the peak,
+and of each shape the best is kept.
 
 Correlated noise
 ----------------
@@ -113,6 +114,11 @@ PIXEL_WAVES = np.concatenate([WAVES.real, WAVES.imag], axis=1)  # cosines, then 
 
 # The scatter of radii is widened by this: a prior is to say where to look, not what is found
 WIDER = 2.0
+
+# Fits are started from so many discs at most, and from those that explain less than the best by up to this chi
+# square: a fit moves a disc by less than a pixel, which is worth that
+MOST_STARTS = 3
+WORTH_A_FIT = 8.0
 
 STEPS = 10  # of a fit at most; four are the rule
 ENOUGH = 0.1  # a step that gains less chi square than this is the last
@@ -277,15 +283,11 @@ def _measure_one(
     cut: Cut, peak: FloatArray, noise: float, shapes: FloatArray, usual: Usual
 ) -> list[float]:
     """Fit a blob at a peak: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
-    start = _start(cut, peak[0], peak[1], shapes, usual)
-    low, high = _limits(start)
-    model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, usual, shapes))
-
-    # A fit that has run to a limit, or to a bright spot, has failed.
-    place = model.parameters[:, :BACKGROUND]
-    inside = (place > low[:BACKGROUND]) & (place < high[:BACKGROUND])
-    usable = inside.all(axis=1) & (model.parameters[:, DEPTH] > 0)
-    fit = _averaged(cut, model, usable, usual) if usable.any() else _unfitted(cut, start, shapes)
+    starts = _starts(cut, peak[0], peak[1], shapes, usual)
+    model, usable = _best_fit(cut, starts, shapes, usual)
+    fit = (
+        _averaged(cut, model, usable, usual) if usable.any() else _unfitted(cut, starts[0], shapes)
+    )
     return [
         fit.x + cut.x,
         fit.y + cut.y,
@@ -299,6 +301,29 @@ def _measure_one(
         fit.snr,
         _reduced_chi2(cut, model),
     ]
+
+
+def _best_fit(
+    cut: Cut, starts: list[FloatArray], shapes: FloatArray, usual: Usual
+) -> tuple[Model, Mask]:
+    """Fit all shapes from each start, and return the best fit of each shape, and which have succeeded."""
+    good = cut.good.astype(np.float32)
+    models = []
+    costs = []
+    for start in starts:
+        low, high = _limits(start)
+        model = Model(*_fit(cut.values, good, start, low, high, usual, shapes))
+
+        # A fit that has run to a limit, or to a bright spot, has failed.
+        place = model.parameters[:, :BACKGROUND]
+        inside = (place > low[:BACKGROUND]) & (place < high[:BACKGROUND])
+        usable = inside.all(axis=1) & (model.parameters[:, DEPTH] > 0)
+        models.append(model)
+        costs.append(np.where(usable, model.chi2, np.inf))
+    best = np.argmin(costs, axis=0)
+    parts = zip(*models, strict=True)
+    model = Model(*(np.stack([part[k][shape] for shape, k in enumerate(best)]) for part in parts))
+    return model, np.isfinite(np.min(costs, axis=0))
 
 
 def _reduced_chi2(cut: Cut, model: Model) -> float:
@@ -493,8 +518,11 @@ def _model(values, good, table, shape, parameters, usual, residual, slopes):  # 
     return _dot(residual, residual) + prior
 
 
-def _start(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> FloatArray:
-    """Return the parameters to start from: of discs of several radii around a place, the one that explains most."""
+def _starts(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> list[FloatArray]:
+    """Return the parameters to start from: discs of several radii, each where it explains most around a place.
+
+    The best first, then those that are nearly as good.
+    """
     good = cut.good.reshape(CUT_SIDE, CUT_SIDE)
     values = cut.values.reshape(CUT_SIDE, CUT_SIDE)
     level = values[good].mean()
@@ -503,7 +531,7 @@ def _start(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> Fl
 
     # A disc is a sum of cosines, so what it has in common with the pixels, wherever it lies, is a product of matrices
     waves = PIXEL_WAVES.T @ left @ PIXEL_WAVES
-    best = (-np.inf, np.zeros(5))
+    starts = []
     for i in FIRST_RADII:
         amplitudes = shapes[i, 0, 3].reshape(HIGHEST, HIGHEST)
         common = PIXEL_WAVES @ (np.tile(amplitudes, (2, 2)) * waves) @ PIXEL_WAVES.T
@@ -514,10 +542,10 @@ def _start(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> Fl
         depth = float(common[row, column]) / power
         radius = RADII_PX[i]
         gain = max(depth, 0.0) * depth * power - ((radius - usual.radius_px) / usual.spread_px) ** 2
-        if gain > best[0]:
-            background = float(level - depth * disc.mean())
-            best = (gain, np.array([column, row, radius, depth, background]))
-    return best[1]
+        background = float(level - depth * disc.mean())
+        starts.append((gain, np.array([column, row, radius, depth, background])))
+    starts.sort(key=lambda each: -each[0])
+    return [start for gain, start in starts[:MOST_STARTS] if gain > starts[0][0] - WORTH_A_FIT]
 
 
 @nb.njit(cache=True, nogil=True)

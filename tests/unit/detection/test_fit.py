@@ -24,7 +24,7 @@ from blobpipe.detection.fit import (
     _normal,
     _reduced_chi2,
     _solve,
-    _start,
+    _starts,
     _table,
     _unfitted,
     _without_outliers,
@@ -266,7 +266,7 @@ def test_the_fit_starts_from_the_disc_that_is_there(radius: float) -> None:
     good = a_cut()[1]
     profile = blob_profile("disc", radius, -1.0, 2.0, CUT_SIDE).ravel()
     cut = Cut(0, 0, (good * (6.0 * profile + 0.5)).astype(np.float32), good > 0)
-    assert _start(cut, 17.0, 14.0, _table(), ANYWHERE) == pytest.approx(
+    assert _starts(cut, 17.0, 14.0, _table(), ANYWHERE)[0] == pytest.approx(
         (15.0, 18.0, radius, 6.0, 0.5), abs=0.03
     )
 
@@ -275,9 +275,9 @@ def test_the_fit_starts_near_its_peak() -> None:
     """From the fainter of two blobs, the other is too far; a peak beside it leads to it."""
     image = blob(80, 80, 4, 0.05) + blob(80, 88, 4, 0.1)
     cut = _cut(image, np.array([[79.0, 79.0, 1.0]]), 0, NOISE)
-    y = _start(cut, 79.0, 79.0, _table(), ANYWHERE)[1]
+    y = _starts(cut, 79.0, 79.0, _table(), ANYWHERE)[0][1]
     assert 72 <= y + cut.y <= 86
-    x, y = _start(cut, 80.0, 86.0, _table(), ANYWHERE)[:2]
+    x, y = _starts(cut, 80.0, 86.0, _table(), ANYWHERE)[0][:2]
     assert (x + cut.x, y + cut.y) == pytest.approx((80, 88), abs=1)
 
 
