@@ -59,8 +59,7 @@ def blob_profile(
     ramp_y = np.exp(-2j * np.pi * fy * (y_offset + middle))
     ramp_x = np.exp(-2j * np.pi * fx * (x_offset + middle))
     ramp = ramp_y * ramp_x
-    fine = _fine_image(spectrum * ramp, size)
-    profile = fine[::OVERSAMPLING, ::OVERSAMPLING] / peak
+    profile = _coarse_image(spectrum * ramp, size) / peak
     return profile.astype(np.float32)
 
 
@@ -138,3 +137,13 @@ def _fine_image(spectrum: FloatArray, size: int) -> FloatArray:
 
     n_fine = size * OVERSAMPLING
     return np.asarray(irfft2(spectrum, s=(n_fine, n_fine)))
+
+
+def _coarse_image(spectrum: FloatArray, size: int) -> FloatArray:
+    """Return every third row and column of the fine image; the other rows are left out halfway."""
+    from scipy.fft import ifft, irfft
+
+    n_fine = size * OVERSAMPLING
+    rows = ifft(spectrum, axis=0, norm="forward")[::OVERSAMPLING]
+    fine = irfft(rows, n_fine, axis=1, norm="forward")
+    return np.asarray(fine[:, ::OVERSAMPLING] * (1 / n_fine**2))

@@ -25,9 +25,9 @@ from blobpipe.images.register import (
     NEGLIGIBLE_PX,
     NO_SHIFT,
     Shift,
-    measure_shift,
     move_pattern,
     register_images,
+    shift_of,
 )
 from blobpipe.images.stack import (
     Recent,
@@ -140,8 +140,8 @@ def subtract(
         )
     if not (params.register_shift and detector.moves):
         return image - stack, NO_SHIFT
-    shift = measure_shift(image, stack, pattern, detector.motion.largest_px)
-    shifted_stack = stack + move_pattern(pattern, shift) - pattern
+    shift = shift_of(image - stack, template.known, detector.motion.largest_px)
+    shifted_stack = stack + template.known.moved(shift) - pattern
     return image - shifted_stack, shift
 
 

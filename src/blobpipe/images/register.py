@@ -87,7 +87,7 @@ def _moved_image(spectrum: npt.NDArray[Any], shape: tuple[int, ...], x_px: Any, 
     return np.asarray(irfft2(ramped, s=shape))
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """A `blob_pattern`, with all that shifts of many images are measured by.
 
     Attributes
@@ -95,6 +95,8 @@ class _Known(NamedTuple):
     pattern : ndarray, shape (ny, nx), float32
     near : ndarray, shape (ny, nx), float32
         1 close to the pattern, softly falling to 0.
+    pixels : ndarray, shape (n,), intp
+        Where that is above 0.5 (flat indices); the first and last row are left out.
     spectrum : ndarray, complex64
         `rfft2` of the pattern.
     binned_spectrum : ndarray, complex64
@@ -105,20 +107,22 @@ class _Known(NamedTuple):
 
     pattern: Image
     near: Image
+    pixels: npt.NDArray[np.intp]
     spectrum: npt.NDArray[Any]
     binned_spectrum: npt.NDArray[Any]
     steepness: float
 
     @classmethod
-    def of(cls, pattern: Image) -> _Known:
+    def of(cls, pattern: Image) -> Known:
         """Prepare a pattern."""
         from scipy.fft import fft2, rfft2
 
         near = soften(pattern != 0, SEARCH_PX)
-        _, slope_x, slope_y = _slopes(pattern, near)
+        pixels = pattern.shape[1] + np.flatnonzero(near[1:-1] > 0.5)
+        slope_x, slope_y = _slopes(pattern, pixels)
         energy = min(np.sum(np.square(slope_x)), np.sum(np.square(slope_y)))
         steepness = float(np.sqrt(energy))
-        return cls(pattern, near, rfft2(pattern), fft2(_binned(pattern)), steepness)
+        return cls(pattern, near, pixels, rfft2(pattern), fft2(_binned(pattern)), steepness)
 
     def moved(self, shift: Shift) -> Image:
         """Return the pattern, moved."""
@@ -149,11 +153,11 @@ def measure_shift(
     Source: this project. The part of the stack that does not move is subtracted first. What is left is compared with the
     pattern, close to it only and with outliers limited, by upsampled cross-correlation and then by least squares.
     """
-    return _measure(image - stack, _Known.of(pattern), largest_px)
+    return shift_of(image - stack, Known.of(pattern), largest_px)
 
 
-def _measure(rest: Image, known: _Known, largest_px: float) -> Shift:
-    """Measure the shift of an image minus its stack."""
+def shift_of(rest: Image, known: Known, largest_px: float) -> Shift:
+    """Measure the shift of an image minus its stack, as `measure_shift` does."""
     noise = clean_noise(rest)
     # In white noise, the standard error is the noise over the steepness
     if noise > LARGEST_ERROR_PX * known.steepness:
@@ -169,7 +173,7 @@ def _measure(rest: Image, known: _Known, largest_px: float) -> Shift:
     return _refine(shift, rest, known, noise)
 
 
-def _correlate(image: Image, known: _Known) -> Shift:
+def _correlate(image: Image, known: Known) -> Shift:
     """Return the shift at the peak of the cross-correlation, to a tenth of a pixel.
 
     Half the resolution is enough for that.
@@ -193,16 +197,16 @@ def _binned(image: Image) -> Image:
     return np.asarray(sum(corners))
 
 
-def _refine(shift: Shift, rest: Image, known: _Known, noise: float) -> Shift:
+def _refine(shift: Shift, rest: Image, known: Known, noise: float) -> Shift:
     """Improve a shift by one step of least squares, on the flanks of blobs alone.
 
     On its faint parts, the pattern contains some of the detector's own, which does not move.
     """
     moved = known.moved(shift)
-    pixels, x, y = _slopes(moved, known.near)
+    x, y = _slopes(moved, known.pixels)
     steepness = np.hypot(x, y)
-    flanks = (steepness > STEEP * np.median(steepness)) & np.isfinite(rest.flat[pixels])
-    pixels = pixels[flanks]
+    flanks = (steepness > STEEP * np.median(steepness)) & np.isfinite(rest.flat[known.pixels])
+    pixels = known.pixels[flanks]
     x = x[flanks]
     y = y[flanks]
 
@@ -223,22 +227,15 @@ def _refine(shift: Shift, rest: Image, known: _Known, noise: float) -> Shift:
 
 
 def _slopes(
-    image: Image, near: Image
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the pixels of a neighbourhood (flat indices), and the slopes there along x and y (per pixel).
-
-    Parameters
-    ----------
-    image : ndarray, shape (ny, nx)
-    near : ndarray, shape (ny, nx)
-        Above 0.5 in the neighbourhood; the first and last row are left out.
-    """
-    width = image.shape[1]
-    pixels = width + np.flatnonzero(near[1:-1] > 0.5)
-    values = image.ravel().astype(np.float64)
-    slope_x = values[pixels + 1] - values[pixels - 1]
-    slope_y = values[pixels + width] - values[pixels - width]
-    return pixels, slope_x / 2, slope_y / 2
+    image: Image, pixels: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the slopes of an image along x and y (per pixel) at some of its pixels (flat indices)."""
+    values = image.ravel()
+    ahead_x, behind_x, ahead_y, behind_y = (
+        values[pixels + step].astype(np.float64)
+        for step in (1, -1, image.shape[1], -image.shape[1])
+    )
+    return (ahead_x - behind_x) / 2, (ahead_y - behind_y) / 2
 
 
 def register_images(
@@ -269,8 +266,8 @@ def register_images(
     list of Shift
         Shift of each image from the usual place.
     """
-    known = _Known.of(pattern)
-    shifts = [_measure(image - stack, known, largest_px) for image in images]
+    known = Known.of(pattern)
+    shifts = [shift_of(image - stack, known, largest_px) for image in images]
     shifts = usual_place_is_zero(shifts, n_first or len(images))
     for image, shift in zip(images, shifts, strict=True):
         image -= known.moved(shift) - pattern

