@@ -36,6 +36,10 @@ multiplies a wave by a factor, so A_kl becomes W_kl A_kl (`noise.whiten.NoiseMod
 depth is still that of the blob itself. Where the noise varies over the detector, depth and light loss
 are multiplied by its local scale.
 
+Within 24 px of where outputs that share noise meet, whitening also mirrors the blob, each output its own
+part, and W_kl is only near to that. There the blob that has been fitted is whitened as the image has been, the
+difference from the model is subtracted from the image, and the blob is fitted again.
+
 Averaging over shapes
 ---------------------
 Where the noise hides the shape, the results are averaged. With f^2 = max(chi2_min / (n - 5), 1), the
@@ -52,6 +56,7 @@ were found on simulated blobs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -221,9 +226,11 @@ def fit_blobs(
     for k in usable:
         cut = _cut(difference, peaks, k, noise)
         if cut.good.sum() >= FEWEST_PIXELS:
+            whiten = None
             if noise_model.outputs is not None:
                 shapes = whitened_shapes(noise_model, (float(peaks[k, 0]), float(peaks[k, 1])))
-            rows[k] = _measure_one(cut, peaks[k], noise, shapes)
+                whiten = _at_border(noise_model, cut, peaks[k], difference.shape)
+            rows[k] = _measure_one(cut, peaks[k], noise, shapes, whiten)
     table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
 
     # The image was divided by the local scale of its noise
@@ -246,11 +253,32 @@ def _noise(difference: Image) -> float:
     )
 
 
-def _measure_one(cut: Cut, peak: FloatArray, noise: float, shapes: FloatArray) -> list[float]:
-    """Fit a blob at a peak: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
+def _at_border(
+    noise_model: NoiseModel, cut: Cut, peak: FloatArray, shape: tuple[int, ...]
+) -> Callable[[Image], Image] | None:
+    """Return what whitens a blob on a cut-out (33 x 33 px) so near to where outputs meet that waves do not tell it, else None."""
+    outputs, gain = noise_model.outputs, noise_model.gain
+    if outputs is None or gain is None:
+        return None
+    if not outputs.is_at_border(peak[:1], peak[1:2], PERIOD_PX // 2).any():
+        return None
+    return lambda blob: outputs.whiten_square(blob, cut.x, cut.y, shape, gain)
+
+
+def _measure_one(
+    cut: Cut,
+    peak: FloatArray,
+    noise: float,
+    shapes: FloatArray,
+    whiten: Callable[[Image], Image] | None = None,
+) -> list[float]:
+    """Fit a blob at a peak, with the whitening from `_at_border`: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
     start = _start(cut, peak[0], peak[1], shapes)
     low, high = _limits(start)
     model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, shapes))
+    if whiten is not None:
+        cut = cut._replace(values=cut.values - _not_told(cut, model, whiten))
+        model = Model(*_fit(cut.values, cut.good.astype(np.float32), start, low, high, shapes))
 
     # A fit that has run to a limit, or to a bright spot, has failed.
     place = model.parameters[:, :BACKGROUND]
@@ -270,6 +298,18 @@ def _measure_one(cut: Cut, peak: FloatArray, noise: float, shapes: FloatArray) -
         fit.snr,
         _reduced_chi2(cut, model),
     ]
+
+
+def _not_told(cut: Cut, model: Model, whiten: Callable[[Image], Image]) -> FloatArray:
+    """Return what whitening makes of the best shape, less the model of it (units of the noise); 0 on pixels that are not good."""
+    best = int(model.chi2.argmin())
+    parameters = model.parameters[best]
+    residual = np.empty_like(cut.values)
+    slopes = np.empty((5, len(cut.values)), np.float32)
+    _model(cut.values, np.ones_like(cut.values), _table(), best, parameters, residual, slopes)
+    whitened = whiten(slopes[DEPTH].reshape(CUT_SIDE, CUT_SIDE)).ravel()
+    difference = np.float32(parameters[DEPTH]) * (whitened - model.slopes[best, DEPTH])
+    return np.where(cut.good, difference, np.float32(0))
 
 
 def _reduced_chi2(cut: Cut, model: Model) -> float:
