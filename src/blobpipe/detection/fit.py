@@ -41,6 +41,10 @@ multiplies a wave by a factor, so A_kl becomes W_kl A_kl (`noise.whiten.NoiseMod
 depth is still that of the blob itself. Where the noise varies over the detector, depth and light loss
 are multiplied by its local scale.
 
+Within 24 px of where outputs that share noise meet, whitening also mirrors the blob, each output its own
+part, and W_kl is only near to that. There the blob that has been fitted is whitened as the image has been, the
+difference from the model is subtracted from the image, and the blob is fitted again.
+
 Averaging over shapes
 ---------------------
 Where the noise hides the shape, the results are averaged. With f^2 = max(chi2_min / (n - 5), 1), the
@@ -51,12 +55,13 @@ factor by which errors are widened where no shape fits, the weights are
 a result is sum_s w_s q_s, and its variance sum_s w_s (f^2 (N_s^-1)_qq + (q_s - mean)^2), where N_s is
 the normal matrix: the spread between shapes is part of the error. S/N = sum_s w_s d_s (N_s)_dd^(1/2)
 is that of a matched filter. A fit follows the noise to a depth that is too high: it is lowered by
-3 / (S/N)^2 of itself, and errors of place and radius are widened by (1 + 40 / (S/N)^2)^(1/2); both
+3 / (S/N)^2 of itself, and errors of place and radius are widened by (1 + 25 / (S/N)^2)^(1/2); both
 were found on simulated blobs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -132,7 +137,7 @@ OTHER_SHAPES = 0.15
 # place and radius follow the noise and deepen the fit by this over the squared S/N: simulated
 NOISE_FITTED = 3.0
 # their own variances grow by this over the squared S/N, beyond what slopes tell: simulated
-WANDERING = 40.0
+WANDERING = 25.0
 
 
 class Usual(NamedTuple):
@@ -246,9 +251,12 @@ def fit_blobs(
     for k in usable:
         cut = _cut(difference, peaks, k, noise)
         if cut.good.sum() >= FEWEST_PIXELS:
+            whiten = None
             if noise_model.outputs is not None:
                 shapes = whitened_shapes(noise_model, (float(peaks[k, 0]), float(peaks[k, 1])))
-            rows[k] = _measure_one(cut, peaks[k], noise, shapes, _usual(size_law, *peaks[k, :2]))
+                whiten = _at_border(noise_model, cut, peaks[k], difference.shape)
+            usual = _usual(size_law, *peaks[k, :2])
+            rows[k] = _measure_one(cut, peaks[k], noise, shapes, usual, whiten)
     table = np.reshape(np.array(rows, np.float64), (-1, MEASURED + 1))
 
     # The image was divided by the local scale of its noise
@@ -279,12 +287,33 @@ def _noise(difference: Image) -> float:
     )
 
 
+def _at_border(
+    noise_model: NoiseModel, cut: Cut, peak: FloatArray, shape: tuple[int, ...]
+) -> Callable[[Image], Image] | None:
+    """Return what whitens a blob on a cut-out (33 x 33 px) so near to where outputs meet that waves do not tell it, else None."""
+    outputs, gain = noise_model.outputs, noise_model.gain
+    if outputs is None or gain is None:
+        return None
+    if not outputs.is_at_border(peak[:1], peak[1:2], PERIOD_PX // 2).any():
+        return None
+    return lambda blob: outputs.whiten_square(blob, cut.x, cut.y, shape, gain)
+
+
 def _measure_one(
-    cut: Cut, peak: FloatArray, noise: float, shapes: FloatArray, usual: Usual
+    cut: Cut,
+    peak: FloatArray,
+    noise: float,
+    shapes: FloatArray,
+    usual: Usual,
+    whiten: Callable[[Image], Image] | None = None,
 ) -> list[float]:
-    """Fit a blob at a peak: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
+    """Fit a blob at a peak, with the whitening from `_at_border`: a row of `DETECTION_COLUMNS` up to the S/N, then the misfit."""
     starts = _starts(cut, peak[0], peak[1], shapes, usual)
     model, usable = _best_fit(cut, starts, shapes, usual)
+    if whiten is not None and usable.any():
+        best = int(np.where(usable, model.chi2, np.inf).argmin())
+        cut = cut._replace(values=cut.values - _not_told(cut, model, best, whiten))
+        model, usable = _best_fit(cut, starts, shapes, usual)
     fit = (
         _averaged(cut, model, usable, usual) if usable.any() else _unfitted(cut, starts[0], shapes)
     )
@@ -324,6 +353,26 @@ def _best_fit(
     parts = zip(*models, strict=True)
     model = Model(*(np.stack([part[k][shape] for shape, k in enumerate(best)]) for part in parts))
     return model, np.isfinite(np.min(costs, axis=0))
+
+
+def _not_told(cut: Cut, model: Model, shape: int, whiten: Callable[[Image], Image]) -> FloatArray:
+    """Return what whitening makes of a shape, less the model of it (units of the noise); 0 on pixels that are not good."""
+    parameters = model.parameters[shape]
+    residual = np.empty_like(cut.values)
+    slopes = np.empty((5, len(cut.values)), np.float32)
+    _model(
+        cut.values,
+        np.ones_like(cut.values),
+        _table(),
+        shape,
+        parameters,
+        ANYWHERE,
+        residual,
+        slopes,
+    )
+    whitened = whiten(slopes[DEPTH].reshape(CUT_SIDE, CUT_SIDE)).ravel()
+    difference = np.float32(parameters[DEPTH]) * (whitened - model.slopes[shape, DEPTH])
+    return np.where(cut.good, difference, np.float32(0))
 
 
 def _reduced_chi2(cut: Cut, model: Model) -> float:

@@ -172,7 +172,8 @@ def calibrate(
     def loss(at: FloatArray) -> float:
         z = at[0] * x + at[1]
         # a little is held back, so that classes that do not overlap leave the slope finite
-        return float(weight @ (np.logaddexp(0, z) - blob * z) / weight.sum() + 1e-4 * at[0] ** 2)
+        cost = (weight * (np.logaddexp(0, z) - blob * z)).sum() / weight.sum()
+        return float(cost + 1e-4 * at[0] ** 2)
 
     slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
     return float(slope), float(offset)

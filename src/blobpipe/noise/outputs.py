@@ -24,6 +24,7 @@ import numpy as np
 import scipy.fft
 
 from blobpipe.core.arrays import FloatArray, Image, Mask
+from blobpipe.core.cutouts import cut_square
 from blobpipe.noise.spectrum import level_of, noise_alone, smooth_power
 
 # Sides of whole detectors are multiples of this (px); images come without up to so many reference pixels in all
@@ -179,10 +180,10 @@ class OutputNoise:
                 doubted[(slice(None),) * axis + (border,)] *= BORDER_DOUBT
         return doubted
 
-    def is_at_border(self, x: FloatArray, y: FloatArray) -> Mask:
-        """Tell which positions (px) lie beside the border of a part, shape (n,)."""
+    def is_at_border(self, x: FloatArray, y: FloatArray, within: float = BORDER_PX) -> Mask:
+        """Tell which positions (px) lie beside the border of a part, nearer than so many pixels, shape (n,)."""
         ny, nx = self.shared.shape
-        return np.asarray((_from_border(x, nx) < BORDER_PX) | (_from_border(y, ny) < BORDER_PX))
+        return np.asarray((_from_border(x, nx) < within) | (_from_border(y, ny) < within))
 
     def frequencies(self) -> tuple[FloatArray, FloatArray]:
         """Return the frequencies of the cosines along y and x (cycles per pixel)."""
@@ -226,6 +227,39 @@ class OutputNoise:
             power = np.where(np.arange(n) > 0, 2 / n, 1 / n)
             along.append(cosines @ (power * of_part * of_part[reach]))
         return np.asarray(along[0] @ gain @ along[1].T)
+
+    def whiten_square(
+        self, square: Image, x: int, y: int, shape: tuple[int, ...], gain: Image
+    ) -> Image:
+        """Return what `whiten` makes of a blob, which is no noise, so that nothing is subtracted.
+
+        Parameters
+        ----------
+        square : ndarray, shape (n, n), float32
+            The blob, in any unit; the rest of the image is 0.
+        x, y : int
+            First pixel of the square (px); part of it may lie off the image.
+        shape : (ny, nx)
+            Of the image.
+        gain : ndarray, shape (ny, nx) of a part, float32
+            Factor of each cosine.
+
+        Returns
+        -------
+        ndarray, shape (n, n), float32
+            In the same unit, on the same pixels; NaN off the image.
+        """
+        image = np.zeros(shape, np.float32)
+        top, left = max(y, 0), max(x, 0)
+        inside = image[top : y + len(square), left : x + len(square)]
+        ny, nx = inside.shape
+        inside[:] = square[top - y :, left - x :][:ny, :nx]
+
+        # Parts are filtered by themselves, so those without any of it stay 0
+        parts = self.layout.divide(_whole(image))
+        lit = parts.any(axis=(1, 2))
+        parts[lit] = scipy.fft.idctn(_waves(parts[lit]) * gain, axes=(1, 2), norm="ortho")
+        return cut_square(_trimmed(self.layout.join(parts), shape), x, y, len(square))
 
     def _common(self, alone: Image) -> Image:
         """Return the cosines of what each part has in common with the others, by the others, of a noise image."""

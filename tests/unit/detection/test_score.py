@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -254,3 +258,28 @@ def test_a_small_one_is_judged_by_its_radius_beside_the_ratio() -> None:
     found["radius_ratio"] = np.exp(rng.normal(0, 0.2, len(found)))
     weights = fit_weights(found, drawn_noise())
     assert (np.diff(scores(alike(radius_px=[2.0, 3.0, 4.5]), weights)) > 0).all()
+
+
+FIT = """
+import numpy as np
+from blobpipe.detection.score import fit_logistic
+rng = np.random.default_rng(1)
+features = rng.normal(size=(9000, 83))
+labels = (rng.random(9000) < 0.4).astype(int)
+print(fit_logistic(features, labels).tobytes().hex())
+"""
+
+
+def test_weights_do_not_depend_on_the_number_of_cores() -> None:
+    """The sums of a matrix product do: Snakemake gives a process one core, a shell all."""
+    weights = {
+        subprocess.run(
+            [sys.executable, "-c", FIT],
+            env={**os.environ, "OPENBLAS_NUM_THREADS": n_cores, "MKL_NUM_THREADS": n_cores},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for n_cores in ("1", "2")
+    }
+    assert len(weights) == 1

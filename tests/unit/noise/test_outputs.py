@@ -10,7 +10,8 @@ from scipy.ndimage import gaussian_filter
 
 from blobpipe.core import fits_images
 from blobpipe.core.arrays import Image
-from blobpipe.core.blob_shapes import blob_profile
+from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile
+from blobpipe.core.cutouts import cut_square
 from blobpipe.detection.fit import fit_blobs
 from blobpipe.noise.level import image_noise
 from blobpipe.noise.outputs import LAYOUTS, Layout, OutputNoise, measure_output_noise
@@ -23,6 +24,7 @@ from blobpipe.noise.whiten import (
     noise_model_planes,
     read_noise_model,
 )
+from blobpipe.simulation.inject import add_blob
 
 SIDE = 512
 SIGMA = 0.01
@@ -205,6 +207,41 @@ def test_a_blob_stands_out_farther_without_what_is_shared() -> None:
                 depths.append(fit["depth_frac"])
     assert np.mean(snrs[True]) > 1.1 * np.mean(snrs[False])
     assert np.mean(depths) == pytest.approx(0.04, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("x_px", [240.5, 250.2, 256.0, 261.7, 276.4])
+def test_a_blob_where_outputs_meet_has_its_depth(x_px: float, shape: Shape) -> None:
+    """Both outputs whiten their own part of it: the fit knows, so that nothing of the depth is lost."""
+    frequency = np.hypot(np.arange(SIDE)[:, None] / (2 * SIDE), np.arange(128) / 256)
+    power = np.asarray(1 + 4 * np.exp(-np.square(frequency / 0.03)), np.float32)
+    model = NoiseModel(power, outputs=OutputNoise(STRIPES, np.zeros_like(power)))
+    image = np.zeros((SIDE, SIDE), np.float32)
+    add_blob(image, shape=shape, x_px=x_px, y_px=200.3, radius_px=5.5, depth_frac=0.2)
+    place = (np.array([x_px + 0.6]), np.array([199.8]), np.array([1.0]))
+    fit = fit_blobs(model.whiten(image), *place, SIGMA, model).iloc[0]
+    assert fit["depth_frac"] * (1 + 3 / fit["snr"] ** 2) == pytest.approx(0.2, rel=0.01)
+    assert fit["x_px"] == pytest.approx(x_px, abs=0.03)
+    assert fit["y_px"] == pytest.approx(200.3, abs=0.03)
+    assert fit["radius_px"] == pytest.approx(5.5, rel=0.01)
+
+
+@pytest.mark.parametrize(("x", "y"), [(240, 200), (250, -10), (-7, 500), (128 - 16, 128 - 16)])
+@pytest.mark.parametrize("border", [0, 5])
+def test_a_square_is_whitened_as_on_the_image(x: int, y: int, border: int) -> None:
+    """Also beyond the end of the image, and where the image comes without its reference pixels."""
+    shape = (1024 - 2 * border,) * 2
+    rng = np.random.default_rng(3)
+    power = np.asarray(rng.uniform(0.5, 2.0, (1024, 256)), np.float32)
+    model = NoiseModel(power, outputs=OutputNoise(STRIPES, np.zeros_like(power)))
+    assert model.outputs is not None
+    assert model.gain is not None
+    square = np.asarray(rng.normal(0, 1, (33, 33)), np.float32)
+    image = np.zeros(shape, np.float32)
+    image[max(y, 0) : y + 33, max(x, 0) : x + 33] = square[max(-y, 0) :, max(-x, 0) :]
+    alone = model.outputs.whiten_square(square, x, y, shape, model.gain)
+    expected = cut_square(model.whiten(image), x, y, 33)
+    np.testing.assert_allclose(alone, expected, atol=1e-4)
 
 
 def spectrum_alone(image: Image) -> NoiseModel:
