@@ -123,7 +123,7 @@ WIDER = 2.0
 # Fits are started from so many discs at most, and from those that explain less than the best by up to this chi
 # square: a fit moves a disc by less than a pixel, which is worth that
 MOST_STARTS = 3
-WORTH_A_FIT = 8.0
+WORTH_A_FIT = 4.0
 
 STEPS = 10  # of a fit at most; four are the rule
 ENOUGH = 0.1  # a step that gains less chi square than this is the last

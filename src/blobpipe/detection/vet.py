@@ -234,7 +234,7 @@ def is_bright_in_the_stack(fit: Fit, evidence: Evidence) -> bool:
     difference, distance = _window_of(fit, evidence.difference)
     stack, _ = _window_of(fit, evidence.template.stack)
     finite = np.isfinite(difference) & np.isfinite(stack)
-    inside = finite & (distance <= fit.radius)
+    inside = finite & (distance <= fit.radius + FOOTPRINT_MARGIN_PX)
     around = finite & (distance > evidence.params.dip_reach_radii * fit.radius)
     if not (inside.any() and around.any()):
         return False
