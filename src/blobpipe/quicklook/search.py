@@ -43,7 +43,7 @@ from blobpipe.noise.level import require_noise, require_noise_of_rms_map
 from blobpipe.quicklook import running_stack
 from blobpipe.quicklook.arrivals import Arrival
 from blobpipe.quicklook.options import PLACE_COLUMNS, Run
-from blobpipe.quicklook.versions import newer_version
+from blobpipe.quicklook.versions import earliest_mjd, newer_version
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +295,7 @@ def _subtract_and_search(row: dict[str, Any], image: Image, run: Run) -> ImageRe
         stack = running_stack.stack_before(
             run.connection,
             run.cache,
-            row["mjd"],
+            earliest_mjd(run.connection, row),
             params,
             run.options.reference,
             blobs.landed,
@@ -353,7 +353,7 @@ def _search_latest(
     clear = candidates[is_clear & candidates["status"].isin(["new", "known"])]
     settled = deep.settle(difference, template.stack, shift, clear=clear)
     latest, members = running_stack.latest_before(
-        run.connection, run.cache, row["mjd"], template.stack
+        run.connection, run.cache, earliest_mjd(run.connection, row), template.stack
     )
     running_stack.keep_settled(run.cache, row["sha256"], settled)
     latest.add(settled)

@@ -40,6 +40,14 @@ def supersede(connection: sqlite3.Connection, image: int) -> None:
         connection.execute("UPDATE images SET superseded_by = ? WHERE id = ?", (newer, older))
 
 
+def earliest_mjd(connection: sqlite3.Connection, row: Mapping[str, Any]) -> float:
+    """Return the date of an image, or of an older version of its exposure that is dated a little earlier (MJD).
+
+    What comes before it is no version of the exposure: an image is not to be part of the stack that is subtracted from it.
+    """
+    return min([float(row["mjd"]), *(float(other["mjd"]) for other in _versions(connection, row))])
+
+
 def first_version(connection: sqlite3.Connection, image: int) -> int:
     """Return the image by which the log first had an exposure."""
     query = "SELECT min(id) AS id FROM images WHERE superseded_by = ? AND id < ?"

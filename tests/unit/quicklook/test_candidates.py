@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +36,7 @@ from blobpipe.core.blob_shapes import blob_profile
 from blobpipe.images import difference
 from blobpipe.monitor import logbook
 from blobpipe.params import Campaign, Difference, Quicklook
+from blobpipe.quicklook import search as quicklook_search
 from blobpipe.quicklook.candidates import _recount, date_candidate, match_candidates
 from blobpipe.quicklook.options import Options
 from blobpipe.quicklook.run import quicklook
@@ -295,16 +298,22 @@ def test_what_later_depths_do_not_show_does_not_stay(
     assert tuple(row) == (status, "nothing")
 
 
-def test_a_fainter_second_sighting_does_not_date_a_blob_later(tmp_path: Path) -> None:
-    """At a corner the network is less sure; a depth that is limited there would date the landing after its finding."""
+def test_a_fainter_second_sighting_does_not_date_a_blob_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Depths that are limited where the network is less sure would date the landing after its finding."""
     landed = STACK + 1
-    stamp = 0.1 * blob_profile("disc", 6.0, 0.0, 0.0)[:, : 20 + 2]
+    search_difference = quicklook_search._search_difference
+
+    def less_sure(row: dict[str, Any], *args: Any) -> quicklook_search.ImageResult:
+        result = search_difference(row, *args)
+        if row["mjd"] <= 60000.0 + landed:
+            return result
+        return replace(result, candidates=result.candidates.assign(score=0.38))
+
+    monkeypatch.setattr(quicklook_search, "_search_difference", less_sure)
     for day in range(landed + 6):
-        path = write(tmp_path / "in", day)
-        if day >= landed:
-            with fits.open(path, mode="update") as hdus:
-                # centred on x 510, y 2
-                hdus[0].data[:23, -22:] += stamp[18:]
+        write(tmp_path / "in", day, *[NEW] * (day >= landed))
     log = run(tmp_path)
     only = candidates(log).iloc[0]
     scores = log.execute("SELECT score FROM detections WHERE candidate = 1 ORDER BY id").fetchall()

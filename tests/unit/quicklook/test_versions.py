@@ -95,6 +95,19 @@ def test_a_second_version_of_an_exposure_confirms_nothing(again: Path, way: str)
     )
 
 
+def test_an_older_version_that_is_dated_earlier_is_not_in_the_stack(again: Path) -> None:
+    path = write(again / "in", STACK + 5, NEW)
+    reprocess(path, ROOTNAME="IABC05Q")
+    run(again).close()
+    reprocess(path, "anew.fits", ROOTNAME="iabc05q", EXPSTART=60000.003 + STACK + 5)
+    noise = run(again).execute(
+        "SELECT noise_frac, stack_sha256 FROM images ORDER BY id DESC LIMIT 2"
+    )
+    newer, older = noise.fetchall()
+    assert newer["stack_sha256"] == older["stack_sha256"]
+    assert newer["noise_frac"] == pytest.approx(older["noise_frac"], rel=0.01)
+
+
 def test_the_next_exposure_still_confirms(again: Path) -> None:
     path = write(again / "in", STACK + 5, NEW, FALSE)
     run(again).close()
