@@ -24,7 +24,6 @@ import numpy as np
 import scipy.fft
 
 from blobpipe.core.arrays import FloatArray, Image, Mask
-from blobpipe.core.cutouts import cut_square
 from blobpipe.noise.spectrum import level_of, noise_alone, smooth_power
 
 # Sides of whole detectors are multiples of this (px); images come without up to so many reference pixels in all
@@ -259,7 +258,10 @@ class OutputNoise:
         parts = self.layout.divide(_whole(image))
         lit = parts.any(axis=(1, 2))
         parts[lit] = scipy.fft.idctn(_waves(parts[lit]) * gain, axes=(1, 2), norm="ortho")
-        return cut_square(_trimmed(self.layout.join(parts), shape), x, y, len(square))
+        whitened = _trimmed(self.layout.join(parts), shape)
+        cut = np.full_like(square, np.nan)
+        cut[top - y :, left - x :][:ny, :nx] = whitened[top:, left:][:ny, :nx]
+        return cut
 
     def _common(self, alone: Image) -> Image:
         """Return the cosines of what each part has in common with the others, by the others, of a noise image."""
