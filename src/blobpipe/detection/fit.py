@@ -114,8 +114,10 @@ FIRST_RADII = (4, 6, 9, 13, 18)  # of these are tried before the fit: 2.7, 3.7, 
 PERIOD_PX = 49  # of the cosines that make up a shape: neither blob nor cut-out reaches around it
 HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to nothing beyond
 FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
-WAVES = np.exp(1j * np.multiply.outer(np.arange(CUT_SIDE), FREQUENCIES)).astype(np.complex64)
-PIXEL_WAVES = np.concatenate([WAVES.real, WAVES.imag], axis=1)  # cosines, then sines
+PHASES = np.multiply.outer(2 * np.pi / PERIOD_PX * np.arange(HIGHEST), np.arange(CUT_SIDE))
+COSINES = np.cos(PHASES).astype(np.float32)  # shape (HIGHEST, CUT_SIDE)
+SINES = np.sin(PHASES).astype(np.float32)
+WAVES = np.concatenate([COSINES, SINES])
 
 # The scatter of radii is widened by this: a prior is to say where to look, not what is found
 WIDER = 2.0
@@ -341,7 +343,9 @@ def _best_fit(
     costs = []
     for start in starts:
         low, high = _limits(start)
-        model = Model(*_fit(cut.values, good, start, low, high, usual, shapes))
+        *both, chi2, here = _fit(cut.values, good, start, low, high, usual, shapes)
+        each = np.arange(len(here))
+        model = Model(*(of_both[here, each] for of_both in both), chi2)
 
         # A fit that has run to a limit, or to a bright spot, has failed.
         place = model.parameters[:, :BACKGROUND]
@@ -405,23 +409,44 @@ def _cut(difference: Image, peaks: FloatArray, k: int, noise: float) -> Cut:
 
 def _without_outliers(values: Image) -> Mask:
     """Mark finite pixels that are not far from the median of the 5 x 5 pixels around them."""
-    from scipy.ndimage import uniform_filter
-
     good = np.isfinite(values)
     if not good.any():
         return good
     filled = np.where(good, values, bottleneck.median(values[good]))
-    rows, columns = np.nonzero(
-        good & (np.abs(filled - uniform_filter(filled, 5, mode="nearest")) > SUSPECT_SIGMA)
-    )
-    steps = np.arange(-2, 3)
-    near_rows = np.clip(rows[:, None, None] + steps[:, None], 0, CUT_SIDE - 1)
-    near_columns = np.clip(columns[:, None, None] + steps, 0, CUT_SIDE - 1)
-    usual = np.partition(filled[near_rows, near_columns].reshape(-1, 25), 12, axis=1)[:, 12]
-    good[rows, columns] = np.abs(
-        filled[rows, columns] - usual
-    ) < OUTLIER_SIGMA + OUTLIER_FRAC * np.abs(usual)
+    _unmark_outliers(filled, good)
     return good
+
+
+@nb.njit(cache=True, nogil=True)
+def _unmark_outliers(values, good):  # type: ignore[no-untyped-def]
+    """Unmark the good pixels that are far from the median around them."""
+    side = len(values)
+    around = np.empty(25, np.float32)
+    for y in range(side):
+        for x in range(side):
+            total = np.float32(0)
+            for k in range(25):
+                row = min(max(y + k // 5 - 2, 0), side - 1)
+                column = min(max(x + k % 5 - 2, 0), side - 1)
+                around[k] = values[row, column]
+                total += around[k]
+            if good[y, x] and abs(values[y, x] - total / 25) > SUSPECT_SIGMA:
+                usual = _middle(around)
+                limit = OUTLIER_SIGMA + OUTLIER_FRAC * abs(usual)
+                good[y, x] = abs(values[y, x] - usual) < limit
+
+
+@nb.njit(cache=True, nogil=True)
+def _middle(values):  # type: ignore[no-untyped-def]
+    """Return the median of an odd number of values, which are sorted in place."""
+    for i in range(1, len(values)):
+        value = values[i]
+        k = i
+        while k > 0 and values[k - 1] > value:
+            values[k] = values[k - 1]
+            k -= 1
+        values[k] = value
+    return values[len(values) // 2]
 
 
 def _nearest(peaks: FloatArray, k: int) -> Mask:
@@ -496,30 +521,16 @@ def _interpolated(table, shape, radius):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _waves(centre):  # type: ignore[no-untyped-def]
-    """Return cosines around a centre, and their derivatives by it."""
-    waves = np.empty((CUT_SIDE, HIGHEST), np.float32)
-    slopes = np.empty((CUT_SIDE, HIGHEST), np.float32)
+    """Return cosines around a centre, and their derivatives by it, each of shape (HIGHEST, CUT_SIDE)."""
+    waves = np.empty((HIGHEST, CUT_SIDE), np.float32)
+    slopes = np.empty((HIGHEST, CUT_SIDE), np.float32)
     for k in range(HIGHEST):
         cos = np.float32(np.cos(centre * FREQUENCIES[k]))
         sin = np.float32(np.sin(centre * FREQUENCIES[k]))
         for x in range(CUT_SIDE):
-            wave = WAVES[x, k]
-            waves[x, k] = wave.real * cos + wave.imag * sin
-            slopes[x, k] = (wave.imag * cos - wave.real * sin) * FREQUENCIES[k]
+            waves[k, x] = COSINES[k, x] * cos + SINES[k, x] * sin
+            slopes[k, x] = (SINES[k, x] * cos - COSINES[k, x] * sin) * FREQUENCIES[k]
     return waves, slopes
-
-
-@nb.njit(cache=True, nogil=True, fastmath={"contract"})
-def _multiply(left, right, product):  # type: ignore[no-untyped-def]
-    """Multiply two matrices row by row, so that vectors of columns are added at a time."""
-    for y in range(left.shape[0]):
-        row = product[y]
-        row[:] = 0
-        for k in range(left.shape[1]):
-            factor = left[y, k]
-            other = right[k]
-            for x in range(len(row)):
-                row[x] += factor * other[x]
 
 
 @nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -541,19 +552,17 @@ def _model(values, good, table, shape, parameters, usual, residual, slopes):  # 
     """
     x, y, radius, depth, background = parameters
     amplitudes, by_radius = _interpolated(table, shape, radius)
-    (cos_x, sin_x) = _waves(x)
-    (cos_y, sin_y) = _waves(y)
-    cos_x = np.ascontiguousarray(cos_x.T)
-    sin_x = np.ascontiguousarray(sin_x.T)
+    cos_x, sin_x = _waves(x)
+    cos_y, sin_y = _waves(y)
     along_y = np.empty((CUT_SIDE, HIGHEST), np.float32)
     images = slopes.reshape(5, CUT_SIDE, CUT_SIDE)
-    _multiply(cos_y, amplitudes, along_y)
-    _multiply(along_y, sin_x, images[X])
-    _multiply(along_y, cos_x, images[DEPTH])
-    _multiply(sin_y, amplitudes, along_y)
-    _multiply(along_y, cos_x, images[Y])
-    _multiply(cos_y, by_radius, along_y)
-    _multiply(along_y, cos_x, images[RADIUS])
+    np.dot(cos_y.T, amplitudes, along_y)
+    np.dot(along_y, sin_x, images[X])
+    np.dot(along_y, cos_x, images[DEPTH])
+    np.dot(sin_y.T, amplitudes, along_y)
+    np.dot(along_y, cos_x, images[Y])
+    np.dot(cos_y.T, by_radius, along_y)
+    np.dot(along_y, cos_x, images[RADIUS])
     depth = np.float32(depth)
     background = np.float32(background)
     for k in range(len(values)):
@@ -572,63 +581,123 @@ def _starts(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> l
 
     The best first, then those that are nearly as good.
     """
-    good = cut.good.reshape(CUT_SIDE, CUT_SIDE)
-    values = cut.values.reshape(CUT_SIDE, CUT_SIDE)
-    level = values[good].mean()
-    left = np.where(good, values - level, np.float32(0))
-    is_near = distance_from(x - cut.x, y - cut.y, CUT_SIDE) <= FARTHEST_PX - 1
+    good = cut.good.astype(np.float32)
+    starts, gains = _discs(cut.values, good, x - cut.x, y - cut.y, shapes)
+    off_usual = (starts[:, RADIUS] - usual.radius_px) / usual.spread_px
+    gains -= np.square(off_usual)
+    order = np.argsort(-gains, kind="stable")[:MOST_STARTS]
+    return [starts[i] for i in order if gains[i] > gains[order[0]] - WORTH_A_FIT]
+
+
+@nb.njit(cache=True, nogil=True)
+def _discs(values, good, x, y, shapes):  # type: ignore[no-untyped-def]
+    """Return discs of several radii, each where it explains most around a place, and the chi square that each explains.
+
+    Returns
+    -------
+    discs : ndarray, shape (n, 5), float64
+        Their parameters.
+    gains : ndarray, shape (n,), float64
+    """
+    n_good = _dot(good, good)
+    level = _dot(values, good) / n_good
+    left = np.empty((CUT_SIDE, CUT_SIDE), np.float32)
+    for row in range(CUT_SIDE):
+        for column in range(CUT_SIDE):
+            k = row * CUT_SIDE + column
+            left[row, column] = (values[k] - level) * good[k]
 
     # A disc is a sum of cosines, so what it has in common with the pixels, wherever it lies, is a product of matrices
-    waves = PIXEL_WAVES.T @ left @ PIXEL_WAVES
-    starts = []
-    for i in FIRST_RADII:
-        amplitudes = shapes[i, 0, 3].reshape(HIGHEST, HIGHEST)
-        common = PIXEL_WAVES @ (np.tile(amplitudes, (2, 2)) * waves) @ PIXEL_WAVES.T
-        row, column = divmod(int(np.where(is_near, common, -np.inf).argmax()), CUT_SIDE)
-        along_y, along_x = ((WAVES * WAVES[place].conj()).real for place in (row, column))
-        disc = (along_y @ amplitudes @ along_x.T)[good]
-        power = max(float(np.square(disc).sum() - disc.sum() ** 2 / len(disc)), 1e-6)
-        depth = float(common[row, column]) / power
-        radius = RADII_PX[i]
-        gain = max(depth, 0.0) * depth * power - ((radius - usual.radius_px) / usual.spread_px) ** 2
-        background = float(level - depth * disc.mean())
-        starts.append((gain, np.array([column, row, radius, depth, background])))
-    starts.sort(key=lambda each: -each[0])
-    return [start for gain, start in starts[:MOST_STARTS] if gain > starts[0][0] - WORTH_A_FIT]
+    waves = np.dot(np.dot(WAVES, left), WAVES.T)
+    weighted = np.empty_like(waves)
+    discs = np.empty((len(FIRST_RADII), 5))
+    gains = np.empty(len(FIRST_RADII))
+    for i, number in enumerate(FIRST_RADII):
+        amplitudes = shapes[number, 0, 3].reshape(HIGHEST, HIGHEST)
+        for k in range(HIGHEST):
+            for m in range(HIGHEST):
+                for half in (0, HIGHEST):
+                    weighted[k, half + m] = amplitudes[k, m] * waves[k, half + m]
+                    weighted[HIGHEST + k, half + m] = (
+                        amplitudes[k, m] * waves[HIGHEST + k, half + m]
+                    )
+        common = np.dot(np.dot(WAVES.T, weighted), WAVES)
+        row, column = _highest_near(common, x, y)
+
+        # Its depth there, and the chi square that it explains
+        along_y = np.dot(_waves(row)[0].T, amplitudes)
+        disc = np.dot(along_y, _waves(column)[0]).reshape(CUT_SIDE * CUT_SIDE)
+        for k in range(len(disc)):
+            disc[k] *= good[k]
+        mean = _dot(disc, good) / n_good
+        power = max(_dot(disc, disc) - mean * mean * n_good, 1e-6)
+        depth = common[row, column] / power
+        gains[i] = max(depth, 0.0) * depth * power
+        discs[i, X] = column
+        discs[i, Y] = row
+        discs[i, RADIUS] = RADII_PX[number]
+        discs[i, DEPTH] = depth
+        discs[i, BACKGROUND] = level - depth * mean
+    return discs, gains
+
+
+@nb.njit(cache=True, nogil=True)
+def _highest_near(image, x, y):  # type: ignore[no-untyped-def]
+    """Return row and column of the highest pixel around a place."""
+    highest = (0, 0)
+    value = -np.inf
+    for row in range(image.shape[0]):
+        for column in range(image.shape[1]):
+            is_near = np.hypot(column - x, row - y) <= FARTHEST_PX - 1
+            if is_near and image[row, column] > value:
+                highest = (row, column)
+                value = image[row, column]
+    return highest
 
 
 @nb.njit(cache=True, nogil=True)
 def _fit(values, good, start, low, high, usual, table):  # type: ignore[no-untyped-def]
-    """Fit all shapes by Levenberg's and Marquardt's method, within limits: the parts of a `Model`."""
+    """Fit all shapes by Levenberg's and Marquardt's method, within limits.
+
+    Returns
+    -------
+    parameters, residual, slopes
+        Those of a `Model` twice: where each shape is, and where it has tried to go.
+    chi2 : ndarray, shape (s,), float64
+    here : ndarray, shape (s,), int64
+        Which of the two is where it is.
+    """
     n_shapes = table.shape[1]
     n = len(values)
-    parameters = np.empty((n_shapes, 5))
+    parameters = np.empty((2, n_shapes, 5))
+    residual = np.empty((2, n_shapes, n), np.float32)
+    slopes = np.empty((2, n_shapes, 5, n), np.float32)
     chi2 = np.empty(n_shapes)
-    residual = np.empty((n_shapes, n), np.float32)
-    slopes = np.empty((n_shapes, 5, n), np.float32)
-    new_residual = np.empty(n, np.float32)
-    new_slopes = np.empty((5, n), np.float32)
+    here = np.zeros(n_shapes, np.int64)
     damping = np.full(n_shapes, 1e-3)
     gain = np.empty(n_shapes)
-    moved = np.empty(5)
     for shape in range(n_shapes):
-        parameters[shape] = start
+        for i in range(5):
+            parameters[0, shape, i] = start[i]
         chi2[shape] = _model(
-            values, good, table, shape, start, usual, residual[shape], slopes[shape]
+            values, good, table, shape, start, usual, residual[0, shape], slopes[0, shape]
         )
     for _ in range(STEPS):
         for shape in range(n_shapes):
-            normal, step = _normal(parameters[shape], usual, residual[shape], slopes[shape])
-            for i in range(5):
-                normal[i, i] *= 1 + damping[shape]
-            _solve(normal, step)
-            for i in range(5):
-                moved[i] = min(max(parameters[shape, i] + step[i], low[i]), high[i])
-            new_chi2 = _model(values, good, table, shape, moved, usual, new_residual, new_slopes)
+            now = here[shape]
+            then = 1 - now
+            normal, right = _normal(
+                parameters[now, shape], usual, residual[now, shape], slopes[now, shape]
+            )
+            moved = parameters[then, shape]
+            _move(parameters[now, shape], normal, right, damping[shape], low, high, moved)
+            new_chi2 = _model(
+                values, good, table, shape, moved, usual, residual[then, shape], slopes[then, shape]
+            )
             gain[shape] = chi2[shape] - new_chi2
             damping[shape] *= 10 if gain[shape] < 0 else 0.1
             if gain[shape] >= 0:
-                parameters[shape], residual[shape], slopes[shape] = moved, new_residual, new_slopes
+                here[shape] = then
                 chi2[shape] = new_chi2
         best = chi2.min()
         going = False
@@ -636,7 +705,17 @@ def _fit(values, good, start, low, high, usual, table):  # type: ignore[no-untyp
             going |= abs(gain[shape]) >= max(ENOUGH, STOP_IF_WORSE * (chi2[shape] - best))
         if not going:
             break
-    return parameters, residual, slopes, chi2
+    return parameters, residual, slopes, chi2, here
+
+
+@nb.njit(cache=True, nogil=True)
+def _move(parameters, normal, right, damping, low, high, moved):  # type: ignore[no-untyped-def]
+    """Solve the damped normal equations, which are lost, and write where their step leads within the limits."""
+    for i in range(5):
+        normal[i, i] *= 1 + damping
+    _solve(normal, right)
+    for i in range(5):
+        moved[i] = min(max(parameters[i] + right[i], low[i]), high[i])
 
 
 @nb.njit(cache=True, nogil=True)
