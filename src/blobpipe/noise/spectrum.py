@@ -87,7 +87,10 @@ def noise_alone(image: Image, whitened: Image | None = None) -> Image:
 def _clipped(image: Image) -> Image:
     """Return an image less its level, within `MAX_SIGMA` of it; 0 where it has no value."""
     limit = np.float32(MAX_SIGMA * image_noise(image))
-    return np.asarray(np.clip(np.nan_to_num(image - level_of(image)), -limit, limit))
+    inside = image - level_of(image)
+    np.clip(inside, -limit, limit, out=inside)
+    inside[np.isnan(inside)] = 0
+    return inside
 
 
 def sample_power(alone: Image) -> Image:
@@ -123,16 +126,17 @@ def _stands_out(image: Image) -> Mask:
     if not ny or not nx:
         return np.zeros(image.shape, bool)
     whole = image[: ny * SQUARE_PX, : nx * SQUARE_PX]
-    mean = whole.reshape(ny, SQUARE_PX, nx, SQUARE_PX).mean(axis=(1, 3))
+    columns = whole.reshape(ny, SQUARE_PX, nx * SQUARE_PX).mean(axis=1)
+    mean = columns.reshape(ny, nx, SQUARE_PX).mean(axis=2)
     bright = np.abs(mean) > MAX_MEAN_SIGMA * image_noise(mean)
     if not bright.any():
         return np.zeros(image.shape, bool)
     near = ndimage.binary_dilation(bright, np.ones((3, 3)))
 
     # Pixels beyond the last whole square belong to it
-    row = np.minimum(np.arange(image.shape[0]) // SQUARE_PX, ny - 1)
-    column = np.minimum(np.arange(image.shape[1]) // SQUARE_PX, nx - 1)
-    return np.asarray(near[row[:, None], column])
+    inside = near.repeat(SQUARE_PX, axis=0).repeat(SQUARE_PX, axis=1)
+    beyond = [(0, side % SQUARE_PX) for side in image.shape]
+    return np.asarray(np.pad(inside, beyond, mode="edge"))
 
 
 def smooth_power(sample: Image, nx: int) -> Image | None:
