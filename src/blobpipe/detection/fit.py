@@ -343,9 +343,11 @@ def _best_fit(
     costs = []
     for start in starts:
         low, high = _limits(start)
-        *both, chi2, here = _fit(cut.values, good, start, low, high, usual, shapes)
-        each = np.arange(len(here))
-        model = Model(*(of_both[here, each] for of_both in both), chi2)
+        parameters, residual, slopes, chi2, here = _fit(
+            cut.values, good, start, low, high, usual, shapes
+        )
+        reached = (here, np.arange(len(here)))
+        model = Model(parameters[reached], residual[reached], slopes[reached], chi2)
 
         # A fit that has run to a limit, or to a bright spot, has failed.
         place = model.parameters[:, :BACKGROUND]

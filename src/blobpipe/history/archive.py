@@ -123,10 +123,11 @@ def date_catalogue(
     blobs = read_positions(catalogue, detector)
     bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     frames = _list_images(folder, bad, detector, threads)
+    first = _read_first(frames, params.stack_size, folder, bad, detector)
+    reference = _make_reference(first, blobs, detector)
     usable = _usable(frames, folder)
 
     # One image after the other: memory does not grow with their number
-    reference = _make_reference(usable["path"].head(params.stack_size), blobs, bad, detector)
 
     def measure(path: Path) -> tuple[Shift, Depths] | FrameError:
         try:
@@ -146,8 +147,7 @@ def date_catalogue(
         results = list(tqdm(work, "history", len(usable), unit="image", disable=None))
     for k, result in zip(usable.index, results, strict=True):
         if isinstance(result, FrameError):
-            frames.loc[k, ["status", "reason"]] = ["rejected", str(result)]
-            _warn_of_rejected(str(result))
+            _reject(frames, k, result)
     usable = _usable(frames, folder)
     done = [result for result in results if not isinstance(result, FrameError)]
     depth = np.array([depths.depth_frac for _, depths in done])
@@ -285,6 +285,12 @@ def _list_images(folder: Path, bad: BadPixels, detector: Detector, threads: int)
     return frames.drop(columns=["shape", "exposure"])
 
 
+def _reject(frames: pd.DataFrame, k: Any, error: FrameError) -> None:
+    """Reject an image, in place, and say so."""
+    frames.loc[k, ["status", "reason"]] = ["rejected", str(error)]
+    _warn_of_rejected(str(error))
+
+
 def _warn_of_rejected(reason: str) -> None:
     """Say in one line why an image is left out."""
     log.warning("blobpipe: %s (rejected)", " ".join(reason.split()))
@@ -341,14 +347,28 @@ def _read(path: Path, bad: BadPixels, detector: Detector) -> Image:
     return np.where(np.isfinite(data), data, np.float32(np.nan))
 
 
-def _make_reference(
-    paths: pd.Series[Any], blobs: pd.DataFrame, bad: BadPixels, detector: Detector
-) -> Reference:
+def _read_first(
+    frames: pd.DataFrame, n: int, folder: Path, bad: BadPixels, detector: Detector
+) -> list[Image]:
+    """Read the first usable images; those that can no longer be read are rejected, in place, and the next ones read."""
+    while True:
+        paths = _usable(frames, folder)["path"].head(n)
+        images = []
+        for k, path in paths.items():
+            try:
+                images.append(_read(path, bad, detector))
+            except FrameError as error:  # it was sound when it was looked at
+                _reject(frames, k, error)
+        if len(images) == len(paths):
+            return images
+
+
+def _make_reference(images: list[Image], blobs: pd.DataFrame, detector: Detector) -> Reference:
     """Make the reference of the first images, registered to each other."""
-    images = np.stack([_read(path, bad, detector) for path in paths])
-    blurred = running_median(images, len(images))[0]
+    stacked = np.stack(images)
+    blurred = running_median(stacked, len(images))[0]
     registered, _ = register_images(
-        images, blurred, blob_pattern(blurred), largest_px=detector.motion.largest_px
+        stacked, blurred, blob_pattern(blurred), largest_px=detector.motion.largest_px
     )
     stack = running_median(registered, len(registered))[0]
     return Reference(stack, blob_pattern(stack), stack - blob_pattern(stack, blobs))

@@ -96,6 +96,25 @@ def test_an_image_that_vanishes_or_changes_after_it_was_looked_at_is_rejected_al
     assert len(pd.read_csv(archive / "out" / "history.csv")) == 3 * (N - 2)
 
 
+def test_an_image_that_vanishes_before_the_first_ones_are_read_is_rejected_alone(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = module._list_images
+
+    def taken_away(*given: Any) -> pd.DataFrame:
+        frames = real(*given)
+        (archive / "images" / "day02.fits").unlink()
+        (archive / "images" / "day05.fits").write_bytes(b"half")
+        return frames
+
+    monkeypatch.setattr(module, "_list_images", taken_away)
+    status = date_catalogue(archive / "images", archive / "positions.csv", archive / "out", PARAMS)
+    assert (status, caplog.text.count("(rejected)")) == (1, 2)
+    assert dated(archive)["history"].tolist() == ["older", "landed", "nothing"]
+    frames = pd.read_csv(archive / "out" / "frames.csv").set_index("frame")
+    assert frames.index[frames["status"] == "rejected"].tolist() == ["day02", "day05"]
+
+
 def test_images_of_another_suffix_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
