@@ -385,8 +385,7 @@ def _read(source: Source, row: int) -> tuple[Candidate, Image | None]:
         return Candidate(row, name, {}, str(error)), None
     cards = {card: frame.header[card] for card in KEPT_CARDS if card in frame.header}
     cards |= source.bad_pixels.cards(frame)
-    image = np.where(np.isfinite(frame.data), frame.data, np.float32(np.nan))
-    return Candidate(row, name, cards, "", noise), image
+    return Candidate(row, name, cards, "", noise), frame.data
 
 
 def _register(

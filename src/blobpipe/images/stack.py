@@ -22,7 +22,7 @@ CELL_PX = 2
 # Newest images of a stack that have no part in its RMS map: they may show a blob that nobody has confirmed yet
 NEWEST = 3
 
-# Rows of which an RMS map is computed at a time, and pixels whose median is: they fit into the cache
+# Rows of a stack that a thread works on at a time, and pixels whose median is computed at a time: they fit into the cache
 ROWS = 64
 TOGETHER = 256
 
@@ -167,12 +167,7 @@ def rms_map(
         there are no more than three images.
     """
     counted = max(len(images) - NEWEST, 0)
-
-    # Mean square of each pixel, some rows at a time
-    square = np.empty_like(stack)
-    for row in range(0, len(stack), ROWS):
-        rows = slice(row, row + ROWS)
-        square[rows] = _mean_square(images[:counted, rows] - stack[rows])
+    square = _mean_square(images[:counted], stack)
 
     # On a recent blob, that of the images since its landing
     for blob in recent:
@@ -182,29 +177,48 @@ def rms_map(
             since = since_landing(images, blob, shifts, level)
             level = _median_of(since)
         n_since = max(counted - blob.start, 0)
-        mean = _mean_square(since[:n_since] - level)
+        mean = _mean_square(since[:n_since], level)
         square[blob.window][blob.inside] = mean[blob.inside]
 
     # Root of the mean over each cell; an odd last row or column is left out
     ny, nx = (side // CELL_PX for side in stack.shape)
     cropped = square[: ny * CELL_PX, : nx * CELL_PX]
-    cells = cropped.reshape(ny, CELL_PX, nx, CELL_PX).mean(axis=(1, 3))
+    pairs = cropped[:, ::CELL_PX] + cropped[:, 1::CELL_PX]
+    cells = (pairs[::CELL_PX] + pairs[1::CELL_PX]) / np.float32(CELL_PX**2)
     found: Image = np.nan_to_num(np.sqrt(cells))
     return found
 
 
-def _mean_square(rest: Image) -> Image:
-    """Return the mean square of each pixel, missing values left out; NaN where all are missing, 0 of no images."""
-    n = len(rest)
-    mean = np.einsum("nij,nij->ij", rest, rest) / np.float32(max(n, 1))
-    missing = np.isnan(mean)
-    if missing.any():
-        values = rest[:, missing]
+def _mean_square(images: Image, stack: Image) -> Image:
+    """Return the mean square of each pixel of images minus their stack, missing values left out.
+
+    It is NaN where all are missing, and 0 of no images.
+    """
+    mean: Image = _mean_square_of_all(*map(np.ascontiguousarray, (images, stack)))
+    # Where some are missing
+    some = np.isnan(mean) & np.isfinite(stack)
+    if some.any():
+        values = images[:, some] - stack[some]
         there = np.isfinite(values)
         total = np.square(np.where(there, values, 0)).sum(0)
         count = there.sum(0)
-        mean[missing] = np.where(count, total / np.maximum(count, 1), np.nan)
-    return np.asarray(mean, np.float32)
+        mean[some] = np.where(count, total / np.maximum(count, 1), np.nan)
+    return mean
+
+
+@nb.njit(cache=True, nogil=True)
+def _mean_square_of_all(images, stack):  # type: ignore[no-untyped-def]
+    """Return the mean square of each pixel of images minus their stack; NaN where any value is missing."""
+    n, ny, nx = images.shape
+    mean = np.zeros((ny, nx), np.float32)
+    for y in range(ny):
+        for k in range(n):
+            for x in range(nx):
+                rest = images[k, y, x] - stack[y, x]
+                mean[y, x] += rest * rest
+        for x in range(nx):
+            mean[y, x] /= np.float32(max(n, 1))
+    return mean
 
 
 def landed_within(
