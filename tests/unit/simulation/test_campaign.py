@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 
 from blobpipe.core import fits_images, tables
 from blobpipe.core.arrays import Image
@@ -181,6 +181,15 @@ def test_blobs_move_with_the_mirror_and_bad_pixels_do_not() -> None:
 def test_a_blob_at_the_corner_is_cut_off() -> None:
     blob = campaign.Blob("b", 2.0, 1021.5, 8.0, 0.1, "disc", -1)
     assert campaign.blob_layer([blob], -3.0, 3.0).shape == (1024, 1024)
+
+
+@pytest.mark.parametrize("shape", [(1024, 1014), (300, 517)])
+def test_illumination_is_enlarged_as_by_scipy(shape: tuple[int, int]) -> None:
+    ny, nx = shape
+    coarse = np.random.default_rng(3).standard_normal((-(-ny // 8), -(-nx // 8)), np.float32)
+    expected = zoom(coarse, 8, order=1)[:ny, :nx]
+    found = campaign._compiled(campaign._enlarged)(coarse, ny, nx)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_image_depends_on_neither_order_nor_other_images() -> None:
