@@ -165,8 +165,11 @@ def shift_of(rest: Image, known: Known, largest_px: float) -> Shift:
 
     # The stack's pattern put back, as the image has it; outliers limited
     limit = 4 * noise + known.pattern.max()
-    blobs = np.nan_to_num(rest + known.pattern)
-    shift = _correlate(np.clip(blobs, -limit, limit) * known.near, known)
+    blobs = rest + known.pattern
+    blobs[np.isnan(blobs)] = 0
+    np.clip(blobs, -limit, limit, out=blobs)
+    blobs *= known.near
+    shift = _correlate(blobs, known)
     if max(map(abs, shift)) > largest_px:
         log.warning("a shift of %.1f, %.1f px is taken for a mistake and ignored", *shift)
         return NO_SHIFT
