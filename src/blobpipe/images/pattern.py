@@ -85,12 +85,9 @@ def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, Mask]:
     Return the image, and a mask of the other pixels.
     """
     has_value = np.isfinite(stack)
-    stack = np.nan_to_num(stack)
-    # Single bad pixels differ from the middle two of their four neighbours
-    sides = np.stack([np.roll(stack, step, axis) for axis in (0, 1) for step in (-1, 1)])
-    usual = (sides.sum(axis=0) - sides.max(axis=0) - sides.min(axis=0)) / 2
-    alike = np.abs(stack - usual) < 4 * noise + 0.3 * np.abs(usual)
-    good = has_value & alike & (stack > -4 * noise) & (stack < DEEPEST_FRAC)
+    stack = np.where(has_value, stack, np.float32(0))
+    good: Mask = _like_neighbours(stack, np.float32(4 * noise))
+    good &= has_value
 
     # Clusters of bad pixels have harder edges than any blob, so that smoothing changes them
     filled = _filled(stack, good)
@@ -99,6 +96,29 @@ def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, Mask]:
     limit = 2 * noise + 0.1 * np.abs(smooth)
     good &= ~(residual > np.square(limit))
     return _filled(stack, good), good
+
+
+@nb.njit(cache=True, nogil=True)
+def _like_neighbours(stack, most):  # type: ignore[no-untyped-def]
+    """Return where a pixel can be that of a blob, and is like the middle two of its four neighbours.
+
+    ``most`` is 4 sigma, float32; the image is taken as periodic.
+    """
+    ny, nx = stack.shape
+    good = np.empty((ny, nx), np.bool_)
+    for y in range(ny):
+        for x in range(nx):
+            above = stack[y + 1 if y + 1 < ny else 0, x]
+            below = stack[y - 1, x]
+            right = stack[y, x + 1 if x + 1 < nx else 0]
+            left = stack[y, x - 1]
+            highest = max(above, below, right, left)
+            lowest = min(above, below, right, left)
+            usual = (above + below + right + left - highest - lowest) / np.float32(2)
+            value = stack[y, x]
+            alike = abs(value - usual) < most + np.float32(0.3) * abs(usual)
+            good[y, x] = alike and -most < value < np.float32(DEEPEST_FRAC)
+    return good
 
 
 def _filled(stack: Image, good: Mask) -> Image:
