@@ -391,20 +391,24 @@ class SubframeSearch:
         n = len(names)
         windows = recipes.window[rows]
         cells = windows // CELL_PX
-        noise = self.noise[names].to_numpy()[:, None, None]
+        noise = self.noise[names].to_numpy()
 
         # Blobs are rendered in sigma of the scaled image, which is not quite the noise
-        sigma = scene.sigma_frac[recipes.frame[rows]][:, None, None]
-        gain = (sigma / noise).astype(np.float32)
-        pixels = _cut([image.pixels for image in images], windows, tiles.SIDE) + gain * blobs
-        whitened = _cut([image.whitened for image in images], windows, tiles.SIDE) + gain * blobs
+        gain = (scene.sigma_frac[recipes.frame[rows]] / noise).astype(np.float32)
+        blobs *= gain[:, None, None]
+        pixels = _cut([image.pixels for image in images], windows, tiles.SIDE)
+        whitened = _cut([image.whitened for image in images], windows, tiles.SIDE)
 
         # The template of each subframe, stacked in the same way
-        stack = _cut([self.template.stack] * n, windows, tiles.SIDE) / noise
+        stack_squares = _cut([self.template.stack] * n, windows, tiles.SIDE)
+        stack = [
+            (square / usual).astype(np.float32)
+            for square, usual in zip(stack_squares, noise, strict=True)
+        ]
         bad_pixels = _cut([self.template.bad_pixels] * n, windows, tiles.SIDE)
         rms = _cut([image.rms for image in images], cells, tiles.SIDE // CELL_PX)
         template = Template(
-            stack=_mosaic(stack.astype(np.float32), GAP_PX, np.nan),
+            stack=_mosaic(stack, GAP_PX, np.nan),
             rms=_mosaic(rms, GAP_PX // CELL_PX, np.nan),
             bad_pixels=_mosaic(bad_pixels, GAP_PX, False),
         )
@@ -418,8 +422,8 @@ class SubframeSearch:
         highest = Peaks(*(values[rank < N_PEAKS] for values in peaks))
         # Superimposed blobs lie anywhere, whatever their size: no law of sizes holds for them
         observation = Observation(
-            difference=_mosaic(pixels, GAP_PX, np.nan),
-            whitened=_mosaic(whitened, GAP_PX, np.nan),
+            difference=_mosaic(list(map(np.add, pixels, blobs)), GAP_PX, np.nan),
+            whitened=_mosaic(list(map(np.add, whitened, blobs)), GAP_PX, np.nan),
             template=template,
             catalogue=None,
             shift_px=NO_SHIFT,
@@ -437,18 +441,19 @@ class SubframeSearch:
         return best.reindex(range(n)).fillna({"score": 0.0})
 
 
-def _cut(images: Sequence[Any], windows: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
-    """Cut a square out of each image, shape (n, side, side)."""
-    squares = [
+def _cut(images: Sequence[Any], windows: npt.NDArray[Any], side: int) -> list[npt.NDArray[Any]]:
+    """Cut a square out of each image."""
+    return [
         image[y : y + side, x : x + side] for image, (x, y) in zip(images, windows, strict=True)
     ]
-    return np.stack(squares)
 
 
-def _mosaic(images: npt.NDArray[Any], gap: int, value: float) -> npt.NDArray[Any]:
-    """Stack images, shape (n, ny, nx), above each other: shape (n * (ny + gap), nx)."""
-    apart = np.pad(images, ((0, 0), (0, gap), (0, 0)), constant_values=value)
-    return apart.reshape(-1, images.shape[2])
+def _mosaic(
+    images: Sequence[npt.NDArray[Any]] | npt.NDArray[Any], gap: int, value: float
+) -> npt.NDArray[Any]:
+    """Stack images of one shape (ny, nx) above each other: shape (n * (ny + gap), nx)."""
+    between = np.full((gap, images[0].shape[1]), value, images[0].dtype)
+    return np.concatenate([part for image in images for part in (image, between)])
 
 
 def _read_validation_blobs(cutout_dir: str | Path) -> pd.DataFrame:
