@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 import bottleneck
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
@@ -174,14 +175,30 @@ def filter_image(
 
 def _cells(whitened: Image, noise_frac: float) -> Image:
     """Sum an image to cells of 2 x 2 pixels, in units of their noise; 0 where there is no value."""
-    ny, nx = (side // CELL_PX * CELL_PX for side in whitened.shape)
     level = bottleneck.nanmedian(whitened[::SPREAD_STEP, ::SPREAD_STEP])
-    sigma = (whitened[:ny, :nx] - level) * np.float32(1 / (CELL_PX * noise_frac))
+    cells = np.empty([side // CELL_PX for side in whitened.shape], np.float32)
+    pixels = np.ascontiguousarray(whitened, np.float32)
+    _sum_cells(cells, pixels, np.float32(level), np.float32(1 / (CELL_PX * noise_frac)))
+    return cells
+
+
+@nb.njit(cache=True, nogil=True)
+def _sum_cells(cells, whitened, level, gain):  # type: ignore[no-untyped-def]
+    """Write the sums of squares of 2 x 2 pixels, each limited, and 0 without a value."""
     limit = np.float32(LARGEST_SIGMA / CELL_PX)
-    sigma = np.nan_to_num(np.clip(sigma, -limit, limit, out=sigma), copy=False)
-    top, bottom = sigma[::CELL_PX], sigma[1::CELL_PX]
-    pairs = top + bottom
-    return np.asarray(pairs[:, ::CELL_PX] + pairs[:, 1::CELL_PX])
+    sigma = np.empty((CELL_PX, cells.shape[1] * CELL_PX), np.float32)
+    for y in range(len(cells)):
+        # Whole rows let the compiler use vector instructions
+        for row in range(CELL_PX):
+            pixels = whitened[CELL_PX * y + row]
+            to = sigma[row]
+            for x in range(len(to)):
+                value = min(max((pixels[x] - level) * gain, -limit), limit)
+                to[x] = value if value == value else np.float32(0)
+        to = cells[y]
+        for x in range(len(to)):
+            left = sigma[0, CELL_PX * x] + sigma[1, CELL_PX * x]
+            to[x] = left + (sigma[0, CELL_PX * x + 1] + sigma[1, CELL_PX * x + 1])
 
 
 @lru_cache(maxsize=32)
