@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import bottleneck
 import numba as nb
@@ -161,7 +161,7 @@ def filter_image(
 
     highest = np.full((ny, nx), -np.inf, np.float32)
     for radius in IMAGE_RADII_PX:
-        response = scipy.fft.irfft2(waves * _image_filter(radius, size), size)[:ny, :nx]
+        response = _filtered(waves, _image_filter(radius, size), size, (ny, nx))
         sizes = np.abs(response)
         spread = 1.4826 * bottleneck.median(sizes[::SPREAD_STEP, ::SPREAD_STEP].ravel())
         np.maximum(highest, response / max(spread, 1e-6), out=highest)
@@ -171,6 +171,23 @@ def filter_image(
                 for part in (sizes[:, ::SPREAD_STEP], sizes[::SPREAD_STEP].T)
             ]
     return FilteredImage(highest, *(uniform_filter1d(strip, NOISE_CELLS) for strip in strips))
+
+
+def _filtered(
+    waves: npt.NDArray[Any], gain: npt.NDArray[Any], size: tuple[int, int], part: tuple[int, int]
+) -> Image:
+    """Return the part of ``irfft2(waves * gain, size)`` that is asked for, to the same bits, with less memory.
+
+    Parameters
+    ----------
+    waves, gain : ndarray, shape (..., size[0], size[1] // 2 + 1), complex64 or float32
+    size, part : (int, int)
+        Rows and columns of the whole, and of the lower left part that is returned.
+    """
+    ny, nx = part
+    rows = scipy.fft.ifft(waves * gain, axis=-2, norm="forward", overwrite_x=True)[..., :ny, :]
+    sums = scipy.fft.irfft(rows, size[1], norm="forward")[..., :nx]
+    return np.asarray(sums * np.float32(1 / (size[0] * size[1])))
 
 
 def _cells(whitened: Image, noise_frac: float) -> Image:
@@ -261,7 +278,8 @@ def _match(subframes: npt.NDArray[np.float32], radii_px: tuple[float, ...]) -> M
     spectrum = scipy.fft.rfft2(subframes, (size, size))
     for radius in radii_px:
         filter_spectrum, gain = _filter(radius, ny, nx, size)
-        response = scipy.fft.irfft2(spectrum * filter_spectrum, (size, size))[:, :ny, :nx] * gain
+        response = _filtered(spectrum, filter_spectrum, (size, size), (ny, nx))
+        response *= gain
         flat = response.reshape(n, ny * nx)
         peak = flat.argmax(axis=1)
         snr = flat[np.arange(n), peak] / _spread(response)
