@@ -18,7 +18,7 @@ from blobpipe.core import files, fits_images, tables
 from blobpipe.core.arrays import FloatArray
 from blobpipe.core.plotting import NAMES
 from blobpipe.detection.detect import CANDIDATE_COLUMNS
-from blobpipe.detection.detectors import standardised_subframes
+from blobpipe.detection.detectors import load_dense_detector, standardised_subframes
 from blobpipe.detection.match import NEAR_PX
 from blobpipe.images import tiles
 from blobpipe.networks import dense, kernels, model_file, report_network, saliency
@@ -136,7 +136,7 @@ def write_cases(
     candidates = tables.read_table(detect_dir / "candidates.csv", CANDIDATE_COLUMNS)
     cases = collect(results, candidates)
     network, _ = model_file.load_model(model_path)
-    dense_network, _ = model_file.load_dense(detect_dir / "model.safetensors")
+    dense_network = load_dense_detector(detect_dir / "model.safetensors").network
     kernels.set_threads(1)  # each thread works on an image of its own
     stack = fits_images.read_plane(Path(difference_dir) / "reference.fits.fz", "STACK")
     noise = results["frames"].set_index("frame")["noise_frac"]
