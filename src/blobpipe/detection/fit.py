@@ -535,14 +535,6 @@ def _waves(centre):  # type: ignore[no-untyped-def]
     return waves, slopes
 
 
-@nb.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    total = np.float32(0)
-    for k in range(len(a)):
-        total += a[k] * b[k]
-    return np.float64(total)
-
-
 @nb.njit(cache=True, nogil=True)
 def _model(values, good, table, shape, parameters, usual, residual, slopes):  # type: ignore[no-untyped-def]
     """Evaluate the model on a cut-out: fill in residual and slopes, return chi-squared.
@@ -575,7 +567,7 @@ def _model(values, good, table, shape, parameters, usual, residual, slopes):  # 
         slopes[BACKGROUND, k] = good[k]
         residual[k] = values[k] - depth * slopes[DEPTH, k] - background * good[k]
     prior = ((radius - usual[0]) / usual[1]) ** 2 - 2 * np.log(SHAPE_SHARES[shape])
-    return _dot(residual, residual) + prior
+    return np.dot(residual, residual) + prior
 
 
 def _starts(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> list[FloatArray]:
@@ -601,8 +593,8 @@ def _discs(values, good, x, y, shapes):  # type: ignore[no-untyped-def]
         Their parameters.
     gains : ndarray, shape (n,), float64
     """
-    n_good = _dot(good, good)
-    level = _dot(values, good) / n_good
+    n_good = np.dot(good, good)
+    level = np.dot(values, good) / n_good
     left = np.empty((CUT_SIDE, CUT_SIDE), np.float32)
     for row in range(CUT_SIDE):
         for column in range(CUT_SIDE):
@@ -631,8 +623,8 @@ def _discs(values, good, x, y, shapes):  # type: ignore[no-untyped-def]
         disc = np.dot(along_y, _waves(column)[0]).reshape(CUT_SIDE * CUT_SIDE)
         for k in range(len(disc)):
             disc[k] *= good[k]
-        mean = _dot(disc, good) / n_good
-        power = max(_dot(disc, disc) - mean * mean * n_good, 1e-6)
+        mean = np.dot(disc, good) / n_good
+        power = max(np.dot(disc, disc) - mean * mean * n_good, 1e-6)
         depth = common[row, column] / power
         gains[i] = max(depth, 0.0) * depth * power
         discs[i, X] = column
@@ -741,9 +733,9 @@ def _normal(parameters, usual, residual, slopes):  # type: ignore[no-untyped-def
     normal = np.empty((5, 5))
     slope = np.empty(5)
     for i in range(5):
-        slope[i] = _dot(slopes[i], residual)
+        slope[i] = np.dot(slopes[i], residual)
         for j in range(i + 1):
-            normal[i, j] = normal[j, i] = _dot(slopes[i], slopes[j])
+            normal[i, j] = normal[j, i] = np.dot(slopes[i], slopes[j])
         normal[i, i] += 1e-6  # what is not there leaves its parameters where they are
     normal[RADIUS, RADIUS] += 1 / usual[1] ** 2
     slope[RADIUS] -= (parameters[RADIUS] - usual[0]) / usual[1] ** 2

@@ -715,16 +715,20 @@ def _transpose(source, at, step, target, to, to_step, rows, columns):
             target[to + x * to_step + y] = source[at + y * step + x]
 
 
-@functools.partial(_jit, fastmath={"reassoc"})
+@_jit
 def _sum_of_winners(gradients, winners, i, f):
-    total = gradients.dtype.type(0)
+    """Sum up the gradients of the winners; each column by itself, in the same order on every machine."""
+    of_column = np.zeros(winners.shape[3], gradients.dtype)
     for y in range(winners.shape[2]):
         for x in range(winners.shape[3]):
-            total += (
+            of_column[x] += (
                 gradients[i, f, y, x]
                 if winners[i, f, y, x] != NO_WINNER
                 else gradients.dtype.type(0)
             )
+    total = gradients.dtype.type(0)
+    for gradient in of_column:
+        total += gradient
     return total
 
 

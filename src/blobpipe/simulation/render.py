@@ -370,21 +370,30 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
             row[4 * i + 3] += sigma * quantiles[(word >> np.uint64(48)) & LAST_QUANTILE]
 
 
-@nb.njit(cache=True, fastmath={"reassoc", "contract"})
+@nb.njit(cache=True)
 def _moments(image):  # type: ignore[no-untyped-def]
-    """Return the mean and standard deviation; the sums of a row are in float32, those of the image in float64."""
-    total = np.float64(0)
-    squares = np.float64(0)
+    """Return the mean and standard deviation; the sums of a column are in float32, those of the image in float64.
+
+    Each column has a sum of its own: a processor adds vectors of columns, and yet in the same order on every machine.
+    """
+    total = np.zeros(image.shape[1], np.float32)
+    squares = np.zeros(image.shape[1], np.float32)
     for y in range(image.shape[0]):
-        row_total = np.float32(0)
-        row_squares = np.float32(0)
-        for x in range(image.shape[1]):
-            row_total += image[y, x]
-            row_squares += image[y, x] * image[y, x]
-        total += np.float64(row_total)
-        squares += np.float64(row_squares)
-    mean = total / image.size
-    return mean, max(squares / image.size - mean * mean, 0.0) ** 0.5
+        row = image[y]
+        for x in range(len(row)):
+            total[x] += row[x]
+            squares[x] += row[x] * row[x]
+    mean = _sum(total) / image.size
+    return mean, max(_sum(squares) / image.size - mean * mean, 0.0) ** 0.5
+
+
+@nb.njit(cache=True)
+def _sum(values):  # type: ignore[no-untyped-def]
+    """Return the sum of an array in float64."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
 
 
 @nb.njit(cache=True)
