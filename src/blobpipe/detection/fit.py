@@ -113,8 +113,9 @@ RADII_PX = np.linspace(0.7, 12.7, 25)
 FIRST_RADII = (4, 6, 9, 13, 18)  # of these are tried before the fit: 2.7, 3.7, 5.2, 7.2 and 9.7 px
 PERIOD_PX = 49  # of the cosines that make up a shape: neither blob nor cut-out reaches around it
 HIGHEST = 28  # so many of their frequencies: blur and pixels leave next to nothing beyond
-FREQUENCIES = (2 * np.pi / PERIOD_PX * np.arange(HIGHEST)).astype(np.float32)  # radian per pixel
-PHASES = np.multiply.outer(2 * np.pi / PERIOD_PX * np.arange(HIGHEST), np.arange(CUT_SIDE))
+RADIANS_PER_PX = 2 * np.pi / PERIOD_PX * np.arange(HIGHEST)
+FREQUENCIES = RADIANS_PER_PX.astype(np.float32)
+PHASES = np.multiply.outer(RADIANS_PER_PX, np.arange(CUT_SIDE))
 COSINES = np.cos(PHASES).astype(np.float32)  # shape (HIGHEST, CUT_SIDE)
 SINES = np.sin(PHASES).astype(np.float32)
 WAVES = np.concatenate([COSINES, SINES])
@@ -580,7 +581,7 @@ def _starts(cut: Cut, x: float, y: float, shapes: FloatArray, usual: Usual) -> l
     off_usual = (starts[:, RADIUS] - usual.radius_px) / usual.spread_px
     gains -= np.square(off_usual)
     order = np.argsort(-gains, kind="stable")[:MOST_STARTS]
-    return [starts[i] for i in order if gains[i] > gains[order[0]] - WORTH_A_FIT]
+    return [starts[i] for i in order if gains[i] >= gains[order[0]] - WORTH_A_FIT]
 
 
 @nb.njit(cache=True, nogil=True)

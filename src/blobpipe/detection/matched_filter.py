@@ -201,7 +201,7 @@ def _cells(whitened: Image, noise_frac: float) -> Image:
 
 @nb.njit(cache=True, nogil=True)
 def _sum_cells(cells, whitened, level, gain):  # type: ignore[no-untyped-def]
-    """Write the sums of squares of 2 x 2 pixels, each limited, and 0 without a value."""
+    """Write the sum of each 2 x 2 pixels, in units of its noise; pixels are limited, and 0 without a value."""
     limit = np.float32(LARGEST_SIGMA / CELL_PX)
     sigma = np.empty((CELL_PX, cells.shape[1] * CELL_PX), np.float32)
     for y in range(len(cells)):

@@ -123,8 +123,9 @@ def date_catalogue(
     blobs = read_positions(catalogue, detector)
     bad = bad_pixels or BadPixels(dq_flags=detector.exposure.bad_dq)
     frames = _list_images(folder, bad, detector, threads)
-    first = _read_first(frames, params.stack_size, folder, bad, detector)
-    reference = _make_reference(first, blobs, detector)
+    reference = _make_reference(
+        _read_first(frames, params.stack_size, folder, bad, detector), blobs, detector
+    )
     usable = _usable(frames, folder)
 
     # One image after the other: memory does not grow with their number
@@ -349,8 +350,8 @@ def _read(path: Path, bad: BadPixels, detector: Detector) -> Image:
 
 def _read_first(
     frames: pd.DataFrame, n: int, folder: Path, bad: BadPixels, detector: Detector
-) -> list[Image]:
-    """Read the first usable images; those that can no longer be read are rejected, in place, and the next ones read."""
+) -> Image:
+    """Read the first usable images, shape (n, ny, nx); those that can no longer be read are rejected, in place, and the next ones read."""
     while True:
         paths = _usable(frames, folder)["path"].head(n)
         images = []
@@ -360,15 +361,14 @@ def _read_first(
             except FrameError as error:  # it was sound when it was looked at
                 _reject(frames, k, error)
         if len(images) == len(paths):
-            return images
+            return np.stack(images)
 
 
-def _make_reference(images: list[Image], blobs: pd.DataFrame, detector: Detector) -> Reference:
+def _make_reference(images: Image, blobs: pd.DataFrame, detector: Detector) -> Reference:
     """Make the reference of the first images, registered to each other."""
-    stacked = np.stack(images)
-    blurred = running_median(stacked, len(images))[0]
+    blurred = running_median(images, len(images))[0]
     registered, _ = register_images(
-        stacked, blurred, blob_pattern(blurred), largest_px=detector.motion.largest_px
+        images, blurred, blob_pattern(blurred), largest_px=detector.motion.largest_px
     )
     stack = running_median(registered, len(registered))[0]
     return Reference(stack, blob_pattern(stack), stack - blob_pattern(stack, blobs))

@@ -99,10 +99,10 @@ def _without_bad_pixels(stack: Image, noise: float) -> tuple[Image, Mask]:
 
 
 @nb.njit(cache=True, nogil=True)
-def _like_neighbours(stack, most):  # type: ignore[no-untyped-def]
+def _like_neighbours(stack, four_sigma):  # type: ignore[no-untyped-def]
     """Return where a pixel can be that of a blob, and is like the middle two of its four neighbours.
 
-    ``most`` is 4 sigma, float32; the image is taken as periodic.
+    ``four_sigma`` is a float32; the image is taken as periodic.
     """
     ny, nx = stack.shape
     good = np.empty((ny, nx), np.bool_)
@@ -116,8 +116,8 @@ def _like_neighbours(stack, most):  # type: ignore[no-untyped-def]
             lowest = min(above, below, right, left)
             usual = (above + below + right + left - highest - lowest) / np.float32(2)
             value = stack[y, x]
-            alike = abs(value - usual) < most + np.float32(0.3) * abs(usual)
-            good[y, x] = alike and -most < value < np.float32(DEEPEST_FRAC)
+            alike = abs(value - usual) < four_sigma + np.float32(0.3) * abs(usual)
+            good[y, x] = alike and -four_sigma < value < np.float32(DEEPEST_FRAC)
     return good
 
 

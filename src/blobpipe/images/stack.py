@@ -22,8 +22,7 @@ CELL_PX = 2
 # Newest images of a stack that have no part in its RMS map: they may show a blob that nobody has confirmed yet
 NEWEST = 3
 
-# Rows of a stack that a thread works on at a time, and pixels whose median is computed at a time: they fit into the cache
-ROWS = 64
+# Pixels whose median is computed at a time: they fit into the cache
 TOGETHER = 256
 
 

@@ -37,7 +37,7 @@ from blobpipe.images.bad_pixels import BadPixels
 from blobpipe.images.flatten import read_blob_image
 from blobpipe.images.pattern import blob_pattern
 from blobpipe.images.register import NEGLIGIBLE_PX, Shift, move_pattern, register_images
-from blobpipe.images.stack import ROWS, landed_within, rms_map
+from blobpipe.images.stack import landed_within, rms_map
 from blobpipe.monitor.inbox import path_of
 from blobpipe.noise.level import noise_near, require_noise
 from blobpipe.params import Difference
@@ -55,6 +55,7 @@ STEP_FRAC = (
 )  # step of a stored correction (fraction of the light): 1/60 of an image's noise
 LARGEST = np.iinfo(np.int16).max  # largest correction in such steps: all of the light
 DIGEST_BYTES = hashlib.sha256().digest_size
+ROWS = 64  # of a stack that a thread works on at a time: they fit into the cache
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blobpipe.core import fits_images, tables
-from blobpipe.core.arrays import Image
+from blobpipe.core.arrays import FloatArray, Image
 from blobpipe.core.blob_shapes import SHAPES, Shape, blob_profile, matched_snr
 from blobpipe.core.detector import DEFAULT, Detector
 from blobpipe.core.random_streams import log_uniform, stream
@@ -122,7 +122,7 @@ class SharedPattern:
     fixed: Image
     glow: Image
     unsteady: npt.NDArray[np.intp]
-    flicker: Image
+    flicker: FloatArray
     clusters: list[Pixels]
     rim: list[Pixels]
 
@@ -656,9 +656,10 @@ def shared_pattern(
 
     # The result is cached
     unsteady = np.flatnonzero(flicker)
-    for array in (fixed, glow):
+    arrays = (fixed, glow, unsteady, flicker.flat[unsteady])
+    for array in arrays:
         array.setflags(write=False)
-    return SharedPattern(fixed, glow, unsteady, flicker.flat[unsteady], clusters, rim)
+    return SharedPattern(*arrays, clusters, rim)
 
 
 def _add_amplifiers(fixed: Image, detector: Detector) -> None:

@@ -374,17 +374,20 @@ def _add_noise(image, left, top, seed, sigma, quantiles):  # type: ignore[no-unt
 def _moments(image):  # type: ignore[no-untyped-def]
     """Return the mean and standard deviation; the sums of a column are in float32, those of the image in float64.
 
-    Each column has a sum of its own: a processor adds vectors of columns, and yet in the same order on every machine.
+    Differences from a pixel are summed, which keeps their rounding small. Each column has a sum of its own: a processor
+    adds vectors of columns, and yet in the same order on every machine.
     """
+    about = image[0, 0]
     total = np.zeros(image.shape[1], np.float32)
     squares = np.zeros(image.shape[1], np.float32)
     for y in range(image.shape[0]):
         row = image[y]
         for x in range(len(row)):
-            total[x] += row[x]
-            squares[x] += row[x] * row[x]
+            difference = row[x] - about
+            total[x] += difference
+            squares[x] += difference * difference
     mean = _sum(total) / image.size
-    return mean, max(_sum(squares) / image.size - mean * mean, 0.0) ** 0.5
+    return about + mean, max(_sum(squares) / image.size - mean * mean, 0.0) ** 0.5
 
 
 @nb.njit(cache=True)

@@ -281,6 +281,13 @@ def test_the_fit_starts_near_its_peak() -> None:
     assert (x + cut.x, y + cut.y) == pytest.approx((80, 88), abs=1)
 
 
+@pytest.mark.parametrize("height", [1e5, 1e9, 1e12])
+def test_a_patch_of_any_height_can_be_fitted(height: float) -> None:
+    image = noise()
+    image[44:56, 44:56] += height
+    assert np.isfinite(measured(image, (49, 49))["depth_frac"][0])
+
+
 def test_a_large_faint_blob_is_not_measured_as_a_spot_of_its_noise() -> None:
     """Of 100 rings, 18 were given less than two thirds of their radius when fits started at the highest place."""
     rng = np.random.default_rng(1)

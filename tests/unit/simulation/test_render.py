@@ -129,8 +129,10 @@ def test_a_blob_cannot_exceed_the_frames_limits() -> None:
     assert image.max() - image.min() == pytest.approx(1 / np.sqrt(inside * (1 - inside)), rel=1e-3)
 
 
-def test_a_constant_subframe_becomes_zero() -> None:
-    images = np.full((2, 16, 16), 7, np.float32)
+@pytest.mark.parametrize("value", [7, 0.001, 0.1, 0.37, 100.3, -0.3])
+@pytest.mark.parametrize("shape", [(16, 16), (64, 64), (65, 33), (128, 128)])
+def test_a_constant_subframe_becomes_zero(value: float, shape: tuple[int, int]) -> None:
+    images = np.full((2, *shape), value, np.float32)
     assert not render.standardise(images).any()
 
 
