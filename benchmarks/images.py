@@ -21,7 +21,7 @@ from blobpipe.simulation.recipes import STEP
 
 LOOP_ROWS = 128  # of an image that the loop over pixels clips; the rest would take as long each
 CLIPPED = 8  # images in one timing of ours
-MEDIAN_ROWS = 64
+MEDIAN_ROWS = 64  # of each image of a stack; the rest would take as long each
 STACK_SIZE = Params().difference.stack_size
 
 
