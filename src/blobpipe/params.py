@@ -452,7 +452,7 @@ class DenseShape(Section):
     """Shape of the dense network: convolutions of 3 x 3 cells at strides 4, 8 and 16."""
 
     filters: tuple[Width, Width, Width] = Field(
-        (24, 40, 48), description="Filters of the convolutions at strides 4, 8 and 16 (count)."
+        (16, 32, 48), description="Filters of the convolutions at strides 4, 8 and 16 (count)."
     )
     convolutions: tuple[Depth, Depth, Depth] = Field(
         (1, 2, 3),
@@ -470,7 +470,7 @@ class Dense(Section):
     network: DenseShape = Field(DenseShape(), description="Shape of the network.")
     batch_size: int = Field(32, ge=1, le=100_000, description="Subframes per update (count).")
     epochs: int = Field(
-        4, ge=1, le=100_000, description="Passes through the training subframes (count)."
+        3, ge=1, le=100_000, description="Passes through the training subframes (count)."
     )
     rate: float = Field(
         4e-3,

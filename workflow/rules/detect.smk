@@ -10,6 +10,7 @@ rule detect_batch:
         code=stages()["detect"].code,
     output:
         "results/detect/batches/candidates-{batch}.csv",
+    priority: 10  # before regression_batch: more stages wait for it
     log:
         "logs/detect-{batch}.log",
     benchmark:

@@ -27,7 +27,7 @@ rule regression_batch:
         settings=settings_of("evaluate.radii_px"),
         rows=lambda wildcards: up_to(wildcards.batch),
     shell:
-        "blobpipe regression --batch {wildcards.batch} 2>&1 | tee {log} >&2"
+        "nice blobpipe regression --batch {wildcards.batch} 2>&1 | tee {log} >&2"  # the dense network's search has priority
 
 
 rule regression:
