@@ -18,7 +18,7 @@ class DenseNetwork(nn.Module):
     Parameters
     ----------
     shape : DenseShape, optional
-        The default has 93,945 weights.
+        The default has 76,321 weights.
 
     Notes
     -----
