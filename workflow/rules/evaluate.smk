@@ -30,6 +30,7 @@ rule evaluate:
         ),
         saliency=report("results/evaluate/saliency.png", caption="../report/saliency.rst", category="Evaluation"),
         failures=report("results/evaluate/failures.png", caption="../report/failures.rst", category="Evaluation"),
+    priority: 10  # before completeness and regression, which take less time
     log:
         "logs/evaluate.log",
     benchmark:
