@@ -10,11 +10,11 @@ rule detect_batch:
         code=stages()["detect"].code,
     output:
         "results/detect/batches/candidates-{batch}.csv",
-    priority: 10  # before regression_batch: more stages wait for it
     log:
         "logs/detect-{batch}.log",
     benchmark:
         "logs/detect-{batch}.tsv"
+    priority: 10  # before regression_batch: more stages wait for it
     conda:
         "../envs/blobpipe.yaml"
     threads: cores(PARAMS.detect.threads)

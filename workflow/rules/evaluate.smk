@@ -30,11 +30,11 @@ rule evaluate:
         ),
         saliency=report("results/evaluate/saliency.png", caption="../report/saliency.rst", category="Evaluation"),
         failures=report("results/evaluate/failures.png", caption="../report/failures.rst", category="Evaluation"),
-    priority: 10  # before completeness and regression, which take less time
     log:
         "logs/evaluate.log",
     benchmark:
         "logs/evaluate.tsv"
+    priority: 10  # before completeness and regression, which take less time
     conda:
         "../envs/blobpipe.yaml"
     threads: cores(2)
