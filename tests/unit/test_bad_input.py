@@ -284,6 +284,7 @@ def test_bad_stamps_and_models_are_named(
         if content is not None:
             path.write_bytes(content)
         assert f"{name}: " in one_line(capsys, *command)
+    (project / "a.fits").touch()
     model = ["scan", "a.fits", "--difference", "--model", MODEL, "--out", "o"]
     assert f"{MODEL}: " in one_line(capsys, *model)
     assert not (project / "o").exists()

@@ -295,8 +295,8 @@ def scan(
     Raises
     ------
     ModelError, ParamsError, FrameError
-        If the model, the operating point, the stack or a file of bad pixels cannot be used, or two images have the same
-        name.
+        If the model, the operating point, the stack or a file of bad pixels cannot be used, two images have the same
+        name, or no image is there.
     """
     _require_files(paths)
     # Each worker thread searches whole images: more threads would only wait for each other
@@ -337,10 +337,13 @@ def scan(
 
 
 def _require_files(paths: Sequence[Path]) -> None:
-    """Refuse a folder, and two images of one name."""
+    """Refuse a folder, two images of one name, and a list of which nothing is there."""
     for path in paths:
         if path.is_dir():
-            raise FrameError(f"{path}: a folder, expected images; name its files, as {path}/*.fits")
+            raise FrameError(f"{path}: a folder, expected images; name its files: {path}/*.fits*")
+    # A mistyped name must not replace the tables of the last scan
+    if not any(path.exists() for path in paths):
+        raise FrameError(f"{paths[0]}: not found, expected a FITS image; correct the name")
     names = [fits_images.frame_name(path) for path in paths]
     for name in names:
         if names.count(name) > 1:

@@ -152,6 +152,14 @@ def test_an_image_is_not_subtracted_from_itself(folder: Path, tmp_path: Path) ->
     assert "found the pixels of the stack that is subtracted" in reason
 
 
+def test_a_mistyped_name_leaves_the_tables_of_the_last_scan(folder: Path, tmp_path: Path) -> None:
+    scan([folder / "day.fits"], tmp_path, MODEL, Params(), difference=True)
+    before = (tmp_path / "frames.csv").read_bytes()
+    with pytest.raises(FrameError, match=r"dax.fits: not found, expected a FITS image; correct"):
+        scan([folder / "dax.fits"], tmp_path, MODEL, Params(), difference=True)
+    assert (tmp_path / "frames.csv").read_bytes() == before
+
+
 def test_a_folder_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(FrameError, match=r"a folder, expected images; name its files"):
         scan([tmp_path], tmp_path / "out", MODEL, Params(), reference=tmp_path / "no_stack.fits")
